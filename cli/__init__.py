@@ -1,0 +1,1 @@
+"""The command line; installs as the import package `nst_cli`."""

@@ -1,0 +1,38 @@
+"""`nst balance`."""
+
+from typing import Annotated
+
+import typer
+
+from nst_data.settings import BalanceSettings
+
+from .options import JsonOption, StoreOption, open_store, print_json, with_settings
+
+
+@with_settings(settings=BalanceSettings)
+def balance(
+    ref: Annotated[str, typer.Argument(metavar="CORPUS@gen-N", help="The generation to select from.")],
+    settings: BalanceSettings,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out images with the bytes of one in this source; several allowed.")
+    ] = None,
+    edition: Annotated[int | None, typer.Option(min=1, help="Ask for this edition instead of the next free one.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
+    from nst_data.editions import balance as balance_generation
+    from nst_data.sources import open_source
+
+    there = open_store(store)
+    generation = there.open(ref, "generation")
+    version = balance_generation(there, generation, settings, [open_source(source) for source in exclude or []], edition)
+    counts = version.manifest.counts
+    if json:
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        return
+    print(f"{version.ref}: {counts['copies']:,} entries from {counts['unique']:,} of {counts['labeled']:,} images")
+    print("  dropped: " + ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
+    if counts["classes_without_images"]:
+        print(f"  classes without any image: {', '.join(counts['classes_without_images'])}")
+    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")

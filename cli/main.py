@@ -1,0 +1,73 @@
+"""The app, and the one place where an error becomes a line and an exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+
+import errno
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from nst_data.errors import NstError, UsageError
+
+from . import balance, evaluate, label, run_recipe, train, versions
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - what a command returns
+        try:
+            return super().invoke(ctx)
+        except NstError as error:
+            _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+        except KeyboardInterrupt:
+            _fail("interrupted; what is done is kept, the same command goes on from there", 130)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _fail("the disk is full; make room and run the same command again, it goes on from what is done", 1)
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO) and error.filename:
+                _fail(f"{error.filename}: {error.strerror}", 1)
+            raise
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"nst: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+app = typer.Typer(
+    name="nst",
+    cls=_Group,
+    help="A data engine for self-training: label a pool, balance the labels, train a noised student, go round again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("label")(label.label)
+app.command("balance")(balance.balance)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("run")(run_recipe.run)
+app.command("demo")(run_recipe.demo)
+app.command("list")(versions.list_versions)
+app.command("show")(versions.show)
+app.command("verify")(versions.verify)
+app.command("remove")(versions.remove)
+
+
+@app.callback()
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True, callback=lambda asked: _print_version(asked)),
+) -> None:
+    pass
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"nst {importlib.metadata.version('nst')}")
+        raise typer.Exit
+
+
+def run() -> None:
+    """The `nst` command."""
+    app()

@@ -1,0 +1,99 @@
+"""`nst run` and `nst demo`: the whole loop."""
+
+import importlib.resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import JsonOption, StoreOption, open_store, print_json
+
+if TYPE_CHECKING:
+    from nst_data.store import Store
+    from nst_train.self_training import Generation
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See examples/image_folder.yaml.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the loop that a recipe describes. Run again, it goes on where it stopped and does nothing where all is done."""
+    there = open_store(store)
+    rows = _run(recipe, there)
+    if json:
+        print_json({"store": str(there.root), "generations": rows})
+        return
+    _print_table(rows)
+    newest = rows[-1 if rows[-1]["pseudo"] else -2]
+    print(f"store: {there.root}")
+    print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {newest['teacher']} --corpus NAME")
+
+
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Decides the split of the digits and every random choice.")] = 0,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Noisy Student Training on real digits that need no download: a teacher, two students and a supervised control, in minutes."""
+    from nst_data.digits import write_digits
+
+    there = open_store(store)
+    name = "digits" if seed == 0 else f"digits-seed-{seed}"
+    folder = there.root / "demo" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_digits(folder / "digits", seed)
+    recipe = folder / "digits.yaml"
+    if not recipe.exists():
+        text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text()
+        recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
+    run(recipe, str(there.root), json)
+    if not json:
+        print(f"recipe: {recipe}: change it, give it another name and `nst run` it; examples/image_folder.yaml is for your own images")
+
+
+def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
+    from nst_data.progress import on_this_terminal
+    from nst_train.recipe import read_recipe
+
+    settings = read_recipe(recipe)
+    from nst_train.self_training import self_training
+
+    return [_row(generation) for generation in self_training(settings, store, on_this_terminal())]
+
+
+def _row(generation: "Generation") -> dict[str, Any]:
+    from nst_train.evaluate import read_metrics
+
+    teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
+    seconds = sum(version.manifest.seconds for version in (teacher, corpus, edition) if version)
+    return {
+        "teacher": teacher.ref,
+        "model": teacher.manifest.request.settings["model"],
+        "parameters": teacher.manifest.counts["parameters"],
+        "pseudo": edition is not None,
+        "edition": edition.ref if edition else None,
+        "images_labeled": corpus.manifest.counts["labeled"] if corpus else None,
+        **{name: edition.manifest.counts[name] if edition else None for name in ("kept", "unique", "copies")},
+        "test_top1": read_metrics(teacher).get("test", {}).get("top1"),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("generation", "model"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "labeled", "kept", "unique", "copies", "test top-1", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        counts = ["-" if row[name] is None else f"{row[name]:,}" for name in ("images_labeled", "kept", "unique", "copies")]
+        top1 = "-" if row["test_top1"] is None else f"{100 * row['test_top1']:.1f}%"
+        table.add_row(row["teacher"], row["model"], f"{row['parameters']:,}", *counts, top1, f"{row['seconds']:.0f}")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)

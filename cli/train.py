@@ -1,0 +1,44 @@
+"""`nst train`."""
+
+from typing import Annotated
+
+import typer
+
+from nst_train.settings import RunSettings, TrainSettings
+
+from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json, with_settings
+
+
+@with_settings(settings=TrainSettings, run=RunSettings)
+def train(
+    labeled: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column.")],
+    name: Annotated[str, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation.")],
+    settings: TrainSettings,
+    run: RunSettings,
+    pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")] = None,
+    generation: Annotated[int | None, typer.Option(min=0, help="Ask for this generation instead of the next free one.")] = None,
+    class_names: ClassNamesOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train a teacher on labeled images, or a noised student on labeled and pseudo-labeled ones. The defaults are the paper's."""
+    from nst_data.errors import UsageError
+    from nst_data.progress import on_this_terminal
+    from nst_data.sources import open_source
+
+    there = open_store(store)
+    edition = there.open(pseudo, "edition") if pseudo else None
+    if edition is None and (pool is not None or settings.ratio != 1):
+        raise UsageError("--pool and --ratio speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
+    images = open_source(labeled, labeled=True, class_names_file=class_names)
+    pool_images = open_source(pool or edition.manifest.request.inputs["pool"].ref) if edition else None
+    from nst_train.train import train as train_network
+
+    version = train_network(there, name, settings, images, edition, pool_images, generation, run, on_this_terminal())
+    counts = version.manifest.counts
+    if json:
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        return
+    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps")
+    print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")

@@ -1,0 +1,1 @@
+"""Recipes to copy; installed beside the command line so that `nst demo` finds its own."""

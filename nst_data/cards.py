@@ -1,0 +1,81 @@
+"""Dataset and model cards. Names from the data stand in them as text, never as markup."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from nst_data.files import write_text
+from nst_data.manifest import Manifest, Request
+from nst_data.store import Staging
+
+_SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")]
+_SIZES += [(100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B")]
+
+
+def write_generation_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:
+    """The card of a labeled pool."""
+    _write_dataset_card(staging, "generation.md.jinja", ["pseudo_labels", "errors"], counts["labeled"], class_names, counts)
+
+
+def write_edition_card(staging: Staging, parent: Manifest, counts: Mapping[str, Any]) -> None:
+    """The card of a balanced training set."""
+    _write_dataset_card(staging, "edition.md.jinja", ["balanced"], counts["unique"], parent.class_names, counts)
+
+
+def write_model_card(
+    folder: Path, ref: str, request: Request, class_names: Sequence[str], counts: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> None:
+    """The card of a teacher. It lies outside the seal: written again when new metrics are measured."""
+    front = {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "nst", "noisy-student"],
+    }
+    text = _render("teacher.md.jinja", ref=ref, request=request, class_names=class_names, counts=counts, metrics=metrics)
+    write_text(folder / "README.md", _front_matter(front) + text)
+
+
+def _write_dataset_card(
+    staging: Staging, template: str, tables: list[str], rows: int, class_names: Sequence[str], counts: Mapping[str, Any]
+) -> None:
+    configs: list[dict[str, Any]] = [
+        {"config_name": table, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]} for table in tables
+    ]
+    configs[0]["default"] = True
+    front = {
+        "configs": configs,
+        "task_categories": ["image-classification"],
+        "annotations_creators": ["machine-generated"],
+        "size_categories": [next((name for bound, name in _SIZES if rows < bound), "n>1T")],
+        "tags": ["nst", "noisy-student", "pseudo-labels", "self-training"],
+    }
+    text = _render(template, ref=staging.ref, folder=staging.target, request=staging.request, class_names=class_names, counts=counts)
+    write_text(staging.build / "README.md", _front_matter(front) + text)
+
+
+def _front_matter(content: dict[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n\n"
+
+
+def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the template shows
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # markdown: `text` escapes both HTML and markdown
+    )
+    environment.filters["text"] = as_text
+    return environment.get_template(template).render(**values)
+
+
+def as_text(value: object) -> str:
+    """Any value as one line of markdown that shows as it is: no tags, links, tables or headings come out of it."""
+    line = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", html.escape(line))

@@ -1,0 +1,34 @@
+"""scikit-learn's digits, 1,797 real scans of 8x8 pixels, as class folders and a pool: data for `nst demo` that needs no download."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nst_data.errors import NstError
+
+LABELED_PER_CLASS, TEST = 10, 500
+
+
+def write_digits(folder: Path, seed: int) -> None:
+    """Write `folder`/labeled (10 a class), `folder`/test (500) and `folder`/pool (the rest, without labels), split by `seed`."""
+    if folder.is_dir():
+        return
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise NstError("the demo's digits come with scikit-learn, which is not installed; pip install 'nst[demo]'") from None
+    digits = load_digits()
+    images = (digits.images * (255 / 16)).round().astype(np.uint8)
+    order = np.random.default_rng(seed).permutation(len(images))
+    test, rest = order[:TEST], order[TEST:]
+    labeled = np.concatenate([rest[digits.target[rest] == digit][:LABELED_PER_CLASS] for digit in range(10)])
+    fresh = folder.with_name(f".{folder.name}.fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for index in order:
+        part = "test" if index in test else "labeled" if index in labeled else "pool"
+        place = fresh / part if part == "pool" else fresh / part / str(digits.target[index])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).save(place / f"{index:04d}.png")
+    fresh.rename(folder)

@@ -1,0 +1,147 @@
+"""`nst balance`: from a generation of pseudo-labels to an edition, one training set with its counts."""
+
+import itertools
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data import cards
+from nst_data.balance import REASONS, add_copies, judge
+from nst_data.errors import NstError
+from nst_data.images import image_hash
+from nst_data.manifest import Input, Request, SealedFile
+from nst_data.pseudo_labels import ShardPlan, write_parquet
+from nst_data.schema import SELECTION_COLUMNS, balanced_schema, check_labels
+from nst_data.settings import BalanceSettings
+from nst_data.sources import Source
+from nst_data.store import Staging, Store, Version
+
+SHARD_BYTES = 256 * 2**20
+
+
+def balance(
+    store: Store,
+    generation: Version,
+    settings: BalanceSettings,
+    exclude: Sequence[Source] = (),
+    edition: int | None = None,
+) -> Version:
+    """Select and balance the pseudo-labels of a generation into a sealed edition.
+
+    Images whose bytes equal one in an `exclude` source are dropped first (section 3.1: the evaluation set's images).
+    """
+    manifest = generation.manifest
+    inputs = {"generation": Input(ref=generation.ref, digest=manifest.digest), "pool": manifest.request.inputs["pool"]}
+    for source in sorted(exclude, key=lambda source: source.fingerprint):
+        inputs[f"exclude_{source.fingerprint[:12]}"] = Input(ref=source.location, digest=source.fingerprint)
+    request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
+    staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
+    if isinstance(staging, Version):
+        return staging
+    since = time.monotonic()
+    held_out = set().union(*(_hashes(source) for source in exclude))
+    selected, counts = _select(generation.folder, manifest.class_names, settings, held_out)
+    counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
+    files = _write(staging, generation.folder, selected, manifest.class_names)
+    cards.write_edition_card(staging, manifest, counts)
+    return staging.seal(files, manifest.class_names, counts, staging.add_seconds(since), {})
+
+
+def _select(
+    folder: Path, class_names: Sequence[str], settings: BalanceSettings, held_out: Collection[str]
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The selected rows (id, duplicates, copies) in pool order, and what happened to all rows."""
+    labels = check_labels(pl.scan_parquet(folder / "pseudo_labels" / "*.parquet")).select(list(SELECTION_COLUMNS))
+    judged = judge(labels, settings, held_out)
+    selection = add_copies(judged.filter(pl.col("reason").is_null()), settings).sort("id")
+    by_class, selected = pl.collect_all([judged.group_by("label", "reason").len(), selection])
+    if selected.is_empty():
+        raise NstError(
+            f"{folder}: no image is left of {by_class['len'].sum()} ({_reasons(by_class)}); "
+            f"expected some with confidence above {settings.min_confidence}; lower --min-confidence or train a better teacher"
+        )
+    return selected.select("id", "duplicates", "copies"), _counts(by_class, selected, class_names)
+
+
+def _counts(by_class: pl.DataFrame, selected: pl.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
+    labeled, unique, entries = (dict(frame.sort("label").iter_rows()) for frame in _per_class(by_class, selected))
+    names = list(enumerate(class_names))
+    dropped = {reason: _dropped(by_class, reason) for reason in REASONS}
+    return {
+        "labeled": sum(labeled.values()),
+        "dropped": dropped,
+        "kept": sum(labeled.values()) - sum(dropped.values()) + dropped["over_quota"],
+        "unique": selected.height,
+        "copies": int(selected["copies"].sum()),
+        "classes_without_images": [name for index, name in names if index not in unique],
+        "per_class": {
+            name: {"labeled": labeled.get(index, 0), "unique": unique.get(index, 0), "copies": entries.get(index, 0)} for index, name in names
+        },
+    }
+
+
+def _per_class(by_class: pl.DataFrame, selected: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    return (
+        by_class.group_by("label").agg(pl.col("len").sum()),
+        selected.group_by("label").len(),
+        selected.group_by("label").agg(pl.col("copies").cast(pl.Int64).sum()),
+    )
+
+
+def _dropped(by_class: pl.DataFrame, reason: str) -> int:
+    return int(by_class.filter(pl.col("reason") == reason)["len"].sum())
+
+
+def _reasons(by_class: pl.DataFrame) -> str:
+    return ", ".join(f"{_dropped(by_class, reason)} {reason}" for reason in REASONS)
+
+
+def _write(staging: Staging, generation: Path, selected: pl.DataFrame, class_names: Sequence[str]) -> dict[str, SealedFile]:
+    """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
+    schema = balanced_schema(class_names)
+    plan = ShardPlan(selected.height, rows_per_shard=min(1_000_000, SHARD_BYTES // (2 * len(class_names))))
+    tables = _rows_in_order(generation, selected.to_arrow(), schema)
+    files = {}
+    for shard in range(len(plan)):
+        start, stop = plan.bounds(shard)
+        part, tables = _take(tables, stop - start)
+        files[plan.file(shard, "balanced")] = write_parquet(staging.build / plan.file(shard, "balanced"), part, schema)
+    return files
+
+
+def _rows_in_order(generation: Path, selected: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
+    carried = [name for name in schema.names if name not in ("duplicates", "copies")]
+    done = 0
+    for file in sorted((generation / "pseudo_labels").glob("*.parquet")):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(columns=carried):
+                table = pa.Table.from_batches([batch])
+                mask = pa.compute.is_in(table["id"], value_set=selected["id"].combine_chunks())
+                table = table.filter(mask)
+                rows = selected.slice(done, table.num_rows)
+                done += table.num_rows
+                for name in ("duplicates", "copies"):
+                    table = table.append_column(name, rows[name])
+                yield table.select(schema.names).cast(schema)
+    assert done == selected.num_rows, "every selected row is carried over"
+
+
+def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:
+    """The first `rows` rows of a stream of tables, and the rest of the stream."""
+    taken = []
+    for table in tables:
+        if table.num_rows >= rows:
+            taken.append(table.slice(0, rows))
+            return taken, itertools.chain([table.slice(rows)], tables)
+        taken.append(table)
+        rows -= table.num_rows
+    return taken, tables
+
+
+def _hashes(source: Source) -> set[str]:
+    return {image_hash(row.encoded) for row in source.rows(0, len(source)) if isinstance(row.encoded, bytes)}

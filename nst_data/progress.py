@@ -1,0 +1,112 @@
+"""What a person sees of long work: a bar with rate and time left on a terminal, plain lines elsewhere, nothing unless asked for."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Task(Protocol):
+    """Work under way."""
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Say that `amount` more is done; `note` is shown beside it."""
+
+
+class Progress:
+    """The silent form, for use as a library."""
+
+    def say(self, line: str) -> None:
+        """One line about what is going on."""
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Long work of `total` units, of which `done` were done before."""
+        yield _Silent()
+
+
+class _Silent:
+    def advance(self, amount: int, note: str = "") -> None:
+        pass
+
+
+class Lines(Progress):
+    """Plain lines on standard error: the start, every ten seconds, and the end."""
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Print how far the work is."""
+        task = _LineTask(name, total, unit, done)
+        yield task
+        task.print()
+
+
+class _LineTask:
+    def __init__(self, name: str, total: int, unit: str, done: int) -> None:
+        self._name, self._total, self._unit, self._done, self._before = name, total, unit, done, done
+        self._began = self._printed = time.monotonic()
+        self._note = ""
+
+    def advance(self, amount: int, note: str = "") -> None:
+        self._done += amount
+        self._note = note
+        if time.monotonic() - self._printed > LINE_EVERY_SECONDS:
+            self.print()
+
+    def print(self) -> None:
+        self._printed = time.monotonic()
+        rate = (self._done - self._before) / max(self._printed - self._began, 1e-9)
+        left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
+        note = f", {self._note}" if self._note else ""
+        print(f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s{left}{note}", file=sys.stderr, flush=True)
+
+
+class Bars(Progress):
+    """A live bar per task, on a terminal."""
+
+    def say(self, line: str) -> None:
+        """Print a line above any bar."""
+        print(line, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Show a bar with count, rate, time left and the latest note."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Rich(*columns, console=Console(stderr=True)) as rich:
+            yield _BarTask(rich, rich.add_task(name, total=total, completed=done, rate="", note=""), done)
+
+
+class _BarTask:
+    def __init__(self, rich: object, task: object, done: int) -> None:
+        self._rich, self._task, self._done, self._began = rich, task, 0, time.monotonic()
+
+    def advance(self, amount: int, note: str = "") -> None:
+        self._done += amount
+        rate = self._done / max(time.monotonic() - self._began, 1e-9)
+        self._rich.update(self._task, advance=amount, rate=f"{rate:,.0f}/s", note=note)  # type: ignore[attr-defined]
+
+
+def on_this_terminal() -> Progress:
+    """Bars on a terminal, lines elsewhere."""
+    return Bars() if sys.stderr.isatty() else Lines()

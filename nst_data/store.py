@@ -1,0 +1,301 @@
+"""Versions on disk: staged in `runs/`, sealed by one rename, opened, listed, verified. What is sealed is never written again."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from nst_data.errors import NstError, UsageError
+from nst_data.files import fsync_folder, fsync_tree, hash_file, write_text
+from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, Request, SealedFile, content_digest, make_manifest, read_manifest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
+_ROOM = {"generation": "corpora", "edition": "corpora", "teacher": "teachers"}
+
+
+@dataclass(frozen=True, order=True)
+class Number:
+    """A version number: a generation, or an edition of a generation."""
+
+    generation: int
+    edition: int | None = None
+
+    def __str__(self) -> str:
+        return f"gen-{self.generation}" + ("" if self.edition is None else f".{self.edition}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`gen-2` or `gen-2.1`."""
+        match = _VERSION.fullmatch(text)
+        if not match:
+            raise UsageError(f"version {text!r}: expected gen-N or gen-N.K, as in gen-2 or gen-2.1")
+        return cls(int(match[1]), None if match[2] is None else int(match[2]))
+
+    @property
+    def _order(self) -> tuple[int, int]:
+        return self.generation, -1 if self.edition is None else self.edition
+
+
+@dataclass(frozen=True)
+class Version:
+    """A sealed version in its folder."""
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The version's `nst.json`."""
+        return read_manifest(self.folder)
+
+    @property
+    def ref(self) -> str:
+        """name@version."""
+        return f"{self.folder.parent.name}@{self.folder.name}"
+
+    @property
+    def number(self) -> Number:
+        """The version number, from the folder's name."""
+        return Number.parse(self.folder.name)
+
+    def verify(self) -> list[str]:
+        """Recompute every checksum; the list of what does not hold is empty for a sound version."""
+        problems = []
+        for name, sealed in self.manifest.files.items():
+            path = self.folder / name
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                problems.append(f"{name}: leaves the version's folder")
+            elif not path.is_file():
+                problems.append(f"{name}: missing")
+            elif (found := hash_file(path)) != sealed:
+                problems.append(f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes")
+        if content_digest(self.manifest.request, self.manifest.files) != self.manifest.digest:
+            problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
+        return problems
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A version under way: `build` becomes the version's folder, `work` holds what only its making needs."""
+
+    folder: Path
+    target: Path
+    request: Request
+
+    @property
+    def build(self) -> Path:
+        """The folder that will be moved to its place, whole."""
+        return self.folder / "build"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints, logs and shard notes; gone after sealing."""
+        return self.folder / "work"
+
+    @property
+    def ref(self) -> str:
+        """The name@version that this will be."""
+        return f"{self.target.parent.name}@{self.target.name}"
+
+    def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """What was written under this name when the work began, or `value`, written now."""
+        path = self.work / f"{name}.json"
+        if not path.exists():
+            write_text(path, json.dumps(value))
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    def add_seconds(self, since: float) -> float:
+        """Seconds of work over all attempts, of which this one began at `since` (time.monotonic)."""
+        path = self.work / "seconds.json"
+        before = float(json.loads(path.read_text())) if path.exists() else 0.0
+        total = before + time.monotonic() - since
+        write_text(path, json.dumps(total))
+        return total
+
+    def seal(
+        self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], seconds: float, machine: dict[str, Any]
+    ) -> Version:
+        """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
+        manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, seconds, machine)
+        write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        fsync_tree(self.build)
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.build.rename(self.target)
+        except OSError:
+            if not (self.target / MANIFEST_NAME).is_file():
+                raise
+        fsync_folder(self.target.parent)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return Version(self.target)
+
+
+class Store:
+    """The folder with corpora, teachers and runs."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).absolute()
+
+    def versions(self, name: str | None = None) -> list[Version]:
+        """Sealed versions, by name and number."""
+        found = [
+            Version(folder)
+            for room in ("corpora", "teachers")
+            for folder in (self.root / room).glob(f"{name or '*'}/gen-*")
+            if _VERSION.fullmatch(folder.name) and (folder / MANIFEST_NAME).is_file()
+        ]
+        return sorted(found, key=lambda version: (version.folder.parent.name, version.number._order))
+
+    def unfinished(self) -> list[str]:
+        """References of the versions under way."""
+        return sorted(f"{folder.parent.name}@{folder.name}" for folder in (self.root / "runs").glob("*/*/gen-*"))
+
+    def open(self, ref: str, *kinds: Kind) -> Version:
+        """The version that `name@version` names, or the newest of `name`; of one of the given kinds."""
+        name, _, number = ref.partition("@")
+        check_name(name)
+        wanted = Number.parse(number) if number else None
+        of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
+        if wanted is not None:
+            of_kind = [version for version in of_kind if version.number == wanted]
+        if of_kind:
+            return of_kind[-1]
+        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
+        sort = " or ".join(kinds) or "version"
+        raise UsageError(
+            f"{ref}: expected a {sort} in the store {self.root}; "
+            + (f"there is {there}" if there else f"there is nothing called {name!r}, `nst list` shows what there is")
+        )
+
+    def begin(
+        self, request: Request, name: str, generation: int | None = None, edition: int | None = None, first: int = 1
+    ) -> Version | Staging:
+        """The version that this request asks for: sealed already, under way, or new at the next free number.
+
+        `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
+        An edition always names its generation; `first` is the first generation of a name.
+        """
+        check_name(name)
+        self._check_name_is_free_for(name, request.kind)
+        for version in self._candidates(name, request.kind, generation, edition):
+            if version.manifest.request.digest == request.digest:
+                shutil.rmtree(self._run_folder(request.kind, name, version.number), ignore_errors=True)
+                return version
+        for staging in self._stagings(name, request.kind, generation, edition):
+            if staging.request.digest == request.digest:
+                return staging
+        number = self._number(request, name, generation, edition, first)
+        return self._stage(request, name, number)
+
+    def remove(self, ref: str) -> Path:
+        """Delete a sealed or unfinished version that nothing else in the store was made from."""
+        name, _, number = ref.partition("@")
+        check_name(name)
+        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in ("corpora", "teachers")] if number else []
+        for folder in run:
+            if folder.is_dir():
+                shutil.rmtree(folder)
+                return folder
+        version = self.open(ref)
+        digest = version.manifest.digest
+        children = [other.ref for other in self.versions() if digest in {one.digest for one in other.manifest.request.inputs.values()}]
+        if children:
+            raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
+        doomed = self.root / "runs" / f".removed-{name}-{version.number}-{os.getpid()}"
+        doomed.parent.mkdir(exist_ok=True)
+        version.folder.rename(doomed)
+        shutil.rmtree(doomed)
+        return version.folder
+
+    def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
+        return self.root / "runs" / _ROOM[kind] / name / str(number)
+
+    def _candidates(self, name: str, kind: Kind, generation: int | None, edition: int | None) -> Iterator[Version]:
+        for version in self.versions(name):
+            if version.manifest.kind == kind and _asked(version.number, generation, edition):
+                yield version
+
+    def _stagings(self, name: str, kind: Kind, generation: int | None, edition: int | None) -> Iterator[Staging]:
+        for folder in sorted((self.root / "runs" / _ROOM[kind] / name).glob("gen-*")):
+            staging = self._read_staging(folder)
+            if staging.request.kind == kind and _asked(Number.parse(folder.name), generation, edition):
+                yield staging
+
+    def _read_staging(self, folder: Path) -> Staging:
+        request = Request.model_validate_json((folder / "request.json").read_text())
+        return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request)
+
+    def _number(self, request: Request, name: str, generation: int | None, edition: int | None, first: int) -> Number:
+        is_edition = request.kind == "edition"
+        taken = [*self._candidates(name, request.kind, generation, edition), *self._stagings(name, request.kind, generation, edition)]
+        if (edition if is_edition else generation) is not None:
+            for holder in taken:
+                other = holder.request if isinstance(holder, Staging) else holder.manifest.request
+                raise NstError(
+                    f"{holder.ref} is taken by other settings ({_difference(other, request)}); "
+                    f"leave the number out for the next free one, or `nst remove {holder.ref}` first"
+                )
+            assert generation is not None
+            return Number(generation, edition)
+        numbers = [Number.parse(holder.ref.partition("@")[2]) for holder in taken]
+        if is_edition:
+            assert generation is not None
+            return Number(generation, 1 + max((number.edition or 0 for number in numbers), default=0))
+        return Number(1 + max((number.generation for number in numbers), default=first - 1))
+
+    def _stage(self, request: Request, name: str, number: Number) -> Staging:
+        folder = self._run_folder(request.kind, name, number)
+        fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        for part in ("build", "work"):
+            (fresh / part).mkdir(parents=True)
+        write_text(fresh / "request.json", request.model_dump_json(indent=2))
+        try:
+            fresh.rename(folder)
+        except OSError:  # another process staged this number first
+            shutil.rmtree(fresh)
+            return self._same_or_error(folder, request)
+        return self._read_staging(folder)
+
+    def _same_or_error(self, folder: Path, request: Request) -> Staging:
+        staging = self._read_staging(folder)
+        if staging.request.digest != request.digest:
+            raise NstError(f"{staging.ref} was just taken by another command with other settings; run this one again")
+        return staging
+
+    def _check_name_is_free_for(self, name: str, kind: Kind) -> None:
+        other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
+        if any((self.root / other / name).glob("gen-*")):
+            raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
+
+
+def check_name(name: str) -> str:
+    """A name that is safe as a folder and as a Hub repository. Raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
+    return name
+
+
+def _asked(number: Number, generation: int | None, edition: int | None) -> bool:
+    return generation in (None, number.generation) and edition in (None, number.edition)
+
+
+def _difference(there: Request, asked: Request) -> str:
+    """The first few settings and inputs in which two requests differ, for a person."""
+    changes = [
+        f"{key}: {there.settings.get(key)!r} there, {asked.settings.get(key)!r} asked"
+        for key in sorted(there.settings.keys() | asked.settings.keys())
+        if there.settings.get(key) != asked.settings.get(key)
+    ]
+    for role in sorted(there.inputs.keys() | asked.inputs.keys()):
+        left, right = there.inputs.get(role), asked.inputs.get(role)
+        if (left and left.digest) != (right and right.digest):
+            changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with other content")
+    return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")

@@ -1,0 +1,1 @@
+"""Models: training, labeling and evaluating with torch, timm and Accelerate."""

@@ -1,0 +1,207 @@
+"""Training batches: labeled and pseudo-labeled images side by side, each batch a pure function of (seed, step)."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nst_data.errors import NstError
+from nst_data.images import ImageError, decode, image_hash
+from nst_data.sources import Source, match_classes
+from nst_data.store import Version
+from nst_train.noise import Transform, seed_everything, seed_of
+from nst_train.order import draw
+from nst_train.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """The readable images of a labeled source."""
+
+    source: Source
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class PseudoLabeledImages:
+    """An edition's images, found in the pool; columns lie in memory-mapped files, so memory does not grow with the edition.
+
+    `ends[i]` is the number of training entries up to and with image i: entry e is the first image with ends > e.
+    """
+
+    pool: Source
+    rows: NDArray[np.int64]
+    hashes: NDArray[np.uint8]
+    probs: NDArray[np.float16]
+    ends: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One step's images of this process. `probs` are stored soft labels; both pseudo tensors are empty without an edition."""
+
+    images: UInt8[Tensor, "images 3 height width"]
+    labels: Int[Tensor, " labeled"]
+    probs: Float[Tensor, "pseudo classes"]
+
+    def pin_memory(self) -> "TrainingBatch":
+        """Copy to pinned memory; DataLoader calls this."""
+        return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), self.probs.pin_memory())
+
+
+def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
+    """The images of a labeled source that can be decoded, and a line with the reason for each that cannot."""
+
+    def reason(row: int) -> str | None:
+        try:
+            decode(source.read(row))
+        except (ImageError, OSError) as error:
+            return f"{source.key(row)}: {error}"
+        return None
+
+    assert source.labels is not None, "training needs labels"
+    with ThreadPoolExecutor(threads) as pool:
+        reasons = list(pool.map(reason, range(len(source))))
+    rows = np.array([row for row, why in enumerate(reasons) if why is None], dtype=np.int64)
+    return LabeledImages(source, rows, source.labels[rows]), [why for why in reasons if why]
+
+
+def open_edition(edition: Version, pool: Source, class_names: list[str], work: Path) -> PseudoLabeledImages:
+    """Lay the edition's columns out for random access below `work`, classes in the order of `class_names`."""
+    manifest = edition.manifest
+    order = match_classes(class_names, manifest.class_names, f"{edition.ref} and the labeled set")
+    same_pool = pool.fingerprint == manifest.request.inputs["pool"].digest
+    folder = work / "edition"
+    if not folder.is_dir():
+        fresh = work / f".edition.{os.getpid()}"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        _lay_out(edition, None if same_pool else pool, order, fresh)
+        fresh.rename(folder)
+    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "hashes", "probs", "ends")}
+    return PseudoLabeledImages(pool, **columns)
+
+
+def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path) -> None:
+    unique = edition.manifest.counts["unique"]
+    shapes = {"rows": ((), np.int64), "hashes": ((16,), np.uint8), "probs": ((len(order),), np.float16), "ends": ((), np.int64)}
+    out = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(unique, *shape))
+        for name, (shape, dtype) in shapes.items()
+    }
+    done, entries = 0, 0
+    for file in sorted((edition.folder / "balanced").glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "probs", "copies"]):
+            here = slice(done, done + len(batch))
+            ends = entries + np.cumsum(batch["copies"].to_numpy(), dtype=np.int64)
+            out["rows"][here] = batch["id"].to_numpy() if other_pool is None else other_pool.rows_of(batch["key"].to_pylist())
+            out["hashes"][here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
+            out["probs"][here] = batch["probs"].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)[:, order]
+            out["ends"][here] = ends
+            done, entries = done + len(batch), int(ends[-1])
+    for column in out.values():
+        column.flush()
+
+
+class _Steps(Dataset[TrainingBatch]):
+    """Item `step` is the batch of that step for one process of `processes`."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        labeled: LabeledImages,
+        pseudo: PseudoLabeledImages | None,
+        transform: Transform,
+        process: int,
+        processes: int,
+    ) -> None:
+        self._settings, self._labeled, self._pseudo, self._transform = settings, labeled, pseudo, transform
+        self._process, self._processes = process, processes
+
+    def __getitem__(self, step: int) -> TrainingBatch:
+        positions = self._positions(step, self._settings.batch_size)
+        drawn = draw(positions, len(self._labeled), self._settings.seed, "labeled")
+        images = [
+            self._augmented(self._labeled.source.read(int(self._labeled.rows[index])), "labeled", position)
+            for index, position in zip(drawn, positions, strict=True)
+        ]
+        probs = torch.empty(0, 0)
+        if self._pseudo is not None:
+            pseudo_images, probs = self._pseudo_batch(step, self._pseudo)
+            images += pseudo_images
+        return TrainingBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(self._labeled.labels[drawn]), probs)
+
+    def _positions(self, step: int, batch_size: int) -> NDArray[np.int64]:
+        """This process's share of the step's positions in the endless stream."""
+        share = batch_size // self._processes
+        start = step * batch_size + self._process * share
+        return np.arange(start, start + share, dtype=np.int64)
+
+    def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], Tensor]:
+        positions = self._positions(step, self._settings.batch_size * self._settings.ratio)
+        entries = draw(positions, len(pseudo), self._settings.seed, "pseudo")
+        indices = np.searchsorted(pseudo.ends, entries, side="right")
+        images = []
+        for index, position in zip(indices, positions, strict=True):
+            row = int(pseudo.rows[index])
+            encoded = pseudo.pool.read(row)
+            if image_hash(encoded) != pseudo.hashes[index].tobytes().hex():
+                raise NstError(
+                    f"{pseudo.pool.location}: {pseudo.pool.key(row)!r} holds other bytes than the image that was labeled; "
+                    "give the pool that was labeled (--pool), or label this one"
+                )
+            images.append(self._augmented(encoded, "pseudo", position))
+        return images, torch.from_numpy(pseudo.probs[indices])
+
+    def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
+        seed_everything(seed_of(self._settings.seed, part, "noise", int(position)))
+        return np.asarray(self._transform(decode(encoded)))
+
+
+def training_batches(
+    settings: TrainSettings,
+    labeled: LabeledImages,
+    pseudo: PseudoLabeledImages | None,
+    transform: Transform,
+    steps: range,
+    workers: int,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[TrainingBatch]:
+    """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes."""
+    if settings.batch_size % processes:
+        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
+    if pseudo is not None:
+        pseudo.pool.read(int(pseudo.rows[0]))  # opens what is opened once, before the workers are forked
+    loader = DataLoader(
+        _Steps(settings, labeled, pseudo, transform, process, processes),
+        batch_size=None,
+        sampler=steps,
+        num_workers=min(workers, len(steps)),
+        prefetch_factor=4 if workers and len(steps) else None,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,27 @@
+"""Cross-entropy on soft targets, averaged over labeled and pseudo-labeled images together (section 3.1)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def smoothed(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch classes"]:
+    """One-hot targets with a share of `smoothing` spread evenly over all classes."""
+    return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
+
+
+def renormalized(probs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """Stored float16 soft labels as distributions in float32."""
+    probs = probs.float()
+    return probs / probs.sum(dim=1, keepdim=True)
+
+
+def cross_entropies(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each image against its target distribution, in nats; uniform logits cost ln(classes)."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def concatenated(losses: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
+    """Section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy."""
+    return torch.mean(losses)

@@ -1,0 +1,53 @@
+"""The order of training images as a pure function of (seed, position): no permutation in memory, nothing to replay on resuming."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_train.noise import seed_of
+
+_ROUNDS = 6
+
+
+def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArray[np.int64]:
+    """The row at each position of an endless stream of epochs, shape (positions,).
+
+    Position p lies in epoch p // rows; each epoch holds every row once, in an order of its own.
+    """
+    epochs = positions // rows
+    drawn = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        drawn[here] = permute(positions[here] % rows, rows, seed_of(seed, part, "order", int(epoch)))
+    return drawn
+
+
+def permute(index: NDArray[np.int64], rows: int, key: int) -> NDArray[np.int64]:
+    """A keyed permutation of range(rows) applied to `index`.
+
+    A Feistel network over the next even number of bits; what falls outside the range walks on until it is inside
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    """
+    half = np.uint64(max(1, -(-(rows - 1).bit_length() // 2)))
+    values = _feistel(index.astype(np.uint64), half, key)
+    outside = values >= rows
+    while outside.any():
+        values[outside] = _feistel(values[outside], half, key)
+        outside = values >= rows
+    return values.astype(np.int64)
+
+
+def _feistel(values: NDArray[np.uint64], half: np.uint64, key: int) -> NDArray[np.uint64]:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = values >> half, values & mask
+    for turn in range(_ROUNDS):
+        left, right = right, left ^ (_mixed(right, seed_of(key, turn)) & mask)
+    return (left << half) | right
+
+
+def _mixed(values: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    """A 64-bit finalizer (splitmix64's) of value and key; products wrap on purpose."""
+    x = values + np.uint64((key << 32) | key)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed

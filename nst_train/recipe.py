@@ -1,0 +1,88 @@
+"""A recipe's YAML file to settings; what is wrong in it is said with its line."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nst_data.errors import UsageError
+from nst_train.settings import Recipe
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe. Relative sources start at the recipe's folder. Raises UsageError that names the key and its line."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; expected a recipe, see examples/image_folder.yaml") from None
+    return parse_recipe(text, path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """A recipe from its text; `path` is where it stands."""
+    try:
+        content = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"{path}, {_explain(error, tree)}") from None
+    return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "test", "pool")})
+
+
+def _beside(recipe: Path, source: Any) -> Any:  # noqa: ANN401 - SourceSettings or None
+    if source is None:
+        return None
+    folder = recipe.absolute().parent
+    paths = {name: str(folder / value) for name in ("source", "class_names") if (value := getattr(source, name)) is not None}
+    return source.model_copy(update=paths)
+
+
+def _explain(error: ValidationError, tree: yaml.Node) -> str:
+    """The first error as one line: line number, place, what came and what was expected."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    line = f"line {_line(tree, first['loc'])}: {place}: "
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return line + "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}")
+    if first["type"] == "missing":
+        return line + "missing"
+    return line + f"{first['msg'][:1].lower()}{first['msg'][1:]}, found {first['input']!r}"
+
+
+def _line(node: yaml.Node, place: tuple[int | str, ...]) -> int:
+    line = node.start_mark.line
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(key, value) for key, value in node.value if key.value == step]
+            if not pairs:
+                break
+            line, node = pairs[0][0].start_mark.line, pairs[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            node = node.value[step]
+            line = node.start_mark.line
+    return line + 1
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that the settings know at a place of the recipe."""
+    model: type[BaseModel] = Recipe
+    for step in place:
+        if isinstance(step, str):
+            model = _model_in(model.model_fields[step].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation
+    """The settings inside an annotation such as `list[X]` or `X | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)

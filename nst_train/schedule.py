@@ -1,0 +1,39 @@
+"""Durations to steps, once; the learning rate at a step."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from nst_train.settings import TrainSettings
+
+LEARNING_RATE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A training in steps. Only labeled images count (section 3.1)."""
+
+    steps: int
+    steps_per_epoch: float
+    peak: float
+    warmup_steps: float
+    decay_steps: float
+    decay_rate: float
+
+    @classmethod
+    def of(cls, settings: TrainSettings, labeled_images: int) -> Self:
+        """Convert the settings' epochs to steps over `labeled_images`."""
+        steps_per_epoch = labeled_images / settings.batch_size
+        return cls(
+            steps=max(1, round(settings.epochs * steps_per_epoch)),
+            steps_per_epoch=steps_per_epoch,
+            peak=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
+            warmup_steps=settings.warmup_epochs * steps_per_epoch,
+            decay_steps=settings.staircase_epochs * steps_per_epoch,
+            decay_rate=settings.decay_rate,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a staircase that counts from step 0 (released code)."""
+        if step < self.warmup_steps:
+            return self.peak * step / self.warmup_steps
+        return float(self.peak * self.decay_rate ** (step // self.decay_steps))

@@ -1,0 +1,260 @@
+"""Training a teacher or a student: the step, and the loop around it (Algorithm 1, steps 1 and 3)."""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from timm.data import resolve_model_data_config
+from timm.optim import create_optimizer_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from nst_data import cards
+from nst_data.errors import NstError
+from nst_data.manifest import Input, Request
+from nst_data.progress import Progress
+from nst_data.sources import Source
+from nst_data.store import Staging, Store, Version
+from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
+from nst_train.checkpoint import load_checkpoint, save_checkpoint
+from nst_train.device import set_threads
+from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
+from nst_train.models import count_parameters, create_network, save_teacher
+from nst_train.noise import Normalize, seed_everything, seed_of, training_transform
+from nst_train.schedule import Schedule
+from nst_train.settings import RunSettings, TrainSettings
+
+LOG_EVERY_STEPS = 20
+
+
+def train(
+    store: Store,
+    name: str,
+    settings: TrainSettings,
+    labeled: Source,
+    edition: Version | None = None,
+    pool: Source | None = None,
+    generation: int | None = None,
+    run: RunSettings | None = None,
+    progress: Progress | None = None,
+) -> Version:
+    """Train a network on labeled images and, with `edition`, on pseudo-labeled ones; seal its averaged weights as a teacher.
+
+    A run that was killed goes on at its last checkpoint and ends, on the CPU, with the same weights. Raises NstError for settings
+    that the data or the network refuse, before any work starts.
+    """
+    run, progress = run or RunSettings(), progress or Progress()
+    state = PartialState()
+    with state.main_process_first():
+        staging = store.begin(_request(settings, labeled, edition), name, generation, first=0)
+    if isinstance(staging, Version):
+        return staging
+    since = time.monotonic()
+    machine = staging.remembered("machine", {"threads": torch.get_num_threads(), "device": state.device.type})
+    set_threads(machine["threads"])
+    training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
+    training.run(run, progress)
+    if state.is_main_process:
+        _seal(staging, settings, training, labeled.class_names or [], staging.add_seconds(since), machine)
+    state.wait_for_everyone()
+    return Version(staging.target)
+
+
+def _request(settings: TrainSettings, labeled: Source, edition: Version | None) -> Request:
+    inputs = {"labeled": Input(ref=labeled.location, digest=labeled.fingerprint)}
+    if edition is not None:
+        inputs["edition"] = Input(ref=edition.ref, digest=edition.manifest.digest)
+        inputs["pool"] = edition.manifest.request.inputs["pool"]
+    return Request(kind="teacher", settings=settings.for_request(), inputs=inputs)
+
+
+@dataclass
+class Step:
+    """One optimizer step: both parts of the batch in one noised forward pass, so that batch-norm sees both."""
+
+    network: nn.Module
+    averaged: ModelEmaV3
+    optimizer: Any  # Accelerate's wrapper
+    accelerator: Accelerator
+    schedule: Schedule
+    settings: TrainSettings
+    normalize: Normalize
+
+    def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
+        seed_everything(seed_of(self.settings.seed, "network noise", step, self.accelerator.process_index))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(step)
+        device, labeled = self.accelerator.device, len(batch.labels)
+        logits = self.network(self.normalize(batch.images.to(device, non_blocking=True)))
+        losses = cross_entropies(logits, self._targets(batch, logits.shape[1], device))
+        self.accelerator.backward(concatenated(losses))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # timm's warm-up with power 1 and gamma 9 at step + 2 is the released code's min(decay, (1 + t) / (10 + t))
+        self.averaged.update(self.accelerator.unwrap_model(self.network), step + 2)
+        losses = losses.detach()
+        return losses[:labeled], losses[labeled:]
+
+    def _targets(self, batch: TrainingBatch, classes: int, device: torch.device) -> Tensor:
+        hard = smoothed(batch.labels.to(device), classes, self.settings.label_smoothing)
+        return torch.cat([hard, renormalized(batch.probs.to(device))]) if len(batch.probs) else hard
+
+
+def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any]) -> Step:
+    """The step for a network on Accelerate's device: timm's optimizer and averaged weights around it."""
+    accelerator = Accelerator()
+    network = network.to(accelerator.device).train()
+    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    optimizer = create_optimizer_v2(network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings))
+    network, optimizer = accelerator.prepare(network, optimizer)
+    return Step(network, averaged, optimizer, accelerator, schedule, settings, Normalize(data_config, accelerator.device))
+
+
+def _released(settings: TrainSettings) -> dict[str, float]:
+    """RMSProp as in the released code: decay 0.9, epsilon 0.001."""
+    return {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}
+
+
+@dataclass
+class _Training:
+    """A training under way in its staging."""
+
+    staging: Staging
+    step: Step
+    labeled: LabeledImages
+    pseudo: PseudoLabeledImages | None
+    unreadable: list[str]
+    data_config: dict[str, Any]
+
+    @classmethod
+    def prepare(
+        cls,
+        staging: Staging,
+        settings: TrainSettings,
+        source: Source,
+        edition: Version | None,
+        pool: Source | None,
+        run: RunSettings,
+        progress: Progress,
+    ) -> "_Training":
+        labeled, unreadable = readable(source, run.threads)
+        for line in unreadable[:3]:
+            progress.say(f"left out, cannot be read: {line}")
+        if not len(labeled):
+            raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {unreadable[0]}")
+        class_names = source.class_names or []
+        pseudo = None
+        if edition is not None:
+            assert pool is not None, "an edition's images come from a pool"
+            with PartialState().main_process_first():
+                pseudo = open_edition(edition, pool, class_names, staging.work)
+        seed_everything(seed_of(settings.seed, "initial weights"))
+        network = create_network(settings, len(class_names))
+        if edition is not None:
+            _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
+        data_config = dict(resolve_model_data_config(network))
+        if settings.image_size:
+            data_config["input_size"] = (3, settings.image_size, settings.image_size)
+        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config)
+        return cls(staging, step, labeled, pseudo, unreadable, data_config)
+
+    def run(self, run: RunSettings, progress: Progress) -> None:
+        """All steps from the last checkpoint on."""
+        step, state = self.step, PartialState()
+        optimizer, network = step.optimizer.optimizer, step.accelerator.unwrap_model(step.network)
+        done = load_checkpoint(self.staging.work / "checkpoints", network, step.averaged.module, optimizer)
+        total = step.schedule.steps
+        transform = training_transform(step.settings, self.data_config)
+        steps = range(done, total)
+        batches = training_batches(
+            step.settings, self.labeled, self.pseudo, transform, steps, run.workers, state.process_index, state.num_processes
+        )
+        log = Log(self.staging.build / "training.jsonl", done, step)
+        saved = time.monotonic()
+        per_step = step.settings.batch_size * (1 + (step.settings.ratio if self.pseudo else 0))
+        with progress.task(f"train {self.staging.ref}", total * per_step, "images", done * per_step) as task:
+            for index, batch in zip(steps, batches, strict=True):
+                note = log.add(index, *step(index, batch))
+                task.advance(per_step, note)
+                due = time.monotonic() - saved >= 60 * run.checkpoint_minutes
+                if due and index + 1 < total and state.is_main_process:
+                    log.check(index)
+                    save_checkpoint(self.staging.work / "checkpoints", index + 1, network, step.averaged.module, optimizer)
+                    saved = time.monotonic()
+        log.check(total - 1)
+
+
+class Log:
+    """`training.jsonl`: every 20 steps the mean loss of both parts since the line before, and the learning rate."""
+
+    def __init__(self, path: Path, done: int, step: Step) -> None:
+        self._path, self._step, self._note = path, step, ""
+        self._sums = torch.zeros(4, device=step.accelerator.device)
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < done] if path.exists() else []
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, index: int, labeled: Tensor, pseudo: Tensor) -> str:
+        """Count one step's losses; a note for a person."""
+        self._sums += torch.stack([labeled.sum(), self._count(labeled), pseudo.sum(), self._count(pseudo)])
+        if (index + 1) % LOG_EVERY_STEPS == 0:
+            self._write(index)
+        return self._note
+
+    def check(self, index: int) -> None:
+        """Raises NstError where the loss is no number any more."""
+        if not math.isfinite(float(self._sums.sum())):
+            raise NstError(
+                f"step {index + 1}: the loss is not a finite number any more; "
+                "lower --learning-rate or lengthen --warmup-epochs (the last checkpoint is from before)"
+            )
+
+    def _count(self, losses: Tensor) -> Tensor:
+        return torch.tensor(float(len(losses)), device=losses.device)
+
+    def _write(self, index: int) -> None:
+        self.check(index)
+        labeled, images, pseudo, pseudo_images = self._sums.tolist()
+        self._sums.zero_()
+        line = {
+            "step": index,
+            "epoch": round((index + 1) / self._step.schedule.steps_per_epoch, 4),
+            "learning_rate": self._step.schedule.learning_rate(index),
+            "loss_labeled": labeled / images,
+            "loss_pseudo": pseudo / pseudo_images if pseudo_images else None,
+        }
+        self._note = f"loss {line['loss_labeled']:.3f}" + (f" pseudo {line['loss_pseudo']:.3f}" if pseudo_images else "")
+        if PartialState().is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _warn_if_smaller(model: str, parameters: int, edition: Version, progress: Progress) -> None:
+    """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
+    teacher = edition.manifest.counts["teacher_parameters"]
+    if parameters < teacher:
+        progress.say(
+            f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "
+            "the method asks for an equal or larger student, a smaller one may not beat its teacher"
+        )
+
+
+def _seal(
+    staging: Staging, settings: TrainSettings, training: _Training, class_names: list[str], seconds: float, machine: dict[str, Any]
+) -> None:
+    files = save_teacher(training.step.averaged.module, staging.build, class_names, settings)
+    counts = {
+        "parameters": count_parameters(training.step.averaged.module),
+        "steps": training.step.schedule.steps,
+        "labeled": len(training.labeled),
+        "unreadable": len(training.unreadable),
+        "pseudo_labeled": len(training.pseudo.rows) if training.pseudo else 0,
+        "entries": len(training.pseudo) if training.pseudo else 0,
+    }
+    cards.write_model_card(staging.build, staging.ref, staging.request, class_names, counts, {})
+    staging.seal(files, class_names, counts, seconds, machine)
