@@ -11,11 +11,14 @@ from .options import ClassNamesOption, JsonOption, StoreOption, open_store, prin
 
 @with_settings(run=RunSettings)
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME, timm name.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME, timm name.")
+    ],
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column.")],
     run: RunSettings,
     record: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the result under this name (such as test) in the teacher's metrics.json and card.")
+        str | None,
+        typer.Option(metavar="NAME", help="Keep the result under this name (such as test) in the teacher's metrics.json and card."),
     ] = None,
     class_names: ClassNamesOption = None,
     store: StoreOption = None,

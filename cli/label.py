@@ -12,7 +12,9 @@ from .options import JsonOption, StoreOption, open_store, print_json, with_setti
 @with_settings(settings=LabelSettings, run=RunSettings)
 def label(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The pool: a folder of images, parquet files or a saved dataset.")],
-    teacher: Annotated[str, typer.Option(metavar="MODEL", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME or a timm name.")],
+    teacher: Annotated[
+        str, typer.Option(metavar="MODEL", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME or a timm name.")
+    ],
     corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
     settings: LabelSettings,
     run: RunSettings,

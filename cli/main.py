@@ -13,7 +13,7 @@ from . import balance, evaluate, label, run_recipe, train, versions
 
 
 class _Group(TyperGroup):
-    def invoke(self, ctx: typer.Context) -> Any:  # noqa: ANN401 - what a command returns
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             return super().invoke(ctx)
         except NstError as error:
@@ -55,7 +55,9 @@ app.command("remove")(versions.remove)
 
 @app.callback()
 def _version(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True, callback=lambda asked: _print_version(asked)),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=lambda asked: _print_version(asked)
+    ),
 ) -> None:
     pass
 

@@ -15,7 +15,9 @@ from nst_data.errors import UsageError
 from nst_data.settings import Settings
 from nst_data.store import Store
 
-StoreOption = Annotated[str | None, typer.Option("--store", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
@@ -62,7 +64,7 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
             options += _options(inner)
             continue
         default = inspect.Parameter.empty if field.is_required() else field.default
-        annotation = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[valid-type]
+        annotation = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
 

@@ -16,7 +16,9 @@ def train(
     settings: TrainSettings,
     run: RunSettings,
     pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
-    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
+    ] = None,
     generation: Annotated[int | None, typer.Option(min=0, help="Ask for this generation instead of the next free one.")] = None,
     class_names: ClassNamesOption = None,
     store: StoreOption = None,

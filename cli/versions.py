@@ -75,7 +75,13 @@ def remove(ref: Ref, store: StoreOption = None) -> None:
 
 def _summary(version: Version) -> dict[str, Any]:
     manifest = version.manifest
-    return {"ref": version.ref, "kind": manifest.kind, "digest": manifest.digest, "created": manifest.created, "folder": str(version.folder)}
+    return {
+        "ref": version.ref,
+        "kind": manifest.kind,
+        "digest": manifest.digest,
+        "created": manifest.created,
+        "folder": str(version.folder),
+    }
 
 
 def _line(version: Version) -> str:

@@ -80,7 +80,8 @@ def _counts(by_class: pl.DataFrame, selected: pl.DataFrame, class_names: Sequenc
         "copies": int(selected["copies"].sum()),
         "classes_without_images": [name for index, name in names if index not in unique],
         "per_class": {
-            name: {"labeled": labeled.get(index, 0), "unique": unique.get(index, 0), "copies": entries.get(index, 0)} for index, name in names
+            name: {"labeled": labeled.get(index, 0), "unique": unique.get(index, 0), "copies": entries.get(index, 0)}
+            for index, name in names
         },
     }
 

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from nst_data.errors import NstError
 
@@ -50,7 +50,7 @@ def decode(encoded: bytes) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
-        reason = "not an image in a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
 
 
@@ -103,7 +103,8 @@ def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     flat = low.reshape(len(low), 64)
     bits = (flat > np.median(flat, axis=1, keepdims=True)).astype(np.uint64)
     packed = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
-    return packed.view(np.int64)
+    hashes: NDArray[np.int64] = packed.view(np.int64)
+    return hashes
 
 
 def _dct_rows() -> NDArray[np.float64]:

@@ -23,7 +23,25 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError, UsageError
 
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    [
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
 )
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 
@@ -130,7 +148,9 @@ class ImageFolder(Source):
         for key in self._paths.to_pylist():
             folder, slash, _ = key.partition("/")
             if not slash:
-                raise NstError(f"{self.location}: expected one folder per class, found the image {key!r} outside of any; move it into its class")
+                raise NstError(
+                    f"{self.location}: expected one folder per class, found the image {key!r} outside of any; move it into its class"
+                )
             folders.append(folder)
         return _encode(folders)
 
@@ -211,7 +231,9 @@ class SavedDataset(Source):
 
         dataset = load_from_disk(location)
         if isinstance(dataset, DatasetDict):
-            raise NstError(f"{location}: expected one split, found {', '.join(dataset)}; name one, as in {Path(location, next(iter(dataset)))}")
+            raise NstError(
+                f"{location}: expected one split, found {', '.join(dataset)}; name one, as in {Path(location, next(iter(dataset)))}"
+            )
         if len(dataset) == 0:
             raise NstError(f"{location}: expected rows, found an empty dataset")
         schema = dataset.features.arrow_schema
@@ -337,7 +359,7 @@ def _parquet_footer(file: Path) -> pq.FileMetaData:
 
 
 def _image_column(schema: pa.Schema, location: str) -> str:
-    candidates = [field.name for field in schema if _holds_images(field.type)]
+    candidates: list[str] = [field.name for field in schema if _holds_images(field.type)]
     if "image" in candidates:
         return "image"
     if len(candidates) != 1:
@@ -348,7 +370,7 @@ def _image_column(schema: pa.Schema, location: str) -> str:
 
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        return bool(kind.get_field_index("bytes") >= 0)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

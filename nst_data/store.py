@@ -74,7 +74,9 @@ class Version:
             elif not path.is_file():
                 problems.append(f"{name}: missing")
             elif (found := hash_file(path)) != sealed:
-                problems.append(f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes")
+                problems.append(
+                    f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes"
+                )
         if content_digest(self.manifest.request, self.manifest.files) != self.manifest.digest:
             problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
         return problems
@@ -234,7 +236,10 @@ class Store:
 
     def _number(self, request: Request, name: str, generation: int | None, edition: int | None, first: int) -> Number:
         is_edition = request.kind == "edition"
-        taken = [*self._candidates(name, request.kind, generation, edition), *self._stagings(name, request.kind, generation, edition)]
+        taken: list[Version | Staging] = [
+            *self._candidates(name, request.kind, generation, edition),
+            *self._stagings(name, request.kind, generation, edition),
+        ]
         if (edition if is_edition else generation) is not None:
             for holder in taken:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request

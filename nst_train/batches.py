@@ -20,7 +20,7 @@ from nst_data.errors import NstError
 from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
-from nst_train.noise import Transform, seed_everything, seed_of
+from nst_train.noise import Transform, seed_of, seed_transforms
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
 
@@ -172,7 +172,7 @@ class _Steps(Dataset[TrainingBatch]):
         return images, torch.from_numpy(pseudo.probs[indices])
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
-        seed_everything(seed_of(self._settings.seed, part, "noise", int(position)))
+        seed_transforms(seed_of(self._settings.seed, part, "noise", int(position)))
         return np.asarray(self._transform(decode(encoded)))
 
 

@@ -81,4 +81,3 @@ def _nested(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> dict[int, di
         parameter, _, name = key.partition(".")
         state.setdefault(int(parameter), {})[name] = value
     return state
-

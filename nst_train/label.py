@@ -113,4 +113,3 @@ def _label_batch(network: torch.nn.Module, batch: CleanBatch, rows: ShardRows) -
     thumbnails = [image.thumbnail for image in images if image.thumbnail is not None]
     rows.phashes.append(phash(np.stack(thumbnails) if thumbnails else np.empty((0, 32, 32), np.uint8)))
     rows.errors += [{"id": image.row.id, "key": image.row.key, "reason": image.reason} for image in batch.images if image.pixels is None]
-

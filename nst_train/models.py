@@ -56,7 +56,9 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     try:
         return timm.create_model(settings.model, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
     except TypeError as error:
-        raise NstError(f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it") from None
+        raise NstError(
+            f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
+        ) from None
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise NstError(f"{settings.model}: cannot be made with these settings ({_first_line(error)})") from None
 
@@ -150,7 +152,9 @@ def _weights_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(network.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
     return digest.hexdigest()
 
 
@@ -161,5 +165,3 @@ def _argument(error: TypeError) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-

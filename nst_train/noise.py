@@ -24,10 +24,18 @@ def seed_of(*words: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=4).digest(), "big")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the three generators that timm's and torchvision's transforms and torch's layers draw from."""
+def seed_transforms(seed: int) -> None:
+    """Seed the three generators that timm's and torchvision's transforms draw from.
+
+    `torch.manual_seed` would format a stack trace for each call to remind CUDA; a transform needs the CPU's generator alone.
+    """
     random.seed(seed)
     np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+def seed_network(seed: int) -> None:
+    """Seed what initial weights, dropout and stochastic depth draw from, on every device."""
     torch.manual_seed(seed)
 
 

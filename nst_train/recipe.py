@@ -44,7 +44,7 @@ def _beside(recipe: Path, source: Any) -> Any:  # noqa: ANN401 - SourceSettings 
     return source.model_copy(update=paths)
 
 
-def _explain(error: ValidationError, tree: yaml.Node) -> str:
+def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
     """The first error as one line: line number, place, what came and what was expected."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
@@ -58,8 +58,8 @@ def _explain(error: ValidationError, tree: yaml.Node) -> str:
     return line + f"{first['msg'][:1].lower()}{first['msg'][1:]}, found {first['input']!r}"
 
 
-def _line(node: yaml.Node, place: tuple[int | str, ...]) -> int:
-    line = node.start_mark.line
+def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
+    line = node.start_mark.line if node else 0
     for step in place:
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == step]

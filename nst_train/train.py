@@ -25,7 +25,7 @@ from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import set_threads
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
 from nst_train.models import count_parameters, create_network, save_teacher
-from nst_train.noise import Normalize, seed_everything, seed_of, training_transform
+from nst_train.noise import Normalize, seed_network, seed_of, training_transform
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 
@@ -87,7 +87,7 @@ class Step:
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
-        seed_everything(seed_of(self.settings.seed, "network noise", step, self.accelerator.process_index))
+        seed_network(seed_of(self.settings.seed, "network noise", step, self.accelerator.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
         device, labeled = self.accelerator.device, len(batch.labels)
@@ -111,7 +111,9 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     accelerator = Accelerator()
     network = network.to(accelerator.device).train()
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    optimizer = create_optimizer_v2(network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings))
+    optimizer = create_optimizer_v2(
+        network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings)
+    )
     network, optimizer = accelerator.prepare(network, optimizer)
     return Step(network, averaged, optimizer, accelerator, schedule, settings, Normalize(data_config, accelerator.device))
 
@@ -154,7 +156,7 @@ class _Training:
             assert pool is not None, "an edition's images come from a pool"
             with PartialState().main_process_first():
                 pseudo = open_edition(edition, pool, class_names, staging.work)
-        seed_everything(seed_of(settings.seed, "initial weights"))
+        seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
