@@ -1,0 +1,89 @@
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from nst_data.errors import NstError, UsageError
+from nst_data.store import Store
+from nst_train.models import create_network, load_classifier, save_teacher
+from nst_train.noise import seed_network
+from nst_train.settings import Noise, TrainSettings
+
+CLASSES = ["ant", "bee", "cat"]
+SETTINGS = TrainSettings(model="test_resnet", image_size=32, crop_pct=1.0, noise=Noise(dropout=0.3, stochastic_depth=0.1))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    seed_network(0)
+    network = create_network(SETTINGS, len(CLASSES))
+    save_teacher(network, tmp_path / "teacher", CLASSES, SETTINGS)
+    return network.eval(), tmp_path / "teacher"
+
+
+def test_a_student_loads_in_timm_and_transformers_with_equal_logits_and_its_class_names(saved):
+    from transformers import AutoModelForImageClassification
+
+    network, folder = saved
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(images)
+        in_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        in_transformers = AutoModelForImageClassification.from_pretrained(folder).eval()
+        assert torch.equal(in_timm(images), expected)
+        assert torch.equal(in_transformers(images).logits, expected)
+    assert in_timm.pretrained_cfg["label_names"] == CLASSES
+    assert [in_transformers.config.id2label[index] for index in range(3)] == CLASSES
+
+
+def test_a_teacher_keeps_its_preprocessing_and_none_of_its_noise(saved, tmp_path):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    assert not {"drop_rate", "drop_path_rate", "num_classes"} & config.get("model_args", {}).keys()
+    classifier, lineage = load_classifier(f"local-dir:{folder}", Store(tmp_path / "store"))
+    assert classifier.data_config["input_size"] == (3, 32, 32)
+    assert classifier.data_config["crop_pct"] == 1.0
+    assert classifier.class_names == CLASSES
+    assert not classifier.network.training
+    assert lineage.weights_sha256
+
+
+def test_weights_are_safetensors_only(saved):
+    _, folder = saved
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert load_file(folder / "model.safetensors").keys() == saved[0].state_dict().keys()
+
+
+def test_other_weights_have_another_digest(saved, tmp_path):
+    network, folder = saved
+    store = Store(tmp_path / "store")
+    _, before = load_classifier(f"local-dir:{folder}", store)
+    with torch.no_grad():
+        network.fc.bias += 1
+    save_teacher(network, folder, CLASSES, SETTINGS)
+    _, after = load_classifier(f"local-dir:{folder}", store)
+    assert before.digest != after.digest
+
+
+def test_training_can_start_from_saved_weights_with_another_number_of_classes(saved):
+    network, folder = saved
+    warm = create_network(TrainSettings(model=f"local-dir:{folder}", pretrained=True, image_size=32), classes=5)
+    assert torch.equal(warm.conv1[0].weight, network.conv1[0].weight)
+    assert warm.num_classes == 5
+
+
+def test_an_unknown_name_suggests_near_ones(tmp_path):
+    with pytest.raises(UsageError, match=r"efficientnet_bO: .*did you mean efficientnet_b"):
+        create_network(TrainSettings(model="efficientnet_bO"), 3)
+
+
+def test_stochastic_depth_on_a_network_without_it_is_one_line_that_says_so():
+    with pytest.raises(NstError, match=r"vgg11: does not take drop_path_rate; set noise.stochastic_depth"):
+        create_network(TrainSettings(model="vgg11"), 3)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"expected a folder with config.json and model.safetensors"):
+        load_classifier(f"local-dir:{tmp_path}", Store(tmp_path / "store"))

@@ -1,0 +1,35 @@
+import pytest
+
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+
+
+def settings(**changes):
+    return TrainSettings(model="efficientnet_b0", **changes)
+
+
+def test_the_papers_350_epochs_of_imagenet_are_218750_steps_and_start_at_0128():
+    schedule = Schedule.of(settings(warmup_epochs=0), labeled_images=1_280_000)
+    assert schedule.steps == 218_750
+    assert schedule.learning_rate(0) == pytest.approx(0.128)
+
+
+@pytest.mark.parametrize(("epochs", "decay_epochs"), [(350, 2.4), (700, 4.8), (35, 0.24)])
+def test_the_staircase_keeps_the_papers_proportion(epochs, decay_epochs):
+    assert settings(epochs=epochs).staircase_epochs == pytest.approx(decay_epochs)
+
+
+def test_the_learning_rate_warms_up_linearly_and_falls_in_steps_counted_from_0():
+    schedule = Schedule.of(settings(epochs=10, batch_size=256, learning_rate=1.0, warmup_epochs=2, decay_rate=0.5, decay_epochs=1), 2560)
+    # ten steps an epoch
+    assert [schedule.learning_rate(step) for step in (0, 5, 10)] == pytest.approx([0.0, 0.25, 0.5])
+    assert [schedule.learning_rate(step) for step in (20, 29, 30, 99)] == pytest.approx([0.5**2, 0.5**2, 0.5**3, 0.5**9])
+
+
+def test_the_learning_rate_grows_with_the_batch():
+    small, large = (Schedule.of(settings(batch_size=size, warmup_epochs=0), 10_000) for size in (256, 512))
+    assert large.learning_rate(0) == 2 * small.learning_rate(0)
+
+
+def test_a_training_has_at_least_one_step():
+    assert Schedule.of(settings(epochs=0.001), 100).steps == 1
