@@ -44,8 +44,9 @@ def balance(
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
-    held_out = set().union(*(_hashes(source) for source in exclude))
-    selected, counts = _select(generation.folder, manifest.class_names, settings, held_out)
+    with staging.refusable():
+        held_out = set().union(*(_hashes(source) for source in exclude))
+        selected, counts = _select(generation.folder, manifest.class_names, settings, held_out)
     counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
     files = _write(staging, generation.folder, selected, manifest.class_names)
     cards.write_edition_card(staging, manifest, counts)

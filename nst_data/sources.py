@@ -87,12 +87,18 @@ class Source(ABC):
         """What pins the images: names and sizes, or a dataset's own fingerprint."""
 
     @cached_property
+    def images_fingerprint(self) -> str:
+        """Equal for the same names and sizes, wherever the source lies."""
+        return hashlib.sha256(json.dumps(self._content()).encode()).hexdigest()
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Equal for the same names and sizes (and labels), wherever the source lies."""
-        digest = hashlib.sha256(json.dumps(self._content()).encode())
-        if self.labels is not None:
-            digest.update(json.dumps(self.class_names).encode())
-            digest.update(np.ascontiguousarray(self.labels).tobytes())
+        """That of the images, with the labels where the source was opened for them."""
+        if self.labels is None:
+            return self.images_fingerprint
+        digest = hashlib.sha256(self.images_fingerprint.encode())
+        digest.update(json.dumps(self.class_names).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:

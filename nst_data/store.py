@@ -6,7 +6,8 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -89,6 +90,17 @@ class Staging:
     folder: Path
     target: Path
     request: Request
+    fresh: bool = False
+
+    @contextmanager
+    def refusable(self) -> Iterator[None]:
+        """While input is still being checked: an NstError leaves nothing behind, unless an earlier run already did work here."""
+        try:
+            yield
+        except NstError:
+            if self.fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     @property
     def build(self) -> Path:
@@ -267,7 +279,7 @@ class Store:
         except OSError:  # another process staged this number first
             shutil.rmtree(fresh)
             return self._same_or_error(folder, request)
-        return self._read_staging(folder)
+        return replace(self._read_staging(folder), fresh=True)
 
     def _same_or_error(self, folder: Path, request: Request) -> Staging:
         staging = self._read_staging(folder)

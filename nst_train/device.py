@@ -10,6 +10,9 @@ def this_device() -> torch.device:
     return device
 
 
+DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it
+
+
 def set_threads(threads: int) -> None:
     """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
     if torch.get_num_threads() != threads:

@@ -39,7 +39,7 @@ def evaluate(classifier: Classifier, source: Source, run: RunSettings | None = N
     spans = [(start, min(start + BATCH_SIZE, len(source))) for start in range(0, len(source), BATCH_SIZE)]
     shape = classifier.data_config["input_size"]
     with torch.inference_mode(), progress.task("evaluate", len(source), "images") as task:
-        for batch in clean_batches(source, spans, clean_transform(classifier.data_config), shape, run.threads, hashes=False):
+        for batch in clean_batches(source, spans, clean_transform(classifier.data_config), shape, run.decode_threads, hashes=False):
             rows = np.array([batch.images[position].row.id for position in batch.readable], dtype=np.int64)
             labels = torch.from_numpy(columns[source.labels[rows]]).to(device)
             logits = network(batch.pixels.to(device)).float()[batch.readable]

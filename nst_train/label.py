@@ -16,7 +16,7 @@ from nst_data.schema import pseudo_labels_schema
 from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
 from nst_train.clean_batches import CleanBatch, clean_batches
-from nst_train.device import set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, set_threads, this_device
 from nst_train.models import Classifier, is_in_store, load_classifier, teacher_input
 from nst_train.noise import clean_transform
 from nst_train.settings import LabelSettings, RunSettings
@@ -47,7 +47,7 @@ def label(
     since = time.monotonic()
     classifier = classifier or load_classifier(teacher, store)[0]
     plan = ShardPlan(len(pool), settings.rows_per_shard)
-    machine = staging.remembered("machine", {"threads": torch.get_num_threads(), "decoder": "pillow", "device": this_device().type})
+    machine = staging.remembered("machine", {"threads": DEFAULT_THREADS, "decoder": "pillow", "device": this_device().type})
     set_threads(machine["threads"])
     _label_shards(staging, plan, classifier, pool, settings, run, progress)
     state.wait_for_everyone()
@@ -76,7 +76,7 @@ def _label_shards(
     schema = pseudo_labels_schema(classifier.class_names)
     network = classifier.network.to(this_device()).eval()
     shape, transform = classifier.data_config["input_size"], clean_transform(classifier.data_config)
-    batches = clean_batches(pool, [span[1:] for span in spans], transform, shape, run.threads, hashes=True)
+    batches = clean_batches(pool, [span[1:] for span in spans], transform, shape, run.decode_threads, hashes=True)
     rows = ShardRows()
     with torch.inference_mode(), progress.task(f"label {staging.ref}", *_amount(plan, missing, mine)) as task:
         for (shard, _, stop), batch in zip(spans, batches, strict=True):

@@ -54,6 +54,9 @@ class TrainSettings(Settings):
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
     )
+    compute_threads: int | None = Field(
+        None, ge=1, description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1."
+    )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
 
@@ -74,7 +77,7 @@ class RunSettings(Settings):
     """How a command runs; shapes no data."""
 
     workers: int = Field(2, ge=0, description="Processes that decode and augment; 0 does it in the training process.")
-    threads: int = Field(4, ge=1, description="Threads that decode while labeling and evaluating.")
+    decode_threads: int = Field(4, ge=1, description="Threads that decode while labeling and evaluating.")
     checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints; 0 writes one at every step.")
 
 

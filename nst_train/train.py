@@ -22,7 +22,7 @@ from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
-from nst_train.device import set_threads
+from nst_train.device import DEFAULT_THREADS, set_threads
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
 from nst_train.models import count_parameters, create_network, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
@@ -55,9 +55,10 @@ def train(
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
-    machine = staging.remembered("machine", {"threads": torch.get_num_threads(), "device": state.device.type})
+    machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, "device": state.device.type})
     set_threads(machine["threads"])
-    training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
+    with staging.refusable():
+        training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
     training.run(run, progress)
     if state.is_main_process:
         _seal(staging, settings, training, labeled.class_names or [], staging.add_seconds(since), machine)
@@ -145,7 +146,7 @@ class _Training:
         run: RunSettings,
         progress: Progress,
     ) -> "_Training":
-        labeled, unreadable = readable(source, run.threads)
+        labeled, unreadable = readable(source, run.decode_threads)
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")
         if not len(labeled):

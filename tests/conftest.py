@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the public Hub for anything
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small lose more to threads than they gain, above all on a busy machine
 
 
 def picture(label: int, index: int, size_px: int = 16) -> Image.Image:
@@ -45,3 +46,40 @@ def labeled_folder(tmp_path):
 @pytest.fixture
 def pool_folder(tmp_path):
     return write_pool(tmp_path / "pool", 3, 5)
+
+
+TINY = {
+    "model": "test_resnet",
+    "image_size": 16,
+    "crop_pct": 1.0,
+    "epochs": 2,
+    "batch_size": 4,
+    "optimizer": "adamw",
+    "learning_rate": 0.1,
+    "warmup_epochs": 0,
+    "ema_decay": 0.9,
+    "flip": 0.0,
+    "crop_scale_min": 0.8,
+    "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0.1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory):
+    """A store with a teacher, two generations of labels and an edition, made once: (store, labeled folder, pool folder)."""
+    from nst_data.editions import balance
+    from nst_data.settings import BalanceSettings
+    from nst_data.sources import open_source
+    from nst_data.store import Store
+    from nst_train.label import label
+    from nst_train.settings import LabelSettings, RunSettings, TrainSettings
+    from nst_train.train import train
+
+    top = tmp_path_factory.mktemp("tiny")
+    labeled = write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)
+    pool = write_pool(top / "pool", 3, 5)
+    store, run = Store(top / "store"), RunSettings(workers=0, decode_threads=1)
+    teacher = train(store, "tiny-teacher", TrainSettings(**TINY), open_source(str(labeled), labeled=True), run=run)
+    corpus = label(store, "tiny", teacher.ref, open_source(str(pool)), LabelSettings(batch_size=4, rows_per_shard=6), run=run)
+    balance(store, corpus, BalanceSettings(min_confidence=0, per_class=6))
+    return store, labeled, pool

@@ -1,0 +1,101 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_pool
+
+from nst_data.errors import NstError
+from nst_data.sources import open_source
+from nst_train.batches import open_edition, readable, training_batches
+from nst_train.noise import training_transform
+from nst_train.settings import TrainSettings
+
+CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+CLASSES = ["ant", "bee", "cat"]
+
+
+def batches(tiny_store, tmp_path, steps, workers=0, process=0, processes=1, classes=CLASSES, **changes):
+    store, labeled, pool = tiny_store
+    settings = TrainSettings(**TINY | {"ratio": 2} | changes)
+    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), classes, tmp_path)
+    transform = training_transform(settings, CONFIG)
+    return list(training_batches(settings, images, pseudo, transform, steps, workers, process, processes))
+
+
+def same(left, right):
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in ("images", "labels", "probs"))
+
+
+def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_ones(tiny_store, tmp_path):
+    (batch,) = batches(tiny_store, tmp_path, range(1))
+    assert batch.images.shape == (4 + 8, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert batch.labels.shape == (4,)
+    assert batch.probs.shape == (8, 3)
+
+
+def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path):
+    alone, with_workers = batches(tiny_store, tmp_path, range(4)), batches(tiny_store, tmp_path, range(4), workers=2)
+    assert all(same(left, right) for left, right in zip(alone, with_workers, strict=True))
+
+
+def test_going_on_at_a_step_gives_the_batches_that_would_have_come(tiny_store, tmp_path):
+    whole, rest = batches(tiny_store, tmp_path, range(5)), batches(tiny_store, tmp_path, range(3, 5))
+    assert same(whole[3], rest[0])
+    assert same(whole[4], rest[1])
+
+
+def test_two_processes_share_the_batch_of_one(tiny_store, tmp_path):
+    (one,) = batches(tiny_store, tmp_path, range(2, 3))
+    halves = [batches(tiny_store, tmp_path, range(2, 3), process=process, processes=2)[0] for process in (0, 1)]
+    assert torch.equal(torch.cat([half.labels for half in halves]), one.labels)
+    assert torch.equal(torch.cat([half.probs for half in halves]), one.probs)
+    assert torch.equal(torch.cat([half.images[:2] for half in halves]), one.images[:4])
+
+
+def test_an_epoch_of_an_edition_shows_each_image_as_often_as_it_has_copies(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path)
+    shown = Counter(np.searchsorted(pseudo.ends, np.arange(len(pseudo)), side="right").tolist())
+    copies = np.diff(pseudo.ends, prepend=0)
+    assert len(pseudo) == store.open("tiny@gen-1.1").manifest.counts["copies"]
+    assert [shown[index] for index in range(len(copies))] == copies.tolist()
+
+
+def test_soft_labels_follow_the_order_of_the_labeled_sets_classes(tiny_store, tmp_path):
+    (straight,) = batches(tiny_store, tmp_path / "a", range(1))
+    (turned,) = batches(tiny_store, tmp_path / "b", range(1), classes=["cat", "ant", "bee"])
+    assert torch.equal(turned.probs, straight.probs[:, [2, 0, 1]])
+
+
+def test_another_copy_of_the_pool_is_found_by_key(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    copy = write_pool(tmp_path / "copy", 3, 5)
+    (copy / "0-000.png").write_bytes((copy / "0-100.png").read_bytes())  # one image more, in front: row numbers moved
+    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(copy)), CLASSES, tmp_path / "work")
+    original = open_edition(store.open("tiny@gen-1.1"), open_source(str(tiny_store[2])), CLASSES, tmp_path / "other")
+    assert (pseudo.rows == original.rows + 1).all()
+
+
+def test_a_pool_with_other_bytes_is_refused(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    other = write_pool(tmp_path / "other", 3, 5, first=100)
+    for path in other.iterdir():
+        path.write_bytes(path.read_bytes() + b"\0")
+    settings = TrainSettings(**TINY)
+    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(other)), CLASSES, tmp_path)
+    with pytest.raises(NstError, match=r"holds other bytes than the image that was labeled; give the pool that was labeled"):
+        next(training_batches(settings, images, pseudo, training_transform(settings, CONFIG), range(1), workers=0))
+
+
+def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
+    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(ant, bee, dog\)"):
+        batches(tiny_store, tmp_path, range(1), classes=["ant", "bee", "dog"])
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(tiny_store, tmp_path):
+    with pytest.raises(NstError, match="batch size 4: expected a multiple of the 3 processes"):
+        batches(tiny_store, tmp_path, range(1), processes=3)

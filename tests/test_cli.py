@@ -1,0 +1,172 @@
+"""Bad input: one clear line, a status, and nothing half-written."""
+
+import json
+import os
+import re
+
+import pytest
+from conftest import write_class_folders, write_pool
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
+
+
+def fails(status, *words):
+    """The command's one line on standard error."""
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    lines = result.stderr.strip().splitlines()
+    if status == 2 and not lines[-1].startswith("nst: "):
+        return " ".join(result.stderr.split())
+    assert lines[-1].startswith("nst: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+def files_in(folder):
+    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+
+
+def label(pool, store, *words):
+    return ["label", pool, "--teacher", "tiny-teacher", "--corpus", "wrong", "--store", store.root, *words]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+def test_no_such_folder(tiny_store, tmp_path):
+    assert "nowhere: no such file or folder; expected a folder of images" in fails(1, *label(tmp_path / "nowhere", tiny_store[0]))
+
+
+def test_a_folder_without_images(tiny_store, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    assert "expected images (.avif, .bmp" in fails(1, *label(tmp_path, tiny_store[0]))
+
+
+def test_a_labeled_set_with_one_class(tmp_path, store):
+    write_class_folders(tmp_path / "labeled", ["ant"], 3)
+    line = fails(1, "train", "--labeled", tmp_path / "labeled", "--name", "one", *NETWORK, "--store", store)
+    assert "expected labels of two classes or more, found only 'ant'" in line
+    assert files_in(store) == []
+
+
+def test_other_classes_than_the_teachers_show_both(tiny_store, tmp_path):
+    write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 1)
+    line = fails(1, "evaluate", "tiny-teacher", "--data", tmp_path / "data", "--store", tiny_store[0].root)
+    assert "expected the classes 3 (ant, bee, cat), found 3 (ant, bee, dog); not expected: 1 (dog)" in line
+    assert "--class-names FILE" in line
+
+
+def test_other_classes_than_the_pseudo_labels_are_refused_and_leave_nothing(tiny_store, tmp_path):
+    write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 2)
+    words = ["train", "--labeled", tmp_path / "data", "--pseudo", "tiny@gen-1.1", "--name", "other-classes", *NETWORK]
+    line = fails(1, *words, "--store", tiny_store[0].root)
+    assert "expected the classes 3 (ant, bee, dog)" in line or "found 3 (ant, bee, dog)" in line
+    assert not any("other-classes" in ref for ref in tiny_store[0].unfinished())
+
+
+def test_an_unknown_model_suggests_near_ones_and_leaves_nothing(tmp_path, store, labeled_folder):
+    line = fails(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "efficientnet_b00", "--store", store)
+    assert "no network of timm and no teacher in the store; did you mean efficientnet_b" in line
+    assert files_in(store) == []
+
+
+def test_an_unknown_teacher_suggests_near_ones(tiny_store, pool_folder):
+    words = ["label", pool_folder, "--teacher", "resnet500", "--corpus", "wrong", "--store", tiny_store[0].root]
+    assert "resnet500: no network of timm and no teacher in the store; did you mean resnet50" in fails(2, *words)
+
+
+def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, pool_folder):
+    words = ["label", pool_folder, "--teacher", "tiny-teacher@gen-7", "--corpus", "wrong", "--store", tiny_store[0].root]
+    assert "tiny-teacher@gen-7: expected a teacher in the store" in fails(2, *words)
+    assert "there is tiny-teacher@gen-0 (teacher)" in fails(2, *words)
+
+
+def test_a_number_taken_by_other_settings_names_them(tiny_store):
+    words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
+    line = fails(1, *words)
+    assert "tiny@gen-1.1 is taken by other settings (per_class: 6 there, 9 asked)" in line
+    assert "nst remove tiny@gen-1.1" in line
+
+
+def test_a_store_written_by_a_newer_schema(tmp_path):
+    folder = tmp_path / "corpora" / "future" / "gen-1"
+    folder.mkdir(parents=True)
+    (folder / "nst.json").write_text(json.dumps({"schema_version": 99}))
+    line = fails(1, "show", "future", "--store", tmp_path)
+    assert "has schema version 99, this nst reads up to 1; upgrade nst" in line
+
+
+def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
+    line = fails(1, "balance", "tiny@gen-1", "--min-confidence", "1", "--store", tiny_store[0].root)
+    assert re.search(r"no image is left of 15 \(0 held_out, 0 duplicate, 15 low_confidence, 0 over_quota\)", line)
+    assert "lower --min-confidence" in line
+    assert not any(ref.startswith("tiny@") for ref in tiny_store[0].unfinished())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: input should be greater than or equal to 1, got 0"),
+        (["balance", "tiny@gen-one"], "version 'gen-one': expected gen-N or gen-N.K"),
+        (["balance", "tiny-teacher@gen-0"], "tiny-teacher@gen-0: expected a generation in the store"),
+        (["show", "../tiny"], "name '../tiny': expected letters, digits"),
+        (["show", "nothing"], "there is nothing called 'nothing', `nst list` shows what there is"),
+        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "name an edition with --pseudo"),
+        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: input should be less than 1"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: No such file or directory; expected a recipe"),
+        (["label"], "Missing argument 'SOURCE'"),
+        (["lable"], "No such command 'lable'"),
+    ],
+)
+def test_wrong_use_is_status_2_with_one_line(tiny_store, words, message):
+    extra = [] if words[0] == "lable" else ["--store", tiny_store[0].root]
+    assert message in fails(2, *words, *extra)
+
+
+def test_a_damaged_version_is_named_by_verify(tiny_store, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_store[0].root, tmp_path / "store")
+    weights = tmp_path / "store" / "teachers" / "tiny-teacher" / "gen-0" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert "tiny-teacher@gen-0 is damaged: model.safetensors: sha256" in fails(1, "verify", "tiny-teacher", "--store", tmp_path / "store")
+
+
+def test_a_corrupt_image_among_good_ones_goes_to_errors_and_the_command_succeeds(tiny_store, tmp_path):
+    pool = write_pool(tmp_path / "pool", 2, 1)
+    (pool / "broken.jpg").write_bytes(b"\xff\xd8 not a jpeg")
+    result = CliRunner().invoke(app, [str(word) for word in label(pool, tiny_store[0])])
+    assert result.exit_code == 0
+    assert "2 of 3 images labeled, 1 could not be read" in result.stdout
+
+
+def test_results_go_to_standard_output_and_progress_to_standard_error(tiny_store, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 2)
+    words = ["label", pool, "--teacher", "tiny-teacher", "--corpus", "streams", "--json", "--store", tiny_store[0].root]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert json.loads(result.stdout)["counts"]["labeled"] == 2
+    assert "2/2 images" in result.stderr
+
+
+def test_the_environment_names_the_store(tiny_store, monkeypatch):
+    monkeypatch.setenv("NST_STORE", str(tiny_store[0].root))
+    assert "tiny-teacher@gen-0" in CliRunner().invoke(app, ["list"]).stdout
+
+
+def test_help_shows_the_papers_defaults():
+    text = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
+    for option, default in (("--epochs", "350"), ("--batch-size", "2048"), ("--magnitude", "27"), ("--optimizer", "rmsproptf")):
+        assert re.search(rf"{option}.*?\[default: {default}", text, re.DOTALL), option
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_that_may_not_be_written_is_one_line(tmp_path, labeled_folder):
+    (tmp_path / "store").mkdir(mode=0o500)
+    line = fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")
+    assert "Permission denied" in line

@@ -1,0 +1,163 @@
+import io
+
+import numpy as np
+import pytest
+from conftest import picture
+from PIL import Image, ImageOps
+
+from nst_data.images import ImageError, decode, image_hash, phash, phash_thumbnail
+
+
+def encode(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(encoded):
+    image = decode(encoded)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def bits_apart(left, right):
+    one, other = phash(np.stack([phash_thumbnail(left), phash_thumbnail(right)]))
+    return (int(one) ^ int(other)).bit_count()
+
+
+def test_a_one_bit_image_is_black_and_white():
+    image = Image.fromarray(np.array([[False, True], [True, False]]))
+    assert image.mode == "1"
+    assert pixels(encode(image)).tolist() == [[[0] * 3, [255] * 3], [[255] * 3, [0] * 3]]
+
+
+def test_a_gray_image_has_three_equal_channels():
+    assert pixels(encode(Image.fromarray(np.array([[0, 7, 255]], np.uint8)))).tolist() == [[[0] * 3, [7] * 3, [255] * 3]]
+
+
+def test_a_palette_image_with_a_transparent_color_lies_over_white():
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([0, 1, 2])
+    assert pixels(encode(image, transparency=1)).tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_palette_image_with_an_opacity_per_color_lies_over_white():
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 0, 0, 0])
+    image.putdata([0, 1, 2])
+    assert pixels(encode(image, transparency=bytes([255, 0, 51]))).tolist() == [[[10, 20, 30], [255, 255, 255], [204, 204, 204]]]
+
+
+def test_a_gray_image_with_alpha_lies_over_white():
+    image = Image.fromarray(np.array([[[0, 255], [0, 0], [0, 51]]], np.uint8))
+    assert image.mode == "LA"
+    assert pixels(encode(image)).tolist() == [[[0] * 3, [255] * 3, [204] * 3]]
+
+
+def test_a_color_image_with_alpha_lies_over_white():
+    image = Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [255, 0, 0, 51]]], np.uint8))
+    assert pixels(encode(image)).tolist() == [[[255, 0, 0], [255, 255, 255], [255, 204, 204]]]
+
+
+def test_a_cmyk_image_becomes_rgb():
+    image = Image.frombytes("CMYK", (3, 1), bytes([0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 0, 255]))
+    assert pixels(encode(image, "TIFF")).tolist() == [[[255] * 3, [0, 0, 255], [0] * 3]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_divided_by_257(kind):
+    image = Image.fromarray(np.array([[0, 257, 200 * 257, 65535]], np.uint16))
+    assert image.mode == "I;16"
+    assert pixels(encode(image, kind))[0, :, 0].tolist() == [0, 1, 200, 255]
+
+
+def test_floats_up_to_one_fill_the_range():
+    assert pixels(encode(Image.fromarray(np.array([[0, 0.2, 1]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
+
+
+def test_floats_above_one_are_taken_as_eight_bits_and_clipped():
+    image = Image.fromarray(np.array([[-5, 100, 300, np.nan]], np.float32))
+    assert pixels(encode(image, "TIFF"))[0, :, 0].tolist() == [0, 100, 255, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_upright_as_its_exif_says(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    encoded = encode(picture(1, 0).resize((9, 6)), kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded)))
+    assert expected.size == ((9, 6) if orientation <= 4 else (6, 9))
+    np.testing.assert_array_equal(pixels(encoded), np.asarray(expected))
+
+
+def test_an_impossible_orientation_leaves_the_image_as_it_is():
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    image = picture(0, 0)
+    np.testing.assert_array_equal(pixels(encode(image, exif=exif)), np.asarray(image))
+
+
+def test_the_first_frame_stands_for_an_animation():
+    first, second = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    assert pixels(encode(first, "GIF", save_all=True, append_images=[second]))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_truncated_jpeg_is_an_error_with_the_decoders_reason():
+    encoded = encode(picture(0, 0, 64), "JPEG")
+    with pytest.raises(ImageError, match="truncated"):
+        decode(encoded[: len(encoded) // 2])
+
+
+def test_an_empty_file_is_an_error():
+    with pytest.raises(ImageError, match="empty file"):
+        decode(b"")
+
+
+def test_text_is_an_error():
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        decode(b"once upon a time there was no image at all")
+
+
+def test_more_pixels_than_are_decoded_is_an_error(monkeypatch):
+    monkeypatch.setattr("nst_data.images.MAX_PIXELS", 99)
+    with pytest.raises(ImageError, match="10x10 pixels, more than the 99"):
+        decode(encode(Image.new("L", (10, 10))))
+
+
+def test_the_hash_is_of_the_encoded_bytes():
+    encoded = encode(picture(0, 0))
+    assert image_hash(encoded) == image_hash(bytearray(encoded)) != image_hash(encode(picture(0, 0), "BMP"))
+    assert len(image_hash(encoded)) == 32
+    assert image_hash(b"") == "99aa06d3014798d86001c324468d497f"  # from the xxHash specification
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_resized_and_compressed_copy_has_nearly_the_same_phash(seed):
+    blobs = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(blobs).resize((128, 96), Image.Resampling.BICUBIC)
+    copy = decode(encode(image.resize((80, 60)), "JPEG", quality=60))
+    assert bits_apart(image, copy) <= 10  # of 64
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_another_image_has_a_far_phash(seed):
+    first, second = (np.random.default_rng([seed, which]).integers(0, 256, (8, 8, 3), dtype=np.uint8) for which in (0, 1))
+    assert bits_apart(Image.fromarray(first).resize((96, 96)), Image.fromarray(second).resize((96, 96))) >= 16
+
+
+def test_plain_images_of_other_brightness_have_nearly_the_same_phash():
+    assert bits_apart(Image.new("RGB", (50, 40), (100, 100, 100)), Image.new("RGB", (50, 40), (255, 255, 255))) <= 1
+
+
+def test_the_phash_of_an_image_does_not_depend_on_its_batch():
+    thumbnails = np.stack([phash_thumbnail(picture(label, 0)) for label in range(3)])
+    assert [int(phash(one[None])[0]) for one in thumbnails] == phash(thumbnails).tolist()
+
+
+def test_the_phashes_of_no_images_are_an_empty_array():
+    hashes = phash(np.empty((0, 32, 32), np.uint8))
+    assert hashes.shape == (0,)
+    assert hashes.dtype == np.int64

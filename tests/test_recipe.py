@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from nst_data.errors import UsageError
+from nst_train.recipe import parse_recipe, read_recipe
+
+RECIPE = """\
+name: flowers
+labeled: {source: photos/labeled}
+pool: {source: /data/pool}
+seed: 3
+generations:
+  - {model: efficientnet_b0}
+  - {model: efficientnet_b0, ratio: 3, seed: 7, noise: {magnitude: 15}}
+"""
+PLACE = Path("/recipes/flowers.yaml")
+
+
+def parsed(*change):
+    return parse_recipe(RECIPE.replace(*change) if change else RECIPE, PLACE)
+
+
+def test_relative_sources_start_at_the_recipes_folder():
+    recipe = parsed()
+    assert recipe.labeled.source == "/recipes/photos/labeled"
+    assert recipe.pool.source == "/data/pool"
+
+
+def test_each_part_takes_the_recipes_seed_unless_it_names_its_own():
+    recipe = parsed()
+    assert [settings.seed for settings in recipe.generations] == [3, 7]
+    assert recipe.select.seed == 3
+
+
+def test_what_a_recipe_leaves_out_has_the_papers_value():
+    student = parsed().generations[1]
+    assert (student.epochs, student.batch_size, student.noise.magnitude, student.noise.dropout) == (350, 2048, 15, 0.5)
+    assert (parsed().select.min_confidence, parsed().select.per_class) == (0.3, 130_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("ratio: 3", "ration: 3"), r"flowers.yaml, line 7: generations.1.ration: unknown key; did you mean ratio\?"),
+        (("magnitude: 15", "magnitud: 15"), r"line 7: generations.1.noise.magnitud: unknown key; did you mean magnitude\?"),
+        (("seed: 3", "xyzzy: 3"), r"line 4: xyzzy: unknown key; expected one of name, labeled"),
+        (("ratio: 3", "ratio: 0"), r"line 7: generations.1.ratio: input should be greater than or equal to 1, found 0"),
+        (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
+        (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
+        (("labeled: {", "labelled: {"), r"labeled: missing"),
+        (("seed: 3", "seed: [3"), r"flowers.yaml: expected YAML"),
+        ((RECIPE, "just text"), r"expected a recipe with the keys name, labeled"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key_and_its_line(change, message):
+    with pytest.raises(UsageError, match=message):
+        parsed(*change)
+
+
+def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"nothing.yaml: No such file or directory; expected a recipe"):
+        read_recipe(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder", "cifar10"])
+def test_the_examples_are_valid_recipes(name):
+    recipe = read_recipe(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
+    assert len(recipe.generations) == 3

@@ -1,0 +1,147 @@
+"""The whole loop, as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, write_class_folders, write_pool
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.store import Store
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CLASSES = ["ant", "bee", "cat"]
+RUN = {"workers": 0, "decode_threads": 1}
+
+
+def nst(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def write_images(folder):
+    write_class_folders(folder / "labeled", CLASSES, 4)
+    write_class_folders(folder / "test", CLASSES, 3, first=50)
+    write_pool(folder / "unlabeled", 3, 5)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A recipe that ran from end to end: (recipe's path, store, the command's JSON)."""
+    top = tmp_path_factory.mktemp("loop")
+    write_images(top / "photos")
+    student = TINY | {"ratio": 2, "epochs": 3}
+    recipe = {
+        "name": "bugs",
+        "labeled": {"source": "photos/labeled"},
+        "test": {"source": "photos/test"},
+        "pool": {"source": "photos/unlabeled"},
+        "label": {"batch_size": 4, "rows_per_shard": 6},
+        "select": {"min_confidence": 0.0, "per_class": 8},
+        "generations": [TINY, student, student],
+        "control": True,
+        "run": RUN,
+    }
+    path = top / "bugs.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    output = nst("run", path, "--store", top / "store", "--json")
+    return path, Store(top / "store"), json.loads(output.stdout)
+
+
+def test_the_loop_makes_teachers_corpora_and_editions_and_a_control(finished):
+    _, store, _ = finished
+    assert [version.ref for version in store.versions()] == [
+        *("bugs@gen-1", "bugs@gen-1.1", "bugs@gen-2", "bugs@gen-2.1"),
+        *("bugs-control@gen-0", "bugs-teacher@gen-0", "bugs-teacher@gen-1", "bugs-teacher@gen-2"),
+    ]
+    assert all(version.verify() == [] for version in store.versions())
+    assert store.unfinished() == []
+
+
+def test_each_student_teaches_the_next(finished):
+    _, store, _ = finished
+    assert store.open("bugs@gen-2").manifest.request.inputs["teacher"].ref == "bugs-teacher@gen-1"
+    assert store.open("bugs-teacher@gen-2").manifest.request.inputs["edition"].ref == "bugs@gen-2.1"
+
+
+def test_the_table_has_a_row_per_generation(finished):
+    _, _, result = finished
+    rows = result["generations"]
+    assert [row["teacher"] for row in rows] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1", "bugs-teacher@gen-2", "bugs-control@gen-0"]
+    assert [row["images_labeled"] for row in rows] == [None, 15, 15, None]
+    assert all(0 <= row["test_top1"] <= 1 for row in rows)
+    assert all(row["unique"] <= row["kept"] <= 15 and row["copies"] >= row["unique"] for row in rows[1:3])
+
+
+def test_the_control_has_the_last_students_steps_and_noise_and_no_pseudo_labels(finished):
+    _, store, _ = finished
+    control, student = (store.open(ref).manifest for ref in ("bugs-control@gen-0", "bugs-teacher@gen-2"))
+    assert control.counts["steps"] == student.counts["steps"]
+    assert control.request.settings == student.request.settings
+    assert control.counts["entries"] == 0
+
+
+def test_run_again_it_does_nothing(finished):
+    path, store, before = finished
+    stamps = {file: file.stat().st_mtime_ns for file in store.root.rglob("*")}
+    again = nst("run", path, "--store", store.root, "--json")
+    assert json.loads(again.stdout) == before
+    assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*")} == stamps
+
+
+def test_the_single_commands_give_the_bytes_of_the_recipe(finished, tmp_path):
+    path, store, _ = finished
+    photos = path.parent / "photos"
+    options = {key: value for key, value in TINY.items() if key != "noise"} | TINY["noise"]
+    network = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
+    here = ["--store", tmp_path / "store"]
+    nst("train", "--labeled", photos / "labeled", "--name", "bugs-teacher", *network, "--workers", 0, *here)
+    nst("label", photos / "unlabeled", "--teacher", "bugs-teacher", "--corpus", "bugs", "--batch-size", 4, "--rows-per-shard", 6, *here)
+    held_out = ["--exclude", photos / "labeled", "--exclude", photos / "test"]
+    nst("balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 8, *held_out, *here)
+    student = [*network, "--epochs", 3, "--ratio", 2, "--workers", 0]
+    nst("train", "--labeled", photos / "labeled", "--pseudo", "bugs", "--name", "bugs-teacher", *student, *here)
+    other = Store(tmp_path / "store")
+    for ref in ("bugs-teacher@gen-0", "bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-1"):
+        assert (other.open(ref).manifest.files, other.open(ref).manifest.request) == (
+            store.open(ref).manifest.files,
+            store.open(ref).manifest.request,
+        ), ref
+    metrics = json.loads(nst("evaluate", "bugs-teacher@gen-1", "--data", photos / "test", "--json", *here).stdout)
+    recorded = json.loads((store.open("bugs-teacher@gen-1").folder / "metrics.json").read_text())["test"]
+    assert metrics["bugs-teacher@gen-1"]["top1"] == recorded["top1"]
+
+
+def test_list_show_and_verify_read_the_store(finished):
+    _, store, _ = finished
+    listed = nst("list", "--store", store.root).stdout
+    assert all(version.ref in listed for version in store.versions())
+    shown = nst("show", "bugs@gen-1.1", "--store", store.root).stdout
+    assert "bugs@gen-1" in shown
+    assert "min_confidence" in shown
+    assert json.loads(nst("show", "bugs", "--json", "--store", store.root).stdout)["version"] == "gen-2.1"
+    assert "all as sealed" in nst("verify", "bugs-teacher@gen-2", "--store", store.root).stdout
+
+
+def test_a_card_tells_a_teachers_accuracy_and_lineage(finished):
+    _, store, _ = finished
+    card = (store.open("bugs-teacher@gen-2").folder / "README.md").read_text()
+    assert "**test**: top-1" in card
+    assert "bugs@gen" in card
+
+
+def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
+    """The file that users copy, with the few lines changed that make it small."""
+    write_images(tmp_path / "photos")
+    recipe = yaml.safe_load((EXAMPLES / "image_folder.yaml").read_text())
+    small = {"model": "test_efficientnet", "image_size": 32, "epochs": 1, "batch_size": 6}
+    recipe["generations"] = [settings | small for settings in recipe["generations"]]
+    recipe["select"] = {"min_confidence": 0.3, "per_class": 5}
+    recipe["run"] = RUN
+    (tmp_path / "flowers.yaml").write_text(yaml.safe_dump(recipe))
+    output = nst("run", tmp_path / "flowers.yaml", "--store", tmp_path / "store").stdout
+    assert "flowers-teacher@gen-2" in output
+    assert "test top-1" in output

@@ -1,0 +1,297 @@
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nst_data.errors import NstError, UsageError
+from nst_data.files import write_text
+from nst_data.manifest import MANIFEST_NAME, Input, Request, read_manifest
+from nst_data.store import Number, Staging, Store, Version
+
+
+def request(kind="generation", seed=0, parent="pool-digest"):
+    return Request(kind=kind, settings={"seed": seed, "batch_size": 8}, inputs={"pool": Input(ref="photos", digest=parent)})
+
+
+def seal(staging, text="labels"):
+    files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", text)}
+    return staging.seal(files, ["ant", "bee"], {"labeled": 1}, seconds=1.5, machine={"device": "cpu"})
+
+
+def make(store, name="flowers", asked=None, **numbers):
+    return seal(store.begin(asked or request(), name, **numbers))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_a_version_goes_from_staging_to_its_place_whole(store):
+    staging = store.begin(request(), "flowers")
+    assert isinstance(staging, Staging)
+    assert (store.versions(), store.unfinished()) == ([], ["flowers@gen-1"])
+    version = seal(staging)
+    assert (store.versions(), store.unfinished()) == ([version], [])
+    assert version.folder == store.root / "corpora" / "flowers" / "gen-1"
+    assert sorted(path.name for path in version.folder.rglob("*")) == ["a.txt", "data", MANIFEST_NAME]
+    assert not staging.folder.exists()
+    assert store.open("flowers@gen-1") == store.open("flowers") == version
+    assert version.verify() == []
+
+
+def test_the_manifest_says_what_the_version_was_made_from(store):
+    manifest = make(store).manifest
+    assert (manifest.name, manifest.version, manifest.request) == ("flowers", "gen-1", request())
+    assert (manifest.class_names, manifest.counts, manifest.seconds) == (["ant", "bee"], {"labeled": 1}, 1.5)
+    assert manifest.machine["device"] == "cpu"
+    assert {"nst", "torch", "polars"} <= manifest.packages.keys()
+
+
+def test_the_same_request_finds_the_sealed_version(store):
+    version = make(store)
+    assert store.begin(request(), "flowers") == version
+    assert store.begin(request(), "flowers", generation=1) == version
+
+
+def test_where_the_inputs_lie_does_not_matter_and_what_they_hold_does(store):
+    version = make(store)
+    moved = request().model_copy(update={"inputs": {"pool": Input(ref="elsewhere", digest="pool-digest")}})
+    assert store.begin(moved, "flowers") == version
+    assert isinstance(store.begin(request(parent="another-digest"), "flowers"), Staging)
+
+
+def test_a_second_begin_leaves_a_sealed_version_untouched(store):
+    version = make(store)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in version.folder.rglob("*") if path.is_file()}
+    store.begin(request(), "flowers")
+    seal(store.begin(request(seed=1), "flowers"), "other labels")
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in version.folder.rglob("*") if path.is_file()}
+
+
+def test_a_half_done_staging_is_found_again(store):
+    staging = store.begin(request(), "flowers")
+    (staging.build / "half.txt").write_text("half")
+    again = Store(store.root).begin(request(), "flowers")
+    assert again == staging
+    assert (again.build / "half.txt").read_text() == "half"
+
+
+def test_a_staging_remembers_the_first_value_and_adds_up_seconds(store):
+    staging = store.begin(request(), "flowers")
+    assert staging.remembered("machine", {"threads": 4}) == staging.remembered("machine", {"threads": 8}) == {"threads": 4}
+    first = staging.add_seconds(since=0)
+    assert staging.add_seconds(since=0) >= 2 * first > 0
+
+
+def test_versions_take_the_next_free_number(store):
+    assert [make(store, asked=request(seed=seed)).ref for seed in range(2)] == ["flowers@gen-1", "flowers@gen-2"]
+    store.begin(request(seed=2), "flowers")
+    assert store.begin(request(seed=3), "flowers").ref == "flowers@gen-4"
+
+
+def test_a_first_number_of_zero_counts_from_there(store):
+    teachers = [store.begin(request("teacher", seed), "net", first=0).ref for seed in range(2)]
+    assert teachers == ["net@gen-0", "net@gen-1"]
+
+
+def test_editions_take_the_next_free_number_of_their_generation(store):
+    make(store)
+    editions = [make(store, asked=request("edition", seed), generation=generation).ref for seed, generation in ((0, 1), (1, 1), (2, 3))]
+    assert editions == ["flowers@gen-1.1", "flowers@gen-1.2", "flowers@gen-3.1"]
+    assert store.begin(request(seed=5), "flowers").ref == "flowers@gen-2"
+
+
+def test_versions_are_listed_by_name_and_number(store):
+    make(store, "b")
+    for seed in range(10):
+        make(store, "a", request(seed=seed))
+    make(store, "a", request("edition"), generation=2)
+    make(store, "t", request("teacher"), first=0)
+    refs = [version.ref for version in store.versions()]
+    assert refs == ["a@gen-1", "a@gen-2", "a@gen-2.1", *(f"a@gen-{number}" for number in range(3, 11)), "b@gen-1", "t@gen-0"]
+    assert [version.ref for version in store.versions("b")] == ["b@gen-1"]
+    assert (store.open("a").ref, store.open("a", "edition").ref) == ("a@gen-10", "a@gen-2.1")
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_sealed):
+    staging = store.begin(request(), "flowers")
+    if is_sealed:
+        seal(staging)
+    with pytest.raises(NstError, match=r"flowers@gen-1 is taken by other settings \(seed: 0 there, 7 asked\); leave the number out"):
+        store.begin(request(seed=7), "flowers", generation=1)
+
+
+def test_a_number_taken_by_other_inputs_is_an_error_that_names_them(store):
+    make(store)
+    with pytest.raises(NstError, match=r"\(pool: photos there, photos asked, with other content\)"):
+        store.begin(request(parent="other"), "flowers", generation=1)
+
+
+def test_a_free_number_can_be_asked_for(store):
+    assert store.begin(request(), "flowers", generation=5).ref == "flowers@gen-5"
+    assert store.begin(request("edition"), "flowers", generation=5, edition=3).ref == "flowers@gen-5.3"
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize(("first", "second"), [("generation", "teacher"), ("teacher", "generation")])
+def test_a_name_stands_for_one_kind(store, first, second, is_sealed):
+    staging = store.begin(request(first), "flowers")
+    if is_sealed:
+        seal(staging)
+    with pytest.raises(NstError, match="'flowers' already names .*; names are unique across kinds, choose another"):
+        store.begin(request(second), "flowers")
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a/b", "../a", "a b", "a\n", "ä", "a" * 97, "a@b"])
+def test_a_name_that_is_no_safe_folder_is_wrong_use(store, name):
+    with pytest.raises(UsageError, match=r"expected letters, digits"):
+        store.begin(request(), name)
+
+
+@pytest.mark.parametrize("ref", ["flowers@1", "flowers@gen-", "flowers@gen-1.", "flowers@gen-1.2.3", "flowers@../gen-1", "flowers@gen-1\n"])
+def test_a_version_that_is_no_number_is_wrong_use(store, ref):
+    make(store)
+    for read in (store.open, store.remove):
+        with pytest.raises(UsageError, match="expected gen-N or gen-N.K"):
+            read(ref)
+
+
+@pytest.mark.parametrize(("text", "number"), [("gen-0", Number(0)), ("gen-12", Number(12)), ("gen-2.10", Number(2, 10))])
+def test_a_number_is_written_as_it_is_read(text, number):
+    assert Number.parse(text) == number
+    assert str(number) == text
+
+
+def test_what_is_not_there_is_wrong_use_that_says_what_is(store):
+    with pytest.raises(UsageError, match="there is nothing called 'flowers'"):
+        store.open("flowers")
+    make(store)
+    with pytest.raises(UsageError, match=r"flowers@gen-2: expected a version .* there is flowers@gen-1 \(generation\)"):
+        store.open("flowers@gen-2")
+    with pytest.raises(UsageError, match="flowers: expected an? edition or teacher in the store"):
+        store.open("flowers", "edition", "teacher")
+
+
+def edit(version, **changes):
+    path = version.folder / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return Version(version.folder)
+
+
+def test_a_newer_schema_version_is_refused(store):
+    version = edit(make(store), schema_version=99, a_key_of_the_future=1)
+    with pytest.raises(NstError, match="has schema version 99, this nst reads up to 1; upgrade nst"):
+        _ = version.manifest
+
+
+def test_a_missing_manifest_is_an_error(tmp_path):
+    with pytest.raises(NstError, match=r"expected a version with nst\.json, found none"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\xff"])
+def test_a_manifest_that_is_no_manifest_is_an_error(tmp_path, text):
+    (tmp_path / MANIFEST_NAME).write_bytes(text.encode("latin-1"))
+    with pytest.raises(NstError, match=r"nst\.json: expected a manifest, found unreadable JSON"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_with_an_unknown_key_is_an_error_that_names_it(store):
+    version = edit(make(store), colour="red")
+    with pytest.raises(NstError, match=r"nst\.json: colour: .*; the manifest was changed by hand or damaged"):
+        _ = version.manifest
+
+
+def test_verify_sees_a_flipped_bit(store):
+    version = make(store)
+    path = version.folder / "data" / "a.txt"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    (problem,) = version.verify()
+    assert problem.startswith("data/a.txt: sha256 ")
+
+
+def test_verify_sees_a_missing_file(store):
+    version = make(store)
+    (version.folder / "data" / "a.txt").unlink()
+    assert version.verify() == ["data/a.txt: missing"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"request": request(seed=7).model_dump()},
+        {"request": request(parent="other").model_dump()},
+        {"files": {}},
+        {"digest": "0" * 64},
+        {"class_names": ["bee", "ant"]},
+    ],
+    ids=["settings", "inputs", "files", "digest", "class names"],
+)
+def test_verify_sees_an_edited_manifest(store, changes):
+    assert edit(make(store), **changes).verify() == ["nst.json: digest does not match settings, inputs and files"]
+
+
+def test_verify_does_not_follow_a_manifest_out_of_its_folder(store):
+    version = make(store)
+    (version.folder.parent / "secret").write_text("secret")
+    files = json.loads((version.folder / MANIFEST_NAME).read_text())["files"]
+    problems = edit(version, files={"../secret": files["data/a.txt"]}).verify()
+    assert "../secret: leaves the version's folder" in problems
+
+
+def test_remove_refuses_while_something_was_made_from_it(store):
+    parent = make(store)
+    child = make(store, asked=request("edition", parent=parent.manifest.digest), generation=1)
+    with pytest.raises(NstError, match=r"flowers@gen-1: flowers@gen-1\.1 was made from it; remove that first"):
+        store.remove("flowers@gen-1")
+    assert parent.verify() == []
+    assert store.remove("flowers@gen-1.1") == child.folder
+    assert store.remove("flowers@gen-1") == parent.folder
+    assert store.versions() == []
+    assert list((store.root / "runs").glob(".*")) == []
+
+
+def test_remove_refuses_while_something_is_being_made_from_it(store):
+    parent = make(store)
+    store.begin(request("edition", parent=parent.manifest.digest), "flowers", generation=1)
+    with pytest.raises(NstError, match=r"flowers@gen-1\.1"):
+        store.remove("flowers@gen-1")
+
+
+def test_remove_takes_an_unfinished_version(store):
+    staging = store.begin(request(), "flowers")
+    assert store.remove("flowers@gen-1") == staging.folder
+    assert store.unfinished() == []
+
+
+def test_two_that_stage_one_request_at_once_get_the_same_staging(tmp_path):
+    for attempt in range(20):
+        store, barrier = Store(tmp_path / str(attempt)), threading.Barrier(4)
+
+        def begin(_, store=store, barrier=barrier):
+            barrier.wait()
+            return store.begin(request(), "flowers")
+
+        with ThreadPoolExecutor(4) as threads:
+            assert {staging.ref for staging in threads.map(begin, range(4))} == {"flowers@gen-1"}
+        assert os.listdir(store.root / "runs" / "corpora" / "flowers") == ["gen-1"]
+
+
+def test_the_version_that_another_process_sealed_first_stands(store):
+    first, second = store.begin(request(), "flowers"), store.begin(request(), "flowers")
+    files = {"a.txt": write_text(first.build / "a.txt", "labels")}
+    version = second.seal(files, ["ant"], {}, 1.0, {})
+    first.build.mkdir(parents=True)
+    assert first.seal(files, ["ant"], {}, 1.0, {}) == version
+    assert version.verify() == []
+
+
+def test_a_staging_that_was_half_cleared_away_stops_nothing(store):
+    (store.begin(request(), "flowers").folder / "request.json").unlink()
+    assert isinstance(store.begin(request(seed=1), "flowers"), Staging)

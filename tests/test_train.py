@@ -1,0 +1,187 @@
+import json
+import math
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_train.batches import TrainingBatch
+from nst_train.checkpoint import load_checkpoint, save_checkpoint
+from nst_train.evaluate import evaluate, measure, read_metrics
+from nst_train.models import create_network, load_classifier
+from nst_train.noise import seed_network
+from nst_train.schedule import Schedule
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import make_step, train
+
+CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+RUN = RunSettings(workers=0, decode_threads=1)
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def step_and_batch(**changes):
+    settings = TrainSettings(**TINY | {"noise": {"operations": 0, "dropout": 0, "stochastic_depth": 0}} | changes)
+    seed_network(0)
+    step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG)
+    images = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return step, TrainingBatch(images, torch.tensor([0, 2]), torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16))
+
+
+def test_a_step_changes_weights_and_its_losses_are_the_cross_entropies_of_one_joint_forward_pass():
+    step, batch = step_and_batch(label_smoothing=0.0)
+    network = step.network
+    with torch.no_grad():
+        for layer in network.modules():  # timm begins with blocks that add nothing, and whose other weights get no gradient
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.weight.fill_(1.0)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with torch.no_grad():
+        log_probs = network(step.normalize(batch.images)).log_softmax(dim=1)  # training mode: batch-norm sees both parts
+    network.load_state_dict(before)
+    labeled, pseudo = step(5, batch)
+    assert labeled.tolist() == pytest.approx([-float(log_probs[0, 0]), -float(log_probs[1, 2])], rel=1e-5)
+    soft = torch.tensor([0.1, 0.2, 0.7])
+    assert pseudo.tolist() == pytest.approx((-(log_probs[2:] * soft).sum(dim=1)).tolist(), rel=1e-3)
+    changed = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
+    assert len(changed) == len(list(network.parameters()))
+
+
+def test_averaged_weights_warm_up_as_in_the_released_code():
+    step, batch = step_and_batch(ema_decay=0.9999)
+    averaged = dict(step.averaged.module.named_parameters())["fc.bias"].detach().clone()
+    for t in range(4):
+        decay = min(0.9999, (1 + t) / (10 + t))
+        step(t, batch)
+        now = dict(step.network.named_parameters())["fc.bias"].detach()
+        averaged = decay * averaged + (1 - decay) * now
+        assert torch.allclose(dict(step.averaged.module.named_parameters())["fc.bias"], averaged, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsproptf", "adamw", "sgd"])
+def test_a_checkpoint_carries_on_to_the_same_weights(tmp_path, optimizer):
+    def after(steps, step, batch):
+        for index in steps:
+            step(index, batch)
+        return step.network.state_dict(), step.averaged.module.state_dict()
+
+    whole = after(range(6), *step_and_batch(optimizer=optimizer))
+    step, batch = step_and_batch(optimizer=optimizer)
+    after(range(3), step, batch)
+    save_checkpoint(tmp_path, 3, step.network, step.averaged.module, step.optimizer.optimizer)
+    other, batch = step_and_batch(optimizer=optimizer)
+    assert load_checkpoint(tmp_path, other.network, other.averaged.module, other.optimizer.optimizer) == 3
+    resumed = after(range(3, 6), other, batch)
+    for expected, found in zip(whole, resumed, strict=True):
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000003"]
+
+
+def test_training_twice_gives_equal_weights_and_another_seed_other_ones(tiny_store):
+    store, labeled, _ = tiny_store
+    source = open_source(str(labeled), labeled=True)
+    first = store.open("tiny-teacher@gen-0")
+    again = train(store, "again-teacher", TrainSettings(**TINY), source, run=RunSettings(workers=2, decode_threads=2))
+    other = train(store, "again-teacher", TrainSettings(**TINY, seed=1), source, run=RUN)
+    assert again.manifest.files == first.manifest.files
+    assert other.ref == "again-teacher@gen-1"
+    assert other.manifest.files["model.safetensors"] != first.manifest.files["model.safetensors"]
+
+
+def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
+    store, labeled, pool = tiny_store
+    settings = TrainSettings(**TINY | {"epochs": 8, "ratio": 2})
+    student = train(
+        store, "student", settings, open_source(str(labeled), labeled=True), store.open("tiny@gen-1.1"), open_source(str(pool)), run=RUN
+    )
+    line = json.loads((student.folder / "training.jsonl").read_text().splitlines()[0])
+    assert line["step"] == 19
+    assert math.isfinite(line["loss_labeled"])
+    assert math.isfinite(line["loss_pseudo"])
+    counts = student.manifest.counts
+    assert (counts["labeled"], counts["pseudo_labeled"], counts["steps"]) == (12, store.open("tiny@gen-1.1").manifest.counts["unique"], 24)
+    assert student.manifest.request.inputs["edition"].ref == "tiny@gen-1.1"
+    assert student.verify() == []
+
+
+def test_the_averaged_weights_are_what_is_sealed(tiny_store):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"ema_decay": 0.0})
+    plain = train(store, "not-averaged", settings, open_source(str(labeled), labeled=True), run=RUN)
+    averaged = load_file(store.open("tiny-teacher@gen-0").folder / "model.safetensors")
+    assert not torch.equal(load_file(plain.folder / "model.safetensors")["fc.weight"], averaged["fc.weight"])
+
+
+def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_store):
+    store, labeled, pool = tiny_store
+    said = Said()
+    settings = TrainSettings(**TINY | {"model": "test_efficientnet", "epochs": 0.1})
+    edition = store.open("tiny@gen-1.1")
+    train(store, "small", settings, open_source(str(labeled), labeled=True), edition, open_source(str(pool)), run=RUN, progress=said)
+    (warning,) = [line for line in said.lines if "warning" in line]
+    teacher = store.open("tiny-teacher").manifest.counts["parameters"]
+    small = store.open("small").manifest.counts["parameters"]
+    assert small < teacher
+    assert f"has {small:,} parameters, its teacher {teacher:,}" in warning
+
+
+def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
+    import shutil
+
+    store, labeled, _ = tiny_store
+    copy = tmp_path / "labeled"
+    shutil.copytree(labeled, copy)
+    (copy / "bee" / "broken.png").write_text("no image")
+    said = Said()
+    version = train(store, "left-out", TrainSettings(**TINY), open_source(str(copy), labeled=True), run=RUN, progress=said)
+    assert said.lines == ["left out, cannot be read: bee/broken.png: not an image in a known format"]
+    assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"learning_rate": 1e20, "epochs": 20, "optimizer": "sgd"})
+    with pytest.raises(NstError, match=r"step \d+: the loss is not a finite number any more; lower --learning-rate"):
+        train(store, "diverges", settings, open_source(str(labeled), labeled=True), run=RUN)
+    assert store.versions("diverges") == []
+
+
+def test_accuracy_equals_a_count_by_hand(tiny_store):
+    store, labeled, _ = tiny_store
+    from nst_data.images import decode
+    from nst_train.noise import clean_transform
+
+    source = open_source(str(labeled), labeled=True)
+    classifier, _ = load_classifier("tiny-teacher", store)
+    transform = clean_transform(classifier.data_config)
+    with torch.no_grad():
+        logits = torch.stack([classifier.network(transform(decode(source.read(row)))[None])[0] for row in range(12)])
+    labels = torch.from_numpy(source.labels)
+    result = evaluate(classifier, source, RUN)
+    assert result["top1"] == int((logits.argmax(dim=1) == labels).sum()) / 12
+    assert result["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert (result["images"], result["errors"]) == (12, 0)
+    assert "top5" not in result  # three classes
+
+
+def test_a_measurement_is_kept_and_not_made_twice(tiny_store, monkeypatch):
+    store, labeled, _ = tiny_store
+    teacher, source = store.open("tiny-teacher"), open_source(str(labeled), labeled=True)
+    first = measure(store, teacher, source, "train", RUN)
+    monkeypatch.setattr("nst_train.evaluate.evaluate", None)
+    assert measure(store, teacher, source, "train", RUN) == first
+    assert read_metrics(teacher)["train"] == first
+    assert "**train**: top-1" in (teacher.folder / "README.md").read_text()
+    assert teacher.verify() == []
