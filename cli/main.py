@@ -1,6 +1,7 @@
 """The app, and the one place where an error becomes a line and an exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
 
 import errno
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,8 @@ from nst_data.errors import NstError, UsageError
 
 from . import balance, evaluate, label, run_recipe, train, versions
 
+_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO)
+
 
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
@@ -20,10 +23,10 @@ class _Group(TyperGroup):
             _fail(str(error), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:
             _fail("interrupted; what is done is kept, the same command goes on from there", 130)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in a class of their own
                 _fail("the disk is full; make room and run the same command again, it goes on from what is done", 1)
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO) and error.filename:
+            if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
                 _fail(f"{error.filename}: {error.strerror}", 1)
             raise
 

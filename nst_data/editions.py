@@ -37,8 +37,8 @@ def balance(
     """
     manifest = generation.manifest
     inputs = {"generation": Input(ref=generation.ref, digest=manifest.digest), "pool": manifest.request.inputs["pool"]}
-    for source in sorted(exclude, key=lambda source: source.fingerprint):
-        inputs[f"exclude_{source.fingerprint[:12]}"] = Input(ref=source.location, digest=source.fingerprint)
+    for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
+        inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     if isinstance(staging, Version):

@@ -30,7 +30,6 @@ class Input(_Frozen):
     ref: str = Field(description="name@version in the store, or the source as it was found")
     digest: str = Field(description="the version's digest, or the source's fingerprint")
     weights_sha256: str | None = None
-    class_names_file: str | None = None
 
 
 class Request(_Frozen):

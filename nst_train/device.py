@@ -1,12 +1,17 @@
-"""The device that this process computes on."""
+"""This process among its peers, the device it computes on, and its threads."""
 
 import torch
 from accelerate import PartialState
 
 
+def this_process() -> PartialState:
+    """Accelerate's view of this process; on a machine without a GPU several processes speak gloo only when told that they use the CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def this_device() -> torch.device:
-    """Accelerate's choice: the GPU of this process where there is one, else the CPU."""
-    device: torch.device = PartialState().device
+    """The GPU of this process where there is one, else the CPU."""
+    device: torch.device = this_process().device
     return device
 
 

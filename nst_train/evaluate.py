@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn import functional as F
 
 from nst_data import cards
@@ -15,7 +14,7 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, match_classes
 from nst_data.store import Store, Version
 from nst_train.clean_batches import clean_batches
-from nst_train.device import this_device
+from nst_train.device import this_device, this_process
 from nst_train.models import Classifier, load_classifier
 from nst_train.noise import clean_transform
 from nst_train.settings import RunSettings
@@ -64,7 +63,7 @@ def measure(
     known = metrics.get(name)
     if known and known["fingerprint"] == source.fingerprint:
         return known
-    state = PartialState()
+    state = this_process()
     if state.is_main_process:
         classifier, _ = load_classifier(teacher.ref, store)
         result = evaluate(classifier, source, run, progress)

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from nst_data import cards
 from nst_data.images import phash
@@ -16,7 +15,7 @@ from nst_data.schema import pseudo_labels_schema
 from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
 from nst_train.clean_batches import CleanBatch, clean_batches
-from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, set_threads, this_device, this_process
 from nst_train.models import Classifier, is_in_store, load_classifier, teacher_input
 from nst_train.noise import clean_transform
 from nst_train.settings import LabelSettings, RunSettings
@@ -39,7 +38,7 @@ def label(
     """
     settings, run, progress = settings or LabelSettings(), run or RunSettings(), progress or Progress()
     classifier, lineage = (None, teacher_input(teacher, store)) if is_in_store(teacher, store) else load_classifier(teacher, store)
-    state = PartialState()
+    state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(settings, lineage, pool), corpus, generation)
     if isinstance(staging, Version):
@@ -69,7 +68,7 @@ def _label_shards(
     staging: Staging, plan: ShardPlan, classifier: Classifier, pool: Source, settings: LabelSettings, run: RunSettings, progress: Progress
 ) -> None:
     """Label the missing shards that fall to this process. Batches begin anew with each shard."""
-    state = PartialState()
+    state = this_process()
     missing = missing_shards(staging.work, plan)
     mine = missing[state.process_index :: state.num_processes]
     spans = [(shard, *span) for shard in mine for span in _spans(*plan.bounds(shard), settings.batch_size)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from timm.data import resolve_model_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
@@ -22,7 +22,7 @@ from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, set_threads
+from nst_train.device import DEFAULT_THREADS, set_threads, this_process
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
 from nst_train.models import count_parameters, create_network, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
@@ -49,7 +49,7 @@ def train(
     that the data or the network refuse, before any work starts.
     """
     run, progress = run or RunSettings(), progress or Progress()
-    state = PartialState()
+    state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(settings, labeled, edition), name, generation, first=0)
     if isinstance(staging, Version):
@@ -109,7 +109,7 @@ class Step:
 
 def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any]) -> Step:
     """The step for a network on Accelerate's device: timm's optimizer and averaged weights around it."""
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=this_process().device.type == "cpu")
     network = network.to(accelerator.device).train()
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     optimizer = create_optimizer_v2(
@@ -155,7 +155,7 @@ class _Training:
         pseudo = None
         if edition is not None:
             assert pool is not None, "an edition's images come from a pool"
-            with PartialState().main_process_first():
+            with this_process().main_process_first():
                 pseudo = open_edition(edition, pool, class_names, staging.work)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
@@ -169,7 +169,7 @@ class _Training:
 
     def run(self, run: RunSettings, progress: Progress) -> None:
         """All steps from the last checkpoint on."""
-        step, state = self.step, PartialState()
+        step, state = self.step, this_process()
         optimizer, network = step.optimizer.optimizer, step.accelerator.unwrap_model(step.network)
         done = load_checkpoint(self.staging.work / "checkpoints", network, step.averaged.module, optimizer)
         total = step.schedule.steps
@@ -232,7 +232,7 @@ class Log:
             "loss_pseudo": pseudo / pseudo_images if pseudo_images else None,
         }
         self._note = f"loss {line['loss_labeled']:.3f}" + (f" pseudo {line['loss_pseudo']:.3f}" if pseudo_images else "")
-        if PartialState().is_main_process:
+        if this_process().is_main_process:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

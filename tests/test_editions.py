@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import write_pool
+from conftest import write_class_folders, write_pool
 from datasets import ClassLabel, List, Value, load_dataset
 
 from nst_data import cards
@@ -194,12 +194,18 @@ def test_the_order_of_excluded_sources_does_not_matter(store, pool, tmp_path):
     assert balance(store, version, BalanceSettings(), held_out) == balance(store, version, BalanceSettings(), held_out[::-1])
 
 
+def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool, tmp_path):
+    version, folder = write_generation(store, pool), str(write_class_folders(tmp_path / "test", NAMES, 1))
+    first = balance(store, version, BalanceSettings(), [open_source(folder)])
+    assert balance(store, version, BalanceSettings(), [open_source(folder, labeled=True)]) == first
+
+
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
     message = r"no image is left of 5 \(0 held_out, 0 duplicate, 5 low_confidence, 0 over_quota\); expected some with confidence above 0.95"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(min_confidence=0.95))
-    assert [version.ref for version in store.versions()] == ["flowers@gen-1"]
+    assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])
 
 
 def test_balancing_twice_gives_the_same_version_with_the_same_bytes(store, pool, tmp_path):

@@ -229,7 +229,7 @@ def test_parquet_files_that_name_their_classes_differently_are_not_mixed(tmp_pat
 
 def test_a_saved_dataset_of_several_splits_asks_for_one(tmp_path):
     images_and_labels().train_test_split(1, seed=0).save_to_disk(tmp_path)
-    with pytest.raises(NstError, match="expected one split, found train, test; name one, as in .*train"):
+    with pytest.raises(NstError, match=r"expected one split, found train, test; name one, as in .*train"):
         open_source(str(tmp_path))
     assert len(open_source(str(tmp_path / "train"), labeled=True)) == 2
 
@@ -307,6 +307,7 @@ def test_the_fingerprint_changes_with_labels_and_class_names(tmp_path):
     )
     assert open_source(path).fingerprint == open_source(other).fingerprint
     named = open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt"))
+    assert named.images_fingerprint == open_source(other).images_fingerprint == open_source(other).fingerprint
     found = {source.fingerprint for source in (open_source(path, labeled=True), open_source(other, labeled=True), named)}
     assert len(found) == 3
 

@@ -75,8 +75,19 @@ def test_a_half_done_staging_is_found_again(store):
     staging = store.begin(request(), "flowers")
     (staging.build / "half.txt").write_text("half")
     again = Store(store.root).begin(request(), "flowers")
-    assert again == staging
+    assert (again.folder, again.target, again.request) == (staging.folder, staging.target, staging.request)
+    assert (staging.fresh, again.fresh) == (True, False)
     assert (again.build / "half.txt").read_text() == "half"
+
+
+def test_refused_input_leaves_a_new_staging_behind_only_where_work_was_done(store):
+    with pytest.raises(NstError, match="one class only"), store.begin(request(), "flowers").refusable():
+        raise NstError("one class only")
+    assert store.unfinished() == []
+    store.begin(request(), "flowers")
+    with pytest.raises(NstError, match="one class only"), store.begin(request(), "flowers").refusable():
+        raise NstError("one class only")
+    assert store.unfinished() == ["flowers@gen-1"]
 
 
 def test_a_staging_remembers_the_first_value_and_adds_up_seconds(store):
@@ -142,7 +153,7 @@ def test_a_name_stands_for_one_kind(store, first, second, is_sealed):
     staging = store.begin(request(first), "flowers")
     if is_sealed:
         seal(staging)
-    with pytest.raises(NstError, match="'flowers' already names .*; names are unique across kinds, choose another"):
+    with pytest.raises(NstError, match=r"'flowers' already names .*; names are unique across kinds, choose another"):
         store.begin(request(second), "flowers")
 
 
@@ -156,7 +167,7 @@ def test_a_name_that_is_no_safe_folder_is_wrong_use(store, name):
 def test_a_version_that_is_no_number_is_wrong_use(store, ref):
     make(store)
     for read in (store.open, store.remove):
-        with pytest.raises(UsageError, match="expected gen-N or gen-N.K"):
+        with pytest.raises(UsageError, match=r"expected gen-N or gen-N\.K"):
             read(ref)
 
 
@@ -172,7 +183,7 @@ def test_what_is_not_there_is_wrong_use_that_says_what_is(store):
     make(store)
     with pytest.raises(UsageError, match=r"flowers@gen-2: expected a version .* there is flowers@gen-1 \(generation\)"):
         store.open("flowers@gen-2")
-    with pytest.raises(UsageError, match="flowers: expected an? edition or teacher in the store"):
+    with pytest.raises(UsageError, match=r"flowers: expected an? edition or teacher in the store"):
         store.open("flowers", "edition", "teacher")
 
 

@@ -1,0 +1,191 @@
+"""Kills, interrupts, full disks and several processes: nothing lost, nothing twice, the same bytes."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY, write_class_folders, write_pool
+
+from nst_data.store import Store
+
+pytestmark = pytest.mark.slow
+
+NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
+CLASSES = ["ant", "bee", "cat"]
+
+
+def nst(*words, **options):
+    return subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
+
+
+def write_recipe(folder, epochs=3, **run):
+    write_class_folders(folder / "labeled", CLASSES, 4)
+    write_class_folders(folder / "test", CLASSES, 2, first=50)
+    write_pool(folder / "pool", 3, 8)
+    student = TINY | {"ratio": 2, "epochs": epochs}
+    recipe = {
+        "name": "bugs",
+        "labeled": {"source": "labeled"},
+        "test": {"source": "test"},
+        "pool": {"source": "pool"},
+        "label": {"batch_size": 4, "rows_per_shard": 5},
+        "select": {"min_confidence": 0.0, "per_class": 10},
+        "generations": [TINY | {"epochs": epochs}, student, student],
+        "run": {"workers": 1, "decode_threads": 2, "checkpoint_minutes": 0} | run,
+    }
+    path = folder / "bugs.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def contents(store):
+    """Digest of every version: settings, inputs and the sha256 of all data files and weights."""
+    versions = Store(store).versions()
+    assert all(version.verify() == [] for version in versions)
+    return {version.ref: version.manifest.digest for version in versions}
+
+
+def killed_when(store, pattern, *words):
+    """Run a command and kill it with SIGKILL as soon as a file that matches appears; whether it was killed."""
+    with subprocess.Popen(
+        [*NST, *map(str, words)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not any(store.glob(pattern)):
+            assert time.monotonic() < deadline, pattern
+            time.sleep(0.002)
+        alive = process.poll() is None
+        if alive:
+            os.killpg(process.pid, signal.SIGKILL)
+    return alive
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(recipe, contents) of a run that was never killed."""
+    top = tmp_path_factory.mktemp("undisturbed")
+    recipe = write_recipe(top)
+    done = nst("run", recipe, "--store", top / "store")
+    assert done.returncode == 0, done.stderr
+    return recipe, contents(top / "store")
+
+
+def test_a_recipe_killed_at_many_points_ends_with_the_bytes_of_one_that_was_not(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    points = [
+        "runs/teachers/bugs-teacher/gen-0/request.json",
+        "runs/teachers/bugs-teacher/gen-0/work/checkpoints/step-000000004",
+        "teachers/bugs-teacher/gen-0/nst.json",
+        "runs/corpora/bugs/gen-1/work/shards/00001.json",
+        "corpora/bugs/gen-1/nst.json",
+        "runs/teachers/bugs-teacher/gen-1/work/edition",
+        "runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-000000002",
+        "runs/teachers/bugs-teacher/gen-1/build/model.safetensors",
+        "runs/corpora/bugs/gen-2/work/shards/00002.json",
+        "runs/teachers/bugs-teacher/gen-2/work/checkpoints/step-000000007",
+    ]
+    kills = sum(killed_when(store, point, "run", recipe, "--store", store) for point in points)
+    assert kills >= 7
+    done = nst("run", recipe, "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert contents(store) == expected
+    assert not list((store / "runs").glob("*/*/gen-*"))
+
+
+def test_work_done_before_a_kill_is_not_done_again(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    store = tmp_path / "store"
+    shards = store / "runs" / "corpora" / "bugs" / "gen-1" / "build" / "pseudo_labels"
+    assert killed_when(store, "runs/corpora/bugs/gen-1/work/shards/00002.json", "run", recipe, "--store", store)
+    before = {path.name: path.stat().st_ino for path in shards.glob("train-0000[012]-*.parquet")}
+    assert nst("run", recipe, "--store", store).returncode == 0
+    sealed = store / "corpora" / "bugs" / "gen-1" / "pseudo_labels"
+    assert len(before) == 3
+    assert {name: (sealed / name).stat().st_ino for name in before} == before
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    command = [*NST, "run", str(recipe), "--store", str(store)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not any(store.glob("runs/teachers/bugs-teacher/gen-0/work/checkpoints/step-*")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1] == "nst: interrupted; what is done is kept, the same command goes on from there"
+    assert "Traceback" not in errors
+    assert nst("run", recipe, "--store", store).returncode == 0
+    assert contents(store) == expected
+
+
+def test_a_finished_recipe_is_done_within_ten_seconds(undisturbed):
+    recipe, expected = undisturbed
+    since = time.monotonic()
+    done = nst("run", recipe, "--store", recipe.parent / "store")
+    assert done.returncode == 0
+    assert time.monotonic() - since < 10
+    assert contents(recipe.parent / "store") == expected
+
+
+def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.strip()}")
+    try:
+        full = nst("run", recipe, "--store", disk / "store")
+        assert full.returncode == 1
+        line = full.stderr.strip().splitlines()[-1]
+        assert line == "nst: the disk is full; make room and run the same command again, it goes on from what is done"
+        sound = contents(disk / "store")
+        assert sound.items() <= expected.items()
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        done = nst("run", recipe, "--store", disk / "store")
+        assert done.returncode == 0, done.stderr
+        assert contents(disk / "store") == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def torchrun(*words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29555", "--no-python"]
+    return subprocess.run([*command, *NST, *map(str, words)], capture_output=True, text=True, timeout=300)
+
+
+def test_two_processes_label_with_the_bytes_of_one_and_train_together(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    shutil.copytree(recipe.parent / "store" / "teachers", store / "teachers")
+    words = ["--batch-size", 4, "--rows-per-shard", 5, "--store", store]
+    labeled = torchrun("label", recipe.parent / "pool", "--teacher", "bugs-teacher@gen-0", "--corpus", "bugs", *words)
+    assert labeled.returncode == 0, labeled.stderr
+    assert Store(store).open("bugs@gen-1").manifest.digest == expected["bugs@gen-1"]
+    assert nst("balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 10, "--store", store).returncode == 0
+    network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 2, "--batch-size", 4, "--ratio", 2, "--workers", 0]
+    trained = torchrun(
+        *("train", "--labeled", recipe.parent / "labeled", "--pseudo", "bugs@gen-1.1", "--name", "pair", *network, "--store", store)
+    )
+    assert trained.returncode == 0, trained.stderr
+    version = Store(store).open("pair@gen-0")
+    assert version.verify() == []
+    assert version.manifest.counts["steps"] == 6
+
+
+def test_the_commands_of_the_readme_are_those_of_the_program():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    help_text = nst("--help").stdout
+    for command in set(re.findall(r"^nst (\w+)", readme, re.MULTILINE)):
+        assert re.search(rf"^\W*{command}\b", help_text, re.MULTILINE), command
