@@ -45,7 +45,7 @@ def demo(
     write_digits(folder / "digits", seed)
     recipe = folder / "digits.yaml"
     if not recipe.exists():
-        text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text()
+        text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text("utf-8")
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
     run(recipe, str(there.root), json)
     if not json:

@@ -30,7 +30,8 @@ def judge(labels: pl.LazyFrame, settings: BalanceSettings, held_out: Collection[
 
 
 def _reason(settings: BalanceSettings, held_out: Collection[str]) -> pl.Expr:
-    confident = pl.col("confidence").cast(pl.Float64) > settings.min_confidence  # float64: 0.3 as float32 lies above 0.3
+    confidence = pl.col("confidence").cast(pl.Float64)  # float64: 0.3 as float32 lies above 0.3
+    confident = (confidence.is_not_nan() & (confidence > settings.min_confidence)).fill_null(False)
     return (
         pl.when(pl.col("image_hash").is_in(sorted(held_out)))
         .then(pl.lit("held_out"))

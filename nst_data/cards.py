@@ -13,8 +13,7 @@ from nst_data.files import write_text
 from nst_data.manifest import Manifest, Request
 from nst_data.store import Staging
 
-_SIZES = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")]
-_SIZES += [(100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B")]
+_BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 
 
 def write_generation_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:
@@ -51,11 +50,19 @@ def _write_dataset_card(
         "configs": configs,
         "task_categories": ["image-classification"],
         "annotations_creators": ["machine-generated"],
-        "size_categories": [next((name for bound, name in _SIZES if rows < bound), "n>1T")],
+        "size_categories": [_size_category(rows)],
         "tags": ["nst", "noisy-student", "pseudo-labels", "self-training"],
     }
     text = _render(template, ref=staging.ref, folder=staging.target, request=staging.request, class_names=class_names, counts=counts)
     write_text(staging.build / "README.md", _front_matter(front) + text)
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's name for a number of rows."""
+    power = max(0, len(str(rows)) - 3)
+    if power == 0:
+        return "n<1K"
+    return f"{_BOUNDS[power - 1]}<n<{_BOUNDS[power]}" if power < len(_BOUNDS) else "n>1T"
 
 
 def _front_matter(content: dict[str, Any]) -> str:
@@ -78,4 +85,4 @@ def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the tem
 def as_text(value: object) -> str:
     """Any value as one line of markdown that shows as it is: no tags, links, tables or headings come out of it."""
     line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", html.escape(line))
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:.-])", r"\\\1", html.escape(line, quote=False))

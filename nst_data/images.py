@@ -100,7 +100,7 @@ def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     if len(thumbnails) == 0:
         return np.empty(0, dtype=np.int64)
     low = _DCT @ thumbnails.astype(np.float64) @ _DCT.T
-    flat = low.reshape(len(low), 64)
+    flat = low.reshape(len(low), 64).round(6)  # what a plain image leaves there is rounding, and no hash
     bits = (flat > np.median(flat, axis=1, keepdims=True)).astype(np.uint64)
     packed = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     hashes: NDArray[np.int64] = packed.view(np.int64)

@@ -59,7 +59,7 @@ class Manifest(_Frozen):
     schema_version: int = SCHEMA_VERSION
     name: str
     version: str
-    digest: str = Field(description="sha256 over the request and the sealed files: the identity of this version's content")
+    digest: str = Field(description="sha256 over the request, the class names and the sealed files: the identity of this version's content")
     request: Request
     class_names: list[str]
     counts: dict[str, Any]
@@ -80,9 +80,10 @@ def json_digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def content_digest(request: Request, files: dict[str, SealedFile]) -> str:
-    """The digest of a version: its request and the bytes of its sealed files."""
-    return json_digest({"request": request.digest, "files": {name: sealed.sha256 for name, sealed in files.items()}})
+def content_digest(request: Request, files: dict[str, SealedFile], class_names: list[str]) -> str:
+    """The digest of a version: its request, its classes and the bytes of its sealed files."""
+    hashes = {name: sealed.sha256 for name, sealed in files.items()}
+    return json_digest({"request": request.digest, "class_names": class_names, "files": hashes})
 
 
 def make_manifest(
@@ -99,7 +100,7 @@ def make_manifest(
     return Manifest(
         name=name,
         version=version,
-        digest=content_digest(request, files),
+        digest=content_digest(request, files, class_names),
         request=request,
         class_names=class_names,
         counts=counts,
@@ -115,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `nst.json`. Raises NstError where it is missing, broken or of a newer schema."""
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text("utf-8"))
         schema = content["schema_version"]
     except FileNotFoundError:
         raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None

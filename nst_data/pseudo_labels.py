@@ -90,7 +90,7 @@ def missing_shards(work: Path, plan: ShardPlan) -> list[int]:
 
 def finish(build: Path, work: Path, plan: ShardPlan, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], dict[str, Any]]:
     """Write the `errors` table; return the sealed files and the counts of the whole generation."""
-    notes = [json.loads(_note(work, shard).read_text()) for shard in range(len(plan))]
+    notes = [json.loads(_note(work, shard).read_text("utf-8")) for shard in range(len(plan))]
     errors = [error for note in notes for error in note["errors"]]
     files = {note["file"]: SealedFile(**note["sealed"]) for note in notes}
     name = ShardPlan(1, 1).file(0, "errors")

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +170,10 @@ class ParquetFiles(Source):
         parent = Path(os.path.commonpath([file.parent for file in files]))
         self._files = sorted(files, key=lambda file: os.fsencode(file.relative_to(parent)))
         self._names = [file.relative_to(parent).as_posix() for file in self._files]
-        footers = [_parquet_footer(file) for file in self._files]
+        footers = []
+        for file in self._files:
+            with _readable_parquet(file):
+                footers.append(pq.read_metadata(file))
         self._starts = [0, *np.cumsum([footer.num_rows for footer in footers]).tolist()]
         if len(self) == 0:
             raise NstError(f"{location}: expected rows, found parquet files without any")
@@ -195,7 +199,8 @@ class ParquetFiles(Source):
         for index, file in enumerate(self._files):
             first, last = self._starts[index], self._starts[index + 1]
             if first < stop and start < last:
-                yield from self._file_rows(file, first, max(start, first), min(stop, last))
+                with _readable_parquet(file):
+                    yield from self._file_rows(file, first, max(start, first), min(stop, last))
 
     def _file_rows(self, file: Path, first: int, start: int, stop: int) -> Iterator[Row]:
         with pq.ParquetFile(file) as parquet:
@@ -224,8 +229,14 @@ class ParquetFiles(Source):
 
     def _read_labels(self, schema: pa.Schema) -> tuple[NDArray[np.int64], list[str]]:
         column = _label_column(schema.names, self.location)
-        tables = [pq.read_table(file, columns=[column]) for file in self._files]
-        return _labels_of(pa.concat_tables(tables).column(column), _feature_names(schema, column), self.location, column)
+        names = _feature_names(schema, column)
+        tables = []
+        for file in self._files:
+            with _readable_parquet(file):
+                tables.append(pq.read_table(file, columns=[column]))
+            if _feature_names(tables[-1].schema, column) != names:
+                raise NstError(f"{file}: its class names differ from those of {self._files[0]}; expected one set of classes in all files")
+        return _labels_of(pa.concat_tables(tables).column(column), names, self.location, column)
 
 
 class SavedDataset(Source):
@@ -289,7 +300,7 @@ def open_source(location: str, labeled: bool = False, class_names_file: str | No
 
 def _open(location: str, labeled: bool) -> Source:
     path = Path(location).absolute()
-    if glob.has_magic(location):
+    if glob.has_magic(location) and not path.exists():
         files = [Path(name).absolute() for name in glob.glob(location, recursive=True)]
         if not files:
             raise NstError(f"{location}: expected parquet files, no file matches")
@@ -357,11 +368,12 @@ def _utf8(name: str) -> bytes:
         raise NstError(f"{os.fsencode(name)!r}: expected file names in UTF-8; rename this file") from None
 
 
-def _parquet_footer(file: Path) -> pq.FileMetaData:
+@contextmanager
+def _readable_parquet(file: Path) -> Iterator[None]:
     try:
-        return pq.read_metadata(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise NstError(f"{file}: expected a parquet file ({str(error).splitlines()[0]})") from None
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise NstError(f"{file}: expected a parquet file, found damage ({str(error).splitlines()[0]}); make it again") from None
 
 
 def _image_column(schema: pa.Schema, location: str) -> str:
@@ -416,7 +428,7 @@ def _encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
 
 def _renamed(source: Source, file: str) -> list[str]:
     try:
-        names = [line.strip() for line in Path(file).read_text().splitlines() if line.strip()]
+        names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
         raise UsageError(f"--class-names {file}: {error.strerror}; expected a text file with one class name a line") from None
     if source.class_names is None or len(names) < len(source.class_names) or len(set(names)) != len(names):

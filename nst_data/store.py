@@ -1,9 +1,9 @@
 """Versions on disk: staged in `runs/`, sealed by one rename, opened, listed, verified. What is sealed is never written again."""
 
 import json
-import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +78,10 @@ class Version:
                 problems.append(
                     f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes"
                 )
-        if content_digest(self.manifest.request, self.manifest.files) != self.manifest.digest:
+        for table in {Path(name).parent for name in self.manifest.files} - {Path()}:
+            strays = {path.relative_to(self.folder).as_posix() for path in (self.folder / table).iterdir()} - self.manifest.files.keys()
+            problems += [f"{name}: was not there when the version was sealed" for name in sorted(strays)]
+        if content_digest(self.manifest.request, self.manifest.files, self.manifest.class_names) != self.manifest.digest:
             problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
         return problems
 
@@ -99,7 +102,7 @@ class Staging:
             yield
         except NstError:
             if self.fresh:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                _discard(self.folder)
             raise
 
     @property
@@ -122,13 +125,13 @@ class Staging:
         path = self.work / f"{name}.json"
         if not path.exists():
             write_text(path, json.dumps(value))
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return content
 
     def add_seconds(self, since: float) -> float:
         """Seconds of work over all attempts, of which this one began at `since` (time.monotonic)."""
         path = self.work / "seconds.json"
-        before = float(json.loads(path.read_text())) if path.exists() else 0.0
+        before = float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
         total = before + time.monotonic() - since
         write_text(path, json.dumps(total))
         return total
@@ -146,8 +149,10 @@ class Staging:
         except OSError:
             if not (self.target / MANIFEST_NAME).is_file():
                 raise
+            if Version(self.target).manifest.request.digest != self.request.digest:
+                raise NstError(f"{self.ref} was sealed meanwhile with other settings; run this command again") from None
         fsync_folder(self.target.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _discard(self.folder)
         return Version(self.target)
 
 
@@ -183,8 +188,9 @@ class Store:
             return of_kind[-1]
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
         sort = " or ".join(kinds) or "version"
+        sort = f"an {sort}" if sort.startswith("e") else f"a {sort}"
         raise UsageError(
-            f"{ref}: expected a {sort} in the store {self.root}; "
+            f"{ref}: expected {sort} in the store {self.root}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}, `nst list` shows what there is")
         )
 
@@ -198,14 +204,19 @@ class Store:
         """
         check_name(name)
         self._check_name_is_free_for(name, request.kind)
-        for version in self._candidates(name, request.kind, generation, edition):
+        # stagings first: one that is sealed between the two looks is in both, never in neither
+        stagings = list(
+            self._stagings(name, request.kind, generation, edition)
+        )  # before the sealed: one that is sealed meanwhile is in both
+        versions = list(self._candidates(name, request.kind, generation, edition))
+        for version in versions:
             if version.manifest.request.digest == request.digest:
-                shutil.rmtree(self._run_folder(request.kind, name, version.number), ignore_errors=True)
+                _discard(self._run_folder(request.kind, name, version.number))
                 return version
-        for staging in self._stagings(name, request.kind, generation, edition):
+        for staging in stagings:
             if staging.request.digest == request.digest:
                 return staging
-        number = self._number(request, name, generation, edition, first)
+        number = self._number(request, [*versions, *stagings], generation, edition, first)
         return self._stage(request, name, number)
 
     def remove(self, ref: str) -> Path:
@@ -215,17 +226,16 @@ class Store:
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in ("corpora", "teachers")] if number else []
         for folder in run:
             if folder.is_dir():
-                shutil.rmtree(folder)
+                _discard(folder)
                 return folder
         version = self.open(ref)
         digest = version.manifest.digest
-        children = [other.ref for other in self.versions() if digest in {one.digest for one in other.manifest.request.inputs.values()}]
+        requests = [(other.ref, other.manifest.request) for other in self.versions()]
+        requests += [(staging.ref, staging.request) for staging in self._all_stagings("*/*")]
+        children = [child for child, request in requests if digest in {one.digest for one in request.inputs.values()}]
         if children:
             raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
-        doomed = self.root / "runs" / f".removed-{name}-{version.number}-{os.getpid()}"
-        doomed.parent.mkdir(exist_ok=True)
-        version.folder.rename(doomed)
-        shutil.rmtree(doomed)
+        _discard(version.folder)
         return version.folder
 
     def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
@@ -237,21 +247,23 @@ class Store:
                 yield version
 
     def _stagings(self, name: str, kind: Kind, generation: int | None, edition: int | None) -> Iterator[Staging]:
-        for folder in sorted((self.root / "runs" / _ROOM[kind] / name).glob("gen-*")):
-            staging = self._read_staging(folder)
-            if staging.request.kind == kind and _asked(Number.parse(folder.name), generation, edition):
+        for staging in self._all_stagings(f"{_ROOM[kind]}/{name}"):
+            if staging.request.kind == kind and _asked(Number.parse(staging.folder.name), generation, edition):
                 yield staging
 
+    def _all_stagings(self, where: str) -> Iterator[Staging]:
+        for folder in sorted((self.root / "runs").glob(f"{where}/gen-*")):
+            try:
+                yield self._read_staging(folder)
+            except FileNotFoundError:  # sealed a moment ago, or half cleared away
+                _discard(folder)
+
     def _read_staging(self, folder: Path) -> Staging:
-        request = Request.model_validate_json((folder / "request.json").read_text())
+        request = Request.model_validate_json((folder / "request.json").read_text("utf-8"))
         return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request)
 
-    def _number(self, request: Request, name: str, generation: int | None, edition: int | None, first: int) -> Number:
+    def _number(self, request: Request, taken: list[Version | Staging], generation: int | None, edition: int | None, first: int) -> Number:
         is_edition = request.kind == "edition"
-        taken: list[Version | Staging] = [
-            *self._candidates(name, request.kind, generation, edition),
-            *self._stagings(name, request.kind, generation, edition),
-        ]
         if (edition if is_edition else generation) is not None:
             for holder in taken:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
@@ -269,10 +281,10 @@ class Store:
 
     def _stage(self, request: Request, name: str, number: Number) -> Staging:
         folder = self._run_folder(request.kind, name, number)
-        fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(fresh, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for part in ("build", "work"):
-            (fresh / part).mkdir(parents=True)
+            (fresh / part).mkdir()
         write_text(fresh / "request.json", request.model_dump_json(indent=2))
         try:
             fresh.rename(folder)
@@ -289,8 +301,17 @@ class Store:
 
     def _check_name_is_free_for(self, name: str, kind: Kind) -> None:
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
-        if any((self.root / other / name).glob("gen-*")):
+        if any(any((room / other / name).glob("gen-*")) for room in (self.root, self.root / "runs")):
             raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
+
+
+def _discard(folder: Path) -> None:
+    """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
+    if not folder.is_dir():
+        return
+    doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def check_name(name: str) -> str:

@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path, network: nn.Module, averaged: nn.Module, optim
     newest = checkpoints[-1]
     network.load_state_dict(load_file(newest / "network.safetensors"))
     averaged.load_state_dict(load_file(newest / "averaged.safetensors"))
-    position = json.loads((newest / "position.json").read_text())
+    position = json.loads((newest / "position.json").read_text("utf-8"))
     state = _nested(load_file(newest / "optimizer.safetensors"), position["optimizer"])
     groups = [group | saved for group, saved in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -78,5 +78,5 @@ def measure(
 def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
     """What was measured of a teacher, by name."""
     path = teacher.folder / METRICS
-    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return metrics

@@ -71,7 +71,7 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
     if settings.crop_pct:
         data_config["crop_pct"] = settings.crop_pct
     save_for_hf(network, str(folder), model_config={"label_names": class_names}, data_config=data_config, safe_serialization=True)
-    config = json.loads((folder / CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text("utf-8"))
     for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher
         config.get("model_args", {}).pop(noise, None)
     config["pretrained_cfg"].pop("test_input_size", None)

@@ -199,7 +199,7 @@ class Log:
     def __init__(self, path: Path, done: int, step: Step) -> None:
         self._path, self._step, self._note = path, step, ""
         self._sums = torch.zeros(4, device=step.accelerator.device)
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < done] if path.exists() else []
+        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] < done] if path.exists() else []
         path.write_text("".join(line + "\n" for line in kept))
 
     def add(self, index: int, labeled: Tensor, pseudo: Tensor) -> str:

@@ -1,6 +1,7 @@
 """Images and stores that the tests make; nothing is downloaded."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the public Hub for anything
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nst-tests-")  # datasets keeps an Arrow copy of each parquet file it reads
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small lose more to threads than they gain, above all on a busy machine
 
 
