@@ -1,5 +1,6 @@
 """The app, and the one place where an error becomes a line and an exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -75,4 +76,7 @@ def _print_version(asked: bool) -> None:
 
 def run() -> None:
     """The `nst` command."""
+    if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            app()
     app()

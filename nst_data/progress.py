@@ -1,5 +1,6 @@
 """What a person sees of long work: a bar with rate and time left on a terminal, plain lines elsewhere, nothing unless asked for."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -108,5 +109,7 @@ class _BarTask:
 
 
 def on_this_terminal() -> Progress:
-    """Bars on a terminal, lines elsewhere."""
+    """Bars on a terminal, lines elsewhere; of several processes only the first speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return Progress()
     return Bars() if sys.stderr.isatty() else Lines()

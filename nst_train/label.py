@@ -48,6 +48,10 @@ def label(
     plan = ShardPlan(len(pool), settings.rows_per_shard)
     machine = staging.remembered("machine", {"threads": DEFAULT_THREADS, "decoder": "pillow", "device": this_device().type})
     set_threads(machine["threads"])
+    bytes_per_row = 2 * len(classifier.class_names) + 100  # a float16 a class; key, hashes and numbers
+    progress.say(
+        f"{staging.ref}: {len(pool):,} images in {len(plan):,} shards, at most {len(pool) * bytes_per_row / 2**20:,.0f} MB on disk"
+    )
     _label_shards(staging, plan, classifier, pool, settings, run, progress)
     state.wait_for_everyone()
     if state.is_main_process:

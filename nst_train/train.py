@@ -59,6 +59,8 @@ def train(
     set_threads(machine["threads"])
     with staging.refusable():
         training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
+    entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
+    progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
     training.run(run, progress)
     if state.is_main_process:
         _seal(staging, settings, training, labeled.class_names or [], staging.add_seconds(since), machine)

@@ -172,6 +172,7 @@ def test_two_processes_label_with_the_bytes_of_one_and_train_together(undisturbe
     words = ["--batch-size", 4, "--rows-per-shard", 5, "--store", store]
     labeled = torchrun("label", recipe.parent / "pool", "--teacher", "bugs-teacher@gen-0", "--corpus", "bugs", *words)
     assert labeled.returncode == 0, labeled.stderr
+    assert labeled.stdout.count("images labeled") == 1
     assert Store(store).open("bugs@gen-1").manifest.digest == expected["bugs@gen-1"]
     assert nst("balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 10, "--store", store).returncode == 0
     network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 2, "--batch-size", 4, "--ratio", 2, "--workers", 0]

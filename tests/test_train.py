@@ -146,7 +146,7 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     (copy / "bee" / "broken.png").write_text("no image")
     said = Said()
     version = train(store, "left-out", TrainSettings(**TINY), open_source(str(copy), labeled=True), run=RUN, progress=said)
-    assert said.lines == ["left out, cannot be read: bee/broken.png: not an image in a known format"]
+    assert "left out, cannot be read: bee/broken.png: not an image in a known format" in said.lines
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
 
 
