@@ -95,6 +95,14 @@ def load_classifier(name: str, store: Store) -> tuple[Classifier, Input]:
     return classifier, Input(ref=name, digest=identity, weights_sha256=weights)
 
 
+def local_weights(name: str) -> Path | None:
+    """The weights file of local-dir:FOLDER; None for other names. Raises UsageError where it is missing."""
+    if not name.startswith(_FOLDER):
+        return None
+    _check_name(name)
+    return Path(name.removeprefix(_FOLDER)) / WEIGHTS
+
+
 def is_in_store(name: str, store: Store) -> bool:
     """Whether a model name means a teacher of the store."""
     return ":" not in name and ("@" in name or bool(store.versions(name)) if "/" not in name else False)

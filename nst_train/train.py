@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nst_data import cards
 from nst_data.errors import NstError
+from nst_data.files import hash_file
 from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
 from nst_data.sources import Source
@@ -24,7 +25,7 @@ from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch,
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, set_threads, this_process
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
-from nst_train.models import count_parameters, create_network, save_teacher
+from nst_train.models import count_parameters, create_network, local_weights, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
@@ -73,6 +74,8 @@ def _request(settings: TrainSettings, labeled: Source, edition: Version | None) 
     if edition is not None:
         inputs["edition"] = Input(ref=edition.ref, digest=edition.manifest.digest)
         inputs["pool"] = edition.manifest.request.inputs["pool"]
+    if settings.pretrained and (weights := local_weights(settings.model)):
+        inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
     return Request(kind="teacher", settings=settings.for_request(), inputs=inputs)
 
 

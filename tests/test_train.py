@@ -185,3 +185,14 @@ def test_a_measurement_is_kept_and_not_made_twice(tiny_store, monkeypatch):
     assert read_metrics(teacher)["train"] == first
     assert "**train**: top-1" in (teacher.folder / "README.md").read_text()
     assert teacher.verify() == []
+
+
+def test_starting_from_saved_weights_puts_their_digest_into_the_lineage(tiny_store):
+    store, labeled, _ = tiny_store
+    teacher = store.open("tiny-teacher@gen-0")
+    settings = TrainSettings(**TINY | {"model": f"local-dir:{teacher.folder}", "pretrained": True, "learning_rate": 1e-30, "epochs": 0.1})
+    settings = settings.model_copy(update={"ema_decay": 0.0})
+    warm = train(store, "warm", settings, open_source(str(labeled), labeled=True), run=RUN)
+    assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.files["model.safetensors"].sha256
+    weights, initial = (load_file(version.folder / "model.safetensors")["fc.weight"] for version in (warm, teacher))
+    assert torch.allclose(weights, initial)
