@@ -13,7 +13,7 @@ from nst_data.errors import NstError, UsageError
 
 from . import balance, evaluate, label, run_recipe, train, versions
 
-_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO)
+_NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
 
 class _Group(TyperGroup):

@@ -1,12 +1,16 @@
 """`nst train`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nst_train.settings import RunSettings, TrainSettings
 
 from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json, with_settings
+
+if TYPE_CHECKING:
+    from nst_data.sources import Source
+    from nst_data.store import Version
 
 
 @with_settings(settings=TrainSettings, run=RunSettings)
@@ -34,7 +38,7 @@ def train(
     if edition is None and (pool is not None or settings.ratio != 1):
         raise UsageError("--pool and --ratio speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
     images = open_source(labeled, labeled=True, class_names_file=class_names)
-    pool_images = open_source(pool or edition.manifest.request.inputs["pool"].ref) if edition else None
+    pool_images = _open_pool(pool, edition) if edition else None
     from nst_train.train import train as train_network
 
     version = train_network(there, name, settings, images, edition, pool_images, generation, run, on_this_terminal())
@@ -44,3 +48,15 @@ def train(
         return
     print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
+
+
+def _open_pool(location: str | None, edition: "Version") -> "Source":
+    """The pool that the user names, else the one that was labeled."""
+    from nst_data.errors import NstError
+    from nst_data.sources import open_source
+
+    labeled = edition.manifest.request.inputs["pool"].ref
+    try:
+        return open_source(location or labeled)
+    except NstError as error:
+        raise (error if location else NstError(f"{error}. {edition.ref} was drawn from it; --pool says where it is now")) from None

@@ -22,11 +22,14 @@ def list_versions(
     versions = there.versions(name)
     unfinished = [ref for ref in there.unfinished() if name in (None, ref.partition("@")[0])]
     if json:
-        print_json({"versions": [_summary(version) for version in versions], "unfinished": unfinished})
+        print_json({"versions": [_summary(version) for version in versions if version.is_readable], "unfinished": unfinished})
         return
     if not versions and not unfinished:
         print(f"{there.root}: nothing {f'called {name} ' if name else ''}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
     for version in versions:
+        if not version.is_readable:
+            print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
+            continue
         print(f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {_line(version)}")
     for ref in unfinished:
         print(f"{ref:<32} unfinished   run its command again to go on, or nst remove {ref}")

@@ -50,7 +50,8 @@ def balance(
     counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
     files = _write(staging, generation.folder, selected, manifest.class_names)
     cards.write_edition_card(staging, manifest, counts)
-    return staging.seal(files, manifest.class_names, counts, staging.add_seconds(since), {})
+    staging.add_seconds(since)
+    return staging.seal(files, manifest.class_names, counts, staging.seconds, {})
 
 
 def _select(
@@ -63,8 +64,8 @@ def _select(
     by_class, selected = pl.collect_all([judged.group_by("label", "reason").len(), selection])
     if selected.is_empty():
         raise NstError(
-            f"{folder}: no image is left of {by_class['len'].sum()} ({_reasons(by_class)}); "
-            f"expected some with confidence above {settings.min_confidence}; lower --min-confidence or train a better teacher"
+            f"{folder}: no image is left of {by_class['len'].sum()} ({_reasons(by_class)}); expected some with confidence above "
+            f"{settings.min_confidence}; lower --min-confidence, train a better teacher or, where nothing was labeled, see errors/"
         )
     return selected.select("id", "duplicates", "copies"), _counts(by_class, selected, class_names)
 

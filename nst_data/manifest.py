@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); `nst verify` the store's other copy") from None
+        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise NstError(f"{path}: has schema version {schema}, this nst reads up to {SCHEMA_VERSION}; upgrade nst to use this store")
     try:

@@ -221,7 +221,7 @@ class ParquetFiles(Source):
         from datasets import Dataset, Image, disable_progress_bars
 
         disable_progress_bars()
-        dataset = Dataset.from_parquet([str(file) for file in self._files], columns=[self._image_column])
+        dataset = Dataset.from_parquet([glob.escape(str(file)) for file in self._files], columns=[self._image_column])
         return dataset.cast_column(self._image_column, Image(decode=False))
 
     def _content(self) -> Any:  # noqa: ANN401
@@ -293,9 +293,16 @@ def open_source(location: str, labeled: bool = False, class_names_file: str | No
     source = _open(location, labeled)
     if class_names_file is not None:
         source.class_names = _renamed(source, class_names_file)
-    if labeled and len(source.class_names or []) < 2:
-        raise NstError(f"{location}: expected labels of two classes or more, found only {', '.join(map(repr, source.class_names or []))}")
     return source
+
+
+def check_trainable(source: Source) -> None:
+    """Raises NstError for a labeled source with images of one class alone."""
+    assert source.labels is not None, "opened with its labels"
+    present = np.unique(source.labels)
+    if len(present) < 2:
+        names = [(source.class_names or [])[label] for label in present]
+        raise NstError(f"{source.location}: expected labels of two classes or more, found only {', '.join(map(repr, names))}")
 
 
 def _open(location: str, labeled: bool) -> Source:
@@ -429,8 +436,11 @@ def _encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
 def _renamed(source: Source, file: str) -> list[str]:
     try:
         names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UsageError(f"--class-names {file}: {error.strerror}; expected a text file with one class name a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
+        raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None
+    if source.class_names != [str(index) for index in range(len(source.class_names or []))]:
+        raise UsageError(f"--class-names {file}: {source.location} has class names of its own ({_abridged(source.class_names or [])})")
     if source.class_names is None or len(names) < len(source.class_names) or len(set(names)) != len(names):
         raise UsageError(
             f"--class-names {file}: expected {len(source.class_names or [])} or more different names, one a line, found {len(set(names))}"

@@ -56,6 +56,14 @@ class Version:
         return read_manifest(self.folder)
 
     @property
+    def is_readable(self) -> bool:
+        """Whether its manifest can be read by this nst."""
+        try:
+            return bool(self.manifest)
+        except NstError:
+            return False
+
+    @property
     def ref(self) -> str:
         """name@version."""
         return f"{self.folder.parent.name}@{self.folder.name}"
@@ -129,12 +137,16 @@ class Staging:
         return content
 
     def add_seconds(self, since: float) -> float:
-        """Seconds of work over all attempts, of which this one began at `since` (time.monotonic)."""
+        """Count the time since `since` (time.monotonic) as work on this version, over all attempts; gives the time of now."""
+        now = time.monotonic()
+        write_text(self.work / "seconds.json", json.dumps(self.seconds + now - since))
+        return now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work that were counted, in this attempt and in those before; a kill loses what came after the last count."""
         path = self.work / "seconds.json"
-        before = float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
-        total = before + time.monotonic() - since
-        write_text(path, json.dumps(total))
-        return total
+        return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
     def seal(
         self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], seconds: float, machine: dict[str, Any]
@@ -142,6 +154,8 @@ class Staging:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
         manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, seconds, machine)
         write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
+            abandoned.unlink()
         fsync_tree(self.build)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -228,11 +242,11 @@ class Store:
             if folder.is_dir():
                 _discard(folder)
                 return folder
-        version = self.open(ref)
-        digest = version.manifest.digest
-        requests = [(other.ref, other.manifest.request) for other in self.versions()]
+        damaged = [version for version in self.versions(name) if str(version.number) == number and not version.is_readable]
+        version = damaged[0] if damaged else self.open(ref)
+        requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
         requests += [(staging.ref, staging.request) for staging in self._all_stagings("*/*")]
-        children = [child for child, request in requests if digest in {one.digest for one in request.inputs.values()}]
+        children = [child for child, request in requests if version.ref in {one.ref for one in request.inputs.values()}]
         if children:
             raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
         _discard(version.folder)
@@ -269,7 +283,7 @@ class Store:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
                 raise NstError(
                     f"{holder.ref} is taken by other settings ({_difference(other, request)}); "
-                    f"leave the number out for the next free one, or `nst remove {holder.ref}` first"
+                    f"take another name, leave the number out for the next free one, or `nst remove {holder.ref}` first"
                 )
             assert generation is not None
             return Number(generation, edition)

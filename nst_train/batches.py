@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError
-from nst_data.images import ImageError, decode, image_hash
+from nst_data.images import decode, image_hash
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
 from nst_train.noise import Transform, seed_of, seed_transforms
@@ -53,6 +53,17 @@ class PseudoLabeledImages:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of image `index`. Raises NstError where the pool holds others."""
+        row = int(self.rows[index])
+        encoded = self.pool.read(row)
+        if image_hash(encoded) != self.hashes[index].tobytes().hex():
+            raise NstError(
+                f"{self.pool.location}: {self.pool.key(row)!r} holds other bytes than the image that was labeled; "
+                "give the pool that was labeled (--pool), or label this one"
+            )
+        return encoded
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
@@ -73,7 +84,7 @@ def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
     def reason(row: int) -> str | None:
         try:
             decode(source.read(row))
-        except (ImageError, OSError) as error:
+        except (NstError, OSError) as error:
             return f"{source.key(row)}: {error}"
         return None
 
@@ -97,7 +108,9 @@ def open_edition(edition: Version, pool: Source, class_names: list[str], work: P
         _lay_out(edition, None if same_pool else pool, order, fresh)
         fresh.rename(folder)
     columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "hashes", "probs", "ends")}
-    return PseudoLabeledImages(pool, **columns)
+    pseudo = PseudoLabeledImages(pool, **columns)
+    pseudo.read(0)  # refuses another pool before any work, and opens what is opened once before workers are forked
+    return pseudo
 
 
 def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path) -> None:
@@ -121,8 +134,8 @@ def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int6
         column.flush()
 
 
-class _Steps(Dataset[TrainingBatch]):
-    """Item `step` is the batch of that step for one process of `processes`."""
+class _Steps(Dataset[TrainingBatch | NstError]):
+    """Item `step` is the batch of that step for one process of `processes`, or the error that the parent raises as its own."""
 
     def __init__(
         self,
@@ -136,7 +149,13 @@ class _Steps(Dataset[TrainingBatch]):
         self._settings, self._labeled, self._pseudo, self._transform = settings, labeled, pseudo, transform
         self._process, self._processes = process, processes
 
-    def __getitem__(self, step: int) -> TrainingBatch:
+    def __getitem__(self, step: int) -> TrainingBatch | NstError:
+        try:
+            return self._batch(step)
+        except NstError as error:
+            return error
+
+    def _batch(self, step: int) -> TrainingBatch:
         positions = self._positions(step, self._settings.batch_size)
         drawn = draw(positions, len(self._labeled), self._settings.seed, "labeled")
         images = [
@@ -161,14 +180,7 @@ class _Steps(Dataset[TrainingBatch]):
         indices = np.searchsorted(pseudo.ends, entries, side="right")
         images = []
         for index, position in zip(indices, positions, strict=True):
-            row = int(pseudo.rows[index])
-            encoded = pseudo.pool.read(row)
-            if image_hash(encoded) != pseudo.hashes[index].tobytes().hex():
-                raise NstError(
-                    f"{pseudo.pool.location}: {pseudo.pool.key(row)!r} holds other bytes than the image that was labeled; "
-                    "give the pool that was labeled (--pool), or label this one"
-                )
-            images.append(self._augmented(encoded, "pseudo", position))
+            images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
         return images, torch.from_numpy(pseudo.probs[indices])
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
@@ -187,10 +199,6 @@ def training_batches(
     processes: int = 1,
 ) -> Iterator[TrainingBatch]:
     """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes."""
-    if settings.batch_size % processes:
-        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
-    if pseudo is not None:
-        pseudo.pool.read(int(pseudo.rows[0]))  # opens what is opened once, before the workers are forked
     loader = DataLoader(
         _Steps(settings, labeled, pseudo, transform, process, processes),
         batch_size=None,
@@ -200,7 +208,10 @@ def training_batches(
         worker_init_fn=_leave_interrupts_to_the_parent,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    for item in loader:
+        if isinstance(item, NstError):
+            raise item
+        yield item
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

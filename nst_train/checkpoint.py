@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nst_data.files import fsync_tree, write_text
+from nst_data.files import fsync_folder, fsync_tree, write_text
 
 
 def save_checkpoint(folder: Path, step: int, network: nn.Module, averaged: nn.Module, optimizer: Optimizer) -> None:
@@ -35,6 +35,7 @@ def save_checkpoint(folder: Path, step: int, network: nn.Module, averaged: nn.Mo
         raise
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
+    fsync_folder(folder)
     for older in _checkpoints(folder)[:-1]:
         shutil.rmtree(older)
 

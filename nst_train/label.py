@@ -52,13 +52,13 @@ def label(
     progress.say(
         f"{staging.ref}: {len(pool):,} images in {len(plan):,} shards, at most {len(pool) * bytes_per_row / 2**20:,.0f} MB on disk"
     )
-    _label_shards(staging, plan, classifier, pool, settings, run, progress)
+    _label_shards(staging, plan, classifier, pool, settings, run, progress, since)
     state.wait_for_everyone()
     if state.is_main_process:
         files, counts = finish(staging.build, staging.work, plan, classifier.class_names)
         counts["teacher_parameters"] = classifier.parameters
         cards.write_generation_card(staging, classifier.class_names, counts)
-        staging.seal(files, classifier.class_names, counts, staging.add_seconds(since), machine)
+        staging.seal(files, classifier.class_names, counts, staging.seconds, machine)
     state.wait_for_everyone()
     return Version(staging.target)
 
@@ -69,12 +69,19 @@ def _request(settings: LabelSettings, teacher: Input, pool: Source) -> Request:
 
 
 def _label_shards(
-    staging: Staging, plan: ShardPlan, classifier: Classifier, pool: Source, settings: LabelSettings, run: RunSettings, progress: Progress
+    staging: Staging,
+    plan: ShardPlan,
+    classifier: Classifier,
+    pool: Source,
+    settings: LabelSettings,
+    run: RunSettings,
+    progress: Progress,
+    since: float,
 ) -> None:
     """Label the missing shards that fall to this process. Batches begin anew with each shard."""
     state = this_process()
     missing = missing_shards(staging.work, plan)
-    mine = missing[state.process_index :: state.num_processes]
+    mine = [shard for shard in missing if shard % state.num_processes == state.process_index]  # also where another began earlier
     spans = [(shard, *span) for shard in mine for span in _spans(*plan.bounds(shard), settings.batch_size)]
     schema = pseudo_labels_schema(classifier.class_names)
     network = classifier.network.to(this_device()).eval()
@@ -87,6 +94,8 @@ def _label_shards(
             task.advance(len(batch.images))
             if stop == plan.bounds(shard)[1]:
                 write_shard(staging.build, staging.work, plan, shard, rows, schema)
+                if state.is_main_process:
+                    since = staging.add_seconds(since)
                 rows = ShardRows()
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models import save_for_hf
+from timm.optim import list_optimizers
 from torch import nn
 
 from nst_data.errors import NstError, UsageError
@@ -42,6 +43,14 @@ def count_parameters(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
+def check_names(settings: TrainSettings) -> None:
+    """Raises UsageError for a network or an optimizer that does not exist, with near names."""
+    _check_name(settings.model)
+    if settings.optimizer not in list_optimizers():
+        hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
+        raise UsageError(f"optimizer {settings.optimizer}: not in timm; {hint}")
+
+
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     """The network to train, with the dropout and stochastic depth of `settings.noise`.
 
@@ -52,7 +61,6 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
         options["drop_path_rate"] = settings.noise.stochastic_depth
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
-    _check_name(settings.model)
     try:
         return timm.create_model(settings.model, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
     except TypeError as error:
@@ -151,9 +159,12 @@ def _check_name(name: str) -> None:
     if name.startswith(_HUB):
         return
     if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
-        raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")
+        raise UsageError(f"{name}: no network of timm and no teacher in the store; {_suggestion(name, timm.list_models(), 'list_models')}")
+
+
+def _suggestion(name: str, known: list[str], function: str) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"see timm.{function}()"
 
 
 def _weights_sha256(network: nn.Module) -> str:

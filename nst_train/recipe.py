@@ -15,6 +15,8 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Relative sources start at the recipe's folder. Raises UsageError that names the key and its line."""
     try:
         text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: expected a recipe in UTF-8; save it so") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; expected a recipe, see examples/image_folder.yaml") from None
     return parse_recipe(text, path)

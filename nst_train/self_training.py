@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from nst_data.editions import balance
 from nst_data.progress import Progress
-from nst_data.sources import Source, open_source
+from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
+from nst_train.device import this_process
 from nst_train.evaluate import measure
 from nst_train.label import label
+from nst_train.models import check_names
 from nst_train.settings import Recipe, SourceSettings
 from nst_train.train import train
 
@@ -33,6 +35,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     progress = progress or Progress()
     labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool)
     test = _open(recipe.test, labeled=True) if recipe.test else None
+    _check(recipe, labeled, test)
     held_out = [labeled] + ([test] if test else [])
     first, *students = recipe.generations
     teachers = f"{recipe.name}-teacher"
@@ -42,7 +45,8 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     generations = [Generation(teacher)]
     for number, settings in enumerate(students, start=1):
         corpus = label(store, recipe.name, teacher.ref, pool, recipe.label, number, recipe.run, progress)
-        edition = balance(store, corpus, recipe.select, held_out, edition=1)
+        with this_process().main_process_first():
+            edition = balance(store, corpus, recipe.select, held_out, edition=1)
         student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress)
         _measure(student, test, recipe, store, progress)
         generations.append(Generation(student, corpus, edition))
@@ -52,6 +56,15 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
         _measure(control, test, recipe, store, progress)
         generations.append(Generation(control))
     return generations
+
+
+def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
+    """What would stop a later generation stops the loop before its first."""
+    check_trainable(labeled)
+    for settings in recipe.generations:
+        check_names(settings)
+    if test is not None:
+        match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
 
 
 def _open(settings: SourceSettings, labeled: bool = False) -> Source:

@@ -50,7 +50,9 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images; pseudo-labels are soft as they are.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
-    crop_scale_min: float = Field(0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 crops nothing.")
+    crop_scale_min: float = Field(
+        0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
+    )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
     )

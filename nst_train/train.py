@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from nst_data import cards
 from nst_data.errors import NstError
-from nst_data.files import hash_file
+from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
-from nst_data.sources import Source
+from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, set_threads, this_process
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
-from nst_train.models import count_parameters, create_network, local_weights, save_teacher
+from nst_train.models import check_names, count_parameters, create_network, local_weights, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
@@ -50,6 +50,10 @@ def train(
     that the data or the network refuse, before any work starts.
     """
     run, progress = run or RunSettings(), progress or Progress()
+    check_trainable(labeled)
+    check_names(settings)
+    if edition is None:
+        settings = settings.model_copy(update={"ratio": 1})  # it has nothing to say here: with and without it is one training
     state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(settings, labeled, edition), name, generation, first=0)
@@ -62,9 +66,9 @@ def train(
         training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
     entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
-    training.run(run, progress)
+    training.run(run, progress, since)
     if state.is_main_process:
-        _seal(staging, settings, training, labeled.class_names or [], staging.add_seconds(since), machine)
+        _seal(staging, settings, training, labeled.class_names or [], staging.seconds, machine)
     state.wait_for_everyone()
     return Version(staging.target)
 
@@ -151,6 +155,9 @@ class _Training:
         run: RunSettings,
         progress: Progress,
     ) -> "_Training":
+        processes = this_process().num_processes
+        if settings.batch_size % processes:
+            raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
         labeled, unreadable = readable(source, run.decode_threads)
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")
@@ -172,7 +179,7 @@ class _Training:
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config)
         return cls(staging, step, labeled, pseudo, unreadable, data_config)
 
-    def run(self, run: RunSettings, progress: Progress) -> None:
+    def run(self, run: RunSettings, progress: Progress, since: float) -> None:
         """All steps from the last checkpoint on."""
         step, state = self.step, this_process()
         optimizer, network = step.optimizer.optimizer, step.accelerator.unwrap_model(step.network)
@@ -183,7 +190,7 @@ class _Training:
         batches = training_batches(
             step.settings, self.labeled, self.pseudo, transform, steps, run.workers, state.process_index, state.num_processes
         )
-        log = Log(self.staging.build / "training.jsonl", done, step)
+        log = Log(self.staging.build / "training.jsonl", self.staging.ref, done, step)
         saved = time.monotonic()
         per_step = step.settings.batch_size * (1 + (step.settings.ratio if self.pseudo else 0))
         with progress.task(f"train {self.staging.ref}", total * per_step, "images", done * per_step) as task:
@@ -194,18 +201,21 @@ class _Training:
                 if due and index + 1 < total and state.is_main_process:
                     log.check(index)
                     save_checkpoint(self.staging.work / "checkpoints", index + 1, network, step.averaged.module, optimizer)
-                    saved = time.monotonic()
+                    saved = since = self.staging.add_seconds(since)
         log.check(total - 1)
+        if state.is_main_process:
+            self.staging.add_seconds(since)
 
 
 class Log:
     """`training.jsonl`: every 20 steps the mean loss of both parts since the line before, and the learning rate."""
 
-    def __init__(self, path: Path, done: int, step: Step) -> None:
-        self._path, self._step, self._note = path, step, ""
+    def __init__(self, path: Path, ref: str, done: int, step: Step) -> None:
+        self._path, self._ref, self._step, self._note = path, ref, step, ""
         self._sums = torch.zeros(4, device=step.accelerator.device)
-        kept = [line for line in path.read_text("utf-8").splitlines() if json.loads(line)["step"] < done] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("}\n")]  # a kill can cut the last one short
+        write_text(path, "".join(line for line in whole if json.loads(line)["step"] < done))
 
     def add(self, index: int, labeled: Tensor, pseudo: Tensor) -> str:
         """Count one step's losses; a note for a person."""
@@ -219,7 +229,7 @@ class Log:
         if not math.isfinite(float(self._sums.sum())):
             raise NstError(
                 f"step {index + 1}: the loss is not a finite number any more; "
-                "lower --learning-rate or lengthen --warmup-epochs (the last checkpoint is from before)"
+                f"lower --learning-rate or lengthen --warmup-epochs; `nst remove {self._ref}` first gives its number free"
             )
 
     def _count(self, losses: Tensor) -> Tensor:

@@ -83,5 +83,5 @@ def tiny_store(tmp_path_factory):
     store, run = Store(top / "store"), RunSettings(workers=0, decode_threads=1)
     teacher = train(store, "tiny-teacher", TrainSettings(**TINY), open_source(str(labeled), labeled=True), run=run)
     corpus = label(store, "tiny", teacher.ref, open_source(str(pool)), LabelSettings(batch_size=4, rows_per_shard=6), run=run)
-    balance(store, corpus, BalanceSettings(min_confidence=0, per_class=6))
+    balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20))
     return store, labeled, pool

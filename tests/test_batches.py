@@ -1,11 +1,13 @@
 from collections import Counter
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from conftest import TINY, write_pool
 
 from nst_data.errors import NstError
+from nst_data.images import decode
 from nst_data.sources import open_source
 from nst_train.batches import open_edition, readable, training_batches
 from nst_train.noise import training_transform
@@ -53,15 +55,19 @@ def test_two_processes_share_the_batch_of_one(tiny_store, tmp_path):
     assert torch.equal(torch.cat([half.labels for half in halves]), one.labels)
     assert torch.equal(torch.cat([half.probs for half in halves]), one.probs)
     assert torch.equal(torch.cat([half.images[:2] for half in halves]), one.images[:4])
+    assert torch.equal(torch.cat([half.images[2:] for half in halves]), one.images[4:])
 
 
 def test_an_epoch_of_an_edition_shows_each_image_as_often_as_it_has_copies(tiny_store, tmp_path):
     store, _, pool = tiny_store
-    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path)
-    shown = Counter(np.searchsorted(pseudo.ends, np.arange(len(pseudo)), side="right").tolist())
-    copies = np.diff(pseudo.ends, prepend=0)
-    assert len(pseudo) == store.open("tiny@gen-1.1").manifest.counts["copies"]
-    assert [shown[index] for index in range(len(copies))] == copies.tolist()
+    rows = pl.read_parquet(store.open("tiny@gen-1.1").folder / "balanced" / "*.parquet").to_dicts()
+    entries = sum(row["copies"] for row in rows)
+    assert max(row["copies"] for row in rows) > 1
+    still = {"noise": {"operations": 0}, "crop_scale_min": 1.0, "batch_size": 1, "ratio": entries}
+    (epoch,) = batches(tiny_store, tmp_path, range(1), **still)
+    shown = Counter(image.numpy().tobytes() for image in epoch.images[1:])
+    pixels = {row["key"]: np.asarray(decode((pool / row["key"]).read_bytes())).transpose(2, 0, 1) for row in rows}
+    assert shown == Counter({np.ascontiguousarray(pixels[row["key"]]).tobytes(): row["copies"] for row in rows})
 
 
 def test_soft_labels_follow_the_order_of_the_labeled_sets_classes(tiny_store, tmp_path):
@@ -79,23 +85,28 @@ def test_another_copy_of_the_pool_is_found_by_key(tiny_store, tmp_path):
     assert (pseudo.rows == original.rows + 1).all()
 
 
-def test_a_pool_with_other_bytes_is_refused(tiny_store, tmp_path):
-    store, labeled, _ = tiny_store
-    other = write_pool(tmp_path / "other", 3, 5, first=100)
+def test_another_pool_is_refused_before_any_work(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    other = write_pool(tmp_path / "other", 3, 5)
     for path in other.iterdir():
         path.write_bytes(path.read_bytes() + b"\0")
-    settings = TrainSettings(**TINY)
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
-    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(other)), CLASSES, tmp_path)
     with pytest.raises(NstError, match=r"holds other bytes than the image that was labeled; give the pool that was labeled"):
-        next(training_batches(settings, images, pseudo, training_transform(settings, CONFIG), range(1), workers=0))
+        open_edition(store.open("tiny@gen-1.1"), open_source(str(other)), CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path, workers):
+    store, labeled, _ = tiny_store
+    pool = write_pool(tmp_path / "pool", 3, 5)
+    settings = TrainSettings(**TINY | {"ratio": 8})
+    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path / "work")
+    changed = pool / pseudo.pool.key(int(pseudo.rows[-1]))
+    changed.write_bytes(changed.read_bytes()[::-1])
+    with pytest.raises(NstError, match=rf"^[^\n]*{changed.name}' holds other bytes than the image that was labeled[^\n]*$"):
+        list(training_batches(settings, images, pseudo, training_transform(settings, CONFIG), range(4), workers))
 
 
 def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
     with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(ant, bee, dog\)"):
         batches(tiny_store, tmp_path, range(1), classes=["ant", "bee", "dog"])
-
-
-def test_a_batch_that_the_processes_do_not_divide_is_refused(tiny_store, tmp_path):
-    with pytest.raises(NstError, match="batch size 4: expected a multiple of the 3 processes"):
-        batches(tiny_store, tmp_path, range(1), processes=3)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 from conftest import write_class_folders, write_pool
@@ -88,7 +89,7 @@ def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, po
 def test_a_number_taken_by_other_settings_names_them(tiny_store):
     words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
     line = fails(1, *words)
-    assert "tiny@gen-1.1 is taken by other settings (per_class: 6 there, 9 asked)" in line
+    assert "tiny@gen-1.1 is taken by other settings (per_class: 20 there, 9 asked)" in line
     assert "nst remove tiny@gen-1.1" in line
 
 
@@ -118,18 +119,22 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "name an edition with --pseudo"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: input should be less than 1"),
         (["run", "nowhere.yaml"], "nowhere.yaml: No such file or directory; expected a recipe"),
+        (["train", "--labeled", "LABELED", "--name", "n", "--model", "test_resnet", "--optimizer", "adamww"], "did you mean adamw"),
+        (
+            ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--epochs", "inf"],
+            "--epochs: input should be a finite number",
+        ),
         (["label"], "Missing argument 'SOURCE'"),
         (["lable"], "No such command 'lable'"),
     ],
 )
 def test_wrong_use_is_status_2_with_one_line(tiny_store, words, message):
     extra = [] if words[0] == "lable" else ["--store", tiny_store[0].root]
+    words = [tiny_store[1] if word == "LABELED" else word for word in words]
     assert message in fails(2, *words, *extra)
 
 
 def test_a_damaged_version_is_named_by_verify(tiny_store, tmp_path):
-    import shutil
-
     shutil.copytree(tiny_store[0].root, tmp_path / "store")
     weights = tmp_path / "store" / "teachers" / "tiny-teacher" / "gen-0" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -170,3 +175,43 @@ def test_a_store_that_may_not_be_written_is_one_line(tmp_path, labeled_folder):
     (tmp_path / "store").mkdir(mode=0o500)
     line = fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")
     assert "Permission denied" in line
+
+
+def test_a_test_set_with_some_of_the_classes_is_scored(tiny_store, tmp_path):
+    write_class_folders(tmp_path / "data", ["cat"], 2)
+    words = ["evaluate", "tiny-teacher", "--data", str(tmp_path / "data"), "--json", "--store", str(tiny_store[0].root)]
+    assert json.loads(CliRunner().invoke(app, words).stdout)["tiny-teacher"]["images"] == 2
+
+
+def test_class_names_are_for_labels_that_have_none(tiny_store, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
+    words = ["evaluate", "tiny-teacher", "--data", tiny_store[1], "--class-names", tmp_path / "names.txt", "--store", tiny_store[0].root]
+    assert "has class names of its own (3 (ant, bee, cat))" in fails(2, *words)
+
+
+def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
+    root = tmp_path / "store"
+    shutil.copytree(tiny_store[0].root, root)
+    (root / "corpora" / "tiny" / "gen-1.1" / "nst.json").write_text("{")
+    listed = CliRunner().invoke(app, ["list", "--store", str(root)])
+    assert listed.exit_code == 0
+    assert "tiny-teacher@gen-0" in listed.stdout
+    assert "unreadable" in listed.stdout
+    assert CliRunner().invoke(app, ["remove", "tiny@gen-1.1", "--store", str(root)]).exit_code == 0
+    assert "tiny@gen-1" not in CliRunner().invoke(app, ["list", "--store", str(root)]).stdout.replace("tiny@gen-1 ", "")
+
+
+def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
+    shutil.copytree(tiny_store[2], tmp_path / "pool")
+    here = ["--store", tiny_store[0].root]
+    labeled = ["label", tmp_path / "pool", "--teacher", "tiny-teacher", "--corpus", "moved", *here]
+    for words in (labeled, ["balance", "moved@gen-1", "--min-confidence", "0", *here]):
+        assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    (tmp_path / "pool").rename(tmp_path / "elsewhere")
+    words = ["train", "--labeled", tiny_store[1], "--pseudo", "moved@gen-1.1", "--name", "after-move", *NETWORK, *here]
+    assert "moved@gen-1.1 was drawn from it; --pool says where it is now" in fails(1, *words)
+
+
+def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
+    (tmp_path / "store").write_text("")
+    assert "Not a directory" in fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")

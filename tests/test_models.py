@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store import Store
-from nst_train.models import create_network, load_classifier, save_teacher
+from nst_train.models import check_names, create_network, load_classifier, save_teacher
 from nst_train.noise import seed_network
 from nst_train.settings import Noise, TrainSettings
 
@@ -75,9 +75,11 @@ def test_training_can_start_from_saved_weights_with_another_number_of_classes(sa
     assert warm.num_classes == 5
 
 
-def test_an_unknown_name_suggests_near_ones(tmp_path):
+def test_an_unknown_name_suggests_near_ones():
     with pytest.raises(UsageError, match=r"efficientnet_bO: .*did you mean efficientnet_b"):
-        create_network(TrainSettings(model="efficientnet_bO"), 3)
+        check_names(TrainSettings(model="efficientnet_bO"))
+    with pytest.raises(UsageError, match=r"optimizer adamww: not in timm; did you mean adamw"):
+        check_names(TrainSettings(model="efficientnet_b0", optimizer="adamww"))
 
 
 def test_stochastic_depth_on_a_network_without_it_is_one_line_that_says_so():

@@ -80,7 +80,7 @@ def test_the_control_has_the_last_students_steps_and_noise_and_no_pseudo_labels(
     _, store, _ = finished
     control, student = (store.open(ref).manifest for ref in ("bugs-control@gen-0", "bugs-teacher@gen-2"))
     assert control.counts["steps"] == student.counts["steps"]
-    assert control.request.settings == student.request.settings
+    assert control.request.settings == student.request.settings | {"ratio": 1}
     assert control.counts["entries"] == 0
 
 
@@ -142,3 +142,28 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     output = nst("run", tmp_path / "flowers.yaml", "--store", tmp_path / "store").stdout
     assert "flowers-teacher@gen-2" in output
     assert "test top-1" in output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test": {"source": "photos/other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
+        ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
+    ],
+)
+def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_path, change, message):
+    write_images(tmp_path / "photos")
+    write_class_folders(tmp_path / "photos" / "other", ["bee", "dog"], 1)
+    recipe = {
+        "name": "bugs",
+        "labeled": {"source": "photos/labeled"},
+        "test": {"source": "photos/test"},
+        "pool": {"source": "photos/unlabeled"},
+        "generations": [TINY, TINY],
+        "run": RUN,
+    }
+    (tmp_path / "bugs.yaml").write_text(yaml.safe_dump(recipe | change))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "bugs.yaml"), "--store", str(tmp_path / "store")])
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert not (tmp_path / "store").exists()

@@ -9,7 +9,7 @@ from conftest import picture, write_class_folders
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from nst_data.errors import NstError, UsageError
-from nst_data.sources import match_classes, open_source
+from nst_data.sources import check_trainable, match_classes, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_an_empty_cell_is_a_row_with_its_error(tmp_path):
 
 def test_one_class_is_an_error(tmp_path):
     with pytest.raises(NstError, match="two classes or more, found only 'ant'"):
-        open_source(write_files(tmp_path, "ant/1.png", "ant/2.png"), labeled=True)
+        check_trainable(open_source(write_files(tmp_path, "ant/1.png", "ant/2.png"), labeled=True))
 
 
 def test_a_missing_folder_is_an_error(tmp_path):

@@ -1,6 +1,8 @@
 import json
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import TINY
@@ -16,7 +18,7 @@ from nst_train.models import create_network, load_classifier
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import make_step, train
+from nst_train.train import Log, make_step, train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -196,3 +198,25 @@ def test_starting_from_saved_weights_puts_their_digest_into_the_lineage(tiny_sto
     assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.files["model.safetensors"].sha256
     weights, initial = (load_file(version.folder / "model.safetensors")["fc.weight"] for version in (warm, teacher))
     assert torch.allclose(weights, initial)
+
+
+def test_unreadable_rows_of_a_labeled_parquet_file_are_left_out(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    images = [path.read_bytes() for path in sorted(labeled.rglob("*.png"))]
+    pq.write_table(pa.table({"image": [None, *images[1:]], "label": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]}), tmp_path / "labeled.parquet")
+    version = train(store, "nulls", TrainSettings(**TINY), open_source(str(tmp_path / "labeled.parquet"), labeled=True), run=RUN)
+    assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (11, 1)
+
+
+def test_a_ratio_without_pseudo_labels_changes_nothing(tiny_store):
+    store, labeled, _ = tiny_store
+    again = train(store, "tiny-teacher", TrainSettings(**TINY | {"ratio": 9}), open_source(str(labeled), labeled=True), run=RUN)
+    assert again.ref == "tiny-teacher@gen-0"
+
+
+def test_a_log_that_was_cut_short_does_not_stop_a_resumed_run(tmp_path):
+    step, _ = step_and_batch()
+    path = tmp_path / "training.jsonl"
+    path.write_text('{"step": 19}\n{"step": 39}\n{"step": 59}\n{"step": 7')
+    Log(path, "x@gen-0", 50, step)
+    assert path.read_text() == '{"step": 19}\n{"step": 39}\n'
