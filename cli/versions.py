@@ -1,5 +1,6 @@
 """`nst list`, `nst show`, `nst verify` and `nst remove`: reading the store."""
 
+import json as jsonlib
 from typing import Annotated, Any
 
 import typer
@@ -49,11 +50,11 @@ def show(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
         print(f"  {role:<10} {made_from.ref}  {made_from.digest[:12]}")
     print("settings")
     for key, value in manifest.request.settings.items():
-        print(f"  {key:<18} {value}")
+        print(f"  {key:<24} {_text(value)}")
     print("counts")
     for key, value in manifest.counts.items():
         if key != "per_class":
-            print(f"  {key:<24} {value}")
+            print(f"  {key:<24} {_text(value)}")
     _print_classes(manifest.counts.get("per_class", {}))
 
 
@@ -93,7 +94,18 @@ def _line(version: Version) -> str:
         return f"{counts['labeled']:,} images labeled"
     if version.manifest.kind == "edition":
         return f"{counts['copies']:,} entries, {counts['unique']:,} images"
-    return f"{version.manifest.request.settings['model']}, {counts['parameters']:,} parameters"
+    metrics = version.folder / "metrics.json"
+    test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics.exists() else None
+    measured = f", test top-1 {100 * test['top1']:.1f}%" if test else ""
+    return f"{version.manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _print_classes(per_class: dict[str, Any]) -> None:

@@ -116,6 +116,7 @@ def test_list_show_and_verify_read_the_store(finished):
     _, store, _ = finished
     listed = nst("list", "--store", store.root).stdout
     assert all(version.ref in listed for version in store.versions())
+    assert "test top-1" in next(line for line in listed.splitlines() if line.startswith("bugs-teacher@gen-2"))
     shown = nst("show", "bugs@gen-1.1", "--store", store.root).stdout
     assert "bugs@gen-1" in shown
     assert "min_confidence" in shown
