@@ -48,10 +48,9 @@ def label(
     plan = ShardPlan(len(pool), settings.rows_per_shard)
     machine = staging.remembered("machine", {"threads": DEFAULT_THREADS, "decoder": "pillow", "device": this_device().type})
     set_threads(machine["threads"])
-    bytes_per_row = 2 * len(classifier.class_names) + 100  # a float16 a class; key, hashes and numbers
-    progress.say(
-        f"{staging.ref}: {len(pool):,} images in {len(plan):,} shards, at most {len(pool) * bytes_per_row / 2**20:,.0f} MB on disk"
-    )
+    megabytes = len(pool) * (2 * len(classifier.class_names) + 100) / 2**20  # a float16 a class; key, hashes and numbers
+    shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
+    progress.say(f"{staging.ref}: {len(pool):,} images in {shards}, {f'about {megabytes:,.0f}' if megabytes > 1 else 'under 1'} MB on disk")
     _label_shards(staging, plan, classifier, pool, settings, run, progress, since)
     state.wait_for_everyone()
     if state.is_main_process:
