@@ -111,9 +111,9 @@ class Recipe(Settings):
         if not isinstance(content, dict):
             return content
         seed = content.get("seed", 0)
-        generations, select = content.get("generations"), content.get("select") or {}
-        if isinstance(generations, list):
-            generations = [{"seed": seed, **one} if isinstance(one, dict) else one for one in generations]
-        if isinstance(select, dict):
-            select = {"seed": seed, **select}
-        return content | {"generations": generations, "select": select}
+        parts = {"select": content.get("select", {}), "generations": content.get("generations", [])}
+        if isinstance(parts["select"], dict):
+            parts["select"] = {"seed": seed, **parts["select"]}
+        if isinstance(parts["generations"], list):
+            parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        return content | parts

@@ -50,6 +50,10 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
         (("labeled: {", "labelled: {"), r"labeled: missing"),
         (("seed: 3", "seed: [3"), r"flowers.yaml: expected YAML"),
+        (
+            ("generations:", "generationes:"),
+            r"generationes: unknown key; did you mean generations\?|generations: list should have at least 2",
+        ),
         ((RECIPE, "just text"), r"expected a recipe with the keys name, labeled"),
     ],
 )
