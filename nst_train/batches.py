@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,14 +206,23 @@ def training_batches(
         sampler=steps,
         num_workers=min(workers, len(steps)),
         prefetch_factor=4 if workers and len(steps) else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
-    for item in loader:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a worker is born deaf to Ctrl-C, and stays so
+    try:
+        items = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for item in items:
         if isinstance(item, NstError):
             raise item
         yield item
 
 
-def _leave_interrupts_to_the_parent(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _end_quietly(worker: int) -> None:
+    """When the parent is interrupted or killed, the thread that hands it tensors would print a stack trace for each of them.
+
+    Errors in making a batch do not pass here: they travel to the parent.
+    """
+    sys.excepthook = lambda *_: None
