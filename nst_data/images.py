@@ -80,7 +80,7 @@ def _deep_gray_to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if image.mode != "F":
         values = values / 257.0
-    elif values.max() <= 1.0:
+    elif (values <= 1.0).all():
         values = values * 255.0
     gray = np.clip(np.nan_to_num(values), 0, 255).round().astype(np.uint8)
     return Image.fromarray(gray).convert("RGB")
