@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError
-from nst_data.images import decode, image_hash
+from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
 from nst_train.noise import Transform, seed_of, seed_transforms
@@ -159,10 +160,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
     def _batch(self, step: int) -> TrainingBatch:
         positions = self._positions(step, self._settings.batch_size)
         drawn = draw(positions, len(self._labeled), self._settings.seed, "labeled")
-        images = [
-            self._augmented(self._labeled.source.read(int(self._labeled.rows[index])), "labeled", position)
-            for index, position in zip(drawn, positions, strict=True)
-        ]
+        images = [self._labeled_image(int(self._labeled.rows[index]), position) for index, position in zip(drawn, positions, strict=True)]
         probs = torch.empty(0, 0)
         if self._pseudo is not None:
             pseudo_images, probs = self._pseudo_batch(step, self._pseudo)
@@ -181,12 +179,28 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         indices = np.searchsorted(pseudo.ends, entries, side="right")
         images = []
         for index, position in zip(indices, positions, strict=True):
-            images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
+            with _naming(pseudo.pool, int(pseudo.rows[index])):
+                images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
         return images, torch.from_numpy(pseudo.probs[indices])
+
+    def _labeled_image(self, row: int, position: np.int64) -> NDArray[np.uint8]:
+        with _naming(self._labeled.source, row):
+            return self._augmented(self._labeled.source.read(row), "labeled", position)
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
         seed_transforms(seed_of(self._settings.seed, part, "noise", int(position)))
         return np.asarray(self._transform(decode(encoded)))
+
+
+@contextmanager
+def _naming(source: Source, row: int) -> Iterator[None]:
+    """An image that could be read when training began and cannot any more is named."""
+    try:
+        yield
+    except (ImageError, OSError) as error:
+        raise NstError(
+            f"{source.location}: {source.key(row)!r} cannot be read any more ({error}); put it back and run the same command again"
+        ) from None
 
 
 def training_batches(

@@ -61,9 +61,10 @@ def measure(
     """Evaluate a teacher of the store and keep the result as `name` in its metrics.json and card; done once for each source."""
     metrics = read_metrics(teacher)
     known = metrics.get(name)
+    state = this_process()
+    state.wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
     if known and known["fingerprint"] == source.fingerprint:
         return known
-    state = this_process()
     if state.is_main_process:
         classifier, _ = load_classifier(teacher.ref, store)
         result = evaluate(classifier, source, run, progress)

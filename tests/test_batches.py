@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import TINY, write_pool
+from conftest import TINY, write_class_folders, write_pool
 
 from nst_data.errors import NstError
 from nst_data.images import decode
@@ -110,3 +110,13 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
 def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
     with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(ant, bee, dog\)"):
         batches(tiny_store, tmp_path, range(1), classes=["ant", "bee", "dog"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_labeled_image_that_vanished_stops_training_with_its_name(tiny_store, tmp_path, workers):
+    labeled = write_class_folders(tmp_path / "labeled", CLASSES, 1)
+    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    (labeled / "bee" / "000.png").unlink()
+    settings = TrainSettings(**TINY)
+    with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' cannot be read any more [^\n]*$"):
+        list(training_batches(settings, images, None, training_transform(settings, CONFIG), range(2), workers))
