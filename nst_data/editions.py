@@ -51,7 +51,7 @@ def balance(
     files = _write(staging, generation.folder, selected, manifest.class_names)
     cards.write_edition_card(staging, manifest, counts)
     staging.add_seconds(since)
-    return staging.seal(files, manifest.class_names, counts, staging.seconds, {})
+    return staging.seal(files, manifest.class_names, counts, {})
 
 
 def _select(

@@ -21,7 +21,7 @@ _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
 _ROOM = {"generation": "corpora", "edition": "corpora", "teacher": "teachers"}
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Number:
     """A version number: a generation, or an edition of a generation."""
 
@@ -148,11 +148,9 @@ class Staging:
         path = self.work / "seconds.json"
         return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
-    def seal(
-        self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], seconds: float, machine: dict[str, Any]
-    ) -> Version:
+    def seal(self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], machine: dict[str, Any]) -> Version:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
-        manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, seconds, machine)
+        manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, self.seconds, machine)
         write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
             abandoned.unlink()
@@ -219,9 +217,7 @@ class Store:
         check_name(name)
         self._check_name_is_free_for(name, request.kind)
         # stagings first: one that is sealed between the two looks is in both, never in neither
-        stagings = list(
-            self._stagings(name, request.kind, generation, edition)
-        )  # before the sealed: one that is sealed meanwhile is in both
+        stagings = list(self._stagings(name, request.kind, generation, edition))
         versions = list(self._candidates(name, request.kind, generation, edition))
         for version in versions:
             if version.manifest.request.digest == request.digest:

@@ -57,7 +57,7 @@ def label(
         files, counts = finish(staging.build, staging.work, plan, classifier.class_names)
         counts["teacher_parameters"] = classifier.parameters
         cards.write_generation_card(staging, classifier.class_names, counts)
-        staging.seal(files, classifier.class_names, counts, staging.seconds, machine)
+        staging.seal(files, classifier.class_names, counts, machine)
     state.wait_for_everyone()
     return Version(staging.target)
 

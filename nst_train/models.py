@@ -54,7 +54,7 @@ def check_names(settings: TrainSettings) -> None:
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     """The network to train, with the dropout and stochastic depth of `settings.noise`.
 
-    The initial weights follow torch's seed. Raises UsageError for an unknown name, NstError for what the network refuses.
+    The initial weights follow torch's seed. Raises NstError for what the network refuses; `check_names` knows the names.
     """
     options: dict[str, Any] = {"num_classes": classes, "drop_rate": settings.noise.dropout}
     if settings.noise.stochastic_depth:
@@ -113,7 +113,7 @@ def local_weights(name: str) -> Path | None:
 
 def is_in_store(name: str, store: Store) -> bool:
     """Whether a model name means a teacher of the store."""
-    return ":" not in name and ("@" in name or bool(store.versions(name)) if "/" not in name else False)
+    return not {":", "/"} & set(name) and ("@" in name or bool(store.versions(name)))
 
 
 def teacher_input(ref: str, store: Store) -> Input:

@@ -68,7 +68,7 @@ def train(
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
     training.run(run, progress, since)
     if state.is_main_process:
-        _seal(staging, settings, training, labeled.class_names or [], staging.seconds, machine)
+        _seal(staging, settings, training, labeled.class_names or [], machine)
     state.wait_for_everyone()
     return Version(staging.target)
 
@@ -262,9 +262,7 @@ def _warn_if_smaller(model: str, parameters: int, edition: Version, progress: Pr
         )
 
 
-def _seal(
-    staging: Staging, settings: TrainSettings, training: _Training, class_names: list[str], seconds: float, machine: dict[str, Any]
-) -> None:
+def _seal(staging: Staging, settings: TrainSettings, training: _Training, class_names: list[str], machine: dict[str, Any]) -> None:
     files = save_teacher(training.step.averaged.module, staging.build, class_names, settings)
     counts = {
         "parameters": count_parameters(training.step.averaged.module),
@@ -275,4 +273,4 @@ def _seal(
         "entries": len(training.pseudo) if training.pseudo else 0,
     }
     cards.write_model_card(staging.build, staging.ref, staging.request, class_names, counts, {})
-    staging.seal(files, class_names, counts, seconds, machine)
+    staging.seal(files, class_names, counts, machine)

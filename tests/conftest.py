@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the public Hub for anything
@@ -64,6 +65,14 @@ TINY = {
     "crop_scale_min": 0.8,
     "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0.1},
 }
+
+
+def write_tiny_recipe(folder, pool="pool", **parts):
+    """`folder`/bugs.yaml over the folders labeled, test and the pool beside it."""
+    sources = {role: {"source": where} for role, where in (("labeled", "labeled"), ("test", "test"), ("pool", pool))}
+    path = folder / "bugs.yaml"
+    path.write_text(yaml.safe_dump({"name": "bugs", **sources, **parts}))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Bad input: one clear line, a status, and nothing half-written."""
 
 import json
-import os
 import re
 import shutil
 
@@ -170,13 +169,6 @@ def test_help_shows_the_papers_defaults():
         assert re.search(rf"{option}.*?\[default: {default}", text, re.DOTALL), option
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_store_that_may_not_be_written_is_one_line(tmp_path, labeled_folder):
-    (tmp_path / "store").mkdir(mode=0o500)
-    line = fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")
-    assert "Permission denied" in line
-
-
 def test_a_test_set_with_some_of_the_classes_is_scored(tiny_store, tmp_path):
     write_class_folders(tmp_path / "data", ["cat"], 2)
     words = ["evaluate", "tiny-teacher", "--data", str(tmp_path / "data"), "--json", "--store", str(tiny_store[0].root)]
@@ -198,7 +190,7 @@ def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
     assert "tiny-teacher@gen-0" in listed.stdout
     assert "unreadable" in listed.stdout
     assert CliRunner().invoke(app, ["remove", "tiny@gen-1.1", "--store", str(root)]).exit_code == 0
-    assert "tiny@gen-1" not in CliRunner().invoke(app, ["list", "--store", str(root)]).stdout.replace("tiny@gen-1 ", "")
+    assert "tiny@gen-1.1" not in CliRunner().invoke(app, ["list", "--store", str(root)]).stdout
 
 
 def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):

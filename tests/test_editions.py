@@ -50,7 +50,7 @@ def write_generation(store, pool, probs=PROBS, names=NAMES, rows_per_shard=2):
     files, counts = finish(staging.build, staging.work, plan, names)
     counts["teacher_parameters"] = 7
     cards.write_generation_card(staging, names, counts)
-    return staging.seal(files, names, counts, 1.0, {})
+    return staging.seal(files, names, counts, {})
 
 
 def add(rows, row, probs):
@@ -85,15 +85,20 @@ def test_a_generation_holds_every_image_in_its_labels_or_its_errors(store, pool,
     assert version.verify() == []
 
 
+SOFT_LABEL_COLUMNS = {
+    "id": Value("int64"),
+    "key": Value("string"),
+    "image_hash": Value("string"),
+    "label": ClassLabel(names=NAMES),
+    "confidence": Value("float32"),
+    "probs": List(Value("float16"), length=3),
+}
+
+
 def test_a_generation_loads_with_the_types_of_the_design(store, pool, tmp_path):
     version = write_generation(store, pool)
     assert read(version, "pseudo_labels", tmp_path).features == {
-        "id": Value("int64"),
-        "key": Value("string"),
-        "image_hash": Value("string"),
-        "label": ClassLabel(names=NAMES),
-        "confidence": Value("float32"),
-        "probs": List(Value("float16"), length=3),
+        **SOFT_LABEL_COLUMNS,
         "phash": Value("int64"),
     }
     assert read(version, "errors", tmp_path).features == {"id": Value("int64"), "key": Value("string"), "reason": Value("string")}
@@ -131,12 +136,7 @@ def test_an_edition_loads_with_the_types_of_the_design(store, pool, tmp_path):
     edition = balance(store, write_generation(store, pool), BalanceSettings(per_class=5))
     assert edition.ref == "flowers@gen-1.1"
     assert read(edition, "balanced", tmp_path).features == {
-        "id": Value("int64"),
-        "key": Value("string"),
-        "image_hash": Value("string"),
-        "label": ClassLabel(names=NAMES),
-        "confidence": Value("float32"),
-        "probs": List(Value("float16"), length=3),
+        **SOFT_LABEL_COLUMNS,
         "duplicates": Value("int32"),
         "copies": Value("int32"),
     }

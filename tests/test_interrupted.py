@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import TINY, write_class_folders, write_pool
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 
 from nst_data.store import Store
 
@@ -19,30 +18,25 @@ pytestmark = pytest.mark.slow
 
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 CLASSES = ["ant", "bee", "cat"]
+STUDENT = TINY | {"ratio": 2, "epochs": 3}
 
 
 def nst(*words, **options):
     return subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300, **options)
 
 
-def write_recipe(folder, epochs=3, **run):
+def write_recipe(folder):
     write_class_folders(folder / "labeled", CLASSES, 4)
     write_class_folders(folder / "test", CLASSES, 2, first=50)
     write_pool(folder / "pool", 3, 8)
-    student = TINY | {"ratio": 2, "epochs": epochs}
-    recipe = {
-        "name": "bugs",
-        "labeled": {"source": "labeled"},
-        "test": {"source": "test"},
-        "pool": {"source": "pool"},
-        "label": {"batch_size": 4, "rows_per_shard": 5},
-        "select": {"min_confidence": 0.0, "per_class": 10},
-        "generations": [TINY | {"epochs": epochs}, student, student],
-        "run": {"workers": 1, "decode_threads": 2, "checkpoint_minutes": 0} | run,
-    }
-    path = folder / "bugs.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    return write_tiny_recipe(
+        folder,
+        pool="pool",
+        label={"batch_size": 4, "rows_per_shard": 5},
+        select={"min_confidence": 0.0, "per_class": 10},
+        generations=[TINY | {"epochs": 3}, STUDENT, STUDENT],
+        run={"workers": 1, "decode_threads": 2, "checkpoint_minutes": 0},
+    )
 
 
 def contents(store):
@@ -156,6 +150,20 @@ def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(
         done = nst("run", recipe, "--store", disk / "store")
         assert done.returncode == 0, done.stderr
         assert contents(disk / "store") == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_store_that_may_not_be_written_is_one_line(undisturbed, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a read-only disk: {mounted.stderr.strip()}")
+    try:
+        refused = nst("run", undisturbed[0], "--store", disk / "store")
+        assert refused.returncode == 1
+        assert re.fullmatch(r"nst: .*: Read-only file system", refused.stderr.strip())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY, write_class_folders, write_pool
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
 
@@ -34,19 +34,15 @@ def finished(tmp_path_factory):
     top = tmp_path_factory.mktemp("loop")
     write_images(top / "photos")
     student = TINY | {"ratio": 2, "epochs": 3}
-    recipe = {
-        "name": "bugs",
-        "labeled": {"source": "photos/labeled"},
-        "test": {"source": "photos/test"},
-        "pool": {"source": "photos/unlabeled"},
-        "label": {"batch_size": 4, "rows_per_shard": 6},
-        "select": {"min_confidence": 0.0, "per_class": 8},
-        "generations": [TINY, student, student],
-        "control": True,
-        "run": RUN,
-    }
-    path = top / "bugs.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+    path = write_tiny_recipe(
+        top / "photos",
+        pool="unlabeled",
+        label={"batch_size": 4, "rows_per_shard": 6},
+        select={"min_confidence": 0.0, "per_class": 8},
+        generations=[TINY, student, student],
+        control=True,
+        run=RUN,
+    )
     output = nst("run", path, "--store", top / "store", "--json")
     return path, Store(top / "store"), json.loads(output.stdout)
 
@@ -94,7 +90,7 @@ def test_run_again_it_does_nothing(finished):
 
 def test_the_single_commands_give_the_bytes_of_the_recipe(finished, tmp_path):
     path, store, _ = finished
-    photos = path.parent / "photos"
+    photos = path.parent
     options = {key: value for key, value in TINY.items() if key != "noise"} | TINY["noise"]
     network = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", value)]
     here = ["--store", tmp_path / "store"]
@@ -148,23 +144,15 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test": {"source": "photos/other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
+        ({"test": {"source": "other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
         ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
     ],
 )
 def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_path, change, message):
     write_images(tmp_path / "photos")
     write_class_folders(tmp_path / "photos" / "other", ["bee", "dog"], 1)
-    recipe = {
-        "name": "bugs",
-        "labeled": {"source": "photos/labeled"},
-        "test": {"source": "photos/test"},
-        "pool": {"source": "photos/unlabeled"},
-        "generations": [TINY, TINY],
-        "run": RUN,
-    }
-    (tmp_path / "bugs.yaml").write_text(yaml.safe_dump(recipe | change))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "bugs.yaml"), "--store", str(tmp_path / "store")])
+    path = write_tiny_recipe(tmp_path / "photos", pool="unlabeled", **{"generations": [TINY, TINY], "run": RUN} | change)
+    result = CliRunner().invoke(app, ["run", str(path), "--store", str(tmp_path / "store")])
     assert result.exit_code in (1, 2)
     assert message in result.stderr
     assert not (tmp_path / "store").exists()
