@@ -53,8 +53,16 @@ def _write_dataset_card(
         "size_categories": [_size_category(rows)],
         "tags": ["nst", "noisy-student", "pseudo-labels", "self-training"],
     }
-    text = _render(template, ref=staging.ref, folder=staging.target, request=staging.request, class_names=class_names, counts=counts)
-    write_text(staging.build / "README.md", _front_matter(front) + text)
+    text = _render(
+        template,
+        ref=staging.ref,
+        folder=staging.target,
+        request=staging.request,
+        class_names=class_names,
+        counts=counts,
+        top_k=counts.get("top_k"),
+    )
+    write_text(staging.build / "README.md", _front_matter(front) + text, staging.work)
 
 
 def _size_category(rows: int) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from nst_data.balance import REASONS, add_copies, judge
 from nst_data.errors import NstError
 from nst_data.images import image_hash
 from nst_data.manifest import Input, Request, SealedFile
-from nst_data.pseudo_labels import ShardPlan, write_parquet
-from nst_data.schema import SELECTION_COLUMNS, balanced_schema, check_labels
+from nst_data.pseudo_labels import ShardPlan, table_files, write_parquet
+from nst_data.schema import SELECTION_COLUMNS, balanced_schema, check_labels, soft_label_bytes, top_k_of
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
@@ -48,7 +49,8 @@ def balance(
         held_out = set().union(*(_hashes(source) for source in exclude))
         selected, counts = _select(generation.folder, manifest.class_names, settings, held_out)
     counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
-    files = _write(staging, generation.folder, selected, manifest.class_names)
+    counts["top_k"] = top_k_of(pq.read_schema(table_files(generation.folder, "pseudo_labels")[0]))
+    files = _write(staging, generation.folder, selected, balanced_schema(manifest.class_names, counts["top_k"]))
     cards.write_edition_card(staging, manifest, counts)
     staging.add_seconds(since)
     return staging.seal(files, manifest.class_names, counts, {})
@@ -104,23 +106,22 @@ def _reasons(by_class: pl.DataFrame) -> str:
     return ", ".join(f"{_dropped(by_class, reason)} {reason}" for reason in REASONS)
 
 
-def _write(staging: Staging, generation: Path, selected: pl.DataFrame, class_names: Sequence[str]) -> dict[str, SealedFile]:
+def _write(staging: Staging, generation: Path, selected: pl.DataFrame, schema: pa.Schema) -> dict[str, SealedFile]:
     """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
-    schema = balanced_schema(class_names)
-    plan = ShardPlan(selected.height, rows_per_shard=min(1_000_000, SHARD_BYTES // (2 * len(class_names))))
+    plan = ShardPlan(selected.height, min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
     tables = _rows_in_order(generation, selected.to_arrow(), schema)
     files = {}
     for shard in range(len(plan)):
         start, stop = plan.bounds(shard)
         part, tables = _take(tables, stop - start)
-        files[plan.file(shard, "balanced")] = write_parquet(staging.build / plan.file(shard, "balanced"), part, schema)
+        files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), part, schema)
     return files
 
 
 def _rows_in_order(generation: Path, selected: pa.Table, schema: pa.Schema) -> Iterator[pa.Table]:
     carried = [name for name in schema.names if name not in ("duplicates", "copies")]
     done = 0
-    for file in sorted((generation / "pseudo_labels").glob("*.parquet")):
+    for file in table_files(generation, "pseudo_labels"):
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(columns=carried):
                 table = pa.Table.from_batches([batch])
@@ -147,4 +148,8 @@ def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterat
 
 
 def _hashes(source: Source) -> set[str]:
-    return {image_hash(row.encoded) for row in source.rows(0, len(source)) if isinstance(row.encoded, bytes)}
+    found = set()
+    for row in source.rows(range(len(source))):
+        with suppress(OSError, NstError):  # what cannot be read is no image to hold out
+            found.add(image_hash(row.read()))
+    return found

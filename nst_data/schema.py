@@ -9,8 +9,8 @@ from datasets import ClassLabel, Features, List, Value
 from nst_data.errors import NstError
 
 
-def pseudo_labels_schema(class_names: Sequence[str]) -> pa.Schema:
-    """`pseudo_labels`: one row per readable image of the pool, in pool order."""
+def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -> pa.Schema:
+    """`pseudo_labels`: one row per readable image of the pool, in pool order; soft labels whole, or the `top_k` largest of each."""
     return Features(
         {
             "id": Value("int64"),  # row number in the pool's fixed order
@@ -18,14 +18,14 @@ def pseudo_labels_schema(class_names: Sequence[str]) -> pa.Schema:
             "image_hash": Value("string"),  # xxh3-128 of the encoded bytes
             "label": ClassLabel(names=list(class_names)),  # the most probable class, before rounding to float16
             "confidence": Value("float32"),  # its probability, in [0, 1]
-            "probs": List(Value("float16"), length=len(class_names)),  # the soft label; renormalized when read
+            **_soft_label(len(class_names), top_k),
             "phash": Value("int64"),  # 64-bit perceptual hash
         }
     ).arrow_schema
 
 
-def balanced_schema(class_names: Sequence[str]) -> pa.Schema:
-    """`balanced`: one row per selected image, in pool order."""
+def balanced_schema(class_names: Sequence[str], top_k: int | None = None) -> pa.Schema:
+    """`balanced`: one row per selected image, in pool order; soft labels as in the generation it is drawn from."""
     return Features(
         {
             "id": Value("int64"),
@@ -33,11 +33,39 @@ def balanced_schema(class_names: Sequence[str]) -> pa.Schema:
             "image_hash": Value("string"),
             "label": ClassLabel(names=list(class_names)),
             "confidence": Value("float32"),
-            "probs": List(Value("float16"), length=len(class_names)),
+            **_soft_label(len(class_names), top_k),
             "duplicates": Value("int32"),  # images of the pool with exactly these bytes, this one included
             "copies": Value("int32"),  # entries in the training set
         }
     ).arrow_schema
+
+
+def _soft_label(classes: int, top_k: int | None) -> dict[str, List]:
+    """The columns of the soft label; `nst_train.loss` renormalizes them and spreads the rest of a top-k label's mass."""
+    if top_k is None:
+        return {"probs": List(Value("float16"), length=classes)}
+    if not 1 <= top_k <= classes:
+        raise NstError(f"top-k {top_k}: expected 1 to {classes}, the number of classes; choose another --top-k")
+    return {
+        "top_labels": List(Value("int32"), length=top_k),  # the most probable classes, the first of them first
+        "top_probs": List(Value("float16"), length=top_k),  # theirs, in that order; the rest is even over the other classes
+    }
+
+
+def top_k_of(schema: pa.Schema) -> int | None:
+    """How many classes each soft label of a table names; None where it has a value for each class."""
+    return int(schema.field("top_labels").type.list_size) if "top_labels" in schema.names else None
+
+
+def soft_label_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """The columns that hold a table's soft labels: `probs`, or `top_labels` and `top_probs`."""
+    return ("probs",) if top_k_of(schema) is None else ("top_labels", "top_probs")
+
+
+def soft_label_bytes(schema: pa.Schema) -> int:
+    """The size of one row's soft label, before compression."""
+    columns = [schema.field(name).type for name in soft_label_columns(schema)]
+    return sum(column.list_size * column.value_type.bit_width // 8 for column in columns)
 
 
 def errors_schema() -> pa.Schema:

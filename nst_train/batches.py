@@ -4,11 +4,12 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,8 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError
 from nst_data.images import ImageError, decode, image_hash
+from nst_data.pseudo_labels import table_files
+from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
+from nst_train.loss import dense
 from nst_train.noise import Transform, seed_of, seed_transforms
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
@@ -44,13 +48,15 @@ class PseudoLabeledImages:
     """An edition's images, found in the pool; columns lie in memory-mapped files, so memory does not grow with the edition.
 
     `ends[i]` is the number of training entries up to and with image i: entry e is the first image with ends > e.
+    `soft_labels` holds `probs` (images, classes), or `top_labels` and `top_probs` (images, k).
     """
 
     pool: Source
+    classes: int
     rows: NDArray[np.int64]
     hashes: NDArray[np.uint8]
-    probs: NDArray[np.float16]
     ends: NDArray[np.int64]
+    soft_labels: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -66,10 +72,15 @@ class PseudoLabeledImages:
             )
         return encoded
 
+    def probs(self, indices: NDArray[np.int64]) -> Float[Tensor, "images classes"]:
+        """The soft labels of some images with a value for each class, not renormalized."""
+        columns = {name: torch.from_numpy(column[indices]) for name, column in self.soft_labels.items()}
+        return columns["probs"] if "probs" in columns else dense(columns["top_labels"], columns["top_probs"], self.classes)
+
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's images of this process. `probs` are stored soft labels; both pseudo tensors are empty without an edition."""
+    """One step's images of this process. `probs` are soft labels to renormalize; the pseudo tensor is empty without an edition."""
 
     images: UInt8[Tensor, "images 3 height width"]
     labels: Int[Tensor, " labeled"]
@@ -109,31 +120,49 @@ def open_edition(edition: Version, pool: Source, class_names: list[str], work: P
         fresh.mkdir(parents=True)
         _lay_out(edition, None if same_pool else pool, order, fresh)
         fresh.rename(folder)
-    columns = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rows", "hashes", "probs", "ends")}
-    pseudo = PseudoLabeledImages(pool, **columns)
+    rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
+    soft_labels = {name: _mapped(folder, name) for name in soft_label_columns(pq.read_schema(table_files(edition.folder, "balanced")[0]))}
+    pseudo = PseudoLabeledImages(pool, len(class_names), rows, hashes, ends, soft_labels)
     pseudo.read(0)  # refuses another pool before any work, and opens what is opened once before workers are forked
     return pseudo
 
 
 def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path) -> None:
     unique = edition.manifest.counts["unique"]
-    shapes = {"rows": ((), np.int64), "hashes": ((16,), np.uint8), "probs": ((len(order),), np.float16), "ends": ((), np.int64)}
+    schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
+    soft = {name: schema.field(name).type for name in soft_label_columns(schema)}
+    shapes = {"rows": ((), np.int64), "hashes": ((16,), np.uint8), "ends": ((), np.int64)}
+    shapes |= {name: ((column.list_size,), column.value_type.to_pandas_dtype()) for name, column in soft.items()}
     out = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(unique, *shape))
         for name, (shape, dtype) in shapes.items()
     }
     done, entries = 0, 0
-    for file in sorted((edition.folder / "balanced").glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "probs", "copies"]):
+    for file in table_files(edition.folder, "balanced"):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "copies", *soft]):
             here = slice(done, done + len(batch))
             ends = entries + np.cumsum(batch["copies"].to_numpy(), dtype=np.int64)
             out["rows"][here] = batch["id"].to_numpy() if other_pool is None else other_pool.rows_of(batch["key"].to_pylist())
             out["hashes"][here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
-            out["probs"][here] = batch["probs"].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)[:, order]
             out["ends"][here] = ends
+            for name in soft:
+                stored = batch[name].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+                out[name][here] = _renumbered(name, stored, order)
             done, entries = done + len(batch), int(ends[-1])
     for column in out.values():
         column.flush()
+
+
+def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a soft-label column, where class order[i] of the edition becomes class i."""
+    if name == "top_labels":
+        rows = np.argsort(order)[rows]
+    return rows[:, order] if name == "probs" else rows
+
+
+def _mapped(folder: Path, name: str) -> NDArray[Any]:
+    column: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    return column
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):
@@ -181,7 +210,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         for index, position in zip(indices, positions, strict=True):
             with _naming(pseudo.pool, int(pseudo.rows[index])):
                 images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
-        return images, torch.from_numpy(pseudo.probs[indices])
+        return images, pseudo.probs(indices)
 
     def _labeled_image(self, row: int, position: np.int64) -> NDArray[np.uint8]:
         with _naming(self._labeled.source, row):

@@ -1,0 +1,146 @@
+"""Whether a classifier's probabilities can be believed, and the temperature that makes them so.
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): equation 3 and section 4.2. Everything is computed
+in float64 on the CPU. `log_probs` are the logits of one network or the logarithms of an ensemble's mean probabilities: what is
+added to a whole row changes nothing. -inf is a probability of 0 at every temperature; but where the image turns out to be of that
+class the 0 was a rounding, and counts as the smallest normal float32.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nst_data.errors import NstError
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1 / 64, 64.0
+_CHUNK_VALUES = 2**22  # bounds what is in memory as float64
+_SMALLEST = math.log(torch.finfo(torch.float32).tiny)
+_MAX_PASSES = 200
+_PRECISION = 1e-11  # of the temperature, relative
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A temperature, and what dividing by it did on the images it was fitted on. NLL in nats per image, ECE in [0, 1] over 15 bins."""
+
+    temperature: float
+    at_edge: bool  # the likelihood still rises beyond the temperatures that are searched: labels that fit perfectly, or not at all
+    images: int
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    ece_after: float
+
+
+def calibrate(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Calibration:
+    """Fit a temperature on labeled images that no network was trained on. Raises NstError as `fit_temperature` does."""
+    temperature = fit_temperature(log_probs, labels)
+    return Calibration(
+        temperature=temperature,
+        at_edge=temperature in (MIN_TEMPERATURE, MAX_TEMPERATURE),
+        images=len(labels),
+        nll_before=negative_log_likelihood(log_probs, labels),
+        nll_after=negative_log_likelihood(log_probs, labels, temperature),
+        ece_before=_calibration_error(*_predictions(log_probs, labels, 1.0), bins=15),
+        ece_after=_calibration_error(*_predictions(log_probs, labels, temperature), bins=15),
+    )
+
+
+def fit_temperature(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
+    """The T in [1/64, 64] that minimizes the negative log-likelihood of softmax(log_probs / T) (section 4.2).
+
+    At an end of that range exactly where the minimum is there or beyond; 1 where T changes nothing (uniform rows).
+    Raises NstError where there are no images, or rows without a finite largest value.
+    """
+
+    def slope(inverse: float) -> tuple[float, float]:
+        """First and second derivative of the negative log-likelihood by 1/T, in which it is convex."""
+        first, second = 0.0, 0.0
+        for rows, of_label in _chunks(log_probs, labels):
+            probs = (rows * inverse).softmax(dim=1)
+            values = rows.masked_fill(rows.isneginf(), 0)  # their probability is 0
+            mean = (probs * values).sum(dim=1, keepdim=True)
+            first += float((mean.squeeze(1) - of_label).sum())
+            second += float((probs * (values - mean) ** 2).sum())
+        return first / len(labels), second / len(labels)
+
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    at_low, at_high = slope(low)[0], slope(high)[0]
+    if at_low == at_high == 0:
+        return 1.0
+    if at_low >= 0:
+        return MAX_TEMPERATURE
+    if at_high <= 0:
+        return MIN_TEMPERATURE
+    return 1 / _root(slope, low, high)
+
+
+def negative_log_likelihood(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float = 1.0) -> float:
+    """Mean of -log softmax(log_probs / temperature) at the label, in nats per image; uniform rows cost ln(classes)."""
+    chunks = ((rows / temperature, of_label / temperature) for rows, of_label in _chunks(log_probs, labels))
+    return sum(float((rows.logsumexp(dim=1) - of_label).sum()) for rows, of_label in chunks) / len(labels)
+
+
+def expected_calibration_error(probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width (equation 3), in [0, 1].
+
+    Bin m holds the confidences in ((m-1)/bins, m/bins], the first one 0 too.
+    """
+    confidence, predicted = probs.detach().max(dim=1)
+    return _calibration_error(confidence.cpu().double(), predicted.cpu() == labels.cpu(), bins)
+
+
+def _calibration_error(confidence: Float[Tensor, " images"], correct: Bool[Tensor, " images"], bins: int) -> float:
+    inner_bounds = torch.arange(1, bins, dtype=torch.float64) / bins
+    surplus = torch.zeros(bins, dtype=torch.float64)  # |B_m| (conf(B_m) - acc(B_m)) of each bin
+    surplus.index_add_(0, torch.bucketize(confidence, inner_bounds), confidence - correct.double())
+    return float(surplus.abs().sum()) / len(confidence)
+
+
+def _predictions(
+    log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float
+) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
+    """Each image's confidence, and whether its most probable class is its label."""
+    tops = [(rows / temperature).softmax(dim=1).max(dim=1) for rows, _ in _chunks(log_probs, labels)]
+    return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops]) == labels.cpu()
+
+
+def _chunks(
+    log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
+) -> Iterator[tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]]:
+    """Rows in float64 with 0 as their largest value, and the value at each row's label."""
+    if not len(labels):
+        raise NstError("no labeled image to calibrate on: expected at least one that can be read")
+    images = max(1, _CHUNK_VALUES // log_probs.shape[1])
+    for start in range(0, len(labels), images):
+        rows = log_probs[start : start + images].detach().cpu().double()
+        at = labels[start : start + images].cpu().long()[:, None]
+        largest = rows.amax(dim=1, keepdim=True)
+        if not largest.isfinite().all():
+            raise NstError("logits of which one is not a number or none is finite: the network's weights are damaged; train it again")
+        rows = rows - largest
+        of_label = rows.gather(1, at)
+        of_label = of_label.masked_fill(of_label.isneginf(), _SMALLEST)
+        yield rows.scatter(1, at, of_label), of_label.squeeze(1)
+
+
+def _root(slope: Callable[[float], tuple[float, float]], low: float, high: float) -> float:
+    """Where an increasing function, negative at `low` > 0 and positive at `high`, is 0: Newton's method, and bisection where it is slow."""
+    x, step = 1.0, high - low
+    for _ in range(_MAX_PASSES):
+        value, derivative = slope(x)
+        if value == 0:
+            return x
+        low, high = (x, high) if value < 0 else (low, x)
+        newton = x - value / derivative if derivative > 0 else math.inf
+        fast = low <= newton <= high and abs(newton - x) < step / 2
+        following = newton if fast else math.sqrt(low * high)
+        step = abs(following - x)
+        x = following
+        if step <= _PRECISION * x:
+            break
+    return x
