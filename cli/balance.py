@@ -6,7 +6,7 @@ import typer
 
 from nst_data.settings import BalanceSettings
 
-from .options import JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
 
 
 @with_settings(settings=BalanceSettings)
@@ -17,6 +17,7 @@ def balance(
         list[str] | None, typer.Option(metavar="SOURCE", help="Leave out images with the bytes of one in this source; several allowed.")
     ] = None,
     edition: Annotated[int | None, typer.Option(min=1, help="Ask for this edition instead of the next free one.")] = None,
+    image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -26,7 +27,8 @@ def balance(
 
     there = open_store(store)
     generation = there.open(ref, "generation")
-    version = balance_generation(there, generation, settings, [open_source(source) for source in exclude or []], edition)
+    held_out = [open_source(source, image_column=image_column) for source in exclude or []]
+    version = balance_generation(there, generation, settings, held_out, edition)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})

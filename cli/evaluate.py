@@ -4,18 +4,28 @@ from typing import Annotated
 
 import typer
 
-from nst_train.settings import RunSettings
+from nst_train.settings import ReadSettings
 
-from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import (
+    MODEL_HELP,
+    ClassNamesOption,
+    ImageColumnOption,
+    JsonOption,
+    StoreOption,
+    StreamOption,
+    open_store,
+    print_json,
+    with_settings,
+)
 
 
-@with_settings(run=RunSettings)
+@with_settings(run=ReadSettings)
 def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME, timm name.")
-    ],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column.")],
-    run: RunSettings,
+    run: ReadSettings,
+    image_column: ImageColumnOption = None,
+    stream: StreamOption = False,
     record: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Keep the result under this name (such as test) in the teacher's metrics.json and card."),
@@ -30,13 +40,13 @@ def evaluate(
     from nst_data.sources import open_source
     from nst_train.evaluate import evaluate as evaluate_model
     from nst_train.evaluate import measure
-    from nst_train.models import is_in_store, load_classifier
+    from nst_train.teachers import is_in_store, load_classifier
 
-    there, source, progress = open_store(store), open_source(data, labeled=True, class_names_file=class_names), on_this_terminal()
+    there, source, progress = open_store(store), open_source(data, True, class_names, image_column, stream), on_this_terminal()
     results = {}
     for model in models:
         if record is None:
-            results[model] = evaluate_model(load_classifier(model, there)[0], source, run, progress)
+            results[model] = evaluate_model(load_classifier(model, there, exact=True)[0], source, run, progress)
         elif is_in_store(model, there):
             results[model] = measure(there, there.open(model, "teacher"), source, record, run, progress)
         else:

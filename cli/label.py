@@ -1,36 +1,141 @@
 """`nst label`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nst_train.settings import LabelSettings, RunSettings
+from nst_train.settings import LabelRunSettings, LabelSettings
 
-from .options import JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import (
+    MODEL_HELP,
+    ClassNamesOption,
+    ImageColumnOption,
+    JsonOption,
+    StoreOption,
+    StreamOption,
+    open_store,
+    print_json,
+    with_settings,
+)
+
+if TYPE_CHECKING:
+    from nst_data.sources import Source
+    from nst_data.store import Store, Version
 
 
-@with_settings(settings=LabelSettings, run=RunSettings)
+@with_settings(settings=LabelSettings, run=LabelRunSettings)
 def label(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="The pool: a folder of images, parquet files or a saved dataset.")],
-    teacher: Annotated[
-        str, typer.Option(metavar="MODEL", help="name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME or a timm name.")
-    ],
-    corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
     settings: LabelSettings,
-    run: RunSettings,
+    run: LabelRunSettings,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The pool: a folder of images, tar or parquet files, a .txt list of images, a saved dataset, or owner/name on the Hub. "
+            "With --like and --extend by default the pool that was labeled.",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several are an ensemble: the mean of their probabilities.")
+    ] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")] = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on.")
+    ] = None,
+    class_names: ClassNamesOption = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS@gen-N", help="Take over what this generation has; its teacher labels only what the pool has more."),
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="CORPUS@gen-N.K", help="Label the images of this edition again: the same rows, the same copies.")
+    ] = None,
     generation: Annotated[int | None, typer.Option(min=1, help="Ask for this generation instead of the next free one.")] = None,
+    image_column: ImageColumnOption = None,
+    stream: StreamOption = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Label every image of a pool with an un-noised teacher. Killed and run again, it goes on where it stopped."""
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
-    from nst_train.label import label as label_pool
 
-    version = label_pool(open_store(store), corpus, teacher, open_source(source), settings, generation, run, on_this_terminal())
+    there = open_store(store)
+    _check_usage(source, teacher, corpus, calibrate, class_names, extend, like, generation, settings)
+    earlier = there.open(extend, "generation") if extend else there.open(like, "edition") if like else None
+    pool = _open_pool(source, earlier, image_column, stream, there)
+    progress = on_this_terminal()
+    from nst_train.label import extend as extend_generation
+    from nst_train.label import label as label_pool
+    from nst_train.label import label_like
+
+    if extend and earlier:
+        version = extend_generation(there, earlier, pool, run, progress)
+    elif earlier:
+        version = label_like(there, earlier, teacher or [], pool, settings, generation, run, progress)
+    else:
+        assert corpus, "checked"
+        labeled = open_source(calibrate, labeled=True, class_names_file=class_names) if calibrate else None
+        version = label_pool(there, corpus, teacher or [], pool, settings, generation, run, progress, labeled)
+    _print(version, json)
+
+
+def _check_usage(
+    source: str | None,
+    teacher: list[str] | None,
+    corpus: str | None,
+    calibrate: str | None,
+    class_names: str | None,
+    extend: str | None,
+    like: str | None,
+    generation: int | None,
+    settings: LabelSettings,
+) -> None:
+    """Raises UsageError for options that are missing or say nothing together."""
+    from nst_data.errors import UsageError
+
+    if extend and like:
+        raise UsageError("--extend and --like are two different labelings; give one of them")
+    if extend and (teacher or corpus or calibrate or generation or settings != LabelSettings()):
+        raise UsageError(f"--extend {extend} takes its corpus, teacher and settings; give only SOURCE and how to run")
+    if like and (corpus or calibrate):
+        raise UsageError(f"--like {like}: leave out --corpus, which it names, and --calibrate; --temperature T is possible")
+    wanted = [("SOURCE", source or like), ("--teacher MODEL", teacher), ("--corpus NAME", corpus or like)]
+    if not extend and (missing := [name for name, given in wanted if not given]):
+        raise UsageError(f"nst label SOURCE --teacher MODEL --corpus NAME: {missing[0]} is missing")
+    if class_names and not calibrate:
+        raise UsageError("--class-names names the integer labels of --calibrate SOURCE; a pool has none")
+
+
+def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":
+    """The pool that the user names, else the one that was labeled before."""
+    from nst_data.errors import NstError
+    from nst_data.sources import open_source
+
+    if source:
+        return open_source(source, image_column=image_column, stream=stream, listings=store.listings)
+    assert earlier, "checked"
+    pool = earlier.manifest.request.inputs["pool"]
+    try:
+        return open_source(pool.ref, image_column=image_column or pool.image_column, stream=stream, listings=store.listings)
+    except NstError as error:
+        raise NstError(f"{error}. {earlier.ref} was labeled there; name SOURCE to say where it is now") from None
+
+
+def _print(version: "Version", json: bool) -> None:
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
+    if version.manifest.kind == "edition":
+        print(f"{version.ref}: {counts['unique']:,} images labeled again, {counts['copies']:,} entries")
+        print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
+        return
     print(f"{version.ref}: {counts['labeled']:,} of {counts['pool']:,} images labeled, {counts['errors']:,} could not be read")
+    if calibration := counts.get("calibration"):
+        before, after = calibration["ece_before"], calibration["ece_after"]
+        if calibration["at_edge"]:
+            print("  warning: no temperature fits; the teacher's answers say nothing of these images, or all of them are right")
+        print(f"  temperature {calibration['temperature']:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

@@ -22,6 +22,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
 ]
+ImageColumnOption = Annotated[
+    str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
+]
+StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
+MODEL_HELP = "name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name or a transformers classifier OWNER/NAME."
 
 
 def open_store(path: str | None) -> Store:
@@ -74,8 +79,11 @@ def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
         return model.model_validate(_nested(model, values))
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][-1]).replace("_", "-")
-        raise UsageError(f"{option}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if first["loc"]:
+            message = f"--{str(first['loc'][-1]).replace('_', '-')}: {message}, got {first['input']!r}"
+        raise UsageError(message) from None
 
 
 def _nested(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import typer
 
 from nst_train.settings import RunSettings, TrainSettings
 
-from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import ClassNamesOption, ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
-    from nst_data.store import Version
+    from nst_data.store import Store, Version
 
 
 @with_settings(settings=TrainSettings, run=RunSettings)
@@ -25,6 +25,7 @@ def train(
     ] = None,
     generation: Annotated[int | None, typer.Option(min=0, help="Ask for this generation instead of the next free one.")] = None,
     class_names: ClassNamesOption = None,
+    image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -37,8 +38,8 @@ def train(
     edition = there.open(pseudo, "edition") if pseudo else None
     if edition is None and (pool is not None or settings.ratio != 1):
         raise UsageError("--pool and --ratio speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
-    images = open_source(labeled, labeled=True, class_names_file=class_names)
-    pool_images = _open_pool(pool, edition) if edition else None
+    images = open_source(labeled, True, class_names, image_column)
+    pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.train import train as train_network
 
     version = train_network(there, name, settings, images, edition, pool_images, generation, run, on_this_terminal())
@@ -50,13 +51,13 @@ def train(
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 
-def _open_pool(location: str | None, edition: "Version") -> "Source":
+def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Source":
     """The pool that the user names, else the one that was labeled."""
     from nst_data.errors import NstError
     from nst_data.sources import open_source
 
-    labeled = edition.manifest.request.inputs["pool"].ref
+    labeled = edition.manifest.request.inputs["pool"]
     try:
-        return open_source(location or labeled)
+        return open_source(location or labeled.ref, image_column=labeled.image_column, listings=store.listings)
     except NstError as error:
         raise (error if location else NstError(f"{error}. {edition.ref} was drawn from it; --pool says where it is now")) from None

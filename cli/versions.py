@@ -51,6 +51,9 @@ def show(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
     print("settings")
     for key, value in manifest.request.settings.items():
         print(f"  {key:<24} {_text(value)}")
+    if "batch_size" in manifest.machine:
+        names = ("device", "precision", "batch_size", "threads")
+        print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
     print("counts")
     for key, value in manifest.counts.items():
         if key != "per_class":
@@ -102,9 +105,11 @@ def _line(version: Version) -> str:
 
 def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 

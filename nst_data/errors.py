@@ -7,3 +7,8 @@ class NstError(ValueError):
 
 class UsageError(NstError):
     """The command, recipe or reference itself is wrong (exit status 2)."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,13 +1,19 @@
 """Writing files that are whole or not there: hashed as they are written, fsynced, then renamed."""
 
+import contextlib
 import hashlib
 import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from nst_data.manifest import SealedFile
+
+_OWNER = platform.node() or "localhost"
+_ABANDONED_SECONDS = 600
 
 
 class HashedWriter:
@@ -45,10 +51,12 @@ class HashedWriter:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[HashedWriter]:
-    """Open `path` for writing under a temporary name; it appears whole when the block ends well, else not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
+    """Open `path` for writing under a temporary name; it appears whole when the block ends well, else not at all.
+
+    The folder must be there. The temporary file lies beside it, or in the folder `parts` of the same file system.
+    """
+    temporary = (parts or path.parent) / f".{path.name}.{_OWNER}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             yield HashedWriter(file)
@@ -61,9 +69,9 @@ def replacing(path: Path) -> Iterator[HashedWriter]:
     fsync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> SealedFile:
+def write_text(path: Path, text: str, parts: Path | None = None) -> SealedFile:
     """Write a small text file, whole or not at all."""
-    with replacing(path) as file:
+    with replacing(path, parts) as file:
         file.write(text.encode())
     return file.sealed
 
@@ -91,3 +99,11 @@ def fsync_tree(folder: Path) -> None:
             with (Path(parent) / name).open("rb") as file:
                 os.fsync(file.fileno())
         fsync_folder(Path(parent))
+
+
+def clear_abandoned(parts: Path) -> None:
+    """Delete temporary files that nobody has written to for ten minutes, of processes of this machine that are gone."""
+    for path in parts.glob(f".*.{_OWNER}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process clears too
+            if not Path("/proc", path.name.split(".")[-2]).exists() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()

@@ -2,6 +2,10 @@
 
 import io
 import struct
+import threading
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -11,7 +15,12 @@ from PIL import Image, UnidentifiedImageError
 from nst_data.errors import NstError
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for "decompression bomb": 0.5 GB as RGB
+MAX_SIDES_RATIO = 256  # resized to a network's shorter side, a longer strip than this would have too many pixels again
 PHASH_SIZE_PX = 32
+_PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
+_LARGE_PIXELS = 16_000_000
+_one_large_image = threading.Lock()  # decoded one after the other: memory is that of the largest, not of as many as there are threads
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow thinks of an image is that image's affair, not the screen's
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,29 +38,82 @@ class ImageError(NstError):
     """The bytes are not an image that can be decoded; the message is the reason."""
 
 
-def image_hash(encoded: bytes) -> str:
+class JpegHeader(NamedTuple):
+    """What a JPEG says of itself before its pixels; `components` is 1 for gray, 3 for color, 4 for CMYK."""
+
+    width: int
+    height: int
+    components: int
+
+
+def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
+    """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else (ITU T.81, B.2.2)."""
+    encoded = memoryview(encoded).cast("B")  # Arrow's views hold signed bytes
+    if encoded[:2].tobytes() != b"\xff\xd8":
+        return None
+    position, end = 2, len(encoded) - 9
+    while position < end and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            precision, height, width, components = _FRAME.unpack_from(encoded, position + 4)
+            return JpegHeader(width, height, components) if precision == 8 else None
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif 0xC3 <= marker <= 0xCF and marker != 0xC4 and marker != 0xCC:
+            return None  # lossless, arithmetic or hierarchical
+        else:
+            position += 2 + (encoded[position + 2] << 8 | encoded[position + 3])
+    return None
+
+
+_FRAME = struct.Struct(">BHHB")
+
+
+def image_hash(encoded: bytes | memoryview) -> str:
     """xxh3-128 of the encoded bytes, 32 hex digits."""
     return xxhash.xxh3_128_hexdigest(encoded)
 
 
-def decode(encoded: bytes) -> Image.Image:
+def check_size(width: int, height: int) -> None:
+    """Raises ImageError for an image that is too large to be decoded, or too thin to be resized."""
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded")
+    if max(width, height) > MAX_SIDES_RATIO * min(width, height):
+        raise ImageError(f"{width}x{height} pixels, one side more than {MAX_SIDES_RATIO} times the other")
+
+
+def large_images_alone(pixels: int) -> AbstractContextManager[object]:
+    """What to hold while an image of so many pixels is decoded."""
+    return _one_large_image if pixels > _LARGE_PIXELS else nullcontext()
+
+
+def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Image.Image:
     """Decode to 8-bit RGB as a viewer shows it: upright, transparency over white, 16-bit scaled to 8.
 
-    The first frame stands for an animation. Raises ImageError with the reason.
+    With `least_side_px` a JPEG may come out smaller by 2, 4 or 8, both sides at least as long as that: its decoder leaves out the
+    fine detail, at a fraction of the cost. The first frame stands for an animation. Raises ImageError with the reason.
     """
     if not encoded:
         raise ImageError("empty file")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width}x{image.height} pixels, more than the {MAX_PIXELS} that are decoded")
-            image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            check_size(image.width, image.height)
+            with large_images_alone(image.width * image.height):
+                if least_side_px and image.format == "JPEG":
+                    image.draft(None, reduced_size(image.width, image.height, least_side_px))
+                image.load()
+                return _upright(_to_rgb(image), _orientation(image))
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
         reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
+
+
+def reduced_size(width: int, height: int, least_side_px: int) -> tuple[int, int]:
+    """(width, height) of the smallest of the sizes 1/1, 1/2, 1/4 and 1/8 whose sides are both at least `least_side_px`."""
+    factor = next((factor for factor in (8, 4, 2) if min(width, height) // factor >= least_side_px), 1)
+    return width // factor, height // factor
 
 
 def _orientation(image: Image.Image) -> int:
@@ -87,20 +149,29 @@ def _deep_gray_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def phash_thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """The 32x32 gray thumbnail of the whole image that `phash` reads; shape (32, 32)."""
-    thumbnail = image.resize((PHASH_SIZE_PX, PHASH_SIZE_PX), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(thumbnail.convert("L"))
+    """The thumbnail of the whole image that `phash` reads; shape (32, 32, 3)."""
+    pixels = np.asarray(image)
+    if pixels.shape[:2] == (PHASH_SIZE_PX, PHASH_SIZE_PX):
+        return pixels
+    rows = Image.fromarray(np.ascontiguousarray(pixels[:: phash_row_step(len(pixels))]))
+    return np.asarray(rows.resize((PHASH_SIZE_PX, PHASH_SIZE_PX), Image.Resampling.BILINEAR))
+
+
+def phash_row_step(height: int) -> int:
+    """Every how many rows of an image its thumbnail is made from: all would cost more and tell no more."""
+    return max(1, height // _PHASH_ROWS)
 
 
 def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """64-bit perceptual hashes of a batch: sign of the 8x8 lowest DCT coefficients against their median.
+    """64-bit perceptual hashes of a batch: sign of the 8x8 lowest DCT coefficients of the gray image against their median.
 
-    `thumbnails` has shape (batch, 32, 32). Two images are alike when their hashes differ in few bits.
+    `thumbnails` has shape (batch, 32, 32, 3). Two images are alike when their hashes differ in few bits.
     """
     if len(thumbnails) == 0:
         return np.empty(0, dtype=np.int64)
-    low = _DCT @ thumbnails.astype(np.float64) @ _DCT.T
-    flat = low.reshape(len(low), 64).round(6)  # what a plain image leaves there is rounding, and no hash
+    red, green, blue = np.moveaxis(thumbnails, -1, 0)
+    gray = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(1 << 15) >> 16  # BT.601, as Pillow's "L"
+    flat = (_DCT @ gray.astype(np.float64) @ _DCT.T).reshape(len(gray), 64).round(6)  # a plain image leaves rounding there, and no hash
     bits = (flat > np.median(flat, axis=1, keepdims=True)).astype(np.uint64)
     packed = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     hashes: NDArray[np.int64] = packed.view(np.int64)

@@ -30,6 +30,8 @@ class Input(_Frozen):
     ref: str = Field(description="name@version in the store, or the source as it was found")
     digest: str = Field(description="the version's digest, or the source's fingerprint")
     weights_sha256: str | None = None
+    revision: str | None = Field(None, description="commit on the Hub")
+    image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
 
 
 class Request(_Frozen):

@@ -1,8 +1,14 @@
-"""The table `pseudo_labels`: its shard plan, writing a shard whole or not at all, reading it back."""
+"""The table `pseudo_labels`: its shard plan, who takes which shard, writing a shard whole or not at all, reading it back."""
 
+import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +18,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.files import replacing, write_text
+from nst_data.files import HashedWriter, replacing, write_text
 from nst_data.manifest import SealedFile
-from nst_data.schema import errors_schema
+from nst_data.schema import errors_schema, soft_label_bytes
 
 ROW_GROUP_ROWS = 10_000
+STALLED_SECONDS = 30.0
+_ROW_GROUP_BYTES = 2**25
+_LOOK_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """How the rows of a pool fall into shards. A shard's rows depend on nothing else."""
+    """How rows fall into the shards of a table. A shard's rows depend on nothing else."""
 
     rows: int
     rows_per_shard: int
+    table: str = "pseudo_labels"
 
     def __len__(self) -> int:
         return -(-self.rows // self.rows_per_shard)
@@ -34,86 +44,200 @@ class ShardPlan:
         start = shard * self.rows_per_shard
         return start, min(start + self.rows_per_shard, self.rows)
 
-    def file(self, shard: int, table: str = "pseudo_labels") -> str:
+    def size(self, shard: int) -> int:
+        """How many rows a shard has."""
+        start, stop = self.bounds(shard)
+        return stop - start
+
+    def file(self, shard: int) -> str:
         """The shard's path in the version."""
-        return f"{table}/train-{shard:05d}-of-{len(self):05d}.parquet"
+        return f"{self.table}/train-{shard:05d}-of-{len(self):05d}.parquet"
 
 
-@dataclass
-class ShardRows:
-    """The rows of one shard while it is being labeled. Arrays have one entry per readable image, `probs` C columns."""
+class Shards:
+    """The shards of a version under way: which are done, and which this process takes next.
 
-    ids: list[int] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
-    labels: list[NDArray[np.int64]] = field(default_factory=list)
-    confidences: list[NDArray[np.float32]] = field(default_factory=list)
-    probs: list[NDArray[np.float16]] = field(default_factory=list)
-    phashes: list[NDArray[np.int64]] = field(default_factory=list)
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    Processes share them without a lock: a shard's bytes do not depend on who writes it, so a claim is a hint and no right. Shards that
+    nobody works at are taken first. When others work at all that is left, theirs is taken over once they show no sign of life.
+    """
 
-    def table(self, schema: pa.Schema) -> pa.Table:
-        """The rows as Arrow, in the schema of `pseudo_labels`."""
-        classes = schema.field("probs").type.list_size
-        probs = np.concatenate([np.empty((0, classes), np.float16), *self.probs])
-        columns = {
-            "id": np.array(self.ids, dtype=np.int64),
-            "key": pa.array(self.keys, pa.string()),
-            "image_hash": pa.array(self.hashes, pa.string()),
-            "label": np.concatenate([np.empty(0, np.int64), *self.labels]),
-            "confidence": np.concatenate([np.empty(0, np.float32), *self.confidences]),
-            "probs": pa.FixedSizeListArray.from_arrays(pa.array(probs.ravel()), classes),
-            "phash": np.concatenate([np.empty(0, np.int64), *self.phashes]),
+    def __init__(self, build: Path, work: Path, plan: ShardPlan) -> None:
+        self.build, self.work, self.plan = build, work, plan
+        self.stopped = threading.Event()  # ends a wait for others
+        for folder in (self._notes, self._claims, self.parts, build / plan.table):
+            folder.mkdir(exist_ok=True)
+
+    @property
+    def _notes(self) -> Path:
+        return self.work / "shards"
+
+    @property
+    def _claims(self) -> Path:
+        return self.work / "claims"
+
+    @property
+    def parts(self) -> Path:
+        """Where shards lie while they are written."""
+        return self.work / "parts"
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is written."""
+        return self._note(shard).exists()
+
+    def missing(self) -> list[int]:
+        """The shards that are not done yet."""
+        done = set(os.listdir(self._notes))
+        return [shard for shard in range(len(self.plan)) if self._note(shard).name not in done]
+
+    def take(self, worker: int = 0, workers: int = 1, on_wait: Callable[[int], None] = lambda _: None) -> Iterator[int]:
+        """Shards to work at until none is missing. Worker i of n begins at the i-th n-th of them, so that each reads on in one place.
+
+        `on_wait` is told when others work at all that is left, and at how many.
+        """
+        start = len(self.plan) * worker // workers
+        tried: set[int] = set()
+        signs: dict[int, tuple[float, float]] = {}  # of each claimed shard: the sign of life last seen, and when
+        while missing := [shard for shard in self.missing() if shard not in tried]:
+            claimed = self._claimed()
+            free = [shard for shard in missing if self._is_free(shard, claimed, signs)]
+            if free:
+                shard = min(free, key=lambda shard: (shard in claimed, (shard - start) % len(self.plan)))
+                tried.add(shard)
+                self._claim(shard).touch()
+                yield shard
+            else:
+                on_wait(len(missing))
+                if self.stopped.wait(_LOOK_EVERY_SECONDS):
+                    return
+
+    def show_life(self, shard: int) -> None:
+        """Tell the others that this process still works at a shard."""
+        with contextlib.suppress(FileNotFoundError):  # sealed meanwhile
+            os.utime(self._claim(shard))
+
+    def _claimed(self) -> dict[int, float]:
+        """For each shard that a process works at, unless it is known to be dead: when it last showed life, in the file system's time."""
+        newest: dict[int, float] = {}
+        for path in self._claims.iterdir():
+            shard, owner = path.name.split(".", 1)
+            node, _, process = owner.rpartition(".")
+            if node == platform.node() and (int(process) == os.getpid() or not Path("/proc", process).exists()):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                newest[int(shard)] = max(newest.get(int(shard), 0.0), path.stat().st_mtime)
+        return newest
+
+    def _is_free(self, shard: int, claimed: dict[int, float], signs: dict[int, tuple[float, float]]) -> bool:
+        if shard not in claimed:
+            return True
+        sign, seen = signs.get(shard, (None, 0.0))
+        if sign != claimed[shard]:
+            signs[shard] = claimed[shard], time.monotonic()
+            return False
+        return time.monotonic() - seen > STALLED_SECONDS
+
+    def _claim(self, shard: int) -> Path:
+        return self._claims / f"{shard:05d}.{platform.node()}.{os.getpid()}"
+
+    def reopen(self, shard: int) -> None:
+        """Have a shard made again, with the same bytes but for images that can be read by now."""
+        self._note(shard).unlink(missing_ok=True)
+
+    def note(self, shard: int) -> dict[str, Any]:
+        """What is known of a shard that is done."""
+        content: dict[str, Any] = json.loads(self._note(shard).read_text("utf-8"))
+        return content
+
+    def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
+        """Say that a shard is done. Killed before this, the shard is made again."""
+        note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}
+        write_text(self._note(shard), json.dumps(note))
+
+    def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], dict[str, Any]]:
+        """Write the `errors` table; return the sealed files and the counts of the whole table."""
+        notes = [self.note(shard) for shard in range(len(self.plan))]
+        errors = [error for note in notes for error in note["errors"]]
+        files = {self.plan.file(shard): SealedFile(**note["sealed"]) for shard, note in enumerate(notes)}
+        name = ShardPlan(1, 1, "errors").file(0)
+        schema = errors_schema()
+        files[name] = write_parquet(self.build / name, [pa.Table.from_pylist(errors, schema=schema)], schema, self.parts)
+        per_class = np.sum([note["per_class"] for note in notes], axis=0)
+        counts = {
+            "pool": self.plan.rows,
+            "labeled": int(per_class.sum()),
+            "errors": len(errors),
+            "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
         }
-        return pa.Table.from_arrays([pa.array(columns[name]) for name in schema.names], schema=schema)
+        return files, counts
+
+    def _note(self, shard: int) -> Path:
+        return self._notes / f"{shard:05d}.json"
 
 
-def write_shard(build: Path, work: Path, plan: ShardPlan, shard: int, rows: ShardRows, schema: pa.Schema) -> None:
-    """Write a shard, then the note that it is done. Killed between the two, the shard is written again with the same bytes."""
-    name = plan.file(shard)
-    sealed = write_parquet(build / name, [rows.table(schema)], schema)
-    labels = np.concatenate([np.empty(0, np.int64), *rows.labels])
-    note = {
-        "file": name,
-        "sealed": sealed.model_dump(),
-        "labeled": len(rows.ids),
-        "per_class": np.bincount(labels, minlength=schema.field("probs").type.list_size).tolist(),
-        "errors": rows.errors,
-    }
-    write_text(_note(work, shard), json.dumps(note))
+class ShardWriter:
+    """One shard while it is being made. Rows leave memory row group by row group; the file appears when all are there."""
+
+    def __init__(self, shards: Shards, shard: int, schema: pa.Schema) -> None:
+        self._shards, self._shard, self._schema = shards, shard, schema
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self._rows_per_group = min(ROW_GROUP_ROWS, max(1, _ROW_GROUP_BYTES // soft_label_bytes(schema)))
+        self._per_class = np.zeros(len(_class_names(schema)), np.int64)
+        self._errors: list[dict[str, Any]] = []
+        self._open = ExitStack()
+        self._file: HashedWriter | None = None
+        self._parquet: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.Table, errors: Sequence[dict[str, Any]] = ()) -> None:
+        """Take the next rows, and the images among them that could not be read."""
+        self._errors += errors
+        self._waiting.append(rows.select(self._schema.names).cast(self._schema))
+        self._rows += rows.num_rows
+        while self._rows >= self._rows_per_group:
+            self._write(self._rows_per_group)
+
+    def finish(self) -> None:
+        """Write what is left, put the shard in its place and note that it is done."""
+        self._write(self._rows)
+        self._open.close()
+        assert self._file is not None, "written just now"
+        self._shards.write_note(self._shard, self._file.sealed, self._per_class, self._errors)
+
+    def abandon(self) -> None:
+        """Leave nothing behind: someone else finished this shard first."""
+        self._open.__exit__(_AbandonedError, _AbandonedError(), None)
+
+    def _write(self, rows: int) -> None:
+        if self._parquet is None:
+            path = self._shards.build / self._shards.plan.file(self._shard)
+            self._file = self._open.enter_context(replacing(path, self._shards.parts))
+            self._parquet = self._open.enter_context(parquet_writer(self._file, self._schema))
+        table = pa.concat_tables(self._waiting) if self._waiting else self._schema.empty_table()
+        self._per_class += np.bincount(table["label"].slice(0, rows).to_numpy(), minlength=len(self._per_class))
+        self._parquet.write_table(table.slice(0, rows), row_group_size=max(1, rows))
+        self._waiting = [table.slice(rows)]
+        self._rows -= rows
 
 
-def missing_shards(work: Path, plan: ShardPlan) -> list[int]:
-    """The shards that are not done yet."""
-    return [shard for shard in range(len(plan)) if not _note(work, shard).is_file()]
+class _AbandonedError(Exception):
+    """Makes `replacing` drop its file."""
 
 
-def finish(build: Path, work: Path, plan: ShardPlan, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], dict[str, Any]]:
-    """Write the `errors` table; return the sealed files and the counts of the whole generation."""
-    notes = [json.loads(_note(work, shard).read_text("utf-8")) for shard in range(len(plan))]
-    errors = [error for note in notes for error in note["errors"]]
-    files = {note["file"]: SealedFile(**note["sealed"]) for note in notes}
-    name = ShardPlan(1, 1).file(0, "errors")
-    schema = errors_schema()
-    files[name] = write_parquet(build / name, [pa.Table.from_pylist(errors, schema=schema)], schema)
-    per_class = np.sum([note["per_class"] for note in notes], axis=0)
-    counts = {
-        "pool": plan.rows,
-        "labeled": sum(note["labeled"] for note in notes),
-        "errors": len(errors),
-        "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
-    }
-    return files, counts
+def _class_names(schema: pa.Schema) -> list[str]:
+    features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    names: list[str] = features["label"]["names"]
+    return names
 
 
-def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema) -> SealedFile:
-    """Write tables as one parquet file: page index, content-defined chunks (so that a Hub stores equal parts once)."""
-    with (
-        replacing(path) as file,
-        pq.ParquetWriter(
-            file, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True, store_schema=True
-        ) as writer,
-    ):
+def parquet_writer(file: HashedWriter, schema: pa.Schema) -> pq.ParquetWriter:
+    """How every table is written: page index, content-defined chunks (so that a Hub stores equal parts once)."""
+    return pq.ParquetWriter(file, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True, store_schema=True)
+
+
+def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:
+    """Write tables as one parquet file, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path, parts) as file, parquet_writer(file, schema) as writer:
         for table in tables:
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return file.sealed
@@ -121,11 +245,40 @@ def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema) -> 
 
 def read_columns(folder: Path, table: str, columns: Sequence[str]) -> pa.Table:
     """Some columns of all shards of a table, in order. Raises NstError where there is none."""
+    return pa.concat_tables([pq.read_table(file, columns=list(columns)) for file in table_files(folder, table)])
+
+
+def table_files(folder: Path, table: str) -> list[Path]:
+    """The parquet files of a table, in order. Raises NstError where there is none."""
     files = sorted((folder / table).glob("*.parquet"))
     if not files:
         raise NstError(f"{folder}: expected parquet files in {table}/, found none")
-    return pa.concat_tables([pq.read_table(file, columns=list(columns)) for file in files])
+    return files
 
 
-def _note(work: Path, shard: int) -> Path:
-    return work / "shards" / f"{shard:05d}.json"
+class TableReader:
+    """Rows of a sealed table by position, read row group by row group."""
+
+    def __init__(self, folder: Path, table: str) -> None:
+        self._files = [pq.ParquetFile(file) for file in table_files(folder, table)]
+        groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
+        self._groups = groups
+        self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
+        self.schema: pa.Schema = self._files[0].schema_arrow
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows in order, piece by piece."""
+        for file in self._files:
+            yield from file.iter_batches(columns=list(columns))
+
+    def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+        """The rows at these increasing positions."""
+        tables = [self.schema.empty_table().select(list(columns))]
+        for group in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
+            file, number = self._groups[group]
+            here = rows[(rows >= self._starts[group]) & (rows < self._starts[group + 1])] - self._starts[group]
+            tables.append(file.read_row_group(number, columns=list(columns)).take(here))
+        return pa.concat_tables(tables)

@@ -1,12 +1,14 @@
 """Versions on disk: staged in `runs/`, sealed by one rename, opened, listed, verified. What is sealed is never written again."""
 
 import json
+import os
+import platform
 import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,12 +131,24 @@ class Staging:
         return f"{self.target.parent.name}@{self.target.name}"
 
     def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
-        """What was written under this name when the work began, or `value`, written now."""
+        """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
         path = self.work / f"{name}.json"
         if not path.exists():
-            write_text(path, json.dumps(value))
+            mine = self.work / f".{name}.{platform.node()}.{os.getpid()}.json"
+            write_text(mine, json.dumps(value))
+            with suppress(FileExistsError):  # another process came first: its value stands
+                os.link(mine, path)
+            mine.unlink()
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return content
+
+    def sealed_by_another(self) -> Version | None:
+        """The version, where another process that worked at it has sealed it meanwhile."""
+        if not (self.target / MANIFEST_NAME).is_file():
+            return None
+        if Version(self.target).manifest.request.digest != self.request.digest:
+            raise NstError(f"{self.ref} was sealed meanwhile with other settings; run this command again")
+        return Version(self.target)
 
     def add_seconds(self, since: float) -> float:
         """Count the time since `since` (time.monotonic) as work on this version, over all attempts; gives the time of now."""
@@ -151,18 +165,16 @@ class Staging:
     def seal(self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], machine: dict[str, Any]) -> Version:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
         manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, self.seconds, machine)
-        write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-        for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
-            abandoned.unlink()
-        fsync_tree(self.build)
-        self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
+            for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
+                abandoned.unlink(missing_ok=True)
+            fsync_tree(self.build)
+            self.target.parent.mkdir(parents=True, exist_ok=True)
             self.build.rename(self.target)
         except OSError:
-            if not (self.target / MANIFEST_NAME).is_file():
+            if self.sealed_by_another() is None:
                 raise
-            if Version(self.target).manifest.request.digest != self.request.digest:
-                raise NstError(f"{self.ref} was sealed meanwhile with other settings; run this command again") from None
         fsync_folder(self.target.parent)
         _discard(self.folder)
         return Version(self.target)
@@ -206,13 +218,22 @@ class Store:
             + (f"there is {there}" if there else f"there is nothing called {name!r}, `nst list` shows what there is")
         )
 
+    def stagings(self, name: str) -> list[Staging]:
+        """The versions of a name that are under way."""
+        return [staging for room in set(_ROOM.values()) for staging in self._all_stagings(f"{room}/{name}")]
+
+    @property
+    def listings(self) -> Path:
+        """Where listings of large sources lie while they are used."""
+        return self.root / "runs" / "listings"
+
     def begin(
         self, request: Request, name: str, generation: int | None = None, edition: int | None = None, first: int = 1
     ) -> Version | Staging:
         """The version that this request asks for: sealed already, under way, or new at the next free number.
 
         `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
-        An edition always names its generation; `first` is the first generation of a name.
+        An edition without a generation is the first of a new one; `first` is the first generation of a name.
         """
         check_name(name)
         self._check_name_is_free_for(name, request.kind)
@@ -226,6 +247,8 @@ class Store:
         for staging in stagings:
             if staging.request.digest == request.digest:
                 return staging
+        if generation is None:  # the next free one is above all that there are, of either kind
+            versions, stagings = self.versions(name), self.stagings(name)
         number = self._number(request, [*versions, *stagings], generation, edition, first)
         return self._stage(request, name, number)
 
@@ -284,10 +307,9 @@ class Store:
             assert generation is not None
             return Number(generation, edition)
         numbers = [Number.parse(holder.ref.partition("@")[2]) for holder in taken]
-        if is_edition:
-            assert generation is not None
+        if is_edition and generation is not None:
             return Number(generation, 1 + max((number.edition or 0 for number in numbers), default=0))
-        return Number(1 + max((number.generation for number in numbers), default=first - 1))
+        return Number(1 + max((number.generation for number in numbers), default=first - 1), 1 if is_edition else None)
 
     def _stage(self, request: Request, name: str, number: Number) -> Staging:
         folder = self._run_folder(request.kind, name, number)
@@ -320,7 +342,8 @@ def _discard(folder: Path) -> None:
     if not folder.is_dir():
         return
     doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
-    folder.rename(doomed)
+    with suppress(FileNotFoundError):  # another process discards it too
+        folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

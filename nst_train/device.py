@@ -1,5 +1,7 @@
 """This process among its peers, the device it computes on, and its threads."""
 
+import os
+
 import torch
 from accelerate import PartialState
 
@@ -10,9 +12,17 @@ def this_process() -> PartialState:
 
 
 def this_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
-    device: torch.device = this_process().device
-    return device
+    """The GPU of this process where there is one, else the CPU. Unlike `this_process` it joins no group and waits for nobody."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
+
+
+def cpus_of_this_process() -> int:
+    """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it

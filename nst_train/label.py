@@ -1,126 +1,310 @@
 """The un-noised teacher over a pool: soft labels, shard by shard (Algorithm 1, step 2)."""
 
+import dataclasses
+import re
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from nst_data import cards
-from nst_data.images import phash
+from nst_data.errors import NstError, UsageError
 from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import ShardPlan, ShardRows, finish, missing_shards, write_shard
-from nst_data.schema import pseudo_labels_schema
-from nst_data.sources import Source
+from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
+from nst_data.schema import balanced_schema, pseudo_labels_schema
+from nst_data.sources import Source, match_classes, what_changed
+from nst_data.sources.listing import read_listing, write_listing
 from nst_data.store import Staging, Store, Version
-from nst_train.clean_batches import CleanBatch, clean_batches
-from nst_train.device import DEFAULT_THREADS, set_threads, this_device, this_process
-from nst_train.models import Classifier, is_in_store, load_classifier, teacher_input
-from nst_train.noise import clean_transform
-from nst_train.settings import LabelSettings, RunSettings
+from nst_train.calibration import calibrate
+from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
+from nst_train.inference import Computation, batches_of, choose_computation, computation_of, predict
+from nst_train.labeling import Labeling, Part, WholePart
+from nst_train.settings import DEFAULT_TOP_K, DENSE_CLASSES, LabelRunSettings, LabelSettings
+from nst_train.teachers import Teacher, load_teacher, teacher_entries
+
+_COMMIT = re.compile(r"@[0-9a-f]{40}")
+_ROW_BYTES = 100  # key, hashes and numbers
 
 
 def label(
     store: Store,
     corpus: str,
-    teacher: str,
+    teacher: str | Sequence[str],
     pool: Source,
     settings: LabelSettings | None = None,
     generation: int | None = None,
-    run: RunSettings | None = None,
+    run: LabelRunSettings | None = None,
     progress: Progress | None = None,
+    calibration: Source | None = None,
 ) -> Version:
     """Label every image of `pool` with `teacher` into a sealed generation of `corpus`.
 
-    What was labeled before, also by a run that was killed, is not labeled again. Each image ends in `pseudo_labels` or, with the
-    reason, in `errors`. Under `torchrun` the processes share the shards; the bytes are the same for any number of them.
+    Several teachers are an ensemble: the mean of their probabilities. `calibration` are labeled images to fit the temperature on. What was
+    labeled before, also by a run that was killed, is not labeled again. Each image ends in `pseudo_labels` or, with the reason, in
+    `errors`. Any number of processes may run this at once: they share the shards, and the bytes are the same.
     """
-    settings, run, progress = settings or LabelSettings(), run or RunSettings(), progress or Progress()
-    classifier, lineage = (None, teacher_input(teacher, store)) if is_in_store(teacher, store) else load_classifier(teacher, store)
-    state = this_process()
-    with state.main_process_first():
-        staging = store.begin(_request(settings, lineage, pool), corpus, generation)
+    settings = settings or LabelSettings()
+    work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
+    inputs = work.inputs(teacher)
+    if calibration is not None:
+        inputs["calibration"] = _calibration_input(store, inputs, settings, calibration)
+    staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
     if isinstance(staging, Version):
         return staging
-    since = time.monotonic()
-    classifier = classifier or load_classifier(teacher, store)[0]
-    plan = ShardPlan(len(pool), settings.rows_per_shard)
-    machine = staging.remembered("machine", {"threads": DEFAULT_THREADS, "decoder": "pillow", "device": this_device().type})
-    set_threads(machine["threads"])
-    megabytes = len(pool) * (2 * len(classifier.class_names) + 100) / 2**20  # a float16 a class; key, hashes and numbers
-    shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
-    progress.say(f"{staging.ref}: {len(pool):,} images in {shards}, {f'about {megabytes:,.0f}' if megabytes > 1 else 'under 1'} MB on disk")
-    _label_shards(staging, plan, classifier, pool, settings, run, progress, since)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        files, counts = finish(staging.build, staging.work, plan, classifier.class_names)
-        counts["teacher_parameters"] = classifier.parameters
-        cards.write_generation_card(staging, classifier.class_names, counts)
-        staging.seal(files, classifier.class_names, counts, machine)
-    state.wait_for_everyone()
-    return Version(staging.target)
+    rows = min(len(pool), settings.limit or len(pool))
+    return work.make(staging, rows, "pseudo_labels", lambda start, stop: WholePart(range(start, stop)), calibration=calibration)
 
 
-def _request(settings: LabelSettings, teacher: Input, pool: Source) -> Request:
-    inputs = {"teacher": teacher, "pool": Input(ref=pool.location, digest=pool.fingerprint)}
-    return Request(kind="generation", settings=settings.for_request(), inputs=inputs)
+def extend(
+    store: Store, generation: Version, pool: Source, run: LabelRunSettings | None = None, progress: Progress | None = None
+) -> Version:
+    """Label what a grown pool has more than the pool of `generation`, by the same teacher and settings, into a new generation.
+
+    The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
+    """
+    request = generation.manifest.request
+    settings = LabelSettings.model_validate(request.settings)
+    work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
+    earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
+    inputs = work.inputs([entry.ref for role, entry in earlier.items() if role != "calibration"])
+    for role in inputs.keys() - {"pool"}:
+        if inputs[role].digest != earlier[role].digest:
+            raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool anew")
+    inputs |= {role: entry for role, entry in earlier.items() if role == "calibration"}
+    inputs["extended"] = Input(ref=generation.ref, digest=generation.manifest.digest)
+    staging = work.begin(Request(kind="generation", settings=request.settings, inputs=inputs), generation.folder.parent.name, None)
+    if isinstance(staging, Version):
+        return staging
+    labels = EarlierLabels(generation, staging.work)
+
+    def part(start: int, stop: int) -> Part:
+        return extension_part(pool, labels, start, stop, work.run.decode_threads)
+
+    return work.make(staging, len(pool), "pseudo_labels", part, earlier=generation)
 
 
-def _label_shards(
-    staging: Staging,
-    plan: ShardPlan,
-    classifier: Classifier,
+def label_like(
+    store: Store,
+    edition: Version,
+    teacher: str | Sequence[str],
     pool: Source,
-    settings: LabelSettings,
-    run: RunSettings,
-    progress: Progress,
-    since: float,
-) -> None:
-    """Label the missing shards that fall to this process. Batches begin anew with each shard."""
-    state = this_process()
-    missing = missing_shards(staging.work, plan)
-    mine = [shard for shard in missing if shard % state.num_processes == state.process_index]  # also where another began earlier
-    spans = [(shard, *span) for shard in mine for span in _spans(*plan.bounds(shard), settings.batch_size)]
-    schema = pseudo_labels_schema(classifier.class_names)
-    network = classifier.network.to(this_device()).eval()
-    shape, transform = classifier.data_config["input_size"], clean_transform(classifier.data_config)
-    batches = clean_batches(pool, [span[1:] for span in spans], transform, shape, run.decode_threads, hashes=True)
-    rows = ShardRows()
-    with torch.inference_mode(), progress.task(f"label {staging.ref}", *_amount(plan, missing, mine)) as task:
-        for (shard, _, stop), batch in zip(spans, batches, strict=True):
-            _label_batch(network, batch, rows)
-            task.advance(len(batch.images))
-            if stop == plan.bounds(shard)[1]:
-                write_shard(staging.build, staging.work, plan, shard, rows, schema)
-                if state.is_main_process:
-                    since = staging.add_seconds(since)
-                rows = ShardRows()
+    settings: LabelSettings | None = None,
+    generation: int | None = None,
+    run: LabelRunSettings | None = None,
+    progress: Progress | None = None,
+) -> Version:
+    """New soft labels for the rows of an edition, with the same copies: the first edition of a new generation.
+
+    As the paper does after its one selection (section 3.1), and the released code's "reassign".
+    """
+    settings = settings or LabelSettings()
+    work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
+    inputs = {**work.inputs(teacher), "like": Input(ref=edition.ref, digest=edition.manifest.digest)}
+    corpus = edition.folder.parent.name
+    if generation is not None and any(version.ref == f"{corpus}@gen-{generation}" for version in store.versions(corpus)):
+        raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; leave the generation out for the next free one")
+    request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
+    staging = work.begin(request, corpus, generation, edition=1 if generation is not None else None)
+    if isinstance(staging, Version):
+        return staging
+    selected = TableReader(edition.folder, "balanced")
+    same_pool = pool.fingerprint == edition.manifest.request.inputs["pool"].digest
+
+    def part(start: int, stop: int) -> Part:
+        return like_part(pool, selected, same_pool, start, stop)
+
+    return work.make(staging, min(len(selected), settings.limit or len(selected)), "balanced", part, like=edition)
 
 
-def _amount(plan: ShardPlan, missing: list[int], mine: list[int]) -> tuple[int, str, int]:
-    """(images of this process and of shards that are done, unit, images that are done)."""
-    size = {shard: plan.bounds(shard)[1] - plan.bounds(shard)[0] for shard in range(len(plan))}
-    done = sum(size.values()) - sum(size[shard] for shard in missing)
-    return done + sum(size[shard] for shard in mine), "images", done
+@dataclasses.dataclass
+class _Work:
+    """What the three ways of labeling have in common."""
+
+    store: Store
+    pool: Source
+    settings: LabelSettings
+    run: LabelRunSettings
+    progress: Progress
+    _teacher: Teacher | None = None
+    _names: tuple[str, ...] = ()
+
+    def inputs(self, teacher: str | Sequence[str]) -> dict[str, Input]:
+        """The lineage: teachers and pool. A teacher in the store is not loaded for it."""
+        self._names = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        entries = teacher_entries(self._names, self.store)
+        if entries is None:
+            self._teacher, entries = load_teacher(self._names, self.store, self.settings.exact_transform)
+        pool = Input(ref=self.pool.location, digest=self.pool.fingerprint, revision=self.pool.revision, image_column=self.pool.image_column)
+        return {**entries, "pool": pool}
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher, loaded when it is first needed."""
+        if self._teacher is None:
+            self._teacher, _ = load_teacher(self._names, self.store, self.settings.exact_transform)
+        return self._teacher
+
+    def begin(self, request: Request, corpus: str, generation: int | None, edition: int | None = None) -> Version | Staging:
+        """The version that is asked for, sealed or under way. Raises NstError where its pool changed on the way."""
+        for staging in self.store.stagings(corpus):
+            if _differs_in_pool_only(staging.request, request):
+                change = what_changed(read_listing(staging.work / "pool.arrow"), self.pool.listing())
+                raise NstError(
+                    f"{self.pool.location}: the pool has changed since {staging.ref} was begun on it: {change}; "
+                    f"put it back and run this again, or `nst remove {staging.ref}` and label it as it is now"
+                )
+        staged = self.store.begin(request, corpus, generation, edition)
+        if isinstance(staged, Staging) and not (staged.work / "pool.arrow").exists():
+            write_listing(staged.work / "pool.arrow", self.pool.listing())
+        return staged
+
+    def make(self, staging: Staging, rows: int, table: str, part: Callable[[int, int], Part], **about: Any) -> Version:  # noqa: ANN401
+        """Label what is missing and seal; where another process seals first, its version is the result."""
+        try:
+            return self._make(staging, rows, table, part, **about)
+        except OSError:
+            if version := staging.sealed_by_another():
+                return version
+            raise
+
+    def _make(
+        self,
+        staging: Staging,
+        rows: int,
+        table: str,
+        part: Callable[[int, int], Part],
+        calibration: Source | None = None,
+        earlier: Version | None = None,
+        like: Version | None = None,
+    ) -> Version:
+        since = time.monotonic()
+        with staging.refusable():
+            teacher, computation = self.teacher, self._computation(staging)
+            top_k = self._top_k(len(teacher.class_names))
+            schema = (balanced_schema if like else pseudo_labels_schema)(teacher.class_names, top_k)
+            about = self._calibration(staging, teacher, computation, calibration, earlier)
+        plan = ShardPlan(rows, self.settings.rows_per_shard, table)
+        shards = Shards(staging.build, staging.work, plan)
+        self._say_size(staging, plan, top_k or len(teacher.class_names), top_k is not None)
+        temperature = about["calibration"]["temperature"] if "calibration" in about else self.settings.temperature
+        labeling = Labeling(
+            staging, shards, part, self.pool, teacher, computation, temperature, schema, self.run.decode_threads, self.run.share
+        )
+        self._label(labeling, since)
+        if self.run.retry_errors and (healed := labeling.retry_errors()):
+            self.progress.say(f"{staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
+            self._label(labeling, time.monotonic())
+        files, counts = shards.finish(teacher.class_names)
+        counts |= {"top_k": top_k, "teacher_parameters": teacher.parameters, **about}
+        if like is not None:
+            counts = _counts_like(like, staging, counts)
+            parent = like.manifest.model_copy(update={"class_names": teacher.class_names})
+            cards.write_edition_card(staging, parent, counts)
+        else:
+            cards.write_generation_card(staging, teacher.class_names, counts)
+        return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation))
+
+    def _label(self, labeling: Labeling, since: float) -> None:
+        plan = labeling.shards.plan
+        done = plan.rows - sum(plan.size(shard) for shard in labeling.shards.missing())
+        with self.progress.task(f"label {labeling.staging.ref}", plan.rows, "images", done) as task:
+            labeling.run(task, self.progress.say, since)
+
+    def _computation(self, staging: Staging) -> Computation:
+        """How the first process that began this chose to compute."""
+        chosen = staging.work / "computation.json"
+        s = self.settings
+        fresh = None if chosen.exists() else choose_computation(self.teacher, s.batch_size, s.precision, s.compile)
+        return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
+
+    def _top_k(self, classes: int) -> int | None:
+        if self.settings.top_k is not None:
+            return self.settings.top_k
+        return DEFAULT_TOP_K if classes > DENSE_CLASSES else None
+
+    def _calibration(
+        self, staging: Staging, teacher: Teacher, computation: Computation, source: Source | None, earlier: Version | None
+    ) -> dict[str, Any]:
+        """The fitted temperature and what it did, for the manifest and the card; nothing where none was asked for."""
+        if earlier is not None:
+            return {name: value for name, value in earlier.manifest.counts.items() if name == "calibration"}
+        if source is None:
+            return {}
+        known = staging.work / "calibration.json"
+        fitted = {} if known.exists() else _fit(teacher, computation, source, self.run.decode_threads)
+        return {"calibration": staging.remembered("calibration", fitted)}
+
+    def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:
+        needed = plan.rows * (values * (6 if with_labels else 2) + _ROW_BYTES)
+        free = shutil.disk_usage(staging.folder).free
+        shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
+        size = f"about {needed / 2**20:,.0f} MB" if needed > 2**20 else "under 1 MB"
+        warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
+        self.progress.say(f"{staging.ref}: {plan.rows:,} images in {shards}, {size} on disk{warning}")
 
 
-def _spans(start: int, stop: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, batch_size):
-        yield first, min(first + batch_size, stop)
+def _differs_in_pool_only(there: Request, asked: Request) -> bool:
+    """Whether two requests ask for the same labeling of one pool that is not what it was."""
+    pools = [request.inputs.get("pool") for request in (there, asked)]
+    if there.kind != asked.kind or there.settings != asked.settings or None in pools or there.inputs.keys() != asked.inputs.keys():
+        return False
+    place_there, place_asked = (_COMMIT.sub("", pool.ref) for pool in pools if pool)
+    same = all(there.inputs[role].digest == asked.inputs[role].digest for role in there.inputs.keys() - {"pool"})
+    return same and place_there == place_asked and pools[0].digest != pools[1].digest  # type: ignore[union-attr]
 
 
-def _label_batch(network: torch.nn.Module, batch: CleanBatch, rows: ShardRows) -> None:
-    probs = network(batch.pixels.to(this_device())).float().softmax(dim=1)  # softmax in float32
-    confidences, labels = probs.max(dim=1)
-    readable = batch.readable
-    images = [batch.images[position] for position in readable]
-    rows.ids += [image.row.id for image in images]
-    rows.keys += [image.row.key for image in images]
-    rows.hashes += [image.hash for image in images]
-    rows.labels.append(labels.cpu().numpy()[readable])
-    rows.confidences.append(confidences.cpu().numpy()[readable])
-    rows.probs.append(probs.half().cpu().numpy()[readable])
-    thumbnails = [image.thumbnail for image in images if image.thumbnail is not None]
-    rows.phashes.append(phash(np.stack(thumbnails) if thumbnails else np.empty((0, 32, 32), np.uint8)))
-    rows.errors += [{"id": image.row.id, "key": image.row.key, "reason": image.reason} for image in batch.images if image.pixels is None]
+def _calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
+    """Raises UsageError for images that a teacher was trained on, as far as the store knows."""
+    if settings.temperature != 1:
+        raise UsageError("--calibrate fits the temperature; leave --temperature out")
+    for role, entry in inputs.items():
+        if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
+            raise UsageError(
+                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is surer than on others; "
+                "give labeled images that it has not seen"
+            )
+    return Input(ref=source.location, digest=source.fingerprint, revision=source.revision, image_column=source.image_column)
+
+
+def _trained_on(store: Store, teacher: Input) -> str | None:
+    for version in store.versions(teacher.ref.partition("@")[0]):
+        if version.ref == teacher.ref and version.is_readable and "labeled" in version.manifest.request.inputs:
+            return version.manifest.request.inputs["labeled"].digest
+    return None
+
+
+def _fit(teacher: Teacher, computation: Computation, source: Source, threads: int | None) -> dict[str, Any]:
+    assert source.labels is not None, "opened with its labels"
+    columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
+    log_probs, labels = [], []
+    for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
+        rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
+        log_probs.append(prediction.log_probs.float())
+        labels.append(torch.from_numpy(columns[source.labels[rows]]))
+    if not sum(map(len, labels)):
+        raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
+    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
+
+
+def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dict[str, Any]:
+    """The counts of an edition: its parent's, with the classes that the new labels give."""
+    parent, errors = like.manifest.counts, counts["errors"]
+    rows = pl.scan_parquet(staging.build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
+    found = {label: {"unique": unique, "copies": copies} for label, copies, unique in rows.iter_rows()}
+    none = {"unique": 0, "copies": 0}
+    per_class = {name: {"labeled": images, **found.get(index, none)} for index, (name, images) in enumerate(counts["per_class"].items())}
+    return {
+        **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
+        "labeled": parent["labeled"],
+        "dropped": {**parent["dropped"], **({"unreadable": errors} if errors else {})},
+        "kept": parent["kept"] - errors,
+        "unique": counts["labeled"],
+        "copies": sum(one["copies"] for one in per_class.values()),
+        "classes_without_images": [name for name, one in per_class.items() if not one["unique"]],
+        "per_class": per_class,
+    }

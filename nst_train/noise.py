@@ -1,4 +1,4 @@
-"""Input noise and its seeds: RandAugment over random crops and flips for training, the plain evaluation transform for teachers.
+"""Input noise and its seeds: RandAugment over random crops and flips.
 
 Dropout and stochastic depth are made into the network (`models.create_network`).
 """
@@ -76,20 +76,6 @@ def randaugment(noise: Noise) -> Transform:
         AugmentOp(name, prob=1.0, magnitude=max(noise.magnitude, _LEAST_MAGNITUDE.get(name, 0)), hparams=hparams) for name in _OPERATIONS
     ]
     return RandAugment(operations, noise.operations)  # type: ignore[no-any-return]
-
-
-def clean_transform(data_config: dict[str, Any]) -> Transform:
-    """The network's own evaluation transform; gives normalized float32 of shape (3, height, width)."""
-    transform: Transform = create_transform(
-        input_size=data_config["input_size"],
-        is_training=False,
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
-        crop_pct=data_config["crop_pct"],
-        crop_mode=data_config.get("crop_mode"),
-    )
-    return transform
 
 
 class Normalize:

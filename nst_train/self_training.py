@@ -1,23 +1,26 @@
 """Noisy Student Training: Algorithm 1 of the paper over a recipe.
 
 Where it departs from the paper:
-- the selection is made anew for each generation, by its own teacher; the paper selects once, by an EfficientNet-B0 (3.1, A.4);
+- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
+  by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled and the test set are taken out of the pool where their bytes are equal; the paper removes near-duplicates too;
 - there is no finetuning at a larger resolution.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from nst_data.editions import balance
 from nst_data.progress import Progress
+from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import measure
-from nst_train.label import label
+from nst_train.label import label, label_like
 from nst_train.models import check_names
-from nst_train.settings import Recipe, SourceSettings
+from nst_train.settings import LabelRunSettings, Recipe, SourceSettings
 from nst_train.train import train
 
 
@@ -33,20 +36,27 @@ class Generation:
 def self_training(recipe: Recipe, store: Store, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop, or what is left of it; the generations in order, the control last where the recipe asks for one."""
     progress = progress or Progress()
-    labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool)
+    labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, listings=store.listings)
     test = _open(recipe.test, labeled=True) if recipe.test else None
     _check(recipe, labeled, test)
     held_out = [labeled] + ([test] if test else [])
     first, *students = recipe.generations
+    reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
+    selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
     teachers = f"{recipe.name}-teacher"
 
     teacher = train(store, teachers, first, labeled, generation=0, run=recipe.run, progress=progress)
     _measure(teacher, test, recipe, store, progress)
     generations = [Generation(teacher)]
+    edition: Version | None = None
     for number, settings in enumerate(students, start=1):
-        corpus = label(store, recipe.name, teacher.ref, pool, recipe.label, number, recipe.run, progress)
-        with this_process().main_process_first():
-            edition = balance(store, corpus, recipe.select, held_out, edition=1)
+        if edition is None or recipe.select.when == "every_generation":
+            corpus: Version | None = label(store, recipe.name, teacher.ref, pool, recipe.label, number, reading, progress)
+            assert corpus is not None
+            with this_process().main_process_first():
+                edition = balance(store, corpus, selection, held_out, edition=1)
+        else:
+            corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
         student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress)
         _measure(student, test, recipe, store, progress)
         generations.append(Generation(student, corpus, edition))
@@ -67,8 +77,8 @@ def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
         match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
 
 
-def _open(settings: SourceSettings, labeled: bool = False) -> Source:
-    return open_source(settings.source, labeled, settings.class_names)
+def _open(settings: SourceSettings, labeled: bool = False, listings: Path | None = None) -> Source:
+    return open_source(settings.source, labeled, settings.class_names, settings.image_column, listings=listings)
 
 
 def _measure(teacher: Version, test: Source | None, recipe: Recipe, store: Store, progress: Progress) -> None:

@@ -1,6 +1,7 @@
 """Settings of noise, training, labeling and of a recipe: the only home of their defaults. Imports no torch."""
 
-from typing import Annotated, Any, Self
+import os
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -68,18 +69,61 @@ class TrainSettings(Settings):
         return self.decay_epochs or self.epochs * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
 
 
+DENSE_CLASSES, DEFAULT_TOP_K = 1_000, 100
+
+
 class LabelSettings(Settings):
     """What shapes the bytes of a labeling. Fixed batches: logits of the same image differ bitwise between batch sizes."""
 
-    batch_size: int = Field(256, ge=1, description="Images in a forward pass; a batch never spans two shards.")
+    batch_size: int | None = Field(
+        None, ge=0, description="Images in a forward pass; by default what suits the device and image size, 0 tries what fits its memory."
+    )
     rows_per_shard: int = Field(50_000, ge=1, description="Pool rows in a parquet shard; work done is kept shard by shard.")
+    temperature: float = Field(1.0, gt=0, description="Divides the logits: above 1 softer labels, below 1 harder ones.")
+    top_k: int | None = Field(
+        None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
+    )
+    limit: int | None = Field(None, ge=1, description="Label only the first images of the pool.")
+    exact_transform: bool = Field(
+        False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the forward pass; auto: fp32 on CPUs, bf16 on GPUs.")
+    compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
 
 
-class RunSettings(Settings):
-    """How a command runs; shapes no data."""
+class ReadSettings(Settings):
+    """How images are read; shapes no data."""
+
+    decode_threads: int | None = Field(None, ge=1, description="Threads that read, decode and, on a CPU, compute; one per CPU by default.")
+
+
+class LabelRunSettings(ReadSettings):
+    """How labeling runs; shapes no data."""
+
+    worker: str | None = Field(
+        None, pattern=r"^\d+/[1-9]\d*$", description="i/n: this is worker i, from 0, of n on one store; torchrun's processes know theirs."
+    )
+    retry_errors: bool = Field(False, description="Read images that could not be read once more before the generation is sealed.")
+
+    @model_validator(mode="after")
+    def _worker_is_one_of_n(self) -> Self:
+        if self.worker and self.share[0] >= self.share[1]:
+            raise ValueError(f"worker {self.worker}: expected one from 0/{self.share[1]} to {self.share[1] - 1}/{self.share[1]}")
+        return self
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(i, n): this is worker i of n."""
+        if self.worker:
+            index, _, count = self.worker.partition("/")
+            return int(index), int(count)
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class RunSettings(ReadSettings):
+    """How training runs; shapes no data."""
 
     workers: int = Field(2, ge=0, description="Processes that decode and augment; 0 does it in the training process.")
-    decode_threads: int = Field(4, ge=1, description="Threads that decode while labeling and evaluating.")
     checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints; 0 writes one at every step.")
 
 
@@ -87,7 +131,16 @@ class SourceSettings(Settings):
     """A source in a recipe; a relative path starts at the recipe's folder."""
 
     source: str
+    image_column: str | None = Field(None, description="The column with the images, where there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
+
+
+class SelectSettings(BalanceSettings):
+    """The selection of a recipe."""
+
+    when: Literal["every_generation", "once"] = Field(
+        "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
+    )
 
 
 class Recipe(Settings):
@@ -99,7 +152,7 @@ class Recipe(Settings):
     pool: SourceSettings
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
-    select: BalanceSettings = BalanceSettings()
+    select: SelectSettings = SelectSettings()
     generations: list[TrainSettings] = Field(min_length=2)
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()

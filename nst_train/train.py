@@ -23,7 +23,7 @@ from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, set_threads, this_process
+from nst_train.device import DEFAULT_THREADS, cpus_of_this_process, set_threads, this_process
 from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
 from nst_train.models import check_names, count_parameters, create_network, local_weights, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
@@ -158,7 +158,7 @@ class _Training:
         processes = this_process().num_processes
         if settings.batch_size % processes:
             raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
-        labeled, unreadable = readable(source, run.decode_threads)
+        labeled, unreadable = readable(source, run.decode_threads or cpus_of_this_process())
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")
         if not len(labeled):

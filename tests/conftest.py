@@ -1,5 +1,6 @@
 """Images and stores that the tests make; nothing is downloaded."""
 
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,13 @@ def picture(label: int, index: int, size_px: int = 16) -> Image.Image:
     start = label * size_px // 4
     pixels[:, start : start + size_px // 4] += 150
     return Image.fromarray(pixels)
+
+
+def png(label: int, index: int) -> bytes:
+    """`picture` as a PNG file."""
+    file = io.BytesIO()
+    picture(label, index).save(file, "PNG")
+    return file.getvalue()
 
 
 def write_class_folders(folder: Path, classes: list[str], per_class: int, first: int = 0) -> Path:
@@ -83,7 +91,7 @@ def tiny_store(tmp_path_factory):
     from nst_data.sources import open_source
     from nst_data.store import Store
     from nst_train.label import label
-    from nst_train.settings import LabelSettings, RunSettings, TrainSettings
+    from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.train import train
 
     top = tmp_path_factory.mktemp("tiny")
@@ -91,6 +99,13 @@ def tiny_store(tmp_path_factory):
     pool = write_pool(top / "pool", 3, 5)
     store, run = Store(top / "store"), RunSettings(workers=0, decode_threads=1)
     teacher = train(store, "tiny-teacher", TrainSettings(**TINY), open_source(str(labeled), labeled=True), run=run)
-    corpus = label(store, "tiny", teacher.ref, open_source(str(pool)), LabelSettings(batch_size=4, rows_per_shard=6), run=run)
+    corpus = label(
+        store,
+        "tiny",
+        teacher.ref,
+        open_source(str(pool)),
+        LabelSettings(batch_size=4, rows_per_shard=6),
+        run=LabelRunSettings(decode_threads=2),
+    )
     balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20))
     return store, labeled, pool

@@ -123,7 +123,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
             ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--epochs", "inf"],
             "--epochs: input should be a finite number",
         ),
-        (["label"], "Missing argument 'SOURCE'"),
+        (["label"], "nst label SOURCE --teacher MODEL --corpus NAME: SOURCE is missing"),
         (["lable"], "No such command 'lable'"),
     ],
 )

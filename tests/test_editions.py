@@ -3,6 +3,7 @@ import json
 import datasets
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_class_folders, write_pool
@@ -13,7 +14,7 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.manifest import Input, Request
-from nst_data.pseudo_labels import ShardPlan, ShardRows, finish, missing_shards, write_shard
+from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter
 from nst_data.schema import pseudo_labels_schema
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
@@ -41,29 +42,32 @@ def pool(tmp_path):
 def write_generation(store, pool, probs=PROBS, names=NAMES, rows_per_shard=2):
     inputs = {"teacher": Input(ref="net@gen-0", digest="weights"), "pool": Input(ref=pool.location, digest=pool.fingerprint)}
     staging = store.begin(Request(kind="generation", settings={"batch_size": 2}, inputs=inputs), "flowers")
-    plan = ShardPlan(len(pool), rows_per_shard)
-    for shard in missing_shards(staging.work, plan):
-        rows = ShardRows()
-        for row in pool.rows(*plan.bounds(shard)):
-            add(rows, row, probs[row.id])
-        write_shard(staging.build, staging.work, plan, shard, rows, pseudo_labels_schema(names))
-    files, counts = finish(staging.build, staging.work, plan, names)
+    shards = Shards(staging.build, staging.work, ShardPlan(len(pool), rows_per_shard))
+    for shard in shards.take():
+        write_shard(shards, shard, pool, probs, pseudo_labels_schema(names))
+    files, counts = shards.finish(names)
     counts["teacher_parameters"] = 7
     cards.write_generation_card(staging, names, counts)
     return staging.seal(files, names, counts, {})
 
 
-def add(rows, row, probs):
-    if row.encoded == b"no image":
-        rows.errors.append({"id": row.id, "key": row.key, "reason": "not an image in a known format"})
-        return
-    rows.ids.append(row.id)
-    rows.keys.append(row.key)
-    rows.hashes.append(image_hash(row.encoded))
-    rows.labels.append(probs.argmax(keepdims=True))
-    rows.confidences.append(probs.max(keepdims=True))
-    rows.probs.append(probs[None].astype(np.float16))
-    rows.phashes.append(phash(phash_thumbnail(decode(row.encoded))[None]))
+def write_shard(shards, shard, pool, probs, schema):
+    writer = ShardWriter(shards, shard, schema)
+    for row in pool.rows(range(*shards.plan.bounds(shard))):
+        encoded = row.read()
+        if encoded == b"no image":
+            writer.add(schema.empty_table(), [{"id": row.id, "key": row.key, "reason": "not an image in a known format"}])
+            continue
+        known = {
+            "id": row.id,
+            "key": row.key,
+            "image_hash": image_hash(encoded),
+            "phash": int(phash(phash_thumbnail(decode(encoded))[None])[0]),
+        }
+        label = int(probs[row.id].argmax())
+        soft = {"label": label, "confidence": probs[row.id][label], "probs": probs[row.id].astype(np.float16)}
+        writer.add(pa.Table.from_pylist([known | soft], schema=schema))
+    writer.finish()
 
 
 def read(version, table, tmp_path):
@@ -167,6 +171,7 @@ def test_an_edition_counts_what_happened_to_every_image(store, pool, tmp_path):
             "cat": {"labeled": 1, "unique": 0, "copies": 0},
         },
         "teacher_parameters": 7,
+        "top_k": None,
     }
     assert pl.read_parquet(edition.folder / "balanced" / "*.parquet")["duplicates"].to_list() == [2, 1]
 
@@ -253,15 +258,14 @@ def test_an_edition_names_its_parent_and_pool_by_digest(store, pool):
 
 
 def test_a_shard_whose_note_is_missing_is_written_again_with_the_same_bytes(tmp_path, pool):
-    plan, schema = ShardPlan(len(pool), 2), pseudo_labels_schema(NAMES)
-    rows = ShardRows()
-    for row in pool.rows(0, 2):
-        add(rows, row, PROBS[row.id])
-    write_shard(tmp_path / "build", tmp_path / "work", plan, 0, rows, schema)
-    assert missing_shards(tmp_path / "work", plan) == [1, 2]
+    for name in ("build", "work"):
+        (tmp_path / name).mkdir()
+    shards, schema = Shards(tmp_path / "build", tmp_path / "work", ShardPlan(len(pool), 2)), pseudo_labels_schema(NAMES)
+    write_shard(shards, 0, pool, PROBS, schema)
+    assert shards.missing() == [1, 2]
     (note,) = (tmp_path / "work" / "shards").iterdir()
     before = json.loads(note.read_text())
     note.unlink()
-    assert missing_shards(tmp_path / "work", plan) == [0, 1, 2]
-    write_shard(tmp_path / "build", tmp_path / "work", plan, 0, rows, schema)
+    assert shards.missing() == [0, 1, 2]
+    write_shard(shards, 0, pool, PROBS, schema)
     assert json.loads(note.read_text()) == before

@@ -3,9 +3,11 @@ import io
 import numpy as np
 import pytest
 from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from nst_data.images import ImageError, decode, image_hash, phash, phash_thumbnail
+from nst_data.images import ImageError, decode, image_hash, jpeg_header, phash, phash_thumbnail, reduced_size
 
 
 def encode(image, kind="PNG", **options):
@@ -161,3 +163,77 @@ def test_the_phashes_of_no_images_are_an_empty_array():
     hashes = phash(np.empty((0, 32, 32), np.uint8))
     assert hashes.shape == (0,)
     assert hashes.dtype == np.int64
+
+
+def jpegs():
+    image = picture(1, 2, 40)
+    options = ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(200)}, {"comment": bytes(300)}, {"keep_rgb": True})
+    return [encode(image, "JPEG", **one) for one in options] + [encode(image.convert(mode), "JPEG") for mode in ("L", "CMYK")]
+
+
+@pytest.mark.parametrize(("mode", "components"), [("L", 1), ("RGB", 3), ("CMYK", 4)])
+def test_a_jpegs_header_says_its_size_and_components(mode, components):
+    assert jpeg_header(encode(Image.new(mode, (7, 5)), "JPEG")) == (7, 5, components)
+
+
+def test_fill_bytes_and_other_segments_before_the_header_are_passed_over():
+    encoded = encode(Image.new("RGB", (7, 5)), "JPEG")
+    segment = b"\xff\xff\xff\xed\x00\x06\xff\xc0\xff\xc0"
+    assert jpeg_header(encoded[:2] + segment + encoded[2:]) == (7, 5, 3)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40), bytes(100)])
+def test_what_is_no_jpeg_has_no_header(encoded):
+    assert jpeg_header(encoded) is None
+
+
+@pytest.mark.parametrize("marker", [0xC3, 0xC5, 0xC9, 0xCF])
+def test_a_jpeg_that_is_lossless_arithmetic_or_hierarchical_is_left_to_pillow(marker):
+    encoded = encode(Image.new("RGB", (7, 5)), "JPEG")
+    assert jpeg_header(encoded.replace(b"\xff\xc0", bytes([0xFF, marker]))) is None
+
+
+def test_a_jpeg_of_twelve_bits_is_left_to_pillow():
+    encoded = encode(Image.new("RGB", (7, 5)), "JPEG")
+    assert jpeg_header(encoded.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c")) is None
+
+
+@pytest.mark.parametrize("number", range(len(jpegs())))
+def test_a_jpeg_cut_short_anywhere_has_the_whole_ones_header_or_none(number):
+    encoded = jpegs()[number]
+    whole = jpeg_header(encoded)
+    assert whole is not None
+    assert {jpeg_header(encoded[:length]) for length in range(len(encoded) + 1)} == {None, whole}
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff\xe0\x00\x04ab", b"\xff\xd8\xff\xc0\x00\x11\x08"]))
+@settings(max_examples=400, deadline=None)
+def test_any_bytes_have_a_header_or_none(content, start):
+    header = jpeg_header(memoryview(start + content))
+    assert header is None or all(0 <= value < 2**16 for value in header)
+
+
+def test_a_header_is_read_from_signed_bytes_as_arrow_gives_them():
+    encoded = encode(Image.new("RGB", (700, 500)), "JPEG")
+    assert jpeg_header(memoryview(encoded).cast("b")) == (700, 500, 3)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 600))
+@settings(max_examples=200, deadline=None)
+def test_a_reduced_size_is_an_eighth_at_least_and_the_smallest_that_is_allowed(width, height, least):
+    reduced = reduced_size(width, height, least)
+    sizes = [(width // factor, height // factor) for factor in (8, 4, 2, 1)]
+    assert reduced == next((size for size in sizes if min(size) >= least), (width, height))
+
+
+def test_reduced_decoding_asks_pillow_for_the_size_that_is_announced():
+    encoded = encode(picture(0, 0, 100).resize((101, 75)), "JPEG")
+    for least_side_px in (9, 10, 18, 19, 37, 38, 75):
+        width, height = reduced_size(101, 75, least_side_px)
+        decoded = decode(encoded, least_side_px).size
+        assert all(0 <= side - announced <= 1 for side, announced in zip(decoded, (width, height), strict=True))  # the decoder rounds up
+
+
+def test_a_strip_is_an_error():
+    with pytest.raises(ImageError, match="1x300 pixels, one side more than 256 times the other"):
+        decode(encode(Image.new("L", (1, 300))))

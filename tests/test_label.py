@@ -3,14 +3,14 @@ import pytest
 import torch
 from conftest import picture, write_pool
 
-from nst_data.images import decode, image_hash
+from nst_data.images import image_hash
 from nst_data.sources import open_source
 from nst_train.label import label
-from nst_train.models import load_classifier
-from nst_train.noise import clean_transform
-from nst_train.settings import LabelSettings, RunSettings
+from nst_train.preprocessing import decode_pixels
+from nst_train.settings import LabelRunSettings, LabelSettings
+from nst_train.teachers import load_classifier
 
-RUN = RunSettings(workers=0, decode_threads=2)
+RUN = LabelRunSettings(decode_threads=2)
 SETTINGS = LabelSettings(batch_size=4, rows_per_shard=6)
 
 
@@ -21,12 +21,12 @@ def rows(version, table="pseudo_labels"):
 def test_labels_are_the_softmax_of_the_un_noised_teacher_on_the_clean_image(tiny_store):
     store, _, pool = tiny_store
     classifier, _ = load_classifier("tiny-teacher@gen-0", store)
-    transform = clean_transform(classifier.data_config)
     found = rows(store.open("tiny@gen-1"))
     for row in found:
         encoded = (pool / row["key"]).read_bytes()
         with torch.no_grad():
-            probs = classifier.network(transform(decode(encoded))[None]).softmax(dim=1)[0]
+            pixels = classifier.preprocessing.prepare(decode_pixels(encoded))
+            probs = classifier.network(classifier.preprocessing.finish(pixels[None])).softmax(dim=1)[0]
         assert row["image_hash"] == image_hash(encoded)
         assert row["label"] == int(probs.argmax())
         assert row["confidence"] == pytest.approx(float(probs.max()), abs=1e-5)
@@ -38,7 +38,7 @@ def test_labels_are_the_softmax_of_the_un_noised_teacher_on_the_clean_image(tiny
 def test_labeling_twice_gives_equal_bytes(tiny_store):
     store, _, pool = tiny_store
     first = store.open("tiny@gen-1")
-    second = label(store, "again", "tiny-teacher@gen-0", open_source(str(pool)), SETTINGS, run=RunSettings(workers=0, decode_threads=1))
+    second = label(store, "again", "tiny-teacher@gen-0", open_source(str(pool)), SETTINGS, run=LabelRunSettings(decode_threads=1))
     assert second.manifest.files == first.manifest.files
     assert second.ref == "again@gen-1"
 

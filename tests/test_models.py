@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store import Store
-from nst_train.models import check_names, create_network, load_classifier, save_teacher
+from nst_train.models import check_names, create_network, save_teacher
 from nst_train.noise import seed_network
 from nst_train.settings import Noise, TrainSettings
+from nst_train.teachers import load_classifier
 
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = TrainSettings(model="test_resnet", image_size=32, crop_pct=1.0, noise=Noise(dropout=0.3, stochastic_depth=0.1))
@@ -44,8 +45,8 @@ def test_a_teacher_keeps_its_preprocessing_and_none_of_its_noise(saved, tmp_path
     config = json.loads((folder / "config.json").read_text())
     assert not {"drop_rate", "drop_path_rate", "num_classes"} & config.get("model_args", {}).keys()
     classifier, lineage = load_classifier(f"local-dir:{folder}", Store(tmp_path / "store"))
-    assert classifier.data_config["input_size"] == (3, 32, 32)
-    assert classifier.data_config["crop_pct"] == 1.0
+    assert classifier.preprocessing.input_size == (3, 32, 32)
+    assert classifier.preprocessing.crop_pct == 1.0
     assert classifier.class_names == CLASSES
     assert not classifier.network.training
     assert lineage.weights_sha256

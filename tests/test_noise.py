@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from timm.data import create_transform
 
 from nst_train.models import create_network
-from nst_train.noise import Normalize, clean_transform, randaugment, seed_network, seed_of, seed_transforms, training_transform
+from nst_train.noise import Normalize, randaugment, seed_network, seed_of, seed_transforms, training_transform
 from nst_train.settings import Noise, TrainSettings
 
 CONFIG = {
@@ -63,11 +64,11 @@ def test_magnitude_27_is_not_clipped_to_10():
     assert changed(27) > changed(10)
 
 
-def test_normalizing_on_the_device_equals_the_clean_transform():
+def test_normalizing_on_the_device_equals_timms_transform():
     image = picture(0, 3)
     pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None]
     normalized = Normalize(CONFIG, torch.device("cpu"))(pixels)[0]
-    assert torch.allclose(normalized, clean_transform(CONFIG)(image), atol=1e-5)
+    assert torch.allclose(normalized, create_transform(**CONFIG, is_training=False)(image), atol=1e-5)
 
 
 def test_the_network_is_noised_while_it_trains_and_not_while_it_evaluates():

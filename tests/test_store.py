@@ -17,6 +17,7 @@ def request(kind="generation", seed=0, digest="pool-digest", ref="photos"):
 
 
 def seal(staging, text="labels"):
+    (staging.build / "data").mkdir(exist_ok=True)
     files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", text)}
     return staging.seal(files, ["ant", "bee"], {"labeled": 1}, machine={"device": "cpu"})
 

@@ -7,17 +7,20 @@ import pytest
 import torch
 from conftest import TINY
 from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config
 
 from nst_data.errors import NstError
+from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_train.batches import TrainingBatch
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.evaluate import evaluate, measure, read_metrics
-from nst_train.models import create_network, load_classifier
+from nst_train.models import create_network
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.teachers import load_classifier
 from nst_train.train import Log, make_step, train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -162,12 +165,9 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store
 
 def test_accuracy_equals_a_count_by_hand(tiny_store):
     store, labeled, _ = tiny_store
-    from nst_data.images import decode
-    from nst_train.noise import clean_transform
-
     source = open_source(str(labeled), labeled=True)
     classifier, _ = load_classifier("tiny-teacher", store)
-    transform = clean_transform(classifier.data_config)
+    transform = create_transform(**resolve_model_data_config(classifier.network), is_training=False)
     with torch.no_grad():
         logits = torch.stack([classifier.network(transform(decode(source.read(row)))[None])[0] for row in range(12)])
     labels = torch.from_numpy(source.labels)

@@ -1,0 +1,8 @@
+"""A source as rows of (id, key, encoded bytes, label?) in one fixed order: a folder, a list, tar or parquet files, a dataset."""
+
+from nst_data.sources.labels import check_trainable, match_classes
+from nst_data.sources.listing import read_listing, what_changed
+from nst_data.sources.opening import open_source
+from nst_data.sources.source import Buffer, Row, Source
+
+__all__ = ["Buffer", "Row", "Source", "check_trainable", "match_classes", "open_source", "read_listing", "what_changed"]

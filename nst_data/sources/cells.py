@@ -1,0 +1,105 @@
+"""Images in an Arrow column: which column holds them, and the bytes in its cells without a copy."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.source import Content
+
+ByPath = Callable[[str], Content]
+
+
+def image_column(schema: pa.Schema, location: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """The column with the images, and what pins the choice: its name where there were several.
+
+    Raises NstError where there is none, UsageError where the one asked for is not there or several are.
+    """
+    candidates: list[str] = [field.name for field in schema if holds_images(field.type)]
+    if asked is None and not candidates:
+        raise NstError(f"{location}: expected an image column (binary, or a struct with bytes), found {_columns(schema)}")
+    if asked is None and len(candidates) > 1:
+        raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with --image-column")
+    if asked is not None and asked not in candidates:
+        what = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
+        raise UsageError(
+            f"{location}: --image-column {asked}: {what}; expected a column of images (binary, or a struct with bytes)"
+            + (f", as in {', '.join(candidates)}" if candidates else "")
+        )
+    column = asked or candidates[0]
+    return column, (column,) if len(candidates) > 1 else ()
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold encoded images."""
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("bytes") >= 0) and holds_images(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+class Cells:
+    """The cells of one array: binary, or a struct of bytes and path. `by_path` is asked for a cell with a path and no bytes."""
+
+    def __init__(self, column: pa.Array, by_path: ByPath) -> None:
+        self._paths: pa.Array | None = None
+        self._find = by_path
+        if pa.types.is_struct(column.type):
+            fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
+            column, self._paths = fields["bytes"], fields.get("path")
+        if pa.types.is_binary_view(column.type):
+            column = column.cast(pa.large_binary())
+        _, offsets, data = column.buffers()
+        width = np.int64 if pa.types.is_large_binary(column.type) else np.int32
+        self._ends: list[int] = (
+            np.frombuffer(offsets, dtype=width)[column.offset : column.offset + len(column) + 1].tolist() if offsets else []
+        )
+        self._data = memoryview(data) if data is not None else memoryview(b"")
+        self._null: list[bool] | None = column.is_null().to_pylist() if column.null_count else None
+
+    def __getitem__(self, cell: int) -> Content:
+        """The bytes, or why there are none."""
+        if self._null is not None and self._null[cell]:
+            return self._by_path(cell)
+        return self._data[self._ends[cell] : self._ends[cell + 1]]
+
+    def _by_path(self, cell: int) -> Content:
+        try:
+            path = self._paths[cell].as_py() if self._paths is not None else None
+        except UnicodeDecodeError:
+            return NstError("names a file, but not in UTF-8")
+        if not isinstance(path, str):
+            return NstError("no image in this row")
+        return self._find(path)
+
+
+def cell_of(column: pa.ChunkedArray, cell: int, by_path: ByPath) -> Content:
+    """A single cell of a column in chunks."""
+    for chunk in column.chunks:
+        if cell < len(chunk):
+            return Cells(chunk.slice(cell, 1), by_path)[0]
+        cell -= len(chunk)
+    raise IndexError(f"row {cell} after the last")
+
+
+def below(folder: Path) -> ByPath:
+    """Image files that cells name relative to a folder; none that lies elsewhere."""
+    return partial(_below, folder)
+
+
+def _below(folder: Path, path: str) -> Content:
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in path:
+        return NstError(f"names the file {path!r}, which is not below {folder}")
+    return (folder / parts).read_bytes
+
+
+def nowhere(path: str) -> Content:
+    """Cells of a downloaded file cannot name others."""
+    return NstError(f"names the file {path!r} and holds no bytes")

@@ -1,0 +1,44 @@
+"""Image files: which they are, and their bytes, checked against the size that was listed."""
+
+import os
+import stat
+
+from nst_data.errors import NstError
+
+IMAGE_SUFFIXES = frozenset(
+    f".{kind}"
+    for kind in "avif bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tga tif tiff webp".split()  # noqa: SIM905 - one line
+)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a name without its folders ends like an image's."""
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
+
+
+def regular_size(entry: os.DirEntry[str]) -> int:
+    """Size in bytes; 0 for what is no file, or no longer there."""
+    try:
+        return entry.stat().st_size if entry.is_file() else 0
+    except OSError:
+        return 0
+
+
+def read_file(path: str, listed_bytes: int) -> bytes:
+    """All bytes of a file. Raises OSError, or NstError where there are not as many as were listed."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise NstError("not a file")
+        encoded: bytes = file.readall()
+    check_size(len(encoded), listed_bytes)
+    return encoded
+
+
+def check_size(size: int, listed_bytes: int) -> None:
+    """Raises NstError where a file has another size than the listing says."""
+    if size != listed_bytes:
+        raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for its writer

@@ -1,0 +1,148 @@
+"""Image files below a folder."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources.files import IMAGE_SUFFIXES, read_file, regular_size
+from nst_data.sources.labels import encode
+from nst_data.sources.listing import PIECE, listed, utf8
+from nst_data.sources.source import Row, Source, Wanted, in_pieces, rows_of_table
+
+_FOLDER = -1  # in place of a size
+
+Entries = tuple[list[str], list[int]]
+
+
+class Files(Source):
+    """Images that are files: their names below `_top` and their sizes are the listing."""
+
+    _top: str
+
+    def __len__(self) -> int:
+        return int(self._listing.table.num_rows)
+
+    def key(self, row: int) -> str:
+        """The path as listed."""
+        return str(self._listing.table["name"][row])
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes. Raises NstError where there are not as many as were listed."""
+        return read_file(os.path.join(self._top, self.key(row)), self._listing.table["bytes"][row].as_py())
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted files; each is read when its row is."""
+        for piece in in_pieces(wanted, 1024):
+            entries = rows_of_table(self._listing.table, piece)
+            for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
+                yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
+
+    def _where(self, keys: set[str]) -> dict[str, int]:
+        names = pa.array(sorted(keys), type=pa.large_string())
+        rows = pc.index_in(names, value_set=self._listing.table["name"])
+        return {name: row for name, row in zip(names.to_pylist(), rows.to_pylist(), strict=True) if row is not None}
+
+
+class ImageFolder(Files):
+    """Image files below a folder in bytewise order of their relative paths; with labels, the first folder level names the class."""
+
+    def __init__(self, location: str, labeled: bool, listings: Path | None = None) -> None:
+        super().__init__(location)
+        self._top = location
+        self._listing = listed(walk(location, IMAGE_SUFFIXES), listings)
+        if labeled and len(self):
+            self.labels, self.class_names = self._class_folders()
+
+    def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
+        folders = []
+        for key in self._listing.table["name"].to_pylist():
+            folder, slash, _ = key.partition("/")
+            if not slash:
+                raise NstError(
+                    f"{self.location}: expected one folder per class, found the image {key!r} outside of any; move it into its class"
+                )
+            folders.append(folder)
+        return encode(folders)
+
+
+def walk(top: str, suffixes: frozenset[str]) -> Iterator[Entries]:
+    """(names, sizes) of the files below a folder with one of the suffixes, piece by piece, in bytewise order of relative paths.
+
+    Hidden names are left out; links are followed, and a folder is entered once. A file that cannot be looked at has size 0.
+    """
+    seen: set[tuple[int, int]] = set()
+    inside = [_folder(top, "", suffixes, seen)]
+    while inside:
+        found = next(inside[-1], None)
+        if found is None:
+            inside.pop()
+        elif isinstance(found, str):
+            inside.append(_folder(os.path.join(top, found), found, suffixes, seen))
+        else:
+            yield found
+
+
+def _folder(folder: str, prefix: str, suffixes: frozenset[str], seen: set[tuple[int, int]]) -> Iterator[Entries | str]:
+    """What a folder holds, in order: files as pieces of (names, sizes), a folder as its path with a slash at the end."""
+    stat = os.stat(folder)
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    for names, sizes in _sorted_pieces(folder, suffixes):
+        start = 0
+        for stop in [*(place for place, size in enumerate(sizes) if size == _FOLDER), len(names)]:
+            if start < stop:
+                yield [prefix + name for name in names[start:stop]], sizes[start:stop]
+            if stop < len(names):
+                yield prefix + names[stop]
+            start = stop + 1
+
+
+def _sorted_pieces(folder: str, suffixes: frozenset[str]) -> Iterator[Entries]:
+    """Names (a folder's ends in a slash, where it belongs in the order) and sizes; a large folder is sorted in Arrow."""
+    large: list[tuple[pa.Array, pa.Array]] = []
+    names: list[str] = []
+    sizes: list[int] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            if _is_folder(entry):
+                names.append(name + "/")
+                sizes.append(_FOLDER)
+            elif name[name.rfind(".") :].lower() in suffixes:
+                names.append(name)
+                sizes.append(regular_size(entry))
+            if len(names) == PIECE:
+                large.append((utf8(names), pa.array(sizes)))
+                names, sizes = [], []
+    if not large:
+        order = sorted(range(len(names)), key=names.__getitem__)
+        yield [names[place] for place in order], [sizes[place] for place in order]
+        return
+    large.append((utf8(names), pa.array(sizes, type=pa.int64())))
+    yield from _sorted_in_arrow(large)
+
+
+def _sorted_in_arrow(parts: list[tuple[pa.Array, pa.Array]]) -> Iterator[Entries]:
+    names, sizes = (pa.concat_arrays(column) for column in zip(*parts, strict=True))
+    parts.clear()
+    order = pc.array_sort_indices(names)
+    for start in range(0, len(order), PIECE):
+        piece = order.slice(start, PIECE)
+        yield names.take(piece).to_pylist(), sizes.take(piece).to_pylist()
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that goes round
+        return False

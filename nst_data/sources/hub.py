@@ -1,0 +1,152 @@
+"""A dataset of the Hugging Face Hub at one commit."""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.cells import nowhere
+from nst_data.sources.hub_errors import plain_errors
+from nst_data.sources.parquet import ParquetFiles
+from nst_data.sources.saved import ArrowDataset
+from nst_data.sources.source import Content, Source
+from nst_data.sources.streamed import StreamedParquet
+from nst_data.sources.tar import TarFiles
+
+_REFERENCE = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/(pr|convert)/[^/:]+|[^/:]+))?(:(?P<config>[^/:]+))?(/(?P<split>[\w.-]+))?",
+    re.ASCII,
+)
+_FILE_SUFFIXES = (".parquet", ".tar", ".txt", ".tgz", ".gz")
+_TIMEOUT_SECONDS = 30
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """`owner/name[@revision][:config][/split]`."""
+
+    repo: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubReference | None":
+        """The reference in a text, None where the text is rather a path."""
+        match = _REFERENCE.fullmatch(text)
+        if match is None or text.lower().endswith(_FILE_SUFFIXES):
+            return None
+        revision = match["revision"]
+        return cls(match["repo"], revision and unquote(revision), match["config"], match["split"])
+
+    def __str__(self) -> str:
+        parts = [("@", self.revision and quote(self.revision, safe="/" if self.revision.startswith("refs/") else "")), (":", self.config)]
+        return self.repo + "".join(mark + part for mark, part in [*parts, ("/", self.split)] if part)
+
+
+def open_hub(reference: HubReference, labeled: bool, column: str | None, stream: bool, listings: Path | None) -> Source:
+    """Open a dataset of the Hub at the commit that its revision names now.
+
+    Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
+    """
+    with plain_errors(str(reference)):
+        sha = _commit(reference)
+        builder = _builder(reference, sha)
+        split = _choice(reference, "split", list(builder.config.data_files or {}), reference.split)
+        found = HubSplit(reference, sha, builder, split)
+        if all(file.endswith(".parquet") for file in found.files):
+            source: Source = found.parquet(labeled, column, stream)
+        elif stream:
+            raise UsageError(f"--stream: {reference} is not all parquet, which alone can be streamed; leave --stream out")
+        elif all(file.endswith(".tar") for file in found.files):
+            source = TarFiles(found.location, found.download(), found.files, labeled, listings)
+        else:
+            source = found.dataset(labeled, column)
+        source.pin(sha)
+    return source
+
+
+class HubSplit:
+    """The files of one split at one commit."""
+
+    def __init__(self, reference: HubReference, sha: str, builder: Any, split: str) -> None:  # noqa: ANN401 - datasets ships no types
+        self.reference, self.sha, self.builder, self.split = reference, sha, builder, split
+        self.location = f"{reference.repo}@{sha}:{builder.config.name}/{split}"
+        top = f"hf://datasets/{reference.repo}@{sha}/"
+        urls = [str(url) for url in builder.config.data_files[split]]
+        if not all(url.startswith(top) for url in urls):  # later versions of datasets refuse these themselves
+            raise NstError(f"{reference}: its card names data files that are not in the repo; expected files of its own")
+        self.files = sorted((url.removeprefix(top) for url in urls), key=str.encode)
+
+    def download(self) -> list[str]:
+        """Paths in the Hub's cache."""
+        from huggingface_hub import hf_hub_download
+
+        def one(file: str) -> str:
+            return str(hf_hub_download(self.reference.repo, file, repo_type="dataset", revision=self.sha))
+
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(one, self.files))
+
+    def parquet(self, labeled: bool, column: str | None, stream: bool) -> ParquetFiles:
+        """Parquet files, downloaded or read where they are: the same rows and keys."""
+        if stream:
+            urls = [f"datasets/{self.reference.repo}@{self.sha}/{file}" for file in self.files]
+            source: ParquetFiles = StreamedParquet(self.location, urls, self.files, column, images_beside=False)
+        else:
+            source = ParquetFiles(self.location, self.download(), self.files, column, images_beside=False)
+        if labeled:
+            source.read_labels(self.builder.info.features or {})
+        return source
+
+    def dataset(self, labeled: bool, column: str | None) -> ArrowDataset:
+        """Any other format, as `datasets` reads it."""
+        from datasets import load_dataset
+
+        dataset = load_dataset(self.reference.repo, self.builder.config.name, split=self.split, revision=self.sha)
+        return ArrowDataset(self.location, dataset, labeled, column, _in_cache)
+
+
+def _commit(reference: HubReference) -> str:
+    from huggingface_hub import HfApi
+
+    if reference.revision is not None and _SHA.fullmatch(reference.revision):
+        return reference.revision
+    return str(HfApi().dataset_info(reference.repo, revision=reference.revision, timeout=_TIMEOUT_SECONDS).sha)
+
+
+def _builder(reference: HubReference, sha: str) -> Any:  # noqa: ANN401
+    """What `datasets` finds in the repo, without running anything that lies there."""
+    from datasets import get_dataset_config_names, load_dataset_builder
+
+    config = _choice(reference, "config", get_dataset_config_names(reference.repo, revision=sha), reference.config)
+    builder = load_dataset_builder(reference.repo, config, revision=sha)
+    if builder.hash != sha:
+        raise NstError(f"{reference}: datasets found another commit ({builder.hash}) in its cache; expected {sha}; try again online")
+    return builder
+
+
+def _choice(reference: HubReference, what: str, names: list[str], asked: str | None) -> str:
+    if asked is None and len(names) == 1:
+        return names[0]
+    if asked is None or asked not in names:
+        example = f"{reference.repo}:{names[0]}" if what == "config" else f"{reference.repo}/{names[0]}"
+        missing = "no " + what if asked is None else f"{what} {asked!r}"
+        raise UsageError(f"{reference}: names {missing}, expected one of {', '.join(names)}; as in {example}")
+    return asked
+
+
+def _in_cache(path: str) -> Content:
+    """Files that `datasets` has downloaded or unpacked; what a repo writes into its tables leads nowhere else."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    normal = os.path.normpath(path)
+    if any(Path(normal).is_relative_to(top) for top in (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)):
+        return Path(normal).read_bytes
+    return nowhere(path)

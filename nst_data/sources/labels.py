@@ -1,0 +1,96 @@
+"""Labels and class names: from columns, from a file of names, and matched by name."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.source import Source
+
+
+def check_trainable(source: Source) -> None:
+    """Raises NstError for a labeled source with images of one class alone."""
+    assert source.labels is not None, "opened with its labels"
+    present = np.unique(source.labels)
+    if len(present) < 2:
+        names = [(source.class_names or [])[label] for label in present]
+        raise NstError(f"{source.location}: expected labels of two classes or more, found only {', '.join(map(repr, names))}")
+
+
+def match_classes(found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False) -> NDArray[np.int64]:
+    """For each found class its index among the expected ones, by name; shape (found,).
+
+    Another set of names is an error that shows both; `subset` allows classes that are missing.
+    """
+    where = {name: index for index, name in enumerate(expected)}
+    unknown = [name for name in found if name not in where]
+    lacking = [name for name in expected if name not in set(found)]
+    if unknown or (lacking and not subset):
+        raise NstError(
+            f"{what}: expected the classes {_abridged(expected)}, found {_abridged(found)}"
+            + (f"; not expected: {_abridged(unknown)}" if unknown else f"; missing: {_abridged(lacking)}")
+            + ". Rename them, or give the names of integer labels with --class-names FILE"
+        )
+    return np.array([where[name] for name in found], dtype=np.int64)
+
+
+def _abridged(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:10])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 10 else ''})"
+
+
+def label_column(names: list[str], location: str) -> str:
+    """The column with the classes. Raises NstError where there is none."""
+    for name in ("label", "labels"):
+        if name in names:
+            return name
+    raise NstError(f"{location}: expected a column `label`, found {', '.join(names)}; rename the column that holds the classes")
+
+
+def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Class names that `datasets` wrote into the schema."""
+    text = (schema.metadata or {}).get(b"huggingface")
+    feature = json.loads(text)["info"].get("features", {}).get(column, {}) if text else {}
+    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+
+
+def labels_of(column: pa.ChunkedArray, names: list[str] | None, location: str, name: str) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for any other."""
+    if column.null_count:
+        raise NstError(f"{location}: column `{name}` has {column.null_count} rows without a label; a labeled set has one for every image")
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return encode(column.to_pylist())
+    if not pa.types.is_integer(column.type):
+        raise NstError(f"{location}: column `{name}` is {column.type}, expected integers or strings")
+    labels = column.to_numpy().astype(np.int64)
+    classes = len(names) if names else int(labels.max()) + 1
+    if labels.min() < 0 or labels.max() >= classes:
+        raise NstError(f"{location}: column `{name}` holds {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    return labels, names or [str(index) for index in range(classes)]
+
+
+def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names): the names in sorted order, and each value's place there."""
+    names = sorted(set(values))
+    where = {name: index for index, name in enumerate(names)}
+    return np.fromiter((where[value] for value in values), dtype=np.int64, count=len(values)), names
+
+
+def renamed(source: Source, file: str) -> list[str]:
+    """Class names from a file with one a line, in place of numbers. Raises UsageError where they do not fit."""
+    try:
+        names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
+        raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None
+    if source.class_names != [str(index) for index in range(len(source.class_names or []))]:
+        raise UsageError(f"--class-names {file}: {source.location} has class names of its own ({_abridged(source.class_names or [])})")
+    if source.class_names is None or len(names) < len(source.class_names) or len(set(names)) != len(names):
+        raise UsageError(
+            f"--class-names {file}: expected {len(source.class_names or [])} or more different names, one a line, found {len(set(names))}"
+        )
+    return names

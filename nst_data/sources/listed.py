@@ -1,0 +1,54 @@
+"""Images that a text file names, one path a line."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.folder import Entries, Files
+from nst_data.sources.listing import PIECE, listed
+
+
+class ImageList(Files):
+    """The images that a text file names, in the order of its lines, relative to its folder or absolute; blank lines do not count."""
+
+    def __init__(self, location: str, labeled: bool, listings: Path | None = None) -> None:
+        super().__init__(location)
+        if labeled:
+            raise UsageError(f"{location}: a list of images holds no labels; give class folders, tar files with .cls or a `label` column")
+        self._top = os.path.dirname(location)
+        self._listing = listed(_lines_with_sizes(location, self._top), listings)
+        if not len(self):
+            raise NstError(f"{location}: expected the path of an image on each line, found none")
+
+
+def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
+    names: list[str] = []
+    for name in _lines(location):
+        names.append(name)
+        if len(names) == PIECE:
+            yield names, [_size(os.path.join(top, name)) for name in names]
+            names = []
+    yield names, [_size(os.path.join(top, name)) for name in names]
+
+
+def _lines(location: str) -> Iterator[str]:
+    try:
+        with open(location, encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if "\0" in line:
+                    raise NstError(f"{location}: line {number} is no path; expected a text file with the path of an image on each line")
+                if line.strip():
+                    yield line.rstrip("\n")
+    except UnicodeDecodeError:
+        raise NstError(f"{location}: expected a text file in UTF-8 with the path of an image on each line") from None
+
+
+def _size(path: str) -> int:
+    """Size in bytes; 0 for what is no file or is not there: its row says so when it is read."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -1,0 +1,93 @@
+"""What a tar file holds, from its headers alone, and where it is damaged."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from nst_data.errors import UsageError
+from nst_data.sources.files import has_image_suffix
+
+CLASS_SUFFIX = ".cls"
+_END_BYTES = 2**20  # zeros that a packer may fill its last record with
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class Member(NamedTuple):
+    """An image or the class of one: `size` bytes at `offset`, or a problem in their place."""
+
+    name: str
+    offset: int
+    size: int
+    problem: str | None = None
+
+
+def members(path: str) -> Iterator[Member]:
+    """Images and .cls files of a tar file, in its order; hidden ones are left out.
+
+    Where the file does not end as a tar file does, one more member `@<byte offset>` says so: what followed is not known.
+    Raises UsageError for a tar file that is compressed, or stores an image with holes.
+    """
+    with open(path, "rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        _refuse_compressed(path, file)
+        tar, position = _open(file), 0
+        while tar is not None and (info := _next(tar)) is not None and tar.offset > position:
+            position = tar.offset
+            if _is_wanted(info):
+                if info.issparse():
+                    raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
+                yield Member(info.name, info.offset_data, info.size, _problem(info))
+        end = min(position, length)
+        if problem := _unfinished(file, end, cut=position > length):
+            yield Member(f"@{end}", end, 0, problem)
+
+
+def _refuse_compressed(path: str, file: BinaryIO) -> None:
+    start = file.read(6)
+    file.seek(0)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise UsageError(f"{path}: compressed with {name}, which cannot be read at any place; unpack it or write a plain .tar")
+
+
+def _open(file: BinaryIO) -> tarfile.TarFile | None:
+    try:
+        return tarfile.TarFile(fileobj=file)
+    except Exception:  # as below
+        return None
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; None at the end and at damage, where tarfile raises anything or ends as if all were well."""
+    try:
+        info = tar.next()
+    except Exception:
+        return None
+    tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them
+    return info
+
+
+def _is_wanted(info: tarfile.TarInfo) -> bool:
+    *folders, name = info.name.split("/")
+    hidden = name.startswith(".") or any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
+    return not hidden and not info.isdir() and (has_image_suffix(name) or name.endswith(CLASS_SUFFIX))
+
+
+def _problem(info: tarfile.TarInfo) -> str | None:
+    if info.islnk() or info.issym():
+        return f"a link to {info.linkname!r}, which holds no bytes itself"
+    if not info.isreg():
+        return "not a file"
+    return None
+
+
+def _unfinished(file: BinaryIO, position: int, cut: bool) -> str | None:
+    """What is wrong with the end of a tar file: after its last member there are zeros, or nothing."""
+    file.seek(position)
+    rest = file.read(_END_BYTES + 1)
+    if cut or any(rest[: tarfile.BLOCKSIZE]) or (not rest and position == 0):
+        return f"the tar file is damaged from byte {position:,} on; what followed is lost"
+    if len(rest) > _END_BYTES or any(rest):
+        return f"the tar file ends at byte {position:,}, what follows its end mark is lost; unpack joined tar files one by one"
+    return None

@@ -1,0 +1,98 @@
+"""From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.files import IMAGE_SUFFIXES
+from nst_data.sources.folder import ImageFolder, walk
+from nst_data.sources.hub import HubReference, open_hub
+from nst_data.sources.labels import renamed
+from nst_data.sources.listed import ImageList
+from nst_data.sources.parquet import ParquetFiles
+from nst_data.sources.patterns import is_pattern, matching
+from nst_data.sources.saved import saved_dataset
+from nst_data.sources.source import Source
+from nst_data.sources.tar import TarFiles
+
+_SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_EXPECTED = "expected a folder of images, tar or parquet files, a .txt list of images, a folder saved by datasets or owner/name on the Hub"
+
+
+def open_source(
+    location: str,
+    labeled: bool = False,
+    class_names_file: str | None = None,
+    image_column: str | None = None,
+    stream: bool = False,
+    listings: Path | None = None,
+) -> Source:
+    """Open a source; with `labeled`, read its labels too.
+
+    `class_names_file` lists one class name a line, for labels stored as integers without names. `image_column` names the column with
+    the images where there are several. `stream` reads parquet files of the Hub without downloading them. `listings` is a folder for
+    the names and sizes of files, which processes then share.
+    Raises NstError or UsageError where there is nothing usable, and says what was expected.
+    """
+    path = Path(location).absolute()
+    if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
+        source = open_hub(reference, labeled, image_column, stream, listings)
+    elif stream:
+        raise UsageError(f"--stream: {location} is no dataset of the Hub; leave --stream out")
+    else:
+        source = _local(location, path, labeled, image_column, listings)
+    if image_column is not None and source.image_column is None:
+        raise UsageError(f"--image-column {image_column}: {location} holds image files, which have no columns; leave --image-column out")
+    if class_names_file is not None:
+        source.class_names = renamed(source, class_names_file)
+    return source
+
+
+def _local(location: str, path: Path, labeled: bool, column: str | None, listings: Path | None) -> Source:
+    if path.is_dir():
+        if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
+            return saved_dataset(str(path), labeled, column)
+        images = ImageFolder(str(path), labeled, listings)
+        return images if len(images) else _files(str(path), _tables_and_tars(path), labeled, column, listings)
+    if path.is_file():
+        if path.suffix.lower() == ".txt":
+            return ImageList(str(path), labeled, listings)
+        return _files(str(path), [str(path)], labeled, column, listings)
+    if is_pattern(location):
+        return _files(str(path), matching(location), labeled, column, listings)
+    raise NstError(f"{location}: no such file or folder; {_EXPECTED}")
+
+
+def _tables_and_tars(path: Path) -> list[str]:
+    files = [str(path / name) for names, _ in walk(str(path), frozenset([".parquet", ".tar"])) for name in names]
+    if not files:
+        raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder")
+    return files
+
+
+def _files(location: str, files: list[str], labeled: bool, column: str | None, listings: Path | None) -> Source:
+    """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
+    parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
+    named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
+    names, files = [name for name, _ in named], [file for _, file in named]
+    if any(name.endswith(_COMPRESSED_TARS) for name in names):
+        raise UsageError(f"{location}: a compressed tar file cannot be read at any place; unpack it or write a plain .tar")
+    if _all(names, lambda suffix: suffix == ".tar", location):
+        return TarFiles(location, files, names, labeled, listings)
+    if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
+        raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
+    parquet = ParquetFiles(location, files, names, column)
+    if labeled:
+        parquet.read_labels()
+    return parquet
+
+
+def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
+    """Whether the files are of a kind. Raises UsageError where only some are."""
+    alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
+    if any(alike) and not all(alike):
+        odd = names[alike.index(not alike[0])]
+        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; name one kind, as in '*{Path(odd).suffix}'")
+    return all(alike)

@@ -1,0 +1,188 @@
+"""Parquet files with an image column."""
+
+import glob
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data.errors import NstError
+from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, nowhere
+from nst_data.sources.files import check_size
+from nst_data.sources.labels import feature_names, label_column, labels_of
+from nst_data.sources.listing import listed
+from nst_data.sources.source import Row, Source, Wanted, within
+
+_BATCH_BYTES = 8 * 2**20
+_BATCH_ROWS = 1024
+_BUILDING = Lock()
+
+Stretch = tuple[int, int, Cells | NstError]  # first row, row after the last, what they hold
+
+
+class ParquetFiles(Source):
+    """Parquet files with an image column: binary, or the `datasets` struct of bytes and path.
+
+    `names` are the files' in keys and in the listing; rows are in the order of the files. Cells may name image files beside
+    their own parquet file, where `images_beside`.
+    """
+
+    _cache: Any = None  # datasets' memory-mapped copy; False where one cannot be made
+    _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
+
+    def __init__(self, location: str, files: Sequence[str], names: Sequence[str], column: str | None, images_beside: bool = True) -> None:
+        super().__init__(location)
+        self._files, self._names, self.image_column, self._images_beside = files, names, column, images_beside
+        self._sizes: list[int] = []
+        self._starts = [0]
+        with ThreadPoolExecutor(8) as pool:
+            for name, (size, rows, schema) in zip(names, pool.map(self._footer, files), strict=True):
+                if not self._sizes:
+                    self._schema = schema
+                    self._column, self._pins = image_column(schema, location, column)
+                if self._column not in schema.names or not holds_images(schema.field(self._column).type):
+                    raise NstError(
+                        f"{location}: {name} has no images in `{self._column}`, expected that column of {names[0]} in every file"
+                    )
+                self._sizes.append(size)
+                self._starts.append(self._starts[-1] + rows)
+        if len(self) == 0:
+            raise NstError(f"{location}: expected rows, found parquet files without any")
+        self._listing = listed([(list(names), self._sizes)])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def key(self, row: int) -> str:
+        """file:row."""
+        file = self._file_of(row)
+        return f"{self._names[file]}:{row - self._starts[file]}"
+
+    def read(self, row: int) -> bytes:
+        """One row, through the memory-mapped Arrow cache of `datasets`: a parquet row group would be decoded whole."""
+        with _BUILDING:
+            if self._cache is None:
+                self._cache = self._arrow_cache()
+        if self._cache is False:
+            return self._read_from_group(row)
+        column = self._cache[row : row + 1].column(0)
+        return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """Rows in order of the files, row group by row group; those of a damaged one say so when they are read."""
+        for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
+            for start, stop, cells in self._stretches(file, within(wanted, first, last)):
+                for row in np.asarray(within(wanted, start, stop)).tolist():
+                    yield Row(row, f"{self._names[file]}:{row - first}", cells[row - start] if isinstance(cells, Cells) else cells)
+
+    def read_labels(self, features: Mapping[str, Any] | None = None) -> None:
+        """Read the label column. `features` of `datasets` name the classes where the files do not."""
+        column = label_column(self._schema.names, self.location)
+        names = feature_names(self._schema, column)
+        tables = []
+        for file in self._files:
+            with self._readable(file), self._opened(file) as parquet:
+                if feature_names(parquet.schema_arrow, column) != names:
+                    raise NstError(
+                        f"{file}: its class names differ from those of {self._files[0]}; expected one set of classes in all files"
+                    )
+                tables.append(parquet.read([column]))
+        if names is None:
+            names = getattr((features or {}).get(column), "names", None)
+        labels = pa.concat_tables(tables, promote_options="permissive").column(column)
+        self.labels, self.class_names = labels_of(labels, names, self.location, column)
+
+    def _file_of(self, row: int) -> int:
+        return bisect_right(self._starts, row) - 1
+
+    def _by_path(self, file: int) -> ByPath:
+        return below(Path(self._files[file]).parent) if self._images_beside else nowhere
+
+    def _size(self, file: str) -> int:
+        return os.stat(file).st_size
+
+    @contextmanager
+    def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
+        with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True) as parquet:
+            yield parquet
+
+    @contextmanager
+    def _readable(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            self._stop_unless_damage(error)
+            raise NstError(f"{file}: expected a parquet file, found damage ({_first_line(error)}); make it again") from None
+
+    def _footer(self, file: str) -> tuple[int, int, pa.Schema]:
+        with self._readable(file), self._opened(file) as parquet:
+            return self._size(file), parquet.metadata.num_rows, parquet.schema_arrow
+
+    def _stretches(self, file: int, wanted: Wanted) -> Iterator[Stretch]:
+        if not len(wanted):
+            return
+        start = self._starts[file]
+        try:
+            check_size(self._size(self._files[file]), self._sizes[file])
+            with self._opened(self._files[file]) as parquet:
+                for group in range(parquet.num_row_groups):
+                    stop = start + parquet.metadata.row_group(group).num_rows
+                    if len(within(wanted, start, stop)):
+                        yield from self._group_stretches(file, parquet, group, start, stop)
+                    start = stop
+        except (pa.ArrowException, OSError, NstError) as error:
+            self._stop_unless_damage(error)
+            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {_first_line(error)}")
+
+    def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
+        try:
+            for batch in parquet.iter_batches(self._batch_rows(parquet, group), row_groups=[group], columns=[self._column]):
+                yield start, min(start + len(batch), stop), Cells(batch.column(0), self._by_path(file))
+                start += len(batch)
+            reason = "its pages end early"
+        except (pa.ArrowException, OSError) as error:
+            self._stop_unless_damage(error)
+            reason = _first_line(error)
+        if start < stop:
+            yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
+
+    def _batch_rows(self, parquet: pq.ParquetFile, group: int) -> int:
+        """Few enough rows that a batch is some megabytes, whatever the row group."""
+        footer = parquet.metadata.row_group(group)
+        columns = [footer.column(index) for index in range(footer.num_columns)]
+        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.partition(".")[0] == self._column)
+        return int(np.clip(_BATCH_BYTES * footer.num_rows // max(size, 1), 1, _BATCH_ROWS))
+
+    def _stop_unless_damage(self, error: Exception) -> None:
+        """Raise what does not lie in the file's own bytes."""
+
+    def _arrow_cache(self) -> Any:  # noqa: ANN401 - datasets ships no types
+        from datasets import Dataset, disable_progress_bars
+        from datasets.exceptions import DatasetGenerationError
+
+        disable_progress_bars()
+        try:
+            dataset = Dataset.from_parquet([glob.escape(file) for file in self._files], columns=[self._column])
+        except DatasetGenerationError:  # of damage; the row groups that are whole can still be read
+            return False
+        return dataset.with_format("arrow")
+
+    def _read_from_group(self, row: int) -> bytes:
+        start, stop, stretches = self._group
+        if not start <= row < stop:
+            stretches = list(self._stretches(self._file_of(row), range(row, row + 1)))
+            self._group = stretches[0][0], stretches[-1][1], stretches
+        first, _, cells = next(stretch for stretch in stretches if stretch[0] <= row < stretch[1])
+        return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

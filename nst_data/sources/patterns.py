@@ -1,0 +1,50 @@
+"""File names from patterns: braces as a shell and WebDataset expand them, then `*`, `?` and `[...]`."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+
+from nst_data.errors import NstError
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def is_pattern(text: str) -> bool:
+    """Whether text names several files."""
+    return glob.has_magic(text) or any(_choices(match[1]) for match in _BRACES.finditer(text))
+
+
+def expand(text: str) -> Iterator[str]:
+    """`a-{08..10}.{x,y}` to its six names; innermost braces first. Braces without a range or a comma stand for themselves."""
+    for match in _BRACES.finditer(text):
+        if choices := _choices(match[1]):
+            for choice in choices:
+                yield from expand(text[: match.start()] + choice + text[match.end() :])
+            return
+    yield text
+
+
+def _choices(inside: str) -> list[str]:
+    if bounds := _RANGE.fullmatch(inside):
+        first, last = int(bounds[1]), int(bounds[2])
+        padded = any(len(bound) > 1 and bound[0] == "0" for bound in bounds.groups())
+        width = max(map(len, bounds.groups())) if padded else 0
+        step = 1 if first <= last else -1
+        return [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else []
+
+
+def matching(text: str) -> list[str]:
+    """Absolute paths of the files that a pattern names. Raises NstError where a name, or the whole, matches none."""
+    found: set[str] = set()
+    for pattern in expand(text):
+        files = [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)] if glob.has_magic(pattern) else [pattern]
+        for file in files:
+            if not os.path.isfile(file):
+                raise NstError(f"{text}: {file}: no such file")
+        found.update(os.path.abspath(file) for file in files)
+    if not found:
+        raise NstError(f"{text}: expected parquet or tar files, no file matches")
+    return sorted(found)

@@ -1,0 +1,72 @@
+"""A dataset in Arrow files: saved to disk, or made by `datasets` from files of the Hub."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nst_data.errors import NstError
+from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column
+from nst_data.sources.labels import feature_names, label_column, labels_of
+from nst_data.sources.listing import listed
+from nst_data.sources.source import Row, Source, Wanted, in_pieces
+
+_PIECE = 256
+
+
+class ArrowDataset(Source):
+    """A `datasets.Dataset`; keys are row numbers."""
+
+    def __init__(self, location: str, dataset: Any, labeled: bool, column: str | None, by_path: ByPath) -> None:  # noqa: ANN401
+        super().__init__(location)
+        if len(dataset) == 0:
+            raise NstError(f"{location}: expected rows, found an empty dataset")
+        schema = dataset.features.arrow_schema
+        self.image_column, self._find = column, by_path
+        self._column, self._pins = image_column(schema, location, column)
+        self._listing = listed([([f"fingerprint {dataset._fingerprint}"], [len(dataset)])])
+        arrow = dataset.with_format("arrow")
+        if labeled:
+            label = label_column(schema.names, location)
+            self.labels, self.class_names = labels_of(
+                arrow.select_columns([label])[:].column(label), feature_names(schema, label), location, label
+            )
+        self._arrow = arrow.select_columns([self._column])
+
+    def __len__(self) -> int:
+        return len(self._arrow)
+
+    def key(self, row: int) -> str:
+        """The row number."""
+        return str(row)
+
+    def read(self, row: int) -> bytes:
+        """One row of the memory-mapped dataset."""
+        return bytes(Row(row, "", cell_of(self._arrow[row : row + 1].column(0), 0, self._find)).read())
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """Slices of the memory-mapped dataset, not copied."""
+        for piece in in_pieces(wanted, _PIECE):
+            first, last = int(piece[0]), int(piece[-1])
+            column = self._arrow[range(first, last + 1) if last - first + 1 == len(piece) else piece].column(0)
+            numbers = iter(piece.tolist())
+            for chunk in column.chunks:
+                cells = Cells(chunk, self._find)
+                for cell in range(len(chunk)):
+                    row = next(numbers)
+                    yield Row(row, str(row), cells[cell])
+
+
+def saved_dataset(location: str, labeled: bool, column: str | None) -> ArrowDataset:
+    """A folder written by `Dataset.save_to_disk`. Raises NstError for several splits, or one that cannot be loaded."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(location)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise NstError(f"{location}: expected a dataset saved by datasets, found damage ({reason}); save it again") from None
+    if isinstance(dataset, DatasetDict):
+        raise NstError(f"{location}: expected one split, found {', '.join(dataset)}; name one, as in {Path(location, next(iter(dataset)))}")
+    return ArrowDataset(location, dataset, labeled, column, below(Path(location)))

@@ -1,0 +1,135 @@
+"""What every kind of source offers, and one row of it.
+
+The order is part of the format: files sorted bytewise by relative path (a list: its lines), rows inside them in order.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources.listing import Listing, listed
+
+Buffer = bytes | memoryview
+Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
+Wanted = range | NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of a source, not read yet. `id` is its number in the pool's order, `key` says where it is."""
+
+    id: int
+    key: str
+    _content: Content
+
+    def read(self) -> Buffer:
+        """The encoded bytes. Raises OSError or NstError whose text is the reason why there are none."""
+        if isinstance(self._content, NstError):
+            raise NstError(str(self._content))  # a new one: rows may share theirs, and threads raise it
+        return self._content() if callable(self._content) else self._content
+
+
+class Source(ABC):
+    """Images in a fixed order, with labels where `labels` is not None.
+
+    `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
+    `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
+    `image_column` is the column that was asked for, None where it was found.
+    """
+
+    labels: NDArray[np.int64] | None = None
+    class_names: list[str] | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    _listing: Listing
+    _pins: tuple[str, ...] = ()  # what beside the listing decides which images these are
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def key(self, row: int) -> str:
+        """Where row `row` is in the source."""
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """Encoded bytes of one row, at the cost of one image; from any thread, also after a fork."""
+
+    @abstractmethod
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted rows, given by increasing numbers, read in sequence."""
+
+    def listing(self) -> pa.Table:
+        """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
+        return self._listing.table
+
+    def pin(self, revision: str) -> None:
+        """Pin the images by a commit of the Hub, which `location` names, in place of names and sizes."""
+        self.revision = revision
+        self._listing = listed([([self.location], [0])])
+
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """Equal for the same names and sizes, wherever the source lies."""
+        if not self._pins:
+            return self._listing.fingerprint
+        return hashlib.sha256(json.dumps([self._listing.fingerprint, *self._pins]).encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the images, with the labels where the source was opened for them."""
+        if self.labels is None:
+            return self.images_fingerprint
+        digest = hashlib.sha256(self.images_fingerprint.encode())
+        digest.update(json.dumps(self.class_names).encode())
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
+
+    def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""
+        where = self._where(set(keys))
+        missing = [key for key in keys if key not in where]
+        if missing:
+            raise NstError(
+                f"{self.location}: lacks {len(missing)} of {len(keys)} images, the first is {missing[0]!r}; "
+                "give the pool that was labeled (--pool)"
+            )
+        return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
+
+    def _where(self, keys: set[str]) -> dict[str, int]:
+        where: dict[str, int] = {}
+        for row in range(len(self)):
+            key = self.key(row)
+            if key in keys:
+                where.setdefault(key, row)
+        return where
+
+
+def within(wanted: Wanted, start: int, stop: int) -> Wanted:
+    """The wanted rows from `start` on and below `stop`."""
+    return wanted[bisect_left(wanted, start) : bisect_left(wanted, stop)]
+
+
+def in_pieces(wanted: Wanted, size: int) -> Iterator[NDArray[np.int64]]:
+    """The wanted rows, so many at a time."""
+    for start in range(0, len(wanted), size):
+        yield np.asarray(wanted[start : start + size], dtype=np.int64)
+
+
+def rows_of_table(table: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """A few rows of a long table, by increasing numbers."""
+    first, last = int(rows[0]), int(rows[-1])
+    near = table.slice(first, last - first + 1)  # `take` over a whole chunked column would look through all of it
+    return near if near.num_rows == len(rows) else near.take(pa.array(rows - first))

@@ -1,0 +1,281 @@
+"""An un-noised teacher over many images: read, decode and forward pass overlap, and every batch has the same size.
+
+On a CPU each thread takes a whole batch from bytes to probabilities, which leaves no core idle and makes sums independent of the number
+of cores. On a GPU the threads decode, and the device computes one batch while the results of the one before come back.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from accelerate.utils import find_executable_batch_size
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nst_data.errors import NstError, first_line
+from nst_data.images import ImageError, image_hash, phash
+from nst_data.sources import Row, Source
+from nst_train.device import cpus_of_this_process, set_threads, this_device
+from nst_train.preprocessing import Preprocessing, decode_pixels, thumbnail
+from nst_train.teachers import Teacher
+
+GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
+_CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HasRows(Protocol):
+    """A batch of rows, with whatever else its maker wants back beside the result."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Images that go through the network together."""
+
+
+B = TypeVar("B", bound=HasRows)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch of rows, decoded. Where one is unreadable `pixels` hold zeros: the others' logits do not depend on it."""
+
+    readable: list[int]
+    reasons: list[tuple[int, str]]
+    hashes: list[str]
+    phashes: NDArray[np.int64]
+    pixels: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A teacher's answer to a batch, and what was found out about its images on the way."""
+
+    output: Float[Tensor, "batch classes"]  # on the device, which may still be at it
+    images: Images
+
+    @property
+    def log_probs(self) -> Float[Tensor, "readable classes"]:
+        """Log-probabilities of the readable images, in their order, on the CPU; waits for the device."""
+        return self.output.cpu()[self.images.readable]
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a teacher computes; what its labels depend on beside weights and settings. Written down once for a labeling."""
+
+    batch_size: int
+    precision: str
+    device: str
+    threads: int = 1
+    compile: bool = False
+
+    @property
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device, _DTYPES[self.precision])
+
+
+def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
+    """The computation that a labeling was begun with. Raises NstError where this machine cannot go on with it."""
+    computation = Computation(**chosen)
+    if computation.device not in ("cpu", this_device().type):
+        raise NstError(
+            f"{ref} was begun on {computation.device}, which this machine lacks; go on where there is one, or `nst remove {ref}` first"
+        )
+    return computation
+
+
+@dataclass(frozen=True)
+class PlainBatch:
+    """Rows, and nothing else."""
+
+    rows: Sequence[Row]
+
+
+def batches_of(source: Source, batch_size: int) -> Iterator[PlainBatch]:
+    """All rows of a source, in order."""
+    rows = source.rows(range(len(source)))
+    while batch := list(itertools.islice(rows, batch_size)):
+        yield PlainBatch(batch)
+
+
+def choose_computation(teacher: Teacher, batch_size: int | None, precision: str, compile_network: bool) -> Computation:
+    """Settle what was left open: the batch size (0: the largest that fits, by trial) and the precision of this device."""
+    device = this_device()
+    if precision == "auto":
+        precision = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+    pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
+    if batch_size is None:
+        small = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, _CPU_BATCH_PIXELS / pixels)))))
+        batch_size = small if device.type == "cpu" else GPU_BATCH_SIZE
+    computation = Computation(batch_size, precision, device.type, compile=compile_network)
+    return computation if batch_size else _largest_batch(teacher, computation)
+
+
+def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
+    halves = itertools.takewhile(bool, (LARGEST_BATCH_SIZE >> times for times in itertools.count(1)))
+
+    @find_executable_batch_size(  # type: ignore[untyped-decorator]
+        starting_batch_size=LARGEST_BATCH_SIZE, reduce_batch_size_fn=lambda: next(halves, 0)
+    )
+    def fitting(batch_size: int) -> Computation:
+        chosen = Computation(batch_size, computation.precision, computation.device)
+        forward = _Forward(teacher, chosen)
+        forward([torch.zeros(batch_size, *shape) for shape in _shapes(teacher)])
+        return chosen
+
+    try:
+        found: Computation = fitting()
+    except RuntimeError as error:
+        if "reached zero" not in str(error):
+            raise
+        raise NstError(f"not even one image fits into the memory of the {computation.device}; use a smaller network") from None
+    return Computation(found.batch_size, computation.precision, computation.device, compile=computation.compile)
+
+
+def _shapes(teacher: Teacher) -> list[tuple[int, ...]]:
+    probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    return [tuple(one.prepare(probe).shape) for one in teacher.preprocessings]
+
+
+def predict(
+    teacher: Teacher,
+    computation: Computation,
+    batches: Iterable[B],
+    temperature: float = 1.0,
+    hashes: bool = True,
+    threads: int | None = None,
+) -> Iterator[tuple[B, Prediction]]:
+    """Each batch with its prediction, in order. A batch has at most `computation.batch_size` rows."""
+    threads = threads or cpus_of_this_process()
+    set_threads(computation.threads)
+    forward = _Forward(teacher, computation, temperature)
+    on_gpu = computation.device != "cpu"
+
+    def load(batch: B) -> Images:
+        images = load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes)
+        return replace(images, pixels=[one.pin_memory() for one in images.pixels]) if on_gpu else images
+
+    def answer(images: Images) -> Prediction:
+        return Prediction(forward(images.pixels), replace(images, pixels=[]))
+
+    if on_gpu:  # the device is given its next batch while this one's results are fetched
+        yield from ((batch, answer(images)) for batch, images in _in_threads(load, batches, threads))
+    else:
+        yield from _in_threads(lambda batch: answer(load(batch)), batches, threads)
+
+
+def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool) -> Images:
+    """Read, hash, decode and prepare the rows of a batch, in this thread."""
+    exact = any(one.exact for one in preprocessings)
+    sides = [one.least_side_px for one in preprocessings]
+    least_side_px = None if None in sides else max(side for side in sides if side is not None)
+    readable, reasons, hashed, thumbnails = [], [], [], []
+    prepared: list[list[Tensor]] = [[] for _ in preprocessings]
+    for position, row in enumerate(rows):
+        try:
+            encoded = row.read()
+            pixels = decode_pixels(encoded, least_side_px, exact)
+            views = [_prepared(one, pixels) for one in preprocessings]
+        except (NstError, OSError) as error:
+            reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
+            continue
+        readable.append(position)
+        if hashes:
+            hashed.append(image_hash(encoded))
+            thumbnails.append(thumbnail(pixels))
+        for view, into in zip(views, prepared, strict=True):
+            into.append(view)
+    phashes = phash(np.stack(thumbnails)) if thumbnails else np.empty(0, np.int64)
+    return Images(readable, reasons, hashed, phashes, [_padded(one, readable, batch_size) for one in prepared])
+
+
+def _prepared(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+    try:
+        return preprocessing.prepare(pixels)
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a side that would be 0 pixels long
+        raise ImageError(
+            f"{pixels.shape[2]}x{pixels.shape[1]} pixels, which the teacher's transform refuses ({first_line(error)})"
+        ) from None
+
+
+def _padded(prepared: list[Tensor], readable: list[int], batch_size: int) -> Tensor:
+    """A whole batch; zeros where there is no image. Logits differ in the last bits between batch sizes, so there is one size only."""
+    if not prepared:
+        return torch.empty(0)
+    stacked = torch.stack(prepared)
+    if len(stacked) == batch_size:
+        return stacked
+    batch = stacked.new_zeros(batch_size, *stacked.shape[1:])
+    batch[readable] = stacked
+    return batch
+
+
+class _Forward:
+    """The teacher's networks on this process's device."""
+
+    def __init__(self, teacher: Teacher, computation: Computation, temperature: float = 1.0) -> None:
+        self._teacher, self._computation, self._temperature = teacher, computation, temperature
+        self._device = this_device() if computation.device != "cpu" else torch.device("cpu")
+        self._networks: list[Callable[[Tensor], Tensor]] = [_placed(member.network, self._device) for member in teacher.members]
+        self._which = [teacher.preprocessings.index(member.preprocessing) for member in teacher.members]
+        if computation.compile:
+            self._networks = [torch.compile(network) for network in self._networks]
+            self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compiled once, before threads share it
+
+    def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
+        """Log-probabilities of a whole batch, on the device."""
+        if any(not len(one) for one in pixels):
+            return torch.empty(0, len(self._teacher.class_names))
+        with torch.inference_mode(), self._computation.autocast:
+            finished = [
+                preprocessing.finish(one.to(self._device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
+                for preprocessing, one in zip(self._teacher.preprocessings, pixels, strict=True)
+            ]
+            logits = [network(finished[which]) for network, which in zip(self._networks, self._which, strict=True)]
+            return self._teacher.log_probs(logits, self._temperature)
+
+
+def _placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """On the device, channels last, every tensor at an address of its own: what torch computes can depend on how memory is aligned."""
+    network = network.to(device).to(memory_format=torch.channels_last)
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
+    return network.eval()
+
+
+def _in_threads(work: Callable[[B], T], batches: Iterable[B], threads: int) -> Iterator[tuple[B, T]]:
+    """Each batch with its result, in order; a thread of its own reads ahead, and no more than a few batches are under way.
+
+    Results come out also while the next batch lets itself be waited for.
+    """
+    pool, reader, source = ThreadPoolExecutor(threads), ThreadPoolExecutor(1), iter(batches)
+    waiting: deque[tuple[B, Future[T]]] = deque()
+    upcoming: Future[B | None] = reader.submit(next, source, None)
+    try:
+        while True:
+            full = len(waiting) > threads + 1
+            results: list[Future[Any]] = [waiting[0][1]] if waiting else []
+            wait(results if full else [upcoming, *results], return_when=FIRST_COMPLETED)
+            if upcoming.done() and not full:
+                batch = upcoming.result()
+                if batch is None:
+                    break
+                waiting.append((batch, pool.submit(work, batch)))
+                upcoming = reader.submit(next, source, None)
+            else:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        for batch, result in waiting:
+            yield batch, result.result()
+    finally:  # whoever stops early need not wait for what nobody will use
+        pool.shutdown(wait=False, cancel_futures=True)
+        reader.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,167 @@
+"""Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import ResizeKeepRatio
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import Resize
+from torchvision.transforms.v2 import functional as tensor_transforms
+
+from nst_data.errors import NstError
+from nst_data.images import PHASH_SIZE_PX, check_size, decode, jpeg_header, large_images_alone, phash_row_step, reduced_size
+
+_OVERSIZE = 2  # a JPEG is decoded at no less than twice the size that it is then resized to
+
+
+class Preprocessing(Protocol):
+    """How one classifier wants its images. Equal preprocessings give equal tensors."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether images are decoded and resized by Pillow."""
+
+    @property
+    def least_side_px(self) -> int | None:
+        """A JPEG may be decoded at reduced size while both sides keep this; None: never."""
+
+    def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Tensor:
+        """One decoded image to a tensor of the classifier's size, whatever its own."""
+
+    def finish(self, batch: Tensor) -> Float[Tensor, "batch 3 height width"]:
+        """A stack of prepared images, on the device, to what the network reads."""
+
+
+@dataclass(frozen=True)
+class TimmPreprocessing:
+    """timm's evaluation transform (`create_transform`, from the network's `data_config`): resize, crop, normalize.
+
+    Resizing works on uint8 tensors; with `exact` on Pillow images, as timm does it. The two differ by rounding: 0.01 of 255 levels on
+    average, 2 at most, on photographs (`benchmarks/results/label.md`).
+    """
+
+    input_size: tuple[int, int, int]
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str | None
+    exact: bool = False
+
+    @classmethod
+    def of(cls, data_config: dict[str, Any], exact: bool = False) -> "TimmPreprocessing":
+        """From timm's `resolve_model_data_config`."""
+        c = data_config
+        return cls(
+            tuple(c["input_size"]), c["interpolation"], tuple(c["mean"]), tuple(c["std"]), c["crop_pct"], c.get("crop_mode") or None, exact
+        )
+
+    @cached_property
+    def least_side_px(self) -> int | None:
+        """Twice the longest side that the image is resized to."""
+        return None if self.exact else _OVERSIZE * max(self._resized_to)
+
+    def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 height width"]:
+        """Resized and cropped."""
+        if self.exact or self.crop_mode == "border":  # timm pads tensors with one level only, not with a color
+            return self._transform(as_image(pixels))  # type: ignore[no-any-return]
+        if pixels.shape[-2:] == self.input_size[1:] == self._resized_to:
+            return pixels
+        for step in self._transform.transforms[:-1]:
+            resizes = isinstance(step, Resize)  # the older kind goes through float32 for tensors: four times the cost
+            pixels = tensor_transforms.resize(pixels, step.size, step.interpolation, antialias=True) if resizes else step(pixels)
+        return pixels
+
+    def finish(self, batch: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Normalized, bit for bit as torchvision's ToTensor and Normalize do it image by image."""
+        mean, std = (torch.tensor(value, device=batch.device).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        return batch.float().div_(255).sub_(mean).div_(std)
+
+    @cached_property
+    def _transform(self) -> Any:  # noqa: ANN401 - torchvision ships no types
+        return create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+
+    @cached_property
+    def _resized_to(self) -> tuple[int, int]:
+        resize = self._transform.transforms[0]
+        assert isinstance(resize, Resize | ResizeKeepRatio), "timm's evaluation transform begins by resizing"
+        size = resize.size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@dataclass(frozen=True)
+class ProcessorPreprocessing:
+    """The image processor of a transformers classifier, as it is. Raises NstError where its output has no fixed size."""
+
+    identity: str  # what tells two processors apart
+    processor: Any = field(compare=False)
+    exact: bool = False
+    least_side_px: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(self.prepare(torch.zeros(3, *size, dtype=torch.uint8)).shape) for size in ((48, 64), (640, 480))}
+        if len(shapes) > 1:
+            raise NstError(f"{self.identity}: expected an image processor with one output size, found {sorted(shapes)}")
+
+    def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 height width"]:
+        """The processor's own pixel values."""
+        values: Tensor = self.processor(images=as_image(pixels), return_tensors="pt")["pixel_values"]
+        return values[0]
+
+    def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Done before."""
+        return batch
+
+
+def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:
+    """Decode as `nst_data.images.decode` does; unless `exact`, a JPEG by torchvision's decoder: the same pixels, at a third of the cost.
+
+    With `least_side_px` a JPEG may come out smaller, see there. Raises ImageError with the reason.
+    """
+    header = None if exact else jpeg_header(encoded)
+    if header is not None and header.components in (1, 3):
+        check_size(header.width, header.height)
+        size = (header.width, header.height)
+        if least_side_px is None or reduced_size(*size, least_side_px) == size:
+            try:
+                with large_images_alone(header.width * header.height):
+                    return decode_jpeg(_as_tensor(encoded), mode=ImageReadMode.RGB, apply_exif_orientation=True)  # type: ignore[no-any-return]
+            except RuntimeError:
+                pass  # what it refuses Pillow decides, and gives the reason
+    image = decode(encoded, least_side_px)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def thumbnail(pixels: UInt8[Tensor, "3 height width"]) -> NDArray[np.uint8]:
+    """What `nst_data.images.phash` reads, as `phash_thumbnail` makes it up to rounding; shape (32, 32, 3)."""
+    size = (PHASH_SIZE_PX, PHASH_SIZE_PX)
+    if pixels.shape[-2:] != size:
+        rows = pixels[:, :: phash_row_step(pixels.shape[-2])]
+        pixels = F.interpolate(rows[None], size=size, mode="bilinear", antialias=True)[0]
+    shown: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
+    return shown
+
+
+def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
+    """A decoded image for Pillow."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _as_tensor(encoded: bytes | memoryview) -> UInt8[Tensor, " bytes"]:
+    return torch.frombuffer(bytearray(encoded), dtype=torch.uint8)  # a copy: torch warns of memory that it could not write

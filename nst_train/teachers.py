@@ -1,0 +1,242 @@
+"""A model name to a classifier with its preprocessing and class names: the store, timm, transformers, folders and the Hub.
+
+Only safetensors are read, and no code that comes with a model is run.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from jaxtyping import Float
+from safetensors import SafetensorError
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import Tensor, nn
+
+from nst_data.errors import NstError, first_line
+from nst_data.hub import hub_errors
+from nst_data.manifest import Input, json_digest
+from nst_data.sources import match_classes
+from nst_data.store import Store
+from nst_train.models import CONFIG, FOLDER, HUB, WEIGHTS, check_name, count_parameters
+from nst_train.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
+
+_HUB_FILES = [CONFIG, "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network in evaluation mode, never noised, with all that its predictions need."""
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    class_names: list[str]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return count_parameters(self.network)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One classifier, or several whose probabilities are averaged; `columns` put each member's classes in the order of the first's."""
+
+    members: tuple[Classifier, ...]
+    columns: tuple[Tensor | None, ...]
+
+    @classmethod
+    def of(cls, *members: Classifier) -> "Teacher":
+        """Raises NstError where the members do not know the same classes."""
+        names = members[0].class_names
+        columns: list[Tensor | None] = [None]
+        for number, member in enumerate(members[1:], start=2):
+            order = match_classes(names, member.class_names, f"teacher {number} of the ensemble")
+            columns.append(None if (order == range(len(names))).all() else torch.from_numpy(order))
+        return cls(members, tuple(columns))
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of the probabilities."""
+        return self.members[0].class_names
+
+    @property
+    def preprocessings(self) -> list[Preprocessing]:
+        """Each different one among the members'."""
+        found: list[Preprocessing] = []
+        for member in self.members:
+            if member.preprocessing not in found:
+                found.append(member.preprocessing)
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """The weights of the largest member."""
+        return max(member.parameters for member in self.members)
+
+    def log_probs(self, logits: Sequence[Float[Tensor, "batch classes"]], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
+        """Logits of each member to the log of their mean probability, at a temperature, in float32.
+
+        The temperature is that of the ensemble as a whole: it divides the log of the mean, which for one teacher is its logits.
+        """
+        if len(self.members) == 1:
+            return torch.log_softmax(logits[0].float() / temperature, dim=1)
+        probs = [
+            one.float().softmax(dim=1) if columns is None else one.float().softmax(dim=1)[:, columns.to(one.device)]
+            for one, columns in zip(logits, self.columns, strict=True)
+        ]
+        mean = torch.stack(probs).mean(dim=0).log()
+        return mean if temperature == 1 else torch.log_softmax(mean / temperature, dim=1)
+
+
+def load_teacher(names: Sequence[str], store: Store, exact: bool = False) -> tuple[Teacher, dict[str, Input]]:
+    """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ..."""
+    loaded = [load_classifier(name, store, exact) for name in names]
+    return Teacher.of(*(classifier for classifier, _ in loaded)), _roles([entry for _, entry in loaded])
+
+
+def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | None:
+    """The lineage entries of teachers that are all in the store, without loading them; None for others."""
+    if not all(is_in_store(name, store) for name in names):
+        return None
+    return _roles([teacher_input(name, store) for name in names])
+
+
+def _roles(entries: Sequence[Input]) -> dict[str, Input]:
+    if len(entries) == 1:
+        return {"teacher": entries[0]}
+    return {f"teacher_{number}": entry for number, entry in enumerate(entries, start=1)}
+
+
+def load_classifier(name: str, store: Store, exact: bool = False) -> tuple[Classifier, Input]:
+    """A classifier by name: one in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights,
+    or OWNER/NAME[@REVISION] of a transformers classifier. With `exact`, images are prepared by Pillow as the teacher's own code does.
+
+    Returns it with its entry in the lineage of what it labels.
+    """
+    if is_in_store(name, store):
+        version = store.open(name, "teacher")
+        return _load_folder(name, version.folder, exact, version.manifest.class_names), teacher_input(name, store)
+    check_name(name)
+    revision = None
+    if name.startswith(FOLDER):
+        classifier = _load_folder(name, Path(name.removeprefix(FOLDER)), exact)
+    elif "/" in name:
+        folder, revision = _download(name)
+        classifier = _load_folder(name, folder, exact)
+    else:
+        network, revision = _published(name)
+        classifier = _of_timm(network, exact)
+    weights = _weights_sha256(classifier.network)
+    shown = {key: value for key, value in vars(classifier.preprocessing).items() if key in _SHAPING}
+    identity = json_digest([weights, sorted((key, str(value)) for key, value in shown.items()), classifier.class_names])
+    return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision)
+
+
+_SHAPING = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+def is_in_store(name: str, store: Store) -> bool:
+    """Whether a model name means a teacher of the store."""
+    return not {":", "/"} & set(name) and ("@" in name or bool(store.versions(name)))
+
+
+def teacher_input(ref: str, store: Store) -> Input:
+    """The lineage entry of a teacher in the store, without loading it."""
+    version = store.open(ref, "teacher")
+    return Input(ref=version.ref, digest=version.manifest.digest, weights_sha256=version.manifest.files[WEIGHTS].sha256)
+
+
+def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
+    """A folder in timm's or in transformers' format; its config.json says which."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
+    try:
+        if "pretrained_cfg" in config or "architecture" in config:
+            return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
+        return _of_transformers(name, folder, exact)
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
+        raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
+
+
+def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = None) -> Classifier:
+    preprocessing = TimmPreprocessing.of(resolve_model_data_config(network), exact)
+    return Classifier(network.eval(), preprocessing, class_names or _timm_class_names(network))
+
+
+def _of_transformers(name: str, folder: Path, exact: bool) -> Classifier:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    network = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    names = [str(network.config.id2label[index]) for index in range(int(network.config.num_labels))]
+    return Classifier(_Logits(network.eval()), ProcessorPreprocessing(f"{name} {processor.to_json_string()}", processor, exact), names)
+
+
+class _Logits(nn.Module):
+    """A transformers classifier that answers with its logits alone."""
+
+    def __init__(self, network: Any) -> None:  # noqa: ANN401 - transformers' models are not typed
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of a batch."""
+        logits: Tensor = self.network(pixel_values=pixels).logits
+        return logits
+
+
+def _published(name: str) -> tuple[nn.Module, str | None]:
+    """A timm name with the weights that timm publishes on the Hub, and their revision there."""
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
+    repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
+    with hub_errors(f"{name} ({repo})"):
+        weights = hf_hub_download(repo, WEIGHTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": weights})
+    return network, Path(weights).parent.name
+
+
+def _download(name: str) -> tuple[Path, str]:
+    """A repository's config and safetensors, at the commit that its revision means now: (folder, commit)."""
+    repo, _, revision = name.removeprefix(HUB).partition("@")
+    with hub_errors(name):
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
+        raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
+    return folder, folder.name
+
+
+def _timm_class_names(network: nn.Module) -> list[str]:
+    names = network.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+    if names:
+        return list(names)
+    subset = infer_imagenet_subset(network)
+    if subset:
+        return list(ImageNetInfo(subset).label_names())
+    return [str(index) for index in range(int(network.num_classes))]  # type: ignore[arg-type]
+
+
+def _weights_sha256(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()

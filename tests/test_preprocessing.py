@@ -1,0 +1,197 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from transformers import ViTImageProcessor
+
+from nst_data.errors import NstError
+from nst_data.images import ImageError, decode, image_hash, phash, phash_thumbnail
+from nst_data.sources import Row
+from nst_train.inference import load_images
+from nst_train.preprocessing import ProcessorPreprocessing, TimmPreprocessing, decode_pixels, thumbnail
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Corrupt EXIF data:UserWarning")  # users never see it: `nst_data.images`
+
+CONFIG = {
+    "input_size": (3, 64, 64),
+    "interpolation": "bicubic",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+CASES = {
+    "center": {},
+    "bilinear": {"interpolation": "bilinear"},
+    "whole": {"crop_pct": 1.0},
+    "squash": {"crop_mode": "squash"},
+    "border": {"crop_mode": "border"},
+    "tall": {"input_size": (3, 96, 64)},
+    "wide-squash": {"input_size": (3, 48, 80), "crop_mode": "squash"},
+    "enlarged": {"input_size": (3, 224, 224)},
+}
+SIZES = [(200, 150), (150, 200), (130, 130), (64, 64), (40, 90), (301, 77)]
+
+
+def photograph(width, height, seed=0):
+    """Smooth noise at four scales, as photographs have it."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((height, width, 3))
+    for cells, strength in ((3, 0.5), (12, 0.3), (50, 0.15), (200, 0.05)):
+        for channel in range(3):
+            coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+            pixels[..., channel] += strength * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+    return Image.fromarray((pixels * 255).clip(0, 255).astype(np.uint8))
+
+
+def encode(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def all_kinds():
+    image = photograph(131, 90)
+    jpegs = {
+        "4:2:0": {},
+        "4:2:2": {"subsampling": 1},
+        "4:4:4": {"subsampling": 0},
+        "progressive": {"progressive": True},
+        "with restarts": {"restart_marker_rows": 1},
+        "coarse": {"quality": 10},
+        "in RGB": {"keep_rgb": True},
+        "with a comment": {"comment": b"\xff\xd8\xff\xc0" * 20},
+        **{f"turned by EXIF {orientation}": {"exif": turned(orientation)} for orientation in range(1, 10)},
+        "with broken EXIF": {"exif": b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01\x12"},
+    }
+    found = {name: encode(image, **options) for name, options in jpegs.items()}
+    found |= {f"JPEG {mode}": encode(image.convert(mode)) for mode in ("L", "CMYK")}
+    found["JPEG of one pixel"] = encode(image.resize((1, 1)))
+    found |= {f"PNG {mode}": encode(image.convert(mode), "PNG") for mode in ("RGB", "L", "P", "LA", "RGBA", "1", "I;16")}
+    return found | {kind: encode(image, kind) for kind in ("WEBP", "GIF", "BMP", "TIFF")}
+
+
+KINDS = all_kinds()
+
+
+def levels(left, right):
+    """(largest, mean) difference in levels of 255."""
+    apart = np.abs(np.asarray(left, np.int64) - np.asarray(right, np.int64))
+    return apart.max(), apart.mean()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_image_is_decoded_to_the_pixels_that_pillow_gives(name):
+    expected = np.asarray(decode(KINDS[name]))
+    for exact in (False, True):
+        np.testing.assert_array_equal(decode_pixels(KINDS[name], exact=exact).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_exact_transform_is_timms_bit_for_bit(case, size):
+    config = CONFIG | CASES[case]
+    preprocessing = TimmPreprocessing.of(config, exact=True)
+    encoded = encode(photograph(*size))
+    own = create_transform(**config, is_training=False)(decode(encoded))
+    assert torch.equal(preprocessing.finish(preprocessing.prepare(decode_pixels(encoded, exact=True))[None])[0], own)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_fast_transform_is_within_two_levels_of_timms(case, size):
+    config = CONFIG | CASES[case]
+    fast, exact = TimmPreprocessing.of(config), TimmPreprocessing.of(config, exact=True)
+    pixels = decode_pixels(encode(photograph(*size)))
+    largest, mean = levels(fast.prepare(pixels), exact.prepare(pixels))
+    assert largest <= 2
+    assert mean < 0.25
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_fast_transform_is_close_for_every_kind_of_image(name):
+    fast, exact = TimmPreprocessing.of(CONFIG), TimmPreprocessing.of(CONFIG, exact=True)
+    largest, mean = levels(fast.prepare(decode_pixels(KINDS[name])), exact.prepare(decode_pixels(KINDS[name], exact=True)))
+    assert largest <= 2
+    assert mean < 0.25
+
+
+def test_an_image_of_the_right_size_passes_as_it_is():
+    preprocessing = TimmPreprocessing.of(CONFIG | {"crop_pct": 1.0})
+    pixels = decode_pixels(encode(photograph(64, 64)))
+    assert torch.equal(preprocessing.prepare(pixels), pixels)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((3000, 2000), (750, 500)), ((920, 1400), (460, 700)), ((910, 1400), (910, 1400))])
+def test_a_large_jpeg_is_decoded_at_the_smallest_size_that_is_twice_what_is_wanted(size, expected):
+    encoded = encode(photograph(*size), quality=90)
+    preprocessing = TimmPreprocessing.of(CONFIG | {"input_size": (3, 200, 200)})  # resized to 228 pixels
+    reduced = decode_pixels(encoded, preprocessing.least_side_px)
+    assert tuple(reduced.shape) == (3, expected[1], expected[0])
+    largest, mean = levels(preprocessing.prepare(reduced), preprocessing.prepare(decode_pixels(encoded)))
+    assert largest <= 4
+    assert mean < 0.5
+
+
+def test_only_a_jpeg_is_decoded_at_a_reduced_size():
+    image = photograph(400, 300)
+    assert decode_pixels(encode(image), 100).shape == (3, 150, 200)
+    assert decode_pixels(encode(image, "PNG"), 100).shape == (3, 300, 400)
+    assert TimmPreprocessing.of(CONFIG, exact=True).least_side_px is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_thumbnail_is_pillows_within_two_levels(name):
+    image = decode(KINDS[name])
+    largest, _ = levels(thumbnail(decode_pixels(KINDS[name])), phash_thumbnail(image))
+    assert largest <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (32, 32), (31, 200), (640, 480), (300, 1000)])
+def test_the_thumbnail_is_pillows_at_any_size(size):
+    image = photograph(*size)
+    found, expected = thumbnail(torch.from_numpy(np.array(image)).permute(2, 0, 1)), phash_thumbnail(image)
+    assert found.shape == expected.shape == (32, 32, 3)
+    assert levels(found, expected)[0] <= 2
+    one, other = phash(np.stack([found, expected]))
+    assert (int(one) ^ int(other)).bit_count() <= 2
+
+
+def test_a_processor_gives_its_own_pixel_values():
+    processor = ViTImageProcessor(size={"height": 30, "width": 40}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7])
+    preprocessing = ProcessorPreprocessing("tiny", processor)
+    encoded = encode(photograph(70, 50))
+    own = processor(images=decode(encoded), return_tensors="pt")["pixel_values"]
+    assert torch.equal(preprocessing.finish(preprocessing.prepare(decode_pixels(encoded))[None]), own)
+
+
+def test_a_processor_whose_output_has_no_fixed_size_is_refused():
+    with pytest.raises(NstError, match=r"expected an image processor with one output size, found \[\(3, 4"):
+        ProcessorPreprocessing("tiny", ViTImageProcessor(do_resize=False))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_strip_that_would_be_huge_when_resized_is_an_error(kind):
+    with pytest.raises(ImageError, match="10x2561 pixels, one side more than 256 times the other"):
+        decode_pixels(encode(Image.new("RGB", (10, 2561)), kind))
+    assert decode_pixels(encode(Image.new("RGB", (10, 2560)), kind)).shape == (3, 2560, 10)
+
+
+def test_an_image_that_the_transform_refuses_is_an_error_and_its_neighbors_are_not():
+    preprocessing = TimmPreprocessing.of(CONFIG | {"crop_mode": "border", "input_size": (3, 32, 32)})
+    contents = [encode(image, "PNG") for image in (photograph(40, 40), Image.new("RGB", (1, 200)), photograph(50, 30))]
+    images = load_images([Row(index, str(index), content) for index, content in enumerate(contents)], [preprocessing], 4, hashes=True)
+    assert images.readable == [0, 2]
+    assert images.hashes == [image_hash(contents[0]), image_hash(contents[2])]
+    assert images.reasons[0][1].startswith("1x200 pixels, which the teacher's transform refuses (")
+    assert images.pixels[0].shape == (4, 3, 32, 32)
+    assert not images.pixels[0][[1, 3]].any()

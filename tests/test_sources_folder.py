@@ -1,0 +1,126 @@
+import os
+import random
+import threading
+
+import pytest
+from pictures import contents, keys, png, write_files
+
+from nst_data.errors import NstError
+from nst_data.sources import folder as folder_module
+from nst_data.sources import open_source
+
+
+def test_a_folder_is_read_in_bytewise_order_of_relative_paths(tmp_path):
+    names = ["a.png", "B.png", "b/z.png", "b.png", "b/a/c.png", "b-.png", "b0.png", "é.png", "😀.png", "\uffee.png"]
+    source = open_source(write_files(tmp_path, *names))
+    assert keys(source) == sorted(names, key=str.encode)
+    assert contents(source) == [(tmp_path / key).read_bytes() for key in keys(source)]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 65_536])
+def test_the_order_does_not_depend_on_how_many_names_are_sorted_at_once(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(folder_module, "PIECE", piece)
+    rng = random.Random(0)
+    parts = ["a", "b", "a-", "a0", "é", "ab"]
+    names = sorted({"/".join(rng.choices(parts, k=rng.randint(1, 3))) + ".png" for _ in range(40)}, key=str.encode)
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert keys(open_source(str(tmp_path))) == names
+
+
+def test_hidden_files_and_files_that_are_no_images_are_left_out(tmp_path):
+    write_files(tmp_path, "a.png", "b.JPG", ".c.png", ".cache/d.png", "notes.txt", "png", "x.png.txt")
+    assert keys(open_source(str(tmp_path))) == ["a.png", "b.JPG"]
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path):
+    assert keys(open_source(write_files(tmp_path, "a.png/b.png"))) == ["a.png/b.png"]
+
+
+def test_a_folder_that_links_to_itself_is_read_once(tmp_path):
+    write_files(tmp_path, "a.png", "b/c.png")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "round").symlink_to("round")
+    assert keys(open_source(str(tmp_path))) == ["a.png", "b/c.png"]
+
+
+def test_a_folder_with_two_names_is_read_under_the_first(tmp_path):
+    write_files(tmp_path, "z/c.png")
+    (tmp_path / "a").symlink_to("z")
+    assert keys(open_source(str(tmp_path))) == ["a/c.png"]
+
+
+def test_a_name_that_is_not_in_utf_8_is_an_error(tmp_path):
+    write_files(tmp_path, "a.png")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(NstError, match=r"b'caf.xe9\.png': expected file names in UTF-8; rename this file"):
+        open_source(str(tmp_path))
+
+
+def test_an_image_that_cannot_be_read_is_a_row_with_its_error(tmp_path):
+    source = open_source(write_files(tmp_path, "a.png", "b.png"))
+    (tmp_path / "a.png").unlink()
+    first, second = source.rows(range(2))
+    with pytest.raises(FileNotFoundError, match=r"a\.png"):
+        first.read()
+    assert (first.id, first.key, second.id, second.read()) == (0, "a.png", 1, png(0, 1))
+
+
+def test_a_link_to_nothing_is_a_row_with_its_error(tmp_path):
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    source = open_source(str(tmp_path))
+    assert source.listing().to_pylist() == [{"name": "a.png", "bytes": 0}]
+    assert contents(source)[0].startswith("FileNotFoundError: ")
+
+
+def test_an_image_that_has_changed_its_size_is_a_row_with_its_error(tmp_path):
+    (tmp_path / "a.png").write_bytes(bytes(100))
+    source = open_source(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(bytes(1090))
+    assert contents(source) == ["NstError: has 1,090 bytes, 100 when the pool was listed"]
+    with pytest.raises(NstError, match="has 1,090 bytes, 100 when the pool was listed"):
+        source.read(0)
+
+
+def test_a_named_pipe_is_a_row_with_its_error_and_nobody_waits(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert contents(open_source(str(tmp_path))) == ["NstError: not a file"]
+
+
+def test_images_are_read_when_their_row_is_and_not_before(tmp_path):
+    source = open_source(write_files(tmp_path, "a.png", "b.png"))
+    rows = list(source.rows(range(2)))
+    os.utime(tmp_path / "a.png", (0, 0))
+    (tmp_path / "a.png").write_bytes(png(0, 0)[::-1])
+    assert rows[0].read() == png(0, 0)[::-1]
+
+
+def test_rows_are_read_by_several_threads(tmp_path):
+    names = [f"{index:03d}.png" for index in range(60)]
+    source = open_source(write_files(tmp_path, *names))
+    found = {}
+    threads = [threading.Thread(target=lambda k=k: found.update({row: source.read(row) for row in range(k, 60, 3)})) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[row] for row in range(60)] == [png(0, index) for index in range(60)]
+
+
+def test_the_first_folder_level_names_the_class(tmp_path):
+    source = open_source(write_files(tmp_path, "bee/1.png", "ant/wild/2.png", "ant/1.png"), labeled=True)
+    assert source.class_names == ["ant", "bee"]
+    assert dict(zip(keys(source), source.labels.tolist(), strict=True)) == {"ant/1.png": 0, "ant/wild/2.png": 0, "bee/1.png": 1}
+
+
+def test_an_image_outside_of_a_class_folder_is_an_error(tmp_path):
+    with pytest.raises(NstError, match=r"one folder per class, found the image 'lost.png' outside"):
+        open_source(write_files(tmp_path, "ant/1.png", "bee/1.png", "lost.png"), labeled=True)
+
+
+def test_a_folder_without_images_is_an_error(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(NstError, match=r"expected images .*\.png.*, found none"):
+        open_source(str(tmp_path))

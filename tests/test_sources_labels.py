@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from pictures import images_and_labels, png, write_files, write_table
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import check_trainable, match_classes, open_source
+
+
+def test_class_names_are_read_from_parquet_metadata_in_their_order(tmp_path):
+    images_and_labels([0, 1]).to_parquet(tmp_path / "x.parquet")
+    source = open_source(str(tmp_path / "x.parquet"), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["zebra", "ant"], [0, 1])
+
+
+def test_integer_labels_without_names_are_their_own_names(tmp_path):
+    source = open_source(write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[2, 0]), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["0", "1", "2"], [2, 0])
+    assert source.labels.dtype == np.int64
+
+
+def test_string_labels_are_classes_in_sorted_order(tmp_path):
+    source = open_source(write_table(tmp_path / "x.parquet", image=[png(0), png(1), png(2)], label=["b", "a", "b"]), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["a", "b"], [1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, None], "1 rows without a label"),
+        ([0.0, 1.0], "is double, expected integers or strings"),
+        ([-1, 1], "holds -1 to 1, expected 0 to 1"),
+    ],
+)
+def test_labels_that_name_no_class_are_an_error(tmp_path, labels, message):
+    with pytest.raises(NstError, match=message):
+        open_source(write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=labels), labeled=True)
+
+
+def test_a_labeled_source_without_a_label_column_is_an_error(tmp_path):
+    with pytest.raises(NstError, match="expected a column `label`, found image, kind"):
+        open_source(write_table(tmp_path / "x.parquet", image=[png(0)], kind=["a"]), labeled=True)
+
+
+def test_one_class_is_an_error(tmp_path):
+    with pytest.raises(NstError, match="two classes or more, found only 'ant'"):
+        check_trainable(open_source(write_files(tmp_path, "ant/1.png", "ant/2.png"), labeled=True))
+
+
+def test_parquet_files_that_name_their_classes_differently_are_not_mixed(tmp_path):
+    for file, names in (("a", ["ant", "bee"]), ("b", ["bee", "ant"])):
+        features = Features({"image": Value("binary"), "label": ClassLabel(names=names)})
+        Dataset.from_dict({"image": [png(0), png(1)], "label": [0, 1]}, features=features).to_parquet(tmp_path / f"{file}.parquet")
+    with pytest.raises(NstError, match=r"b\.parquet"):
+        open_source(str(tmp_path), labeled=True)
+
+
+def test_a_saved_dataset_of_several_splits_asks_for_one(tmp_path):
+    images_and_labels().train_test_split(1, seed=0).save_to_disk(tmp_path)
+    with pytest.raises(NstError, match=r"expected one split, found train, test; name one, as in .*train"):
+        open_source(str(tmp_path))
+    assert len(open_source(str(tmp_path / "train"), labeled=True)) == 2
+
+
+def test_the_same_classes_in_another_order_are_matched_by_name():
+    assert match_classes(["c", "a", "b"], ["a", "b", "c"], "test").tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(("found", "reason"), [(["a", "x"], "not expected: 1 .x."), (["a"], "missing: 1 .b.")])
+def test_another_set_of_classes_is_an_error_that_shows_both(found, reason):
+    with pytest.raises(NstError, match=rf"test: expected the classes 2 \(a, b\), found {len(found)} \({', '.join(found)}\); {reason}"):
+        match_classes(found, ["a", "b"], "test")
+
+
+def test_a_subset_of_the_classes_is_matched_where_it_is_allowed():
+    assert match_classes(["c", "a"], ["a", "b", "c"], "test", subset=True).tolist() == [2, 0]
+    with pytest.raises(NstError, match=r"not expected: 1 \(x\)"):
+        match_classes(["x"], ["a", "b"], "test", subset=True)
+
+
+def test_a_file_names_the_classes_of_integer_labels(tmp_path):
+    (tmp_path / "names.txt").write_text("ant\n\n bee \ncat\n")
+    path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
+    assert open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize("text", ["ant\n", "ant\nant\n", ""])
+def test_a_file_with_too_few_different_class_names_is_an_error(tmp_path, text):
+    (tmp_path / "names.txt").write_text(text)
+    path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
+    with pytest.raises(UsageError, match="expected 2 or more different names"):
+        open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt"))
+
+
+def test_a_missing_file_of_class_names_is_an_error(tmp_path):
+    path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
+    with pytest.raises(UsageError, match=r"--class-names nowhere\.txt: No such file"):
+        open_source(path, labeled=True, class_names_file="nowhere.txt")

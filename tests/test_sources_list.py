@@ -1,0 +1,54 @@
+import pytest
+from pictures import contents, keys, png, write_files
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+
+
+def test_a_list_is_read_in_the_order_of_its_lines(tmp_path):
+    write_files(tmp_path, "a.png", "sub/b.png", "c without suffix")
+    write_files(tmp_path / "other", "d.png")
+    (tmp_path / "pool.txt").write_text(f"sub/b.png\n\n  \na.png\r\n{tmp_path}/other/d.png\nsub/b.png\nc without suffix")
+    source = open_source(str(tmp_path / "pool.txt"))
+    assert keys(source) == ["sub/b.png", "a.png", f"{tmp_path}/other/d.png", "sub/b.png", "c without suffix"]
+    assert contents(source) == [png(0, 1), png(0, 0), png(0, 0), png(0, 1), png(0, 2)]
+    assert source.rows_of(["sub/b.png"]).tolist() == [0]
+
+
+def test_a_missing_file_is_a_row_with_its_error(tmp_path):
+    write_files(tmp_path, "a.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "pool.txt").write_text("gone.png\na.png\nfolder.png\n")
+    source = open_source(str(tmp_path / "pool.txt"))
+    gone, there, folder = contents(source)
+    assert gone.startswith("FileNotFoundError: ")
+    assert there == png(0, 0)
+    assert "IsADirectoryError" in folder or "not a file" in folder
+    assert source.listing()["bytes"].to_pylist() == [0, len(png(0, 0)), 0]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_path(tmp_path):
+    write_files(tmp_path, "é.png")
+    (tmp_path / "pool.TXT").write_text("é.png\n", encoding="utf-8-sig")
+    assert keys(open_source(str(tmp_path / "pool.TXT"))) == ["é.png"]
+
+
+def test_a_list_holds_no_labels(tmp_path):
+    (tmp_path / "pool.txt").write_text("a.png\n")
+    with pytest.raises(UsageError, match=r"pool\.txt: a list of images holds no labels; give class folders"):
+        open_source(str(tmp_path / "pool.txt"), labeled=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected the path of an image on each line, found none"),
+        (b"\n \n", "expected the path of an image on each line, found none"),
+        (b"caf\xe9.png\n", "expected a text file in UTF-8"),
+        (b"a.png\nb\0.png\n", "line 2 is no path"),
+    ],
+)
+def test_a_file_that_is_no_list_is_an_error(tmp_path, content, message):
+    (tmp_path / "pool.txt").write_bytes(content)
+    with pytest.raises(NstError, match=message):
+        open_source(str(tmp_path / "pool.txt"))

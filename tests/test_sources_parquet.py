@@ -1,0 +1,226 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, Features, Image, Value
+from pictures import contents, keys, png, write_table
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+
+IMAGES = [png(0, index) for index in range(6)]
+
+
+def damage(path, at, length=36):
+    content = bytearray(path.read_bytes())
+    content[at : at + length] = bytes(length)
+    path.write_bytes(content)
+
+
+def of_group(path, group):
+    """Where the data of a row group start in the file."""
+    return pq.read_metadata(path).row_group(group).column(0).data_page_offset
+
+
+def test_rows_of_parquet_files_start_and_stop_inside_row_groups(tmp_path):
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.parquet", row_group_size=2, image=IMAGES[:5])
+    source = open_source(str(tmp_path))
+    for start in range(10):
+        for stop in range(start, 11):
+            expected = list(zip(range(start, stop), (IMAGES[:5] * 2)[start:stop], strict=True))
+            assert [(row.id, bytes(row.read())) for row in source.rows(range(start, stop))] == expected
+
+
+@pytest.mark.parametrize("batch_bytes", [1, 2000, 2**23])
+def test_wanted_rows_are_found_in_any_batches(tmp_path, monkeypatch, batch_bytes):
+    monkeypatch.setattr("nst_data.sources.parquet._BATCH_BYTES", batch_bytes)
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.parquet", row_group_size=4, image=IMAGES)
+    source = open_source(str(tmp_path))
+    for seed in range(20):
+        wanted = np.flatnonzero(np.random.default_rng(seed).random(12) < 0.4)
+        assert contents(source, wanted) == [(IMAGES * 2)[row] for row in wanted]
+
+
+def test_images_are_views_of_the_column_and_no_copies(tmp_path):
+    source = open_source(write_table(tmp_path / "x.parquet", image=IMAGES))
+    views = [row.read() for row in source.rows(range(6))]
+    assert all(isinstance(view, memoryview) for view in views)
+    assert len({id(view.obj) for view in views}) == 1
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.struct({"bytes": pa.binary(), "path": pa.string()})])
+def test_every_type_of_image_column_is_read(tmp_path, kind):
+    cells = [{"bytes": image, "path": None} for image in IMAGES] if pa.types.is_struct(kind) else IMAGES
+    column = pa.concat_arrays([pa.array([None], kind), pa.array(cells, kind)])
+    source = open_source(write_table(tmp_path / "x.parquet", image=column.slice(1)))
+    assert contents(source) == [source.read(row) for row in range(6)] == IMAGES
+
+
+def test_an_empty_cell_is_a_row_with_its_error(tmp_path):
+    structs = [None, {"bytes": None, "path": None}, {"bytes": png(1), "path": "x.png"}]
+    for column in (pa.array([None, None, png(1)]), pa.array(structs, pa.struct({"bytes": pa.binary(), "path": pa.string()}))):
+        source = open_source(write_table(tmp_path / "x.parquet", image=column))
+        assert contents(source) == ["NstError: no image in this row"] * 2 + [png(1)]
+        with pytest.raises(NstError, match="no image in this row"):
+            source.read(1)
+
+
+def test_a_cell_may_name_a_file_below_the_folder_of_its_parquet_file_and_no_other(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.png").write_bytes(png(1))
+    paths = [
+        "sub/a.png",
+        "sub/gone.png",
+        "../secret.png",
+        "sub/../../secret.png",
+        str(tmp_path / "secret.png"),
+        str(tmp_path / "in/sub/a.png"),
+    ]
+    column = pa.array([{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    source = open_source(write_table(tmp_path / "in" / "x.parquet", image=column))
+    image, gone, *refused = contents(source)
+    assert image == source.read(0) == png(1)
+    assert gone.startswith("FileNotFoundError: ")
+    below = f"which is not below {tmp_path / 'in'}"
+    assert refused == [f"NstError: names the file {path!r}, {below}" for path in paths[2:]]
+    with pytest.raises(NstError, match="which is not below"):
+        source.read(2)
+
+
+def test_rows_of_a_damaged_row_group_say_so_and_the_others_are_read(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_table(path, row_group_size=2, image=IMAGES)
+    damage(path, of_group(path, 1))
+    source = open_source(str(path))
+    found = contents(source)
+    assert (found[:2], found[4:]) == (IMAGES[:2], IMAGES[4:])
+    assert all(reason.startswith("NstError: row group 1 of x.parquet is damaged (") for reason in found[2:4])
+    assert contents(source, np.array([3, 4])) == found[3:5]
+
+
+def test_training_reads_the_whole_row_groups_of_a_damaged_file(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_table(path, row_group_size=2, image=IMAGES)
+    damage(path, of_group(path, 1))
+    source = open_source(str(path))
+    assert [source.read(row) for row in (0, 5, 4, 1)] == [IMAGES[row] for row in (0, 5, 4, 1)]
+    with pytest.raises(NstError, match=r"row group 1 of x\.parquet is damaged"):
+        source.read(2)
+
+
+def test_a_page_whose_checksum_is_wrong_is_damage(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(
+        pa.table({"image": IMAGES}), path, compression="none", use_dictionary=False, write_page_checksum=True, write_statistics=False
+    )
+    damage(path, path.read_bytes().index(IMAGES[3]) + 100)
+    found = contents(open_source(str(path)))
+    assert "row group 0 of x.parquet is damaged" in found[3]
+
+
+def test_wherever_a_parquet_file_is_damaged_every_row_comes_with_bytes_or_a_reason(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_table(path, row_group_size=2, image=IMAGES)
+    whole = path.read_bytes()
+    for at in range(4, len(whole) - 8, 97):
+        path.write_bytes(whole)
+        damage(path, at, 8)
+        try:
+            source = open_source(str(path))
+        except NstError:  # of the footer
+            continue
+        assert [row.id for row in source.rows(range(len(source)))] == list(range(len(source)))
+        assert all(isinstance(content, bytes) or content.startswith("NstError: ") for content in contents(source))
+
+
+def test_a_parquet_file_that_has_changed_is_not_read(tmp_path):
+    for name in ("a", "b"):
+        write_table(tmp_path / f"{name}.parquet", image=IMAGES[:2])
+    source = open_source(str(tmp_path))
+    size = (tmp_path / "a.parquet").stat().st_size
+    write_table(tmp_path / "a.parquet", image=IMAGES)
+    now = (tmp_path / "a.parquet").stat().st_size
+    assert contents(source) == [f"NstError: a.parquet: has {now:,} bytes, {size:,} when the pool was listed"] * 2 + IMAGES[:2]
+    (tmp_path / "a.parquet").unlink()
+    assert "No such file" in contents(source)[0]
+
+
+@pytest.mark.parametrize("end", [-9, 3, 0])
+def test_a_truncated_parquet_file_is_an_error_that_names_it(tmp_path, end):
+    path = write_table(tmp_path / "x.parquet", image=[png(0)])
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:end])
+    with pytest.raises(NstError, match=r"x\.parquet: expected a parquet file, found damage .*; make it again"):
+        open_source(path)
+
+
+def test_parquet_files_without_rows_are_an_error(tmp_path):
+    with pytest.raises(NstError, match="expected rows, found parquet files without any"):
+        open_source(write_table(tmp_path / "x.parquet", image=pa.array([], pa.binary())))
+
+
+def test_the_one_column_with_images_is_found_whatever_its_name(tmp_path):
+    source = open_source(write_table(tmp_path / "x.parquet", text=["a"], photo=[png(0)], image=["b"]))
+    assert contents(source) == [png(0)]
+
+
+def test_of_several_columns_with_images_one_must_be_named(tmp_path):
+    path = write_table(tmp_path / "x.parquet", image=[png(0)], thumbnail=[png(1)])
+    with pytest.raises(UsageError, match=r"x\.parquet: expected one image column, found image, thumbnail; name one with --image-column"):
+        open_source(path)
+    sources = {column: open_source(path, image_column=column) for column in ("image", "thumbnail")}
+    assert {column: [*contents(source), source.read(0)] for column, source in sources.items()} == {
+        "image": [png(0)] * 2,
+        "thumbnail": [png(1)] * 2,
+    }
+    assert len({source.fingerprint for source in sources.values()}) == 2
+
+
+def test_naming_the_only_column_changes_no_fingerprint(tmp_path):
+    path = write_table(tmp_path / "x.parquet", image=[png(0)])
+    assert open_source(path, image_column="image").fingerprint == open_source(path).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (None, r"expected an image column \(binary, or a struct with bytes\), found `text` \(string\), `n` \(int64\)"),
+        ("photo", r"--image-column photo: found `text` \(string\), `n` \(int64\); expected a column of images"),
+        ("text", r"--image-column text: `text` is string; expected a column of images"),
+    ],
+)
+def test_a_column_without_images_is_an_error(tmp_path, asked, message):
+    with pytest.raises(NstError, match=message):
+        open_source(write_table(tmp_path / "x.parquet", text=["a"], n=[1]), image_column=asked)
+
+
+def test_a_file_that_lacks_the_column_is_an_error_that_names_it(tmp_path):
+    write_table(tmp_path / "a.parquet", image=[png(0)])
+    write_table(tmp_path / "b.parquet", photo=[png(0)])
+    with pytest.raises(NstError, match=r"b\.parquet has no images in `image`, expected that column of a\.parquet in every file"):
+        open_source(str(tmp_path))
+
+
+def test_a_saved_dataset_is_read_in_slices_and_by_any_rows(tmp_path):
+    features = Features({"image": Image(), "thumbnail": Value("binary")})
+    images = [png(0, index % 4) for index in range(600)]
+    rows = {"image": [{"bytes": image, "path": None} for image in images], "thumbnail": [png(1)] * 600}
+    Dataset.from_dict(rows, features=features).select(range(599, -1, -1)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UsageError, match="found image, thumbnail; name one with --image-column"):
+        open_source(str(tmp_path / "saved"))
+    source = open_source(str(tmp_path / "saved"), image_column="image")
+    assert contents(source) == images[::-1]
+    wanted = np.array([0, 1, 300, 599])
+    assert contents(source, wanted) == [images[599 - row] for row in wanted] == [source.read(int(row)) for row in wanted]
+    assert [row.key for row in source.rows(wanted)] == ["0", "1", "300", "599"]
+    assert keys(source)[:2] == ["0", "1"]
+
+
+def test_a_damaged_saved_dataset_is_an_error_that_says_so(tmp_path):
+    Dataset.from_dict({"image": [png(0)]}, features=Features({"image": Value("binary")})).save_to_disk(tmp_path / "saved")
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(NstError, match=r"saved: expected a dataset saved by datasets, found damage"):
+        open_source(str(tmp_path / "saved"))

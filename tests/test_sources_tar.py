@@ -1,0 +1,216 @@
+import io
+import os
+import tarfile
+import threading
+
+import pytest
+from pictures import contents, keys, png, tar_bytes, write_tar
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+from nst_data.sources import tar as tar_module
+
+THREE = [("a.png", bytes(range(200)) * 5), ("a.cls", b"1"), ("b.png", b"x" * 700), ("c.png", b"y" * 512)]
+HEADER, PADDED = 512, 1024  # each of a.png and b.png takes its header and 1,024 bytes
+
+
+def opened(folder, content, **options):
+    (folder / "x.tar").write_bytes(content)
+    return open_source(str(folder / "x.tar"), **options)
+
+
+def test_members_with_an_image_suffix_are_rows_in_the_order_of_the_file(tmp_path):
+    names = ["z.png", "z.json", "./sub/b.JPG", "._z.png", ".cache/q.png", "a.webp", "../up.png", "png"]
+    source = opened(tmp_path, tar_bytes([(name, name.encode()) for name in names]))
+    assert keys(source) == ["x.tar:z.png", "x.tar:./sub/b.JPG", "x.tar:a.webp", "x.tar:../up.png"]
+    assert contents(source) == [b"z.png", b"./sub/b.JPG", b"a.webp", b"../up.png"]
+
+
+def test_members_of_one_name_are_rows_of_their_own(tmp_path):
+    source = opened(tmp_path, tar_bytes([("a.png", b"first"), ("a.png", b"second")]))
+    assert contents(source) == [b"first", b"second"]
+    assert source.rows_of(["x.tar:a.png"]).tolist() == [0]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_dialect_is_read(tmp_path, format):
+    name = "f/" * 45 + "é" * 20 + ".png"
+    with tarfile.open(tmp_path / "x.tar", "w", format=format) as tar:
+        for index in range(3):
+            info = tarfile.TarInfo(f"{index}{name}")
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"%03d" % index))
+    source = open_source(str(tmp_path))
+    assert keys(source) == [f"x.tar:{index}{name}" for index in range(3)]
+    assert contents(source) == [b"000", b"001", b"002"]
+
+
+def test_a_link_is_a_row_that_says_so(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind in (("a.png", tarfile.LNKTYPE), ("b.png", tarfile.SYMTYPE), ("c.png", tarfile.DIRTYPE), ("d.png", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "../../etc/passwd"
+            tar.addfile(info)
+    reason = "NstError: a link to '../../etc/passwd', which holds no bytes itself"
+    assert contents(open_source(str(tmp_path))) == [reason, reason, "NstError: not a file"]
+
+
+def test_an_image_cut_in_its_data_says_how_much_is_there(tmp_path):
+    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + 123])
+    assert keys(source) == ["x.tar:a.png", f"x.tar:@{HEADER + 123}"]
+    assert contents(source) == [
+        "NstError: cut short: 123 of 1,000 bytes",
+        "NstError: the tar file is damaged from byte 635 on; what followed is lost",
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 100, 511])
+def test_a_tar_file_cut_in_a_header_has_a_row_that_says_so(tmp_path, cut):
+    at = HEADER + PADDED + HEADER + 512  # after a.png and a.cls
+    source = opened(tmp_path, tar_bytes(THREE)[: at + cut])
+    assert keys(source) == ["x.tar:a.png", f"x.tar:@{at}"]
+    assert contents(source) == [THREE[0][1], f"NstError: the tar file is damaged from byte {at:,} on; what followed is lost"]
+
+
+def test_a_tar_file_cut_in_the_padding_keeps_its_image_and_says_so(tmp_path):
+    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + 1010])
+    assert keys(source) == ["x.tar:a.png", "x.tar:@1522"]
+    assert contents(source)[0] == THREE[0][1]
+
+
+@pytest.mark.parametrize("zeros", [0, 512, 1024, 9000])
+def test_a_tar_file_may_end_without_its_end_mark(tmp_path, zeros):
+    whole = tar_bytes(THREE)
+    end = len(whole.rstrip(b"\0"))
+    assert end % 512 == 0
+    assert contents(opened(tmp_path, whole[:end] + bytes(zeros))) == [THREE[0][1], THREE[2][1], THREE[3][1]]
+
+
+def test_joined_tar_files_have_a_row_that_says_what_is_lost(tmp_path):
+    source = opened(tmp_path, tar_bytes(THREE) + tar_bytes(THREE))
+    assert len(source) == 4
+    assert (
+        contents(source)[3]
+        == "NstError: the tar file ends at byte 5,120, what follows its end mark is lost; unpack joined tar files one by one"
+    )
+
+
+def test_a_hole_in_place_of_the_rest_has_a_row_that_says_so(tmp_path):
+    source = opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED] + bytes(3 * 2**20))
+    assert keys(source) == ["x.tar:a.png", "x.tar:@1536"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar file at all", b"no tar file at all" * 100])
+def test_a_file_that_is_no_tar_file_has_a_row_that_says_so(tmp_path, content):
+    write_tar(tmp_path / "a.tar", THREE)
+    (tmp_path / "b.tar").write_bytes(content)
+    source = open_source(str(tmp_path))
+    assert keys(source)[3:] == ["b.tar:@0"]
+    assert contents(source)[3:] == ["NstError: the tar file is damaged from byte 0 on; what followed is lost"]
+
+
+def test_wherever_a_tar_file_is_cut_every_image_is_there_or_its_loss_is(tmp_path):
+    members = [(f"{index}.png", os.urandom(300 * index)) for index in range(4)] + [("é" * 120 + ".png", b"long name"), ("z.png", b"end")]
+    whole = tar_bytes(members)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        ends = [info.offset_data + -(-info.size // 512) * 512 for info in tar]
+    for cut in [*range(0, ends[-1], 37), *range(512, ends[-1], 512)]:
+        source = opened(tmp_path, whole[:cut])
+        found = contents(source)
+        complete = [content for content in found if isinstance(content, bytes)]
+        assert complete == [content for _, content in members[: len(complete)]]
+        assert keys(source)[-1].startswith("x.tar:@") is (cut not in ends)
+        assert all(reason.startswith("NstError: ") for reason in found[len(complete) :])
+        assert [key.partition(":")[2] for key in keys(source)[: len(complete)]] == [name for name, _ in members[: len(complete)]]
+
+
+def test_whatever_byte_is_damaged_nothing_is_lost_in_silence(tmp_path):
+    members = [(f"{index}.png", b"%d" % index * 600) for index in range(3)]
+    whole = bytearray(tar_bytes(members))
+    headers = [start + offset for start in (0, 1536, 3072) for offset in range(0, 512, 3)]
+    for place in headers:
+        damaged = whole.copy()
+        damaged[place] ^= 0x55
+        found = contents(opened(tmp_path, damaged))
+        images = [content for content in found if content in [content for _, content in members]]
+        assert len(images) == 3 or any(isinstance(content, str) for content in found)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_a_compressed_tar_file_is_an_error_that_says_what_to_do(tmp_path, mode):
+    for name in ("x.tar", "x.tar.gz", "x.tgz"):
+        with tarfile.open(tmp_path / name, mode) as tar:
+            tar.addfile(tarfile.TarInfo("a.png"))
+        with pytest.raises(UsageError, match=r"compressed .*cannot be read at any place; unpack it or write a plain \.tar"):
+            open_source(str(tmp_path / name))
+
+
+def test_an_image_with_holes_is_an_error(tmp_path):
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,10", "GNU.sparse.size": "20"}
+    info.size = 10
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(bytes(10)))
+    with pytest.raises(UsageError, match=r"a\.png is stored with holes \(sparse\); unpack it and pack it without --sparse"):
+        open_source(str(tmp_path))
+
+
+def test_tar_files_without_images_are_an_error(tmp_path):
+    with pytest.raises(NstError, match="expected images in the tar files, found none"):
+        opened(tmp_path, tar_bytes([("a.txt", b"text")]))
+
+
+def test_a_tar_file_that_has_changed_is_not_read(tmp_path):
+    source = opened(tmp_path, tar_bytes(THREE))
+    (tmp_path / "x.tar").write_bytes(b"short")
+    assert contents(source) == [f"NstError: has 5 bytes, {10_240:,} when the pool was listed"] * 3
+    (tmp_path / "x.tar").unlink()
+    assert contents(source)[0].startswith("FileNotFoundError: ")
+
+
+def test_many_tar_files_are_read_by_threads_with_few_open(tmp_path):
+    for index in range(100):
+        write_tar(tmp_path / f"{index:03d}.tar", [("x.png", png(0, index))])
+    source = open_source(str(tmp_path))
+    expected = contents(source)
+    found = [[] for _ in range(3)]
+    threads = [threading.Thread(target=lambda k=k: found[k].extend(source.read(row) for row in range(100))) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * 3
+    assert tar_module._opened.cache_info().currsize <= 64
+    here = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+    assert sum(path.startswith(str(tmp_path)) for path in here) <= 64
+
+
+@pytest.mark.parametrize(
+    ("members", "classes", "labels"),
+    [
+        ([("a.png", b""), ("a.cls", b"2\n"), ("b.png", b""), ("b.cls", b"0")], ["0", "1", "2"], [2, 0]),
+        ([("a.cls", b"wild ant"), ("a.png", b""), ("d/b.photo.png", b""), ("d/b.cls", "Käfer".encode())], ["Käfer", "wild ant"], [1, 0]),
+        ([("a.1.png", b""), ("a.1.cls", b"x"), ("a.2.png", b""), ("a.2.cls", b"y")], ["x", "y"], [0, 1]),
+    ],
+)
+def test_a_member_beside_the_image_holds_its_class(tmp_path, members, classes, labels):
+    source = opened(tmp_path, tar_bytes(members), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (classes, labels)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", b""), ("a.cls", b"1"), ("d/b.png", b"")], r"x\.tar: d/b\.png has no class; expected a member d/b\.cls"),
+        ([("a.png", b""), ("a.cls", b" ")], r"x\.tar: a\.png has no class"),
+        ([("a.png", b""), ("a.cls", b"\xff")], r"x\.tar: a\.cls: expected a class as a number or text in UTF-8"),
+    ],
+)
+def test_an_image_without_a_class_is_an_error(tmp_path, members, message):
+    with pytest.raises(NstError, match=message):
+        opened(tmp_path, tar_bytes(members), labeled=True)
+
+
+def test_a_labeled_tar_file_must_be_whole(tmp_path):
+    with pytest.raises(NstError, match=r"x\.tar: the tar file is damaged from byte 2,560 on"):
+        opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED + HEADER + 512 + 100], labeled=True)
