@@ -16,7 +16,7 @@ def balance(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="SOURCE", help="Leave out images with the bytes of one in this source; several allowed.")
     ] = None,
-    edition: Annotated[int | None, typer.Option(min=1, help="Ask for this edition instead of the next free one.")] = None,
+    edition: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask for this edition instead of the next free one.")] = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,

@@ -36,9 +36,7 @@ def label(
             show_default=False,
         ),
     ] = None,
-    teacher: Annotated[
-        list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several are an ensemble: the mean of their probabilities.")
-    ] = None,
+    teacher: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several: their mean.")] = None,
     corpus: Annotated[str | None, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")] = None,
     calibrate: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on.")
@@ -51,7 +49,9 @@ def label(
     like: Annotated[
         str | None, typer.Option(metavar="CORPUS@gen-N.K", help="Label the images of this edition again: the same rows, the same copies.")
     ] = None,
-    generation: Annotated[int | None, typer.Option(min=1, help="Ask for this generation instead of the next free one.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Ask for this generation instead of the next free one.")
+    ] = None,
     image_column: ImageColumnOption = None,
     stream: StreamOption = False,
     store: StoreOption = None,
@@ -114,11 +114,11 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
     from nst_data.sources import open_source
 
     if source:
-        return open_source(source, image_column=image_column, stream=stream, listings=store.listings)
+        return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)
     assert earlier, "checked"
     pool = earlier.manifest.request.inputs["pool"]
     try:
-        return open_source(pool.ref, image_column=image_column or pool.image_column, stream=stream, listings=store.listings)
+        return open_source(pool.ref, image_column=image_column or pool.image_column, stream=stream, indexes=store.indexes)
     except NstError as error:
         raise NstError(f"{error}. {earlier.ref} was labeled there; name SOURCE to say where it is now") from None
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import types
+import typing
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from nst_data.settings import Settings
 from nst_data.store import Store
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
+    str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ClassNamesOption = Annotated[
@@ -26,7 +27,8 @@ ImageColumnOption = Annotated[
     str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
 ]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
-MODEL_HELP = "name@gen-N in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name or a transformers classifier OWNER/NAME."
+MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of transformers, local-dir:FOLDER, timm name."
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 def open_store(path: str | None) -> Store:
@@ -69,9 +71,17 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
             options += _options(inner)
             continue
         default = inspect.Parameter.empty if field.is_required() else field.default
-        annotation = Annotated[field.annotation, typer.Option(help=field.description)]  # type: ignore[name-defined]
+        names = ["--" + name.replace("_", "-")] if field.annotation is bool else []  # no --no-...: every flag is off by default
+        option = typer.Option(*names, help=field.description, metavar=_METAVARS.get(_plain(field.annotation)))
+        annotation = Annotated[field.annotation, option]  # type: ignore[name-defined]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
+
+
+def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
+    """`int` of `int | None`."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
+    return kinds[0] if isinstance(annotation, types.UnionType) and len(kinds) == 1 else annotation
 
 
 def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:

@@ -23,7 +23,9 @@ def train(
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
     ] = None,
-    generation: Annotated[int | None, typer.Option(min=0, help="Ask for this generation instead of the next free one.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Ask for this generation instead of the next free one.")
+    ] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
@@ -58,6 +60,6 @@ def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Sou
 
     labeled = edition.manifest.request.inputs["pool"]
     try:
-        return open_source(location or labeled.ref, image_column=labeled.image_column, listings=store.listings)
+        return open_source(location or labeled.ref, image_column=labeled.image_column, indexes=store.indexes)
     except NstError as error:
         raise (error if location else NstError(f"{error}. {edition.ref} was drawn from it; --pool says where it is now")) from None

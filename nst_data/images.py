@@ -18,7 +18,7 @@ MAX_PIXELS = 178_956_970  # Pillow's own bound for "decompression bomb": 0.5 GB 
 MAX_SIDES_RATIO = 256  # resized to a network's shorter side, a longer strip than this would have too many pixels again
 PHASH_SIZE_PX = 32
 _PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
-_LARGE_PIXELS = 16_000_000
+_LARGE_PIXELS, _LONGEST = 16_000_000, 250
 _one_large_image = threading.Lock()  # decoded one after the other: memory is that of the largest, not of as many as there are threads
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow thinks of an image is that image's affair, not the screen's
 _ORIENTATION_TAG = 0x0112
@@ -80,6 +80,12 @@ def check_size(width: int, height: int) -> None:
         raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded")
     if max(width, height) > MAX_SIDES_RATIO * min(width, height):
         raise ImageError(f"{width}x{height} pixels, one side more than {MAX_SIDES_RATIO} times the other")
+
+
+def check_shape(width: int, height: int) -> None:
+    """Raises ImageError for an image so long that, resized to a side of some hundred pixels, it would fill the memory."""
+    if max(width, height) > _LONGEST * min(width, height):
+        raise ImageError(f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
 
 
 def large_images_alone(pixels: int) -> AbstractContextManager[object]:

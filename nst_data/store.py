@@ -223,9 +223,9 @@ class Store:
         return [staging for room in set(_ROOM.values()) for staging in self._all_stagings(f"{room}/{name}")]
 
     @property
-    def listings(self) -> Path:
-        """Where listings of large sources lie while they are used."""
-        return self.root / "runs" / "listings"
+    def indexes(self) -> Path:
+        """Where it is kept what lies where in tar files."""
+        return self.root / "runs" / "indexes"
 
     def begin(
         self, request: Request, name: str, generation: int | None = None, edition: int | None = None, first: int = 1

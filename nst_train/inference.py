@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
-from nst_data.images import ImageError, image_hash, phash
+from nst_data.images import ImageError, check_shape, image_hash, phash
 from nst_data.sources import Row, Source
 from nst_train.device import cpus_of_this_process, set_threads, this_device
 from nst_train.preprocessing import Preprocessing, decode_pixels, thumbnail
@@ -184,6 +184,7 @@ def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], ba
         try:
             encoded = row.read()
             pixels = decode_pixels(encoded, least_side_px, exact)
+            check_shape(pixels.shape[2], pixels.shape[1])
             views = [_prepared(one, pixels) for one in preprocessings]
         except (NstError, OSError) as error:
             reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))

@@ -71,11 +71,11 @@ def extend(
     settings = LabelSettings.model_validate(request.settings)
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
-    inputs = work.inputs([entry.ref for role, entry in earlier.items() if role != "calibration"])
+    inputs = work.inputs([_at_its_commit(entry) for role, entry in earlier.items() if role != "calibration"])
     for role in inputs.keys() - {"pool"}:
         if inputs[role].digest != earlier[role].digest:
             raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool anew")
-    inputs |= {role: entry for role, entry in earlier.items() if role == "calibration"}
+    inputs |= earlier
     inputs["extended"] = Input(ref=generation.ref, digest=generation.manifest.digest)
     staging = work.begin(Request(kind="generation", settings=request.settings, inputs=inputs), generation.folder.parent.name, None)
     if isinstance(staging, Version):
@@ -86,6 +86,11 @@ def extend(
         return extension_part(pool, labels, start, stop, work.run.decode_threads)
 
     return work.make(staging, len(pool), "pseudo_labels", part, earlier=generation)
+
+
+def _at_its_commit(teacher: Input) -> str:
+    """The name of a teacher that labeled before, at the commit that its revision meant then."""
+    return f"{teacher.ref.partition('@')[0]}@{teacher.revision}" if teacher.revision and "/" in teacher.ref else teacher.ref
 
 
 def label_like(
@@ -159,7 +164,9 @@ class _Work:
                     f"put it back and run this again, or `nst remove {staging.ref}` and label it as it is now"
                 )
         staged = self.store.begin(request, corpus, generation, edition)
-        if isinstance(staged, Staging) and not (staged.work / "pool.arrow").exists():
+        if isinstance(staged, Version):
+            self.progress.say(f"{staged.ref} is there already: the same teacher, images and settings")
+        elif not (staged.work / "pool.arrow").exists():
             write_listing(staged.work / "pool.arrow", self.pool.listing())
         return staged
 

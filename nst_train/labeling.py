@@ -82,22 +82,22 @@ class Labeling:
         """Label what is missing until nothing is: what this process takes, and what others leave. `since` is when this work began."""
         counted = dict.fromkeys(set(range(len(self.shards.plan))) - set(self.shards.missing()), 0)
         batches = predict(self.teacher, self.computation, self._batches(task, say, counted), self.temperature, threads=self.threads)
-        with ThreadPoolExecutor(1) as writing:
-            written: Future[None] | None = None
-            try:
-                for batch, prediction in batches:
-                    if written:
-                        written.result()
-                    written = writing.submit(self._write, batch, prediction)
-                    counted[batch.shard] = counted.get(batch.shard, 0) + len(batch.rows)
-                    task.advance(len(batch.rows))
-                    if batch.stop is None and self.worker[0] == 0:
-                        since = self.staging.add_seconds(since)
-                if written:
-                    written.result()
-            finally:
-                self.shards.stopped.set()
-                self._abandon()
+        writing, written = ThreadPoolExecutor(1), Future[None]()
+        written.set_result(None)
+        self.shards.stopped.clear()
+        try:
+            for batch, prediction in batches:
+                written.result()
+                written = writing.submit(self._write, batch, prediction)
+                counted[batch.shard] = counted.get(batch.shard, 0) + len(batch.rows)
+                task.advance(len(batch.rows))
+                if batch.stop is None and self.worker[0] == 0:
+                    since = self.staging.add_seconds(since)
+            written.result()
+        finally:
+            self.shards.stopped.set()
+            writing.shutdown()
+            self._abandon()
 
     def retry_errors(self) -> int:
         """Read the images again that could not be read; the shards of those that now can be are made again. Gives how many there are."""

@@ -117,7 +117,7 @@ class ProcessorPreprocessing:
     def __post_init__(self) -> None:
         shapes = {tuple(self.prepare(torch.zeros(3, *size, dtype=torch.uint8)).shape) for size in ((48, 64), (640, 480))}
         if len(shapes) > 1:
-            raise NstError(f"{self.identity}: expected an image processor with one output size, found {sorted(shapes)}")
+            raise NstError(f"{type(self.processor).__name__}: expected an image processor with one output size, found {sorted(shapes)}")
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 height width"]:
         """The processor's own pixel values."""

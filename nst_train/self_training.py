@@ -36,7 +36,7 @@ class Generation:
 def self_training(recipe: Recipe, store: Store, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop, or what is left of it; the generations in order, the control last where the recipe asks for one."""
     progress = progress or Progress()
-    labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, listings=store.listings)
+    labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, indexes=store.indexes)
     test = _open(recipe.test, labeled=True) if recipe.test else None
     _check(recipe, labeled, test)
     held_out = [labeled] + ([test] if test else [])
@@ -77,8 +77,8 @@ def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
         match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
 
 
-def _open(settings: SourceSettings, labeled: bool = False, listings: Path | None = None) -> Source:
-    return open_source(settings.source, labeled, settings.class_names, settings.image_column, listings=listings)
+def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:
+    return open_source(settings.source, labeled, settings.class_names, settings.image_column, indexes=indexes)
 
 
 def _measure(teacher: Version, test: Source | None, recipe: Recipe, store: Store, progress: Progress) -> None:

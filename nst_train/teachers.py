@@ -6,11 +6,13 @@ Only safetensors are read, and no code that comes with a model is run.
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -20,7 +22,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
-from nst_data.hub import hub_errors
+from nst_data.hub import plain_errors
 from nst_data.manifest import Input, json_digest
 from nst_data.sources import match_classes
 from nst_data.store import Store
@@ -57,7 +59,7 @@ class Teacher:
         names = members[0].class_names
         columns: list[Tensor | None] = [None]
         for number, member in enumerate(members[1:], start=2):
-            order = match_classes(names, member.class_names, f"teacher {number} of the ensemble")
+            order = np.argsort(match_classes(member.class_names, names, f"teacher {number} of the ensemble"))
             columns.append(None if (order == range(len(names))).all() else torch.from_numpy(order))
         return cls(members, tuple(columns))
 
@@ -161,8 +163,10 @@ def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | 
         raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
     try:
         if "pretrained_cfg" in config or "architecture" in config:
+            if not (folder / WEIGHTS).is_file():
+                raise FileNotFoundError(f"{WEIGHTS} is missing; pickles are not read")  # timm would
             return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
-        return _of_transformers(name, folder, exact)
+        return _of_transformers(folder, exact)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
 
@@ -172,16 +176,26 @@ def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = No
     return Classifier(network.eval(), preprocessing, class_names or _timm_class_names(network))
 
 
-def _of_transformers(name: str, folder: Path, exact: bool) -> Classifier:
+def _of_transformers(folder: Path, exact: bool) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    network = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    network, info = AutoModelForImageClassification.from_pretrained(
+        folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):  # transformers would give them random values
+        raise ValueError(f"the weights lack {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}: not a trained classifier")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    names = [str(network.config.id2label[index]) for index in range(int(network.config.num_labels))]
-    return Classifier(_Logits(network.eval()), ProcessorPreprocessing(f"{name} {processor.to_json_string()}", processor, exact), names)
+    names = _told_apart([str(network.config.id2label[index]) for index in range(int(network.config.num_labels))])
+    return Classifier(_Logits(network.eval()), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Names that stand for several classes, such as ImageNet's two cranes, with the number of each."""
+    classes = Counter(names)
+    return [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
 
 
 class _Logits(nn.Module):
@@ -203,7 +217,7 @@ def _published(name: str) -> tuple[nn.Module, str | None]:
     if config is None or not config.hf_hub_id:
         raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
     repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
-    with hub_errors(f"{name} ({repo})"):
+    with plain_errors(f"{name} ({repo})", "model"):
         weights = hf_hub_download(repo, WEIGHTS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -214,7 +228,7 @@ def _published(name: str) -> tuple[nn.Module, str | None]:
 def _download(name: str) -> tuple[Path, str]:
     """A repository's config and safetensors, at the commit that its revision means now: (folder, commit)."""
     repo, _, revision = name.removeprefix(HUB).partition("@")
-    with hub_errors(name):
+    with plain_errors(name, "model"):
         folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
@@ -225,7 +239,7 @@ def _download(name: str) -> tuple[Path, str]:
 def _timm_class_names(network: nn.Module) -> list[str]:
     names = network.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
     if names:
-        return list(names)
+        return _told_apart(list(names))
     subset = infer_imagenet_subset(network)
     if subset:
         return list(ImageNetInfo(subset).label_names())

@@ -139,7 +139,7 @@ def test_a_temperature_divides_the_logits(teacher, pool):
         torch.testing.assert_close(found, torch.log_softmax(logits / temperature, dim=1))
 
 
-@pytest.mark.parametrize(("fits", "expected"), [(16, 16), (1, 1), (5000, 1024)])
+@pytest.mark.parametrize(("fits", "expected"), [(16, 16), (5000, 1024)])
 def test_the_largest_batch_that_fits_is_found_by_trial(fits, expected):
     computation = choose_computation(linear(fits), 0, "fp32", compile_network=False)
     assert computation.batch_size == expected

@@ -71,15 +71,15 @@ def done(store, corpus="killed"):
     return {files[note].name: files[note].stat().st_ino for note in notes}
 
 
-def is_alive(process):
-    return process.is_alive()
-
-
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def wait_for_more(store, shards, processes):
+    wait_for(lambda: len(done(store)) > shards or not any(process.is_alive() for process in processes))
 
 
 def same_labels(store, corpus):
@@ -98,7 +98,7 @@ def test_killed_twenty_times_with_one_to_three_workers_it_ends_with_the_bytes_of
     while kills < 20:
         processes = start(forkserver, made, rng.randint(1, 3))
         if rng.random() < 0.7:  # else at any moment, also before anything is done
-            wait_for(lambda more=len(before) + 1, made_by=processes: len(done(store)) >= more or not any(map(is_alive, made_by)))
+            wait_for_more(store, len(before), processes)
         time.sleep(rng.random() * 0.1)
         alive = [process for process in processes if process.is_alive()]
         for process in alive:

@@ -3,7 +3,7 @@ import pytest
 from pictures import png, write_files, write_tar
 
 from nst_data.sources import listing as listing_module
-from nst_data.sources import open_source, read_listing, what_changed
+from nst_data.sources import open_source, what_changed
 from nst_data.sources.listing import listed
 
 
@@ -17,48 +17,40 @@ def test_a_listing_has_the_name_and_size_of_every_file(tmp_path):
     assert source.listing().schema.types == [pa.large_string(), pa.int64()]
 
 
-@pytest.mark.parametrize("piece", [1, 2, 65_536])
-def test_a_listing_is_the_same_in_a_file_and_in_pieces_of_any_size(tmp_path, monkeypatch, piece):
+@pytest.mark.parametrize(("piece", "in_memory"), [(1, 0), (2, 1), (2, 99), (65_536, 0)])
+def test_a_listing_is_the_same_in_a_file_and_in_pieces_of_any_size(tmp_path, monkeypatch, piece, in_memory):
     folder = write_files(tmp_path / "pool", "a.png", "b/c.png", "d.png")
     expected = open_source(folder)
     monkeypatch.setattr(listing_module, "PIECE", piece)
-    source = open_source(folder, listings=tmp_path / "listings")
+    monkeypatch.setattr(listing_module, "IN_MEMORY_ROWS", in_memory)
+    source = open_source(folder)
     assert source.images_fingerprint == expected.images_fingerprint
     assert source.listing().equals(expected.listing())
-    assert [file.name for file in (tmp_path / "listings").iterdir()] == [f"{source.images_fingerprint}.arrow"]
-    assert read_listing(tmp_path / "listings" / f"{source.images_fingerprint}.arrow").equals(expected.listing())
+    assert source.read(2) == png(0, 2)
 
 
-def test_a_listing_in_a_file_takes_no_memory_of_its_own(tmp_path):
+def test_a_long_listing_takes_no_memory_of_its_own(monkeypatch):
     names = [f"{index:06d}.png" for index in range(20_000)]
     before = pa.total_allocated_bytes()
     kept = listed([(names, list(range(20_000)))])
     assert pa.total_allocated_bytes() - before > 300_000
     del kept
+    monkeypatch.setattr(listing_module, "IN_MEMORY_ROWS", 1_000)
     before = pa.total_allocated_bytes()
-    mapped = listed([(names, list(range(20_000)))], tmp_path)
+    mapped = listed([(names, list(range(20_000)))])
     assert pa.total_allocated_bytes() - before < 10_000
     assert mapped.table["name"][19_999].as_py() == "019999.png"
 
 
-def test_a_tar_file_leaves_its_listing_and_its_index(tmp_path):
-    source = open_source(write_tar(tmp_path / "a.tar", [("x.png", png(0)), ("y.png", png(1))]), listings=tmp_path / "listings")
-    assert sorted(file.name for file in (tmp_path / "listings").iterdir()) == [
-        f"{source.images_fingerprint}.arrow",
-        f"{source.images_fingerprint}.index.arrow",
-    ]
-    assert source.listing().to_pylist() == [{"name": "a.tar", "bytes": (tmp_path / "a.tar").stat().st_size}]
-    assert source.read(1) == png(1)
-
-
-def test_a_listing_that_fails_leaves_no_file(tmp_path):
-    def entries():
-        yield ["a.png"], [1]
-        raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        listed(entries(), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_the_headers_of_tar_files_are_read_once(tmp_path, monkeypatch):
+    tar = write_tar(tmp_path / "a.tar", [("x.png", png(0)), ("y.png", png(1))])
+    first = open_source(tar, indexes=tmp_path / "indexes")
+    monkeypatch.setattr("nst_data.sources.tar.members", None)
+    again = open_source(tar, indexes=tmp_path / "indexes")
+    assert again.read(1) == first.read(1) == png(1)
+    monkeypatch.undo()
+    write_tar(tmp_path / "a.tar", [("x.png", png(2)), ("y.png", png(3))])
+    assert open_source(tar, indexes=tmp_path / "indexes").read(1) == png(3)
 
 
 def test_equal_listings_have_not_changed():

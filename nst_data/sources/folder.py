@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -53,10 +52,10 @@ class Files(Source):
 class ImageFolder(Files):
     """Image files below a folder in bytewise order of their relative paths; with labels, the first folder level names the class."""
 
-    def __init__(self, location: str, labeled: bool, listings: Path | None = None) -> None:
+    def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
         self._top = location
-        self._listing = listed(walk(location, IMAGE_SUFFIXES), listings)
+        self._listing = listed(walk(location, IMAGE_SUFFIXES))
         if labeled and len(self):
             self.labels, self.class_names = self._class_folders()
 

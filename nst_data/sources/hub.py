@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub import plain_errors
 from nst_data.sources.cells import nowhere
-from nst_data.sources.hub_errors import plain_errors
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.saved import ArrowDataset
 from nst_data.sources.source import Content, Source
@@ -49,7 +49,7 @@ class HubReference:
         return self.repo + "".join(mark + part for mark, part in [*parts, ("/", self.split)] if part)
 
 
-def open_hub(reference: HubReference, labeled: bool, column: str | None, stream: bool, listings: Path | None) -> Source:
+def open_hub(reference: HubReference, labeled: bool, column: str | None, stream: bool, indexes: Path | None) -> Source:
     """Open a dataset of the Hub at the commit that its revision names now.
 
     Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
@@ -64,7 +64,7 @@ def open_hub(reference: HubReference, labeled: bool, column: str | None, stream:
         elif stream:
             raise UsageError(f"--stream: {reference} is not all parquet, which alone can be streamed; leave --stream out")
         elif all(file.endswith(".tar") for file in found.files):
-            source = TarFiles(found.location, found.download(), found.files, labeled, listings)
+            source = TarFiles(found.location, found.download(), found.files, labeled, indexes)
         else:
             source = found.dataset(labeled, column)
         source.pin(sha)

@@ -3,7 +3,6 @@
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.folder import Entries, Files
@@ -13,12 +12,12 @@ from nst_data.sources.listing import PIECE, listed
 class ImageList(Files):
     """The images that a text file names, in the order of its lines, relative to its folder or absolute; blank lines do not count."""
 
-    def __init__(self, location: str, labeled: bool, listings: Path | None = None) -> None:
+    def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
         if labeled:
             raise UsageError(f"{location}: a list of images holds no labels; give class folders, tar files with .cls or a `label` column")
         self._top = os.path.dirname(location)
-        self._listing = listed(_lines_with_sizes(location, self._top), listings)
+        self._listing = listed(_lines_with_sizes(location, self._top))
         if not len(self):
             raise NstError(f"{location}: expected the path of an image on each line, found none")
 

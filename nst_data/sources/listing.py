@@ -1,22 +1,23 @@
-"""The names and sizes that pin a pool, as an Arrow table; kept in a file, processes share its pages and memory stays flat."""
+"""The names and sizes that pin a pool, as an Arrow table; those of millions of files lie in a temporary file, and memory stays flat."""
 
 import hashlib
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
 from nst_data.errors import NstError
-from nst_data.files import fsync_folder, replacing
+from nst_data.files import replacing
 
-PIECE = 65_536
+PIECE, IN_MEMORY_ROWS = 65_536, 2**20
 _SCHEMA = pa.schema([("name", pa.large_string()), ("bytes", pa.int64())])
 
 
@@ -29,44 +30,35 @@ class Listing:
 
 
 class Spool:
-    """Record batches one after the other: in memory or, where a folder is given, in a file there that is memory-mapped at the end."""
+    """Record batches one after the other: in memory or, when they are many, in a nameless temporary file that is memory-mapped."""
 
-    def __init__(self, schema: pa.Schema, folder: Path | None) -> None:
-        self._schema, self._folder = schema, folder
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
         self._batches: list[pa.RecordBatch] = []
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            number, self._temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)
-            os.fchmod(number, 0o644)
-            self._file = os.fdopen(number, "wb")
-            self._writer = pa.ipc.new_file(self._file, schema)
-
-    def __enter__(self) -> "Spool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._file.close()
-            Path(self._temporary).unlink(missing_ok=True)
+        self._rows = 0
+        self._file: IO[bytes] | None = None
 
     def append(self, columns: list[pa.Array]) -> None:
         """Add one batch."""
-        batch = pa.record_batch(columns, schema=self._schema)
-        if self._folder is None:
-            self._batches.append(batch)
-        else:
-            self._writer.write_batch(batch)
+        self._batches.append(pa.record_batch(columns, schema=self._schema))
+        self._rows += self._batches[-1].num_rows
+        if self._rows > IN_MEMORY_ROWS:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115 - `table` closes it
+                self._writer = pa.ipc.new_file(self._file, self._schema)
+            for batch in self._batches:
+                self._writer.write_batch(batch)
+            self._batches.clear()
 
-    def table(self, name: str) -> pa.Table:
-        """All batches; in the folder the file has this name from now on."""
-        if self._folder is None:
+    def table(self) -> pa.Table:
+        """All batches."""
+        if self._file is None:
             return pa.Table.from_batches(self._batches, schema=self._schema)
         self._writer.close()
         self._file.flush()
-        os.fsync(self._file.fileno())
-        Path(self._temporary).replace(self._folder / name)
-        fsync_folder(self._folder)
-        return read_listing(self._folder / name)
+        with self._file:  # the mapping keeps what is in it
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 
 
 def write_listing(file: Path, table: pa.Table) -> None:
@@ -81,18 +73,18 @@ def read_listing(file: Path) -> pa.Table:
         return pa.ipc.open_file(mapped).read_all()
 
 
-def listed(entries: Iterable[tuple[list[str], list[int]]], folder: Path | None = None) -> Listing:
-    """A listing of (names, sizes), given piece by piece; in `folder`, where given, as `<fingerprint>.arrow`."""
+def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
+    """A listing of (names, sizes), given piece by piece."""
     all_names, all_sizes, separator = hashlib.sha256(), hashlib.sha256(), b""
-    with Spool(_SCHEMA, folder) as spool:
-        for names, sizes in _regrouped(entries):
-            column, numbers = utf8(names), np.array(sizes, dtype=np.int64)
-            all_names.update(separator + "\0".join(names).encode())
-            all_sizes.update(numbers.tobytes())
-            separator = b"\0"
-            spool.append([column, pa.array(numbers)])
-        digest = hashlib.sha256(json.dumps([all_names.hexdigest(), all_sizes.hexdigest()]).encode()).hexdigest()
-        return Listing(spool.table(f"{digest}.arrow"), digest)
+    spool = Spool(_SCHEMA)
+    for names, sizes in _regrouped(entries):
+        column, numbers = utf8(names), np.array(sizes, dtype=np.int64)
+        all_names.update(separator + "\0".join(names).encode())
+        all_sizes.update(numbers.tobytes())
+        separator = b"\0"
+        spool.append([column, pa.array(numbers)])
+    digest = hashlib.sha256(json.dumps([all_names.hexdigest(), all_sizes.hexdigest()]).encode()).hexdigest()
+    return Listing(spool.table(), digest)
 
 
 def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple[list[str], list[int]]]:

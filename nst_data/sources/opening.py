@@ -27,22 +27,22 @@ def open_source(
     class_names_file: str | None = None,
     image_column: str | None = None,
     stream: bool = False,
-    listings: Path | None = None,
+    indexes: Path | None = None,
 ) -> Source:
     """Open a source; with `labeled`, read its labels too.
 
     `class_names_file` lists one class name a line, for labels stored as integers without names. `image_column` names the column with
-    the images where there are several. `stream` reads parquet files of the Hub without downloading them. `listings` is a folder for
-    the names and sizes of files, which processes then share.
+    the images where there are several. `stream` reads parquet files of the Hub without downloading them. `indexes` is a folder that
+    keeps where the images lie in tar files.
     Raises NstError or UsageError where there is nothing usable, and says what was expected.
     """
     path = Path(location).absolute()
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
-        source = open_hub(reference, labeled, image_column, stream, listings)
+        source = open_hub(reference, labeled, image_column, stream, indexes)
     elif stream:
         raise UsageError(f"--stream: {location} is no dataset of the Hub; leave --stream out")
     else:
-        source = _local(location, path, labeled, image_column, listings)
+        source = _local(location, path, labeled, image_column, indexes)
     if image_column is not None and source.image_column is None:
         raise UsageError(f"--image-column {image_column}: {location} holds image files, which have no columns; leave --image-column out")
     if class_names_file is not None:
@@ -50,18 +50,18 @@ def open_source(
     return source
 
 
-def _local(location: str, path: Path, labeled: bool, column: str | None, listings: Path | None) -> Source:
+def _local(location: str, path: Path, labeled: bool, column: str | None, indexes: Path | None) -> Source:
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
             return saved_dataset(str(path), labeled, column)
-        images = ImageFolder(str(path), labeled, listings)
-        return images if len(images) else _files(str(path), _tables_and_tars(path), labeled, column, listings)
+        images = ImageFolder(str(path), labeled)
+        return images if len(images) else _files(str(path), _tables_and_tars(path), labeled, column, indexes)
     if path.is_file():
         if path.suffix.lower() == ".txt":
-            return ImageList(str(path), labeled, listings)
-        return _files(str(path), [str(path)], labeled, column, listings)
+            return ImageList(str(path), labeled)
+        return _files(str(path), [str(path)], labeled, column, indexes)
     if is_pattern(location):
-        return _files(str(path), matching(location), labeled, column, listings)
+        return _files(str(path), matching(location), labeled, column, indexes)
     raise NstError(f"{location}: no such file or folder; {_EXPECTED}")
 
 
@@ -72,7 +72,7 @@ def _tables_and_tars(path: Path) -> list[str]:
     return files
 
 
-def _files(location: str, files: list[str], labeled: bool, column: str | None, listings: Path | None) -> Source:
+def _files(location: str, files: list[str], labeled: bool, column: str | None, indexes: Path | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
@@ -80,7 +80,7 @@ def _files(location: str, files: list[str], labeled: bool, column: str | None, l
     if any(name.endswith(_COMPRESSED_TARS) for name in names):
         raise UsageError(f"{location}: a compressed tar file cannot be read at any place; unpack it or write a plain .tar")
     if _all(names, lambda suffix: suffix == ".tar", location):
-        return TarFiles(location, files, names, labeled, listings)
+        return TarFiles(location, files, names, labeled, indexes)
     if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
         raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
     parquet = ParquetFiles(location, files, names, column)

@@ -1,5 +1,7 @@
 """Tar files of images, as WebDataset writes them."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -11,7 +13,7 @@ import pyarrow as pa
 from nst_data.errors import NstError
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import labels_of
-from nst_data.sources.listing import PIECE, Spool, listed, utf8
+from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import CLASS_SUFFIX, Member, members
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
@@ -23,20 +25,18 @@ _INDEX = pa.schema(
 class TarFiles(Source):
     """Images in plain tar files, in the order of the files and of the members in them.
 
-    `names` are the files' in keys and in the listing. A member `stem.cls` is the class of `stem.jpg`.
+    `names` are the files' in keys and in the listing. A member `stem.cls` is the class of `stem.jpg`. Where the members lie is found
+    out once, by reading every header, and kept in the folder `indexes`.
     """
 
-    def __init__(self, location: str, files: Sequence[str], names: Sequence[str], labeled: bool, listings: Path | None = None) -> None:
+    def __init__(self, location: str, files: Sequence[str], names: Sequence[str], labeled: bool, indexes: Path | None = None) -> None:
         super().__init__(location)
         self._files, self._names = files, names
         found = [os.stat(file) for file in files]
         self._stamps = [(stat.st_size, stat.st_mtime_ns) for stat in found]
-        self._listing = listed([(list(names), [stat.st_size for stat in found])], listings)
+        self._listing = listed([(list(names), [stat.st_size for stat in found])])
         classes: dict[tuple[int, str], str] = {}
-        with Spool(_INDEX, listings) as spool:
-            for columns in self._indexed(classes if labeled else None):
-                spool.append(columns)
-            self._index = spool.table(f"{self._listing.fingerprint}.index.arrow")
+        self._index = self._read_index(classes) if labeled else self._kept_index(indexes)
         if not len(self):
             raise NstError(f"{location}: expected images in the tar files, found none")
         if labeled:
@@ -65,6 +65,23 @@ class TarFiles(Source):
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
         return _opened(self._files[file], *self._stamps[file]).read(size, offset)
+
+    def _read_index(self, classes: dict[tuple[int, str], str] | None = None) -> pa.Table:
+        spool = Spool(_INDEX)
+        for columns in self._indexed(classes):
+            spool.append(columns)
+        return spool.table()
+
+    def _kept_index(self, indexes: Path | None) -> pa.Table:
+        if indexes is None:
+            return self._read_index()
+        digest = hashlib.sha256(json.dumps([[os.path.abspath(file) for file in self._files], self._stamps]).encode()).hexdigest()
+        kept = indexes / f"{digest}.arrow"
+        if not kept.exists():
+            index = self._read_index()
+            indexes.mkdir(parents=True, exist_ok=True)
+            write_listing(kept, index)
+        return read_listing(kept)
 
     def _indexed(self, classes: dict[tuple[int, str], str] | None) -> Iterator[list[pa.Array]]:
         waiting: list[tuple[int, Member]] = []

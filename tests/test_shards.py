@@ -1,0 +1,264 @@
+"""Who takes which shard, how one is written, and how rows are read back."""
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nst_data import pseudo_labels
+from nst_data.errors import NstError
+from nst_data.files import hash_file
+from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter, TableReader, read_columns
+from nst_data.schema import pseudo_labels_schema
+
+NAMES = ["ant", "bee", "cat"]
+SCHEMA = pseudo_labels_schema(NAMES)
+
+
+def table(start, stop, names=NAMES):
+    numbers = np.arange(start, stop)
+    return pa.table(
+        {
+            "phash": -numbers,
+            "id": numbers,
+            "key": pa.array([f"{number}.png" for number in numbers], pa.string()),
+            "image_hash": pa.array([f"{number:032x}" for number in numbers], pa.string()),
+            "label": numbers % 3,
+            "confidence": numbers / 1e6,
+            "probs": pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(numbers / 1e6, len(names)).astype(np.float16)), len(names)),
+        }
+    )
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return make_shards(tmp_path, 10, 2)
+
+
+def make_shards(folder, rows, rows_per_shard):
+    for part in ("build", "work"):
+        (folder / part).mkdir(exist_ok=True)
+    return Shards(folder / "build", folder / "work", ShardPlan(rows, rows_per_shard))
+
+
+def write(shards, shard, errors=()):
+    writer = ShardWriter(shards, shard, SCHEMA)
+    writer.add(table(*shards.plan.bounds(shard)), errors)
+    writer.finish()
+
+
+def claim(shards, shard, node, process):
+    path = shards.work / "claims" / f"{shard:05d}.{node}.{process}"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def dead_process():
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(("rows", "rows_per_shard", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 50, [1])])
+def test_a_plan_cuts_all_rows_into_shards(rows, rows_per_shard, sizes):
+    plan = ShardPlan(rows, rows_per_shard)
+    assert [plan.size(shard) for shard in range(len(plan))] == sizes
+    assert [number for shard in range(len(plan)) for number in range(*plan.bounds(shard))] == list(range(rows))
+    assert plan.file(0) == f"pseudo_labels/train-00000-of-{len(sizes):05d}.parquet"
+
+
+@pytest.mark.parametrize(("worker", "order"), [((0, 1), [0, 1, 2, 3, 4]), ((1, 2), [2, 3, 4, 0, 1]), ((4, 5), [4, 0, 1, 2, 3])])
+def test_worker_i_of_n_begins_at_its_part_and_goes_round(shards, worker, order):
+    assert list(shards.take(*worker)) == order
+
+
+def test_a_shard_that_is_done_is_not_taken(shards):
+    write(shards, 1)
+    taken = []
+    for shard in shards.take():
+        taken.append(shard)
+        if shard == 0:
+            write(shards, 2)  # by another process meanwhile
+    assert taken == [0, 3, 4]
+
+
+def test_what_a_dead_process_of_this_machine_claimed_is_taken_in_its_turn(shards, dead_process):
+    for shard in (0, 3):
+        claim(shards, shard, platform.node(), dead_process)
+    assert list(shards.take()) == [0, 1, 2, 3, 4]
+
+
+def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
+    claim(shards, 0, platform.node(), os.getppid())
+    waits = []
+    assert list(shards.take(on_wait=waits.append)) == [1, 2, 3, 4, 0]
+    assert set(waits) == {1}
+
+
+def test_a_claim_of_another_machine_holds_while_it_shows_life_and_falls_when_it_stalls(shards, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
+    for shard in range(1, 5):
+        write(shards, shard)
+    held = claim(shards, 0, "another.machine", 1)
+    since, last_sign = time.monotonic(), None
+
+    def live():
+        nonlocal last_sign
+        while time.monotonic() - since < 0.8:
+            os.utime(held)
+            last_sign = time.monotonic()
+            time.sleep(0.02)
+
+    living = threading.Thread(target=live)
+    living.start()
+    assert list(shards.take()) == [0]
+    assert last_sign - since > 0.7
+    assert time.monotonic() - last_sign > 0.25
+    living.join()
+
+
+def test_the_shard_of_another_that_finishes_it_ends_the_wait(shards, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
+    for shard in range(1, 5):
+        write(shards, shard)
+    claim(shards, 0, "another", 1)
+    other = threading.Timer(0.2, write, (make_shards(shards.build.parent, 10, 2), 0))
+    other.start()
+    assert list(shards.take()) == []
+    other.join()
+
+
+def test_a_wait_can_be_stopped(shards):
+    for shard in range(5):
+        claim(shards, shard, "another", 1)
+    shards.stopped.set()
+    assert list(shards.take()) == []
+
+
+def test_life_is_shown_by_touching_ones_own_claim(shards):
+    taken = shards.take()
+    shard = next(taken)
+    mine = shards.work / "claims" / f"{shard:05d}.{platform.node()}.{os.getpid()}"
+    os.utime(mine, (0, 0))
+    shards.show_life(shard)
+    assert time.time() - mine.stat().st_mtime < 60
+    mine.unlink()
+    shards.show_life(shard)  # sealed meanwhile: nothing to show
+
+
+def test_a_shard_holds_its_rows_in_the_order_and_types_of_the_schema(shards):
+    write(shards, 3)
+    path = shards.build / shards.plan.file(3)
+    found = pq.read_table(path)
+    assert found.column_names == SCHEMA.names
+    assert found.schema.metadata == SCHEMA.metadata
+    assert found.cast(SCHEMA).equals(table(6, 8).select(SCHEMA.names).cast(SCHEMA))
+    note = shards.note(3)
+    assert note["sealed"] == hash_file(path).model_dump()
+    assert note["per_class"] == [1, 1, 0]
+    assert shards.missing() == [0, 1, 2, 4]
+
+
+def test_pieces_of_any_size_make_the_same_shard(tmp_path):
+    digests = set()
+    for name, cuts in (("one", [0, 9]), ("two", [0, 4, 4, 9]), ("many", range(10))):
+        (tmp_path / name).mkdir()
+        shards = make_shards(tmp_path / name, 9, 9)
+        writer = ShardWriter(shards, 0, SCHEMA)
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            writer.add(table(start, stop))
+        writer.finish()
+        digests.add(shards.note(0)["sealed"]["sha256"])
+    assert len(digests) == 1
+
+
+def test_rows_leave_memory_row_group_by_row_group(shards, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "ROW_GROUP_ROWS", 4)
+    shards = make_shards(shards.build.parent, 10, 10)
+    writer = ShardWriter(shards, 0, SCHEMA)
+    for start in range(0, 10, 5):
+        writer.add(table(start, start + 5))
+        assert writer._rows < 4
+    writer.finish()
+    footer = pq.read_metadata(shards.build / shards.plan.file(0))
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [4, 4, 2]
+    assert shards.note(0)["per_class"] == [4, 3, 3]
+
+
+def test_wide_soft_labels_have_smaller_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "_ROW_GROUP_BYTES", 2 * 3 * 2)  # two rows of three float16
+    shards = make_shards(tmp_path, 5, 5)
+    write(shards, 0)
+    footer = pq.read_metadata(shards.build / shards.plan.file(0))
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [2, 2, 1]
+
+
+def test_a_shard_without_a_readable_image_is_a_table_without_rows(shards):
+    writer = ShardWriter(shards, 0, SCHEMA)
+    writer.add(table(0, 0), [{"id": 0, "key": "0.png", "reason": "empty file"}])
+    writer.finish()
+    assert pq.read_table(shards.build / shards.plan.file(0)).num_rows == 0
+    assert shards.note(0)["errors"] == [{"id": 0, "key": "0.png", "reason": "empty file"}]
+
+
+def test_an_abandoned_shard_leaves_nothing(shards, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "ROW_GROUP_ROWS", 1)
+    writer = ShardWriter(shards, 0, SCHEMA)
+    writer.add(table(0, 2))
+    assert list(shards.parts.iterdir())
+    writer.abandon()
+    assert not list(shards.parts.iterdir())
+    assert not list((shards.build / "pseudo_labels").iterdir())
+    assert 0 in shards.missing()
+
+
+def test_a_shard_killed_before_its_note_is_made_again_with_the_same_bytes(shards):
+    write(shards, 0)
+    sealed = shards.note(0)
+    shards.reopen(0)
+    assert 0 in shards.missing()
+    write(shards, 0)
+    assert shards.note(0) == sealed
+
+
+def test_finishing_counts_all_shards_and_collects_their_errors(shards):
+    for shard in range(5):
+        write(shards, shard, [{"id": 100 + shard, "key": "x", "reason": "empty file"}])
+    files, counts = shards.finish(NAMES)
+    assert counts == {"pool": 10, "labeled": 10, "errors": 5, "per_class": {"ant": 4, "bee": 3, "cat": 3}}
+    assert {name: hash_file(shards.build / name) for name in files} == files
+    assert pq.read_table(shards.build / "errors")["id"].to_pylist() == list(range(100, 105))
+    assert not list(shards.parts.iterdir())
+
+
+@pytest.mark.parametrize("wanted", [[], [0], [9], [0, 1, 2], [1, 4, 5, 8], list(range(10)), [2, 2, 7]])
+def test_a_reader_takes_rows_from_any_shards_and_row_groups(shards, monkeypatch, wanted):
+    monkeypatch.setattr(pseudo_labels, "ROW_GROUP_ROWS", 3)
+    shards = make_shards(shards.build.parent, 10, 5)  # row groups of 3, 2, 3 and 2 rows
+    for shard in range(2):
+        write(shards, shard)
+    reader = TableReader(shards.build, "pseudo_labels")
+    assert len(reader) == 10
+    found = reader.take(np.array(wanted, np.int64), ["key", "id"])
+    assert found.column_names == ["key", "id"]
+    assert found["id"].to_pylist() == wanted
+    assert found["key"].to_pylist() == [f"{number}.png" for number in wanted]
+    assert [number for batch in reader.batches(["id"]) for number in batch["id"].to_pylist()] == list(range(10))
+    assert read_columns(shards.build, "pseudo_labels", ["id"])["id"].to_pylist() == list(range(10))
+
+
+def test_a_version_without_the_table_is_refused(tmp_path):
+    with pytest.raises(NstError, match="expected parquet files in pseudo_labels/, found none"):
+        TableReader(tmp_path, "pseudo_labels")
