@@ -3,6 +3,7 @@
     python benchmarks/label.py --images ../shared/data/cifar10/unlabeled.parquet --model test_resnet --size 32
     python benchmarks/label.py --images ../shared/data/imagenet-samples/samples.parquet --model efficientnet_b0 --size 224
     python benchmarks/label.py --images generated                                      # 2,000 JPEGs of 500x375 px
+    python benchmarks/label.py --changes TEACHER --store STORE --images ../shared/data/cifar10/test.parquet --size 500
     python benchmarks/label.py --memory --images ../shared/data/cifar10/unlabeled.parquet   # peak of 50,000 and of 500,000 images
 
 Everything is timed in one run, in rounds, in steady state: imports, start-up and the first batches apart. On CPUs decoding and network
@@ -246,6 +247,25 @@ def print_changes(store: Store) -> None:
     print(f"  against --exact-transform: {changed} of {len(labels[0]):,} labels change, confidences by at most {most:.4f}")
 
 
+def changes(images: Path, teacher: str, store: Path, size: int, count: int, top: Path) -> None:
+    """How many labels of a trained teacher change with the faster transform; small images are enlarged to JPEGs of `size` px."""
+    source = open_source(str(images))
+    enlarged = []
+    for row in source.rows(range(min(count, len(source)))):
+        file, image = io.BytesIO(), Image.open(io.BytesIO(row.read())).convert("RGB")
+        if max(image.size) < size:
+            image = image.resize((size, size * 3 // 4), Image.Resampling.BICUBIC)
+        image.save(file, "JPEG", quality=90)
+        enlarged.append(file.getvalue())
+    pq.write_table(pa.table({"image": enlarged}), top / "enlarged.parquet", row_group_size=500)
+    (top / "store").mkdir()
+    (top / "store" / "teachers").symlink_to(store.absolute() / "teachers")
+    pool = open_source(str(top / "enlarged.parquet"))
+    label(Store(top / "store"), "round-0", teacher, pool, LabelSettings())
+    label(Store(top / "store"), "exact-0", teacher, pool, LabelSettings(exact_transform=True))
+    print_changes(Store(top / "store"))
+
+
 def memory(images: Path, model: str, size: int, top: Path) -> None:
     """Peak resident memory of whole `nst label` commands."""
     make_teacher(model, size, top / "teacher")
@@ -280,11 +300,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--changes", metavar="TEACHER")
+    parser.add_argument("--store", type=Path, default=Path("nst-store"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         images = generated(top) if options.images == "generated" else Path(options.images)
-        if options.memory:
+        if options.changes:
+            changes(images, options.changes, options.store, options.size, options.count, top)
+        elif options.memory:
             memory(images, options.model, options.size, top)
         else:
             speed(images, options.model, options.size, options.rounds, options.count, top)

@@ -42,8 +42,10 @@ def write_model_card(
 def _write_dataset_card(
     staging: Staging, template: str, tables: list[str], rows: int, class_names: Sequence[str], counts: Mapping[str, Any]
 ) -> None:
+    about = f"{staging.ref} {staging.request.digest[:16]}"  # `datasets` caches by folder name and this text: else every gen-1 were one
     configs: list[dict[str, Any]] = [
-        {"config_name": table, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]} for table in tables
+        {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
+        for table in tables
     ]
     configs[0]["default"] = True
     front = {

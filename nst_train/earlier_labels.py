@@ -18,7 +18,7 @@ from nst_data.schema import soft_label_columns
 from nst_data.sources import Row, Source
 from nst_data.store import Version
 from nst_train.device import cpus_of_this_process
-from nst_train.labeling import Errors
+from nst_train.labeling import OTHER_BYTES, Errors
 
 _HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailing zeros or not
 
@@ -105,10 +105,10 @@ class LikePart:
         rows = self._rows.take(np.searchsorted(self.to_label, labels["id"].to_numpy()))
         same = pc.equal(labels["image_hash"], rows["image_hash"])
         for row in labels.filter(pc.invert(same)).select(["id", "key"]).to_pylist():
-            errors = [*errors, {**row, "reason": "holds other bytes than the image that was selected"}]
+            errors = [*errors, {**row, "reason": OTHER_BYTES}]
         for name in ("duplicates", "copies"):
             labels = labels.append_column(name, rows[name])
-        return labels.filter(same), errors
+        return labels.filter(same), sorted(errors, key=lambda error: error["id"])
 
 
 def like_part(pool: Source, edition: TableReader, same_pool: bool, start: int, stop: int) -> LikePart:

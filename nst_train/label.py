@@ -13,7 +13,7 @@ import torch
 
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
-from nst_data.manifest import Input, Request
+from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
@@ -49,6 +49,7 @@ def label(
     `errors`. Any number of processes may run this at once: they share the shards, and the bytes are the same.
     """
     settings = settings or LabelSettings()
+    _check_not_like(store, corpus, generation)
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     inputs = work.inputs(teacher)
     if calibration is not None:
@@ -68,7 +69,7 @@ def extend(
     The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
     """
     request = generation.manifest.request
-    settings = LabelSettings.model_validate(request.settings)
+    settings = LabelSettings.model_validate(request.settings | {"limit": None})  # the whole of the pool, whatever was labeled before
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
     inputs = work.inputs([_at_its_commit(entry) for role, entry in earlier.items() if role != "calibration"])
@@ -77,7 +78,7 @@ def extend(
             raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool anew")
     inputs |= earlier
     inputs["extended"] = Input(ref=generation.ref, digest=generation.manifest.digest)
-    staging = work.begin(Request(kind="generation", settings=request.settings, inputs=inputs), generation.folder.parent.name, None)
+    staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), generation.folder.parent.name, None)
     if isinstance(staging, Version):
         return staging
     labels = EarlierLabels(generation, staging.work)
@@ -86,6 +87,15 @@ def extend(
         return extension_part(pool, labels, start, stop, work.run.decode_threads)
 
     return work.make(staging, len(pool), "pseudo_labels", part, earlier=generation)
+
+
+def _check_not_like(store: Store, corpus: str, generation: int | None) -> None:
+    """Raises NstError for the number of a generation that has only an edition, labeled again: it would seem to be drawn from this one."""
+    requests = [(one.ref, one.manifest.request) for one in store.versions(corpus) if one.is_readable]
+    requests += [(one.ref, one.request) for one in store.stagings(corpus)]
+    for ref, request in requests:
+        if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:
+            raise NstError(f"{ref} is an edition that was labeled again, without its whole pool; leave the generation out for the next free one")
 
 
 def _at_its_commit(teacher: Input) -> str:
@@ -111,7 +121,8 @@ def label_like(
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     inputs = {**work.inputs(teacher), "like": Input(ref=edition.ref, digest=edition.manifest.digest)}
     corpus = edition.folder.parent.name
-    if generation is not None and any(version.ref == f"{corpus}@gen-{generation}" for version in store.versions(corpus)):
+    taken = {one.ref for one in store.versions(corpus)} | {one.ref for one in store.stagings(corpus)}
+    if generation is not None and f"{corpus}@gen-{generation}" in taken:
         raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; leave the generation out for the next free one")
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
     staging = work.begin(request, corpus, generation, edition=1 if generation is not None else None)
@@ -157,8 +168,9 @@ class _Work:
     def begin(self, request: Request, corpus: str, generation: int | None, edition: int | None = None) -> Version | Staging:
         """The version that is asked for, sealed or under way. Raises NstError where its pool changed on the way."""
         for staging in self.store.stagings(corpus):
-            if _differs_in_pool_only(staging.request, request):
-                change = what_changed(read_listing(staging.work / "pool.arrow"), self.pool.listing())
+            begun_on = staging.work / "pool.arrow"  # not there yet: nothing was done
+            if _differs_in_pool_only(staging.request, request) and begun_on.exists():
+                change = what_changed(read_listing(begun_on), self.pool.listing())
                 raise NstError(
                     f"{self.pool.location}: the pool has changed since {staging.ref} was begun on it: {change}; "
                     f"put it back and run this again, or `nst remove {staging.ref}` and label it as it is now"
@@ -202,11 +214,7 @@ class _Work:
         labeling = Labeling(
             staging, shards, part, self.pool, teacher, computation, temperature, schema, self.run.decode_threads, self.run.share
         )
-        self._label(labeling, since)
-        if self.run.retry_errors and (healed := labeling.retry_errors()):
-            self.progress.say(f"{staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
-            self._label(labeling, time.monotonic())
-        files, counts = shards.finish(teacher.class_names)
+        files, counts = self._label_all(labeling, since)
         counts |= {"top_k": top_k, "teacher_parameters": teacher.parameters, **about}
         if like is not None:
             counts = _counts_like(like, staging, counts)
@@ -215,6 +223,20 @@ class _Work:
         else:
             cards.write_generation_card(staging, teacher.class_names, counts)
         return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation))
+
+    def _label_all(self, labeling: Labeling, since: float) -> tuple[dict[str, SealedFile], dict[str, Any]]:
+        """Label until nothing is missing. A shard that was done is missing again while a process makes it anew for images that healed."""
+        self._label(labeling, since)
+        if self.run.retry_errors and (healed := labeling.retry_errors()):
+            self.progress.say(f"{labeling.staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
+        while True:
+            if labeling.shards.missing():
+                self._label(labeling, time.monotonic())
+            try:
+                return labeling.shards.finish(labeling.teacher.class_names)
+            except FileNotFoundError:
+                if not labeling.shards.missing():
+                    raise
 
     def _label(self, labeling: Labeling, since: float) -> None:
         plan = labeling.shards.plan

@@ -24,6 +24,7 @@ from nst_train.teachers import Teacher
 
 RowNumbers = range | NDArray[np.int64]
 Errors = list[dict[str, Any]]
+OTHER_BYTES = "holds other bytes than the image that was selected"
 
 
 class Part(Protocol):
@@ -103,7 +104,8 @@ class Labeling:
         """Read the images again that could not be read; the shards of those that now can be are made again. Gives how many there are."""
         healed = 0
         for shard in range(len(self.shards.plan)):
-            failed = np.array([error["id"] for error in self.shards.note(shard)["errors"]], dtype=np.int64)
+            errors = self.shards.note(shard)["errors"] if self.shards.is_done(shard) else []  # else another process makes it anew
+            failed = np.array([error["id"] for error in errors if error["reason"] != OTHER_BYTES], dtype=np.int64)
             readable = sum(_is_readable(row) for row in self.pool.rows(failed)) if len(failed) else 0
             if readable:
                 self.shards.reopen(shard)

@@ -130,6 +130,7 @@ def test_paths_and_settings_stand_as_text_in_a_card(tmp_path):
 
 def test_the_front_matter_of_a_generation_names_its_tables(store):
     front, _ = split(generation_card(store, ["ant", "bee"]))
+    assert {table.pop("description").partition(" ")[0] for table in front["configs"]} == {"flowers@gen-1"}
     assert front["configs"] == [
         {
             "config_name": "pseudo_labels",

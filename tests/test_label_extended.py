@@ -1,0 +1,167 @@
+"""A grown pool: what was labeled before is taken over, joined by its bytes."""
+
+import threading
+
+import numpy as np
+import pytest
+from conftest import picture, write_pool
+from labels import SETTINGS, rows, write_teacher
+
+from nst_data.errors import NstError
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train import inference
+from nst_train.label import extend, label
+from nst_train.settings import LabelRunSettings, LabelSettings
+
+RUN = LabelRunSettings(decode_threads=2)
+NAMES = ["ant", "bee", "cat", "dog", "eel"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher", NAMES)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Fifteen images; one cannot be read."""
+    folder = write_pool(tmp_path / "pool", 3, 5)
+    (folder / "1-broken.png").write_bytes(b"text")
+    return folder
+
+
+def grow(pool):
+    """New images between and after the others, one gone, one copied, one newly broken, and the broken one mended."""
+    for name, index in (("0-100a", 1), ("1-000", 2), ("1-103b", 3), ("zz", 4)):
+        picture(1, 700 + index).save(pool / f"{name}.png")
+    (pool / "0-102.png").unlink()
+    (pool / "0-999.png").write_bytes((pool / "2-101.png").read_bytes())
+    (pool / "2-000.png").write_bytes(b"")
+    picture(2, 800).save(pool / "1-broken.png")
+    return open_source(str(pool))
+
+
+def same_labels(found, expected):
+    """Rows that are equal but for the last bits of the probabilities."""
+    names = [name for name in expected[0] if name not in ("confidence", "probs", "top_probs")]
+    assert [{name: row[name] for name in names} for row in found] == [{name: row[name] for name in names} for row in expected]
+    for name in expected[0].keys() & {"probs", "top_probs"}:
+        np.testing.assert_allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-3)  # float16
+    np.testing.assert_allclose([row["confidence"] for row in found], [row["confidence"] for row in expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 4, 6, 100])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher, pool, rows_per_shard, top_k):
+    settings = LabelSettings(batch_size=4, rows_per_shard=rows_per_shard, top_k=top_k)
+    before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)
+    grown = grow(pool)
+    extended = extend(store, before, grown, run=RUN)
+    afresh = label(store, "afresh", teacher, grown, settings, run=RUN)
+    assert extended.ref == "bugs@gen-2"
+    same_labels(rows(extended), rows(afresh))
+    assert rows(extended, "errors") == rows(afresh, "errors") != []
+    for name in ("pool", "labeled", "errors", "per_class", "top_k", "teacher_parameters"):
+        assert extended.manifest.counts[name] == afresh.manifest.counts[name]
+    assert [file for file in extended.manifest.files] == [file for file in afresh.manifest.files]
+    assert extended.verify() == []
+
+
+def test_an_image_that_was_labeled_is_not_decoded_again(store, teacher, pool, monkeypatch):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    grown = grow(pool)
+    decoded, lock, decode = [], threading.Lock(), inference.decode_pixels
+
+    def counted(encoded, *options):
+        with lock:
+            decoded.append(bytes(encoded))
+        return decode(encoded, *options)
+
+    monkeypatch.setattr(inference, "decode_pixels", counted)
+    extend(store, before, grown, run=RUN)
+    new = ("0-100a", "1-000", "1-103b", "zz", "2-000", "1-broken")
+    assert sorted(decoded) == sorted((pool / f"{name}.png").read_bytes() for name in new)
+
+
+def test_a_pool_that_has_only_shrunk_needs_no_labeling(store, teacher, pool, monkeypatch):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    for name in ("0-102.png", "1-broken.png"):
+        (pool / name).unlink()
+    smaller = open_source(str(pool))
+    monkeypatch.setattr(inference, "decode_pixels", None)
+    extended = extend(store, before, smaller, run=RUN)
+    kept = [row for row in rows(before) if row["key"] != "0-102.png"]
+    assert rows(extended) == [row | {"id": number} for number, row in enumerate(kept)]
+
+
+def test_a_pool_of_other_images_is_labeled_whole(store, teacher, pool, tmp_path):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    other = open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
+    extended, afresh = extend(store, before, other, run=RUN), label(store, "afresh", teacher, other, SETTINGS, run=RUN)
+    assert rows(extended) == rows(afresh)
+
+
+def test_the_same_pool_elsewhere_and_under_other_names_is_taken_over_whole(store, teacher, pool, tmp_path, monkeypatch):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    (pool / "1-broken.png").unlink()
+    for number, path in enumerate(sorted(pool.iterdir())):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        path.rename(tmp_path / "moved" / f"{99 - number}.png")
+    monkeypatch.setattr(inference, "decode_pixels", None)
+    extended = extend(store, before, open_source(str(tmp_path / "moved")), run=RUN)
+    values = [{name: row[name] for name in ("image_hash", "label", "confidence", "probs", "phash")} for row in rows(before)]
+    assert [{name: row[name] for name in values[0]} for row in rows(extended)] == values[::-1]
+
+
+def test_the_lineage_names_the_generation_and_the_same_request_is_done_once(store, teacher, pool):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    grown = grow(pool)
+    extended = extend(store, before, grown, run=RUN)
+    inputs = extended.manifest.request.inputs
+    assert (inputs["extended"].ref, inputs["extended"].digest) == (before.ref, before.manifest.digest)
+    assert inputs["teacher"] == before.manifest.request.inputs["teacher"]
+    assert inputs["pool"].digest == grown.fingerprint
+    assert extended.manifest.request.settings == before.manifest.request.settings
+    assert extend(store, before, grown, run=RUN).ref == extended.ref
+    assert store.unfinished() == []
+
+
+def test_an_extended_generation_can_be_extended(store, teacher, pool):
+    first = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    second = extend(store, first, grow(pool), run=RUN)
+    picture(0, 950).save(pool / "0-000.png")
+    third = extend(store, second, open_source(str(pool)), run=RUN)
+    same_labels(rows(third), rows(label(store, "afresh", teacher, open_source(str(pool)), SETTINGS, run=RUN)))
+
+
+def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path):
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "0.png").write_bytes(b"text")
+    before = label(store, "bugs", teacher, open_source(str(tmp_path / "pool")), SETTINGS, run=RUN)
+    assert before.manifest.counts["labeled"] == 0
+    picture(0, 0).save(tmp_path / "pool" / "0.png")
+    assert [row["key"] for row in rows(extend(store, before, open_source(str(tmp_path / "pool")), run=RUN))] == ["0.png"]
+
+
+def test_an_ensemble_extends_what_it_labeled(store, teacher, pool, tmp_path):
+    names = [teacher, write_teacher(tmp_path / "second", NAMES, seed=4)]
+    before = label(store, "bugs", names, open_source(str(pool)), SETTINGS, run=RUN)
+    grown = grow(pool)
+    same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", names, grown, SETTINGS, run=RUN)))
+
+
+def test_other_weights_under_the_teachers_name_are_refused(store, teacher, pool, tmp_path):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    other = write_teacher(tmp_path / "other", NAMES, seed=9)
+    (tmp_path / "teacher").rename(tmp_path / "aside")
+    (tmp_path / "other").rename(tmp_path / "teacher")
+    assert other != teacher
+    with pytest.raises(NstError, match=r"teacher: its weights are not those that labeled bugs@gen-1; label the whole pool anew"):
+        extend(store, before, grow(pool), run=RUN)
+    assert store.unfinished() == []

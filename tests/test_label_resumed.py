@@ -1,0 +1,239 @@
+"""Labeling that was stopped and goes on: by itself, by other workers, on a pool that changed, with images that healed."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import picture, write_pool
+from labels import RUN, SETTINGS, rows, write_teacher
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train import labeling
+from nst_train.label import extend, label
+from nst_train.settings import LabelRunSettings, LabelSettings
+
+NAMES = ["ant", "bee", "cat"]
+IMAGES = 22
+
+
+class PowerCutError(Exception):
+    """Stops a labeling in its middle."""
+
+
+class Failing(Progress):
+    """Says nothing, and stops the work after so many images."""
+
+    def __init__(self, images):
+        self._left = images
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        yield self
+
+    def advance(self, amount, note=""):
+        self._left -= amount
+        if self._left < 0:
+            raise PowerCutError
+
+
+class Told(Progress):
+    """Remembers what was said and counted."""
+
+    def __init__(self):
+        self.lines, self.counted, self.done = [], 0, None
+
+    def say(self, line):
+        self.lines.append(line)
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        self.done = done
+        yield self
+
+    def advance(self, amount, note=""):
+        self.counted += amount
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def pool(tmp_path):
+    folder = write_pool(tmp_path / "pool", 2, IMAGES // 2)
+    (folder / "0-104.png").write_bytes(b"text")
+    return folder
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher", NAMES)
+
+
+def stopped(store, teacher, pool, images=13, run=RUN, corpus="bugs"):
+    """A labeling that was stopped after some shards."""
+    with pytest.raises(PowerCutError):
+        label(store, corpus, teacher, open_source(str(pool)), SETTINGS, run=run, progress=Failing(images))
+    (staging,) = store.stagings(corpus)
+    return sorted((staging.work / "shards").iterdir())
+
+
+def labeled(store, teacher, pool, corpus="bugs", run=RUN, progress=None, **settings):
+    wanted = LabelSettings(**SETTINGS.model_dump() | settings)
+    return label(store, corpus, teacher, open_source(str(pool)), wanted, run=run, progress=progress)
+
+
+def test_what_was_done_is_not_done_again_and_the_bytes_are_those_of_an_undisturbed_run(store, teacher, pool, monkeypatch):
+    expected = labeled(store, teacher, pool, "undisturbed")
+    notes = stopped(store, teacher, pool)
+    assert 1 <= len(notes) < 4
+    before = {note.name: note.stat().st_mtime_ns for note in notes}
+    seen = []
+    write_note = labeling.Shards.write_note
+    monkeypatch.setattr(labeling.Shards, "write_note", lambda self, shard, *rest: (seen.append(shard), write_note(self, shard, *rest)))
+    told = Told()
+    version = labeled(store, teacher, pool, progress=told)
+    assert version.manifest.files == expected.manifest.files
+    assert sorted(seen) == [shard for shard in range(4) if f"{shard:05d}.json" not in before]
+    assert (told.done, told.done + told.counted) == (6 * len(before), IMAGES)
+    assert store.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("add", r"1 image more \('1-103b.png'\)"),
+        ("remove", r"1 image gone \('1-104.png'\)"),
+        ("resize", r"1 image of another size \('1-104.png': [\d,]+ bytes before, 4 now\)"),
+    ],
+)
+def test_a_pool_that_changed_meanwhile_is_one_error_and_nothing_is_lost(store, teacher, pool, change, says):
+    expected = labeled(store, teacher, pool, "undisturbed")
+    notes = stopped(store, teacher, pool)
+    content = (pool / "1-104.png").read_bytes()
+    if change == "add":
+        picture(1, 5).save(pool / "1-103b.png")
+    elif change == "remove":
+        (pool / "1-104.png").unlink()
+    else:
+        (pool / "1-104.png").write_bytes(b"1234")
+    with pytest.raises(NstError, match=r"the pool has changed since bugs@gen-1 was begun on it: " + says + r"; put it back and run this again"):
+        labeled(store, teacher, pool)
+    assert all(note.exists() for note in notes)
+    (pool / "1-103b.png").unlink(missing_ok=True)
+    (pool / "1-104.png").write_bytes(content)
+    assert labeled(store, teacher, pool).manifest.files == expected.manifest.files
+
+
+def test_another_pool_elsewhere_does_not_hinder(store, teacher, pool, tmp_path):
+    stopped(store, teacher, pool)
+    version = labeled(store, teacher, write_pool(tmp_path / "other", 2, 2, first=700))
+    assert version.ref == "bugs@gen-2"
+    assert labeled(store, teacher, pool).ref == "bugs@gen-1"
+
+
+def test_killed_before_its_pool_was_written_down_a_labeling_goes_on(store, teacher, pool):
+    stopped(store, teacher, pool, images=0)
+    (store.stagings("bugs")[0].work / "pool.arrow").unlink()
+    picture(0, 0).save(pool / "more.png")
+    version = labeled(store, teacher, pool)
+    assert version.manifest.counts["pool"] == IMAGES + 1
+
+
+def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, teacher, pool, tmp_path):
+    mended = tmp_path / "mended"
+    shutil.copytree(pool, mended)
+    picture(0, 104).save(mended / "0-104.png")
+    size = (mended / "0-104.png").stat().st_size
+    (pool / "0-104.png").write_bytes(b"text".ljust(size))
+    (pool / "1-110.png").write_bytes(b"never to be read")
+    (mended / "1-110.png").write_bytes(b"never to be read")
+    expected = labeled(store, teacher, mended, "mended")
+
+    class Mending(Told):
+        def advance(self, amount, note=""):
+            super().advance(amount)
+            if self.counted == IMAGES:
+                (pool / "0-104.png").write_bytes((mended / "0-104.png").read_bytes())
+
+    told = Mending()
+    version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True), progress=told)
+    assert version.manifest.files == expected.manifest.files
+    assert [row["key"] for row in rows(version, "errors")] == ["1-110.png"]
+    assert any("1 images that could not be read can be now" in line for line in told.lines)
+    (pool / "0-104.png").write_bytes(b"text".ljust(size))
+    without = labeled(store, teacher, pool, "without", progress=Mending())
+    assert [row["key"] for row in rows(without, "errors")] == ["0-104.png", "1-110.png"]
+
+
+def test_trying_errors_again_does_not_stumble_over_a_shard_that_another_process_makes_again(store, teacher, pool, monkeypatch):
+    expected = labeled(store, teacher, pool, "undisturbed")
+    retry_errors = labeling.Labeling.retry_errors
+
+    def meanwhile(self):
+        self.shards.reopen(0)  # by another process, which also found images that can be read by now
+        return retry_errors(self)
+
+    monkeypatch.setattr(labeling.Labeling, "retry_errors", meanwhile)
+    version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True))
+    assert version.manifest.files == expected.manifest.files
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_byte(store, teacher, pool, threads):
+    expected = labeled(store, teacher, pool, "one")
+    assert labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=threads)).manifest.files == expected.manifest.files
+
+
+@pytest.mark.parametrize("workers", [("0/2", "1/2"), ("2/3", "0/3", "1/3")])
+def test_workers_that_take_turns_end_with_the_bytes_of_one(store, teacher, pool, workers):
+    expected = labeled(store, teacher, pool, "one")
+    for worker in workers[:-1]:
+        notes = stopped(store, teacher, pool, images=7, run=LabelRunSettings(decode_threads=1, worker=worker))
+    assert {note.name for note in notes} > {"00000.json"} - {"00000.json"}
+    version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, worker=workers[-1]))
+    assert version.manifest.files == expected.manifest.files
+
+
+def test_a_worker_begins_in_its_own_part(store, teacher, pool):
+    notes = stopped(store, teacher, pool, images=7, run=LabelRunSettings(decode_threads=1, worker="1/2"))
+    assert notes[0].name == "00002.json"
+
+
+def test_what_was_begun_on_a_gpu_is_one_error_here_and_nothing_is_lost(store, teacher, pool):
+    notes = stopped(store, teacher, pool)
+    chosen = store.stagings("bugs")[0].work / "computation.json"
+    chosen.write_text(json.dumps(json.loads(chosen.read_text()) | {"device": "cuda", "precision": "bf16"}))
+    with pytest.raises(NstError, match="bugs@gen-1 was begun on cuda, which this machine lacks; go on where there is one"):
+        labeled(store, teacher, pool)
+    assert all(note.exists() for note in notes)
+
+
+def test_a_batch_size_found_by_trial_is_kept(store, teacher, pool, monkeypatch):
+    with pytest.raises(PowerCutError):
+        labeled(store, teacher, pool, progress=Failing(13), batch_size=0)
+    chosen = json.loads((store.stagings("bugs")[0].work / "computation.json").read_text())
+    monkeypatch.setattr("nst_train.label.choose_computation", None)  # not asked again
+    version = labeled(store, teacher, pool, batch_size=0)
+    assert version.manifest.machine["batch_size"] == chosen["batch_size"] >= 1
+
+
+@pytest.mark.parametrize("limit", [1, 7, IMAGES, 1000])
+def test_a_limit_labels_the_first_images(store, teacher, pool, limit):
+    whole, limited = labeled(store, teacher, pool, "whole"), labeled(store, teacher, pool, limit=limit)
+    assert rows(limited) == [row for row in rows(whole) if row["id"] < limit]
+    assert limited.manifest.counts["pool"] == min(limit, IMAGES)
+
+
+def test_extending_a_limited_generation_labels_the_rest(store, teacher, pool):
+    extended = extend(store, labeled(store, teacher, pool, limit=7), open_source(str(pool)), run=RUN)
+    assert extended.manifest.request.settings["limit"] is None
+    whole = rows(labeled(store, teacher, pool, "whole"))
+    assert [row["key"] for row in rows(extended)] == [row["key"] for row in whole]
+    np.testing.assert_allclose([row["probs"] for row in rows(extended)], [row["probs"] for row in whole], atol=1e-3)
