@@ -4,27 +4,25 @@ import dataclasses
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
-import torch
 
 from nst_data import cards
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
-from nst_data.sources import Source, match_classes, what_changed
+from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.store import Staging, Store, Version
-from nst_train.calibration import calibrate
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
-from nst_train.inference import Computation, batches_of, choose_computation, computation_of, predict
+from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, Part, WholePart
 from nst_train.settings import DEFAULT_TOP_K, DENSE_CLASSES, LabelRunSettings, LabelSettings
+from nst_train.teacher_calibration import calibration_input, fit
 from nst_train.teachers import Teacher, load_teacher, teacher_entries
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
@@ -53,7 +51,7 @@ def label(
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     inputs = work.inputs(teacher)
     if calibration is not None:
-        inputs["calibration"] = _calibration_input(store, inputs, settings, calibration)
+        inputs["calibration"] = calibration_input(store, inputs, settings, calibration)
     staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
     if isinstance(staging, Version):
         return staging
@@ -77,7 +75,7 @@ def extend(
         if inputs[role].digest != earlier[role].digest:
             raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool anew")
     inputs |= earlier
-    inputs["extended"] = Input(ref=generation.ref, digest=generation.manifest.digest)
+    inputs["extended"] = generation.lineage
     staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), generation.folder.parent.name, None)
     if isinstance(staging, Version):
         return staging
@@ -95,7 +93,7 @@ def _check_not_like(store: Store, corpus: str, generation: int | None) -> None:
     requests += [(one.ref, one.request) for one in store.stagings(corpus)]
     for ref, request in requests:
         if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:
-            raise NstError(f"{ref} is an edition that was labeled again, without its whole pool; leave the generation out for the next free one")
+            raise NstError(f"{ref} is an edition that was labeled again, without its pool; leave the generation out for the next free one")
 
 
 def _at_its_commit(teacher: Input) -> str:
@@ -119,7 +117,7 @@ def label_like(
     """
     settings = settings or LabelSettings()
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
-    inputs = {**work.inputs(teacher), "like": Input(ref=edition.ref, digest=edition.manifest.digest)}
+    inputs = {**work.inputs(teacher), "like": edition.lineage}
     corpus = edition.folder.parent.name
     taken = {one.ref for one in store.versions(corpus)} | {one.ref for one in store.stagings(corpus)}
     if generation is not None and f"{corpus}@gen-{generation}" in taken:
@@ -155,8 +153,7 @@ class _Work:
         entries = teacher_entries(self._names, self.store)
         if entries is None:
             self._teacher, entries = load_teacher(self._names, self.store, self.settings.exact_transform)
-        pool = Input(ref=self.pool.location, digest=self.pool.fingerprint, revision=self.pool.revision, image_column=self.pool.image_column)
-        return {**entries, "pool": pool}
+        return {**entries, "pool": self.pool.lineage}
 
     @property
     def teacher(self) -> Teacher:
@@ -265,7 +262,7 @@ class _Work:
         if source is None:
             return {}
         known = staging.work / "calibration.json"
-        fitted = {} if known.exists() else _fit(teacher, computation, source, self.run.decode_threads)
+        fitted = {} if known.exists() else fit(teacher, computation, source, self.run.decode_threads)
         return {"calibration": staging.remembered("calibration", fitted)}
 
     def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:
@@ -285,39 +282,6 @@ def _differs_in_pool_only(there: Request, asked: Request) -> bool:
     place_there, place_asked = (_COMMIT.sub("", pool.ref) for pool in pools if pool)
     same = all(there.inputs[role].digest == asked.inputs[role].digest for role in there.inputs.keys() - {"pool"})
     return same and place_there == place_asked and pools[0].digest != pools[1].digest  # type: ignore[union-attr]
-
-
-def _calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
-    """Raises UsageError for images that a teacher was trained on, as far as the store knows."""
-    if settings.temperature != 1:
-        raise UsageError("--calibrate fits the temperature; leave --temperature out")
-    for role, entry in inputs.items():
-        if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
-            raise UsageError(
-                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is surer than on others; "
-                "give labeled images that it has not seen"
-            )
-    return Input(ref=source.location, digest=source.fingerprint, revision=source.revision, image_column=source.image_column)
-
-
-def _trained_on(store: Store, teacher: Input) -> str | None:
-    for version in store.versions(teacher.ref.partition("@")[0]):
-        if version.ref == teacher.ref and version.is_readable and "labeled" in version.manifest.request.inputs:
-            return version.manifest.request.inputs["labeled"].digest
-    return None
-
-
-def _fit(teacher: Teacher, computation: Computation, source: Source, threads: int | None) -> dict[str, Any]:
-    assert source.labels is not None, "opened with its labels"
-    columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
-    log_probs, labels = [], []
-    for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
-        rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
-        log_probs.append(prediction.log_probs.float())
-        labels.append(torch.from_numpy(columns[source.labels[rows]]))
-    if not sum(map(len, labels)):
-        raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
-    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
 
 
 def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dict[str, Any]:

@@ -74,9 +74,9 @@ def train(
 
 
 def _request(settings: TrainSettings, labeled: Source, edition: Version | None) -> Request:
-    inputs = {"labeled": Input(ref=labeled.location, digest=labeled.fingerprint)}
+    inputs = {"labeled": labeled.lineage}
     if edition is not None:
-        inputs["edition"] = Input(ref=edition.ref, digest=edition.manifest.digest)
+        inputs["edition"] = edition.lineage
         inputs["pool"] = edition.manifest.request.inputs["pool"]
     if settings.pretrained and (weights := local_weights(settings.model)):
         inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)

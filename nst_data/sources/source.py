@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
+from nst_data.manifest import Input
 from nst_data.sources.listing import Listing, listed
 
 Buffer = bytes | memoryview
@@ -96,6 +97,11 @@ class Source(ABC):
         digest.update(json.dumps(self.class_names).encode())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()
+
+    @property
+    def lineage(self) -> Input:
+        """How this source stands in the manifest of what is made from it."""
+        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, image_column=self.image_column)
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""

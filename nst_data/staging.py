@@ -1,0 +1,112 @@
+"""Versions under way: staged in `runs/`, sealed by one rename."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.files import fsync_folder, fsync_tree, write_text
+from nst_data.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
+from nst_data.version import Version
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A version under way: `build` becomes the version's folder, `work` holds what only its making needs."""
+
+    folder: Path
+    target: Path
+    request: Request
+    fresh: bool = False
+
+    @contextmanager
+    def refusable(self) -> Iterator[None]:
+        """While input is still being checked: an NstError leaves nothing behind, unless an earlier run already did work here."""
+        try:
+            yield
+        except NstError:
+            if self.fresh:
+                discard(self.folder)
+            raise
+
+    @property
+    def build(self) -> Path:
+        """The folder that will be moved to its place, whole."""
+        return self.folder / "build"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints, logs and shard notes; gone after sealing."""
+        return self.folder / "work"
+
+    @property
+    def ref(self) -> str:
+        """The name@version that this will be."""
+        return f"{self.target.parent.name}@{self.target.name}"
+
+    def remembered(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
+        path = self.work / f"{name}.json"
+        if not path.exists():
+            mine = self.work / f".{name}.{platform.node()}.{os.getpid()}.json"
+            write_text(mine, json.dumps(value))
+            with suppress(FileExistsError):  # another process came first: its value stands
+                os.link(mine, path)
+            mine.unlink()
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return content
+
+    def sealed_by_another(self) -> Version | None:
+        """The version, where another process that worked at it has sealed it meanwhile."""
+        if not (self.target / MANIFEST_NAME).is_file():
+            return None
+        if Version(self.target).manifest.request.digest != self.request.digest:
+            raise NstError(f"{self.ref} was sealed meanwhile with other settings; run this command again")
+        return Version(self.target)
+
+    def add_seconds(self, since: float) -> float:
+        """Count the time since `since` (time.monotonic) as work on this version, over all attempts; gives the time of now."""
+        now = time.monotonic()
+        write_text(self.work / "seconds.json", json.dumps(self.seconds + now - since))
+        return now
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work that were counted, in this attempt and in those before; a kill loses what came after the last count."""
+        path = self.work / "seconds.json"
+        return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
+
+    def seal(self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], machine: dict[str, Any]) -> Version:
+        """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
+        manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, self.seconds, machine)
+        try:
+            write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
+            for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it
+                abandoned.unlink(missing_ok=True)
+            fsync_tree(self.build)
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.build.rename(self.target)
+        except OSError:
+            if self.sealed_by_another() is None:
+                raise
+        fsync_folder(self.target.parent)
+        discard(self.folder)
+        return Version(self.target)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
+    if not folder.is_dir():
+        return
+    doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
+    with suppress(FileNotFoundError):  # another process discards it too
+        folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""Sealed versions in their folders, and their numbers. What is sealed is never written again."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+from nst_data.errors import NstError, UsageError
+from nst_data.files import hash_file
+from nst_data.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
+
+_VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A version number: a generation, or an edition of a generation."""
+
+    generation: int
+    edition: int | None = None
+
+    def __str__(self) -> str:
+        return f"gen-{self.generation}" + ("" if self.edition is None else f".{self.edition}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`gen-2` or `gen-2.1`."""
+        match = _VERSION.fullmatch(text)
+        if not match:
+            raise UsageError(f"version {text!r}: expected gen-N or gen-N.K, as in gen-2 or gen-2.1")
+        return cls(int(match[1]), None if match[2] is None else int(match[2]))
+
+    @staticmethod
+    def is_one(text: str) -> bool:
+        """Whether a text is a version number."""
+        return _VERSION.fullmatch(text) is not None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What versions of a name are listed by."""
+        return self.generation, -1 if self.edition is None else self.edition
+
+
+@dataclass(frozen=True)
+class Version:
+    """A sealed version in its folder."""
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The version's `nst.json`."""
+        return read_manifest(self.folder)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether its manifest can be read by this nst."""
+        try:
+            return bool(self.manifest)
+        except NstError:
+            return False
+
+    @property
+    def ref(self) -> str:
+        """name@version."""
+        return f"{self.folder.parent.name}@{self.folder.name}"
+
+    @property
+    def lineage(self) -> Input:
+        """How this version stands in the manifest of what is made from it."""
+        return Input(ref=self.ref, digest=self.manifest.digest)
+
+    @property
+    def number(self) -> Number:
+        """The version number, from the folder's name."""
+        return Number.parse(self.folder.name)
+
+    def verify(self) -> list[str]:
+        """Recompute every checksum; the list of what does not hold is empty for a sound version."""
+        problems = []
+        for name, sealed in self.manifest.files.items():
+            path = self.folder / name
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                problems.append(f"{name}: leaves the version's folder")
+            elif not path.is_file():
+                problems.append(f"{name}: missing")
+            elif (found := hash_file(path)) != sealed:
+                problems.append(
+                    f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes"
+                )
+        for table in {Path(name).parent for name in self.manifest.files} - {Path()}:
+            strays = {path.relative_to(self.folder).as_posix() for path in (self.folder / table).iterdir()} - self.manifest.files.keys()
+            problems += [f"{name}: was not there when the version was sealed" for name in sorted(strays)]
+        if content_digest(self.manifest.request, self.manifest.files, self.manifest.class_names) != self.manifest.digest:
+            problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
+        return problems

@@ -1,0 +1,51 @@
+"""Fitting a teacher's temperature on labeled images that it was not trained on."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from nst_data.errors import NstError, UsageError
+from nst_data.manifest import Input
+from nst_data.sources import Source, match_classes
+from nst_data.store import Store
+from nst_train.calibration import calibrate
+from nst_train.inference import Computation, batches_of, predict
+from nst_train.settings import LabelSettings
+from nst_train.teachers import Teacher
+
+
+def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
+    """The source's entry in the lineage. Raises UsageError for images that a teacher was trained on, as far as the store knows."""
+    if settings.temperature != 1:
+        raise UsageError("--calibrate fits the temperature; leave --temperature out")
+    for role, entry in inputs.items():
+        if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
+            raise UsageError(
+                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is surer than on others; "
+                "give labeled images that it has not seen"
+            )
+    return source.lineage
+
+
+def _trained_on(store: Store, teacher: Input) -> str | None:
+    for version in store.versions(teacher.ref.partition("@")[0]):
+        if version.ref == teacher.ref and version.is_readable and "labeled" in version.manifest.request.inputs:
+            return version.manifest.request.inputs["labeled"].digest
+    return None
+
+
+def fit(teacher: Teacher, computation: Computation, source: Source, threads: int | None) -> dict[str, Any]:
+    """The fitted `Calibration` as JSON values, from the readable images of a labeled source. Raises NstError where there are none."""
+    assert source.labels is not None, "opened with its labels"
+    columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
+    log_probs, labels = [], []
+    for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
+        rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
+        log_probs.append(prediction.log_probs.float())
+        labels.append(torch.from_numpy(columns[source.labels[rows]]))
+    if not sum(map(len, labels)):
+        raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
+    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
