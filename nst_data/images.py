@@ -15,7 +15,6 @@ from PIL import Image, UnidentifiedImageError
 from nst_data.errors import NstError
 
 MAX_PIXELS = 178_956_970  # Pillow's own bound for "decompression bomb": 0.5 GB as RGB
-MAX_SIDES_RATIO = 256  # resized to a network's shorter side, a longer strip than this would have too many pixels again
 PHASH_SIZE_PX = 32
 _PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
 _LARGE_PIXELS, _LONGEST = 16_000_000, 250
@@ -75,11 +74,9 @@ def image_hash(encoded: bytes | memoryview) -> str:
 
 
 def check_size(width: int, height: int) -> None:
-    """Raises ImageError for an image that is too large to be decoded, or too thin to be resized."""
+    """Raises ImageError for an image that is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded")
-    if max(width, height) > MAX_SIDES_RATIO * min(width, height):
-        raise ImageError(f"{width}x{height} pixels, one side more than {MAX_SIDES_RATIO} times the other")
 
 
 def check_shape(width: int, height: int) -> None:
@@ -175,13 +172,19 @@ def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """
     if len(thumbnails) == 0:
         return np.empty(0, dtype=np.int64)
-    red, green, blue = np.moveaxis(thumbnails, -1, 0)
-    gray = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(1 << 15) >> 16  # BT.601, as Pillow's "L"
-    flat = (_DCT @ gray.astype(np.float64) @ _DCT.T).reshape(len(gray), 64).round(6)  # a plain image leaves rounding there, and no hash
+    flat = low_frequencies(thumbnails).reshape(len(thumbnails), 64).round(6)  # a plain image leaves rounding there, and no hash
     bits = (flat > np.median(flat, axis=1, keepdims=True)).astype(np.uint64)
     packed = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
     hashes: NDArray[np.int64] = packed.view(np.int64)
     return hashes
+
+
+def low_frequencies(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The lowest DCT-II coefficients of the gray images, orthonormal; (batch, 32, 32, 3) to (batch, 8, 8)."""
+    red, green, blue = np.moveaxis(thumbnails, -1, 0)
+    gray = red * np.uint32(19595) + green * np.uint32(38470) + blue * np.uint32(7471) + np.uint32(1 << 15) >> 16  # BT.601, as Pillow's "L"
+    coefficients: NDArray[np.float64] = _DCT @ gray.astype(np.float64) @ _DCT.T
+    return coefficients
 
 
 def _dct_rows() -> NDArray[np.float64]:

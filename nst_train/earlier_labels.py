@@ -1,5 +1,6 @@
 """Rows that were labeled before: a grown pool takes them over (`--extend`), a new teacher looks at them again (`--like`)."""
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from nst_data.store import Version
 from nst_train.device import cpus_of_this_process
 from nst_train.labeling import OTHER_BYTES, Errors
 
+_PIECE = 256  # rows in memory at a time: those of a parquet file hold their bytes
 _HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailing zeros or not
 
 
@@ -77,16 +79,18 @@ class ExtensionPart:
 
 def extension_part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None) -> ExtensionPart:
     """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded."""
-    rows = list(pool.rows(range(start, stop)))
+    rows, keys, hashes = pool.rows(range(start, stop)), list[str](), list[str]()
     with ThreadPoolExecutor(threads or cpus_of_this_process()) as pool_of_threads:
-        hashes = list(pool_of_threads.map(_hash, rows))
+        while piece := list(itertools.islice(rows, _PIECE)):
+            keys += [row.key for row in piece]
+            hashes += pool_of_threads.map(_hash, piece)
     readable = [index for index, found in enumerate(hashes) if found]
-    positions = np.full(len(rows), -1, np.int64)
+    positions = np.full(len(keys), -1, np.int64)
     positions[readable] = earlier.find([hashes[index] for index in readable])
     known = np.flatnonzero(positions >= 0)
     columns = {
-        "id": np.array([rows[index].id for index in known], np.int64),
-        "key": pa.array([rows[index].key for index in known], pa.string()),
+        "id": start + known,
+        "key": pa.array([keys[index] for index in known], pa.string()),
         "image_hash": pa.array([hashes[index] for index in known], pa.string()),
         "position": positions[known],
     }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,14 +11,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nst_data.errors import NstError
 from nst_data.progress import Task
 from nst_data.pseudo_labels import Shards, ShardWriter
 from nst_data.schema import top_k_of
 from nst_data.sources import Row, Source
 from nst_data.store import Staging
-from nst_train.inference import Computation, Prediction, predict
-from nst_train.preprocessing import decode_pixels
+from nst_train.inference import Computation, Prediction, load_images, predict
 from nst_train.teachers import Teacher
 
 RowNumbers = range | NDArray[np.int64]
@@ -106,11 +103,14 @@ class Labeling:
         for shard in range(len(self.shards.plan)):
             errors = self.shards.note(shard)["errors"] if self.shards.is_done(shard) else []  # else another process makes it anew
             failed = np.array([error["id"] for error in errors if error["reason"] != OTHER_BYTES], dtype=np.int64)
-            readable = sum(_is_readable(row) for row in self.pool.rows(failed)) if len(failed) else 0
+            readable = sum(self._is_readable(row) for row in self.pool.rows(failed)) if len(failed) else 0
             if readable:
                 self.shards.reopen(shard)
             healed += readable
         return healed
+
+    def _is_readable(self, row: Row) -> bool:
+        return bool(load_images([row], self.teacher.preprocessings, 1, hashes=False).readable)
 
     def _batches(self, task: Task, say: Callable[[str], None], counted: dict[int, int]) -> Iterator[Batch]:
         waited = False
@@ -197,9 +197,3 @@ def soft_labels(log_probs: Float[Tensor, "images classes"], top_k: int | None) -
 
 def _lists(values: Tensor, length: int) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), length)
-
-
-def _is_readable(row: Row) -> bool:
-    with suppress(NstError, OSError):
-        return bool(decode_pixels(row.read()).numel())
-    return False

@@ -1,7 +1,7 @@
 """Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -83,7 +83,7 @@ class TimmPreprocessing:
 
     def finish(self, batch: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Normalized, bit for bit as torchvision's ToTensor and Normalize do it image by image."""
-        mean, std = (torch.tensor(value, device=batch.device).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        mean, std = (_per_channel(value, batch.device) for value in (self.mean, self.std))
         return batch.float().div_(255).sub_(mean).div_(std)
 
     @cached_property
@@ -161,6 +161,12 @@ def thumbnail(pixels: UInt8[Tensor, "3 height width"]) -> NDArray[np.uint8]:
 def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
     """A decoded image for Pillow."""
     return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+@lru_cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 channels 1 1"]:
+    """On the device once: a copy for each batch would make the device wait."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def _as_tensor(encoded: bytes | memoryview) -> UInt8[Tensor, " bytes"]:

@@ -22,14 +22,14 @@ def frame(rows):
     return pl.LazyFrame(columns, schema=SELECTION_COLUMNS, orient="row")
 
 
-def judged(rows, held_out=(), **chosen):
+def judged(rows, held_out=(), near=(), **chosen):
     """(reason, duplicates) by id, in pool order."""
-    table = judge(frame(rows), BalanceSettings(**chosen), held_out).sort("id").collect()
+    table = judge(frame(rows), BalanceSettings(**chosen), held_out, near).sort("id").collect()
     return list(zip(table["reason"], table["duplicates"], strict=True))
 
 
-def reasons(rows, held_out=(), **chosen):
-    return [reason for reason, _ in judged(rows, held_out, **chosen)]
+def reasons(rows, held_out=(), near=(), **chosen):
+    return [reason for reason, _ in judged(rows, held_out, near, **chosen)]
 
 
 def copies(rows, **chosen):
@@ -39,12 +39,12 @@ def copies(rows, **chosen):
     return dict(add_copies(selected, chosen).select("id", "copies").collect().iter_rows())
 
 
-def plain_reasons(rows, held_out, min_confidence, per_class):
+def plain_reasons(rows, held_out, near, min_confidence, per_class):
     """Section 3.1 in ten plain lines."""
     seen, found, taken = set(), [], Counter()
     for image, _, confidence in rows:
         reason = "duplicate" if image in seen else None if Fraction(confidence) > Fraction(min_confidence) else "low_confidence"
-        found.append("held_out" if HASHES[image] in held_out else reason)
+        found.append("held_out" if HASHES[image] in held_out else "near_held_out" if HASHES[image] in near else reason)
         seen.add(image)
     for index in sorted(range(len(rows)), key=lambda index: (-rows[index][2], HASHES[rows[index][0]], index)):
         label = rows[index][1]
@@ -55,19 +55,20 @@ def plain_reasons(rows, held_out, min_confidence, per_class):
 
 
 a_confidence = st.sampled_from([float(np.float32(value)) for value in (0.2, 0.3, 0.5, 0.9, 1.0)])
+some_images = st.sets(st.sampled_from(HASHES), max_size=2)
 some_rows = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2), a_confidence), min_size=1, max_size=12)
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_rows, st.sets(st.sampled_from(HASHES), max_size=2), st.sampled_from([0.0, 0.3, 0.5]), st.integers(1, 4), st.randoms())
-def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, held_out, min_confidence, per_class, random):
+@given(some_rows, some_images, some_images, st.sampled_from([0.0, 0.3, 0.5]), st.integers(1, 4), st.randoms())
+def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, held_out, near, min_confidence, per_class, random):
     chosen = BalanceSettings(min_confidence=min_confidence, per_class=per_class)
-    table = judge(frame(rows), chosen, held_out).sort("id").collect()
-    assert table["reason"].to_list() == plain_reasons(rows, held_out, min_confidence, per_class)
+    table = judge(frame(rows), chosen, held_out, near).sort("id").collect()
+    assert table["reason"].to_list() == plain_reasons(rows, held_out, near, min_confidence, per_class)
     assert table["duplicates"].to_list() == [sum(other[0] == row[0] for other in rows) for row in rows]
     order = random.sample(range(len(rows)), len(rows))
     shuffled = frame(rows).collect()[order].lazy()
-    assert judge(shuffled, chosen, held_out).sort("id").collect().equals(table)
+    assert judge(shuffled, chosen, held_out, near).sort("id").collect().equals(table)
 
 
 @settings(max_examples=60, deadline=None)
@@ -104,6 +105,11 @@ def test_a_duplicate_of_an_image_that_is_not_kept_is_not_kept_either():
 
 def test_held_out_images_go_first_with_all_their_duplicates():
     assert reasons([(0, 0, 0.9), (0, 0, 0.1), (1, 0, 0.9)], held_out={HASHES[0]}) == ["held_out", "held_out", None]
+
+
+def test_near_duplicates_of_held_out_images_go_with_all_their_duplicates_under_a_reason_of_their_own():
+    rows = [(0, 0, 0.9), (1, 0, 0.9), (1, 1, 0.1), (2, 0, 0.9)]
+    assert reasons(rows, {HASHES[0]}, {HASHES[0], HASHES[1]}) == ["held_out", "near_held_out", "near_held_out", None]
 
 
 def test_dropped_images_take_no_place_of_the_quota():
@@ -147,8 +153,8 @@ def test_the_odd_copy_goes_with_the_image_and_not_with_its_place():
 
 
 def test_each_dropped_row_has_one_of_the_known_reasons():
-    rows = [(0, 0, 0.9), (1, 0, 0.9), (1, 0, 0.9), (2, 0, 0.1), (3, 0, 0.8)]
-    assert Counter(reasons(rows, {HASHES[0]}, per_class=1)) == Counter([None, *REASONS])
+    rows = [(0, 0, 0.9), (1, 0, 0.9), (1, 0, 0.9), (2, 0, 0.1), (3, 0, 0.8), (4, 0, 0.8)]
+    assert Counter(reasons(rows, {HASHES[0]}, {HASHES[4]}, per_class=1)) == Counter([None, *REASONS])
 
 
 def test_a_missing_column_is_an_error_that_names_it():

@@ -102,7 +102,7 @@ def test_a_store_written_by_a_newer_schema(tmp_path):
 
 def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
     line = fails(1, "balance", "tiny@gen-1", "--min-confidence", "1", "--store", tiny_store[0].root)
-    assert re.search(r"no image is left of 15 \(0 held_out, 0 duplicate, 15 low_confidence, 0 over_quota\)", line)
+    assert re.search(r"no image is left of 15 \(0 held_out, 0 near_held_out, 0 duplicate, 15 low_confidence, 0 over_quota\)", line)
     assert "lower --min-confidence" in line
     assert not any(ref.startswith("tiny@") for ref in tiny_store[0].unfinished())
 

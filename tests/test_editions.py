@@ -160,7 +160,7 @@ def test_an_edition_counts_what_happened_to_every_image(store, pool, tmp_path):
     edition = balance(store, version, BalanceSettings(min_confidence=0.5, per_class=1))
     assert edition.manifest.counts == {
         "labeled": 6,
-        "dropped": {"held_out": 0, "duplicate": 1, "low_confidence": 1, "over_quota": 2},
+        "dropped": {"held_out": 0, "near_held_out": 0, "duplicate": 1, "low_confidence": 1, "over_quota": 2},
         "kept": 4,
         "unique": 2,
         "copies": 2,
@@ -172,6 +172,7 @@ def test_an_edition_counts_what_happened_to_every_image(store, pool, tmp_path):
         },
         "teacher_parameters": 7,
         "top_k": None,
+        "near_duplicates": {"compared": 0, "unreadable": 0},
     }
     assert pl.read_parquet(edition.folder / "balanced" / "*.parquet")["duplicates"].to_list() == [2, 1]
 
@@ -207,7 +208,8 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
-    message = r"no image is left of 5 \(0 held_out, 0 duplicate, 5 low_confidence, 0 over_quota\); expected some with confidence above 0.95"
+    dropped = "0 held_out, 0 near_held_out, 0 duplicate, 5 low_confidence, 0 over_quota"
+    message = rf"no image is left of 5 \({dropped}\); expected some with confidence above 0.95"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(min_confidence=0.95))
     assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])

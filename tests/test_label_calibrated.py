@@ -111,7 +111,11 @@ def test_an_ensembles_temperature_is_fitted_on_the_log_of_its_mean(store, teache
     files = sorted(labeled.glob("*/*"))
     mean = np.log(np.mean([softmax(logits(one, files), axis=1) for one in (teacher, second)], axis=0))
     labels = [["cat", "ant", "bee"].index(file.parent.name) for file in files]
-    fitted = minimize_scalar(lambda x: -log_softmax(mean / math.exp(x), axis=1)[np.arange(36), labels].mean(), bounds=(-4, 4), method="bounded")
+
+    def cost(log_temperature):
+        return -log_softmax(mean / math.exp(log_temperature), axis=1)[np.arange(36), labels].mean()
+
+    fitted = minimize_scalar(cost, bounds=(-4, 4), method="bounded")
     version = label(store, "bugs", [teacher, second], pool, SETTINGS, run=RUN, calibration=open_source(str(labeled), labeled=True))
     assert version.manifest.counts["calibration"]["temperature"] == pytest.approx(math.exp(fitted.x), rel=1e-3)
 

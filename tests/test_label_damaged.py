@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import picture
 from labels import rows, write_teacher
-from PIL import Image
 from pictures import tar_bytes, write_table
+from PIL import Image
 
 from nst_data.sources import open_source
 from nst_data.store import Store
@@ -67,7 +67,8 @@ def damaged(rng):
     frames = [picture(0, index, 48) for index in range(3)]
     wholes += [("gif", encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))]
     wholes += [(kind.lower(), encode(images[0], kind)) for kind in ("PNG", "BMP", "WEBP", "TIFF")]
-    yield from (("jpg", b""), ("png", b""), ("jpg", b"not an image"), ("jpg", b"\xff\xd8"), ("gif", b"GIF89a"), ("webp", b"RIFF\xff\xff\xff\xffWEBP"))
+    yield from (("jpg", b""), ("png", b""), ("jpg", b"not an image"))
+    yield from (("jpg", b"\xff\xd8"), ("gif", b"GIF89a"), ("webp", b"RIFF\xff\xff\xff\xffWEBP"))
     yield from (("png", content) for content in bombs())
     while True:
         suffix, whole = wholes[rng.integers(len(wholes))]
@@ -96,8 +97,8 @@ def finished(tmp_path_factory):
     top = tmp_path_factory.mktemp("damaged")
     write_teacher(top / "teacher", ["ant", "bee", "cat"])
     pool = write_damaged(top / "pool")
-    words = ["label", pool, "--teacher", f"local-dir:{top / 'teacher'}", "--corpus", "damaged", "--store", top / "store", "--batch-size", 16]
-    done = subprocess.run([sys.executable, "-c", NST, *map(str, words)], capture_output=True, text=True, timeout=120)
+    words = ["label", pool, "--teacher", f"local-dir:{top / 'teacher'}", "--corpus", "damaged", "--store", top / "store"]
+    done = subprocess.run([sys.executable, "-c", NST, *map(str, words), "--batch-size", "16"], capture_output=True, text=True, timeout=120)
     return done, Store(top / "store").open("damaged"), pool, int(done.stdout.splitlines()[-1])
 
 

@@ -69,7 +69,7 @@ def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher
     assert rows(extended, "errors") == rows(afresh, "errors") != []
     for name in ("pool", "labeled", "errors", "per_class", "top_k", "teacher_parameters"):
         assert extended.manifest.counts[name] == afresh.manifest.counts[name]
-    assert [file for file in extended.manifest.files] == [file for file in afresh.manifest.files]
+    assert list(extended.manifest.files) == list(afresh.manifest.files)
     assert extended.verify() == []
 
 
@@ -147,6 +147,14 @@ def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path):
     assert before.manifest.counts["labeled"] == 0
     picture(0, 0).save(tmp_path / "pool" / "0.png")
     assert [row["key"] for row in rows(extend(store, before, open_source(str(tmp_path / "pool")), run=RUN))] == ["0.png"]
+
+
+def test_a_shard_is_hashed_piece_by_piece(store, teacher, pool, monkeypatch):
+    settings = LabelSettings(batch_size=4, rows_per_shard=100)
+    before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)
+    grown = grow(pool)
+    monkeypatch.setattr("nst_train.earlier_labels._PIECE", 3)
+    same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", teacher, grown, settings, run=RUN)))
 
 
 def test_an_ensemble_extends_what_it_labeled(store, teacher, pool, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import picture, write_pool
 from labels import RUN, SETTINGS, rows, write_teacher
+from PIL import Image
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
@@ -123,7 +124,7 @@ def test_a_pool_that_changed_meanwhile_is_one_error_and_nothing_is_lost(store, t
         (pool / "1-104.png").unlink()
     else:
         (pool / "1-104.png").write_bytes(b"1234")
-    with pytest.raises(NstError, match=r"the pool has changed since bugs@gen-1 was begun on it: " + says + r"; put it back and run this again"):
+    with pytest.raises(NstError, match=f"the pool has changed since bugs@gen-1 was begun on it: {says}; put it back and run this again"):
         labeled(store, teacher, pool)
     assert all(note.exists() for note in notes)
     (pool / "1-103b.png").unlink(missing_ok=True)
@@ -154,22 +155,24 @@ def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, te
     (pool / "0-104.png").write_bytes(b"text".ljust(size))
     (pool / "1-110.png").write_bytes(b"never to be read")
     (mended / "1-110.png").write_bytes(b"never to be read")
+    for folder in (pool, mended):
+        Image.new("RGB", (1, 300)).save(folder / "1-111.png")  # can be decoded, but not be resized
     expected = labeled(store, teacher, mended, "mended")
 
     class Mending(Told):
         def advance(self, amount, note=""):
             super().advance(amount)
-            if self.counted == IMAGES:
+            if self.counted == IMAGES + 1:
                 (pool / "0-104.png").write_bytes((mended / "0-104.png").read_bytes())
 
     told = Mending()
     version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True), progress=told)
     assert version.manifest.files == expected.manifest.files
-    assert [row["key"] for row in rows(version, "errors")] == ["1-110.png"]
+    assert [row["key"] for row in rows(version, "errors")] == ["1-110.png", "1-111.png"]
     assert any("1 images that could not be read can be now" in line for line in told.lines)
     (pool / "0-104.png").write_bytes(b"text".ljust(size))
     without = labeled(store, teacher, pool, "without", progress=Mending())
-    assert [row["key"] for row in rows(without, "errors")] == ["0-104.png", "1-110.png"]
+    assert [row["key"] for row in rows(without, "errors")] == ["0-104.png", "1-110.png", "1-111.png"]
 
 
 def test_trying_errors_again_does_not_stumble_over_a_shard_that_another_process_makes_again(store, teacher, pool, monkeypatch):

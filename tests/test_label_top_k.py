@@ -14,6 +14,7 @@ from nst_train.label import label
 from nst_train.settings import DEFAULT_TOP_K, LabelSettings
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
+SOFT = {"probs", "top_labels", "top_probs"}
 
 
 def labeled(top, teacher, corpus, **settings):
@@ -33,7 +34,8 @@ def versions(tmp_path_factory):
 def many(tmp_path_factory):
     """Labels of 1,001 and of 1,000 classes, whose soft labels nobody asked to be shorter."""
     top = tmp_path_factory.mktemp("many")
-    return [labeled(top, write_teacher(top / f"teacher-{count}", [str(index) for index in range(count)]), f"of-{count}") for count in (1001, 1000)]
+    teachers = {count: write_teacher(top / f"teacher-{count}", [str(index) for index in range(count)]) for count in (1001, 1000)}
+    return [labeled(top, teacher, f"of-{count}") for count, teacher in teachers.items()]
 
 
 def test_whole_and_shortened_labels_agree_where_they_overlap(versions):
@@ -76,7 +78,7 @@ def test_the_card_names_the_columns_that_are_there(versions, many):
     for version in (*versions, *many):
         columns = (version.folder / "README.md").read_text().partition("Columns: ")[2].partition("## Make")[0]
         there = set(pl.read_parquet_schema(next((version.folder / "pseudo_labels").iterdir())))
-        assert {name for name in ("probs", "top_labels", "top_probs") if f"`{name}`" in columns} == there & {"probs", "top_labels", "top_probs"}
+        assert {name for name in SOFT if f"`{name}`" in columns} == there & SOFT
 
 
 def test_generations_of_one_number_are_not_mixed_up_in_the_cache_of_datasets(versions, tmp_path):

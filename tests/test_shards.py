@@ -1,5 +1,6 @@
 """Who takes which shard, how one is written, and how rows are read back."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -97,13 +98,14 @@ def test_what_a_dead_process_of_this_machine_claimed_is_taken_in_its_turn(shards
     assert list(shards.take()) == [0, 1, 2, 3, 4]
 
 
-def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards, monkeypatch):
-    monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", 0.2)
+@pytest.mark.parametrize(("stalled_seconds", "waits_for"), [(0.0, set()), (0.2, {1})])
+def test_what_a_living_process_works_at_is_taken_last_and_when_it_stalls(shards, monkeypatch, stalled_seconds, waits_for):
+    monkeypatch.setattr(pseudo_labels, "STALLED_SECONDS", stalled_seconds)
     monkeypatch.setattr(pseudo_labels, "_LOOK_EVERY_SECONDS", 0.01)
     claim(shards, 0, platform.node(), os.getppid())
     waits = []
     assert list(shards.take(on_wait=waits.append)) == [1, 2, 3, 4, 0]
-    assert set(waits) == {1}
+    assert set(waits) == waits_for
 
 
 def test_a_claim_of_another_machine_holds_while_it_shows_life_and_falls_when_it_stalls(shards, monkeypatch):
@@ -177,7 +179,7 @@ def test_pieces_of_any_size_make_the_same_shard(tmp_path):
         (tmp_path / name).mkdir()
         shards = make_shards(tmp_path / name, 9, 9)
         writer = ShardWriter(shards, 0, SCHEMA)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             writer.add(table(start, stop))
         writer.finish()
         digests.add(shards.note(0)["sealed"]["sha256"])

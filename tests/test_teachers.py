@@ -173,15 +173,16 @@ def test_cut_weights_are_one_error(store, tmp_path):
 
 def test_weights_that_lack_a_layer_are_one_error(store, tmp_path):
     name = write_transformer(tmp_path / "vit")
-    weights = load_file(tmp_path / "vit" / "model.safetensors")
-    save_file({key: value for key, value in weights.items() if "classifier" not in key}, tmp_path / "vit" / "model.safetensors", {"format": "pt"})
+    file = tmp_path / "vit" / "model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if "classifier" not in key}, file, {"format": "pt"})
     with pytest.raises(NstError, match=r"the weights lack classifier.bias and 1 more: not a trained classifier"):
         load_classifier(name, store)
 
 
 def test_an_ensemble_is_the_mean_of_its_members_probabilities_by_class_name(store, pool, tmp_path):
     turned = ["cat", "ant", "bee"]
-    names = [write_teacher(tmp_path / "first", NAMES, 1), write_teacher(tmp_path / "second", turned, 2, 32), write_transformer(tmp_path / "vit")]
+    names = [write_teacher(tmp_path / "first", NAMES, 1), write_teacher(tmp_path / "second", turned, 2, 32)]
+    names.append(write_transformer(tmp_path / "vit"))
     version = labeled(store, pool, names)
     alone = [probs(labeled(store, pool, name, f"alone-{number}")) for number, name in enumerate(names)]
     alone[1] = alone[1][:, [turned.index(class_name) for class_name in NAMES]]

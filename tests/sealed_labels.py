@@ -1,0 +1,45 @@
+"""Generations and editions with the labels that a test gives them, sealed without any network."""
+
+import pyarrow as pa
+
+from nst_data.images import image_hash
+from nst_data.manifest import Input, Request
+from nst_data.pseudo_labels import ShardPlan, write_parquet
+from nst_data.schema import balanced_schema, pseudo_labels_schema
+
+NAMES = ["ant", "bee", "cat"]
+POOL = Input(ref="/pool", digest="pool")
+
+
+def label_row(row, image, label, confidence, copies=1, key=None, classes=3):
+    """One row of either table; `image` is its bytes, or a text that stands for them."""
+    encoded = image if isinstance(image, bytes) else str(image).encode()
+    known = {"id": row, "key": key or f"{row:03d}.png", "image_hash": image_hash(encoded), "label": label, "confidence": confidence}
+    return known | {"probs": [1 / classes] * classes, "phash": 0, "duplicates": 1, "copies": copies}
+
+
+def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL):
+    """The next generation, of `label_row`s."""
+    per_class = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
+    counts = {"pool": len(rows), "labeled": len(rows), "errors": 0, "per_class": per_class} | (counts or {})
+    request = Request(kind="generation", settings={"number": len(store.versions(name)), **(settings or {})}, inputs={"pool": pool})
+    return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts)
+
+
+def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL):
+    """The next edition of a generation or, with the role `like`, the first of the next generation."""
+    name = parent.folder.parent.name
+    inputs = {"pool": pool, role: Input(ref=parent.ref, digest=parent.manifest.digest)}
+    unique = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
+    per_class = {one: {"labeled": 2 * images, "unique": images, "copies": 3 * images} for one, images in unique.items()}
+    dropped = {"held_out": 0, "duplicate": 1, "low_confidence": 1234}
+    counts = {"labeled": 2 * len(rows), "dropped": dropped, "unique": len(rows), "copies": 3 * len(rows), "per_class": per_class}
+    request = Request(kind="edition", settings={"number": len(store.versions(name))}, inputs=inputs)
+    staging = store.begin(request, name, parent.number.generation if role == "generation" else None)
+    return _seal(staging, "balanced", rows, balanced_schema(names), names, counts)
+
+
+def _seal(staging, table, rows, schema, names, counts):
+    path = ShardPlan(1, 1, table).file(0)
+    sealed = write_parquet(staging.build / path, [pa.Table.from_pylist(rows, schema=schema)], schema)
+    return staging.seal({path: sealed}, list(names), counts, {})
