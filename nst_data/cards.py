@@ -23,7 +23,8 @@ def write_generation_card(staging: Staging, class_names: Sequence[str], counts: 
 
 def write_edition_card(staging: Staging, parent: Manifest, counts: Mapping[str, Any]) -> None:
     """The card of a balanced training set."""
-    _write_dataset_card(staging, "edition.md.jinja", ["balanced"], counts["unique"], parent.class_names, counts)
+    tables = ["balanced", "errors"] if "errors" in counts else ["balanced"]  # `nst label --like` has errors of its own
+    _write_dataset_card(staging, "edition.md.jinja", tables, counts["unique"], parent.class_names, counts)
 
 
 def write_model_card(

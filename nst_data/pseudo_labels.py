@@ -6,7 +6,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +169,12 @@ class Shards:
             "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
         }
         return files, counts
+
+    def are_as_in(self, files: Mapping[str, SealedFile]) -> bool:
+        """Whether every shard is still the one that `finish` found."""
+        with contextlib.suppress(FileNotFoundError):
+            return all(SealedFile(**self.note(shard)["sealed"]) == files[self.plan.file(shard)] for shard in range(len(self.plan)))
+        return False
 
     def _note(self, shard: int) -> Path:
         return self._notes / f"{shard:05d}.json"

@@ -6,7 +6,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,10 @@ from nst_data.errors import NstError
 from nst_data.files import fsync_folder, fsync_tree, write_text
 from nst_data.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
 from nst_data.version import Version
+
+
+class NotReadyError(Exception):
+    """What was about to be sealed is being written again."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,18 @@ class Staging:
         path = self.work / "seconds.json"
         return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
-    def seal(self, files: dict[str, SealedFile], class_names: list[str], counts: dict[str, Any], machine: dict[str, Any]) -> Version:
-        """Write the manifest and move the folder to its place. Another process may have done so: then its version stands."""
+    def seal(
+        self,
+        files: dict[str, SealedFile],
+        class_names: list[str],
+        counts: dict[str, Any],
+        machine: dict[str, Any],
+        is_ready: Callable[[], bool] = lambda: True,
+    ) -> Version:
+        """Write the manifest and move the folder to its place. Another process may have done so: then its version stands.
+
+        `is_ready` is asked at the last moment. Raises NotReadyError where it says no.
+        """
         manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, self.seconds, machine)
         try:
             write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
@@ -93,6 +107,8 @@ class Staging:
                 abandoned.unlink(missing_ok=True)
             fsync_tree(self.build)
             self.target.parent.mkdir(parents=True, exist_ok=True)
+            if not is_ready():
+                raise NotReadyError
             self.build.rename(self.target)
         except OSError:
             if self.sealed_by_another() is None:

@@ -1,7 +1,7 @@
 """Rows that were labeled before: a grown pool takes them over (`--extend`), a new teacher looks at them again (`--like`)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,13 +77,16 @@ class ExtensionPart:
         return rows.sort_by("id"), errors
 
 
-def extension_part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None) -> ExtensionPart:
-    """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded."""
+def extension_part(
+    pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, show_life: Callable[[], None]
+) -> ExtensionPart:
+    """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded. `show_life` is called on the way."""
     rows, keys, hashes = pool.rows(range(start, stop)), list[str](), list[str]()
     with ThreadPoolExecutor(threads or cpus_of_this_process()) as pool_of_threads:
         while piece := list(itertools.islice(rows, _PIECE)):
             keys += [row.key for row in piece]
             hashes += pool_of_threads.map(_hash, piece)
+            show_life()
     readable = [index for index, found in enumerate(hashes) if found]
     positions = np.full(len(keys), -1, np.int64)
     positions[readable] = earlier.find([hashes[index] for index in readable])

@@ -5,6 +5,8 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -17,10 +19,11 @@ from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
+from nst_data.staging import NotReadyError
 from nst_data.store import Staging, Store, Version
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
-from nst_train.labeling import Labeling, Part, WholePart
+from nst_train.labeling import Labeling, Part, PartMaker, WholePart
 from nst_train.settings import DEFAULT_TOP_K, DENSE_CLASSES, LabelRunSettings, LabelSettings
 from nst_train.teacher_calibration import calibration_input, fit
 from nst_train.teachers import Teacher, load_teacher, teacher_entries
@@ -56,7 +59,7 @@ def label(
     if isinstance(staging, Version):
         return staging
     rows = min(len(pool), settings.limit or len(pool))
-    return work.make(staging, rows, "pseudo_labels", lambda start, stop: WholePart(range(start, stop)), calibration=calibration)
+    return work.make(staging, rows, "pseudo_labels", lambda start, stop, _: WholePart(range(start, stop)), calibration=calibration)
 
 
 def extend(
@@ -81,8 +84,8 @@ def extend(
         return staging
     labels = EarlierLabels(generation, staging.work)
 
-    def part(start: int, stop: int) -> Part:
-        return extension_part(pool, labels, start, stop, work.run.decode_threads)
+    def part(start: int, stop: int, show_life: Callable[[], None]) -> Part:
+        return extension_part(pool, labels, start, stop, work.run.decode_threads, show_life)
 
     return work.make(staging, len(pool), "pseudo_labels", part, earlier=generation)
 
@@ -129,7 +132,7 @@ def label_like(
     selected = TableReader(edition.folder, "balanced")
     same_pool = pool.fingerprint == edition.manifest.request.inputs["pool"].digest
 
-    def part(start: int, stop: int) -> Part:
+    def part(start: int, stop: int, _: Callable[[], None]) -> Part:
         return like_part(pool, selected, same_pool, start, stop)
 
     return work.make(staging, min(len(selected), settings.limit or len(selected)), "balanced", part, like=edition)
@@ -163,14 +166,15 @@ class _Work:
         return self._teacher
 
     def begin(self, request: Request, corpus: str, generation: int | None, edition: int | None = None) -> Version | Staging:
-        """The version that is asked for, sealed or under way. Raises NstError where its pool changed on the way."""
+        """The version that is asked for, sealed or under way. Raises NstError where its pool or teacher changed on the way."""
         for staging in self.store.stagings(corpus):
             begun_on = staging.work / "pool.arrow"  # not there yet: nothing was done
-            if _differs_in_pool_only(staging.request, request) and begun_on.exists():
-                change = what_changed(read_listing(begun_on), self.pool.listing())
+            moved = _moved(staging.request, request) if begun_on.exists() else None
+            if moved is not None:
+                change = what_changed(read_listing(begun_on), self.pool.listing()) if moved == "pool" else "its weights are others"
                 raise NstError(
-                    f"{self.pool.location}: the pool has changed since {staging.ref} was begun on it: {change}; "
-                    f"put it back and run this again, or `nst remove {staging.ref}` and label it as it is now"
+                    f"{request.inputs[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
+                    f"put it back and run this again, or `nst remove {staging.ref}` and label anew"
                 )
         staged = self.store.begin(request, corpus, generation, edition)
         if isinstance(staged, Version):
@@ -179,7 +183,7 @@ class _Work:
             write_listing(staged.work / "pool.arrow", self.pool.listing())
         return staged
 
-    def make(self, staging: Staging, rows: int, table: str, part: Callable[[int, int], Part], **about: Any) -> Version:  # noqa: ANN401
+    def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
         """Label what is missing and seal; where another process seals first, its version is the result."""
         try:
             return self._make(staging, rows, table, part, **about)
@@ -193,7 +197,7 @@ class _Work:
         staging: Staging,
         rows: int,
         table: str,
-        part: Callable[[int, int], Part],
+        part: PartMaker,
         calibration: Source | None = None,
         earlier: Version | None = None,
         like: Version | None = None,
@@ -211,15 +215,18 @@ class _Work:
         labeling = Labeling(
             staging, shards, part, self.pool, teacher, computation, temperature, schema, self.run.decode_threads, self.run.share
         )
-        files, counts = self._label_all(labeling, since)
-        counts |= {"top_k": top_k, "teacher_parameters": teacher.parameters, **about}
-        if like is not None:
-            counts = _counts_like(like, staging, counts)
-            parent = like.manifest.model_copy(update={"class_names": teacher.class_names})
-            cards.write_edition_card(staging, parent, counts)
-        else:
-            cards.write_generation_card(staging, teacher.class_names, counts)
-        return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation))
+        about |= {"top_k": top_k, "teacher_parameters": teacher.parameters}
+        while True:
+            files, counts = self._label_all(labeling, since)
+            counts |= about
+            if like is not None:
+                counts = _counts_like(like, staging, counts)
+                parent = like.manifest.model_copy(update={"class_names": teacher.class_names})
+                cards.write_edition_card(staging, parent, counts)
+            else:
+                cards.write_generation_card(staging, teacher.class_names, counts)
+            with suppress(NotReadyError):  # another process, which retries errors, has begun to make a shard again
+                return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation), partial(shards.are_as_in, files))
 
     def _label_all(self, labeling: Labeling, since: float) -> tuple[dict[str, SealedFile], dict[str, Any]]:
         """Label until nothing is missing. A shard that was done is missing again while a process makes it anew for images that healed."""
@@ -274,14 +281,13 @@ class _Work:
         self.progress.say(f"{staging.ref}: {plan.rows:,} images in {shards}, {size} on disk{warning}")
 
 
-def _differs_in_pool_only(there: Request, asked: Request) -> bool:
-    """Whether two requests ask for the same labeling of one pool that is not what it was."""
-    pools = [request.inputs.get("pool") for request in (there, asked)]
-    if there.kind != asked.kind or there.settings != asked.settings or None in pools or there.inputs.keys() != asked.inputs.keys():
-        return False
-    place_there, place_asked = (_COMMIT.sub("", pool.ref) for pool in pools if pool)
-    same = all(there.inputs[role].digest == asked.inputs[role].digest for role in there.inputs.keys() - {"pool"})
-    return same and place_there == place_asked and pools[0].digest != pools[1].digest  # type: ignore[union-attr]
+def _moved(there: Request, asked: Request) -> str | None:
+    """The pool or teacher that is not what it was, where two requests ask for the same labeling with inputs of the same names."""
+    if (there.kind, there.settings, there.inputs.keys()) != (asked.kind, asked.settings, asked.inputs.keys()):
+        return None
+    if any(_COMMIT.sub("", there.inputs[role].ref) != _COMMIT.sub("", asked.inputs[role].ref) for role in asked.inputs):
+        return None
+    return next((role for role, entry in asked.inputs.items() if entry.digest != there.inputs[role].digest), None)
 
 
 def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dict[str, Any]:

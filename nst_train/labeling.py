@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,10 @@ class Part(Protocol):
         """
 
 
+PartMaker = Callable[[int, int, Callable[[], None]], Part]
+"""From positions in the table, start and stop; calls its third argument while it works at length, as a sign of life."""
+
+
 @dataclass(frozen=True)
 class WholePart:
     """Every row is labeled."""
@@ -66,7 +71,7 @@ class Labeling:
 
     staging: Staging
     shards: Shards
-    part: Callable[[int, int], Part]  # from positions in the table, start and stop
+    part: PartMaker
     pool: Source
     teacher: Teacher
     computation: Computation
@@ -122,7 +127,7 @@ class Labeling:
             waited = True
 
         for shard in self.shards.take(*self.worker, on_wait):
-            part = self.part(*self.shards.plan.bounds(shard))
+            part = self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
             counted[shard] = self.shards.plan.size(shard) - len(part.to_label)
             task.advance(counted[shard])
             yield from self._batches_of(shard, part)

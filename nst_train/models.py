@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
 from nst_train.settings import TrainSettings
+from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FOLDER, HUB = "local-dir:", "hf-hub:"
 _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -47,8 +47,15 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
         options["drop_path_rate"] = settings.noise.stochastic_depth
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
+    name = settings.model
+    if name.startswith(HUB):
+        name = f"{FOLDER}{download(name)[0]}"
+    if settings.pretrained and name.startswith(FOLDER):
+        require_safetensors(settings.model, Path(name.removeprefix(FOLDER)))
+    elif settings.pretrained:
+        options["pretrained_cfg_overlay"] = {"file": str(published_weights(name))}
     try:
-        return timm.create_model(settings.model, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
+        return timm.create_model(name, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
     except TypeError as error:
         raise NstError(
             f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
@@ -88,8 +95,8 @@ def _has_fixed_size(name: str) -> bool:
     return bool(config and config.fixed_input_size)
 
 
-def check_name(name: str) -> None:
-    """Raises UsageError for a name that means nothing, with near ones."""
+def check_name(name: str, others: Sequence[str] = ()) -> None:
+    """Raises UsageError for a name that means nothing, with near ones among timm's and `others`."""
     if name.startswith(FOLDER):
         folder = Path(name.removeprefix(FOLDER))
         if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
@@ -98,7 +105,8 @@ def check_name(name: str) -> None:
         if not _REPOSITORY.fullmatch(name):
             raise UsageError(f"{name}: expected OWNER/NAME[@REVISION] on the Hub; a folder is named {FOLDER}{name}")
     elif not timm.is_model(name.split(".")[0]):
-        raise UsageError(f"{name}: no network of timm and no teacher in the store; {_suggestion(name, timm.list_models(), 'list_models')}")
+        hint = _suggestion(name, [*others, *timm.list_models()], "list_models")
+        raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")
 
 
 def _suggestion(name: str, known: list[str], function: str) -> str:

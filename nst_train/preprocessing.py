@@ -13,12 +13,16 @@ from timm.data import create_transform
 from timm.data.transforms import ResizeKeepRatio
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import Resize
 from torchvision.transforms.v2 import functional as tensor_transforms
 
 from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, check_size, decode, jpeg_header, large_images_alone, phash_row_step, reduced_size
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # later versions hand decoding over to another package; Pillow's pixels are the same
+    decode_jpeg = None
 
 _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
 
@@ -134,7 +138,7 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
 
     With `least_side_px` a JPEG may come out smaller, see there. Raises ImageError with the reason.
     """
-    header = None if exact else jpeg_header(encoded)
+    header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
         check_size(header.width, header.height)
         size = (header.width, header.height)

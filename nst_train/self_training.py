@@ -4,7 +4,7 @@ Where it departs from the paper:
 - the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
   by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
-- images of the labeled and the test set are taken out of the pool where their bytes are equal; the paper removes near-duplicates too;
+- images of the labeled and the test set are taken out of the pool, with their near-duplicates; the paper names only evaluation sets;
 - there is no finetuning at a larger resolution.
 """
 
@@ -54,7 +54,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
             corpus: Version | None = label(store, recipe.name, teacher.ref, pool, recipe.label, number, reading, progress)
             assert corpus is not None
             with this_process().main_process_first():
-                edition = balance(store, corpus, selection, held_out, edition=1)
+                edition = balance(store, corpus, selection, held_out, 1, pool, progress)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
         student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress)

@@ -15,21 +15,18 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from jaxtyping import Float
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
-from nst_data.hub import plain_errors
 from nst_data.manifest import Input, json_digest
 from nst_data.sources import match_classes
 from nst_data.store import Store
-from nst_train.models import CONFIG, FOLDER, HUB, WEIGHTS, check_name, count_parameters
+from nst_train.models import check_name, count_parameters
 from nst_train.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
-
-_HUB_FILES = [CONFIG, "preprocessor_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+from nst_train.weights import CONFIG, FOLDER, WEIGHTS, download, published_weights, require_safetensors
 
 
 @dataclass(frozen=True)
@@ -125,12 +122,12 @@ def load_classifier(name: str, store: Store, exact: bool = False) -> tuple[Class
     if is_in_store(name, store):
         version = store.open(name, "teacher")
         return _load_folder(name, version.folder, exact, version.manifest.class_names), teacher_input(name, store)
-    check_name(name)
+    check_name(name, [version.ref for version in store.versions() if version.is_readable and version.manifest.kind == "teacher"])
     revision = None
     if name.startswith(FOLDER):
         classifier = _load_folder(name, Path(name.removeprefix(FOLDER)), exact)
     elif "/" in name:
-        folder, revision = _download(name)
+        folder, revision = download(name)
         classifier = _load_folder(name, folder, exact)
     else:
         network, revision = _published(name)
@@ -161,10 +158,11 @@ def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | 
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
+    of_timm = "pretrained_cfg" in config or "architecture" in config
+    if of_timm:
+        require_safetensors(name, folder)
     try:
-        if "pretrained_cfg" in config or "architecture" in config:
-            if not (folder / WEIGHTS).is_file():
-                raise FileNotFoundError(f"{WEIGHTS} is missing; pickles are not read")  # timm would
+        if of_timm:
             return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
         return _of_transformers(folder, exact)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
@@ -211,29 +209,13 @@ class _Logits(nn.Module):
         return logits
 
 
-def _published(name: str) -> tuple[nn.Module, str | None]:
-    """A timm name with the weights that timm publishes on the Hub, and their revision there."""
-    config = timm.models.get_pretrained_cfg(name)
-    if config is None or not config.hf_hub_id:
-        raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
-    repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
-    with plain_errors(f"{name} ({repo})", "model"):
-        weights = hf_hub_download(repo, WEIGHTS)
+def _published(name: str) -> tuple[nn.Module, str]:
+    """A timm name with the weights that timm publishes on the Hub, and their commit there."""
+    weights = published_weights(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": weights})
-    return network, Path(weights).parent.name
-
-
-def _download(name: str) -> tuple[Path, str]:
-    """A repository's config and safetensors, at the commit that its revision means now: (folder, commit)."""
-    repo, _, revision = name.removeprefix(HUB).partition("@")
-    with plain_errors(name, "model"):
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_HUB_FILES))
-    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
-        raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
-    return folder, folder.name
+        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
+    return network, weights.parent.name
 
 
 def _timm_class_names(network: nn.Module) -> list[str]:

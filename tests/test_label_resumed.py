@@ -124,7 +124,7 @@ def test_a_pool_that_changed_meanwhile_is_one_error_and_nothing_is_lost(store, t
         (pool / "1-104.png").unlink()
     else:
         (pool / "1-104.png").write_bytes(b"1234")
-    with pytest.raises(NstError, match=f"the pool has changed since bugs@gen-1 was begun on it: {says}; put it back and run this again"):
+    with pytest.raises(NstError, match=f"the pool has changed since bugs@gen-1 was begun with it: {says}; put it back and run this again"):
         labeled(store, teacher, pool)
     assert all(note.exists() for note in notes)
     (pool / "1-103b.png").unlink(missing_ok=True)
@@ -240,3 +240,30 @@ def test_extending_a_limited_generation_labels_the_rest(store, teacher, pool):
     whole = rows(labeled(store, teacher, pool, "whole"))
     assert [row["key"] for row in rows(extended)] == [row["key"] for row in whole]
     np.testing.assert_allclose([row["probs"] for row in rows(extended)], [row["probs"] for row in whole], atol=1e-3)
+
+
+def test_a_teacher_whose_weights_changed_meanwhile_is_one_error(store, pool, tmp_path):
+    teacher = write_teacher(tmp_path / "moving", NAMES)
+    stopped(store, teacher, pool)
+    shutil.rmtree(tmp_path / "moving")
+    write_teacher(tmp_path / "moving", NAMES, seed=5)
+    with pytest.raises(
+        NstError, match=r"moving: the teacher has changed since bugs@gen-1 was begun with it: its weights are others; put it back"
+    ):
+        labeled(store, teacher, pool)
+    assert store.unfinished() == ["bugs@gen-1"]
+
+
+def test_a_shard_made_again_while_another_process_seals_is_waited_for(store, teacher, pool, monkeypatch):
+    are_as_in, asked = labeling.Shards.are_as_in, []
+
+    def reopened_once(self, files):
+        if not asked:
+            self.reopen(1)
+        asked.append(are_as_in(self, files))
+        return asked[-1]
+
+    monkeypatch.setattr(labeling.Shards, "are_as_in", reopened_once)
+    version = labeled(store, teacher, pool)
+    assert asked == [False, True]
+    assert version.verify() == []

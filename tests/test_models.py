@@ -91,3 +91,16 @@ def test_stochastic_depth_on_a_network_without_it_is_one_line_that_says_so():
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"expected a folder with config.json and model.safetensors"):
         load_classifier(f"local-dir:{tmp_path}", Store(tmp_path / "store"))
+
+
+def test_training_never_starts_from_a_pickle(saved):
+    _, folder = saved
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(NstError, match=r"model\.safetensors is missing; pickles are not read"):
+        create_network(TrainSettings(model=f"local-dir:{folder}", pretrained=True), 3)
+
+
+def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
+    with pytest.raises(UsageError, match=r"tiny-techer: .*did you mean tiny-teacher@gen-0"):
+        load_classifier("tiny-techer", tiny_store[0])

@@ -199,3 +199,10 @@ def test_an_image_that_the_transform_refuses_is_an_error_and_its_neighbors_are_n
     assert images.reasons[0][1].startswith("1x200 pixels, which the teacher's transform refuses (")
     assert images.pixels[0].shape == (4, 3, 32, 32)
     assert not images.pixels[0][[1, 3]].any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_without_torchvisions_decoder_the_pixels_are_the_same(name, monkeypatch):
+    expected = decode_pixels(KINDS[name])
+    monkeypatch.setattr("nst_train.preprocessing.decode_jpeg", None)
+    assert torch.equal(decode_pixels(KINDS[name]), expected)
