@@ -14,7 +14,10 @@ def balance(
     ref: Annotated[str, typer.Argument(metavar="CORPUS@gen-N", help="The generation to select from.")],
     settings: BalanceSettings,
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out images with the bytes of one in this source; several allowed.")
+        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out this source's images and their near-duplicates; several allowed.")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the generation's images are, if not where they were labeled.")
     ] = None,
     edition: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask for this edition instead of the next free one.")] = None,
     image_column: ImageColumnOption = None,
@@ -23,18 +26,26 @@ def balance(
 ) -> None:
     """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
     from nst_data.editions import balance as balance_generation
+    from nst_data.errors import UsageError
+    from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
 
     there = open_store(store)
     generation = there.open(ref, "generation")
+    if not exclude and (pool or settings.exact_overlap_only):
+        raise UsageError("--pool and --exact-overlap-only speak of images to leave out; name a source of them with --exclude SOURCE")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
-    version = balance_generation(there, generation, settings, held_out, edition)
+    labeled = generation.manifest.request.inputs["pool"]
+    images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
+    version = balance_generation(there, generation, settings, held_out, edition, images, on_this_terminal())
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
     print(f"{version.ref}: {counts['copies']:,} entries from {counts['unique']:,} of {counts['labeled']:,} images")
     print("  dropped: " + ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
+    if unread := counts["near_duplicates"]["unreadable"]:
+        print(f"  warning: {unread:,} that may be near-duplicates could not be read in the pool; none of them was dropped for that")
     if counts["classes_without_images"]:
         print(f"  classes without any image: {', '.join(counts['classes_without_images'])}")
     print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")

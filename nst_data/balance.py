@@ -12,29 +12,34 @@ import polars as pl
 
 from nst_data.settings import BalanceSettings
 
-REASONS = ("held_out", "duplicate", "low_confidence", "over_quota")
+REASONS = ("held_out", "near_held_out", "duplicate", "low_confidence", "over_quota")
 _PRIME = 2**31 - 1
 
 
-def judge(labels: pl.LazyFrame, settings: BalanceSettings, held_out: Collection[str] = ()) -> pl.LazyFrame:
+def judge(
+    labels: pl.LazyFrame, settings: BalanceSettings, held_out: Collection[str] = (), near_held_out: Collection[str] = ()
+) -> pl.LazyFrame:
     """Add `duplicates` (int32) and `reason` (string): why a row is dropped, null for a row that is selected.
 
-    `held_out` are the hashes of images that must not be trained on, such as the test set's (section 3.1).
+    `held_out` are the hashes of images that must not be trained on, such as the test set's, `near_held_out` those of the pool's
+    images that look like one of them (section 3.1).
     """
     return (
         labels.with_columns(duplicates=pl.len().over("image_hash").cast(pl.Int32))
-        .with_columns(reason=_reason(settings, held_out))
+        .with_columns(reason=_reason(settings, held_out, near_held_out))
         .sort(pl.col("confidence").cast(pl.Float64), "image_hash", "id", descending=[True, False, False])
         .with_columns(reason=_over_quota(settings))
     )
 
 
-def _reason(settings: BalanceSettings, held_out: Collection[str]) -> pl.Expr:
+def _reason(settings: BalanceSettings, held_out: Collection[str], near_held_out: Collection[str]) -> pl.Expr:
     confidence = pl.col("confidence").cast(pl.Float64)  # float64: 0.3 as float32 lies above 0.3
     confident = (confidence.is_not_nan() & (confidence > settings.min_confidence)).fill_null(False)
     return (
         pl.when(pl.col("image_hash").is_in(sorted(held_out)))
         .then(pl.lit("held_out"))
+        .when(pl.col("image_hash").is_in(sorted(near_held_out)))
+        .then(pl.lit("near_held_out"))
         .when(pl.col("id") != pl.col("id").min().over("image_hash"))
         .then(pl.lit("duplicate"))
         .when(~confident)

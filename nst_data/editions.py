@@ -3,23 +3,33 @@
 import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from nst_data import cards
 from nst_data.balance import REASONS, add_copies, judge
 from nst_data.errors import NstError
-from nst_data.images import image_hash
 from nst_data.manifest import Input, Request, SealedFile
-from nst_data.pseudo_labels import ShardPlan, table_files, write_parquet
-from nst_data.schema import SELECTION_COLUMNS, balanced_schema, check_labels, soft_label_bytes, top_k_of
+from nst_data.overlap import HeldOut, Overlap, near_duplicates
+from nst_data.progress import Progress
+from nst_data.pseudo_labels import ShardPlan, TableReader, table_files, write_parquet
+from nst_data.schema import (
+    OVERLAP_COLUMNS,
+    SELECTION_COLUMNS,
+    balanced_schema,
+    check_labels,
+    check_overlap_columns,
+    soft_label_bytes,
+    top_k_of,
+)
 from nst_data.settings import BalanceSettings
-from nst_data.sources import Source
+from nst_data.sources import Source, open_source
 from nst_data.store import Staging, Store, Version
 
 SHARD_BYTES = 256 * 2**20
@@ -31,10 +41,13 @@ def balance(
     settings: BalanceSettings,
     exclude: Sequence[Source] = (),
     edition: int | None = None,
+    pool: Source | None = None,
+    progress: Progress | None = None,
 ) -> Version:
     """Select and balance the pseudo-labels of a generation into a sealed edition.
 
-    Images whose bytes equal one in an `exclude` source are dropped first (section 3.1: the evaluation set's images).
+    Images of an `exclude` source are dropped first, and their near-duplicates (section 3.1: the evaluation set's images). To compare
+    those that may be some, the pool is read: `pool`, by default where the generation was labeled.
     """
     manifest = generation.manifest
     inputs = {"generation": Input(ref=generation.ref, digest=manifest.digest), "pool": manifest.request.inputs["pool"]}
@@ -46,8 +59,11 @@ def balance(
         return staging
     since = time.monotonic()
     with staging.refusable():
-        held_out = set().union(*(_hashes(source) for source in exclude))
-        selected, counts = _select(generation.folder, manifest.class_names, settings, held_out)
+        check_labels(_scan(generation.folder))
+        held_out = HeldOut.read(exclude, not settings.exact_overlap_only, progress if exclude else None)
+        near = _near_duplicates(store, generation, held_out, pool, progress) if len(held_out.index) else Overlap()
+        selected, counts = _select(generation.folder, manifest.class_names, settings, held_out.image_hashes, near.image_hashes)
+    counts["near_duplicates"] = {"compared": near.compared, "unreadable": near.unreadable}
     counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
     counts["top_k"] = top_k_of(pq.read_schema(table_files(generation.folder, "pseudo_labels")[0]))
     files = _write(staging, generation.folder, selected, balanced_schema(manifest.class_names, counts["top_k"]))
@@ -56,12 +72,37 @@ def balance(
     return staging.seal(files, manifest.class_names, counts, {})
 
 
+def _near_duplicates(store: Store, generation: Version, held_out: HeldOut, pool: Source | None, progress: Progress | None) -> Overlap:
+    """Raises NstError where there are candidates and no pool to compare them in."""
+    labeled = generation.manifest.request.inputs["pool"]
+
+    def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
+        images = pool
+        if images is None:
+            try:
+                images = open_source(labeled.ref, image_column=labeled.image_column, indexes=store.indexes)
+            except NstError as error:
+                raise NstError(
+                    f"{error}. {candidates.num_rows:,} images of {generation.ref} may be near-duplicates of excluded ones and cannot be "
+                    "compared; --pool says where they are now, --exact-overlap-only keeps them"
+                ) from None
+        is_same = images.fingerprint == labeled.digest
+        return images, candidates["id"].to_numpy() if is_same else images.rows_of(candidates["key"].to_pylist())
+
+    labels = TableReader(generation.folder, "pseudo_labels")
+    check_overlap_columns(labels.schema)
+    return near_duplicates(labels.batches(OVERLAP_COLUMNS.names), held_out, locate, progress)
+
+
+def _scan(folder: Path) -> pl.LazyFrame:
+    return pl.scan_parquet(folder / "pseudo_labels" / "*.parquet")
+
+
 def _select(
-    folder: Path, class_names: Sequence[str], settings: BalanceSettings, held_out: Collection[str]
+    folder: Path, class_names: Sequence[str], settings: BalanceSettings, held_out: Collection[str], near: Collection[str]
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The selected rows (id, duplicates, copies) in pool order, and what happened to all rows."""
-    labels = check_labels(pl.scan_parquet(folder / "pseudo_labels" / "*.parquet")).select(list(SELECTION_COLUMNS))
-    judged = judge(labels, settings, held_out)
+    judged = judge(_scan(folder).select(list(SELECTION_COLUMNS)), settings, held_out, near)
     selection = add_copies(judged.filter(pl.col("reason").is_null()), settings).sort("id")
     by_class, selected = pl.collect_all([judged.group_by("label", "reason").len(), selection])
     if selected.is_empty():
@@ -145,11 +186,3 @@ def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterat
         taken.append(table)
         rows -= table.num_rows
     return taken, tables
-
-
-def _hashes(source: Source) -> set[str]:
-    found = set()
-    for row in source.rows(range(len(source))):
-        with suppress(OSError, NstError):  # what cannot be read is no image to hold out
-            found.add(image_hash(row.read()))
-    return found

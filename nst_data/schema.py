@@ -76,6 +76,17 @@ def errors_schema() -> pa.Schema:
 SELECTION_COLUMNS = {"id": pl.Int64, "image_hash": pl.String, "label": pl.Int64, "confidence": pl.Float32}
 
 
+OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_hash", pa.string()), ("phash", pa.int64())])
+
+
+def check_overlap_columns(found: pa.Schema) -> None:
+    """Check the columns that the search for near-duplicates reads. Raises NstError that names column, type found and type expected."""
+    for field in OVERLAP_COLUMNS:
+        kind = found.field(field.name).type if field.name in found.names else "missing"
+        if kind != field.type:
+            raise NstError(f"pseudo_labels: column `{field.name}` is {kind}, expected {field.type}")
+
+
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:
     """Check the columns that selection reads. Raises NstError that names column, type found and type expected."""
     found = labels.collect_schema()

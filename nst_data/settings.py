@@ -20,4 +20,5 @@ class BalanceSettings(Settings):
 
     min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images that the teacher is surer of than this.")
     per_class: int = Field(130_000, ge=1, description="Entries per class: the most confident images, with copies where a class has fewer.")
+    exact_overlap_only: bool = Field(False, description="Leave out images with the very bytes of an excluded one, not its near-duplicates.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides which images of a class get one copy more.")

@@ -1,0 +1,200 @@
+"""Images of a pool that are held-out images: those with equal bytes, and near-duplicates (section 3.1 of the paper takes both out).
+
+Near-duplicates are found in two stages: the perceptual hashes of the labels give candidates, looked up in bands; these are decoded
+and compared with the held-out images themselves.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.hash_index import HashIndex
+from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, phash, phash_thumbnail
+from nst_data.progress import Progress
+from nst_data.schema import OVERLAP_COLUMNS
+from nst_data.sources import Row, Source
+
+# As measured in benchmarks/results/overlap.md: copies (resized to 50-150%, JPEGs of quality 50-95, brightness changed by 5%) nearly
+# all lie above it, pairs of distinct 8-pixel digits, which are as alike as distinct images get, at 0.961 and below.
+LEAST_CORRELATION = 0.965
+MAX_TINT = 16.0  # of 255 levels; a red and a green light of one shape are further apart
+LEAST_CONTRAST = 2.0  # levels of gray: what is plainer has no outline but what rounding and JPEG make
+DECODED_SIDE_PX = 4 * PHASH_SIZE_PX  # as many rows as a thumbnail is made from
+_ROWS_AT_ONCE, _LOOKS_AT_ONCE = 16, 4096
+_CURVATURE = np.add.outer(np.arange(8) ** 2, np.arange(8) ** 2).reshape(64)[1:]  # what a Laplacian makes of each frequency
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+class Looks(NamedTuple):
+    """How images look, apart from brightness and contrast. Fine detail, which resizing and JPEG change, is left out."""
+
+    outlines: NDArray[np.float32]  # shape (images, 63), of length 1: curvature of the gray image in the frequencies that `phash` reads
+    tints: NDArray[np.float32]  # shape (images, 2): mean blue and red, less mean gray, in levels
+    contrasts: NDArray[np.float32]  # shape (images,): standard deviation of gray in those frequencies, in levels
+
+    @classmethod
+    def of(cls, thumbnails: NDArray[np.uint8]) -> "Looks":
+        """Of thumbnails as `phash_thumbnail` makes them, shape (images, 32, 32, 3)."""
+        coefficients = low_frequencies(thumbnails).reshape(-1, 64)
+        mean_gray, waves = coefficients[:, :1] / PHASH_SIZE_PX, coefficients[:, 1:]
+        curved = waves * _CURVATURE
+        lengths = np.sqrt((curved**2).sum(axis=1, keepdims=True))
+        return cls(
+            (curved / np.maximum(lengths, 1e-9)).astype(np.float32),
+            (thumbnails.mean(axis=(1, 2))[:, [2, 0]] - mean_gray).astype(np.float32),
+            (np.sqrt((waves**2).sum(axis=1)) / PHASH_SIZE_PX).astype(np.float32),
+        )
+
+    def taken(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "Looks":
+        """Those of some images."""
+        return Looks(self.outlines[rows], self.tints[rows], self.contrasts[rows])
+
+    def resemble(self, one: "Looks") -> NDArray[np.bool_]:
+        """Which of these show what the one image in `one` shows. The answer for an image is the same in any company."""
+        correlations = (self.outlines.astype(np.float64) * one.outlines).sum(axis=1)
+        tinted = np.abs(self.tints - one.tints).max(axis=1)
+        plain = np.minimum(self.contrasts, one.contrasts) < LEAST_CONTRAST
+        resembling: NDArray[np.bool_] = (correlations >= LEAST_CORRELATION) & (tinted <= MAX_TINT) & ~plain
+        return resembling
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that must not be trained on: the hashes of their bytes and, where near-duplicates are wanted, how they look."""
+
+    image_hashes: frozenset[str]
+    looks: Looks
+    index: HashIndex  # of the perceptual hashes, in the order of `looks`
+
+    @classmethod
+    def read(cls, sources: Sequence[Source], near: bool, progress: Progress | None = None, threads: int | None = None) -> "HeldOut":
+        """Read each image once. What cannot be read is no image to hold out; with `near` what cannot be decoded has only its bytes."""
+        image_hashes: set[str] = set()
+        thumbnails: list[NDArray[np.uint8]] = []
+        phashes, looks = [phash(_stack([]))], [Looks.of(_stack([]))]
+
+        def keep() -> None:
+            stacked = _stack(thumbnails)
+            seen = Looks.of(stacked)
+            clear = seen.contrasts >= LEAST_CONTRAST  # plain images would be candidates of one another, and never more
+            phashes.append(phash(stacked)[clear])
+            looks.append(seen.taken(clear))
+            thumbnails.clear()
+
+        rows = (row for source in sources for row in source.rows(range(len(source))))
+        with (progress or Progress()).task("held-out images", sum(map(len, sources)), "images") as task:
+            for hashed, thumbnail in _in_threads(lambda row: _looked_at(row, near), rows, threads):
+                task.advance(1)
+                image_hashes.update([hashed] if hashed is not None else [])
+                thumbnails.extend([thumbnail] if thumbnail is not None else [])
+                if len(thumbnails) == _LOOKS_AT_ONCE:
+                    keep()
+        keep()
+        columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
+        return cls(frozenset(image_hashes), Looks(*columns), HashIndex(np.concatenate(phashes)))
+
+    def show(self, look: Looks, perceptual_hash: int) -> bool:
+        """Whether one of these shows what the one image in `look`, which has this perceptual hash, shows."""
+        near = self.index.near(perceptual_hash)
+        pieces = (near[start : start + _LOOKS_AT_ONCE] for start in range(0, len(near), _LOOKS_AT_ONCE))
+        return any(bool(self.looks.taken(piece).resemble(look).any()) for piece in pieces)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The near-duplicates, as hashes of their bytes; how many candidates were compared, and how many of those could not be read."""
+
+    image_hashes: frozenset[str] = frozenset()
+    compared: int = 0
+    unreadable: int = 0
+
+
+def near_duplicates(
+    labels: Iterable[pa.RecordBatch],
+    held_out: HeldOut,
+    locate: Callable[[pa.Table], tuple[Source, NDArray[np.int64]]],
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Overlap:
+    """Images of the pool that show what a held-out one shows, in other bytes.
+
+    `labels` has `id`, `key`, `image_hash` and `phash`. `locate` gives the pool and the row numbers in it of the candidates, a part of
+    that table in which no image repeats; it is not asked where there are none.
+    """
+    candidates = _candidates(labels, held_out)
+    if not candidates.num_rows:
+        return Overlap()
+    pool, rows = locate(candidates)
+    rows, order = np.unique(rows, return_index=True)  # increasing; another pool may have one place for two keys
+    known = candidates.take(pa.array(order))
+    asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
+    found, unreadable = set(), candidates.num_rows - len(rows)
+    with (progress or Progress()).task("near-duplicates", len(rows), "images") as task:
+        for hashed, is_near in _in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads):
+            task.advance(1)
+            found.update([hashed] if is_near else [])
+            unreadable += is_near is None
+    return Overlap(frozenset(found), candidates.num_rows, unreadable)
+
+
+def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table:
+    """The labels whose perceptual hash is near a held-out one's: one for each image, none for those held out by their bytes."""
+    seen = set(held_out.image_hashes)
+    tables = [OVERLAP_COLUMNS.empty_table()]
+    for batch in labels:
+        near = pa.Table.from_batches([batch]).filter(pa.array(held_out.index.any_near(batch["phash"].to_numpy())))
+        new = []
+        for hashed in near["image_hash"].to_pylist():
+            new.append(hashed not in seen)
+            seen.add(hashed)
+        tables.append(near.filter(pa.array(new, pa.bool_())).select(OVERLAP_COLUMNS.names).cast(OVERLAP_COLUMNS))
+    return pa.concat_tables(tables)
+
+
+def _is_near(row: Row, hashed: str, perceptual_hash: int, held_out: HeldOut) -> bool | None:
+    """None for an image that cannot be decoded, or whose bytes are not those that were labeled."""
+    found, thumbnail = _looked_at(row, True)
+    if thumbnail is None or found != hashed:
+        return None
+    return held_out.show(Looks.of(thumbnail[None]), perceptual_hash)
+
+
+def _looked_at(row: Row, decoded: bool) -> tuple[str | None, NDArray[np.uint8] | None]:
+    """The hash of an image's bytes and its thumbnail, None for what cannot be had."""
+    hashed = None
+    with suppress(OSError, NstError):
+        encoded = row.read()
+        hashed = image_hash(encoded)
+        if decoded:
+            return hashed, phash_thumbnail(decode(encoded, DECODED_SIDE_PX))
+    return hashed, None
+
+
+def _stack(thumbnails: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    return np.stack(thumbnails) if thumbnails else np.empty((0, PHASH_SIZE_PX, PHASH_SIZE_PX, 3), np.uint8)
+
+
+def _in_threads(work: Callable[[_Item], _Made], items: Iterable[_Item], threads: int | None) -> Iterator[_Made]:
+    """The results in the order of the items, a few of which are under way at a time."""
+    rest = iter(items)
+    threads = threads or len(os.sched_getaffinity(0))
+    waiting: deque[Future[list[_Made]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(rest, _ROWS_AT_ONCE)):
+            waiting.append(pool.submit(lambda some: [work(item) for item in some], some))
+            if len(waiting) > 2 * threads:
+                yield from waiting.popleft().result()
+        for future in waiting:
+            yield from future.result()
