@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from nst_data.errors import NstError, UsageError
 
-from . import balance, evaluate, label, run_recipe, train, versions
+from . import balance, diff, evaluate, label, run_recipe, show, train, versions
 
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
@@ -52,7 +52,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("run")(run_recipe.run)
 app.command("demo")(run_recipe.demo)
 app.command("list")(versions.list_versions)
-app.command("show")(versions.show)
+app.command("show")(show.show)
+app.command("diff")(diff.diff)
 app.command("verify")(versions.verify)
 app.command("remove")(versions.remove)
 

@@ -1,4 +1,4 @@
-"""`nst list`, `nst show`, `nst verify` and `nst remove`: reading the store."""
+"""`nst list`, `nst verify` and `nst remove`: the versions in the store."""
 
 import json as jsonlib
 from typing import Annotated, Any
@@ -31,34 +31,9 @@ def list_versions(
         if not version.is_readable:
             print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
             continue
-        print(f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {_line(version)}")
+        print(f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version)}")
     for ref in unfinished:
         print(f"{ref:<32} unfinished   run its command again to go on, or nst remove {ref}")
-
-
-def show(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Show what a version is and what it was made from."""
-    version = open_store(store).open(ref)
-    manifest = version.manifest
-    if json:
-        print_json(manifest.model_dump(mode="json"))
-        return
-    print(f"{version.ref}  {manifest.kind}  {_line(version)}")
-    print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
-    print("made from")
-    for role, made_from in manifest.request.inputs.items():
-        print(f"  {role:<10} {made_from.ref}  {made_from.digest[:12]}")
-    print("settings")
-    for key, value in manifest.request.settings.items():
-        print(f"  {key:<24} {_text(value)}")
-    if "batch_size" in manifest.machine:
-        names = ("device", "precision", "batch_size", "threads")
-        print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
-    print("counts")
-    for key, value in manifest.counts.items():
-        if key != "per_class":
-            print(f"  {key:<24} {_text(value)}")
-    _print_classes(manifest.counts.get("per_class", {}))
 
 
 def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
@@ -91,7 +66,8 @@ def _summary(version: Version) -> dict[str, Any]:
     }
 
 
-def _line(version: Version) -> str:
+def in_a_line(version: Version) -> str:
+    """How much a version holds."""
     counts = version.manifest.counts
     if version.manifest.kind == "generation":
         return f"{counts['labeled']:,} images labeled"
@@ -101,24 +77,3 @@ def _line(version: Version) -> str:
     test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics.exists() else None
     measured = f", test top-1 {100 * test['top1']:.1f}%" if test else ""
     return f"{version.manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"
-
-
-def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _print_classes(per_class: dict[str, Any]) -> None:
-    if not per_class:
-        return
-    print("per class")
-    for name, value in list(per_class.items())[:20]:
-        numbers = ", ".join(f"{rows:,} {what}" for what, rows in value.items()) if isinstance(value, dict) else f"{value:,}"
-        print(f"  {name:<24} {numbers}")
-    if len(per_class) > 20:
-        print(f"  and {len(per_class) - 20} more: --json shows all")

@@ -125,6 +125,12 @@ def test_classes_in_another_order_are_matched_by_name():
     assert measure(table([(0, 0, 0.5), (1, 1, 0.5)]), after, NAMES).changed == 0
 
 
+def test_a_label_outside_the_classes_is_an_error_after_matching_too():
+    after = matched_by_name(table([(0, 7, 0.5)]), NAMES, NAMES, "a and b")
+    with pytest.raises(NstError, match="a and b: expected labels from 0 to 2, found label 7"):
+        measure(table([(0, 0, 0.5)]), after, NAMES, "a and b")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -138,10 +138,8 @@ def test_the_quality_against_labels_alone(store, tmp_path):
     assert "5 of 5 images have a true label there, joined by row\n  accuracy 60.00%, expected calibration error" in text
     assert "  confidence  images  accuracy  mean confidence\n  0.0 to 0.1       1   100.00%            5.00%\n  0.3 to 0.4" in text
     assert "most frequent mistakes\n  labeled  truly  images\n  ant      cat         1\n  bee      cat         1\n" in text
-    assert (
-        "least precise classes\n  class  labeled  correct  precision\n  bee          2        1     50.00%\n  ant          3        2     66.67%"
-        in text
-    )
+    assert "least precise classes\n  class  labeled  correct  precision\n  bee          2        1     50.00%\n" in text
+    assert text.endswith("  ant          3        2     66.67%\n")
 
 
 def test_the_quality_of_an_edition_against_labeled_images_in_another_layout(tiny_store, tmp_path):

@@ -80,17 +80,15 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
     return np.fromiter((where[value] for value in values), dtype=np.int64, count=len(values)), names
 
 
-def renamed(source: Source, file: str) -> list[str]:
-    """Class names from a file with one a line, in place of numbers. Raises UsageError where they do not fit."""
+def renamed(class_names: Sequence[str], location: str, file: str) -> list[str]:
+    """Class names from a file with one a line, in place of a source's numbers. Raises UsageError where they do not fit."""
     try:
         names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
         raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None
-    if source.class_names != [str(index) for index in range(len(source.class_names or []))]:
-        raise UsageError(f"--class-names {file}: {source.location} has class names of its own ({_abridged(source.class_names or [])})")
-    if source.class_names is None or len(names) < len(source.class_names) or len(set(names)) != len(names):
-        raise UsageError(
-            f"--class-names {file}: expected {len(source.class_names or [])} or more different names, one a line, found {len(set(names))}"
-        )
+    if list(class_names) != [str(index) for index in range(len(class_names))]:
+        raise UsageError(f"--class-names {file}: {location} has class names of its own ({_abridged(class_names)})")
+    if not class_names or len(names) < len(class_names) or len(set(names)) != len(names):
+        raise UsageError(f"--class-names {file}: expected {len(class_names)} or more different names, one a line, found {len(set(names))}")
     return names

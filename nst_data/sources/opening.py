@@ -46,7 +46,7 @@ def open_source(
     if image_column is not None and source.image_column is None:
         raise UsageError(f"--image-column {image_column}: {location} holds image files, which have no columns; leave --image-column out")
     if class_names_file is not None:
-        source.class_names = renamed(source, class_names_file)
+        source.class_names = renamed(source.class_names or [], source.location, class_names_file)
     return source
 
 

@@ -1,0 +1,176 @@
+"""`nst show`: what a version is, how confident its labels are and, where the truth is known, how good."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nst_data.errors import UsageError
+from nst_data.store import Store, Version
+
+from .options import ClassNamesOption, ImageColumnOption, JsonOption, StoreOption, open_store, print_json
+from .tables import WIDTH, bar, named, print_table, print_wrapped
+from .versions import Ref, in_a_line
+
+if TYPE_CHECKING:
+    from nst_data.confidence import Histogram
+
+_CLASSES, _WORST = 20, 10
+
+
+def show(
+    ref: Ref,
+    truth: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Measure the labels against those of this source: labeled images, or labels alone.")
+    ] = None,
+    class_names: ClassNamesOption = None,
+    image_column: ImageColumnOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a version is, what it was made from, how confident its labels are and, with --truth, how good."""
+    if truth is None and (class_names or image_column):
+        raise UsageError("--class-names and --image-column speak of labels to measure against; name their source with --truth SOURCE")
+    there = open_store(store)
+    version = there.open(ref)
+    result = version.manifest.model_dump(mode="json")
+    if version.manifest.kind != "teacher":
+        result["confidence"] = _confidence(version, there)
+    if truth is not None:
+        result["quality"] = _quality(version, there, truth, class_names, image_column)
+    if json:
+        print_json(result)
+        return
+    _print_manifest(version)
+    if "confidence" in result:
+        _print_confidence(result["confidence"])
+    if "quality" in result:
+        _print_quality(result["quality"])
+
+
+def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
+    """The histogram of a version; before it, for an edition, that of the version it was drawn from."""
+    from nst_data.confidence import count_by_confidence, histogram
+    from nst_data.label_tables import collect, parent_of, scan_labels
+
+    parent = parent_of(version, store)
+    shown = [version] if parent is None else [parent, version]
+    counted = collect(version.ref, *(count_by_confidence(scan_labels(one)) for one in shown))
+    return [{"ref": one.ref, **_bins(histogram(table))} for one, table in zip(shown, counted, strict=True)]
+
+
+def _bins(histogram: "Histogram") -> dict[str, Any]:
+    from nst_data.confidence import bounds
+
+    bins = [dict(zip(("low", "high"), bounds(number), strict=True)) | {"images": images} for number, images in enumerate(histogram.images)]
+    return {"bins": bins, "outside": histogram.outside}
+
+
+def _quality(version: Version, store: Store, location: str, class_names: str | None, image_column: str | None) -> dict[str, Any]:
+    from nst_data.label_tables import scan_labels
+    from nst_data.progress import on_this_terminal
+    from nst_data.quality import measure
+    from nst_data.truth import read_truth
+
+    if version.manifest.kind == "teacher":
+        raise UsageError(f"--truth: {version.ref} is a teacher and has no labels; `nst evaluate {version.ref} --data SOURCE` measures it")
+    truth = read_truth(location, version, store, class_names, image_column, on_this_terminal())
+    quality = measure(scan_labels(version), truth.table.lazy(), truth.by, version.manifest.class_names, version.ref)
+    known = {"truth": truth.location, "joined_by": truth.by, "truth_rows": truth.rows}
+    return known | {"ambiguous": truth.ambiguous, "unreadable": truth.unreadable} | asdict(quality)
+
+
+def _print_manifest(version: Version) -> None:
+    manifest = version.manifest
+    print(f"{version.ref}  {manifest.kind}  {in_a_line(version)}")
+    print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
+    print("made from")
+    for role, made_from in manifest.request.inputs.items():
+        print(f"  {role:<10} {made_from.ref}  {made_from.digest[:12]}")
+    print("settings")
+    for key, value in manifest.request.settings.items():
+        print(f"  {key:<24} {_text(value)}")
+    if "batch_size" in manifest.machine:
+        names = ("device", "precision", "batch_size", "threads")
+        print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
+    _print_counts(manifest.counts)
+
+
+def _print_counts(counts: dict[str, Any]) -> None:
+    print("counts")
+    for key, value in counts.items():
+        if key not in ("per_class", "dropped", "classes_without_images"):
+            print(f"  {key:<24} {_text(value)}")
+    if "dropped" in counts:
+        print("dropped")
+        print_wrapped(", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
+    if counts.get("per_class"):
+        _print_classes(counts["per_class"])
+
+
+def _print_classes(per_class: dict[str, Any]) -> None:
+    """The largest classes before selection with what is left of them, and all that have no image."""
+    columns = {name: value if isinstance(value, dict) else {"labeled": value} for name, value in per_class.items()}
+    ranked = sorted(columns, key=lambda name: -columns[name]["labeled"])
+    what = list(columns[ranked[0]])
+    shown = f"the largest {_CLASSES} of {len(ranked):,}, --json shows all" if len(ranked) > _CLASSES else f"all {len(ranked):,}"
+    print(f"classes ({shown})")
+    print_table(["class", *what], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
+    last = "unique" if "unique" in what else "labeled"
+    if empty := [name for name in per_class if not columns[name][last]]:
+        print_wrapped(f"{len(empty):,} without any image: {named(empty)}")
+
+
+def _print_confidence(shown: list[dict[str, Any]]) -> None:
+    """The histograms side by side: before selection, and after."""
+    print("confidence")
+    most = [max(one["images"] for one in version["bins"]) for version in shown]
+    digits = [max(len(f"{count:,}"), 6) for count in most]
+    width = (WIDTH - 12) // len(shown)
+    if len(shown) > 1:
+        print(" " * 14 + "".join(version["ref"].ljust(width) for version in shown).rstrip())
+    for bins in zip(*(version["bins"] for version in shown), strict=True):
+        line = f"  {bins[0]['low']:.1f} to {bins[0]['high']:.1f}"
+        for one, count, room in zip(bins, most, digits, strict=True):
+            line += f"  {one['images']:>{room},}  {bar(one['images'], count, width - room - 4)}".ljust(width)
+        print(line.rstrip())
+    for version in shown:
+        if version["outside"]:
+            print(f"  {version['outside']:,} of {version['ref']} have a confidence that is no number in [0, 1]")
+
+
+def _print_quality(quality: dict[str, Any]) -> None:
+    from nst_data.quality import ECE_BINS
+
+    by = "row" if quality["joined_by"] == "id" else quality["joined_by"]
+    print(f"quality against {quality['truth']}")
+    print_wrapped(f"{quality['joined']:,} of {quality['labels']:,} images have a true label there, joined by {by}")
+    if quality["ambiguous"]:
+        print_wrapped(
+            f"{quality['ambiguous']:,} of its {quality['truth_rows']:,} rows were left out: their images have several classes there"
+        )
+    if quality["unreadable"]:
+        print_wrapped(f"{quality['unreadable']:,} of its {quality['truth_rows']:,} images could not be read")
+    error = f"expected calibration error {quality['calibration_error']:.4f} over {ECE_BINS} bins"
+    print_wrapped(f"accuracy {100 * quality['accuracy']:.2f}%, {error}")
+    print("accuracy by confidence")
+    rows = [row for row in quality["by_confidence"] if row["images"]]
+    print_table(
+        ["confidence", "images", "accuracy", "mean confidence"],
+        ([f"{row['low']:.1f} to {row['high']:.1f}", row["images"], row["accuracy"], row["mean_confidence"]] for row in rows),
+    )
+    if quality["wrong_pairs"]:
+        print("most frequent mistakes")
+        print_table(["labeled", "truly", "images"], ([*row.values()] for row in quality["wrong_pairs"]), names=2)
+    print("least precise classes")
+    print_table(["class", "labeled", "correct", "precision"], ([*row.values()] for row in quality["precision"][:_WORST]))
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,51 @@
+"""Tables and bars of plain text that fit 80 columns. Names from the data stand in them as text, whatever is in them."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+WIDTH = 80
+_NAME_WIDTH = 24
+
+Cell = str | int | float | None
+
+
+def as_text(name: str) -> str:
+    """A name as it is, but for what a terminal would not print but do: that is shown by its code."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: int = 1) -> None:
+    """Indented columns: `names` columns of text on the left, the others numbers on the right. A float is shown as a percentage."""
+    from rich.cells import cell_len, set_cell_size
+
+    lines = [header, *([_written(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
+    widths[:names] = [min(width, _NAME_WIDTH) for width in widths[:names]]
+    for line in lines:
+        left = [set_cell_size(cell, width) for cell, width in zip(line[:names], widths, strict=False)]
+        right = [cell.rjust(width) for cell, width in zip(line[names:], widths[names:], strict=True)]
+        print("  " + "  ".join([*left, *right]).rstrip())
+
+
+def _written(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return as_text(cell)
+    return f"{100 * cell:.2f}%" if isinstance(cell, float) else f"{cell:,}"
+
+
+def bar(images: int, most: int, width: int) -> str:
+    """As long as its share of the most; at least one sign for what is there at all."""
+    return "#" * max(round(width * images / most), 1) if images else ""
+
+
+def print_wrapped(text: str, indent: str = "  ") -> None:
+    """A sentence on as many lines as it needs."""
+    print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+
+
+def named(names: Sequence[str], most: int = 20) -> str:
+    """The first of some names, and how many more there are."""
+    shown = ", ".join(map(as_text, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"

@@ -1,0 +1,189 @@
+"""What changed from one labeling to another of the same images: which came and went, which labels changed and how far confidences moved.
+
+Images are the same where their bytes are (`image_hash`). Of equal ones in a table the first row stands for all, as in balancing: an
+image counts once, however often it is in the pool and however many copies an edition has of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from nst_data.confidence import BINS, bin_of, bounds
+from nst_data.errors import NstError
+from nst_data.label_tables import check_classes, collect
+from nst_data.sources import match_classes
+
+ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes
+
+
+@dataclass(frozen=True)
+class Change:
+    """How many images were labeled as one class and are now labeled as another."""
+
+    before: str
+    after: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassChurn:
+    """Of the images in both that were labeled as a class, those that no longer are; `share` of them in [0, 1]."""
+
+    name: str
+    images: int
+    changed: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ConfidenceChurn:
+    """The same for the images that were labeled with a confidence in (low, high]; `share` is None where there are none."""
+
+    low: float
+    high: float
+    images: int
+    changed: int
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Counts are of images. `copies_changed` is None unless both tables are editions; means over no image are None."""
+
+    only_before: int
+    only_after: int
+    both: int
+    changed: int
+    mean_confidence_change: float | None
+    copies_changed: int | None
+    changes: list[Change]
+    by_class: list[ClassChurn]
+    by_confidence: list[ConfidenceChurn]
+
+
+def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
+    """`image` (its hash as a number), `label`, `confidence` and, in an edition, `copies`; the lowest id stands for an image."""
+    image = pl.col("image_hash").str.to_integer(base=16, dtype=pl.UInt128)  # half the size of the text, and joined twice as fast
+    copies = [name for name in ("copies",) if name in labels.collect_schema()]
+    chosen = labels.select(image.alias("image"), "id", pl.col("label").cast(pl.Int32), "confidence", *copies)
+    return chosen.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
+
+
+def in_both(before: pl.LazyFrame, after: pl.LazyFrame) -> pl.LazyFrame:
+    """The images of both tables (as `one_row_per_image` gives them): each one's columns, and with `_after` those of the other."""
+    return before.join(after, on="image", how="inner", suffix="_after")
+
+
+def count_changes(both: pl.LazyFrame) -> pl.LazyFrame:
+    """`images` by `label`, `label_after` and `bin` of the confidence before, with sums over them.
+
+    `moved` is the sum of the absolute changes of confidence over `measured` images, those where both are numbers; `copies_changed`
+    counts the images with another number of copies, null unless both tables have copies.
+    """
+    confidence, after = (pl.col(name).cast(pl.Float64).fill_nan(None) for name in ("confidence", "confidence_after"))
+    moved = (after - confidence).abs()
+    editions = {"copies", "copies_after"} <= set(both.collect_schema())
+    copies_changed = (pl.col("copies") != pl.col("copies_after")).sum() if editions else pl.lit(None, dtype=pl.UInt32).first()
+    return both.group_by("label", "label_after", bin=bin_of(confidence)).agg(
+        images=pl.len(), moved=moved.sum(), measured=moved.count(), copies_changed=copies_changed
+    )
+
+
+def measure(
+    before: pl.LazyFrame,
+    after: pl.LazyFrame,
+    class_names: Sequence[str],
+    what: str = "labels",
+    pairs: int = 10,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> Churn:
+    """From one table to another, labels of both being places among `class_names`; `pairs` of the most frequent changes are named.
+
+    `rows_at_once` bounds memory: tables that have more rows together are compared in parts, each of which reads both once.
+    """
+    rows = sum(int(frame.item()) for frame in collect(what, before.select(pl.len()), after.select(pl.len())))
+    parts = max(1, -(-rows // rows_at_once))
+    found = [_measure_part(before, after, what, part, parts) for part in range(parts)]
+    changes = pl.concat([one.changes for one in found]).group_by("label", "label_after", "bin").sum()
+    for column in ("label", "label_after"):
+        check_classes(changes[column], class_names, what)
+    both = int(changes["images"].sum())
+    moved, measured = float(changes["moved"].sum()), int(changes["measured"].sum())
+    editions = all("copies" in frame.collect_schema() for frame in (before, after))
+    return Churn(
+        only_before=sum(one.images_before for one in found) - both,
+        only_after=sum(one.images_after for one in found) - both,
+        both=both,
+        changed=_changed(changes),
+        mean_confidence_change=moved / measured if measured else None,
+        copies_changed=int(changes["copies_changed"].sum()) if editions else None,
+        changes=_changes(changes, class_names, pairs),
+        by_class=_by_class(changes, class_names),
+        by_confidence=_by_confidence(changes),
+    )
+
+
+def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: Sequence[str], what: str) -> pl.LazyFrame:
+    """Labels that are places among `class_names` as places among `expected`, the same names in any order. Raises NstError for others."""
+    for names, others, whose in ((class_names, expected, "the second"), (expected, class_names, "the first")):
+        if odd := [name for name in names if name not in set(others)]:
+            shown = ", ".join(odd[:10]) + (", ..." if len(odd) > 10 else "")
+            raise NstError(
+                f"{what}: expected the same classes in both, found {len(odd)} in {whose} alone ({shown}); choose two of one set of classes"
+            )
+    places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
+    return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))
+
+
+@dataclass(frozen=True)
+class _Part:
+    changes: pl.DataFrame
+    images_before: int
+    images_after: int
+
+
+def _measure_part(before: pl.LazyFrame, after: pl.LazyFrame, what: str, part: int, parts: int) -> _Part:
+    """The images in one of several equal ranges of hashes."""
+    first, second = (one_row_per_image(_hashes_between(labels, part, parts)) for labels in (before, after))
+    changes, *images = collect(what, count_changes(in_both(first, second)), first.select(pl.len()), second.select(pl.len()))
+    return _Part(changes, *(int(frame.item()) for frame in images))
+
+
+def _hashes_between(labels: pl.LazyFrame, part: int, parts: int) -> pl.LazyFrame:
+    if parts == 1:
+        return labels
+    low, high = (f"{(number << 128) // parts:032x}" for number in (part, part + 1))
+    above = pl.col("image_hash") >= low
+    return labels.filter(above if part == parts - 1 else above & (pl.col("image_hash") < high))
+
+
+_differs = pl.col("label") != pl.col("label_after")
+
+
+def _changed(changes: pl.DataFrame) -> int:
+    return int(changes.filter(_differs)["images"].sum())
+
+
+def _changes(changes: pl.DataFrame, class_names: Sequence[str], number: int) -> list[Change]:
+    """The most frequent first, ties in the order of the classes."""
+    pairs = changes.filter(_differs).group_by("label", "label_after").agg(pl.col("images").sum())
+    ranked = pairs.sort("images", "label", "label_after", descending=[True, False, False]).head(number)
+    return [Change(class_names[label], class_names[label_after], images) for label, label_after, images in ranked.iter_rows()]
+
+
+def _shares(changes: pl.DataFrame, column: str) -> pl.DataFrame:
+    changed = pl.col("images").filter(_differs).sum()
+    grouped = changes.group_by(column).agg(pl.col("images").sum(), changed=changed)
+    return grouped.with_columns(share=pl.col("changed") / pl.col("images"))
+
+
+def _by_class(changes: pl.DataFrame, class_names: Sequence[str]) -> list[ClassChurn]:
+    """The largest share first; of equal ones that with more images."""
+    ranked = _shares(changes, "label").sort("share", "images", "label", descending=[True, True, False])
+    return [ClassChurn(class_names[label], images, changed, share) for label, images, changed, share in ranked.iter_rows()]
+
+
+def _by_confidence(changes: pl.DataFrame) -> list[ConfidenceChurn]:
+    found = {number: values for number, *values in _shares(changes, "bin").iter_rows()}
+    return [ConfidenceChurn(*bounds(number), *found.get(number, (0, 0, None))) for number in range(BINS)]

@@ -1,0 +1,56 @@
+"""The labels of a generation or an edition as one lazy frame, and the version that they were drawn from."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import polars as pl
+
+from nst_data.errors import NstError, UsageError, first_line
+from nst_data.pseudo_labels import table_files
+from nst_data.schema import check_labels
+from nst_data.store import Store, Version
+
+_TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
+
+
+def scan_labels(version: Version) -> pl.LazyFrame:
+    """The table of a generation or an edition, its columns checked. Raises UsageError for a teacher, NstError for a damaged table."""
+    table = _TABLES.get(version.manifest.kind)
+    if table is None:
+        raise UsageError(f"{version.ref}: expected a generation or an edition, found a {version.manifest.kind}, which has no labels")
+    with _damage_is_named(version.ref):
+        return check_labels(pl.scan_parquet(table_files(version.folder, table), glob=False), f"{version.ref}: {table}")
+
+
+def collect(refs: str, *frames: pl.LazyFrame) -> list[pl.DataFrame]:
+    """The frames, computed together and in pieces. Raises NstError that names `refs` where their tables cannot be read."""
+    with _damage_is_named(refs):
+        return pl.collect_all(frames, engine="streaming")
+
+
+@contextmanager
+def _damage_is_named(refs: str) -> Iterator[None]:
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `nst verify` says whether they are as sealed") from None
+
+
+def check_classes(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
+    """Raises NstError where labels are not places among the class names."""
+    odd = labels.filter(~labels.is_between(0, len(class_names) - 1))
+    if labels.null_count() or len(odd):
+        found = "a missing label" if labels.null_count() else f"label {odd[0]}"
+        raise NstError(f"{what}: expected labels from 0 to {len(class_names) - 1}, found {found}; the table was made or changed elsewhere")
+
+
+def parent_of(version: Version, store: Store) -> Version | None:
+    """The version whose rows an edition has: the generation it was drawn from, or the edition it is like. None where it is not here."""
+    inputs = version.manifest.request.inputs
+    entry = inputs.get("generation") or inputs.get("like")
+    if entry is None:
+        return None
+    for other in store.versions(entry.ref.partition("@")[0]):
+        if other.ref == entry.ref and other.is_readable and other.manifest.digest == entry.digest:
+            return other
+    return None

@@ -1,0 +1,137 @@
+"""How good labels are, where the truth is known: accuracy, calibration, and the classes that are taken for others.
+
+Each image counts once, however many copies an edition has of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from nst_data.confidence import BINS, bin_of, bounds
+from nst_data.errors import NstError
+from nst_data.label_tables import check_classes, collect
+
+ECE_BINS = 15  # as `nst label --calibrate` has them (nst_train.calibration), so that the two can be compared
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """The images with a confidence in (low, high], and how many of them are right; means over none are None."""
+
+    low: float
+    high: float
+    images: int
+    accuracy: float | None
+    mean_confidence: float | None
+
+
+@dataclass(frozen=True)
+class WrongPair:
+    """How many images are labeled as one class and truly of another."""
+
+    labeled: str
+    truly: str
+    images: int
+
+
+@dataclass(frozen=True)
+class ClassPrecision:
+    """Of the images labeled as a class, the share that is of it."""
+
+    name: str
+    images: int
+    correct: int
+    precision: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of `labels`, `joined` have a true label; the rest is about these. Fractions are in [0, 1]; `precision` has the worst class first."""
+
+    labels: int
+    joined: int
+    accuracy: float
+    calibration_error: float
+    by_confidence: list[ConfidenceBin]
+    wrong_pairs: list[WrongPair]
+    precision: list[ClassPrecision]
+
+
+def with_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
+    """Add `truth` (int64) to the labels whose value in column `by` is among the truth's; the others go. `by` is unique in the truth."""
+    return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
+
+
+def confusion(judged: pl.LazyFrame) -> pl.LazyFrame:
+    """`label`, `truth` and `images`: the pairs that occur."""
+    return judged.group_by("label", "truth").agg(images=pl.len())
+
+
+def reliability(judged: pl.LazyFrame, bins: int) -> pl.LazyFrame:
+    """`bin`, `images`, `correct` and `confidence`, which is a sum; a row for each bin that has images."""
+    confidence = pl.col("confidence").cast(pl.Float64)
+    return (
+        judged.group_by(bin=bin_of(confidence, bins))
+        .agg(images=pl.len(), correct=(pl.col("label") == pl.col("truth")).sum(), confidence=confidence.sum())
+        .filter(pl.col("bin").is_not_null())
+    )
+
+
+def calibration_error(reliability: pl.DataFrame) -> float:
+    """The mean distance of confidence and accuracy over the bins (Guo et al. 2017, equation 3), in [0, 1]; 0 without any image."""
+    distances = (reliability["confidence"] - reliability["correct"]).abs().sum()
+    return float(distances) / max(1, int(reliability["images"].sum()))
+
+
+def measure(
+    labels: pl.LazyFrame, truth: pl.LazyFrame, by: str, class_names: Sequence[str], what: str = "labels", pairs: int = 10
+) -> Quality:
+    """The quality of labels (`label`, `confidence`, `by`) against the truth (`truth`, `by`), both labels places among `class_names`.
+
+    `pairs` of the most frequent wrong pairs are named. Raises NstError, about `what`, where the two have no image in common.
+    """
+    judged = with_truth(labels, truth, by)
+    pairs_found, shown, fine, rows = collect(
+        what, confusion(judged), reliability(judged, BINS), reliability(judged, ECE_BINS), labels.select(pl.len())
+    )
+    joined = int(pairs_found["images"].sum())
+    if not joined:
+        raise NstError(f"{what}: none of its images is in the truth, joined by {by}; expected a source that holds some of them")
+    check_classes(pairs_found["label"], class_names, what)
+    correct = int(pairs_found.filter(pl.col("label") == pl.col("truth"))["images"].sum())
+    return Quality(
+        labels=int(rows.item()),
+        joined=joined,
+        accuracy=correct / joined,
+        calibration_error=calibration_error(fine),
+        by_confidence=_by_confidence(shown),
+        wrong_pairs=_wrong_pairs(pairs_found, class_names, pairs),
+        precision=_precision(pairs_found, class_names),
+    )
+
+
+def _by_confidence(table: pl.DataFrame) -> list[ConfidenceBin]:
+    found = {number: (images, correct, confidence) for number, images, correct, confidence in table.iter_rows()}
+    bins = []
+    for number in range(BINS):
+        images, correct, confidence = found.get(number, (0, 0, 0.0))
+        means = (correct / images, confidence / images) if images else (None, None)
+        bins.append(ConfidenceBin(*bounds(number), images, *means))
+    return bins
+
+
+def _wrong_pairs(pairs: pl.DataFrame, class_names: Sequence[str], number: int) -> list[WrongPair]:
+    """The most frequent first, ties in the order of the classes."""
+    wrong = pairs.filter(pl.col("label") != pl.col("truth")).sort("images", "label", "truth", descending=[True, False, False])
+    return [WrongPair(class_names[label], class_names[truth], images) for label, truth, images in wrong.head(number).iter_rows()]
+
+
+def _precision(pairs: pl.DataFrame, class_names: Sequence[str]) -> list[ClassPrecision]:
+    """The worst first; of equal ones that with more images."""
+    right = pl.col("images").filter(pl.col("label") == pl.col("truth")).sum()
+    classes = (
+        pairs.group_by("label").agg(pl.col("images").sum(), correct=right).with_columns(precision=pl.col("correct") / pl.col("images"))
+    )
+    ranked = classes.sort("precision", "images", "label", descending=[False, True, False])
+    return [ClassPrecision(class_names[label], images, correct, precision) for label, images, correct, precision in ranked.iter_rows()]

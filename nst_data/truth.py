@@ -1,0 +1,175 @@
+"""What images truly show, from a labeled source that holds some of them: joined to labels by key, by their bytes, or row by row."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data.errors import NstError, UsageError, first_line
+from nst_data.images import image_hash
+from nst_data.label_tables import collect, parent_of, scan_labels
+from nst_data.progress import Progress
+from nst_data.sources import Source, match_classes, open_source
+from nst_data.sources.cells import holds_images
+from nst_data.sources.labels import feature_names, label_column, labels_of, renamed
+from nst_data.sources.patterns import is_pattern, matching
+from nst_data.store import Store, Version
+
+_SAMPLE_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Truth:
+    """`table` has the column `by` (`key`, `image_hash` or `id`, each value once) and `truth`, a place among the labels' class names.
+
+    `rows` are the source's; left out of them are the `ambiguous`, which have another class under the same key or bytes, and the
+    `unreadable`.
+    """
+
+    location: str
+    by: str
+    table: pl.DataFrame
+    rows: int
+    ambiguous: int = 0
+    unreadable: int = 0
+
+
+def read_truth(
+    location: str,
+    version: Version,
+    store: Store,
+    class_names_file: str | None = None,
+    image_column: str | None = None,
+    progress: Progress | None = None,
+) -> Truth:
+    """The truth about the images of a generation or an edition.
+
+    A source is joined by `key` where all keys of one are among the other's and the images under them have the same bytes, else by
+    `image_hash`, for which its images are read. A parquet table of labels without images is joined by its column `image_hash` or `key`
+    or else row by row with the pool. Raises NstError where that cannot be.
+    """
+    files = [] if image_column else _tables_without_images(location)
+    if files:
+        return _from_tables(location, files, version, store, class_names_file)
+    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes)
+    return _from_source(source, version, progress or Progress())
+
+
+def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
+    assert source.labels is not None, "opened with its labels"
+    classes = match_classes(source.class_names or [], version.manifest.class_names, source.location, subset=True)
+    truth = classes[source.labels]
+    keyed = pl.DataFrame({"key": [source.key(row) for row in range(len(source))], "row": np.arange(len(source)), "truth": truth})
+    if _keys_name_the_same_images(version, source, keyed):
+        table, ambiguous = _one_class_each(keyed, "key")
+        return Truth(source.location, "key", table, len(source), ambiguous)
+    hashes = _hashes(source, progress)
+    table, ambiguous = _one_class_each(pl.DataFrame({"image_hash": hashes, "truth": truth}).drop_nulls(), "image_hash")
+    return Truth(source.location, "image_hash", table, len(source), ambiguous, hashes.null_count())
+
+
+def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names_file: str | None) -> Truth:
+    table = _read(location, files)
+    column = label_column(table.column_names, location)
+    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column)
+    if class_names_file is not None:
+        names = renamed(names, location, class_names_file)
+    truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
+    by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
+    if by == "id":
+        _check_rows(len(labels), version, store, location)
+    values = np.arange(len(labels)) if by == "id" else table[by].cast(pa.string())
+    joined, ambiguous = _one_class_each(pl.DataFrame({by: values, "truth": truth}), by)
+    return Truth(location, by, joined, len(labels), ambiguous)
+
+
+def _one_class_each(rows: pl.DataFrame, by: str) -> tuple[pl.DataFrame, int]:
+    """Each value of `by` once, with its class; and how many rows have a value that has several classes, which are left out."""
+    grouped = rows.group_by(by).agg(pl.col("truth").first(), classes=pl.col("truth").n_unique(), rows=pl.len())
+    several = pl.col("classes") > 1
+    return grouped.filter(~several).select(by, "truth"), int(grouped.filter(several)["rows"].sum())
+
+
+def _keys_name_the_same_images(version: Version, source: Source, keyed: pl.DataFrame) -> bool:
+    """Whether all keys of one are among the other's, and those of a sample stand for the same bytes."""
+    labels = scan_labels(version)
+    joined = labels.select("key", "image_hash").join(keyed.lazy().unique("key").select("key", "row"), on="key")
+    found, sample, rows = collect(
+        version.ref,
+        joined.select(pl.len()),
+        joined.bottom_k(_SAMPLE_ROWS, by=pl.col("row").hash(seed=0)).select("row", "image_hash"),
+        labels.select(pl.len()),
+    )
+    if found.item() == 0 or found.item() not in (keyed["key"].n_unique(), rows.item()):
+        return False
+    expected = dict(sample.sort("row").iter_rows())
+    for row in source.rows(np.array(list(expected), dtype=np.int64)):
+        with suppress(OSError, NstError):  # what cannot be read is no other image
+            if image_hash(row.read()) != expected[row.id]:
+                return False
+    return True
+
+
+def _hashes(source: Source, progress: Progress) -> pl.Series:
+    """The `image_hash` of each row, null where it cannot be read."""
+    hashes: list[str | None] = [None] * len(source)
+    with progress.task(f"read {source.location}", len(source), "images") as task:
+        for row in source.rows(range(len(source))):
+            with suppress(OSError, NstError):
+                hashes[row.id] = image_hash(row.read())
+            task.advance(1)
+    return pl.Series(hashes, dtype=pl.String)
+
+
+def _tables_without_images(location: str) -> list[str]:
+    """The parquet files that a path or a pattern names, where they hold no images; none otherwise."""
+    path = Path(location).absolute()
+    files = [str(path)] if path.is_file() else matching(location) if not path.exists() and is_pattern(location) else []
+    if not files or any(Path(file).suffix.lower() != ".parquet" for file in files):
+        return []
+    with suppress(pa.ArrowException, OSError):  # a damaged file is for `open_source` to describe
+        if not any(holds_images(field.type) for field in pq.read_schema(files[0])):
+            return sorted(files)
+    return []
+
+
+def _read(location: str, files: list[str]) -> pa.Table:
+    """The columns that a truth can have, of all files."""
+    try:
+        schemas = [pq.read_schema(file) for file in files]
+        label = label_column(schemas[0].names, location)
+        if any(feature_names(schema, label) != feature_names(schemas[0], label) for schema in schemas):
+            raise NstError(f"{location}: expected one set of classes in all files, found others than in {files[0]}")
+        columns = [name for name in (label, "image_hash", "key") if name in schemas[0].names]
+        return pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+    except (pa.ArrowException, OSError) as error:
+        raise NstError(f"{location}: expected parquet files of one schema, found {first_line(error)}") from None
+
+
+def _check_rows(rows: int, version: Version, store: Store, location: str) -> None:
+    """Raises UsageError unless labels without images have exactly one row for each of the pool."""
+    remedy = "give the labeled images, or labels with a column `key` or `image_hash`"
+    generation = _labeling_of_its_pool(version, store)
+    if generation is None:
+        raise UsageError(
+            f"{location}: has labels without images, and the generation that {version.ref} was drawn from is not in the store "
+            f"to say how many rows their pool has; {remedy}"
+        )
+    pool, is_limited = int(generation.manifest.counts["pool"]), generation.manifest.request.settings.get("limit") is not None
+    if rows < pool or (rows > pool and not is_limited):
+        expected = f"at least {pool:,}" if is_limited else f"{pool:,}"
+        raise UsageError(f"{location}: expected {expected} labels, one for each row of the pool of {version.ref}, found {rows:,}; {remedy}")
+
+
+def _labeling_of_its_pool(version: Version, store: Store) -> Version | None:
+    """The generation that a version was drawn from, directly or not, and whose pool it has; None where that is not in the store."""
+    generation: Version | None = version
+    while generation is not None and generation.manifest.kind != "generation":
+        generation = parent_of(generation, store)
+    if generation is None or generation.manifest.request.inputs["pool"].digest != version.manifest.request.inputs["pool"].digest:
+        return None
+    return generation
