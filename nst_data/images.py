@@ -173,9 +173,9 @@ def phash(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     if len(thumbnails) == 0:
         return np.empty(0, dtype=np.int64)
     flat = low_frequencies(thumbnails).reshape(len(thumbnails), 64).round(6)  # a plain image leaves rounding there, and no hash
-    bits = (flat > np.median(flat, axis=1, keepdims=True)).astype(np.uint64)
-    packed = (bits << np.arange(64, dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
-    hashes: NDArray[np.int64] = packed.view(np.int64)
+    ranked = np.sort(flat, axis=1)
+    bits = flat > (ranked[:, 31:32] + ranked[:, 32:33]) / 2
+    hashes: NDArray[np.int64] = np.packbits(bits, axis=1, bitorder="little").view("<i8").astype(np.int64).ravel()
     return hashes
 
 

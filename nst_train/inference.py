@@ -23,7 +23,7 @@ from nst_data.errors import NstError, first_line
 from nst_data.images import ImageError, check_shape, image_hash, phash
 from nst_data.sources import Row, Source
 from nst_train.device import cpus_of_this_process, set_threads, this_device
-from nst_train.preprocessing import Preprocessing, decode_pixels, thumbnail
+from nst_train.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 from nst_train.teachers import Teacher
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
@@ -178,7 +178,7 @@ def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], ba
     exact = any(one.exact for one in preprocessings)
     sides = [one.least_side_px for one in preprocessings]
     least_side_px = None if None in sides else max(side for side in sides if side is not None)
-    readable, reasons, hashed, thumbnails = [], [], [], []
+    readable, reasons, hashed, small = [], [], [], []
     prepared: list[list[Tensor]] = [[] for _ in preprocessings]
     for position, row in enumerate(rows):
         try:
@@ -192,10 +192,10 @@ def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], ba
         readable.append(position)
         if hashes:
             hashed.append(image_hash(encoded))
-            thumbnails.append(thumbnail(pixels))
+            small.append(thumbnail(pixels))
         for view, into in zip(views, prepared, strict=True):
             into.append(view)
-    phashes = phash(np.stack(thumbnails)) if thumbnails else np.empty(0, np.int64)
+    phashes = phash(stacked_thumbnails(small))
     return Images(readable, reasons, hashed, phashes, [_padded(one, readable, batch_size) for one in prepared])
 
 

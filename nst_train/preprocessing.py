@@ -1,5 +1,6 @@
 """Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ except ImportError:  # later versions hand decoding over to another package; Pil
     decode_jpeg = None
 
 _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
+_THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
 
 
 class Preprocessing(Protocol):
@@ -152,14 +154,20 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def thumbnail(pixels: UInt8[Tensor, "3 height width"]) -> NDArray[np.uint8]:
-    """What `nst_data.images.phash` reads, as `phash_thumbnail` makes it up to rounding; shape (32, 32, 3)."""
-    size = (PHASH_SIZE_PX, PHASH_SIZE_PX)
-    if pixels.shape[-2:] != size:
-        rows = pixels[:, :: phash_row_step(pixels.shape[-2])]
-        pixels = F.interpolate(rows[None], size=size, mode="bilinear", antialias=True)[0]
-    shown: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy()
-    return shown
+def thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 32 32"]:
+    """What the perceptual hash reads of an image, as `nst_data.images.phash_thumbnail` makes it up to rounding."""
+    if pixels.shape[-2:] == _THUMBNAIL:
+        return pixels
+    rows = pixels[:, :: phash_row_step(pixels.shape[-2])]
+    return F.interpolate(rows[None], size=_THUMBNAIL, mode="bilinear", antialias=True)[0]
+
+
+def stacked_thumbnails(small: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.uint8]:
+    """Thumbnails for `nst_data.images.phash`; shape (images, 32, 32, 3)."""
+    if not small:
+        return np.empty((0, *_THUMBNAIL, 3), np.uint8)
+    stacked: NDArray[np.uint8] = torch.stack(list(small)).permute(0, 2, 3, 1).numpy()
+    return stacked
 
 
 def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
