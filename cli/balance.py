@@ -1,6 +1,6 @@
 """`nst balance`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,11 +20,16 @@ def balance(
         str | None, typer.Option(metavar="SOURCE", help="Where the generation's images are, if not where they were labeled.")
     ] = None,
     edition: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask for this edition instead of the next free one.")] = None,
+    engine: Annotated[str, typer.Option(metavar="polars|spark", help="What computes the selection; both give the same.")] = "polars",
+    master: Annotated[
+        str | None, typer.Option(metavar="URL", help="Spark's: local[4], spark://HOST:PORT, yarn; else what Spark is set to.")
+    ] = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
+    from nst_data.editions import Engine
     from nst_data.editions import balance as balance_generation
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
@@ -32,20 +37,37 @@ def balance(
 
     there = open_store(store)
     generation = there.open(ref, "generation")
-    if not exclude and (pool or settings.exact_overlap_only):
-        raise UsageError("--pool and --exact-overlap-only speak of images to leave out; name a source of them with --exclude SOURCE")
+    if not exclude and settings.exact_overlap_only:
+        raise UsageError("--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE")
+    if pool and not exclude and not settings.embed_images:
+        raise UsageError("--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out")
+    if engine not in ("polars", "spark"):
+        raise UsageError(f"--engine {engine}: expected polars or spark")
+    if master and engine != "spark":
+        raise UsageError("--master is Spark's; add --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
     labeled = generation.manifest.request.inputs["pool"]
     images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
-    version = balance_generation(there, generation, settings, held_out, edition, images, on_this_terminal())
+    chosen = Engine("spark" if engine == "spark" else "polars", master)
+    version = balance_generation(there, generation, settings, held_out, edition, images, on_this_terminal(), chosen)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
     print(f"{version.ref}: {counts['copies']:,} entries from {counts['unique']:,} of {counts['labeled']:,} images")
-    print("  dropped: " + ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
+    _print_counts(counts)
+    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
+
+
+def _print_counts(counts: dict[str, Any]) -> None:
+    dropped = [f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items() if rows]
+    print("  dropped: " + (", ".join(dropped) or "none"))
+    per_class = counts["per_class"].values()
+    if quota := counts["quota"]:
+        most = max(one["copies"] / one["unique"] for one in per_class if one["unique"])
+        fewer = sum(one["copies"] < quota for one in per_class)
+        print(f"  {quota:,} entries per class, an image up to {most:,.0f} times" + f"; {fewer:,} classes have fewer" * bool(fewer))
     if unread := counts["near_duplicates"]["unreadable"]:
         print(f"  warning: {unread:,} that may be near-duplicates could not be read in the pool; none of them was dropped for that")
     if counts["classes_without_images"]:
         print(f"  classes without any image: {', '.join(counts['classes_without_images'])}")
-    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")

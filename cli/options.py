@@ -7,6 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,10 +73,26 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
             continue
         default = inspect.Parameter.empty if field.is_required() else field.default
         names = ["--" + name.replace("_", "-")] if field.annotation is bool else []  # no --no-...: every flag is off by default
-        option = typer.Option(*names, help=field.description, metavar=_METAVARS.get(_plain(field.annotation)))
-        annotation = Annotated[field.annotation, option]  # type: ignore[name-defined]
+        kind, metavar = _kind_and_metavar(field.annotation)
+        default = None if default in ({}, ()) else default
+        option = typer.Option(*names, help=field.description, metavar=metavar)
+        annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
+
+
+def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
+    """How Typer should read a setting: numbers or a word as text, several values as a list, a mapping as the file that holds it."""
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        return str | None, "FILE"
+    if origin is tuple and inside[-1] is Ellipsis:
+        return list[inside[0]] | None, _METAVARS[inside[0]]  # type: ignore[valid-type]
+    if origin in (types.UnionType, typing.Union) and any(typing.get_origin(one) is typing.Literal for one in inside):
+        return str, "|".join(["N", *(word for one in inside for word in typing.get_args(one))])
+    if _plain(annotation) == tuple[float, float]:
+        return annotation, "X X"
+    return annotation, _METAVARS.get(_plain(annotation))
 
 
 def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
@@ -97,9 +114,28 @@ def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
 
 
 def _nested(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _nested(inner, values) if (inner := _inner(field.annotation)) else values[name] for name, field in model.model_fields.items()
-    }
+    nested: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if inner := _inner(field.annotation):
+            nested[name] = _nested(inner, values)
+        elif typing.get_origin(field.annotation) is dict and values[name] is not None:
+            nested[name] = _mapping(values[name], name)
+        elif values[name] is not None:
+            nested[name] = values[name]
+    return nested
+
+
+def _mapping(file: str, name: str) -> dict[str, Any]:
+    """A setting that is read from a YAML file. Raises UsageError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(file).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--{name.replace('_', '-')} {file}: {' '.join(str(error).split())}; expected a YAML file") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--{name.replace('_', '-')} {file}: expected lines such as `rose: 0.5`, found {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation

@@ -1,74 +1,93 @@
-"""Selection: filters that give each dropped row its reason, the most confident images per class, copies for classes that lack images.
+"""Balance: the most confident images of each class up to a quota, and copies for the classes that lack images.
 
-Section 3.1 of the paper: confidence above 0.3, at most 130,000 per class with the highest confidence, classes with fewer
-duplicated up to it. Where the paper duplicates "at random", copies here are spread evenly, so that those of a class
-differ by at most one. Every function takes a lazy frame and returns a lazy frame.
+Section 3.1 of the paper: at most 130,000 per class with the highest confidence, classes with fewer duplicated up to it. Where the paper
+duplicates "at random", copies here are spread evenly, so that those of a class differ by at most one. `balance_as_released` is the
+released code's own way. From lazy frame to lazy frame, Polars or Spark alike; each counts rows first, in passes of its own.
 """
 
-import hashlib
-from collections.abc import Collection
+import math
+from collections.abc import Mapping, Sequence
 
+import narwhals as nw
 import polars as pl
+from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
-from nst_data.settings import BalanceSettings
+from nst_data.cutoffs import TIES, beside_cutoffs, cutoffs, is_past, without_cutoffs
+from nst_data.engines import collected, with_class_values
+from nst_data.errors import NstError
+from nst_data.filters import reject
+from nst_data.seeded_order import ORDER_SIZE, with_seeded_order
 
-REASONS = ("held_out", "near_held_out", "duplicate", "low_confidence", "over_quota")
-_PRIME = 2**31 - 1
+RELEASED_BINS = 100  # of confidence, 0.01 wide
 
 
-def judge(
-    labels: pl.LazyFrame, settings: BalanceSettings, held_out: Collection[str] = (), near_held_out: Collection[str] = ()
-) -> pl.LazyFrame:
-    """Add `duplicates` (int32) and `reason` (string): why a row is dropped, null for a row that is selected.
+def most_confident(
+    labels: IntoLazyFrameT, per_class: int, ties: Sequence[str] = TIES, counted: pl.DataFrame | None = None
+) -> IntoLazyFrameT:
+    """Drop, as `over_quota`, all rows of a class but the `per_class` with the highest confidence, compared in float64.
 
-    `held_out` are the hashes of images that must not be trained on, such as the test set's, `near_held_out` those of the pool's
-    images that look like one of them (section 3.1).
+    Of rows that are equally confident those with the smaller `image_hash`, then `id`, come first, so that no folder does.
+    `counted` is the number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
     """
-    return (
-        labels.with_columns(duplicates=pl.len().over("image_hash").cast(pl.Int32))
-        .with_columns(reason=_reason(settings, held_out, near_held_out))
-        .sort(pl.col("confidence").cast(pl.Float64), "image_hash", "id", descending=[True, False, False])
-        .with_columns(reason=_over_quota(settings))
-    )
+    rows = nw.from_native(labels)
+    cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted)
+    judged = nw.from_native(reject(beside_cutoffs(rows, cuts).to_native(), "over_quota", is_past("confidence", ties)))
+    return without_cutoffs(judged).to_native()
 
 
-def _reason(settings: BalanceSettings, held_out: Collection[str], near_held_out: Collection[str]) -> pl.Expr:
-    confidence = pl.col("confidence").cast(pl.Float64)  # float64: 0.3 as float32 lies above 0.3
-    confident = (confidence.is_not_nan() & (confidence > settings.min_confidence)).fill_null(False)
-    return (
-        pl.when(pl.col("image_hash").is_in(sorted(held_out)))
-        .then(pl.lit("held_out"))
-        .when(pl.col("image_hash").is_in(sorted(near_held_out)))
-        .then(pl.lit("near_held_out"))
-        .when(pl.col("id") != pl.col("id").min().over("image_hash"))
-        .then(pl.lit("duplicate"))
-        .when(~confident)
-        .then(pl.lit("low_confidence"))
-        .otherwise(pl.lit(None, dtype=pl.String))
-    )
+def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
+    """Add `copies` (int32): how often each row stands in the training set; in each class they sum to `per_class` and differ by at most one.
 
-
-def _over_quota(settings: BalanceSettings) -> pl.Expr:
-    """In a frame with the highest confidence first, ties by hash and then id, so that no folder comes first."""
-    kept = pl.col("reason").is_null()
-    rank = pl.col("id").cum_count().over("label", kept)
-    return pl.when(kept & (rank > settings.per_class)).then(pl.lit("over_quota")).otherwise(pl.col("reason"))
-
-
-def add_copies(selected: pl.LazyFrame, settings: BalanceSettings) -> pl.LazyFrame:
-    """Add `copies` (int32): how often each selected row stands in the training set; they sum to the quota in each class.
-
-    Copies of a class differ by at most one; who gets one more is decided by a seeded order of `image_hash`.
+    Who gets one more is decided by a seeded order of `image_hash`. With `max_copies` a class may sum to less.
+    Raises NstError where a class has more than `per_class` rows.
     """
-    quota, rows = settings.per_class, pl.len().over("label")
-    odd = pl.col("id").cum_count().over("label") <= quota % rows
-    in_seeded_order = selected.sort(_seeded(settings.seed), "image_hash", "id")
-    return in_seeded_order.with_columns(copies=(quota // rows + odd.cast(pl.Int64)).cast(pl.Int32))
+    rows = with_seeded_order(nw.from_native(selected), seed, "copies", "nst_order")
+    rows = rows.with_columns(nst_order=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))
+    counts = dict(collected(rows.group_by("label").agg(nw.len())).iter_rows())
+    if counts and max(counts.values()) > per_class:
+        raise NstError(
+            f"expected at most {per_class:,} rows in each class, found {max(counts.values()):,}; select them by most_confident first"
+        )
+    targets = {label: min(per_class, count * (max_copies or per_class)) for label, count in counts.items()}
+    cuts = cutoffs(rows, "nst_order", {label: targets[label] % count for label, count in counts.items()})
+    everyone = {label: targets[label] // count for label, count in counts.items()}
+    rows = beside_cutoffs(rows, cuts.with_columns(copies=pl.col("label").replace_strict(everyone, return_dtype=pl.Int64)))
+    rows = rows.with_columns(copies=(nw.col("copies_cut") + nw.when(is_past("nst_order")).then(0).otherwise(1)).cast(nw.Int32))
+    return without_cutoffs(rows).drop("nst_order").to_native()
 
 
-def _seeded(seed: int) -> pl.Expr:
-    """A pseudo-random int64 per `image_hash` and seed: a*x + b mod a prime, which no engine overflows."""
-    digest = hashlib.sha256(f"copies {seed}".encode()).digest()
-    a, b = (1 + int.from_bytes(part, "big") % (_PRIME - 1) for part in (digest[:8], digest[8:16]))
-    x = pl.col("image_hash").str.slice(0, 7).str.to_integer(base=16)
-    return (x * a + b) % _PRIME
+def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
+    """Select and add `copies` (int32) as the released code does (google-research/noisystudent, filter_unlabel.py), but seeded.
+
+    A class takes whole bins of confidence, 0.01 wide, the highest first, until it has `per_class` rows or more. Each of its n rows gets
+    per_class / n copies, rounded up or down at random so that the mean is kept. What gets none is `over_quota`.
+    """
+    rows = with_seeded_order(nw.from_native(labels), seed, "released", "nst_order")
+    bins = (nw.col("confidence").cast(nw.Float64) * RELEASED_BINS).cast(nw.Int32)
+    counted = collected(_still_in(rows).group_by("label", bins.alias("bin")).agg(rows=nw.len()))
+    rows = with_class_values(rows, _as_released(counted, per_class, max_copies))
+    one_more = nw.col("nst_order") * nw.col("nst_rows") < nw.col("nst_rest") * ORDER_SIZE
+    copies = nw.when(bins >= nw.col("nst_bin")).then(nw.col("nst_copies") + one_more.cast(nw.Int64)).otherwise(0)
+    rows = rows.with_columns(copies=copies.cast(nw.Int32))
+    rows = rows.drop("nst_order", "nst_rows", "nst_rest", "nst_bin", "nst_copies")
+    return reject(rows.to_native(), "over_quota", nw.col("copies") == 0)
+
+
+def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) -> pl.DataFrame:
+    """Of each class: its lowest bin, the rows from there on, copies of each, and the rest that is shared out at random."""
+    ranked = counted.sort("bin", descending=True).with_columns(total=pl.col("rows").cast(pl.Int64).cum_sum().over("label"))
+    whole = pl.col("total") - pl.col("rows") < per_class  # a bin is taken where those above it were not enough
+    taken = ranked.filter(whole).group_by("label").agg(nst_bin=pl.col("bin").min(), nst_rows=pl.col("total").max())
+    most = pl.col("nst_rows") * (max_copies or per_class)
+    target = pl.min_horizontal(pl.lit(per_class), most)
+    return taken.with_columns(nst_copies=target // pl.col("nst_rows"), nst_rest=target % pl.col("nst_rows"))
+
+
+def quota_of_quantile(counts: Mapping[int, int], quantile: float) -> int:
+    """The smallest class count that at least this share of the classes with images does not exceed."""
+    ordered = sorted(count for count in counts.values() if count)
+    return ordered[max(0, math.ceil(quantile * len(ordered)) - 1)] if ordered else 1
+
+
+def _still_in(rows: LazyFrameT) -> LazyFrameT:
+    return rows.filter(nw.col("reason").is_null()) if "reason" in rows.collect_schema().names() else rows

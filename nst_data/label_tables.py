@@ -18,18 +18,19 @@ def scan_labels(version: Version) -> pl.LazyFrame:
     table = _TABLES.get(version.manifest.kind)
     if table is None:
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a {version.manifest.kind}, which has no labels")
-    with _damage_is_named(version.ref):
+    with damage_is_named(version.ref):
         return check_labels(pl.scan_parquet(table_files(version.folder, table), glob=False), f"{version.ref}: {table}")
 
 
 def collect(refs: str, *frames: pl.LazyFrame) -> list[pl.DataFrame]:
     """The frames, computed together and in pieces. Raises NstError that names `refs` where their tables cannot be read."""
-    with _damage_is_named(refs):
+    with damage_is_named(refs):
         return pl.collect_all(frames, engine="streaming")
 
 
 @contextmanager
-def _damage_is_named(refs: str) -> Iterator[None]:
+def damage_is_named(refs: str) -> Iterator[None]:
+    """Errors of reading tables become an NstError that names `refs`."""
     try:
         yield
     except (pl.exceptions.PolarsError, OSError) as error:

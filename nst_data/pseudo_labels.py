@@ -236,8 +236,29 @@ def _class_names(schema: pa.Schema) -> list[str]:
 
 
 def parquet_writer(file: HashedWriter, schema: pa.Schema) -> pq.ParquetWriter:
-    """How every table is written: page index, content-defined chunks (so that a Hub stores equal parts once)."""
-    return pq.ParquetWriter(file, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True, store_schema=True)
+    """How every table is written: page index, content-defined chunks (so that a Hub stores equal parts once).
+
+    Encoded images stay as they are: they do not get smaller, and outside of a dictionary each can be read alone.
+    """
+    columns = _parquet_columns(schema)
+    packed = [name for name in columns if name != "image.bytes"]
+    return pq.ParquetWriter(
+        file,
+        schema,
+        compression={name: "zstd" if name in packed else "none" for name in columns},
+        use_dictionary=packed,
+        write_page_index=True,
+        use_content_defined_chunking=True,
+        store_schema=True,
+    )
+
+
+def _parquet_columns(schema: pa.Schema) -> list[str]:
+    """What parquet calls the columns of a table, those inside lists and structs too."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    names = pq.ParquetFile(empty.getvalue()).schema
+    return [names.column(index).path for index in range(len(names))]
 
 
 def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema, parts: Path | None = None) -> SealedFile:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 import pyarrow as pa
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, Image, List, Value
 
 from nst_data.errors import NstError
 
@@ -24,10 +24,14 @@ def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -
     ).arrow_schema
 
 
-def balanced_schema(class_names: Sequence[str], top_k: int | None = None) -> pa.Schema:
-    """`balanced`: one row per selected image, in pool order; soft labels as in the generation it is drawn from."""
+def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_images: bool = False) -> pa.Schema:
+    """`balanced`: one row per selected image; soft labels as in the generation it is drawn from.
+
+    In pool order or, with the images themselves beside their labels, shuffled.
+    """
     return Features(
         {
+            **({"image": Image()} if with_images else {}),  # the encoded bytes as they are in the pool; its path is the key
             "id": Value("int64"),
             "key": Value("string"),
             "image_hash": Value("string"),

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError
-from nst_data.images import ImageError, decode, image_hash
+from nst_data.images import ImageError, decode
 from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
@@ -65,11 +65,7 @@ class PseudoLabeledImages:
         """The encoded bytes of image `index`. Raises NstError where the pool holds others."""
         row = int(self.rows[index])
         encoded = self.pool.read(row)
-        if image_hash(encoded) != self.hashes[index].tobytes().hex():
-            raise NstError(
-                f"{self.pool.location}: {self.pool.key(row)!r} holds other bytes than the image that was labeled; "
-                "give the pool that was labeled (--pool), or label this one"
-            )
+        self.pool.check(row, encoded, self.hashes[index].tobytes().hex())
         return encoded
 
     def probs(self, indices: NDArray[np.int64]) -> Float[Tensor, "images classes"]:
@@ -227,9 +223,7 @@ def _naming(source: Source, row: int) -> Iterator[None]:
     try:
         yield
     except (ImageError, OSError) as error:
-        raise NstError(
-            f"{source.location}: {source.key(row)!r} cannot be read any more ({error}); put it back and run the same command again"
-        ) from None
+        raise source.unreadable(row, error) from None
 
 
 def training_batches(

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
+from nst_data.images import image_hash
 from nst_data.manifest import Input
 from nst_data.sources.listing import Listing, listed
 
@@ -113,6 +114,18 @@ class Source(ABC):
                 "give the pool that was labeled (--pool)"
             )
         return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
+
+    def check(self, row: int, encoded: Buffer, hashed: str) -> None:
+        """Raises NstError where the bytes of a row are not those that were labeled, whose `image_hash` is given."""
+        if image_hash(encoded) != hashed:
+            raise NstError(
+                f"{self.location}: {self.key(row)!r} holds other bytes than the image that was labeled; "
+                "give the pool that was labeled (--pool), or label this one"
+            )
+
+    def unreadable(self, row: int, error: Exception) -> NstError:
+        """What to raise for an image that could be read before and cannot any more."""
+        return NstError(f"{self.location}: {self.key(row)!r} cannot be read any more ({error}); put it back and run the same command again")
 
     def _where(self, keys: set[str]) -> dict[str, int]:
         where: dict[str, int] = {}

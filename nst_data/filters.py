@@ -1,0 +1,100 @@
+"""Filters: each gives the rows that it drops their reason. From lazy frame to lazy frame, Polars or Spark alike.
+
+`reason` is null for a row that is still in. A row keeps its first reason, so the order of filters decides what is counted where:
+
+    rows = reject_duplicates(labels)
+    rows = reject_unsure(rows, min_confidence=0.3)
+    rows = reject(rows, "too_dark", nw.col("brightness") < 20)
+    rows.group_by("reason").len()                                 # what happened to each row
+    selected = rows.filter(pl.col("reason").is_null())
+"""
+
+from collections.abc import Collection, Mapping
+
+import narwhals as nw
+import polars as pl
+from narwhals.typing import IntoLazyFrameT, LazyFrameT
+
+from nst_data.engines import beside, may_repeat, with_class_values
+from nst_data.seeded_order import ORDER_SIZE, with_seeded_order
+
+
+def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
+    """Drop the rows for which the expression is true, for this reason; where it is null they stay."""
+    return _reject(nw.from_native(rows), reason, where).to_native()
+
+
+def held_out_rows(labels: IntoLazyFrameT, image_hashes: Collection[str]) -> IntoLazyFrameT:
+    """The rows, as `id`, of images with these hashes of their bytes."""
+    rows = nw.from_native(labels).select("id", "image_hash")
+    hashes = pl.DataFrame({"image_hash": sorted(image_hashes)}, schema={"image_hash": pl.String})
+    return rows.join(beside(rows, hashes), on="image_hash", how="inner").select("id").to_native()
+
+
+def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> IntoLazyFrameT:
+    """Drop the rows with these `id`s, such as `held_out_rows(labels, hashes_of_the_test_set)`: section 3.1 trains on none of them."""
+    rows = nw.from_native(labels)
+    marked = nw.from_native(ids).select("id", nst_found=nw.lit(value=True))
+    return _reject(rows.join(marked, on="id", how="left"), reason, nw.col("nst_found")).drop("nst_found").to_native()
+
+
+def repeated_images(labels: IntoLazyFrameT) -> IntoLazyFrameT:
+    """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32)."""
+    rows = may_repeat(nw.from_native(labels).select("id", "image_hash"))
+    groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
+    groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
+    return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()
+
+
+def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = None) -> IntoLazyFrameT:
+    """Add `duplicates` (int32), how many rows are the same image, and drop all of them but the first.
+
+    `repeated` is what `repeated_images` gave, where that has been computed once and kept.
+    """
+    rows = nw.from_native(labels)
+    found = rows.join(nw.from_native(repeated_images(labels) if repeated is None else repeated), on="id", how="left")
+    found = found.with_columns(nw.col("duplicates").fill_null(1))
+    return _reject(found, "duplicate", nw.col("id") != nw.col("first_id")).drop("first_id").to_native()
+
+
+def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazyFrameT:
+    """Drop rows with one of these labels."""
+    return reject(labels, "excluded_class", nw.col("label").is_in(sorted(classes)))
+
+
+def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> IntoLazyFrameT:
+    """Keep a uniform share of the images (study 2, table 10), decided by `image_hash` and seed. A smaller share is part of a larger."""
+    rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order")
+    return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
+
+
+def reject_unsure(labels: IntoLazyFrameT, min_confidence: float, per_class: Mapping[int, float] | None = None) -> IntoLazyFrameT:
+    """Drop rows with a confidence at or below the threshold (section 3.1: 0.3), or below that of their class where it has its own."""
+    rows = nw.from_native(labels)
+    if not per_class:
+        return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence))).to_native()
+    own = pl.DataFrame(
+        {"label": list(per_class), "nst_least": list(per_class.values())}, schema={"label": pl.Int64, "nst_least": pl.Float64}
+    )
+    rows = with_class_values(rows, own)
+    return _reject(rows, "low_confidence", _not_above(nw.col("nst_least").fill_null(min_confidence))).drop("nst_least").to_native()
+
+
+def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyFrameT:
+    """Drop rows with a confidence at or below `low` or above `high` (figure 5: intervals 0.1 wide). An interval from 0 has 0 in it."""
+    below = _not_above(nw.lit(low)) if low > 0 else nw.lit(value=False)
+    return reject(labels, "outside_range", below | (_confidence() > high))
+
+
+def _confidence() -> nw.Expr:
+    return nw.col("confidence").cast(nw.Float64)  # float64: 0.3 as float32 lies above 0.3, and engines differ in how they compare the two
+
+
+def _not_above(least: nw.Expr) -> nw.Expr:
+    return _confidence().is_null() | _confidence().is_nan() | (_confidence() <= least)
+
+
+def _reject(rows: LazyFrameT, reason: str, where: nw.Expr) -> LazyFrameT:
+    if "reason" not in rows.collect_schema().names():
+        return rows.with_columns(reason=nw.when(where).then(nw.lit(reason)))
+    return rows.with_columns(reason=nw.when(nw.col("reason").is_null() & where).then(nw.lit(reason)).otherwise(nw.col("reason")))

@@ -1,0 +1,148 @@
+"""The selection that settings ask for, over all labels of a generation: filters, quota and copies in order, and what happened to each row.
+
+What one step computes for the next is kept as parquet files in a work folder, so that memory does not grow with the labels.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import narwhals as nw
+import polars as pl
+from narwhals.typing import LazyFrameT
+
+from nst_data import filters
+from nst_data.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
+from nst_data.cutoffs import BINS, bin_of
+from nst_data.engines import collected, kept
+from nst_data.errors import NstError
+from nst_data.settings import BalanceSettings
+
+REASONS = (
+    *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
+    *("low_confidence", "outside_range", "over_quota"),
+)
+_OUTSIDE = -1  # the bin of a row that is out
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selected rows in pool order, as parquet files of `id`, `duplicates` and `copies`; and counts of all rows.
+
+    `dropped` has a row for each `label` and `reason`, `chosen` one for each label: unique `images` and their `copies`.
+    """
+
+    files: list[Path]
+    quota: int | None
+    labeled: Mapping[int, int]
+    dropped: pl.DataFrame
+    chosen: pl.DataFrame
+
+
+def select(
+    labels: Any,  # noqa: ANN401 - a lazy frame of Polars or Spark
+    settings: BalanceSettings,
+    class_names: Sequence[str],
+    held_out: Mapping[str, Collection[str]],
+    work: Path,
+    where: str,
+) -> Selection:
+    """Select from `labels`: `id`, `image_hash`, `label`, `confidence`.
+
+    `held_out` gives hashes of images to leave out, by reason. `where` names the labels in errors, which are NstError: a confidence that is
+    no number from 0 to 1, a label that is no class.
+    """
+    rows = judged(labels, settings, class_names, held_out, work)
+    counted = _counted(rows)
+    _check(counted, labels, class_names, where)
+    still_in = counted.filter(pl.col("reason").is_null())
+    quota = _quota(settings, still_in)
+    if quota is None:
+        chosen = rows.filter(nw.col("reason").is_null()).with_columns(copies=nw.lit(1, dtype=nw.Int32))
+    elif settings.method == "official":
+        native = balance_as_released(rows.to_native(), quota, settings.seed, settings.max_copies)
+        chosen = nw.from_native(native).filter(nw.col("reason").is_null())
+    else:
+        surest = nw.from_native(most_confident(rows.to_native(), quota, counted=still_in.select("label", "bin", "rows")))
+        surest = surest.filter(nw.col("reason").is_null()).select("id", "image_hash", "label", "duplicates")
+        surest = kept(surest, work / "most_confident")
+        chosen = nw.from_native(add_copies(surest.to_native(), quota, settings.seed, settings.max_copies))
+    chosen = kept(chosen.select("id", "label", "duplicates", "copies").sort("id"), work / "selected")
+    per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
+    return Selection(
+        sorted((work / "selected").glob("*.parquet")),
+        quota,
+        dict(counted.group_by("label").agg(pl.col("rows").sum()).iter_rows()),
+        _dropped(counted, per_class),
+        per_class,
+    )
+
+
+def judged(
+    labels: Any,  # noqa: ANN401 - a lazy frame of Polars or Spark
+    settings: BalanceSettings,
+    class_names: Sequence[str],
+    held_out: Mapping[str, Collection[str]],
+    work: Path,
+) -> nw.LazyFrame[Any]:
+    """The labels with `duplicates` and `reason`, before any quota."""
+    rows = filters.reject(labels, "invalid", _is_invalid(len(class_names)))
+    for reason, hashes in held_out.items():
+        if hashes:
+            found = kept(nw.from_native(filters.held_out_rows(labels, hashes)), work / reason)
+            rows = filters.reject_rows(rows, found.to_native(), reason)
+    repeated = kept(nw.from_native(filters.repeated_images(labels)), work / "repeated")
+    rows = filters.reject_duplicates(rows, repeated.to_native())
+    numbers = {name: index for index, name in enumerate(class_names)}
+    if settings.exclude_class:
+        rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
+    if settings.fraction < 1:
+        rows = filters.reject_unsampled(rows, settings.fraction, settings.seed)
+    if settings.confidence_range:
+        rows = filters.reject_outside(rows, *settings.confidence_range)
+    else:
+        own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
+        rows = filters.reject_unsure(rows, settings.min_confidence, own)
+    return cast("nw.LazyFrame[Any]", nw.from_native(rows))
+
+
+def _is_invalid(classes: int) -> nw.Expr:
+    confidence, label = nw.col("confidence"), nw.col("label")
+    is_number = ~confidence.is_null() & ~confidence.is_nan() & (confidence >= 0) & (confidence <= 1)
+    return ~(is_number & ~label.is_null() & (label >= 0) & (label < classes))
+
+
+def _counted(rows: LazyFrameT) -> pl.DataFrame:
+    """How many `rows` there are by `label`, `reason` and, of those that are still in, `bin` of confidence."""
+    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence")).otherwise(_OUTSIDE / BINS)
+    counted = collected(rows.group_by("label", "reason", bin_of(sure).alias("bin")).agg(rows=nw.len()))
+    return counted.with_columns(pl.col("rows").cast(pl.Int64))
+
+
+def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401
+    invalid = counted.filter(pl.col("reason") == "invalid")["rows"].sum()
+    if invalid:
+        rows = nw.from_native(labels).filter(_is_invalid(len(class_names))).select("id", "label", "confidence").head(1)
+        first = collected(rows).row(0, named=True)
+        raise NstError(
+            f"{where}: expected labels from 0 to {len(class_names) - 1} and confidences from 0 to 1, found {invalid:,} rows without: "
+            f"row {first['id']} with label {first['label']} and confidence {first['confidence']}; the table was made or changed elsewhere"
+        )
+
+
+def _quota(settings: BalanceSettings, still_in: pl.DataFrame) -> int | None:
+    if settings.per_class == "none":
+        return None
+    if settings.per_class == "auto":
+        counts = dict(still_in.group_by("label").agg(pl.col("rows").sum()).iter_rows())
+        return quota_of_quantile(counts, settings.auto_quantile)
+    return settings.per_class
+
+
+def _dropped(counted: pl.DataFrame, chosen: pl.DataFrame) -> pl.DataFrame:
+    """Rows by `label` and `reason`; what is neither chosen nor out for another reason is over the quota."""
+    still_in = counted.filter(pl.col("reason").is_null()).group_by("label").agg(pl.col("rows").sum())
+    over = still_in.join(chosen, on="label", how="left").with_columns(rows=pl.col("rows") - pl.col("images").fill_null(0))
+    others = counted.filter(pl.col("reason").is_not_null()).group_by("label", "reason").agg(pl.col("rows").sum())
+    return pl.concat([others, over.select("label", pl.lit("over_quota").alias("reason"), "rows")])

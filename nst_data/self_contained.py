@@ -1,0 +1,229 @@
+"""The self-contained form of an edition: the images beside their soft labels, shuffled as a whole.
+
+The place of an image is a hash of its `image_hash` under the seed, and a shard holds one range of places. The shuffle has two stages:
+the pool is read once, in its order, into chunks with a part for each shard; then each shard is gathered from all chunks and sorted.
+Memory is that of a chunk or a shard, whatever the edition; the disk holds the images twice until the version is sealed. Chunks and
+shards that a killed run finished are not made again.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from nst_data.errors import NstError
+from nst_data.files import clear_abandoned, replacing, write_text
+from nst_data.manifest import SealedFile
+from nst_data.progress import Progress, Task
+from nst_data.pseudo_labels import ShardPlan, parquet_writer
+from nst_data.schema import soft_label_bytes
+from nst_data.sources import Row, Source
+from nst_data.staging import Staging
+
+CHUNK_BYTES = 2**28
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads a row group whole to show some of it
+_ROW_BYTES = 200  # key, hash and numbers
+_SAMPLES, _SAMPLE_ROWS = 16, 16
+
+
+def write_self_contained(
+    staging: Staging,
+    rows: Iterable[pa.Table],
+    count: int,
+    pool: Source,
+    is_same_pool: bool,
+    schema: pa.Schema,
+    shard_mb: int,
+    seed: int,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> dict[str, SealedFile]:
+    """Write `count` rows with their images in shards of about `shard_mb` (10^6 bytes); the digest of each by its path in the version.
+
+    `rows` come in pool order and have the columns of `schema` but `image`. An `id` is a row of `pool` where that `is_same_pool`, else
+    rows are found by `key`. The order depends on the images and the seed alone. Raises NstError for an image that cannot be read, or is
+    another than was labeled.
+    """
+    progress = progress or Progress()
+    images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or len(os.sched_getaffinity(0)))
+    shuffle = _Shuffle(staging.work / "self_contained", _shards(staging, count, images, shard_mb, progress), seed)
+    shuffle.work.mkdir(exist_ok=True)
+    clear_abandoned(shuffle.work)
+    with progress.task(f"read images of {staging.ref}", count, "images", shuffle.done) as task:
+        if shuffle.done < count:
+            for table, encoded in images.chunks(rows, shuffle.done, task):
+                shuffle.write_chunk(table, encoded)
+    assert shuffle.done == count, "every row has its image"
+    plan = ShardPlan(shuffle.shards, 1, "balanced")
+    (staging.build / plan.table).mkdir(exist_ok=True)
+    files = {}
+    with progress.task(f"shuffle {staging.ref}", len(plan), "shards") as task:
+        for shard in range(len(plan)):
+            files[plan.file(shard)] = shuffle.write_shard(staging.build / plan.file(shard), shard, schema)
+            task.advance(1)
+    return files
+
+
+def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:
+    """How many shards there are: measured and said once, when the work begins."""
+    plan = staging.work / "self_contained.json"
+    if not plan.exists():
+        size, free = count * images.mean_row_bytes(), shutil.disk_usage(staging.work).free
+        warning = f", only {free / 2**20:,.0f} MB are free" if 2 * size > free else ""
+        progress.say(f"{staging.ref}: {count:,} images, about {size / 2**20:,.0f} MB, twice that on disk while they are shuffled{warning}")
+        staging.remembered(plan.stem, {"shards": int(np.clip(-(-size // (shard_mb * 10**6)), 1, count))})
+    return int(staging.remembered(plan.stem, {})["shards"])
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Where the images of an edition are. `row_bytes` is what a row has beside its image, before compression."""
+
+    pool: Source
+    is_same_pool: bool
+    row_bytes: int
+    threads: int
+
+    def mean_row_bytes(self) -> float:
+        """The mean size of a row with its image, from a few runs of neighbors all over the pool."""
+        sizes = []
+        for start in np.linspace(0, len(self.pool), _SAMPLES, endpoint=False, dtype=np.int64).tolist():
+            for row in self.pool.rows(range(start, min(start + _SAMPLE_ROWS, len(self.pool)))):
+                with suppress(OSError, NstError):  # the edition has none of those
+                    sizes.append(len(row.read()))
+        return float(np.mean(sizes or [0])) + self.row_bytes
+
+    def chunks(self, rows: Iterable[pa.Table], done: int, task: Task) -> Iterator[tuple[pa.Table, list[bytes]]]:
+        """All but the first `done` rows with their images, by the chunk; the list is emptied for the next one.
+
+        They stay in the order of `rows`, so that any copy of the pool can go on where another one was left.
+        """
+        tables: list[pa.Table] = []
+        images: list[bytes] = []
+        size = 0
+        for table in _after(done, rows):
+            start = 0
+            for stop, encoded in enumerate(self._read(table), start=1):
+                task.advance(1)
+                images.append(encoded)
+                size += len(encoded) + self.row_bytes
+                if size >= CHUNK_BYTES:
+                    yield pa.concat_tables([*tables, table.slice(start, stop - start)]), images
+                    tables.clear()
+                    images.clear()
+                    size, start = 0, stop
+            tables.append(table.slice(start))
+        if images:
+            yield pa.concat_tables(tables), images
+
+    def _read(self, table: pa.Table) -> Iterator[bytes]:
+        """The images of some rows; threads read some megabytes ahead."""
+        waiting: deque[Future[list[bytes]]] = deque()
+        rest, at_once = zip(self._find(table), table["image_hash"].to_pylist(), strict=True), 1
+        with ThreadPoolExecutor(self.threads) as executor:
+            while some := list(islice(rest, at_once)):
+                waiting.append(executor.submit(lambda some: [self._checked(*one) for one in some], some))
+                if len(waiting) > 2 * self.threads:
+                    images = waiting.popleft().result()
+                    yield from images
+                    at_once = int(np.clip(2**20 * len(images) // max(1, sum(map(len, images))), 1, 64))
+            for future in waiting:
+                yield from future.result()
+
+    def _find(self, table: pa.Table) -> Iterator[Row]:
+        numbers = table["id"].to_numpy() if self.is_same_pool else self.pool.rows_of(table["key"].to_pylist())
+        for run in np.split(numbers, np.flatnonzero(np.diff(numbers) <= 0) + 1):  # the order may be another in another copy of the pool
+            yield from self.pool.rows(run)
+
+    def _checked(self, row: Row, hashed: str) -> bytes:
+        try:
+            encoded = bytes(row.read())  # a copy, where the row is a view that keeps its neighbors in memory
+        except (OSError, NstError) as error:
+            raise self.pool.unreadable(row.id, error) from None
+        self.pool.check(row.id, encoded, hashed)
+        return encoded
+
+
+def _after(done: int, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """All but the first `done` rows."""
+    for table in tables:
+        if done < table.num_rows:
+            yield table.slice(done)
+        done = max(0, done - table.num_rows)
+
+
+@dataclass(frozen=True)
+class _Shuffle:
+    """The chunks, as files below `work`. Each has a record batch for each shard, and the number of rows up to its end as its name."""
+
+    work: Path
+    shards: int
+    seed: int
+
+    @property
+    def chunks(self) -> list[Path]:
+        """Those that are whole, in order."""
+        return sorted(self.work.glob("*.arrow"))
+
+    @property
+    def done(self) -> int:
+        """How many rows they hold."""
+        return max((int(chunk.stem) for chunk in self.chunks), default=0)
+
+    def write_chunk(self, table: pa.Table, images: Sequence[bytes]) -> None:
+        """Stage 1: write the next rows, those of each shard together."""
+        shards = np.array([place * self.shards >> 64 for place in self._places(table)])
+        order = np.argsort(shards, kind="stable")
+        ends = np.searchsorted(shards[order], np.arange(self.shards), side="right")
+        (rows,) = table.replace_schema_metadata(None).take(pa.array(order)).combine_chunks().to_batches()
+        schema = rows.schema.append(pa.field("image", pa.binary()))
+        with replacing(self.work / f"{self.done + len(images):012d}.arrow") as file, pa.ipc.new_file(file, schema) as writer:
+            for start, stop in zip([0, *ends[:-1]], ends, strict=True):
+                encoded = pa.array([images[index] for index in order[start:stop]], pa.binary())
+                writer.write_batch(pa.record_batch([*rows.slice(start, stop - start).columns, encoded], schema=schema))
+
+    def write_shard(self, path: Path, shard: int, schema: pa.Schema) -> SealedFile:
+        """Stage 2: write one shard; the note that it is whole comes last."""
+        note = self.work / f"{path.name}.json"
+        if not note.exists():
+            with replacing(path, self.work) as file, parquet_writer(file, schema) as writer:
+                for group in self._row_groups([_record_batch(chunk, shard) for chunk in self.chunks], schema):
+                    writer.write_table(group)
+            write_text(note, file.sealed.model_dump_json())
+        return SealedFile.model_validate_json(note.read_text("utf-8"))
+
+    def _row_groups(self, batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+        """The rows of a shard by place, 100 at a time or, where images are large, fewer. Images are copied by the row group."""
+        columns = [batch["image"] for batch in batches]
+        images = [(column, row) for column in columns for row in range(len(column))]
+        size = pc.sum(pc.binary_length(pa.chunked_array(columns)), min_count=0).as_py()
+        table = pa.Table.from_batches(batches).drop_columns("image")
+        order = np.lexsort((table["image_hash"].to_numpy(), np.array(self._places(table), np.uint64)))
+        table = table.take(pa.array(order)).combine_chunks()
+        rows = int(np.clip(ROW_GROUP_BYTES * len(images) // max(1, size), 1, ROW_GROUP_ROWS))
+        fields = list(schema.field("image").type)
+        for start in range(0, len(images), rows):
+            group = table.slice(start, rows)
+            encoded = [column[row].as_py() for column, row in map(images.__getitem__, order[start : start + rows])]
+            image = pa.StructArray.from_arrays([pa.array(encoded, pa.binary()), group["key"].combine_chunks()], fields=fields)
+            yield group.append_column("image", image).select(schema.names).cast(schema)
+
+    def _places(self, table: pa.Table) -> list[int]:
+        """Where each row belongs, of 2^64 places."""
+        return [xxhash.xxh3_64_intdigest(hashed.encode(), self.seed) for hashed in table["image_hash"].to_pylist()]
+
+
+def _record_batch(chunk: Path, number: int) -> pa.RecordBatch:
+    """One of a file's; it stays on disk, and what is not used is not read."""
+    with pa.memory_map(str(chunk)) as file:
+        return pa.ipc.open_file(file).get_batch(number)
