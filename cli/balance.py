@@ -1,5 +1,6 @@
 """`nst balance`."""
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from nst_data.settings import BalanceSettings
 
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
+from .tables import named
 
 
 @with_settings(settings=BalanceSettings)
@@ -39,6 +41,8 @@ def balance(
     generation = there.open(ref, "generation")
     if not exclude and settings.exact_overlap_only:
         raise UsageError("--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE")
+    if image_column and not exclude:
+        raise UsageError("--image-column is read for --exclude SOURCE; name one, or leave it out")
     if pool and not exclude and not settings.embed_images:
         raise UsageError("--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out")
     if engine not in ("polars", "spark"):
@@ -55,19 +59,21 @@ def balance(
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
     print(f"{version.ref}: {counts['copies']:,} entries from {counts['unique']:,} of {counts['labeled']:,} images")
-    _print_counts(counts)
+    _print_counts(counts, version.manifest.request.settings)
     print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
 
 
-def _print_counts(counts: dict[str, Any]) -> None:
+def _print_counts(counts: dict[str, Any], settings: dict[str, Any]) -> None:
     dropped = [f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
-    per_class = counts["per_class"].values()
     if quota := counts["quota"]:
-        most = max(one["copies"] / one["unique"] for one in per_class if one["unique"])
+        per_class = [one for name, one in counts["per_class"].items() if name not in settings["exclude_class"]]
+        most = max(math.ceil(one["copies"] / one["unique"]) for one in per_class if one["unique"])
         fewer = sum(one["copies"] < quota for one in per_class)
-        print(f"  {quota:,} entries per class, an image up to {most:,.0f} times" + f"; {fewer:,} classes have fewer" * bool(fewer))
+        about = "" if settings["method"] == "exact" else "about "  # rounded at random
+        note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
+        print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
     if unread := counts["near_duplicates"]["unreadable"]:
         print(f"  warning: {unread:,} that may be near-duplicates could not be read in the pool; none of them was dropped for that")
-    if counts["classes_without_images"]:
-        print(f"  classes without any image: {', '.join(counts['classes_without_images'])}")
+    if empty := counts["classes_without_images"]:
+        print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")

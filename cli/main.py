@@ -16,10 +16,16 @@ from . import balance, diff, evaluate, label, run_recipe, show, train, versions
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
 
+_WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
+
+
 class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             return super().invoke(ctx)
+        except _WRONG_USE as error:
+            message, command = error.format_message().rstrip("."), " ".join(filter(None, ["nst", ctx.invoked_subcommand]))
+            _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
         except NstError as error:
             _fail(str(error), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt:

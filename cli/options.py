@@ -4,6 +4,8 @@ import functools
 import inspect
 import json
 import os
+import re
+import shlex
 import types
 import typing
 from collections.abc import Callable
@@ -72,7 +74,7 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
             options += _options(inner)
             continue
         default = inspect.Parameter.empty if field.is_required() else field.default
-        names = ["--" + name.replace("_", "-")] if field.annotation is bool else []  # no --no-...: every flag is off by default
+        names = [_option(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         option = typer.Option(*names, help=field.description, metavar=metavar)
@@ -82,17 +84,21 @@ def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
 
 
 def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
-    """How Typer should read a setting: numbers or a word as text, several values as a list, a mapping as the file that holds it."""
-    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    """How Typer should read a setting: as text, which the settings model checks, so that all errors are lines of one kind."""
+    origin, inside, plain = typing.get_origin(annotation), typing.get_args(annotation), _plain(annotation)
+    if annotation is bool:
+        return bool, None
     if origin is dict:
         return str | None, "FILE"
     if origin is tuple and inside[-1] is Ellipsis:
-        return list[inside[0]] | None, _METAVARS[inside[0]]  # type: ignore[valid-type]
+        return list[str] | None, _METAVARS[inside[0]]
+    if plain == tuple[float, float]:
+        return annotation, "X X"  # numbers: of `--range 0.5 --other 1` Click takes `--other` for the second one, which should be said
+    if origin is typing.Literal:
+        return str, "|".join(inside)
     if origin in (types.UnionType, typing.Union) and any(typing.get_origin(one) is typing.Literal for one in inside):
         return str, "|".join(["N", *(word for one in inside for word in typing.get_args(one))])
-    if _plain(annotation) == tuple[float, float]:
-        return annotation, "X X"
-    return annotation, _METAVARS.get(_plain(annotation))
+    return str | None, _METAVARS[plain]
 
 
 def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
@@ -105,12 +111,31 @@ def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
     try:
         return model.model_validate(_nested(model, values))
     except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if first["loc"]:
-            message = f"--{str(first['loc'][-1]).replace('_', '-')}: {message}, got {first['input']!r}"
-        raise UsageError(message) from None
+        raise UsageError(_explain(model, error, values)) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
+    """The first error as a line that names the option. Settings that stand in backticks are options here."""
+    first = error.errors()[0]
+    message = re.sub(r"`(\w+)`", lambda name: _option(name[1]), first["msg"].removeprefix("Value error, "))
+    message = message[:1].lower() + message[1:]
+    place = list(first["loc"])
+    while place and (inner := _inner(model.model_fields[str(place[0])].annotation)):
+        model, place = inner, place[1:]
+    if not place:
+        return message
+    name, *inside = map(str, place)
+    file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
+    where = ": ".join([" ".join([_option(name), *file]), *inside])
+    return f"{where}: {message}, got {_as_typed(first['input'])}"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote
+    return shlex.join(map(str, value if isinstance(value, tuple | list) else [value]))
 
 
 def _nested(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
@@ -119,23 +144,27 @@ def _nested(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
         if inner := _inner(field.annotation):
             nested[name] = _nested(inner, values)
         elif typing.get_origin(field.annotation) is dict and values[name] is not None:
-            nested[name] = _mapping(values[name], name)
+            nested[name] = _mapping(values[name], _option(name))
         elif values[name] is not None:
             nested[name] = values[name]
     return nested
 
 
-def _mapping(file: str, name: str) -> dict[str, Any]:
-    """A setting that is read from a YAML file. Raises UsageError."""
+def _mapping(file: str, option: str) -> dict[str, str]:
+    """A setting that is read from a YAML file, all in it taken as text. Raises UsageError."""
     import yaml
 
+    expected = "expected a YAML file with lines such as `rose: 0.5`"
     try:
-        content = yaml.safe_load(Path(file).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"--{name.replace('_', '-')} {file}: {' '.join(str(error).split())}; expected a YAML file") from None
+        content = yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader)
+    except OSError as error:
+        raise UsageError(f"{option} {file}: {error.strerror}; {expected}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{option} {file}: {expected}, found no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
-        raise UsageError(f"--{name.replace('_', '-')} {file}: expected lines such as `rose: 0.5`, found {type(content).__name__}")
-    return {str(key): value for key, value in content.items()}
+        found = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
+        raise UsageError(f"{option} {file}: {expected}, found {found}")
+    return content
 
 
 def _inner(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation

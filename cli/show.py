@@ -9,7 +9,7 @@ from nst_data.errors import UsageError
 from nst_data.store import Store, Version
 
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, StoreOption, open_store, print_json
-from .tables import WIDTH, bar, named, print_table, print_wrapped
+from .tables import WIDTH, as_text, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ def _print_counts(counts: dict[str, Any]) -> None:
         print("dropped")
         print_wrapped(", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
     if counts.get("per_class"):
-        _print_classes(counts["per_class"])
+        _print_classes(counts["per_class"], counts.get("classes_without_images"))
 
 
-def _print_classes(per_class: dict[str, Any]) -> None:
-    """The largest classes before selection with what is left of them, and all that have no image."""
+def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
+    """The largest classes before selection with what is left of them, and all that have no image but were not left out on purpose."""
     columns = {name: value if isinstance(value, dict) else {"labeled": value} for name, value in per_class.items()}
     ranked = sorted(columns, key=lambda name: -columns[name]["labeled"])
     what = list(columns[ranked[0]])
@@ -117,7 +117,8 @@ def _print_classes(per_class: dict[str, Any]) -> None:
     print(f"classes ({shown})")
     print_table(["class", *what], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
     last = "unique" if "unique" in what else "labeled"
-    if empty := [name for name in per_class if not columns[name][last]]:
+    empty = [name for name in per_class if not columns[name][last]] if empty is None else empty
+    if empty:
         print_wrapped(f"{len(empty):,} without any image: {named(empty)}")
 
 
@@ -168,9 +169,11 @@ def _print_quality(quality: dict[str, Any]) -> None:
 
 def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+        return ", ".join(f"{as_text(key)} {_text(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_text, value)) or "none"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else as_text(str(value))

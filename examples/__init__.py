@@ -1,1 +1,1 @@
-"""Recipes to copy; installed beside the command line so that `nst demo` finds its own."""
+"""Recipes and small programs to copy; installed beside the command line so that `nst demo` finds its own."""

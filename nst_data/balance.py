@@ -7,6 +7,7 @@ released code's own way. From lazy frame to lazy frame, Polars or Spark alike; e
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import narwhals as nw
 import polars as pl
@@ -52,7 +53,7 @@ def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: 
     cuts = cutoffs(rows, "nst_order", {label: targets[label] % count for label, count in counts.items()})
     everyone = {label: targets[label] // count for label, count in counts.items()}
     rows = beside_cutoffs(rows, cuts.with_columns(copies=pl.col("label").replace_strict(everyone, return_dtype=pl.Int64)))
-    rows = rows.with_columns(copies=(nw.col("copies_cut") + nw.when(is_past("nst_order")).then(0).otherwise(1)).cast(nw.Int32))
+    rows = rows.with_columns(copies=(nw.col("nst_copies_cut") + nw.when(is_past("nst_order")).then(0).otherwise(1)).cast(nw.Int32))
     return without_cutoffs(rows).drop("nst_order").to_native()
 
 
@@ -63,7 +64,10 @@ def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_c
     per_class / n copies, rounded up or down at random so that the mean is kept. What gets none is `over_quota`.
     """
     rows = with_seeded_order(nw.from_native(labels), seed, "released", "nst_order")
-    bins = (nw.col("confidence").cast(nw.Float64) * RELEASED_BINS).cast(nw.Int32)
+    confidence = nw.col("confidence").cast(nw.Float64)
+    if "reason" in rows.collect_schema().names():  # what is out has no bin, and may have no number for a confidence
+        confidence = nw.when(nw.col("reason").is_null()).then(confidence)
+    bins = (confidence * RELEASED_BINS).cast(nw.Int32)
     counted = collected(_still_in(rows).group_by("label", bins.alias("bin")).agg(rows=nw.len()))
     rows = with_class_values(rows, _as_released(counted, per_class, max_copies))
     one_more = nw.col("nst_order") * nw.col("nst_rows") < nw.col("nst_rest") * ORDER_SIZE
@@ -86,7 +90,8 @@ def _as_released(counted: pl.DataFrame, per_class: int, max_copies: int | None) 
 def quota_of_quantile(counts: Mapping[int, int], quantile: float) -> int:
     """The smallest class count that at least this share of the classes with images does not exceed."""
     ordered = sorted(count for count in counts.values() if count)
-    return ordered[max(0, math.ceil(quantile * len(ordered)) - 1)] if ordered else 1
+    # 0.55 of 100 classes are 55, and not a little more than that, as its float is
+    return ordered[max(0, math.ceil(Fraction(str(quantile)) * len(ordered)) - 1)] if ordered else 1
 
 
 def _still_in(rows: LazyFrameT) -> LazyFrameT:

@@ -16,7 +16,7 @@ from nst_data.engines import collected, with_class_values, with_hash_number
 BINS = 512  # counts by class and bin stay in the processor's cache
 TIES = ("image_hash", "id")
 _RANKED_ROWS = 2**23  # as many are sorted in memory
-_LEAST_WIDTH = 2.0**-48  # two float32 above 2**-24 are further apart
+_POINT = BINS**-6.0  # 2**-54: two float32 above 2**-31 are further apart
 _HASH_DIGITS = 7
 _NONE = 2.0  # a cutoff that no value reaches
 
@@ -26,12 +26,12 @@ def bin_of(value: nw.Expr) -> nw.Expr:
     return (value * BINS).cast(nw.Int32)
 
 
-def count_bins(rows: LazyFrameT, number: nw.Expr) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS."""
-    key = nw.col("label").cast(nw.Int32) * (BINS + 1) + number  # one short key is counted faster than two
-    counted = collected(rows.group_by(key.alias("both")).agg(rows=nw.len()))
+def count_bins(rows: LazyFrameT, number: nw.Expr, *columns: str) -> pl.DataFrame:
+    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS, and by other columns."""
+    key = nw.col("label") * (BINS + 1) + number  # one key is counted faster than two
+    counted = collected(rows.group_by(key.alias("both"), *columns).agg(rows=nw.len()))
     both = pl.col("both").cast(pl.Int64)
-    return counted.select(label=both // (BINS + 1), bin=both % (BINS + 1), rows="rows")
+    return counted.select(*columns, label=both // (BINS + 1), bin=both % (BINS + 1), rows=pl.col("rows").cast(pl.Int64))
 
 
 def cutoffs(
@@ -54,9 +54,10 @@ def cutoffs(
     if not box.rows:
         return none
     box = _small_enough(box, rows)
-    if box.rows > _RANKED_ROWS and "image_hash" in ties:  # such as labels that are all equally sure
+    if box.rows > _RANKED_ROWS and ties[0] == "image_hash":  # such as labels that are all equally sure
         box = _small_enough(box.with_hash(), rows)
-    return pl.concat([_last_needed(collected(box.inside(rows).select("label", by, *ties)), box, by, ties), none])
+    last = _last_needed(collected(box.inside(rows).select("label", by, *ties)), box, by, ties)
+    return pl.concat([last, none.cast({by: last.schema[by]})])
 
 
 def _small_enough(box: "_Box", rows: LazyFrameT) -> "_Box":
@@ -72,7 +73,7 @@ def _least(rows: LazyFrameT, name: str) -> pl.Expr:
 def _last_needed(found: pl.DataFrame, box: "_Box", by: str, ties: Sequence[str]) -> pl.DataFrame:
     ranked = found.sort(by, *ties, descending=[True, *(False for _ in ties)]).with_columns(rank=pl.int_range(1, pl.len() + 1).over("label"))
     at = ranked.join(box.classes.select("label", "needed"), on="label").filter(pl.col("rank") == pl.col("needed"))
-    return at.select("label", pl.col(by).cast(pl.Float64), *ties)
+    return at.select("label", by, *ties)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class _Box:
 
     @property
     def is_a_point(self) -> bool:
-        return self.width <= _LEAST_WIDTH
+        return bool(self.width <= _POINT)
 
     def with_hash(self) -> "_Box":
         """Narrow by hash from here on, the smallest first."""
@@ -108,9 +109,8 @@ class _Box:
             rows = rows.with_columns(nst_hash=1 - (nw.col("nst_hash") + 1) / 16**_HASH_DIGITS)
         inside = with_class_values(rows, self.classes)
         for key in self.keys:
-            low, value = nw.col(f"{key}_low"), nw.col(key).cast(nw.Float64)
-            width = self.width if key == self.keys[-1] else _LEAST_WIDTH
-            inside = inside.filter((value >= low) & (value < low + width))
+            above = nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")  # exact, where `low` + 2**-54 would be rounded to `low`
+            inside = inside.filter((above >= 0) & (above < (self.width if key == self.keys[-1] else _POINT)))
         return inside
 
     def count(self, rows: LazyFrameT) -> pl.DataFrame:
@@ -135,20 +135,20 @@ class _Box:
 
 def is_past(by: str, ties: Sequence[str] = TIES) -> nw.Expr:
     """Whether a row that `beside_cutoffs` joined comes after its class's last."""
-    cut = [nw.col(f"{name}_cut") for name in (by, *ties)]
+    cut = [nw.col(f"nst_{name}_cut") for name in (by, *ties)]
     past = nw.col(ties[-1]) > cut[-1]
     for name, at in list(zip(ties, cut[1:], strict=True))[-2::-1]:
         past = (nw.col(name) > at) | ((nw.col(name) == at) & past)
-    value = nw.col(by).cast(nw.Float64)
+    value = nw.col(by)  # of the cutoff's type
     return ((value < cut[0]) | ((value == cut[0]) & past)).fill_null(value=False)
 
 
 def beside_cutoffs(rows: LazyFrameT, cuts: pl.DataFrame) -> LazyFrameT:
-    """Each row with its class's cutoff in columns that end in `_cut`, null for a class that has none."""
-    named = cuts.rename({name: f"{name}_cut" for name in cuts.columns if name != "label"})
+    """Each row with its class's cutoff in columns `nst_..._cut`, null for a class that has none."""
+    named = cuts.rename({name: f"nst_{name}_cut" for name in cuts.columns if name != "label"})
     return with_class_values(rows, named)
 
 
 def without_cutoffs(rows: LazyFrameT) -> LazyFrameT:
     """Drop the columns that `beside_cutoffs` added."""
-    return rows.drop([name for name in rows.collect_schema().names() if name.endswith("_cut")])
+    return rows.drop([name for name in rows.collect_schema().names() if name.startswith("nst_") and name.endswith("_cut")])

@@ -3,7 +3,6 @@
 import difflib
 import itertools
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,19 +18,38 @@ from numpy.typing import NDArray
 
 from nst_data import cards, engines
 from nst_data.errors import NstError, UsageError
-from nst_data.label_tables import damage_is_named, scan_labels
+from nst_data.files import clear_abandoned, temporary
+from nst_data.label_tables import damage_is_named
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, TableReader, table_files, write_parquet
-from nst_data.schema import OVERLAP_COLUMNS, SELECTION_COLUMNS, balanced_schema, check_overlap_columns, soft_label_bytes, top_k_of
+from nst_data.schema import (
+    OVERLAP_COLUMNS,
+    SELECTION_COLUMNS,
+    balanced_schema,
+    check_columns,
+    pseudo_labels_schema,
+    soft_label_bytes,
+    top_k_of,
+)
 from nst_data.selection import REASONS, Selection, select
-from nst_data.self_contained import write_self_contained
+from nst_data.self_contained import is_begun, write_self_contained
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, open_source
 from nst_data.store import Staging, Store, Version
 
 SHARD_BYTES = 256 * 2**20
+_ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
+_ADVICE = {
+    "held_out": "name other sources with --exclude",
+    "near_held_out": "name other sources with --exclude",
+    "excluded_class": "name fewer classes with --exclude-class",
+    "not_sampled": "raise --fraction",
+    "low_confidence": "lower --min-confidence, or train a better teacher",
+    "outside_range": "widen --confidence-range",
+    "over_quota": "raise --per-class",
+}
 
 
 @dataclass(frozen=True)
@@ -57,55 +75,101 @@ def balance(
     Images of an `exclude` source are dropped first, and their near-duplicates (section 3.1: the evaluation set's images). To compare
     those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled.
     """
-    manifest = generation.manifest
-    _check_classes_are_known(settings, manifest.class_names)
-    inputs = {"generation": Input(ref=generation.ref, digest=manifest.digest), "pool": manifest.request.inputs["pool"]}
+    manifest, progress = generation.manifest, progress or Progress()
+    check_classes(settings, manifest.class_names)
+    inputs = {"generation": generation.lineage, "pool": manifest.request.inputs["pool"]}
     for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
         inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     if isinstance(staging, Version):
+        progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
-    since = time.monotonic()
-    images = _Images(store, generation, pool)
-    with _workspace(staging) as work:
-        with staging.refusable():
-            scan_labels(generation)  # checks its columns
-            held_out = HeldOut.read(exclude, not settings.exact_overlap_only, progress if exclude else None)
-            near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
-            selection = _select(generation, settings, held_out, near, work, engine or Engine())
-            counts = _counts(selection, manifest.class_names, settings)
-            if settings.embed_images:
-                images.open("--embed-images needs them")
+    try:
+        return _make(staging, generation, settings, exclude, _Images(store, generation, pool), progress, engine or Engine())
+    except (OSError, NstError):  # what a process works at is gone once another one has sealed it
+        if version := staging.sealed_by_another():
+            return version
+        raise
+
+
+def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
+    """Raises UsageError for settings that name a class which the teacher does not know."""
+    for option, names in (("--exclude-class", settings.exclude_class), ("--class-min-confidence", settings.class_min_confidence)):
+        for name in names:
+            if name not in class_names:
+                near = difflib.get_close_matches(name, class_names, n=1)
+                known = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(class_names[:20])}"
+                known += ", ..." * (not near and len(class_names) > 20)
+                raise UsageError(f"{option}: the teacher knows no class {name!r}; {known}")
+
+
+def _make(
+    staging: Staging,
+    generation: Version,
+    settings: BalanceSettings,
+    exclude: Sequence[Source],
+    images: "_Images",
+    progress: Progress,
+    engine: Engine,
+) -> Version:
+    since, class_names = time.monotonic(), generation.manifest.class_names
+    with staging.refusable(is_begun), _workspace(staging) as work:
+        top_k = _check_table(generation)
+        with damage_is_named(generation.ref):
+            labels = engines.scan(table_files(generation.folder, "pseudo_labels"), SELECTION_COLUMNS, engine.name, engine.master)
+        if settings.embed_images:
+            images.open("--embed-images writes the images too")
+        held_out = HeldOut.read(exclude, not settings.exact_overlap_only, progress if exclude else None)
+        near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
+        left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
+        with damage_is_named(generation.ref):
+            selection = select(labels, settings, class_names, left_out, work, generation.ref)
+        counts = _counts(selection, generation, settings)
         counts["near_duplicates"] = {"compared": near.compared, "unreadable": near.unreadable}
-        counts["teacher_parameters"] = manifest.counts["teacher_parameters"]
-        counts["top_k"] = top_k_of(pq.read_schema(table_files(generation.folder, "pseudo_labels")[0]))
+        counts["teacher_parameters"] = generation.manifest.counts["teacher_parameters"]
+        counts["top_k"] = top_k
         files = _write(staging, generation, selection, settings, counts, images, progress)
-    cards.write_edition_card(staging, manifest, counts)
+    cards.write_edition_card(staging, generation.manifest, counts)
     staging.add_seconds(since)
-    return staging.seal(files, manifest.class_names, counts, {})
-
-
-def _check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str]) -> None:
-    for name in (*settings.exclude_class, *settings.class_min_confidence):
-        if name not in class_names:
-            near = difflib.get_close_matches(name, class_names, n=1)
-            known = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"expected one of {', '.join(class_names[:20])}{', ...' * (len(class_names) > 20)}"
-            )
-            raise UsageError(f"class {name!r}: the teacher knows none of this name; {known}")
+    return staging.seal(files, class_names, counts, {})
 
 
 @contextmanager
 def _workspace(staging: Staging) -> Iterator[Path]:
     """A folder for what the selection computes on its way; of several processes each has its own."""
-    folder = Path(tempfile.mkdtemp(prefix="selection.", dir=staging.work))
+    clear_abandoned(staging.work)
+    folder = temporary(staging.work / "selection")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_table(generation: Version) -> int | None:
+    """Check that all of a generation's labels are there; how many classes each soft label names, None for all. Raises NstError."""
+    files = {f"pseudo_labels/{file.name}": file for file in table_files(generation.folder, "pseudo_labels")}
+    sealed = {name for name in generation.manifest.files if name.startswith("pseudo_labels/")}
+    if odd := sorted(files.keys() ^ sealed):
+        what = "is missing" if odd[0] in sealed else "was not there when the version was sealed"
+        raise NstError(f"{generation.ref}: {odd[0]} {what}; `nst verify {generation.ref}` shows all that changed")
+    footers = {}
+    for name, file in files.items():
+        with damage_is_named(f"{generation.ref}: {name}"):
+            footers[name] = pq.read_metadata(file)
+    first, *_ = footers.values()
+    top_k = top_k_of(first.schema.to_arrow_schema())
+    expected = pseudo_labels_schema(generation.manifest.class_names, top_k)
+    for name, footer in footers.items():
+        check_columns(footer, expected, f"{generation.ref}: {name}")
+    return top_k
+
+
+def _batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with damage_is_named(generation.ref):
+        yield from TableReader(generation.folder, "pseudo_labels").batches(columns)
 
 
 class _Images:
@@ -126,46 +190,34 @@ class _Images:
             try:
                 self._pool = open_source(labeled.ref, image_column=labeled.image_column, indexes=self._store.indexes)
             except NstError as error:
-                raise NstError(f"{error}. {why}; --pool says where the images of {self._generation.ref} are now") from None
+                raise NstError(f"{error}. {self._generation.ref} was labeled there, and {why}; --pool says where it is now") from None
         return self._pool
 
 
-def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, progress: Progress | None) -> Overlap:
+def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, progress: Progress) -> Overlap:
     """Raises NstError where there are candidates and no pool to compare them in."""
 
     def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
-        pool = images.open(
-            f"{candidates.num_rows:,} images of {generation.ref} may be near-duplicates of excluded ones and cannot be compared "
-            "(--exact-overlap-only keeps them)"
-        )
+        what = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
+        pool = images.open(f"{what} (--exact-overlap-only keeps them)")
         return pool, candidates["id"].to_numpy() if images.are_as_labeled else pool.rows_of(candidates["key"].to_pylist())
 
-    labels = TableReader(generation.folder, "pseudo_labels")
-    check_overlap_columns(labels.schema)
-    return near_duplicates(labels.batches(OVERLAP_COLUMNS.names), held_out, locate, progress)
+    return near_duplicates(_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
 
 
-def _select(generation: Version, settings: BalanceSettings, held_out: HeldOut, near: Overlap, work: Path, engine: Engine) -> Selection:
-    files = table_files(generation.folder, "pseudo_labels")
-    left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
-    with damage_is_named(generation.ref):
-        labels = engines.scan(files, SELECTION_COLUMNS, engine.name, engine.master)
-        return select(labels, settings, generation.manifest.class_names, left_out, work, generation.ref)
-
-
-def _counts(selection: Selection, class_names: Sequence[str], settings: BalanceSettings) -> dict[str, Any]:
+def _counts(selection: Selection, generation: Version, settings: BalanceSettings) -> dict[str, Any]:
     """What happened to all rows. Raises NstError where none is left."""
-    labeled = selection.labeled
+    labeled, class_names = selection.labeled, generation.manifest.class_names
     chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
     by_reason = dict(selection.dropped.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
     dropped = {reason: by_reason.get(reason, 0) for reason in REASONS}
     unique = sum(images for images, _ in chosen.values())
+    if not labeled:
+        raise NstError(f"{generation.ref}: expected labels, found none: no image was labeled; its table errors says why")
     if not unique:
-        reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in dropped.items() if rows)
-        raise NstError(
-            f"no image is left of {sum(labeled.values()):,} ({reasons or 'nothing was labeled'}); expected some above the threshold of "
-            "confidence; lower --min-confidence, train a better teacher or, where nothing was labeled, see errors/"
-        )
+        reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in dropped.items() if rows)
+        advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
+        raise NstError(f"{generation.ref}: no image is left of {sum(labeled.values()):,} ({reasons}); {advice}")
     return {
         "labeled": sum(labeled.values()),
         "dropped": dropped,
@@ -190,12 +242,12 @@ def _write(
     settings: BalanceSettings,
     counts: dict[str, Any],
     images: _Images,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, SealedFile]:
     """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
     class_names = generation.manifest.class_names
     schema = balanced_schema(class_names, counts["top_k"])
-    tables = _rows_in_order(generation.folder, selection.files, schema)
+    tables = _rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
         with_images = balanced_schema(class_names, counts["top_k"], with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
@@ -207,20 +259,22 @@ def _write(
     for shard in range(len(plan)):
         start, stop = plan.bounds(shard)
         part, tables = _take(tables, stop - start)
-        files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), part, schema)
+        files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), part, schema, staging.work)
     return files
 
 
-def _rows_in_order(generation: Path, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+def _rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side."""
-    added = ("duplicates", "copies")
-    carried = [name for name in schema.names if name not in added]
-    rest = _Selected(selected)
-    for batch in TableReader(generation, "pseudo_labels").batches(carried):
-        rows = rest.up_to(batch["id"][-1].as_py())
-        places = np.searchsorted(batch["id"].to_numpy(), rows["id"].to_numpy())
-        table = pa.Table.from_batches([batch]).take(places)
-        for name in added:
+    rest, last, count = _Selected(selected), -1, generation.manifest.counts["pool"]
+    for batch in _batches(generation, [name for name in schema.names if name not in _ADDED]):
+        ids = batch["id"].to_numpy()
+        if (np.diff(ids, prepend=last, append=count) <= 0).any():
+            order = f"by increasing `id` from 0 to {count - 1}"
+            raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
+        last = ids[-1]
+        rows = rest.up_to(last)
+        table = pa.Table.from_batches([batch]).take(np.searchsorted(ids, rows["id"].to_numpy()))
+        for name in _ADDED:
             table = table.append_column(name, rows[name])
         yield table.select(schema.names).cast(schema)
 

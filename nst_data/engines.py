@@ -3,6 +3,7 @@
 A frame says itself which engine it belongs to; everything else is the same Narwhals expression on both.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,22 +15,26 @@ from narwhals.typing import LazyFrameT
 from nst_data.errors import NstError, UsageError
 
 EngineName = Literal["polars", "spark"]
-HASH_DIGITS = 15  # of an image hash: as many as an int64 holds
+_PLACES = 2**30  # `id`s are row numbers: a column with a place for each
 
 
 def scan(files: Sequence[Path], columns: dict[str, Any], engine: EngineName = "polars", master: str | None = None) -> Any:  # noqa: ANN401
     """Some columns of parquet files as a lazy frame of the engine. `master` is Spark's; by default its own setting, else this machine."""
-    names = [str(file) for file in files]
     if engine == "polars":
-        return pl.scan_parquet(names, glob=False).select(list(columns))
+        return pl.scan_parquet([str(file) for file in files], glob=False).select(list(columns))
     kinds = {pl.Int64: "BIGINT", pl.String: "STRING", pl.Float32: "FLOAT"}
     # with a schema of these columns alone: Spark refuses a file for its column of float16
-    return _spark(master).read.schema(", ".join(f"`{name}` {kinds[kind]}" for name, kind in columns.items())).parquet(*names)
+    schema = ", ".join(f"`{name}` {kinds[kind]}" for name, kind in columns.items())
+    return _spark(master).read.schema(schema).parquet(*(_spark_path(file) for file in files))
+
+
+def _spark_path(path: Path) -> str:
+    """What Spark reads as this very path: not as a pattern, not on a cluster's own file system, not from the folder where Java began."""
+    return "file://" + re.sub(r"[\\\[\]{}*?]", r"\\\g<0>", str(path.absolute()))
 
 
 def _spark(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     try:
-        from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
         raise UsageError("--engine spark: expected pyspark, found none; pip install 'nst[spark]', or leave out --engine") from None
@@ -38,11 +43,21 @@ def _spark(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     builder = SparkSession.builder.appName("nst balance").config("spark.ui.showConsoleProgress", "false")
     try:
         session = (builder.master(master) if master else builder).getOrCreate()
-    except PySparkException as error:
-        first = str(error).splitlines()[0]
-        raise NstError(f"--engine spark: Spark did not start ({first}); it needs Java 17 (JAVA_HOME) and a --master that answers") from None
+    except Exception as error:
+        if (said := spark_says(error)) is None:
+            raise
+        raise NstError(f"--engine spark: Spark did not start ({said}); it needs Java 17 (JAVA_HOME) and a --master that answers") from None
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def spark_says(error: Exception) -> str | None:
+    """The first line of what went wrong in Spark; None for an error that is not its own."""
+    if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
+        return None
+    java = getattr(error, "java_exception", None)  # its message is shorter than the error's, which has Java's stack
+    said = str(error if java is None else java.getMessage()).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def is_polars(rows: nw.LazyFrame[Any]) -> bool:
@@ -54,7 +69,9 @@ def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
     """A small result, in memory."""
     native = rows.to_native()
     if isinstance(native, pl.LazyFrame):
-        return native.collect(engine="streaming")
+        # text is written anew: as it was read, a few rows would keep all that was read with them in memory
+        text = [pl.concat_str(name, pl.lit("")).alias(name) for name, kind in native.collect_schema().items() if kind == pl.String]
+        return native.with_columns(text).collect(engine="streaming")
     frame: pl.DataFrame = rows.collect("polars").to_native()
     return frame
 
@@ -76,7 +93,25 @@ def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
     # looked up by position: half the time of a join
     places = pl.DataFrame({"label": range(max(values["label"].to_list(), default=0) + 1)}, schema={"label": pl.Int64})
     table = places.join(values, on="label", how="left", maintain_order="left").drop("label")
-    return _wrapped(rows.to_native().with_columns(pl.lit(column).gather("label", null_on_oob=True) for column in table), rows)
+    return _wrapped(rows.to_native().with_columns(_at(column, "label") for column in table), rows)
+
+
+def with_row_values(rows: LazyFrameT, values: LazyFrameT, name: str) -> LazyFrameT:
+    """Add the column `name` of `values`, which has a row for some `id`s; other rows get null."""
+    if is_polars(rows):
+        table = collected(values.select("id", name))
+        places = int(table["id"].max() or 0) + 1 if len(table) else 0  # type: ignore[arg-type]
+        if places <= _PLACES:
+            # looked up by position: a join of 300 million rows with 30 million takes ten times as long
+            column = pl.Series(name, [None], dtype=table.schema[name]).new_from_index(0, places).scatter(table["id"], table[name])
+            return _wrapped(rows.to_native().with_columns(_at(column, "id")), rows)
+    return rows.join(values.select("id", name), on="id", how="left")
+
+
+def _at(column: pl.Series, place: str) -> pl.Expr:
+    """The values at the places that another column gives, null outside."""
+    index = pl.when(pl.col(place) >= 0).then(pl.col(place))  # Polars counts negative ones from the end
+    return pl.lit(column).gather(index, null_on_oob=True)
 
 
 def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
@@ -85,12 +120,12 @@ def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
     if is_polars(rows):
         folder.mkdir(parents=True)
         native.sink_parquet(folder / "part-0.parquet", compression="lz4", engine="streaming")
-        return _wrapped(pl.scan_parquet(folder / "part-0.parquet"), rows)
-    native.write.parquet(str(folder))
-    return _wrapped(native.sparkSession.read.schema(native.schema).parquet(str(folder)), rows)
+        return _wrapped(pl.scan_parquet(folder / "part-0.parquet", glob=False), rows)
+    native.write.parquet(f"file://{folder.absolute()}")
+    return _wrapped(native.sparkSession.read.schema(native.schema).parquet(_spark_path(folder)), rows)
 
 
-def with_hash_number(rows: LazyFrameT, name: str, digits: int = HASH_DIGITS) -> LazyFrameT:
+def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
     """Add the first hexadecimal digits of `image_hash` as an int64."""
     if is_polars(rows):
         return _wrapped(rows.to_native().with_columns(pl.col("image_hash").str.slice(0, digits).str.to_integer(base=16).alias(name)), rows)
@@ -100,16 +135,21 @@ def with_hash_number(rows: LazyFrameT, name: str, digits: int = HASH_DIGITS) -> 
 
 
 def may_repeat(rows: LazyFrameT) -> LazyFrameT:
-    """The rows whose `image_hash` may occur more than once, and few others: all that a search for duplicates needs to group.
+    """`id` and `image` of the rows whose `image_hash` may occur more than once, and few others. Equal images have an equal `image`.
 
-    Polars groups in memory, where 300 million strings take ten times the room of as many numbers. Spark spreads them as they are.
+    Spark spreads the hashes as they are. Polars groups in memory, where numbers take a tenth of the room of strings; so it looks for equal
+    halves of hashes first.
     """
     if not is_polars(rows):
-        return rows
-    numbered = with_hash_number(rows, "nst_number")
-    numbers = collected(numbered.select("nst_number"))["nst_number"].sort()
-    repeated = numbers.filter(numbers == numbers.shift(1)).unique().to_frame().lazy()
-    return _wrapped(numbered.to_native().join(repeated, on="nst_number", how="semi").drop("nst_number"), rows)
+        return rows.select("id", image="image_hash")
+    halves = [pl.col("image_hash").str.slice(at, 16).str.to_integer(base=16, dtype=pl.UInt64).alias(f"half_{at}") for at in (0, 16)]
+    numbered = rows.to_native().select("id", *halves)
+    first = numbered.select("half_0").collect(engine="streaming")["half_0"].sort()
+    repeated = first.filter(first == first.shift(1)).unique().to_frame().lazy()
+    del first
+    found = numbered.join(repeated, on="half_0", how="semi").collect(engine="streaming").sort("half_0", "half_16")
+    image = pl.any_horizontal(pl.col("half_0", "half_16") != pl.col("half_0", "half_16").shift(1)).fill_null(value=True).cum_sum()
+    return _wrapped(found.select("id", image=image).lazy(), rows)
 
 
 def _wrapped(native: Any, like: LazyFrameT) -> LazyFrameT:  # noqa: ANN401 - the frame of an engine

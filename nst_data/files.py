@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,21 +51,26 @@ class HashedWriter:
         return SealedFile(sha256=self._sha256.hexdigest(), bytes=self._bytes)
 
 
+def temporary(path: Path) -> Path:
+    """A name for what this process alone works at; `clear_abandoned` knows it."""
+    return path.with_name(f"{path.name}.{_OWNER}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
     """Open `path` for writing under a temporary name; it appears whole when the block ends well, else not at all.
 
     The folder must be there. The temporary file lies beside it, or in the folder `parts` of the same file system.
     """
-    temporary = (parts or path.parent) / f".{path.name}.{_OWNER}.{os.getpid()}.tmp"
+    part = temporary((parts or path.parent) / f".{path.name}")
     try:
-        with temporary.open("wb") as file:
+        with part.open("wb") as file:
             yield HashedWriter(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        part.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
 
@@ -102,8 +108,8 @@ def fsync_tree(folder: Path) -> None:
 
 
 def clear_abandoned(parts: Path) -> None:
-    """Delete temporary files that nobody has written to for ten minutes, of processes of this machine that are gone."""
-    for path in parts.glob(f".*.{_OWNER}.*.tmp"):
+    """Delete temporary files and folders that nobody has written to for ten minutes, of processes of this machine that are gone."""
+    for path in parts.glob(f"*.{_OWNER}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process clears too
             if not Path("/proc", path.name.split(".")[-2]).exists() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

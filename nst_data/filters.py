@@ -15,7 +15,7 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
-from nst_data.engines import beside, may_repeat, with_class_values
+from nst_data.engines import beside, may_repeat, with_class_values, with_row_values
 from nst_data.seeded_order import ORDER_SIZE, with_seeded_order
 
 
@@ -35,15 +35,15 @@ def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> Int
     """Drop the rows with these `id`s, such as `held_out_rows(labels, hashes_of_the_test_set)`: section 3.1 trains on none of them."""
     rows = nw.from_native(labels)
     marked = nw.from_native(ids).select("id", nst_found=nw.lit(value=True))
-    return _reject(rows.join(marked, on="id", how="left"), reason, nw.col("nst_found")).drop("nst_found").to_native()
+    return _reject(with_row_values(rows, marked, "nst_found"), reason, nw.col("nst_found")).drop("nst_found").to_native()
 
 
 def repeated_images(labels: IntoLazyFrameT) -> IntoLazyFrameT:
     """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32)."""
     rows = may_repeat(nw.from_native(labels).select("id", "image_hash"))
-    groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
+    groups = rows.group_by("image").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
-    return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()
+    return rows.join(groups, on="image", how="inner").select("id", "first_id", "duplicates").to_native()
 
 
 def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = None) -> IntoLazyFrameT:
@@ -52,9 +52,12 @@ def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = 
     `repeated` is what `repeated_images` gave, where that has been computed once and kept.
     """
     rows = nw.from_native(labels)
-    found = rows.join(nw.from_native(repeated_images(labels) if repeated is None else repeated), on="id", how="left")
-    found = found.with_columns(nw.col("duplicates").fill_null(1))
-    return _reject(found, "duplicate", nw.col("id") != nw.col("first_id")).drop("first_id").to_native()
+    known = nw.from_native(repeated_images(labels) if repeated is None else repeated)
+    is_first = nw.col("id") == nw.col("first_id")
+    known = known.select("id", nst_repeats=nw.when(is_first).then(nw.col("duplicates")).otherwise(-nw.col("duplicates")))
+    found = with_row_values(rows, known, "nst_repeats")
+    found = found.with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
+    return _reject(found, "duplicate", nw.col("nst_repeats") < 0).drop("nst_repeats").to_native()
 
 
 def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazyFrameT:

@@ -1,10 +1,14 @@
 """The labels of a generation or an edition as one lazy frame, and the version that they were drawn from."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import polars as pl
+import pyarrow as pa
 
+from nst_data.engines import spark_says
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.pseudo_labels import table_files
 from nst_data.schema import check_labels
@@ -33,7 +37,13 @@ def damage_is_named(refs: str) -> Iterator[None]:
     """Errors of reading tables become an NstError that names `refs`."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except Exception as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise  # no damage: what is written on the way filled the disk
+        if (said := spark_says(error)) is not None:
+            raise NstError(f"{refs}: Spark failed ({said}); `nst verify` says whether the labels are as sealed") from None
+        if not isinstance(error, pl.exceptions.PolarsError | pa.ArrowException | OSError):
+            raise
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `nst verify` says whether they are as sealed") from None
 
 

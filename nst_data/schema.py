@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, List, Value
 
 from nst_data.errors import NstError
@@ -58,7 +59,8 @@ def _soft_label(classes: int, top_k: int | None) -> dict[str, List]:
 
 def top_k_of(schema: pa.Schema) -> int | None:
     """How many classes each soft label of a table names; None where it has a value for each class."""
-    return int(schema.field("top_labels").type.list_size) if "top_labels" in schema.names else None
+    kind = schema.field("top_labels").type if "top_labels" in schema.names else None
+    return int(kind.list_size) if isinstance(kind, pa.FixedSizeListType) else None
 
 
 def soft_label_columns(schema: pa.Schema) -> tuple[str, ...]:
@@ -83,12 +85,19 @@ SELECTION_COLUMNS = {"id": pl.Int64, "image_hash": pl.String, "label": pl.Int64,
 OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_hash", pa.string()), ("phash", pa.int64())])
 
 
-def check_overlap_columns(found: pa.Schema) -> None:
-    """Check the columns that the search for near-duplicates reads. Raises NstError that names column, type found and type expected."""
-    for field in OVERLAP_COLUMNS:
+def check_columns(footer: pq.FileMetaData, expected: pa.Schema, file: str) -> None:
+    """Check the columns of a parquet file, which lack no value. Raises NstError that names column, type found and type expected."""
+    found = footer.schema.to_arrow_schema()
+    for field in expected:
         kind = found.field(field.name).type if field.name in found.names else "missing"
         if kind != field.type:
-            raise NstError(f"pseudo_labels: column `{field.name}` is {kind}, expected {field.type}")
+            raise NstError(f"{file}: column `{field.name}` is {kind}, expected {field.type}")
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            name, known = column.path_in_schema.partition(".")[0], column.statistics
+            if name in expected.names and known is not None and known.null_count:
+                found_empty = f"column `{name}` is empty in {known.null_count:,} of {group.num_rows:,} rows"
+                raise NstError(f"{file}: {found_empty}; the table was made or changed elsewhere")
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:

@@ -14,7 +14,7 @@ from narwhals.typing import LazyFrameT
 
 from nst_data import filters
 from nst_data.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
-from nst_data.cutoffs import BINS, bin_of
+from nst_data.cutoffs import bin_of, count_bins
 from nst_data.engines import collected, kept
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
@@ -23,7 +23,6 @@ REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
     *("low_confidence", "outside_range", "over_quota"),
 )
-_OUTSIDE = -1  # the bin of a row that is out
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,8 @@ def _is_invalid(classes: int) -> nw.Expr:
 
 def _counted(rows: LazyFrameT) -> pl.DataFrame:
     """How many `rows` there are by `label`, `reason` and, of those that are still in, `bin` of confidence."""
-    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence")).otherwise(_OUTSIDE / BINS)
-    counted = collected(rows.group_by("label", "reason", bin_of(sure).alias("bin")).agg(rows=nw.len()))
-    return counted.with_columns(pl.col("rows").cast(pl.Int64))
+    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence")).otherwise(0.0)
+    return count_bins(rows, bin_of(sure), "reason")
 
 
 def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401
@@ -125,9 +123,10 @@ def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where
     if invalid:
         rows = nw.from_native(labels).filter(_is_invalid(len(class_names))).select("id", "label", "confidence").head(1)
         first = collected(rows).row(0, named=True)
+        found = f"{invalid:,} row{'s' * (invalid > 1)} with others"
         raise NstError(
-            f"{where}: expected labels from 0 to {len(class_names) - 1} and confidences from 0 to 1, found {invalid:,} rows without: "
-            f"row {first['id']} with label {first['label']} and confidence {first['confidence']}; the table was made or changed elsewhere"
+            f"{where}: expected labels from 0 to {len(class_names) - 1} and confidences from 0 to 1, found {found}, such as row "
+            f"{first['id']}: label {first['label']}, confidence {first['confidence']}; the table was made or changed elsewhere"
         )
 
 

@@ -32,6 +32,7 @@ from nst_data.staging import Staging
 
 CHUNK_BYTES = 2**28
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads a row group whole to show some of it
+_WORK = "self_contained"
 _ROW_BYTES = 200  # key, hash and numbers
 _SAMPLES, _SAMPLE_ROWS = 16, 16
 
@@ -56,9 +57,10 @@ def write_self_contained(
     """
     progress = progress or Progress()
     images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or len(os.sched_getaffinity(0)))
-    shuffle = _Shuffle(staging.work / "self_contained", _shards(staging, count, images, shard_mb, progress), seed)
-    shuffle.work.mkdir(exist_ok=True)
-    clear_abandoned(shuffle.work)
+    work = staging.work / _WORK
+    work.mkdir(exist_ok=True)
+    clear_abandoned(work)
+    shuffle = _Shuffle(work, _shards(staging, count, images, shard_mb, progress), seed, _chunks(work))
     with progress.task(f"read images of {staging.ref}", count, "images", shuffle.done) as task:
         if shuffle.done < count:
             for table, encoded in images.chunks(rows, shuffle.done, task):
@@ -74,13 +76,24 @@ def write_self_contained(
     return files
 
 
+def is_begun(staging: Staging) -> bool:
+    """Whether there is work to go on from."""
+    return bool(_chunks(staging.work / _WORK))
+
+
+def _chunks(work: Path) -> list[Path]:
+    """Those that are whole, in order."""
+    return sorted(work.glob("*.arrow"))
+
+
 def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, progress: Progress) -> int:
     """How many shards there are: measured and said once, when the work begins."""
     plan = staging.work / "self_contained.json"
     if not plan.exists():
         size, free = count * images.mean_row_bytes(), shutil.disk_usage(staging.work).free
         warning = f", only {free / 2**20:,.0f} MB are free" if 2 * size > free else ""
-        progress.say(f"{staging.ref}: {count:,} images, about {size / 2**20:,.0f} MB, twice that on disk while they are shuffled{warning}")
+        about = f"about {size / 2**20:,.0f} MB" if size > 2**20 else "under 1 MB"
+        progress.say(f"{staging.ref}: {count:,} images, {about}, twice that on disk while they are shuffled{warning}")
         staging.remembered(plan.stem, {"shards": int(np.clip(-(-size // (shard_mb * 10**6)), 1, count))})
     return int(staging.remembered(plan.stem, {})["shards"])
 
@@ -169,16 +182,12 @@ class _Shuffle:
     work: Path
     shards: int
     seed: int
-
-    @property
-    def chunks(self) -> list[Path]:
-        """Those that are whole, in order."""
-        return sorted(self.work.glob("*.arrow"))
+    chunks: list[Path]  # those that are done; where one ends does not depend on who writes it, so that several processes may
 
     @property
     def done(self) -> int:
         """How many rows they hold."""
-        return max((int(chunk.stem) for chunk in self.chunks), default=0)
+        return int(self.chunks[-1].stem) if self.chunks else 0
 
     def write_chunk(self, table: pa.Table, images: Sequence[bytes]) -> None:
         """Stage 1: write the next rows, those of each shard together."""
@@ -187,10 +196,12 @@ class _Shuffle:
         ends = np.searchsorted(shards[order], np.arange(self.shards), side="right")
         (rows,) = table.replace_schema_metadata(None).take(pa.array(order)).combine_chunks().to_batches()
         schema = rows.schema.append(pa.field("image", pa.binary()))
-        with replacing(self.work / f"{self.done + len(images):012d}.arrow") as file, pa.ipc.new_file(file, schema) as writer:
+        chunk = self.work / f"{self.done + len(images):012d}.arrow"
+        with replacing(chunk) as file, pa.ipc.new_file(file, schema) as writer:
             for start, stop in zip([0, *ends[:-1]], ends, strict=True):
                 encoded = pa.array([images[index] for index in order[start:stop]], pa.binary())
                 writer.write_batch(pa.record_batch([*rows.slice(start, stop - start).columns, encoded], schema=schema))
+        self.chunks.append(chunk)
 
     def write_shard(self, path: Path, shard: int, schema: pa.Schema) -> SealedFile:
         """Stage 2: write one shard; the note that it is whole comes last."""

@@ -1,9 +1,9 @@
 """Settings of filtering and balancing: the only home of their defaults."""
 
 import contextlib
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 
 class Settings(BaseModel):
@@ -16,11 +16,21 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
 
+def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    if isinstance(value, bool):
+        raise ValueError("expected a number from 0 to 1")  # else it would be 0 or 1
+    return value
+
+
+_Confidence = Annotated[float, BeforeValidator(_is_no_flag), Field(ge=0, le=1)]
+MOST_ENTRIES = 2**31 - 1  # `copies` is an int32
+
+
 class BalanceSettings(Settings):
     """Which pseudo-labeled images make the training set (section 3.1 of the paper)."""
 
     min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images that the teacher is surer of than this.")
-    class_min_confidence: dict[str, float] = Field({}, description="Thresholds of single classes, by name.")
+    class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds of single classes: lines such as `rose: 0.5`.")
     confidence_range: tuple[float, float] | None = Field(
         None, description="Keep images with a confidence above the first number, up to the second, in place of the threshold (figure 5)."
     )
@@ -42,32 +52,64 @@ class BalanceSettings(Settings):
     shard_mb: int = Field(500, ge=1, description="Size of a shard with images, in megabytes.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides which images of a class get one copy more, and other draws.")
 
+    @field_validator("class_min_confidence", mode="before")
+    @classmethod
+    def _names_are_text(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        if not isinstance(value, dict):
+            raise ValueError("expected class names with a confidence each, such as `rose: 0.5`")
+        return {_as_name(name): least for name, least in value.items()}
+
+    @field_validator("confidence_range", mode="wrap")
+    @classmethod
+    def _is_a_range(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - what a user wrote
+        with contextlib.suppress(ValueError):
+            checked = check(value)
+            if checked is None or 0 <= checked[0] < checked[1] <= 1:
+                return checked
+        raise ValueError("expected two numbers from 0 to 1, the smaller one first")
+
+    @field_validator("exclude_class", mode="before")
+    @classmethod
+    def _are_names(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        if not isinstance(value, list | tuple):
+            raise ValueError("expected a list of class names")
+        return sorted({_as_name(name) for name in value})
+
     @field_validator("per_class", mode="before")
     @classmethod
     def _is_a_quota(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if value in ("auto", "none"):
             return value
-        with contextlib.suppress(ValueError, TypeError):
-            if int(value) == float(value) and int(value) >= 1:
-                return int(value)
-        raise ValueError("expected a number of entries from 1, auto or none")
-
-    @field_validator("class_min_confidence")
-    @classmethod
-    def _are_confidences(cls, value: dict[str, float]) -> dict[str, float]:
-        for name, least in value.items():
-            if not 0 <= least <= 1:
-                raise ValueError(f"expected confidences from 0 to 1, found {least} for {name}")
-        return value
+        quota = 0
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            quota = int(value) if not isinstance(value, bool) and int(value) == float(value) else 0
+        if quota < 1:
+            raise ValueError("expected a number of entries from 1, auto or none")
+        if quota > MOST_ENTRIES:
+            raise ValueError(f"expected at most {MOST_ENTRIES:,} entries")
+        return quota
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.confidence_range:
-            low, high = self.confidence_range
-            if not 0 <= low < high <= 1:
-                raise ValueError(f"--confidence-range {low} {high}: expected two numbers from 0 to 1, the lower one first")
-            if self.class_min_confidence or self.min_confidence != BalanceSettings.model_fields["min_confidence"].default:
-                raise ValueError("--confidence-range takes the place of --min-confidence and of thresholds of classes; give one of them")
-        if self.max_copies and self.per_class == "none":
-            raise ValueError("--max-copies bounds copies, and --per-class none makes none; leave one out")
+        """Settings in backticks become options on the command line."""
+        if self.confidence_range and (self.class_min_confidence or self._is_set("min_confidence")):
+            raise ValueError("`confidence_range` takes the place of `min_confidence` and `class_min_confidence`; leave those out")
+        if self.per_class == "none" and self.max_copies:
+            raise ValueError("`max_copies` bounds copies, and `per_class` none makes none; leave one of them out")
+        if self.per_class == "none" and self.method != "exact":
+            raise ValueError(f"`method` {self.method} is a way to balance, and `per_class` none does not balance; leave one of them out")
+        if self.per_class != "auto" and self._is_set("auto_quantile"):
+            raise ValueError("`auto_quantile` is read for `per_class` auto; add that, or leave it out")
+        if not self.embed_images and self._is_set("shard_mb"):
+            raise ValueError("`shard_mb` is the size of shards with images; add `embed_images`, or leave it out")
         return self
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+
+def _as_name(name: Any) -> str:  # noqa: ANN401 - what a user wrote
+    """A class name that YAML took for a number, such as `7`, is text again."""
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError(f"expected class names, one is {name!r}: put names such as 'no' and '1.0' in quotes")
+    return str(name)

@@ -32,12 +32,12 @@ class Staging:
     fresh: bool = False
 
     @contextmanager
-    def refusable(self) -> Iterator[None]:
-        """While input is still being checked: an NstError leaves nothing behind, unless an earlier run already did work here."""
+    def refusable(self, is_begun: Callable[["Staging"], bool] = lambda _: False) -> Iterator[None]:
+        """An NstError leaves nothing behind, unless an earlier run already did work here or `is_begun` says that this one did."""
         try:
             yield
         except NstError:
-            if self.fresh:
+            if self.fresh and not is_begun(self):
                 discard(self.folder)
             raise
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -25,7 +26,6 @@ from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
-from nst_train.loss import dense
 from nst_train.noise import Transform, seed_of, seed_transforms
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
@@ -48,15 +48,14 @@ class PseudoLabeledImages:
     """An edition's images, found in the pool; columns lie in memory-mapped files, so memory does not grow with the edition.
 
     `ends[i]` is the number of training entries up to and with image i: entry e is the first image with ends > e.
-    `soft_labels` holds `probs` (images, classes), or `top_labels` and `top_probs` (images, k).
+    `targets` holds the columns to train on: `probs` (images, classes), or `top_labels` and `top_probs` (images, k), or `label` (images).
     """
 
     pool: Source
-    classes: int
     rows: NDArray[np.int64]
     hashes: NDArray[np.uint8]
     ends: NDArray[np.int64]
-    soft_labels: Mapping[str, NDArray[Any]]
+    targets: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -68,23 +67,23 @@ class PseudoLabeledImages:
         self.pool.check(row, encoded, self.hashes[index].tobytes().hex())
         return encoded
 
-    def probs(self, indices: NDArray[np.int64]) -> Float[Tensor, "images classes"]:
-        """The soft labels of some images with a value for each class, not renormalized."""
-        columns = {name: torch.from_numpy(column[indices]) for name, column in self.soft_labels.items()}
-        return columns["probs"] if "probs" in columns else dense(columns["top_labels"], columns["top_probs"], self.classes)
+    def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """The targets of some images as they are stored; `nst_train.loss` reads them."""
+        return {name: torch.from_numpy(column[indices]) for name, column in self.targets.items()}
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's images of this process. `probs` are soft labels to renormalize; the pseudo tensor is empty without an edition."""
+    """One step's images of this process, labeled ones first. `pseudo` are the others' targets as stored; empty without an edition."""
 
     images: UInt8[Tensor, "images 3 height width"]
     labels: Int[Tensor, " labeled"]
-    probs: Float[Tensor, "pseudo classes"]
+    pseudo: Mapping[str, Tensor]
 
     def pin_memory(self) -> "TrainingBatch":
         """Copy to pinned memory; DataLoader calls this."""
-        return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), self.probs.pin_memory())
+        pseudo = {name: column.pin_memory() for name, column in self.pseudo.items()}
+        return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
 
 
 def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
@@ -104,54 +103,64 @@ def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
     return LabeledImages(source, rows, source.labels[rows]), [why for why in reasons if why]
 
 
-def open_edition(edition: Version, pool: Source, class_names: list[str], work: Path) -> PseudoLabeledImages:
-    """Lay the edition's columns out for random access below `work`, classes in the order of `class_names`."""
+def open_edition(edition: Version, pool: Source, class_names: list[str], work: Path, hard: bool = False) -> PseudoLabeledImages:
+    """Lay the edition's columns out for random access below `work`, classes in the order of `class_names`.
+
+    `hard` takes the column `label`, the most probable class before rounding to float16, in place of the soft labels.
+    """
     manifest = edition.manifest
     order = match_classes(class_names, manifest.class_names, f"{edition.ref} and the labeled set")
     same_pool = pool.fingerprint == manifest.request.inputs["pool"].digest
+    targets = ("label",) if hard else soft_label_columns(pq.read_schema(table_files(edition.folder, "balanced")[0]))
     folder = work / "edition"
     if not folder.is_dir():
         fresh = work / f".edition.{os.getpid()}"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        _lay_out(edition, None if same_pool else pool, order, fresh)
+        _lay_out(edition, None if same_pool else pool, order, fresh, targets)
         fresh.rename(folder)
     rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
-    soft_labels = {name: _mapped(folder, name) for name in soft_label_columns(pq.read_schema(table_files(edition.folder, "balanced")[0]))}
-    pseudo = PseudoLabeledImages(pool, len(class_names), rows, hashes, ends, soft_labels)
+    pseudo = PseudoLabeledImages(pool, rows, hashes, ends, {name: _mapped(folder, name) for name in targets})
     pseudo.read(0)  # refuses another pool before any work, and opens what is opened once before workers are forked
     return pseudo
 
 
-def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path) -> None:
+def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path, targets: tuple[str, ...]) -> None:
     unique = edition.manifest.counts["unique"]
     schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
-    soft = {name: schema.field(name).type for name in soft_label_columns(schema)}
     shapes = {"rows": ((), np.int64), "hashes": ((16,), np.uint8), "ends": ((), np.int64)}
-    shapes |= {name: ((column.list_size,), column.value_type.to_pandas_dtype()) for name, column in soft.items()}
+    shapes |= {name: _shape_and_dtype(schema.field(name).type) for name in targets}
     out = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(unique, *shape))
         for name, (shape, dtype) in shapes.items()
     }
     done, entries = 0, 0
     for file in table_files(edition.folder, "balanced"):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "copies", *soft]):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "copies", *targets]):
             here = slice(done, done + len(batch))
             ends = entries + np.cumsum(batch["copies"].to_numpy(), dtype=np.int64)
             out["rows"][here] = batch["id"].to_numpy() if other_pool is None else other_pool.rows_of(batch["key"].to_pylist())
             out["hashes"][here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
             out["ends"][here] = ends
-            for name in soft:
-                stored = batch[name].flatten().to_numpy(zero_copy_only=False).reshape(len(batch), -1)
+            for name in targets:
+                values = batch[name].flatten() if shapes[name][0] else batch[name]
+                stored = values.to_numpy(zero_copy_only=False).reshape(len(batch), *shapes[name][0])
                 out[name][here] = _renumbered(name, stored, order)
             done, entries = done + len(batch), int(ends[-1])
     for column in out.values():
         column.flush()
 
 
+def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
+    """Of one row of a column: a list of fixed length, or a number."""
+    if isinstance(column, pa.FixedSizeListType):
+        return (column.list_size,), column.value_type.to_pandas_dtype()
+    return (), column.to_pandas_dtype()
+
+
 def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a soft-label column, where class order[i] of the edition becomes class i."""
-    if name == "top_labels":
+    """Rows of a target's column, where class order[i] of the edition becomes class i."""
+    if name in ("label", "top_labels"):
         rows = np.argsort(order)[rows]
     return rows[:, order] if name == "probs" else rows
 
@@ -186,11 +195,11 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         positions = self._positions(step, self._settings.batch_size)
         drawn = draw(positions, len(self._labeled), self._settings.seed, "labeled")
         images = [self._labeled_image(int(self._labeled.rows[index]), position) for index, position in zip(drawn, positions, strict=True)]
-        probs = torch.empty(0, 0)
+        targets: dict[str, Tensor] = {}
         if self._pseudo is not None:
-            pseudo_images, probs = self._pseudo_batch(step, self._pseudo)
+            pseudo_images, targets = self._pseudo_batch(step, self._pseudo)
             images += pseudo_images
-        return TrainingBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(self._labeled.labels[drawn]), probs)
+        return TrainingBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(self._labeled.labels[drawn]), targets)
 
     def _positions(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """This process's share of the step's positions in the endless stream."""
@@ -198,7 +207,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         start = step * batch_size + self._process * share
         return np.arange(start, start + share, dtype=np.int64)
 
-    def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], Tensor]:
+    def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
         positions = self._positions(step, self._settings.batch_size * self._settings.ratio)
         entries = draw(positions, len(pseudo), self._settings.seed, "pseudo")
         indices = np.searchsorted(pseudo.ends, entries, side="right")
@@ -206,7 +215,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         for index, position in zip(indices, positions, strict=True):
             with _naming(pseudo.pool, int(pseudo.rows[index])):
                 images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
-        return images, pseudo.probs(indices)
+        return images, pseudo.targets_of(indices)
 
     def _labeled_image(self, row: int, position: np.int64) -> NDArray[np.uint8]:
         with _naming(self._labeled.source, row):

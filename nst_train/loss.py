@@ -1,9 +1,13 @@
-"""Cross-entropy on soft targets, averaged over labeled and pseudo-labeled images together (section 3.1)."""
+"""Cross-entropy of a step: of each image against its soft or hard target, and the weighing of labeled and pseudo-labeled ones."""
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from nst_train.settings import Weighing
 
 
 def smoothed(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> Float[Tensor, "batch classes"]:
@@ -11,21 +15,18 @@ def smoothed(labels: Int[Tensor, " batch"], classes: int, smoothing: float) -> F
     return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
 
 
-def renormalized(probs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """Stored float16 soft labels as distributions in float32."""
-    probs = probs.float()
+def renormalized(probs: Float[Tensor, "batch classes"], temperature: float = 1.0) -> Float[Tensor, "batch classes"]:
+    """Stored float16 soft labels as distributions in float32: p^(1/temperature), which sum to 1.
+
+    What float16 flushed to 0 stays 0 at any temperature. Towards 0 the label becomes one-hot, shared where several are largest.
+    """
+    probs = _tempered(probs.float(), temperature)
     return probs / probs.sum(dim=1, keepdim=True)
 
 
-def dense(top_labels: Int[Tensor, "batch k"], top_probs: Float[Tensor, "batch k"], classes: int) -> Float[Tensor, "batch classes"]:
-    """Soft labels of k classes as float32 of all: what is left to 1 is even over the other classes.
-
-    Rounding to float16 can leave less than nothing: then the others get 0. `renormalized` makes distributions of what comes.
-    """
-    top_probs = top_probs.float()
-    rest = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0)
-    others = max(1, classes - top_probs.shape[1])  # none at k = classes, where nothing of `rest` stays
-    return (rest / others).repeat(1, classes).scatter(1, top_labels.long(), top_probs)
+def _tempered(probs: Float[Tensor, "batch any"], temperature: float) -> Float[Tensor, "batch any"]:
+    """In proportion to p^(1/temperature); the largest is 1, so that no power flushes all to 0."""
+    return probs if temperature == 1 else (probs / probs.amax(dim=1, keepdim=True)) ** (1 / temperature)
 
 
 def cross_entropies(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
@@ -33,6 +34,65 @@ def cross_entropies(logits: Float[Tensor, "batch classes"], targets: Float[Tenso
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def concatenated(losses: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """Section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy."""
-    return torch.mean(losses)
+def top_k_cross_entropies(
+    logits: Float[Tensor, "batch classes"],
+    top_labels: Int[Tensor, "batch k"],
+    top_probs: Float[Tensor, "batch k"],
+    temperature: float = 1.0,
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each image against a soft label of k classes; what is left to 1 is even over the other classes.
+
+    A temperature acts on that whole distribution: each other class takes part with its even share. Rounding to float16 can leave
+    less than nothing: then the others get 0. No target of all classes is made: the others share one probability, so that
+    they cost it times the sum of their log-probabilities.
+    """
+    others = logits.shape[1] - top_labels.shape[1]
+    top_probs = top_probs.float()
+    rest = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0)
+    even = rest / others if others else torch.zeros_like(rest)
+    probs = _tempered(torch.cat([top_probs, even], dim=1), temperature)
+    named, even = probs[:, :-1], probs[:, -1]
+    log_probs = logits.float().log_softmax(dim=1)
+    named_log_probs = log_probs.gather(1, top_labels.long())
+    costs = (named * named_log_probs).sum(dim=1) + even * (log_probs.sum(dim=1) - named_log_probs.sum(dim=1))
+    return -costs / (named.sum(dim=1) + others * even)
+
+
+def joint_cross_entropies(
+    logits: Float[Tensor, "batch classes"],
+    labels: Int[Tensor, " labeled"],
+    pseudo: Mapping[str, Tensor],
+    smoothing: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each image of a step, the labeled ones first.
+
+    `pseudo` holds the columns of the pseudo-labels as they are stored: `label` for hard targets, `probs`, or `top_labels` and
+    `top_probs` for soft ones; nothing for a step of labeled images alone. As in the released code, smoothing is for labeled images
+    and hard pseudo-labels; soft ones are soft as they are.
+    """
+    classes, labeled = logits.shape[1], len(labels)
+    targets = smoothed(labels, classes, smoothing)
+    if "top_labels" in pseudo:
+        soft = top_k_cross_entropies(logits[labeled:], pseudo["top_labels"], pseudo["top_probs"], temperature)
+        return torch.cat([cross_entropies(logits[:labeled], targets), soft])
+    if "probs" in pseudo:
+        targets = torch.cat([targets, renormalized(pseudo["probs"], temperature)])
+    elif "label" in pseudo:
+        targets = torch.cat([targets, smoothed(pseudo["label"], classes, smoothing)])
+    return cross_entropies(logits, targets)
+
+
+def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighing: Weighing, ratio: float) -> Float[Tensor, ""]:
+    """The loss of a step from the cross-entropies of its images; without pseudo-labeled ones the mean over the labeled.
+
+    - `concat`, section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy.
+    - `sum`, Algorithm 1: the mean over labeled plus the mean over pseudo-labeled images.
+    - `code`, the released code: the mean over labeled plus `ratio` times the mean over pseudo-labeled images. With `ratio` times as
+      many of them that is 1 + `ratio` times `concat`: of the same direction, longer where the optimizer lets length pass.
+
+    Processes hold equal shares of both parts, so the mean of their gradients is the gradient over all of them, in each of the three.
+    """
+    if weighing == "concat" or not len(pseudo):
+        return torch.cat([labeled, pseudo]).mean()
+    return labeled.mean() + (ratio if weighing == "code" else 1) * pseudo.mean()

@@ -57,7 +57,9 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
         return line + "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}")
     if first["type"] == "missing":
         return line + "missing"
-    return line + f"{first['msg'][:1].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return line + message + (f", found {first['input']!r}" if not isinstance(first["input"], dict) else "")
 
 
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:

@@ -11,7 +11,7 @@ Where it departs from the paper:
 from dataclasses import dataclass
 from pathlib import Path
 
-from nst_data.editions import balance
+from nst_data.editions import balance, check_classes
 from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
@@ -71,6 +71,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
 def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
     """What would stop a later generation stops the loop before its first."""
     check_trainable(labeled)
+    check_classes(recipe.select, labeled.class_names or [])
     for settings in recipe.generations:
         check_names(settings)
     if test is not None:

@@ -9,6 +9,7 @@ from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
 
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
+Weighing = Literal["concat", "sum", "code"]
 
 
 class Noise(Settings):
@@ -48,7 +49,12 @@ class TrainSettings(Settings):
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
     weight_decay: float = Field(1e-5, ge=0, description="Weight decay, on all but biases and normalization.")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images; pseudo-labels are soft as they are.")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
+    loss: Weighing = Field(
+        "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
+    )
+    hard: bool = Field(False, description="Train on hard pseudo-labels, the most probable class of each, instead of soft ones.")
+    pseudo_temperature: float = Field(1.0, gt=0, description="On stored soft labels, p^(1/X): above 1 softer, below 1 harder.")
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
     crop_scale_min: float = Field(
@@ -62,6 +68,17 @@ class TrainSettings(Settings):
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
+
+    @model_validator(mode="after")
+    def _temperature_is_of_soft_labels(self) -> Self:
+        if self.hard and self.pseudo_temperature != 1:
+            raise ValueError("`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them")
+        return self
+
+    def of_labeled_alone(self) -> Self:
+        """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
+        spoken = ("ratio", "loss", "hard", "pseudo_temperature")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in spoken})
 
     @property
     def staircase_epochs(self) -> float:

@@ -24,7 +24,7 @@ from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, cpus_of_this_process, set_threads, this_process
-from nst_train.loss import concatenated, cross_entropies, renormalized, smoothed
+from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.models import check_names, count_parameters, create_network, local_weights, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
 from nst_train.schedule import Schedule
@@ -53,7 +53,7 @@ def train(
     check_trainable(labeled)
     check_names(settings)
     if edition is None:
-        settings = settings.model_copy(update={"ratio": 1})  # it has nothing to say here: with and without it is one training
+        settings = settings.of_labeled_alone()
     state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(settings, labeled, edition), name, generation, first=0)
@@ -102,18 +102,16 @@ class Step:
             group["lr"] = self.schedule.learning_rate(step)
         device, labeled = self.accelerator.device, len(batch.labels)
         logits = self.network(self.normalize(batch.images.to(device, non_blocking=True)))
-        losses = cross_entropies(logits, self._targets(batch, logits.shape[1], device))
-        self.accelerator.backward(concatenated(losses))
+        pseudo = {name: column.to(device, non_blocking=True) for name, column in batch.pseudo.items()}
+        smoothing, temperature = self.settings.label_smoothing, self.settings.pseudo_temperature
+        losses = joint_cross_entropies(logits, batch.labels.to(device), pseudo, smoothing, temperature)
+        self.accelerator.backward(weighed(losses[:labeled], losses[labeled:], self.settings.loss, self.settings.ratio))
         self.optimizer.step()
         self.optimizer.zero_grad()
         # timm's warm-up with power 1 and gamma 9 at step + 2 is the released code's min(decay, (1 + t) / (10 + t))
         self.averaged.update(self.accelerator.unwrap_model(self.network), step + 2)
         losses = losses.detach()
         return losses[:labeled], losses[labeled:]
-
-    def _targets(self, batch: TrainingBatch, classes: int, device: torch.device) -> Tensor:
-        hard = smoothed(batch.labels.to(device), classes, self.settings.label_smoothing)
-        return torch.cat([hard, renormalized(batch.probs.to(device))]) if len(batch.probs) else hard
 
 
 def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any]) -> Step:
@@ -168,7 +166,7 @@ class _Training:
         if edition is not None:
             assert pool is not None, "an edition's images come from a pool"
             with this_process().main_process_first():
-                pseudo = open_edition(edition, pool, class_names, staging.work)
+                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         if edition is not None:

@@ -63,7 +63,7 @@ def test_copies_of_held_out_images_are_dropped_and_counted_apart_from_equal_byte
     edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), [test_set])
     counts = edition.manifest.counts
     assert kept(edition) == [2, 5]
-    assert counts["dropped"] == {"held_out": 1, "near_held_out": 3, "duplicate": 0, "low_confidence": 0, "over_quota": 0}
+    assert {reason: rows for reason, rows in counts["dropped"].items() if rows} == {"held_out": 1, "near_held_out": 3}
     assert counts["near_duplicates"] == {"compared": 2, "unreadable": 0}
     assert counts["labeled"] == sum(counts["dropped"].values()) + counts["unique"]
     assert "near\\_held\\_out: 3" in (edition.folder / "README.md").read_text()
@@ -106,9 +106,8 @@ def test_held_out_images_that_cannot_be_read_or_decoded_are_passed_over(store, p
 def test_a_pool_that_is_gone_is_an_error_that_says_what_to_do(store, pool, test_set):
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)
-    message = (
-        r"no such file or folder.*2 images of flowers@gen-1 may be near-duplicates.*--pool says where.*--exact-overlap-only keeps them"
-    )
+    what = r"flowers@gen-1 was labeled there, and 2 images that may be near-duplicates of excluded ones must be compared"
+    message = rf"no such file or folder.*{what} \(--exact-overlap-only keeps them\); --pool says where it is now$"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(), [test_set])
     assert store.unfinished() == []
@@ -154,20 +153,26 @@ def test_the_command_takes_the_pool_from_where_it_is_now_and_warns_of_what_it_co
     elsewhere = Path(pool.location).rename(tmp_path / "elsewhere")
     words = ["balance", "flowers@gen-1", "--exclude", test_set.location, "--store", str(store.root)]
     gone = CliRunner().invoke(app, words)
-    assert (gone.exit_code, gone.stderr.count("--pool says where they are now")) == (1, 1)
+    assert (gone.exit_code, gone.stderr.count("--pool says where it is now")) == (1, 1)
     (elsewhere / "e.png").write_bytes(b"")
     done = CliRunner().invoke(app, [*words, "--pool", str(elsewhere)])
     assert done.exit_code == 0, done.output
-    assert "dropped: 1 held out, 2 near held out, 0 duplicate" in done.stdout
+    assert "dropped: 1 held out, 2 near held out\n" in done.stdout
     assert "warning: 1 that may be near-duplicates could not be read" in done.stdout
 
 
-@pytest.mark.parametrize("option", ["--pool=here", "--exact-overlap-only"])
-def test_options_of_the_overlap_want_a_source_to_exclude(store, pool, option):
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--pool=here", "--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out"),
+        ("--image-column=here", "--image-column is read for --exclude SOURCE; name one, or leave it out"),
+        ("--exact-overlap-only", "--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE"),
+    ],
+)
+def test_options_of_the_overlap_want_a_source_to_exclude(store, pool, option, says):
     write_generation(store, pool, PROBS)
     result = CliRunner().invoke(app, ["balance", "flowers@gen-1", option, "--store", str(store.root)])
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "name a source of them with --exclude SOURCE" in result.stderr
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"nst: {says}\n")
 
 
 @pytest.mark.parametrize(("change", "found"), [(lambda table: table.drop(["phash"]), "missing"), (_as_text, "string")])
@@ -175,5 +180,5 @@ def test_labels_without_perceptual_hashes_are_an_error_that_names_the_column(sto
     version = write_generation(store, pool, PROBS, rows_per_shard=6)
     (file,) = (version.folder / "pseudo_labels").iterdir()
     pq.write_table(change(pq.read_table(file)), file)
-    with pytest.raises(NstError, match=f"pseudo_labels: column `phash` is {found}, expected int64"):
+    with pytest.raises(NstError, match=f"pseudo_labels/train-00000-of-00001.parquet: column `phash` is {found}, expected int64"):
         balance(store, version, BalanceSettings(), [test_set])

@@ -27,7 +27,10 @@ def batches(tiny_store, tmp_path, steps, workers=0, process=0, processes=1, clas
 
 
 def same(left, right):
-    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in ("images", "labels", "probs"))
+    def tensors(batch):
+        return {"images": batch.images, "labels": batch.labels, **batch.pseudo}
+
+    return all(torch.equal(one, tensors(right)[name]) for name, one in tensors(left).items())
 
 
 def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_ones(tiny_store, tmp_path):
@@ -35,7 +38,7 @@ def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_one
     assert batch.images.shape == (4 + 8, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert batch.labels.shape == (4,)
-    assert batch.probs.shape == (8, 3)
+    assert {name: column.shape for name, column in batch.pseudo.items()} == {"probs": (8, 3)}
 
 
 def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path):
@@ -53,7 +56,7 @@ def test_two_processes_share_the_batch_of_one(tiny_store, tmp_path):
     (one,) = batches(tiny_store, tmp_path, range(2, 3))
     halves = [batches(tiny_store, tmp_path, range(2, 3), process=process, processes=2)[0] for process in (0, 1)]
     assert torch.equal(torch.cat([half.labels for half in halves]), one.labels)
-    assert torch.equal(torch.cat([half.probs for half in halves]), one.probs)
+    assert torch.equal(torch.cat([half.pseudo["probs"] for half in halves]), one.pseudo["probs"])
     assert torch.equal(torch.cat([half.images[:2] for half in halves]), one.images[:4])
     assert torch.equal(torch.cat([half.images[2:] for half in halves]), one.images[4:])
 
@@ -73,7 +76,7 @@ def test_an_epoch_of_an_edition_shows_each_image_as_often_as_it_has_copies(tiny_
 def test_soft_labels_follow_the_order_of_the_labeled_sets_classes(tiny_store, tmp_path):
     (straight,) = batches(tiny_store, tmp_path / "a", range(1))
     (turned,) = batches(tiny_store, tmp_path / "b", range(1), classes=["cat", "ant", "bee"])
-    assert torch.equal(turned.probs, straight.probs[:, [2, 0, 1]])
+    assert torch.equal(turned.pseudo["probs"], straight.pseudo["probs"][:, [2, 0, 1]])
 
 
 def test_another_copy_of_the_pool_is_found_by_key(tiny_store, tmp_path):

@@ -160,10 +160,20 @@ def test_an_edition_counts_what_happened_to_every_image(store, pool, tmp_path):
     edition = balance(store, version, BalanceSettings(min_confidence=0.5, per_class=1))
     assert edition.manifest.counts == {
         "labeled": 6,
-        "dropped": {"held_out": 0, "near_held_out": 0, "duplicate": 1, "low_confidence": 1, "over_quota": 2},
+        "dropped": {
+            "held_out": 0,
+            "near_held_out": 0,
+            "duplicate": 1,
+            "excluded_class": 0,
+            "not_sampled": 0,
+            "low_confidence": 1,
+            "outside_range": 0,
+            "over_quota": 2,
+        },
         "kept": 4,
         "unique": 2,
         "copies": 2,
+        "quota": 1,
         "classes_without_images": ["cat"],
         "per_class": {
             "ant": {"labeled": 3, "unique": 1, "copies": 1},
@@ -208,8 +218,7 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
-    dropped = "0 held_out, 0 near_held_out, 0 duplicate, 5 low_confidence, 0 over_quota"
-    message = rf"no image is left of 5 \({dropped}\); expected some with confidence above 0.95"
+    message = r"^flowers@gen-1: no image is left of 5 \(5 low confidence\); lower --min-confidence, or train a better teacher$"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(min_confidence=0.95))
     assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])

@@ -83,7 +83,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--worker", "one"), "--worker: string should match pattern"),
         (("--worker", "0/0"), "--worker: string should match pattern"),
         (("--stream",), "is no dataset of the Hub; leave --stream out"),
-        (("--temperature", "0"), "--temperature: input should be greater than 0, got 0.0"),
+        (("--temperature", "0"), "--temperature: input should be greater than 0, got 0"),
         (("--temperature", "nan"), "--temperature: input should be a finite number, got nan"),
         (("--batch-size", "-1"), "--batch-size: input should be greater than or equal to 0, got -1"),
         (("--rows-per-shard", "0"), "--rows-per-shard: input should be greater than or equal to 1, got 0"),

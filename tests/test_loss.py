@@ -1,11 +1,22 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_train.loss import concatenated, cross_entropies, dense, renormalized, smoothed
+from nst_train.loss import cross_entropies, joint_cross_entropies, renormalized, smoothed, top_k_cross_entropies, weighed
+
+WEIGHINGS = ["concat", "sum", "code"]
+
+
+def dense(top_labels, top_probs, classes):
+    """The reference: a soft label of k classes with a value for each class, what is left to 1 even over the others."""
+    top_probs = top_probs.float()
+    rest = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0)
+    others = max(1, classes - top_probs.shape[1])
+    return (rest / others).repeat(1, classes).scatter(1, top_labels.long(), top_probs)
 
 
 def test_uniform_logits_cost_ln_of_the_number_of_classes():
@@ -23,8 +34,8 @@ def test_the_loss_is_section_3_1s_average_over_the_concatenated_batch():
     soft = stored.astype(np.float64) / stored.astype(np.float64).sum(axis=1, keepdims=True)
     expected = -(np.concatenate([hard, soft]) * log_softmax).sum() / 5
 
-    targets = torch.cat([smoothed(torch.from_numpy(labels), 4, smoothing), renormalized(torch.from_numpy(stored))])
-    assert math.isclose(float(concatenated(cross_entropies(torch.from_numpy(logits), targets))), expected, rel_tol=1e-6)
+    losses = joint_cross_entropies(torch.from_numpy(logits), torch.from_numpy(labels), {"probs": torch.from_numpy(stored)}, smoothing)
+    assert math.isclose(float(weighed(losses[:2], losses[2:], "concat", 1.5)), expected, rel_tol=1e-6)
 
 
 def test_soft_labels_stay_soft_and_sum_to_one():
@@ -38,18 +49,89 @@ def test_smoothing_of_zero_is_one_hot():
     assert smoothed(torch.tensor([1]), 3, 0.0).tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_what_is_left_to_1_is_even_over_the_classes_that_are_not_named():
-    probs = dense(torch.tensor([[3, 0]], dtype=torch.int32), torch.tensor([[0.5, 0.25]], dtype=torch.float16), 6)
-    assert probs.tolist() == [[0.25, 0.0625, 0.0625, 0.5, 0.0625, 0.0625]]
-    assert probs.dtype == torch.float32
+@pytest.mark.parametrize("weighing", WEIGHINGS)
+def test_uniform_logits_weigh_each_part_by_its_factor(weighing):
+    uniform = torch.full((6,), math.log(3))
+    factor = {"concat": 1, "sum": 2, "code": 1 + 2}[weighing]
+    assert math.isclose(float(weighed(uniform[:2], uniform[2:], weighing, 2)), factor * math.log(3), rel_tol=1e-6)
+
+
+def test_each_weighing_is_its_formula():
+    labeled, pseudo = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0, 7.0, 9.0])
+    losses = [float(weighed(labeled, pseudo, weighing, 2)) for weighing in WEIGHINGS]
+    assert losses == [27 / 6, 1.5 + 6, 1.5 + 2 * 6]
+
+
+def test_with_parts_of_equal_size_sum_and_code_are_twice_concat():
+    labeled, pseudo = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
+    concat, total, code = (weighed(labeled, pseudo, weighing, 1) for weighing in WEIGHINGS)
+    assert torch.isclose(total, 2 * concat)
+    assert torch.equal(code, total)
+
+
+def test_with_ratio_times_as_many_pseudo_labels_code_is_one_plus_ratio_times_concat():
+    losses = torch.rand(2 + 6, generator=torch.Generator().manual_seed(0))
+    concat, _, code = (weighed(losses[:2], losses[2:], weighing, 3) for weighing in WEIGHINGS)
+    assert torch.isclose(code, 4 * concat)
+
+
+@pytest.mark.parametrize("weighing", WEIGHINGS)
+def test_without_pseudo_labels_the_loss_is_the_mean_over_labeled_images(weighing):
+    losses = torch.tensor([1.0, 4.0], requires_grad=True)
+    loss = weighed(losses[:2], losses[2:], weighing, 3)
+    loss.backward()
+    assert (loss.item(), losses.grad.tolist()) == (2.5, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("weighing", WEIGHINGS)
+def test_the_mean_over_processes_with_equal_shares_is_the_loss_of_the_whole_step(weighing):
+    labeled, pseudo = torch.rand(4, generator=torch.Generator().manual_seed(0)), torch.rand(8, generator=torch.Generator().manual_seed(1))
+    shares = [weighed(labeled[:2], pseudo[:4], weighing, 2), weighed(labeled[2:], pseudo[4:], weighing, 2)]
+    assert torch.isclose(torch.stack(shares).mean(), weighed(labeled, pseudo, weighing, 2))
+
+
+LOGITS = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.0, -2.0], [0.5, 0.4, -0.1]])
+SOFT = torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], dtype=torch.float16)
+ONE = torch.tensor([1])
+
+
+def test_smoothing_is_for_labeled_images_and_hard_pseudo_labels_and_not_for_soft_ones():
+    hard = joint_cross_entropies(LOGITS, ONE, {"label": torch.tensor([2, 0])}, 0.1)
+    assert torch.equal(hard, torch.nn.functional.cross_entropy(LOGITS, smoothed(torch.tensor([1, 2, 0]), 3, 0.1), reduction="none"))
+    top_probs, top_labels = SOFT.topk(2, dim=1)
+    for soft in ({"probs": SOFT}, {"top_labels": top_labels, "top_probs": top_probs}):
+        smooth, plain = (joint_cross_entropies(LOGITS, ONE, soft, smoothing) for smoothing in (0.1, 0.0))
+        assert torch.equal(smooth[1:], plain[1:])
+        assert smooth[0] == hard[0] != plain[0]
+
+
+def test_a_hard_target_is_the_one_hot_soft_one_and_what_a_small_temperature_makes_of_a_soft_one():
+    hard = joint_cross_entropies(LOGITS, ONE, {"label": torch.tensor([2, 0])}, 0.0)
+    one_hot = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], dtype=torch.float16)
+    top_probs, top_labels = SOFT.topk(2, dim=1)
+    assert torch.equal(hard, joint_cross_entropies(LOGITS, ONE, {"probs": one_hot}, 0.0))
+    assert torch.equal(hard, joint_cross_entropies(LOGITS, ONE, {"probs": SOFT}, 0.0, temperature=1e-3))
+    cold = joint_cross_entropies(LOGITS, ONE, {"top_labels": top_labels, "top_probs": top_probs}, 0.0, temperature=1e-3)
+    assert torch.allclose(hard, cold, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_on_probabilities_is_one_on_the_logits_that_made_them(temperature):
+    assert torch.allclose(renormalized(LOGITS.softmax(dim=1), temperature), (LOGITS / temperature).softmax(dim=1))
+
+
+def test_a_temperature_of_1_leaves_a_label_to_the_bit_and_a_high_one_makes_it_even():
+    assert torch.equal(renormalized(SOFT, 1.0), SOFT.float() / SOFT.float().sum(dim=1, keepdim=True))
+    assert torch.allclose(renormalized(SOFT, 1e6), torch.full((2, 3), 1 / 3))
 
 
 def test_rounding_that_leaves_less_than_nothing_leaves_0():
     top_probs = torch.tensor([[0.6665, 0.3335, 0.0002]], dtype=torch.float16)
     assert top_probs.double().sum() > 1
-    probs = dense(torch.tensor([[0, 1, 2]]), top_probs, 5)
-    assert probs[0, 3:].tolist() == [0.0, 0.0]
-    assert torch.isclose(renormalized(probs).sum(), torch.tensor(1.0))
+    logits = torch.tensor([[1.0, 2.0, 3.0, 50.0, -50.0]])
+    changed = torch.tensor([[1.0, 2.0, 3.0, -50.0, 50.0]])
+    first, second = (top_k_cross_entropies(one, torch.tensor([[0, 1, 2]]), top_probs) for one in (logits, changed))
+    assert torch.equal(first, second)
 
 
 @st.composite
@@ -61,19 +143,38 @@ def soft_labels(draw):
     return torch.from_numpy(rng.dirichlet(np.full(classes, sharpness), size=3).astype(np.float16)), draw(st.integers(1, classes))
 
 
-@given(soft_labels())
+def with_gradients(loss_of, logits):
+    logits = logits.clone().requires_grad_()
+    losses = loss_of(logits)
+    losses.sum().backward()
+    return losses.detach(), logits.grad
+
+
+def assert_the_twins_agree(logits, top_labels, top_probs, temperature):
+    targets = renormalized(dense(top_labels, top_probs, logits.shape[1]), temperature)
+    expected = with_gradients(lambda one: cross_entropies(one, targets), logits)
+    found = with_gradients(lambda one: top_k_cross_entropies(one, top_labels, top_probs, temperature), logits)
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+@given(soft_labels(), st.sampled_from([0.01, 0.5, 1.0, 2.0, 30.0]), st.sampled_from([0.0, 1.0, 5.0]))
 @settings(deadline=None)
-def test_a_dense_soft_label_is_a_distribution_that_keeps_what_is_named(case):
+def test_soft_labels_of_k_classes_cost_what_their_dense_twins_cost_with_their_gradients(case, temperature, spread):
     stored, k = case
     top_probs, top_labels = stored.topk(k, dim=1)
-    probs = dense(top_labels.int(), top_probs, stored.shape[1])
-    assert torch.equal(probs.gather(1, top_labels), top_probs.float())
-    assert (probs >= 0).all()
-    for row, named in zip(probs, top_labels, strict=True):
-        others = row[[label for label in range(len(row)) if label not in named]]
-        assert len(others.unique()) <= 1
-    assert torch.allclose(renormalized(probs).sum(dim=1), torch.ones(3))
-    if k < stored.shape[1]:
-        assert torch.all(probs.sum(dim=1) >= 1 - 1e-6)
-    else:
-        assert torch.equal(probs, stored.float())
+    logits = spread * torch.randn(stored.shape, generator=torch.Generator().manual_seed(k))
+    assert_the_twins_agree(logits, top_labels.int(), top_probs, temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("classes", "k"), [(21_000, 100), (1_000, 1_000)])
+def test_the_twins_agree_with_many_classes(classes, k, temperature):
+    logits = 3 * torch.randn(2, classes, generator=torch.Generator().manual_seed(0))
+    top_probs, top_labels = (logits / 2).softmax(dim=1).half().topk(k, dim=1)
+    assert_the_twins_agree(logits.flip(0), top_labels.int(), top_probs, temperature)
+
+
+def test_uniform_logits_cost_ln_of_the_number_of_classes_with_k_of_them_too():
+    losses = top_k_cross_entropies(torch.zeros(1, 6), torch.tensor([[3, 0]]), torch.tensor([[0.5, 0.25]]))
+    assert torch.allclose(losses, torch.tensor([math.log(6)]))

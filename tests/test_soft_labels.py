@@ -162,48 +162,57 @@ def test_cards_describe_the_soft_labels_that_are_there(store, pool, k, there, mi
         assert missing not in columns
 
 
-def opened(edition, pool, tmp_path, names=NAMES):
-    return open_edition(edition, pool, names, tmp_path)
+def opened(edition, pool, tmp_path, names=NAMES, hard=False):
+    return open_edition(edition, pool, names, tmp_path, hard)
 
 
 ALL = np.arange(5)
 
 
-def test_soft_labels_of_k_classes_agree_with_whole_ones_on_those(store, pool, tmp_path):
-    whole = opened(edition_of(store, pool, corpus="whole"), pool, tmp_path / "whole").probs(ALL)
-    shortened = opened(edition_of(store, pool, 2), pool, tmp_path / "shortened").probs(ALL)
-    assert (whole.dtype, shortened.dtype) == (torch.float16, torch.float32)
-    named = torch.from_numpy(top(PROBS, 2)["top_labels"]).long()
-    assert torch.equal(shortened.gather(1, named), whole.float().gather(1, named))
+@pytest.mark.parametrize("k", [2, 5])
+def test_soft_labels_of_k_classes_agree_with_whole_ones_on_those(store, pool, tmp_path, k):
+    whole = opened(edition_of(store, pool, corpus="whole"), pool, tmp_path / "whole").targets_of(ALL)
+    shortened = opened(edition_of(store, pool, k), pool, tmp_path / "shortened").targets_of(ALL)
+    assert torch.equal(whole["probs"], torch.from_numpy(PROBS))
+    assert torch.equal(shortened["top_probs"], whole["probs"].gather(1, shortened["top_labels"].long()))
+    assert torch.equal(shortened["top_labels"], torch.from_numpy(top(PROBS, k)["top_labels"]))
 
 
-def test_soft_labels_of_all_classes_are_the_whole_ones(store, pool, tmp_path):
-    shortened = opened(edition_of(store, pool, 5), pool, tmp_path).probs(ALL)
-    assert torch.equal(shortened, torch.from_numpy(PROBS).float())
+TURNED = ["ant", "dog", "bee", "eel", "cat"]
 
 
-def test_a_soft_label_of_k_classes_sums_to_1_and_keeps_their_order(store, pool, tmp_path):
-    probs = opened(edition_of(store, pool, 3), pool, tmp_path).probs(ALL)
-    assert torch.allclose(probs.sum(dim=1), torch.ones(5))
-    ranked = probs.sort(dim=1, descending=True, stable=True)
-    np.testing.assert_array_equal(ranked.values[:, :3], top(PROBS, 3)["top_probs"].astype(np.float32))
-    assert torch.allclose(ranked.values[:, 3], ranked.values[:, 4])
+def test_soft_labels_follow_the_labeled_sets_classes(store, pool, tmp_path):
+    edition = edition_of(store, pool)
+    moved = opened(edition, pool, tmp_path, TURNED).targets_of(ALL)
+    assert torch.equal(moved["probs"], torch.from_numpy(PROBS)[:, [NAMES.index(name) for name in TURNED]])
 
 
-@pytest.mark.parametrize("k", [None, 1, 2, 4])
-def test_soft_labels_follow_the_labeled_sets_classes(store, pool, tmp_path, k):
-    edition, turned = edition_of(store, pool, k), ["ant", "dog", "bee", "eel", "cat"]
-    straight = opened(edition, pool, tmp_path / "straight").probs(ALL)
-    moved = opened(edition, pool, tmp_path / "turned", turned).probs(ALL)
-    assert torch.equal(moved, straight[:, [NAMES.index(name) for name in turned]])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_soft_labels_of_k_classes_follow_the_labeled_sets_classes(store, pool, tmp_path, k):
+    moved = opened(edition_of(store, pool, k), pool, tmp_path, TURNED).targets_of(ALL)
+    expected = top(PROBS, k)
+    assert [[TURNED[label] for label in row] for row in moved["top_labels"]] == [
+        [NAMES[label] for label in row] for row in expected["top_labels"]
+    ]
+    assert torch.equal(moved["top_probs"], torch.from_numpy(expected["top_probs"]))
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_hard_targets_are_the_stored_labels_and_not_the_largest_of_the_rounded_probabilities(store, pool, tmp_path, k):
+    edition = edition_of(store, pool, k, PROBS[::-1])  # rounding that turned every order around
+    moved = opened(edition, pool, tmp_path, TURNED, hard=True).targets_of(ALL)
+    assert list(moved) == ["label"]
+    assert [TURNED[label] for label in moved["label"]] == [NAMES[label] for label in PROBS.argmax(axis=1)]
+    assert sorted(path.stem for path in (tmp_path / "edition").iterdir()) == ["ends", "hashes", "label", "rows"]
 
 
 def test_what_lies_in_memory_grows_with_k_and_not_with_the_classes(store, pool, tmp_path):
     pseudo = opened(edition_of(store, pool, 2), pool, tmp_path)
-    assert {name: (column.shape, column.dtype.name) for name, column in pseudo.soft_labels.items()} == {
+    assert {name: (column.shape, column.dtype.name) for name, column in pseudo.targets.items()} == {
         "top_labels": ((5, 2), "int32"),
         "top_probs": ((5, 2), "float16"),
     }
+    assert {name: column.shape for name, column in pseudo.targets_of(ALL[:3]).items()} == {"top_labels": (3, 2), "top_probs": (3, 2)}
     assert sorted(path.name for path in (tmp_path / "edition").iterdir()) == [
         f"{name}.npy" for name in ("ends", "hashes", "rows", "top_labels", "top_probs")
     ]
@@ -212,8 +221,9 @@ def test_what_lies_in_memory_grows_with_k_and_not_with_the_classes(store, pool, 
 TRAINING = TINY | {"optimizer": "sgd", "epochs": 1, "ratio": 2}
 
 
-def student(store, name, labeled, edition, pool):
-    version = train(store, name, TrainSettings(**TRAINING), labeled, edition, pool, run=RunSettings(workers=0, decode_threads=1))
+def student(store, name, labeled, edition, pool, **changes):
+    run = RunSettings(workers=0, decode_threads=1)
+    version = train(store, name, TrainSettings(**TRAINING | changes), labeled, edition, pool, run=run)
     return load_file(version.folder / "model.safetensors")
 
 
@@ -227,3 +237,12 @@ def test_a_student_learns_from_k_classes_what_it_learns_from_their_densified_twi
     twin = student(store, "twin", labeled, edition_of(store, pool, None, densified(2), "twin-labels"), pool)
     other = student(store, "other", labeled, edition_of(store, pool, None, PROBS, "other-labels"), pool)
     assert 100 * furthest(shortened, twin) < furthest(shortened, other)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_a_student_on_hard_targets_is_one_on_soft_labels_of_a_small_temperature(store, pool, tmp_path, k):
+    labeled, edition = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 2)), labeled=True), edition_of(store, pool, k)
+    hard = student(store, "hard", labeled, edition, pool, hard=True, label_smoothing=0)
+    cold = student(store, "cold", labeled, edition, pool, pseudo_temperature=1e-3, label_smoothing=0)
+    soft = student(store, "soft", labeled, edition, pool, label_smoothing=0)
+    assert 100 * furthest(hard, cold) < furthest(hard, soft)

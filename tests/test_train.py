@@ -42,7 +42,7 @@ def step_and_batch(**changes):
     seed_network(0)
     step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG)
     images = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return step, TrainingBatch(images, torch.tensor([0, 2]), torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16))
+    return step, TrainingBatch(images, torch.tensor([0, 2]), {"probs": torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16)})
 
 
 def test_a_step_changes_weights_and_its_losses_are_the_cross_entropies_of_one_joint_forward_pass():
@@ -62,6 +62,25 @@ def test_a_step_changes_weights_and_its_losses_are_the_cross_entropies_of_one_jo
     assert pseudo.tolist() == pytest.approx((-(log_probs[2:] * soft).sum(dim=1)).tolist(), rel=1e-3)
     changed = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
     assert len(changed) == len(list(network.parameters()))
+
+
+def moved_by_one_step(loss, ratio):
+    """How far the first step of SGD moves the classifier's weights, with 2 labeled and 2 x ratio pseudo-labeled images."""
+    changes = {"optimizer": "momentum", "weight_decay": 0.0}
+    step, batch = step_and_batch(loss=loss, ratio=ratio, **changes)
+    batch = TrainingBatch(batch.images[: 2 + 2 * ratio], batch.labels, {"probs": batch.pseudo["probs"][: 2 * ratio]})
+    before = step.network.fc.weight.detach().clone()
+    step(0, batch)
+    return step.network.fc.weight.detach() - before
+
+
+@pytest.mark.parametrize(("loss", "ratio", "factor"), [("sum", 1, 2), ("code", 1, 2), ("code", 2, 3)])
+def test_a_step_weighs_its_parts_as_the_loss_says(loss, ratio, factor):
+    torch.testing.assert_close(moved_by_one_step(loss, ratio), factor * moved_by_one_step("concat", ratio), rtol=1e-3, atol=1e-7)
+
+
+def test_the_sum_of_algorithm_1_weighs_a_pseudo_labeled_image_less_than_concat():
+    assert not torch.allclose(moved_by_one_step("sum", 2), 2 * moved_by_one_step("concat", 2), rtol=1e-3, atol=1e-7)
 
 
 def test_averaged_weights_warm_up_as_in_the_released_code():
@@ -208,10 +227,16 @@ def test_unreadable_rows_of_a_labeled_parquet_file_are_left_out(tiny_store, tmp_
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (11, 1)
 
 
-def test_a_ratio_without_pseudo_labels_changes_nothing(tiny_store):
+@pytest.mark.parametrize("changes", [{"ratio": 9}, {"loss": "sum"}, {"hard": True}, {"pseudo_temperature": 0.5}])
+def test_what_speaks_of_pseudo_labels_changes_nothing_without_them(tiny_store, changes):
     store, labeled, _ = tiny_store
-    again = train(store, "tiny-teacher", TrainSettings(**TINY | {"ratio": 9}), open_source(str(labeled), labeled=True), run=RUN)
+    again = train(store, "tiny-teacher", TrainSettings(**TINY | changes), open_source(str(labeled), labeled=True), run=RUN)
     assert again.ref == "tiny-teacher@gen-0"
+
+
+def test_a_temperature_on_hard_targets_is_refused():
+    with pytest.raises(ValueError, match=r"`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them"):
+        TrainSettings(**TINY, hard=True, pseudo_temperature=2.0)
 
 
 def test_a_log_that_was_cut_short_does_not_stop_a_resumed_run(tmp_path):

@@ -1,0 +1,227 @@
+"""How fast `nst balance` selects from hundreds of millions of labels, and in how much memory.
+
+    python benchmarks/balance.py top-k --rows 300_000_000 --data /tmp/labels     # filter and top-k alone, beside Polars' and DuckDB's own
+    python benchmarks/balance.py whole --rows 300_000_000 --data /tmp/labels     # the whole selection, with duplicates and copies
+    python benchmarks/balance.py growth --data /tmp/labels                       # cost per row from 3 to 300 million; pandas at 30
+    python benchmarks/balance.py spark --rows 3_000_000 --data /tmp/labels       # the whole selection on Spark in local mode
+
+The labels are made once in `--data`: 1,000 classes whose sizes are log-normal, confidences as a classifier gives them (logistic, most of
+them near 1, classes differ in how sure they are), 5% of the rows the same image as an earlier row. All contenders read and write parquet,
+each run in a process of its own, in turn, and the peak of memory is the operating system's.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data import selection
+from nst_data.balance import most_confident
+from nst_data.engines import scan
+from nst_data.schema import SELECTION_COLUMNS
+from nst_data.settings import BalanceSettings
+
+CLASSES, FILE_ROWS, CHUNK_ROWS = 1_000, 10_000_000, 1_000_000
+QUOTAS = {300_000_000: 130_000}  # the paper's; for fewer rows in proportion
+
+
+def quota(rows: int) -> int:
+    return QUOTAS.get(rows, max(1, rows * 130_000 // 300_000_000))
+
+
+def mixed(numbers: np.ndarray, stream: int) -> np.ndarray:
+    """64 random-looking bits for each number: splitmix64."""
+    with np.errstate(over="ignore"):
+        x = numbers.astype(np.uint64) * np.uint64(2) + np.uint64(1) + np.uint64(stream) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def uniform(numbers: np.ndarray, stream: int) -> np.ndarray:
+    return ((mixed(numbers, stream) >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+
+
+def chunk(start: int, stop: int, borders: np.ndarray, sureness: np.ndarray) -> pa.Table:
+    rows = np.arange(start, stop)
+    image = np.where(uniform(rows, 1) < 0.05, (uniform(rows, 2) * rows).astype(np.int64), rows)
+    label = np.searchsorted(borders, uniform(image, 3))
+    odds = uniform(image, 4)
+    confidence = (1 / (1 + np.exp(-(sureness[label] + 1.6 * np.log(odds / (1 - odds)))))).astype(np.float32)
+    digits = np.stack([mixed(image, 5), mixed(image, 6)], 1).tobytes().hex().encode()
+    ends = np.arange(len(rows) + 1, dtype=np.int32) * 32
+    hashes = pa.StringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(digits))
+    return pa.table({"id": rows, "image_hash": hashes, "label": label, "confidence": confidence})
+
+
+def labels(data: Path, rows: int) -> Path:
+    """The folder with so many labels, made where it is not there."""
+    folder = data / f"labels-{rows}"
+    if folder.is_dir():
+        return folder
+    fresh = Path(tempfile.mkdtemp(dir=data))
+    generator = np.random.default_rng(0)
+    sizes = np.exp(generator.normal(0, 1.2, CLASSES))
+    borders, sureness = np.cumsum(sizes / sizes.sum()), generator.normal(1, 1, CLASSES)
+    borders[-1] = 1
+    for first in range(0, rows, FILE_ROWS):
+        with pq.ParquetWriter(fresh / f"train-{first // FILE_ROWS:05d}.parquet", chunk(0, 1, borders, sureness).schema, "zstd") as file:
+            for start in range(first, min(rows, first + FILE_ROWS), CHUNK_ROWS):
+                file.write_table(chunk(start, min(rows, start + CHUNK_ROWS), borders, sureness), row_group_size=100_000)
+    fresh.rename(folder)
+    return folder
+
+
+def read_columns(source: str, rows: int, out: Path) -> None:
+    total = pl.scan_parquet(source).select(pl.col("id", "label", "confidence").sum()).collect(engine="streaming")
+    total.write_parquet(out)
+
+
+def polars_rank(source: str, rows: int, out: Path) -> None:
+    table = pl.scan_parquet(source).select("id", "label", "confidence").filter(pl.col("confidence") > 0.3)
+    table.filter(pl.col("confidence").rank("ordinal", descending=True).over("label") <= quota(rows)).sink_parquet(out)
+
+
+def duckdb_qualify(source: str, rows: int, out: Path) -> None:
+    duckdb.sql(
+        f"copy (select id, label, confidence from read_parquet('{source}') where confidence > 0.3 "
+        f"qualify row_number() over (partition by label order by confidence desc, id) <= {quota(rows)}) to '{out}' (format parquet)"
+    )
+
+
+def pandas_rank(source: str, rows: int, out: Path) -> None:
+    import pandas as pd
+
+    table = pd.read_parquet(Path(source).parent, columns=["id", "label", "confidence"])
+    table = table[table["confidence"] > 0.3].sort_values(["confidence", "id"], ascending=[False, True])
+    table[table.groupby("label").cumcount() < quota(rows)].to_parquet(out)
+
+
+def nst_top_k(source: str, rows: int, out: Path) -> None:
+    table = pl.scan_parquet(source).select("id", "label", "confidence").filter(pl.col("confidence") > 0.3)
+    chosen = most_confident(table, quota(rows), ties=("id",)).filter(pl.col("reason").is_null())
+    chosen.drop("reason").sink_parquet(out, compression="snappy")  # as DuckDB's
+
+
+def nst_whole(source: str, rows: int, out: Path, engine: str = "polars") -> None:
+    settings = BalanceSettings(per_class=quota(rows))
+    table = scan(sorted(Path(source).parent.glob("*.parquet")), SELECTION_COLUMNS, engine, "local[2]" if engine == "spark" else None)
+    out.mkdir()
+    found = selection.select(table, settings, [str(index) for index in range(CLASSES)], {}, out, "labels")
+    print(f"    {found.chosen['images'].sum():,} images, {found.chosen['copies'].sum():,} entries")
+
+
+def nst_whole_on_spark(source: str, rows: int, out: Path) -> None:
+    nst_whole(source, rows, out, "spark")
+
+
+CONTENDERS = {
+    one.__name__: one for one in (read_columns, polars_rank, duckdb_qualify, pandas_rank, nst_top_k, nst_whole, nst_whole_on_spark)
+}
+
+
+def measured(name: str, folder: Path, rows: int, keep: Path | None = None) -> tuple[float, float]:
+    """Seconds and peak memory in GB of one contender in a process of its own, imports and start-up apart."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        out = Path(scratch, "out.parquet")
+        command = [sys.executable, __file__, "run", name, "--data", str(folder), "--rows", str(rows), "--out", str(out)]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        for line in result.stdout.splitlines()[:-1]:
+            print(line)
+        if keep is not None:
+            shutil.move(out, keep)
+    seconds, gigabytes = map(float, result.stdout.splitlines()[-1].split())
+    return seconds, gigabytes
+
+
+def run(name: str, folder: Path, rows: int, out: Path) -> None:
+    since = time.perf_counter()
+    CONTENDERS[name](f"{folder}/*.parquet", rows, out)
+    seconds = time.perf_counter() - since
+    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(seconds, peak * 1024 / 1e9)
+
+
+def compare(names: list[str], folder: Path, rows: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and largest peak of each contender, run in turn."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append(measured(name, folder, rows))
+    summary = {name: (statistics.median(s for s, _ in runs), max(g for _, g in runs)) for name, runs in found.items()}
+    for name, (seconds, gigabytes) in summary.items():
+        print(f"  {name:20} {seconds:8.1f} s {gigabytes:6.2f} GB   {' '.join(f'{s:.1f}' for s, _ in found[name])}")
+    return summary
+
+
+def same_rows(folder: Path, rows: int) -> bool:
+    """Whether DuckDB and nst choose the same rows, ties included."""
+    checks = []
+    for name in ("duckdb_qualify", "nst_top_k"):
+        kept = folder.parent / f".{name}.parquet"
+        measured(name, folder, rows, kept)
+        checks.append(duckdb.sql(f"select count(*), sum(id), bit_xor(hash(id)), sum(label) from '{kept}'").fetchall())
+        os.unlink(kept)
+    return checks[0] == checks[1]
+
+
+def top_k(data: Path, rows: int, rounds: int) -> None:
+    folder = labels(data, rows)
+    print(f"filter and the {quota(rows):,} most confident of each class, {rows:,} rows, {len(os.sched_getaffinity(0))} cores")
+    found = compare(["read_columns", "polars_rank", "duckdb_qualify", "nst_top_k"], folder, rows, rounds)
+    faster = min(found["polars_rank"][0], found["duckdb_qualify"][0])
+    print(
+        f"  nst takes {found['nst_top_k'][0] / faster:.2f} of the faster query's time; the same rows as DuckDB: {same_rows(folder, rows)}"
+    )
+
+
+def whole(data: Path, rows: int, rounds: int) -> None:
+    print(f"duplicates, threshold, quota and copies, {rows:,} rows")
+    compare(["nst_whole"], labels(data, rows), rows, rounds)
+
+
+def on_spark(data: Path, rows: int, rounds: int) -> None:
+    print(f"duplicates, threshold, quota and copies, {rows:,} rows; Spark's start is in its time, its Java process not in its memory")
+    compare(["nst_whole", "nst_whole_on_spark"], labels(data, rows), rows, rounds)
+
+
+def growth(data: Path, rows: int, rounds: int) -> None:
+    per_row = {}
+    for size in (rows // 100, rows // 10, rows):
+        print(f"{size:,} rows")
+        names = ["nst_top_k", "nst_whole"] + (["pandas_rank"] if size == rows // 10 else [])
+        per_row[size] = {name: seconds / size * 1e9 for name, (seconds, _) in compare(names, labels(data, size), size, rounds).items()}
+    for name in ("nst_top_k", "nst_whole"):
+        costs = [costs[name] for costs in per_row.values()]
+        print(f"  {name}: {', '.join(f'{cost:.0f}' for cost in costs)} ns a row; the last is {costs[-1] / costs[0]:.2f} of the first")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["top-k", "whole", "growth", "spark", "run"])
+    parser.add_argument("contender", nargs="?", choices=list(CONTENDERS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=300_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    if asked.what == "run":
+        run(asked.contender, asked.data, asked.rows, asked.out)
+        return
+    asked.data.mkdir(parents=True, exist_ok=True)
+    {"top-k": top_k, "whole": whole, "growth": growth, "spark": on_spark}[asked.what](asked.data, asked.rows, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""`nst balance` on what it cannot work with: one line that says what was expected, what came and what to do, and nothing half-written."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_pool
+from nst_cli.main import app
+from test_balance_command import LABELS, probs
+from test_editions import write_generation
+from typer.testing import CliRunner
+
+from nst_data import self_contained
+from nst_data.sources import open_source
+from nst_data.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return open_source(str(write_pool(tmp_path / "pool", 3, 2)))
+
+
+@pytest.fixture
+def generation(store, pool):
+    """Three shards of two rows."""
+    return write_generation(store, pool, probs(LABELS))
+
+
+def refused(store, status, *words):
+    """The last line on standard error, after which the store has the files that it had."""
+    before = files_in(store)
+    result = CliRunner().invoke(app, ["balance", "flowers@gen-1", *map(str, words), "--store", str(store.root)], catch_exceptions=False)
+    line = result.stderr.splitlines()[-1]
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert result.stderr.count("nst: ") == 1
+    assert line.startswith("nst: ")
+    assert files_in(store) == before
+    assert store.unfinished() == []
+    return line.removeprefix("nst: ")
+
+
+def files_in(store):
+    return {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+
+
+def shard(generation, number=0):
+    return sorted((generation.folder / "pseudo_labels").iterdir())[number]
+
+
+def replace(generation, column, values, number=0):
+    """Write a shard anew with other values in a column."""
+    table = pq.read_table(shard(generation, number))
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), shard(generation, number))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [("id", "int64"), ("image_hash", "string"), ("label", "int64"), ("confidence", "float"), ("probs", "fixed_size_list<")],
+)
+def test_a_column_that_is_missing_is_named(store, generation, column, kind):
+    path = shard(generation, 2)
+    pq.write_table(pq.read_table(path).drop([column]), path)
+    assert f"flowers@gen-1: pseudo_labels/{path.name}: column `{column}` is missing, expected {kind}" in refused(store, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("confidence", pa.array(["0.9", "0.8"]), "column `confidence` is string, expected float"),
+        ("confidence", pa.array([0.9, 0.8], pa.float64()), "column `confidence` is double, expected float"),
+        ("label", pa.array(["ant", "bee"]), "column `label` is string, expected int64"),
+        ("probs", pa.array([[0.5], [0.5]], pa.list_(pa.float32())), "column `probs` is list<"),
+        ("key", pa.array([1, 2]), "column `key` is int64, expected string"),
+        ("confidence", pa.array([0.5, None], pa.float32()), "column `confidence` is empty in 1 of 2 rows; the table was made or changed"),
+        ("label", pa.array([None, None], pa.int64()), "column `label` is empty in 2 of 2 rows; the table was made or changed elsewhere"),
+        ("image_hash", pa.array([None, "00"]), "column `image_hash` is empty in 1 of 2 rows; the table was made or changed elsewhere"),
+    ],
+)
+def test_a_column_of_a_wrong_type_or_with_gaps_is_named(store, generation, column, values, says):
+    replace(generation, column, values, number=1)
+    assert f"flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet: {says}" in refused(store, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "row", "words"),
+    [
+        ("confidence", float("nan"), "label 0, confidence nan", []),
+        ("confidence", float("nan"), "label 0, confidence nan", ["--method", "official"]),
+        ("confidence", 1.5, "label 0, confidence 1.5", ["--confidence-range", 0, 1]),
+        ("confidence", -0.25, "label 0, confidence -0.25", ["--per-class", "none"]),
+        ("label", 3, "label 3, confidence 0.625", ["--class-min-confidence", "ant.yaml"]),
+        ("label", -1, "label -1, confidence 0.625", ["--class-min-confidence", "ant.yaml"]),
+        ("label", 2**40, "label 1099511627776, confidence 0.625", ["--per-class", "auto"]),
+    ],
+)
+def test_a_label_that_no_teacher_gives_is_shown_with_its_row(store, generation, tmp_path, monkeypatch, column, value, row, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ant.yaml").write_text("ant: 0.5")
+    kind = pa.float32() if column == "confidence" else pa.int64()
+    replace(generation, column, pa.array([value, 0], kind), number=1)
+    expected = "expected labels from 0 to 2 and confidences from 0 to 1, found 1 row with others, such as row 2"
+    assert refused(store, 1, *words) == f"flowers@gen-1: {expected}: {row}; the table was made or changed elsewhere"
+
+
+@pytest.mark.parametrize(("ids", "words"), [([1, 0], []), ([0, 0], []), ([-1, 0], ["--embed-images"]), ([0, 2**50], ["--embed-images"])])
+def test_rows_in_another_order_than_the_pools_are_refused(store, generation, ids, words):
+    replace(generation, "id", pa.array(ids))
+    line = "flowers@gen-1: expected rows by increasing `id` from 0 to 5, found another order; the table was made or changed elsewhere"
+    assert refused(store, 1, *words) == line
+
+
+@pytest.mark.parametrize(("number", "exclude"), [(0, False), (1, True)])
+def test_a_file_that_was_cut_short_is_named(store, generation, pool, number, exclude):
+    path = shard(generation, number)
+    path.write_bytes(path.read_bytes()[:-10])
+    line = refused(store, 1, *(["--exclude", pool.location] if exclude else []))
+    assert line.startswith(f"flowers@gen-1: pseudo_labels/{path.name}: the labels cannot be read (")
+    assert line.endswith("); `nst verify` says whether they are as sealed")
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("confidence", []), ("key", ["--exclude", "pool"]), ("probs.list.element", []), ("probs.list.element", ["--embed-images"])],
+)
+def test_a_damaged_page_is_one_line(store, generation, tmp_path, monkeypatch, column, words):
+    monkeypatch.chdir(tmp_path)
+    footer = pq.read_metadata(shard(generation)).row_group(0)
+    (chunk,) = (footer.column(index) for index in range(footer.num_columns) if footer.column(index).path_in_schema == column)
+    content = bytearray(shard(generation).read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    shard(generation).write_bytes(content)
+    line = refused(store, 1, *words)
+    assert line.startswith("flowers@gen-1: the labels cannot be read (")
+
+
+def test_a_shard_that_is_gone_or_was_added_is_named(store, generation):
+    path = shard(generation, 1)
+    content = path.read_bytes()
+    path.unlink()
+    line = "flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet is missing; `nst verify flowers@gen-1` shows all that changed"
+    assert refused(store, 1) == line
+    path.write_bytes(content)
+    (path.parent / "more.parquet").write_bytes(content)
+    assert "flowers@gen-1: pseudo_labels/more.parquet was not there when the version was sealed" in refused(store, 1)
+    shutil.rmtree(path.parent)
+    assert "expected parquet files in pseudo_labels/, found none" in refused(store, 1)
+
+
+@pytest.mark.parametrize("words", [[], ["--per-class", "auto"], ["--method", "official", "--embed-images"]])
+def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, words):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(b"no image")
+    write_generation(store, open_source(str(tmp_path)), np.zeros((2, 3), np.float32))
+    assert refused(store, 1, *words) == "flowers@gen-1: expected labels, found none: no image was labeled; its table errors says why"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--min-confidence", 0.9], "(6 low confidence); lower --min-confidence, or train a better teacher"),
+        (["--confidence-range", 0.9, 1], "(6 outside range); widen --confidence-range"),
+        (["--fraction", 1e-9], "(6 not sampled); raise --fraction"),
+        (["--exclude-class", "ant", "--exclude-class", "bee"], "(6 excluded class); name fewer classes with --exclude-class"),
+        (["--exclude", "pool", "--exact-overlap-only"], "(6 held out); name other sources with --exclude"),
+        (
+            ["--exclude-class", "ant", "--min-confidence", 0.75],
+            "(4 excluded class, 2 low confidence); name fewer classes with --exclude-class; "
+            "lower --min-confidence, or train a better teacher",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("generation")
+def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert refused(store, 1, *words) == f"flowers@gen-1: no image is left of 6 {says}"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--per-class", "0"], "--per-class: expected a number of entries from 1, auto or none, got 0"),
+        (["--per-class", "-1"], "--per-class: expected a number of entries from 1, auto or none, got -1"),
+        (["--per-class", "2.5"], "--per-class: expected a number of entries from 1, auto or none, got 2.5"),
+        (["--per-class", "many"], "--per-class: expected a number of entries from 1, auto or none, got many"),
+        (["--per-class", "9" * 12], "--per-class: expected at most 2,147,483,647 entries, got 999999999999"),
+        (["--exclude-class", "ent"], "--exclude-class: the teacher knows no class 'ent'; did you mean 'ant'?"),
+        (["--exclude-class", "xyz"], "--exclude-class: the teacher knows no class 'xyz'; expected one of ant, bee, cat"),
+        (
+            ["--confidence-range", "0.5"],  # --store comes next
+            "Invalid value for '--confidence-range': Input should be a valid number, unable to parse string as a number; "
+            "see `nst balance --help`",
+        ),
+        (["--confidence-range", "0.5", "0.2"], "--confidence-range: expected two numbers from 0 to 1, the smaller one first, got 0.5 0.2"),
+        (["--confidence-range", "0.5", "nan"], "--confidence-range: expected two numbers from 0 to 1, the smaller one first, got 0.5 nan"),
+        (
+            ["--confidence-range", "0.2", "0.5", "--min-confidence", "0.4"],
+            "--confidence-range takes the place of --min-confidence and --class-min-confidence; leave those out",
+        ),
+        (
+            ["--confidence-range", "0.2", "0.5", "--class-min-confidence", "ant.yaml"],
+            "--confidence-range takes the place of --min-confidence and --class-min-confidence; leave those out",
+        ),
+        (["--max-copies", "0"], "--max-copies: input should be greater than or equal to 1, got 0"),
+        (["--max-copies", "x"], "--max-copies: input should be a valid integer, unable to parse string as an integer, got x"),
+        (
+            ["--max-copies", "2", "--per-class", "none"],
+            "--max-copies bounds copies, and --per-class none makes none; leave one of them out",
+        ),
+        (
+            ["--method", "official", "--per-class", "none"],
+            "--method official is a way to balance, and --per-class none does not balance; leave one of them out",
+        ),
+        (["--method", "oficial"], "--method: input should be 'exact' or 'official', got oficial"),
+        (["--auto-quantile", "0.3"], "--auto-quantile is read for --per-class auto; add that, or leave it out"),
+        (["--shard-mb", "100"], "--shard-mb is the size of shards with images; add --embed-images, or leave it out"),
+        (["--fraction", "0"], "--fraction: input should be greater than 0, got 0"),
+        (["--min-confidence", "nan"], "--min-confidence: input should be a finite number, got nan"),
+        (["--master", "local[2]"], "--master is Spark's; add --engine spark"),
+        (["--engine", "sparc"], "--engine sparc: expected polars or spark"),
+        (["--pool", "pool"], "--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out"),
+    ],
+)
+@pytest.mark.usefixtures("generation")
+def test_a_wrong_setting_is_named(store, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ant.yaml").write_text("ant: 0.5")
+    assert refused(store, 2, *words) == says
+
+
+EXPECTED = "expected a YAML file with lines such as `rose: 0.5`"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"- ant\n- bee\n", f"{EXPECTED}, found a list"),
+        (b"0.5", f"{EXPECTED}, found text"),
+        (b"", f"{EXPECTED}, found nothing"),
+        (b"ant: [", f"{EXPECTED}, found no YAML (while parsing "),
+        (b"\xff\xfe\x00", f"{EXPECTED}, found no YAML ('utf-8' codec "),
+        (b"ant: 1.5", "ant: input should be less than or equal to 1, got 1.5"),
+        (b"bee: 0.5\nant: -0.1", "ant: input should be greater than or equal to 0, got -0.1"),
+        (b"ant: high", "ant: input should be a valid number, unable to parse string as a number, got high"),
+        (b"ant: yes", "ant: input should be a valid number, unable to parse string as a number, got yes"),
+        (b"ant: .nan", "ant: input should be a valid number, unable to parse string as a number, got .nan"),
+        (b"ant: {bee: 1}", "ant: input should be a valid number, got "),
+    ],
+)
+@pytest.mark.usefixtures("generation")
+def test_a_wrong_file_of_thresholds_is_named_with_what_is_wrong(store, tmp_path, content, says):
+    (tmp_path / "wrong.yaml").write_bytes(content)
+    assert f"--class-min-confidence {tmp_path}/wrong.yaml: {says}" in refused(store, 2, "--class-min-confidence", tmp_path / "wrong.yaml")
+
+
+@pytest.mark.usefixtures("generation")
+def test_a_file_of_thresholds_that_is_not_there_or_names_no_class(store, tmp_path):
+    line = refused(store, 2, "--class-min-confidence", tmp_path / "none.yaml")
+    assert line == f"--class-min-confidence {tmp_path}/none.yaml: No such file or directory; {EXPECTED}"
+    assert f"{tmp_path}: Is a directory; {EXPECTED}" in refused(store, 2, "--class-min-confidence", tmp_path)
+    (tmp_path / "names.yaml").write_text("ant: 0.5\nbbee: 0.5\n")
+    line = refused(store, 2, "--class-min-confidence", tmp_path / "names.yaml")
+    assert line == "--class-min-confidence: the teacher knows no class 'bbee'; did you mean 'bee'?"
+
+
+@pytest.mark.usefixtures("generation")
+def test_images_of_a_pool_that_is_gone_cannot_be_written(store, pool, tmp_path):
+    shutil.rmtree(pool.location)
+    line = refused(store, 1, "--embed-images")
+    assert line.startswith(f"{pool.location}: no such file or folder; expected a folder of images")
+    assert line.endswith("flowers@gen-1 was labeled there, and --embed-images writes the images too; --pool says where it is now")
+    assert f"{tmp_path}/nowhere: no such file or folder" in refused(store, 1, "--embed-images", "--pool", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "'1-101.png' holds other bytes than the image that was labeled; give the"),
+        (lambda path: path.write_bytes(b""), "'1-101.png' holds other bytes than the image that was labeled; give the pool"),
+        (lambda path: path.unlink(), "lacks 1 of 2 images, the first is '1-101.png'; give the pool that was labeled (--pool)"),
+    ],
+)
+@pytest.mark.usefixtures("generation")
+def test_an_image_that_is_not_what_was_labeled_is_named(store, pool, tmp_path, damage, says):
+    damage(tmp_path / "pool" / "1-101.png")
+    assert refused(store, 1, "--embed-images").startswith(f"{pool.location}: {says}")
+
+
+@pytest.mark.usefixtures("generation")
+def test_images_that_were_read_before_one_that_changed_are_kept(store, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(self_contained, "CHUNK_BYTES", 1000)  # of an image or two
+    path, words = tmp_path / "pool" / "2-100.png", ["balance", "flowers@gen-1", "--embed-images", "--store", str(store.root)]
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "'2-100.png' holds other bytes" in result.stderr
+    assert store.unfinished() == ["flowers@gen-1.1"]
+    path.write_bytes(content)
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert store.unfinished() == []
+    assert store.open("flowers@gen-1.1").verify() == []

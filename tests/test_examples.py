@@ -1,0 +1,44 @@
+"""The programs in examples/ run as their first lines say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sealed_labels import NAMES, label_row, seal_generation
+
+from nst_data.store import Store
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def generation(tmp_path):
+    """Row 1 is the image of row 0, row 2 is unsure, row 4 a class of its own."""
+    labels = [("a", 0, 0.9), ("a", 0, 0.9), ("b", 0, 0.2), ("c", 0, 0.8), ("d", 1, 0.7)]
+    rows = [label_row(row, *of_row) for row, of_row in enumerate(labels)]
+    return seal_generation(Store(tmp_path / "store"), rows).folder
+
+
+def run(name, *arguments):
+    done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert f"python examples/{name}" in (EXAMPLES / name).read_text()
+    return done.stdout
+
+
+def test_the_selection_in_steps_says_what_happened_and_writes_what_is_left(generation, tmp_path):
+    said = run("select_pseudo_labels.py", generation, tmp_path / "selected.parquet")
+    assert said == "selected: 3\nduplicate: 1\nlow_confidence: 1\n"
+    table = pl.read_parquet(tmp_path / "selected.parquet")
+    assert table.select("id", "label", "duplicates", "copies").rows() == [(0, 0, 2, 500), (3, 0, 1, 500), (4, 1, 1, 1000)]
+    np.testing.assert_allclose(table["probs"].to_numpy(), np.full((3, len(NAMES)), 1 / len(NAMES)), atol=1e-3)
+
+
+def test_a_filter_of_ones_own_drops_small_images_and_none_of_unknown_size(generation, tmp_path):
+    (tmp_path / "sides.csv").write_text("key,side_px\n000.png,40\n001.png,64\n002.png,10\n003.png,500\n")
+    said = run("add_a_filter.py", generation, tmp_path / "sides.csv", tmp_path / "selected.parquet")
+    assert said == "selected: 3\ntoo_small: 2\n"
+    assert pl.read_parquet(tmp_path / "selected.parquet")["id"].to_list() == [1, 3, 4]

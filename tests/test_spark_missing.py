@@ -1,0 +1,31 @@
+"""Without PySpark, or without Java, `--engine spark` ends in one clear line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nst_data.engines import scan
+from nst_data.errors import UsageError
+
+
+def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    for name in [name for name in sys.modules if name.startswith("pyspark.")]:
+        monkeypatch.delitem(sys.modules, name)
+    expected = r"^--engine spark: expected pyspark, found none; pip install 'nst\[spark\]', or leave out --engine$"
+    with pytest.raises(UsageError, match=expected):
+        scan([Path("labels.parquet")], {}, "spark")
+
+
+def test_java_that_is_not_there_is_a_line_that_says_so(tmp_path):
+    code = "from pathlib import Path; from nst_data.engines import scan; scan([Path('labels.parquet')], {}, 'spark')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "nst_data.errors.NstError: --engine spark: Spark did not start ([JAVA_GATEWAY_EXITED] Java gateway process exited before "
+        "sending its port number.); it needs Java 17 (JAVA_HOME) and a --master that answers"
+    )
