@@ -48,8 +48,7 @@ def top_k_cross_entropies(
     """
     others = logits.shape[1] - top_labels.shape[1]
     top_probs = top_probs.float()
-    rest = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0)
-    even = rest / others if others else torch.zeros_like(rest)
+    even = (1 - top_probs.sum(dim=1, keepdim=True)).clamp(min=0) / max(1, others)  # at k = classes it takes part 0 times
     probs = _tempered(torch.cat([top_probs, even], dim=1), temperature)
     named, even = probs[:, :-1], probs[:, -1]
     log_probs = logits.float().log_softmax(dim=1)

@@ -133,7 +133,7 @@ def test_processes_that_run_the_same_command_at_once_all_succeed_with_the_bytes_
     assert left_behind(store) == []
 
 
-@pytest.mark.parametrize("free", [30_000, 4_000_000], ids=["in the selection", "in the images"])
+@pytest.mark.parametrize("free", [12_000, 4_000_000], ids=["in the selection", "in the images"])
 def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(undisturbed, tmp_path, free):
     pool, (expected, _) = undisturbed
     disk = tmp_path / "disk"

@@ -68,7 +68,7 @@ def plain_selection(rows, chosen, held_out, near):
 
 CONFIDENCES = [0.0, 2.0**-29, 0.2, f32(0.3, -1), f32(0.3), 0.5, f32(0.5, 1), f32(0.9), f32(1, -1), 1.0]
 some_images = st.sets(st.integers(0, 7), max_size=2)
-some_rows = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3), st.sampled_from(CONFIDENCES)), max_size=14)
+some_rows = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 3), st.sampled_from(CONFIDENCES)), min_size=6, max_size=16)
 narrowing = st.sampled_from([0, 1, 2, cutoffs._RANKED_ROWS])
 
 
@@ -76,8 +76,8 @@ narrowing = st.sampled_from([0, 1, 2, cutoffs._RANKED_ROWS])
 def some_settings(draw):
     chosen = {
         "per_class": draw(st.sampled_from([1, 2, 3, 5, 9, "auto", "none"])),
-        "exclude_class": draw(st.sampled_from([(), ("bee",), ("dog", "ant")])),
-        "fraction": draw(st.sampled_from([0.4, 0.8, 1.0])),
+        "exclude_class": draw(st.sampled_from([(), (), ("bee",), ("dog", "ant")])),
+        "fraction": draw(st.sampled_from([1.0, 1.0, 0.6])),
         "seed": draw(st.integers(0, 2**31 - 1)),
     }
     if chosen["per_class"] == "auto":

@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import write_text
+from nst_data.files import clear_abandoned, temporary, write_text
 from nst_data.manifest import MANIFEST_NAME, Input, Request, read_manifest
 from nst_data.store import Number, Staging, Store, Version
 
@@ -322,3 +323,20 @@ def test_what_a_killed_writer_left_is_not_sealed(store):
     version = seal(staging)
     assert version.verify() == []
     assert not list(version.folder.rglob("*.tmp"))
+
+
+def test_what_processes_that_are_gone_left_behind_is_cleared_when_it_is_old(tmp_path):
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    alive, dead = os.getpid(), gone.pid
+    for name, process, seconds in (("alive", alive, 0), ("dead", dead, 0), ("young", dead, time.time()), (".file", dead, 0)):
+        path = temporary(tmp_path / name)
+        path = path.with_name(path.name.replace(f".{alive}.", f".{process}."))
+        if name == ".file":
+            path.touch()
+        else:
+            path.mkdir()
+            (path / "part-0.parquet").touch()
+        os.utime(path, (seconds, seconds))
+    clear_abandoned(tmp_path)
+    assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["alive", "young"]
