@@ -109,6 +109,7 @@ def test_without_a_quota_each_image_stands_once():
 def test_the_automatic_quota_copies_and_cuts():
     rows = [(0, 0, 0.9), (1, 1, 0.9), (2, 1, 0.8), (3, 2, 0.9), (4, 2, 0.8), (5, 2, 0.7)]
     assert copies(rows, per_class="auto") == {0: 2, 1: 1, 2: 1, 3: 1, 4: 1}
+    assert sorted(copies(rows, per_class="auto", auto_quantile=1.0).values()) == [1, 1, 1, 1, 2, 3]
 
 
 def test_another_seed_gives_the_odd_copy_to_another_image():

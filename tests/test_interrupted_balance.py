@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(
         (disk / "rest").write_bytes(bytes(shutil.disk_usage(disk).free - free))
         with start(EMBEDDED, disk / "store") as process:
             _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
+        assert process.returncode == 1, errors
         line = "nst: the disk is full; make room and run the same command again, it goes on from what is done"
         assert errors.splitlines()[-1] == line
         (disk / "rest").unlink()
