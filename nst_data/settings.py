@@ -48,7 +48,7 @@ class BalanceSettings(Settings):
         "exact", description="official: by bins of confidence and random rounding, as in the released code."
     )
     exact_overlap_only: bool = Field(False, description="Leave out images with the very bytes of an excluded one, not its near-duplicates.")
-    embed_images: bool = Field(False, description="Write the images too, in shuffled shards: a training set that needs no pool.")
+    embed_images: bool = Field(False, description="Write the images too, in shuffled shards: a dataset to share without the pool.")
     shard_mb: int = Field(500, ge=1, description="Size of a shard with images, in megabytes.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides which images of a class get one copy more, and other draws.")
 

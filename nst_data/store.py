@@ -76,9 +76,11 @@ class Store:
         """
         check_name(name)
         self._check_name_is_free_for(name, request.kind)
-        # stagings first: one that is sealed between the two looks is in both, never in neither
-        stagings = list(self._stagings(name, request.kind, generation, edition))
-        versions = list(self._candidates(name, request.kind, generation, edition))
+        # one look, so that of two that ask at once both find the other's or take the same number;
+        # stagings first: one that is sealed between the two is in both, never in neither
+        all_stagings, all_versions = self.stagings(name), self.versions(name)
+        stagings = [one for one in all_stagings if _is_asked(one.request.kind, Number.parse(one.folder.name), request, generation, edition)]
+        versions = [one for one in all_versions if _is_asked(one.manifest.kind, one.number, request, generation, edition)]
         for version in versions:
             if version.manifest.request.digest == request.digest:
                 discard(self._run_folder(request.kind, name, version.number))
@@ -86,9 +88,10 @@ class Store:
         for staging in stagings:
             if staging.request.digest == request.digest:
                 return staging
-        if generation is None:  # the next free one is above all that there are, of either kind
-            versions, stagings = self.versions(name), self.stagings(name)
-        number = self._number(request, [*versions, *stagings], generation, edition, first)
+        taken = (
+            [*versions, *stagings] if generation is not None else [*all_versions, *all_stagings]
+        )  # the next one is above all, of either kind
+        number = self._number(request, taken, generation, edition, first)
         return self._stage(request, name, number)
 
     def remove(self, ref: str) -> Path:
@@ -112,16 +115,6 @@ class Store:
 
     def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
         return self.root / "runs" / _ROOM[kind] / name / str(number)
-
-    def _candidates(self, name: str, kind: Kind, generation: int | None, edition: int | None) -> Iterator[Version]:
-        for version in self.versions(name):
-            if version.manifest.kind == kind and _asked(version.number, generation, edition):
-                yield version
-
-    def _stagings(self, name: str, kind: Kind, generation: int | None, edition: int | None) -> Iterator[Staging]:
-        for staging in self._all_stagings(f"{_ROOM[kind]}/{name}"):
-            if staging.request.kind == kind and _asked(Number.parse(staging.folder.name), generation, edition):
-                yield staging
 
     def _all_stagings(self, where: str) -> Iterator[Staging]:
         for folder in sorted((self.root / "runs").glob(f"{where}/gen-*")):
@@ -183,8 +176,8 @@ def check_name(name: str) -> str:
     return name
 
 
-def _asked(number: Number, generation: int | None, edition: int | None) -> bool:
-    return generation in (None, number.generation) and edition in (None, number.edition)
+def _is_asked(kind: Kind, number: Number, request: Request, generation: int | None, edition: int | None) -> bool:
+    return kind == request.kind and generation in (None, number.generation) and edition in (None, number.edition)
 
 
 def _difference(there: Request, asked: Request) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from selections import HASHES, f32, frame, reasons, selected
 
@@ -27,7 +27,7 @@ def many_ties(draw):
     """Rows whose confidences are equal or the nearest float32 to each other."""
     least = draw(st.sampled_from([2.0**-30, 1 / 512, 0.25, 0.3, 0.5, 511 / 512]))
     values = [0.0, least, f32(least, 1), f32(least, 2), f32(1, -1), 1.0]
-    return draw(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2), st.sampled_from(values)), min_size=1, max_size=20))
+    return draw(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 1), st.sampled_from(values)), min_size=4, max_size=20))
 
 
 ORDERS = {
@@ -39,6 +39,9 @@ ORDERS = {
 
 @settings(max_examples=150, deadline=None)
 @given(many_ties(), st.integers(0, 5), narrowing, st.sampled_from(sorted(ORDERS)))
+@example([(0, 0, 0.0), (3, 0, 2.0**-30)], 1, 0, ("image_hash", "id"))
+@example([(0, 0, 0.5), (1, 0, 0.5), (3, 0, 0.5)], 2, 0, ("image_hash", "id"))
+@example([(3, 0, 0.5), (0, 0, 0.5)], 1, 0, ("id", "image_hash"))
 def test_the_surest_rows_are_exact_whatever_is_narrowed_and_whatever_decides_ties(rows, per_class, ranked_rows, ties):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
