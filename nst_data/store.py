@@ -88,9 +88,9 @@ class Store:
         for staging in stagings:
             if staging.request.digest == request.digest:
                 return staging
-        taken = (
-            [*versions, *stagings] if generation is not None else [*all_versions, *all_stagings]
-        )  # the next one is above all, of either kind
+        taken: list[Version | Staging] = [*versions, *stagings]
+        if generation is None:  # the next free one is above all that there are, of either kind
+            taken = [*all_versions, *all_stagings]
         number = self._number(request, taken, generation, edition, first)
         return self._stage(request, name, number)
 
