@@ -55,9 +55,14 @@ def spark_says(error: Exception) -> str | None:
     """The first line of what went wrong in Spark; None for an error that is not its own."""
     if type(error).__module__.partition(".")[0] not in ("pyspark", "py4j"):
         return None
-    java = getattr(error, "java_exception", None)  # its message is shorter than the error's, which has Java's stack
-    said = str(error if java is None else java.getMessage()).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    messages: list[str] = []
+    java = getattr(error, "java_exception", None)
+    while java is not None:
+        messages += [text] if (text := (java.getMessage() or "").strip()) else []
+        java = java.getCause()
+    messages = messages or [str(error).strip() or type(error).__name__]
+    named = (text for text in messages if text.startswith("["))  # such as [FAILED_READ_FILE], the cause of "Multiple failures"
+    return next(named, messages[0]).splitlines()[0]
 
 
 def is_polars(rows: nw.LazyFrame[Any]) -> bool:
