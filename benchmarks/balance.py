@@ -76,7 +76,8 @@ def labels(data: Path, rows: int) -> Path:
     borders, sureness = np.cumsum(sizes / sizes.sum()), generator.normal(1, 1, CLASSES)
     borders[-1] = 1
     for first in range(0, rows, FILE_ROWS):
-        with pq.ParquetWriter(fresh / f"train-{first // FILE_ROWS:05d}.parquet", chunk(0, 1, borders, sureness).schema, "zstd") as file:
+        path, schema = fresh / f"train-{first // FILE_ROWS:05d}.parquet", chunk(0, 1, borders, sureness).schema
+        with pq.ParquetWriter(path, schema, compression="zstd") as file:
             for start in range(first, min(rows, first + FILE_ROWS), CHUNK_ROWS):
                 file.write_table(chunk(start, min(rows, start + CHUNK_ROWS), borders, sureness), row_group_size=100_000)
     fresh.rename(folder)
