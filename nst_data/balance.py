@@ -25,7 +25,7 @@ RELEASED_BINS = 100  # of confidence, 0.01 wide
 def most_confident(
     labels: IntoLazyFrameT, per_class: int, ties: Sequence[str] = TIES, counted: pl.DataFrame | None = None
 ) -> IntoLazyFrameT:
-    """Drop, as `over_quota`, all rows of a class but the `per_class` with the highest confidence, compared in float64.
+    """Drop, as `over_quota`, all rows of a class but the `per_class` with the highest confidence.
 
     Of rows that are equally confident those with the smaller `image_hash`, then `id`, come first, so that no folder does.
     `counted` is the number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.

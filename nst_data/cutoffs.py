@@ -47,9 +47,9 @@ def cutoffs(
     if isinstance(quotas, int):
         quotas = dict.fromkeys(counted["label"].unique(), quotas)
     wanted = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
-    found = counted.group_by("label").agg(pl.col("rows").cast(pl.Int64).sum())
+    found = counted.group_by("label").agg(pl.col("rows").sum())
     crowded = found.join(wanted, on="label").filter(pl.col("rows") > pl.col("needed"))
-    none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by), *(_least(rows, name) for name in ties))
+    none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by), *(_least(name) for name in ties))
     box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
     if not box.rows:
         return none
@@ -66,7 +66,7 @@ def _small_enough(box: "_Box", rows: LazyFrameT) -> "_Box":
     return box
 
 
-def _least(rows: LazyFrameT, name: str) -> pl.Expr:
+def _least(name: str) -> pl.Expr:
     return (pl.lit("") if name == "image_hash" else pl.lit(0, pl.Int64)).alias(name)
 
 
@@ -122,7 +122,7 @@ class _Box:
     def narrowed(self, counted: pl.DataFrame) -> "_Box":
         """The bins that hold the last rows."""
         low = f"{self.keys[-1]}_low"
-        before = pl.col("rows").cast(pl.Int64).cum_sum().over("label") - pl.col("rows")
+        before = pl.col("rows").cum_sum().over("label") - pl.col("rows")
         found = (
             counted.join(self.classes, on="label")
             .sort("bin", descending=True)
