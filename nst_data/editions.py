@@ -23,7 +23,7 @@ from nst_data.label_tables import damage_is_named
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import ShardPlan, TableReader, table_files, write_parquet
+from nst_data.pseudo_labels import ShardPlan, table_files, write_parquet
 from nst_data.schema import (
     OVERLAP_COLUMNS,
     SELECTION_COLUMNS,
@@ -33,6 +33,7 @@ from nst_data.schema import (
     soft_label_bytes,
     top_k_of,
 )
+from nst_data.selected_rows import label_batches, rows_in_order
 from nst_data.selection import REASONS, Selection, select
 from nst_data.self_contained import is_begun, write_self_contained
 from nst_data.settings import BalanceSettings
@@ -40,7 +41,6 @@ from nst_data.sources import Source, open_source
 from nst_data.store import Staging, Store, Version
 
 SHARD_BYTES = 256 * 2**20
-_ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
 _ADVICE = {
     "held_out": "name other sources with --exclude",
     "near_held_out": "name other sources with --exclude",
@@ -167,11 +167,6 @@ def _check_table(generation: Version) -> int | None:
     return top_k
 
 
-def _batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with damage_is_named(generation.ref):
-        yield from TableReader(generation.folder, "pseudo_labels").batches(columns)
-
-
 class _Images:
     """The images of a generation, opened when they are needed."""
 
@@ -202,7 +197,7 @@ def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, pr
         pool = images.open(f"{what} (--exact-overlap-only keeps them)")
         return pool, candidates["id"].to_numpy() if images.are_as_labeled else pool.rows_of(candidates["key"].to_pylist())
 
-    return near_duplicates(_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
+    return near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
 
 
 def _counts(selection: Selection, generation: Version, settings: BalanceSettings) -> dict[str, Any]:
@@ -247,7 +242,7 @@ def _write(
     """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
     class_names = generation.manifest.class_names
     schema = balanced_schema(class_names, counts["top_k"])
-    tables = _rows_in_order(generation, selection.files, schema)
+    tables = rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
         with_images = balanced_schema(class_names, counts["top_k"], with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
@@ -261,44 +256,6 @@ def _write(
         part, tables = _take(tables, stop - start)
         files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), part, schema, staging.work)
     return files
-
-
-def _rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side."""
-    rest, last, count = _Selected(selected), -1, generation.manifest.counts["pool"]
-    for batch in _batches(generation, [name for name in schema.names if name not in _ADDED]):
-        ids = batch["id"].to_numpy()
-        if (np.diff(ids, prepend=last, append=count) <= 0).any():
-            order = f"by increasing `id` from 0 to {count - 1}"
-            raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
-        last = ids[-1]
-        rows = rest.up_to(last)
-        table = pa.Table.from_batches([batch]).take(np.searchsorted(ids, rows["id"].to_numpy()))
-        for name in _ADDED:
-            table = table.append_column(name, rows[name])
-        yield table.select(schema.names).cast(schema)
-
-
-class _Selected:
-    """The selected rows, taken by increasing `id`."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        columns = ["id", "duplicates", "copies"]
-        self._batches = (pa.Table.from_batches([batch]) for file in files for batch in pq.ParquetFile(file).iter_batches(columns=columns))
-        self._left = pa.schema([("id", pa.int64()), ("duplicates", pa.int32()), ("copies", pa.int32())]).empty_table()
-
-    def up_to(self, row: int) -> pa.Table:
-        """All that are left with an `id` up to this."""
-        parts = [self._left]
-        while not parts[-1].num_rows or parts[-1]["id"][-1].as_py() <= row:
-            following = next(self._batches, None)
-            if following is None:
-                break
-            parts.append(following)
-        table = pa.concat_tables([part.select(self._left.column_names).cast(self._left.schema) for part in parts])
-        count = int(np.searchsorted(table["id"].to_numpy(), row, side="right"))
-        self._left = table.slice(count)
-        return table.slice(0, count)
 
 
 def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:

@@ -1,0 +1,59 @@
+"""The rows of an edition: those of its generation that were selected, with their soft labels."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data.errors import NstError
+from nst_data.label_tables import damage_is_named
+from nst_data.pseudo_labels import TableReader
+from nst_data.version import Version
+
+_ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
+
+
+def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of all labels of a generation, in order. Raises NstError for a table that cannot be read."""
+    with damage_is_named(generation.ref):
+        yield from TableReader(generation.folder, "pseudo_labels").batches(columns)
+
+
+def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side."""
+    rest, last, count = _Selected(selected), -1, generation.manifest.counts["pool"]
+    for batch in label_batches(generation, [name for name in schema.names if name not in _ADDED]):
+        ids = batch["id"].to_numpy()
+        if (np.diff(ids, prepend=last, append=count) <= 0).any():
+            order = f"by increasing `id` from 0 to {count - 1}"
+            raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
+        last = ids[-1]
+        rows = rest.up_to(last)
+        table = pa.Table.from_batches([batch]).take(np.searchsorted(ids, rows["id"].to_numpy()))
+        for name in _ADDED:
+            table = table.append_column(name, rows[name])
+        yield table.select(schema.names).cast(schema)
+
+
+class _Selected:
+    """The selected rows, taken by increasing `id`."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        columns = ["id", "duplicates", "copies"]
+        self._batches = (pa.Table.from_batches([batch]) for file in files for batch in pq.ParquetFile(file).iter_batches(columns=columns))
+        self._left = pa.schema([("id", pa.int64()), ("duplicates", pa.int32()), ("copies", pa.int32())]).empty_table()
+
+    def up_to(self, row: int) -> pa.Table:
+        """All that are left with an `id` up to this."""
+        parts = [self._left]
+        while not parts[-1].num_rows or parts[-1]["id"][-1].as_py() <= row:
+            following = next(self._batches, None)
+            if following is None:
+                break
+            parts.append(following)
+        table = pa.concat_tables([part.select(self._left.column_names).cast(self._left.schema) for part in parts])
+        count = int(np.searchsorted(table["id"].to_numpy(), row, side="right"))
+        self._left = table.slice(count)
+        return table.slice(0, count)
