@@ -11,7 +11,7 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import LazyFrameT
 
-from nst_data.engines import collected, with_class_values, with_hash_number
+from nst_data.engines import collected, count_numbers, with_class_values, with_hash_number
 
 BINS = 512  # counts by class and bin stay in the processor's cache
 TIES = ("image_hash", "id")
@@ -28,10 +28,12 @@ def bin_of(value: nw.Expr) -> nw.Expr:
 
 def count_bins(rows: LazyFrameT, number: nw.Expr, *columns: str) -> pl.DataFrame:
     """How many `rows` there are by `label` and `bin`, a number from 0 to BINS, and by other columns."""
-    key = nw.col("label") * (BINS + 1) + number  # one key is counted faster than two
-    counted = collected(rows.group_by(key.alias("both"), *columns).agg(rows=nw.len()))
-    both = pl.col("both").cast(pl.Int64)
-    return counted.select(*columns, label=both // (BINS + 1), bin=both % (BINS + 1), rows=pl.col("rows").cast(pl.Int64))
+    both = nw.col("label") * (BINS + 1) + number  # one number is counted faster than two
+    if columns:
+        counted = collected(rows.group_by(both.alias("number"), *columns).agg(rows=nw.len())).cast({"number": pl.Int64, "rows": pl.Int64})
+    else:
+        counted = count_numbers(rows, both)
+    return counted.select(*columns, "rows", label=pl.col("number") // (BINS + 1), bin=pl.col("number") % (BINS + 1))
 
 
 def cutoffs(

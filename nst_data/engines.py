@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import narwhals as nw
+import numpy as np
 import polars as pl
 from narwhals.typing import LazyFrameT
 
 from nst_data.errors import NstError, UsageError
 
 EngineName = Literal["polars", "spark"]
+_COUNTED_AT_ONCE, _COUNTED_PLACES = 2**20, 2**24
 _PLACES = 2**30  # `id`s are row numbers: a column with a place for each
 
 
@@ -79,6 +81,42 @@ def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
         return native.with_columns(text).collect(engine="streaming")
     frame: pl.DataFrame = rows.collect("polars").to_native()
     return frame
+
+
+def count_numbers(rows: LazyFrameT, number: nw.Expr) -> pl.DataFrame:
+    """How many `rows` there are of each `number`, an integer; columns `number` and `rows`, both int64, no row for null."""
+    numbered = rows.select(number=number.cast(nw.Int64))
+    if is_polars(rows):
+        counts = _Counts()
+        numbered.to_native().sink_batches(counts.add, chunk_size=_COUNTED_AT_ONCE, maintain_order=False, engine="streaming")
+        return counts.table()
+    counted = collected(numbered.filter(~nw.col("number").is_null()).group_by("number").agg(rows=nw.len()))
+    return counted.select("number", pl.col("rows").cast(pl.Int64))
+
+
+class _Counts:
+    """Counts of small numbers by position: a third of the time of a `group_by` with hundreds of thousands of groups."""
+
+    def __init__(self) -> None:
+        self._small = np.zeros(0, np.int64)
+        self._others = pl.DataFrame(schema={"number": pl.Int64, "rows": pl.Int64})
+
+    def add(self, batch: pl.DataFrame) -> None:
+        """Count some more."""
+        numbers = batch["number"].drop_nulls()
+        is_small = numbers.is_between(0, _COUNTED_PLACES, closed="left")
+        if not is_small.all():
+            others = numbers.filter(~is_small).to_frame().group_by("number").agg(pl.len().cast(pl.Int64).alias("rows"))
+            self._others = pl.concat([self._others, others]).group_by("number").agg(pl.col("rows").sum())
+            numbers = numbers.filter(is_small)
+        found = np.bincount(numbers.to_numpy(), minlength=len(self._small))
+        found[: len(self._small)] += self._small
+        self._small = found
+
+    def table(self) -> pl.DataFrame:
+        """The numbers that there are."""
+        there = np.flatnonzero(self._small)
+        return pl.concat([pl.DataFrame({"number": there, "rows": self._small[there]}, schema=self._others.schema), self._others])
 
 
 def beside(rows: LazyFrameT, small: pl.DataFrame) -> LazyFrameT:
