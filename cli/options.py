@@ -47,7 +47,7 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any result
 def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option per field of each settings model; it gets the validated settings under the model's name.
 
-    Settings inside settings (such as noise) become options of the same level.
+    Settings inside settings become options of the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,12 +67,13 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def _options(model: type[BaseModel]) -> list[inspect.Parameter]:
+def _options(model: type[BaseModel], prefix: str = "") -> list[inspect.Parameter]:
     options = []
-    for name, field in model.model_fields.items():
+    for field_name, field in model.model_fields.items():
         if inner := _inner(field.annotation):
-            options += _options(inner)
+            options += _options(inner, _prefix(field_name))
             continue
+        name = prefix + field_name
         default = inspect.Parameter.empty if field.is_required() else field.default
         names = [_option(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
         kind, metavar = _kind_and_metavar(field.annotation)
@@ -119,14 +120,14 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
     first = error.errors()[0]
     message = re.sub(r"`(\w+)`", lambda name: _option(name[1]), first["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
-    place = list(first["loc"])
+    place, prefix = list(first["loc"]), ""
     while place and (inner := _inner(model.model_fields[str(place[0])].annotation)):
-        model, place = inner, place[1:]
+        model, place, prefix = inner, place[1:], _prefix(str(place[0]))
     if not place:
         return message
     name, *inside = map(str, place)
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
-    where = ": ".join([" ".join([_option(name), *file]), *inside])
+    where = ": ".join([" ".join([_option(prefix + name), *file]), *inside])
     return f"{where}: {message}, got {_as_typed(first['input'])}"
 
 
@@ -138,15 +139,21 @@ def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote
     return shlex.join(map(str, value if isinstance(value, tuple | list) else [value]))
 
 
-def _nested(model: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+def _prefix(name: str) -> str:
+    """`pseudo_` for the settings in `pseudo_noise`, nothing for those in `noise`."""
+    return name.removesuffix("noise")
+
+
+def _nested(model: type[BaseModel], values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, field in model.model_fields.items():
+        value = values.get(prefix + name)
         if inner := _inner(field.annotation):
-            nested[name] = _nested(inner, values)
-        elif typing.get_origin(field.annotation) is dict and values[name] is not None:
-            nested[name] = _mapping(values[name], _option(name))
-        elif values[name] is not None:
-            nested[name] = values[name]
+            nested[name] = _nested(inner, values, _prefix(name))
+        elif typing.get_origin(field.annotation) is dict and value is not None:
+            nested[name] = _mapping(value, _option(name))
+        elif value is not None:
+            nested[name] = value
     return nested
 
 

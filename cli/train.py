@@ -39,7 +39,7 @@ def train(
     there = open_store(store)
     edition = there.open(pseudo, "edition") if pseudo else None
     if edition is None and (pool is not None or settings != settings.of_labeled_alone()):
-        options = "--pool, --ratio, --loss, --hard and --pseudo-temperature"
+        options = "--pool, --ratio, --loss, --hard and --pseudo-..."
         raise UsageError(f"{options} speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
     images = open_source(labeled, True, class_names, image_column)
     pool_images = _open_pool(pool, edition, there) if edition else None

@@ -80,6 +80,18 @@ class TrainingBatch:
     labels: Int[Tensor, " labeled"]
     pseudo: Mapping[str, Tensor]
 
+    def parts(self, number: int) -> list["TrainingBatch"]:
+        """So many batches of equal size, each with its share of both kinds of images."""
+        if number == 1:
+            return [self]
+        labeled = len(self.labels)
+        images = zip(self.images[:labeled].tensor_split(number), self.images[labeled:].tensor_split(number), strict=True)
+        columns = {name: column.tensor_split(number) for name, column in self.pseudo.items()}
+        return [
+            TrainingBatch(torch.cat(both), labels, {name: chunks[index] for name, chunks in columns.items()})
+            for index, (both, labels) in enumerate(zip(images, self.labels.tensor_split(number), strict=True))
+        ]
+
     def pin_memory(self) -> "TrainingBatch":
         """Copy to pinned memory; DataLoader calls this."""
         pseudo = {name: column.pin_memory() for name, column in self.pseudo.items()}
@@ -178,11 +190,11 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         settings: TrainSettings,
         labeled: LabeledImages,
         pseudo: PseudoLabeledImages | None,
-        transform: Transform,
+        transforms: Mapping[str, Transform],
         process: int,
         processes: int,
     ) -> None:
-        self._settings, self._labeled, self._pseudo, self._transform = settings, labeled, pseudo, transform
+        self._settings, self._labeled, self._pseudo, self._transforms = settings, labeled, pseudo, transforms
         self._process, self._processes = process, processes
 
     def __getitem__(self, step: int) -> TrainingBatch | NstError:
@@ -192,7 +204,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
             return error
 
     def _batch(self, step: int) -> TrainingBatch:
-        positions = self._positions(step, self._settings.batch_size)
+        positions = self._positions(step, 0 if self._settings.pseudo_only else self._settings.batch_size)
         drawn = draw(positions, len(self._labeled), self._settings.seed, "labeled")
         images = [self._labeled_image(int(self._labeled.rows[index]), position) for index, position in zip(drawn, positions, strict=True)]
         targets: dict[str, Tensor] = {}
@@ -223,7 +235,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
         seed_transforms(seed_of(self._settings.seed, part, "noise", int(position)))
-        return np.asarray(self._transform(decode(encoded)))
+        return np.asarray(self._transforms[part](decode(encoded)))
 
 
 @contextmanager
@@ -239,15 +251,18 @@ def training_batches(
     settings: TrainSettings,
     labeled: LabeledImages,
     pseudo: PseudoLabeledImages | None,
-    transform: Transform,
+    transforms: Mapping[str, Transform],
     steps: range,
     workers: int,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[TrainingBatch]:
-    """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes."""
+    """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes.
+
+    `transforms` are those of `labeled` and of `pseudo` images, by these names.
+    """
     loader = DataLoader(
-        _Steps(settings, labeled, pseudo, transform, process, processes),
+        _Steps(settings, labeled, pseudo, transforms, process, processes),
         batch_size=None,
         sampler=steps,
         num_workers=min(workers, len(steps)),

@@ -1,9 +1,13 @@
 """This process among its peers, the device it computes on, and its threads."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import PartialState
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def this_process() -> PartialState:
@@ -23,6 +27,18 @@ def this_device() -> torch.device:
 def cpus_of_this_process() -> int:
     """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def settled_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means on a device: fp32 on CPUs, bf16 on GPUs that have it, else fp16."""
+    if precision != "auto":
+        return precision
+    return "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+
+
+def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
+    """The context of a forward pass in fp32, bf16 or fp16."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device_type, _DTYPES[precision])
 
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it

@@ -8,7 +8,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, first_line
 from nst_data.images import ImageError, check_shape, image_hash, phash
 from nst_data.sources import Row, Source
-from nst_train.device import cpus_of_this_process, set_threads, this_device
+from nst_train.device import autocast, cpus_of_this_process, set_threads, settled_precision, this_device
 from nst_train.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 from nst_train.teachers import Teacher
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class HasRows(Protocol):
@@ -77,11 +75,6 @@ class Computation:
     threads: int = 1
     compile: bool = False
 
-    @property
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device, _DTYPES[self.precision])
-
 
 def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
     """The computation that a labeling was begun with. Raises NstError where this machine cannot go on with it."""
@@ -110,8 +103,7 @@ def batches_of(source: Source, batch_size: int) -> Iterator[PlainBatch]:
 def choose_computation(teacher: Teacher, batch_size: int | None, precision: str, compile_network: bool) -> Computation:
     """Settle what was left open: the batch size (0: the largest that fits, by trial) and the precision of this device."""
     device = this_device()
-    if precision == "auto":
-        precision = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+    precision = settled_precision(precision, device)
     pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
     if batch_size is None:
         small = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, _CPU_BATCH_PIXELS / pixels)))))
@@ -236,7 +228,7 @@ class _Forward:
         """Log-probabilities of a whole batch, on the device."""
         if any(not len(one) for one in pixels):
             return torch.empty(0, len(self._teacher.class_names))
-        with torch.inference_mode(), self._computation.autocast:
+        with torch.inference_mode(), autocast(self._computation.precision, self._computation.device):
             finished = [
                 preprocessing.finish(one.to(self._device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
                 for preprocessing, one in zip(self._teacher.preprocessings, pixels, strict=True)

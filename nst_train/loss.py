@@ -83,7 +83,7 @@ def joint_cross_entropies(
 
 
 def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighing: Weighing, ratio: float) -> Float[Tensor, ""]:
-    """The loss of a step from the cross-entropies of its images; without pseudo-labeled ones the mean over the labeled.
+    """The loss of a step from the cross-entropies of its images; the plain mean where there is one kind alone.
 
     - `concat`, section 3.1: labeled and unlabeled images are concatenated to compute the average cross-entropy.
     - `sum`, Algorithm 1: the mean over labeled plus the mean over pseudo-labeled images.
@@ -92,6 +92,6 @@ def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"]
 
     Processes hold equal shares of both parts, so the mean of their gradients is the gradient over all of them, in each of the three.
     """
-    if weighing == "concat" or not len(pseudo):
+    if weighing == "concat" or not len(pseudo) or not len(labeled):
         return torch.cat([labeled, pseudo]).mean()
     return labeled.mean() + (ratio if weighing == "code" else 1) * pseudo.mean()

@@ -38,13 +38,13 @@ def check_names(settings: TrainSettings) -> None:
 
 
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
-    """The network to train, with the dropout and stochastic depth of `settings.noise`.
+    """The network to train, with blocks that can be skipped where there is to be stochastic depth (`network_noise.add_noise`).
 
     The initial weights follow torch's seed. Raises NstError for what the network refuses; `check_names` knows the names.
     """
-    options: dict[str, Any] = {"num_classes": classes, "drop_rate": settings.noise.dropout}
-    if settings.noise.stochastic_depth:
-        options["drop_path_rate"] = settings.noise.stochastic_depth
+    options: dict[str, Any] = {"num_classes": classes}
+    if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
+        options["drop_path_rate"] = largest
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
     name = settings.model
@@ -62,6 +62,18 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
         ) from None
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         raise NstError(f"{settings.model}: cannot be made with these settings ({first_line(error)})") from None
+
+
+def freeze(network: nn.Module, share: float) -> None:
+    """Keep the first layers as they are, batch-norm's statistics too: this share of the layers with weights, in the network's order.
+
+    Finetuning at a larger resolution keeps the shallow layers (section 3.1, fix-res).
+    """
+    layers = [one for one in network.modules() if next(one.parameters(recurse=False), None) is not None]
+    for layer in layers[: int(share * len(layers))]:
+        layer.eval()
+        for weight in layer.parameters(recurse=False):
+            weight.requires_grad = False
 
 
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:

@@ -46,6 +46,12 @@ def seed_network(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:
+    """The transform of `labeled` and that of `pseudo` images."""
+    pseudo = settings.model_copy(update={"noise": settings.noise_of_pseudo})
+    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(pseudo, data_config)}
+
+
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
     """Random crop, flip and RandAugment; gives uint8 of shape (3, height, width), normalized later on the device."""
     transform = create_transform(

@@ -29,6 +29,15 @@ class Noise(Settings):
         return cls(magnitude=0, operations=0, dropout=0, stochastic_depth=0)
 
 
+class PseudoNoise(Settings):
+    """Where the noise of pseudo-labeled images differs from that of labeled ones (Table 6); what is left out is the same."""
+
+    magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if another.")
+    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if others.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if another.")
+    stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if another.")
+
+
 class TrainSettings(Settings):
     """What shapes a trained network. The defaults are the paper's, section 3.1; where it is silent, the released code's.
 
@@ -55,6 +64,9 @@ class TrainSettings(Settings):
     )
     hard: bool = Field(False, description="Train on hard pseudo-labels, the most probable class of each, instead of soft ones.")
     pseudo_temperature: float = Field(1.0, gt=0, description="On stored soft labels, p^(1/X): above 1 softer, below 1 harder.")
+    pseudo_only: bool = Field(
+        False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
+    )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
     crop_scale_min: float = Field(
@@ -67,18 +79,41 @@ class TrainSettings(Settings):
         None, ge=1, description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1."
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
+    pseudo_noise: PseudoNoise = Field(PseudoNoise(), description="Where the noise of pseudo-labeled images differs (Table 6).")
+    start: str | None = Field(
+        None,
+        description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
+    )
+    freeze: float = Field(
+        0, ge=0, lt=1, description="Keep this share of the layers, from the first on, as they are; with --start, to finetune."
+    )
+    clip_grad: float | None = Field(None, gt=0, description="Largest norm of the gradient; longer ones are shortened to it.")
+    accumulate: int = Field(1, ge=1, description="Cut each step into so many parts, one after the other, to fit in memory.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
+    compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
+    channels_last: bool = Field(False, description="Keep images and weights in channels-last order; faster for convolutions on GPUs.")
+    sync_batch_norm: bool = Field(False, description="Batch-norm over the images of all processes rather than of each.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
 
     @model_validator(mode="after")
-    def _temperature_is_of_soft_labels(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.hard and self.pseudo_temperature != 1:
             raise ValueError("`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them")
+        if self.freeze and not (self.start or self.pretrained):
+            raise ValueError("`freeze` keeps layers of a trained network; say which by `start` or `pretrained`")
+        if self.start and self.pretrained:
+            raise ValueError("`start` and `pretrained` both say where weights come from; give one of them")
         return self
 
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
-        spoken = ("ratio", "loss", "hard", "pseudo_temperature")
+        spoken = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
         return self.model_copy(update={name: type(self).model_fields[name].default for name in spoken})
+
+    @property
+    def noise_of_pseudo(self) -> Noise:
+        """The noise of pseudo-labeled images."""
+        return self.noise.model_copy(update=self.pseudo_noise.model_dump(exclude_none=True))
 
     @property
     def staircase_epochs(self) -> float:

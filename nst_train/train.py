@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from nst_data import cards
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
@@ -23,10 +25,11 @@ from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, cpus_of_this_process, set_threads, this_process
+from nst_train.device import DEFAULT_THREADS, autocast, cpus_of_this_process, set_threads, settled_precision, this_process
 from nst_train.loss import joint_cross_entropies, weighed
-from nst_train.models import check_names, count_parameters, create_network, local_weights, save_teacher
-from nst_train.noise import Normalize, seed_network, seed_of, training_transform
+from nst_train.models import check_names, count_parameters, create_network, freeze, local_weights, save_teacher
+from nst_train.network_noise import NetworkNoise, add_noise
+from nst_train.noise import Normalize, seed_network, seed_of, training_transforms
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 
@@ -94,36 +97,80 @@ class Step:
     schedule: Schedule
     settings: TrainSettings
     normalize: Normalize
+    noise: NetworkNoise
+    precision: str
+    scaler: torch.amp.GradScaler
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
-        seed_network(seed_of(self.settings.seed, "network noise", step, self.accelerator.process_index))
+        seed_network(seed_of(self.settings.seed, "own noise", step))  # for what a network draws beside ours
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step)
-        device, labeled = self.accelerator.device, len(batch.labels)
-        logits = self.network(self.normalize(batch.images.to(device, non_blocking=True)))
-        pseudo = {name: column.to(device, non_blocking=True) for name, column in batch.pseudo.items()}
-        smoothing, temperature = self.settings.label_smoothing, self.settings.pseudo_temperature
-        losses = joint_cross_entropies(logits, batch.labels.to(device), pseudo, smoothing, temperature)
-        self.accelerator.backward(weighed(losses[:labeled], losses[labeled:], self.settings.loss, self.settings.ratio))
-        self.optimizer.step()
+        losses = [self._gradients(step, number, part) for number, part in enumerate(batch.parts(self.settings.accumulate))]
+        if self.settings.clip_grad:
+            self.scaler.unscale_(self.optimizer.optimizer)
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
+        self.scaler.step(self.optimizer.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         # timm's warm-up with power 1 and gamma 9 at step + 2 is the released code's min(decay, (1 + t) / (10 + t))
         self.averaged.update(self.accelerator.unwrap_model(self.network), step + 2)
+        return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
+
+    def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of one part of a step; the cross-entropies of its images."""
+        settings, device, labeled = self.settings, self.accelerator.device, len(part.labels)
+        pseudo = {name: column.to(device, non_blocking=True) for name, column in part.pseudo.items()}
+        at = self.accelerator.process_index * settings.accumulate + number  # of parts of equal size
+        self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
+        images = self.normalize(part.images.to(device, non_blocking=True))
+        if settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        is_last = number + 1 == settings.accumulate
+        with nullcontext() if is_last else self.accelerator.no_sync(self.network):
+            with autocast(self.precision, device.type):
+                logits = self.network(images)
+            losses = joint_cross_entropies(
+                logits, part.labels.to(device, non_blocking=True), pseudo, settings.label_smoothing, settings.pseudo_temperature
+            )
+            loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
+            self.accelerator.backward(self.scaler.scale(loss))
         losses = losses.detach()
         return losses[:labeled], losses[labeled:]
 
 
-def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any]) -> Step:
-    """The step for a network on Accelerate's device: timm's optimizer and averaged weights around it."""
+def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any], classes: int) -> Step:
+    """The step for a network on Accelerate's device: its noise, timm's optimizer and averaged weights around it.
+
+    Raises NstError for a network that has no place for the noise.
+    """
     accelerator = Accelerator(cpu=this_process().device.type == "cpu")
+    precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
+    freeze(network, settings.freeze)
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        network = convert_sync_batchnorm(network)
+    if settings.channels_last:
+        network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    optimizer = create_optimizer_v2(
-        network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings)
-    )
+    noise = add_noise(network, settings.noise, settings.noise_of_pseudo, classes, settings.seed)
+    optimizer = _optimizer(network, settings, schedule)
+    if settings.compile:
+        network.compile()
     network, optimizer = accelerator.prepare(network, optimizer)
-    return Step(network, averaged, optimizer, accelerator, schedule, settings, Normalize(data_config, accelerator.device))
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+    normalize = Normalize(data_config, accelerator.device)
+    return Step(network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
+
+
+def _optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings)
+        )
+    except (ValueError, TypeError) as error:
+        raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
+    return optimizer
 
 
 def _released(settings: TrainSettings) -> dict[str, float]:
@@ -154,8 +201,7 @@ class _Training:
         progress: Progress,
     ) -> "_Training":
         processes = this_process().num_processes
-        if settings.batch_size % processes:
-            raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
+        _check_batch_size(settings, processes)
         labeled, unreadable = readable(source, run.decode_threads or cpus_of_this_process())
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")
@@ -174,7 +220,7 @@ class _Training:
         data_config = dict(resolve_model_data_config(network))
         if settings.image_size:
             data_config["input_size"] = (3, settings.image_size, settings.image_size)
-        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config)
+        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         return cls(staging, step, labeled, pseudo, unreadable, data_config)
 
     def run(self, run: RunSettings, progress: Progress, since: float) -> None:
@@ -183,14 +229,14 @@ class _Training:
         optimizer, network = step.optimizer.optimizer, step.accelerator.unwrap_model(step.network)
         done = load_checkpoint(self.staging.work / "checkpoints", network, step.averaged.module, optimizer)
         total = step.schedule.steps
-        transform = training_transform(step.settings, self.data_config)
+        transforms = training_transforms(step.settings, self.data_config)
         steps = range(done, total)
         batches = training_batches(
-            step.settings, self.labeled, self.pseudo, transform, steps, run.workers, state.process_index, state.num_processes
+            step.settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
         )
         log = Log(self.staging.build / "training.jsonl", self.staging.ref, done, step)
         saved = time.monotonic()
-        per_step = step.settings.batch_size * (1 + (step.settings.ratio if self.pseudo else 0))
+        per_step = step.settings.batch_size * ((not step.settings.pseudo_only) + (step.settings.ratio if self.pseudo else 0))
         with progress.task(f"train {self.staging.ref}", total * per_step, "images", done * per_step) as task:
             for index, batch in zip(steps, batches, strict=True):
                 note = log.add(index, *step(index, batch))
@@ -241,13 +287,23 @@ class Log:
             "step": index,
             "epoch": round((index + 1) / self._step.schedule.steps_per_epoch, 4),
             "learning_rate": self._step.schedule.learning_rate(index),
-            "loss_labeled": labeled / images,
+            "loss_labeled": labeled / images if images else None,
             "loss_pseudo": pseudo / pseudo_images if pseudo_images else None,
         }
-        self._note = f"loss {line['loss_labeled']:.3f}" + (f" pseudo {line['loss_pseudo']:.3f}" if pseudo_images else "")
+        parts = {"loss": line["loss_labeled"], "pseudo": line["loss_pseudo"]}
+        self._note = " ".join(f"{name} {value:.3f}" for name, value in parts.items() if value is not None)
         if this_process().is_main_process:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _check_batch_size(settings: TrainSettings, processes: int) -> None:
+    if settings.batch_size % (processes * settings.accumulate):
+        parts = f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else ""
+        raise NstError(
+            f"batch size {settings.batch_size}: expected a multiple of the {processes} "
+            f"process{'es' * (processes > 1)}{parts}; batch sizes are global"
+        )
 
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version, progress: Progress) -> None:

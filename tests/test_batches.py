@@ -10,7 +10,7 @@ from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.sources import open_source
 from nst_train.batches import open_edition, readable, training_batches
-from nst_train.noise import training_transform
+from nst_train.noise import training_transforms
 from nst_train.settings import TrainSettings
 
 CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -22,7 +22,7 @@ def batches(tiny_store, tmp_path, steps, workers=0, process=0, processes=1, clas
     settings = TrainSettings(**TINY | {"ratio": 2} | changes)
     images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), classes, tmp_path)
-    transform = training_transform(settings, CONFIG)
+    transform = training_transforms(settings, CONFIG)
     return list(training_batches(settings, images, pseudo, transform, steps, workers, process, processes))
 
 
@@ -107,7 +107,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
     changed = pool / pseudo.pool.key(int(pseudo.rows[-1]))
     changed.write_bytes(changed.read_bytes()[::-1])
     with pytest.raises(NstError, match=rf"^[^\n]*{changed.name}' holds other bytes than the image that was labeled[^\n]*$"):
-        list(training_batches(settings, images, pseudo, training_transform(settings, CONFIG), range(4), workers))
+        list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), range(4), workers))
 
 
 def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
@@ -122,4 +122,4 @@ def test_a_labeled_image_that_vanished_stops_training_with_its_name(tiny_store, 
     (labeled / "bee" / "000.png").unlink()
     settings = TrainSettings(**TINY)
     with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' cannot be read any more [^\n]*$"):
-        list(training_batches(settings, images, None, training_transform(settings, CONFIG), range(2), workers))
+        list(training_batches(settings, images, None, training_transforms(settings, CONFIG), range(2), workers))

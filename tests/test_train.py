@@ -40,7 +40,7 @@ class Said(Progress):
 def step_and_batch(**changes):
     settings = TrainSettings(**TINY | {"noise": {"operations": 0, "dropout": 0, "stochastic_depth": 0}} | changes)
     seed_network(0)
-    step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG)
+    step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG, 3)
     images = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return step, TrainingBatch(images, torch.tensor([0, 2]), {"probs": torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16)})
 

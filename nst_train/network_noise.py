@@ -1,0 +1,132 @@
+"""Noise inside the network under training: dropout before the classifier and stochastic depth, each image for itself.
+
+Labeled and pseudo-labeled images pass the network together, so that batch-norm sees both, and may be noised by different rates
+(Table 6). Whether a value is dropped is a function of (seed, step, position of the image in the step): how a step is spread over
+processes, or cut into parts, changes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nst_data.errors import NstError
+from nst_train.noise import seed_of
+from nst_train.settings import Noise
+
+_MASK = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A rate for labeled images, and one for pseudo-labeled ones."""
+
+    labeled: float
+    pseudo: float
+
+
+class NetworkNoise:
+    """What draws the noise of one network; `begin` says which images come next."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._seed, self._layers = seed, 0
+        self._key = torch.zeros((), dtype=torch.int64, device=device)
+        self._positions = torch.zeros(0, dtype=torch.int64, device=device)
+        self._labeled = 0
+
+    def begin(self, step: int, labeled: range, pseudo: range) -> None:
+        """The next images: labeled ones at these positions of the step, then pseudo-labeled ones at theirs."""
+        self._key.fill_(seed_of(self._seed, "network noise", step))
+        positions = torch.cat([2 * torch.tensor(labeled, dtype=torch.int64), 2 * torch.tensor(pseudo, dtype=torch.int64) + 1])
+        self._positions = positions.to(self._key.device, non_blocking=True)
+        self._labeled = len(labeled)
+
+    def next_layer(self) -> int:
+        """A number for each layer that drops something."""
+        self._layers += 1
+        return self._layers
+
+    def kept(self, rates: Rates, values: int, layer: int) -> Float[Tensor, "batch values"]:
+        """What to multiply each image's values with: 0 for those that are dropped, else 1 / (1 - rate)."""
+        chance = torch.full(self._positions.shape, 1 - rates.pseudo, device=self._key.device)
+        chance[: self._labeled] = 1 - rates.labeled
+        index = self._positions[:, None] * values + torch.arange(values, device=self._key.device)
+        numbers = _mixed(_mixed(index & _MASK ^ self._key) + layer * 0x9E3779B9 & _MASK)
+        drawn = (numbers >> 8) * 2.0**-24  # exact in float32 and below 1: a rate of 0 drops nothing
+        return (drawn < chance[:, None]) / chance[:, None]
+
+
+def _mixed(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:
+    """32 random-looking bits of each 32-bit number in an int64 (constants of a published finalizer, "lowbias32"); products wrap."""
+    numbers = (numbers ^ (numbers >> 16)) * 0x7FEB352D & _MASK
+    numbers = (numbers ^ (numbers >> 15)) * 0x846CA68B & _MASK
+    return numbers ^ (numbers >> 16)
+
+
+class StochasticDepth(nn.Module):
+    """Stands in for a DropPath: drops what a block adds, for whole images (section 2: Huang et al. 2016)."""
+
+    def __init__(self, rates: Rates, noise: NetworkNoise) -> None:
+        super().__init__()
+        self._rates, self._noise, self._layer = rates, noise, noise.next_layer()
+
+    def forward(self, added: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
+        """The same, with some images' values 0 and the others' scaled up."""
+        if not self.training:
+            return added
+        kept = self._noise.kept(self._rates, 1, self._layer)
+        return added * kept.to(added.dtype).view(-1, *(1 for _ in added.shape[1:]))
+
+
+def add_noise(network: nn.Module, labeled: Noise, pseudo: Noise, classes: int, seed: int) -> NetworkNoise:
+    """Put dropout and stochastic depth into a network, by the rates of labeled and of pseudo-labeled images.
+
+    The network was made with the larger of both rates of stochastic depth, which rise from block to block. Raises NstError for a
+    network that has no place for them.
+    """
+    device = next(network.parameters()).device
+    noise = NetworkNoise(seed, device)
+    largest = max(labeled.stochastic_depth, pseudo.stochastic_depth)
+    if largest:
+        found = list(_drop_paths(network))
+        if not found:
+            raise NstError(f"{type(network).__name__}: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it")
+        for parent, name, rate in found:
+            share = rate / largest
+            rates = Rates(labeled.stochastic_depth * share, pseudo.stochastic_depth * share)
+            setattr(parent, name, StochasticDepth(rates, noise).train(parent.training))
+    if labeled.dropout or pseudo.dropout:
+        layer, rates = noise.next_layer(), Rates(labeled.dropout, pseudo.dropout)
+
+        def drop(classifier: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if not classifier.training:
+                return inputs
+            features = inputs[0]
+            kept = noise.kept(rates, features[0].numel(), layer)
+            return (features * kept.to(features.dtype).view(features.shape), *inputs[1:])
+
+        for classifier in classifiers_of(network, classes):
+            classifier.register_forward_pre_hook(drop)
+    return noise
+
+
+def classifiers_of(network: nn.Module, classes: int) -> Sequence[nn.Module]:
+    """The last layers of a network: by timm's own word, else the last one that gives as many numbers as there are classes."""
+    if hasattr(network, "get_classifier"):
+        found: Any = network.get_classifier()  # type: ignore[operator]
+        return [one for one in (found if isinstance(found, tuple | list) else [found]) if isinstance(one, nn.Module)]
+    last = [one for one in network.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
+    if not last:
+        raise NstError(f"{type(network).__name__}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")
+    return last[-1:]
+
+
+def _drop_paths(network: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Each DropPath of timm or transformers: the module that holds it, its name there, and its rate."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("DropPath"):
+                yield parent, name, float(child.drop_prob or 0)  # type: ignore[arg-type]

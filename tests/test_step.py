@@ -1,0 +1,124 @@
+"""One optimizer step in all its ways: cut into parts, clipped, in bf16, frozen, compiled."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import TINY
+
+from nst_data.errors import NstError
+from nst_train.batches import TrainingBatch
+from nst_train.models import create_network
+from nst_train.noise import seed_network
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+from nst_train.train import make_step
+
+NOISE = {"operations": 0, "dropout": 0.3, "stochastic_depth": 0.3}
+
+
+def made(**changes):
+    """A step, by SGD of rate 1, for a network without batch-norm, and a batch of 4 labeled and 8 pseudo-labeled images."""
+    plain = {"model": "test_vit", "image_size": None, "optimizer": "momentum", "momentum": 0, "learning_rate": 64.0, "weight_decay": 0}
+    settings = TrainSettings(**TINY | plain | {"noise": NOISE, "ratio": 2} | changes)
+    seed_network(0)
+    network = create_network(settings, 3)
+    size = network.default_cfg["input_size"]
+    step = make_step(network, settings, Schedule.of(settings, 16), {"mean": (0.5,) * 3, "std": (0.5,) * 3}, 3)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (12, *size), dtype=torch.uint8, generator=draw)
+    return step, TrainingBatch(images, torch.tensor([0, 2, 1, 1]), {"probs": torch.rand(8, 3, generator=draw).softmax(dim=1).half()})
+
+
+def moved(**changes):
+    """How far the first step moves all weights, and the losses before it."""
+    step, batch = made(**changes)
+    network = step.accelerator.unwrap_model(step.network)
+    before = torch.cat([one.detach().clone().flatten() for one in network.parameters()])
+    losses = torch.cat(step(0, batch))
+    return torch.cat([one.detach().flatten() for one in network.parameters()]) - before, losses
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("loss", ["concat", "sum", "code"])
+def test_a_step_cut_into_parts_is_the_same_step(parts, loss):
+    whole, whole_losses = moved(loss=loss)
+    cut, cut_losses = moved(loss=loss, accumulate=parts)
+    torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(cut_losses, whole_losses)
+
+
+def test_a_gradient_longer_than_the_clip_is_shortened_to_it_and_a_shorter_one_left_alone():
+    free, _ = moved()
+    shortened, _ = moved(clip_grad=0.01)
+    assert float(free.norm()) > 0.02
+    torch.testing.assert_close(shortened, free * (0.01 / free.norm()), rtol=1e-3, atol=1e-7)
+    assert torch.equal(moved(clip_grad=1e6)[0], free)
+
+
+def test_bf16_computes_the_network_in_bf16_and_keeps_the_weights_and_the_loss_in_fp32():
+    exact, exact_losses = moved()
+    rounded, rounded_losses = moved(precision="bf16")
+    assert not torch.equal(exact_losses, rounded_losses)
+    torch.testing.assert_close(rounded_losses, exact_losses, rtol=0.05, atol=0.05)
+    assert float(torch.nn.functional.cosine_similarity(rounded, exact, dim=0)) > 0.98
+    step, _ = made(precision="bf16")
+    assert {one.dtype for one in step.network.parameters()} == {torch.float32}
+
+
+def test_channels_last_changes_the_order_in_memory_and_no_result():
+    changes = {"model": "test_resnet", "image_size": 16}
+    torch.testing.assert_close(moved(**changes, channels_last=True), moved(**changes), rtol=1e-3, atol=1e-4)
+    step, _ = made(**changes, channels_last=True)
+    assert next(one for one in step.network.parameters() if one.ndim == 4 and one.shape[1] > 1).is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def test_frozen_layers_stay_as_they_are_batch_norm_too():
+    step, batch = made(model="test_resnet", image_size=16, freeze=0.5, start="some@gen-0")
+    before = {name: value.clone() for name, value in step.network.state_dict().items()}
+    step(0, batch)
+    changed = {name for name, value in step.network.state_dict().items() if not torch.equal(value, before[name])}
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in before))  # in the network's order
+    frozen = set(layers[: len(layers) // 2])
+    assert {name.rpartition(".")[0] for name in changed}.isdisjoint(frozen)
+    assert {"fc.weight", f"{layers[-2]}.running_mean"} <= changed
+
+
+def test_a_step_on_pseudo_labeled_images_alone_has_their_mean_for_a_loss():
+    step, batch = made(pseudo_only=True, loss="code", noise={"operations": 0, "dropout": 0, "stochastic_depth": 0})
+    alone = TrainingBatch(batch.images[4:], batch.labels[:0], batch.pseudo)
+    with torch.no_grad():
+        expected = -(step.network(step.normalize(alone.images)).log_softmax(dim=1) * batch.pseudo["probs"].float()).sum(dim=1)
+    labeled, pseudo = step(0, alone)
+    assert len(labeled) == 0
+    torch.testing.assert_close(pseudo, expected, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_takes_the_same_step():
+    torch.testing.assert_close(moved(compile=True), moved(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"freeze": 0.5}, "`freeze` keeps layers of a trained network; say which by `start` or `pretrained`"),
+        ({"start": "a@gen-0", "pretrained": True}, "`start` and `pretrained` both say where weights come from; give one of them"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        TrainSettings(**TINY | changes)
+
+
+def test_an_optimizer_that_refuses_its_settings_is_one_line():
+    with pytest.raises(NstError, match=r"optimizer sgd: cannot be made with these settings \(Nesterov momentum requires a momentum"):
+        made(optimizer="sgd", momentum=0)
+
+
+def test_a_network_that_has_no_blocks_to_skip_is_refused_before_any_step():
+    with pytest.raises(NstError, match=r"set noise.stochastic_depth"):
+        made(model="vgg11")
