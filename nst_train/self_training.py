@@ -5,7 +5,7 @@ Where it departs from the paper:
   by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled and the test set are taken out of the pool, with their near-duplicates; the paper names only evaluation sets;
-- there is no finetuning at a larger resolution.
+- finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from nst_train.device import this_process
 from nst_train.evaluate import measure
 from nst_train.label import label, label_like
 from nst_train.models import check_names
-from nst_train.settings import LabelRunSettings, Recipe, SourceSettings
+from nst_train.settings import GenerationSettings, LabelRunSettings, Recipe, SourceSettings, TrainSettings
 from nst_train.train import train
 
 
@@ -43,10 +43,10 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
+    training = _Trainings(recipe, store, labeled, pool, test, progress)
     teachers = f"{recipe.name}-teacher"
 
-    teacher = train(store, teachers, first, labeled, generation=0, run=recipe.run, progress=progress)
-    _measure(teacher, test, recipe, store, progress)
+    teacher = training.train(teachers, first, 0)
     generations = [Generation(teacher)]
     edition: Version | None = None
     for number, settings in enumerate(students, start=1):
@@ -57,15 +57,43 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
                 edition = balance(store, corpus, selection, held_out, 1, pool, progress)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
-        student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress)
-        _measure(student, test, recipe, store, progress)
+        student = training.train(teachers, settings, number, teacher, edition)
         generations.append(Generation(student, corpus, edition))
         teacher = student
     if recipe.control:
-        control = train(store, f"{recipe.name}-control", students[-1], labeled, generation=0, run=recipe.run, progress=progress)
-        _measure(control, test, recipe, store, progress)
-        generations.append(Generation(control))
+        generations.append(Generation(training.train(f"{recipe.name}-control", students[-1], 0, generations[-2].teacher)))
     return generations
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """The trainings of a recipe, each measured on its test set."""
+
+    recipe: Recipe
+    store: Store
+    labeled: Source
+    pool: Source
+    test: Source | None
+    progress: Progress
+
+    def train(
+        self, name: str, settings: GenerationSettings, number: int, teacher: Version | None = None, edition: Version | None = None
+    ) -> Version:
+        """A network of this generation, in one training or, with `finetune`, in two."""
+        first = settings.first
+        if first.start == "teacher" and teacher is not None:
+            first = first.model_copy(update={"start": teacher.ref})
+        if settings.finetune is None:
+            return self._train(name, first, number, edition)
+        before = self._train(f"{name}-before-finetuning", first, number, edition)
+        return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
+
+    def _train(self, name: str, settings: TrainSettings, number: int, edition: Version | None = None) -> Version:
+        pool = self.pool if edition else None
+        trained = train(self.store, name, settings, self.labeled, edition, pool, number, self.recipe.run, self.progress)
+        if self.test is not None:
+            measure(self.store, trained, self.test, "test", self.recipe.run, self.progress)
+        return trained
 
 
 def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
@@ -74,14 +102,11 @@ def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
     check_classes(recipe.select, labeled.class_names or [])
     for settings in recipe.generations:
         check_names(settings)
+        if settings.finetune:
+            check_names(settings.finetune)
     if test is not None:
         match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:
     return open_source(settings.source, labeled, settings.class_names, settings.image_column, indexes=indexes)
-
-
-def _measure(teacher: Version, test: Source | None, recipe: Recipe, store: Store, progress: Progress) -> None:
-    if test is not None:
-        measure(store, teacher, test, "test", recipe.run, progress)

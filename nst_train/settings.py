@@ -195,6 +195,37 @@ class SelectSettings(BalanceSettings):
     )
 
 
+_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
+
+
+class GenerationSettings(TrainSettings):
+    """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images alone.
+
+    `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights at its full
+    learning rate. Pretraining and finetuning (study 6) is `pseudo_only: true` before it; a larger test resolution (section 3.1) is
+    `finetune: {epochs: 1.5, image_size: 800, freeze: 0.9}` without noise.
+    """
+
+    finetune: TrainSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
+            return content
+        first = {name: value for name, value in content.items() if name not in _NOT_INHERITED}
+        changed = dict(content["finetune"])
+        if isinstance(first.get("noise"), dict) and isinstance(changed.get("noise"), dict):
+            changed["noise"] = first["noise"] | changed["noise"]
+        # `start` is settled when the first training is done; until then it says that there will be one
+        return content | {"finetune": first | {"warmup_epochs": 0, "start": "the first training"} | changed}
+
+    @property
+    def first(self) -> TrainSettings:
+        """The settings of the first training, or of the only one."""
+        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}))
+
+
 class Recipe(Settings):
     """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
 
@@ -205,9 +236,15 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
     select: SelectSettings = SelectSettings()
-    generations: list[TrainSettings] = Field(min_length=2)
+    generations: list[GenerationSettings] = Field(min_length=2)
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _the_first_has_no_teacher(self) -> Self:
+        if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
+            raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -32,6 +32,7 @@ from nst_train.network_noise import NetworkNoise, add_noise
 from nst_train.noise import Normalize, seed_network, seed_of, training_transforms
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.warm_start import start_from, start_input
 
 LOG_EVERY_STEPS = 20
 
@@ -59,14 +60,14 @@ def train(
         settings = settings.of_labeled_alone()
     state = this_process()
     with state.main_process_first():
-        staging = store.begin(_request(settings, labeled, edition), name, generation, first=0)
+        staging = store.begin(_request(store, settings, labeled, edition), name, generation, first=0)
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, "device": state.device.type})
     set_threads(machine["threads"])
     with staging.refusable():
-        training = _Training.prepare(staging, settings, labeled, edition, pool, run, progress)
+        training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress)
     entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
     training.run(run, progress, since)
@@ -76,13 +77,15 @@ def train(
     return Version(staging.target)
 
 
-def _request(settings: TrainSettings, labeled: Source, edition: Version | None) -> Request:
+def _request(store: Store, settings: TrainSettings, labeled: Source, edition: Version | None) -> Request:
     inputs = {"labeled": labeled.lineage}
     if edition is not None:
         inputs["edition"] = edition.lineage
         inputs["pool"] = edition.manifest.request.inputs["pool"]
     if settings.pretrained and (weights := local_weights(settings.model)):
         inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
+    if settings.start:
+        inputs["initial_weights"] = start_input(settings.start, store)
     return Request(kind="teacher", settings=settings.for_request(), inputs=inputs)
 
 
@@ -192,6 +195,7 @@ class _Training:
     @classmethod
     def prepare(
         cls,
+        store: Store,
         staging: Staging,
         settings: TrainSettings,
         source: Source,
@@ -215,6 +219,8 @@ class _Training:
                 pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
+        if settings.start:
+            start_from(network, settings, store, class_names, progress)
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
         data_config = dict(resolve_model_data_config(network))

@@ -54,12 +54,36 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
             ("generations:", "generationes:"),
             r"generationes: unknown key; did you mean generations\?|generations: list should have at least 2",
         ),
+        (("ratio: 3", "finetune: {epoch: 1}"), r"line 7: generations.1.finetune.epoch: unknown key; did you mean epochs\?"),
         ((RECIPE, "just text"), r"expected a recipe with the keys name, labeled"),
     ],
 )
 def test_a_wrong_recipe_names_the_key_and_its_line(change, message):
     with pytest.raises(UsageError, match=message):
         parsed(*change)
+
+
+def test_a_finetuning_names_what_is_different_and_starts_at_its_full_learning_rate():
+    recipe = parsed(
+        "noise: {magnitude: 15}}", "pseudo_only: true, noise: {magnitude: 15}, finetune: {epochs: 1.5, noise: {operations: 0}}}"
+    )
+    first, second = recipe.generations[1].first, recipe.generations[1].finetune
+    assert (first.epochs, first.pseudo_only, first.warmup_epochs, first.noise.magnitude, first.noise.operations) == (350, True, 5, 15, 2)
+    assert (second.epochs, second.pseudo_only, second.warmup_epochs, second.noise.magnitude, second.noise.operations) == (
+        1.5,
+        False,
+        0,
+        15,
+        0,
+    )
+    assert (second.model, second.seed, second.start) == ("efficientnet_b0", 7, "the first training")
+    assert recipe.generations[0].finetune is None
+
+
+@pytest.mark.parametrize("setting", ["start: teacher", "pseudo_only: true"])
+def test_the_first_generation_has_no_teacher(setting):
+    with pytest.raises(UsageError, match="the first generation has no teacher and no pseudo-labels"):
+        parsed("{model: efficientnet_b0}", f"{{model: efficientnet_b0, {setting}}}")
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):

@@ -1,0 +1,45 @@
+"""Starting from a trained network: a student from its teacher (study 8), a finetuning from the training before it."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from nst_data.errors import NstError
+from nst_data.manifest import Input
+from nst_data.progress import Progress
+from nst_data.store import Store
+from nst_train.network_noise import classifiers_of
+from nst_train.settings import TrainSettings
+from nst_train.teachers import is_in_store, load_classifier, teacher_input
+
+
+def start_input(name: str, store: Store) -> Input:
+    """The lineage entry of the network to start from."""
+    return teacher_input(name, store) if is_in_store(name, store) else load_classifier(name, store)[1]
+
+
+def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_names: list[str], progress: Progress) -> None:
+    """Give `network` the weights of `settings.start`, its classes in the order of `class_names`.
+
+    Where it knows other classes, the last layer keeps its own first weights, which is said. Raises NstError where the weights belong
+    to another network.
+    """
+    assert settings.start is not None, "asked for by settings that name a start"
+    trained, _ = load_classifier(settings.start, store)
+    weights, own = trained.network.state_dict(), network.state_dict()
+    same_classes = set(trained.class_names) == set(class_names)
+    order = torch.from_numpy(np.array([trained.class_names.index(name) for name in class_names])) if same_classes else None
+    last = {id(weight) for layer in classifiers_of(network, len(class_names)) for weight in layer.state_dict(keep_vars=True).values()}
+    for name, value in network.state_dict(keep_vars=True).items():
+        if id(value) in last and name in weights:
+            weights[name] = own[name] if order is None else weights[name][order]
+    for name in dict.fromkeys([*own, *weights]):
+        shapes = [tuple(one[name].shape) if name in one else "none" for one in (own, weights)]
+        if shapes[0] != shapes[1]:
+            raise NstError(
+                f"start {settings.start}: expected the weights of {settings.model}, which has {name} of shape {shapes[0]}, "
+                f"found {shapes[1]}; name a network of the same kind by --start, or another by --model"
+            )
+    network.load_state_dict(weights)
+    if not same_classes:
+        progress.say(f"{settings.start} knows other classes: the last layer starts anew")

@@ -1,0 +1,134 @@
+import json
+
+import pytest
+import torch
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from safetensors.torch import load_file
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.recipe import read_recipe
+from nst_train.self_training import self_training
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.teachers import load_classifier
+from nst_train.train import train
+
+RUN = RunSettings(workers=0, decode_threads=1)
+NO_STEP = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "weight_decay": 0.0}
+
+
+class Said(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def weights_of(version):
+    return load_file(version.folder / "model.safetensors")
+
+
+def started(store, labeled, progress=None, **changes):
+    settings = TrainSettings(**TINY | NO_STEP | {"start": "tiny-teacher@gen-0"} | changes)
+    return train(store, "warm", settings, open_source(str(labeled), labeled=True), run=RUN, progress=progress)
+
+
+def test_a_student_starts_from_its_teachers_weights_and_says_so_in_its_lineage(tiny_store):
+    store, labeled, _ = tiny_store
+    teacher = store.open("tiny-teacher@gen-0")
+    warm = started(store, labeled)
+    assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.digest
+    found, expected = weights_of(warm), weights_of(teacher)
+    torch.testing.assert_close(
+        {name: found[name] for name in dict.fromkeys(expected) if "running" not in name and "num_b" not in name},
+        {name: expected[name] for name in expected if "running" not in name and "num_b" not in name},
+    )
+
+
+def test_classes_in_another_order_keep_their_weights(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    names = tmp_path / "names"
+    names.write_text("cat\nant\nbee\n")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [path.read_bytes() for path in sorted(labeled.rglob("*.png"))]
+    pq.write_table(pa.table({"image": images, "label": [1] * 4 + [2] * 4 + [0] * 4}), tmp_path / "labeled.parquet")
+    settings = TrainSettings(**TINY | NO_STEP | {"start": "tiny-teacher@gen-0"})
+    source = open_source(str(tmp_path / "labeled.parquet"), True, str(names))
+    warm = train(store, "reordered", settings, source, run=RUN)
+    assert warm.manifest.class_names == ["cat", "ant", "bee"]
+    torch.testing.assert_close(weights_of(warm)["fc.weight"], weights_of(store.open("tiny-teacher@gen-0"))["fc.weight"][[2, 0, 1]])
+
+
+def test_other_classes_start_the_last_layer_anew_and_that_is_said(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    said = Said()
+    warm = started(store, write_class_folders(tmp_path / "labeled", ["one", "two"], 4), said)
+    assert "tiny-teacher@gen-0 knows other classes: the last layer starts anew" in said.lines
+    teacher = weights_of(store.open("tiny-teacher@gen-0"))
+    assert weights_of(warm)["fc.weight"].shape == (2, 96)
+    torch.testing.assert_close(weights_of(warm)["conv1.0.weight"], teacher["conv1.0.weight"])
+
+
+def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothing(tiny_store):
+    store, labeled, _ = tiny_store
+    with pytest.raises(
+        NstError, match=r"start tiny-teacher@gen-0: expected the weights of test_efficientnet, which has conv_stem.weight of shape"
+    ):
+        started(store, labeled, model="test_efficientnet")
+    assert all(one.manifest.request.settings["model"] != "test_efficientnet" for one in store.versions("warm"))
+    assert store.unfinished() == []
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory):
+    """A recipe whose student is pretrained on pseudo-labels alone and then finetuned: (store, its generations)."""
+    top = tmp_path_factory.mktemp("stages")
+    for folder, first in (("labeled", 0), ("test", 50)):
+        write_class_folders(top / folder, ["ant", "bee", "cat"], 4, first)
+    write_pool(top / "pool", 3, 5)
+    finetune = {"image_size": 24, "freeze": 0.3, "noise": {"operations": 0}}
+    student = TINY | {"ratio": 2, "start": "teacher", "epochs": 8, "pseudo_only": True, "finetune": finetune}
+    path = write_tiny_recipe(
+        top,
+        label={"batch_size": 4, "rows_per_shard": 6},
+        select={"min_confidence": 0.0, "per_class": 8},
+        generations=[TINY, student],
+        run={"workers": 0, "decode_threads": 1},
+    )
+    store = Store(top / "store")
+    return store, self_training(read_recipe(path), store)
+
+
+def test_a_recipe_pretrains_on_pseudo_labels_and_finetunes_on_labeled_images(two_stages):
+    store, generations = two_stages
+    assert [one.teacher.ref for one in generations] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1"]
+    before, after = (store.open(ref).manifest for ref in ("bugs-teacher-before-finetuning@gen-1", "bugs-teacher@gen-1"))
+    assert (before.request.inputs["initial_weights"].ref, before.request.inputs["edition"].ref) == ("bugs-teacher@gen-0", "bugs@gen-1.1")
+    assert before.request.settings["pseudo_only"]
+    assert after.request.inputs["initial_weights"].ref == "bugs-teacher-before-finetuning@gen-1"
+    assert "edition" not in after.request.inputs
+    assert (before.request.settings["noise"]["operations"], after.request.settings["noise"]["operations"]) == (1, 0)
+
+
+def test_a_network_finetuned_at_a_larger_size_evaluates_there_and_keeps_its_first_layers(two_stages):
+    store, _ = two_stages
+    classifier, _ = load_classifier("bugs-teacher@gen-1", store)
+    assert classifier.preprocessing.input_size == (3, 24, 24)
+    before, after = (weights_of(store.open(ref)) for ref in ("bugs-teacher-before-finetuning@gen-1", "bugs-teacher@gen-1"))
+    assert torch.equal(before["conv1.0.weight"], after["conv1.0.weight"])
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
+
+
+def test_pretraining_logs_no_labeled_loss(two_stages):
+    store, _ = two_stages
+    log = store.open("bugs-teacher-before-finetuning@gen-1").folder / "training.jsonl"
+    line = json.loads(log.read_text().splitlines()[0])
+    assert line["loss_labeled"] is None
+    assert 0 < line["loss_pseudo"] < 20
