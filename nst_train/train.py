@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
-from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from nst_train.network_noise import NetworkNoise, add_noise
 from nst_train.noise import Normalize, seed_network, seed_of, training_transforms
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.sync_batch_norm import synchronize_batch_norm
 from nst_train.warm_start import start_from, start_input
 
 LOG_EVERY_STEPS = 20
@@ -64,7 +64,8 @@ def train(
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
-    machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, "device": state.device.type})
+    chosen = {"device": state.device.type, "precision": settled_precision(settings.precision, state.device)}
+    machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
     set_threads(machine["threads"])
     with staging.refusable():
         training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress)
@@ -151,8 +152,6 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
     freeze(network, settings.freeze)
-    if settings.sync_batch_norm and accelerator.num_processes > 1:
-        network = convert_sync_batchnorm(network)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
@@ -161,6 +160,8 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     if settings.compile:
         network.compile()
     network, optimizer = accelerator.prepare(network, optimizer)
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        synchronize_batch_norm(network, accelerator.device)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     normalize = Normalize(data_config, accelerator.device)
     return Step(network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
