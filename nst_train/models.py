@@ -3,7 +3,8 @@
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import nn
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
+from nst_train import transformers_networks
 from nst_train.settings import TrainSettings
+from nst_train.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
 from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 
 _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -30,8 +33,6 @@ def count_parameters(network: nn.Module) -> int:
 def check_names(settings: TrainSettings) -> None:
     """Raises UsageError for a network or an optimizer that does not exist, with near names."""
     check_name(settings.model)
-    if "/" in settings.model and not settings.model.startswith((FOLDER, HUB)):
-        raise UsageError(f"{settings.model}: expected a timm network to train; one on the Hub in timm's format is {HUB}{settings.model}")
     if settings.optimizer not in list_optimizers():
         hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
         raise UsageError(f"optimizer {settings.optimizer}: not in timm; {hint}")
@@ -42,20 +43,30 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
 
     The initial weights follow torch's seed. Raises NstError for what the network refuses; `check_names` knows the names.
     """
+    name = settings.model
+    if "/" in name and not name.startswith(FOLDER):
+        name = f"{FOLDER}{download(name)[0]}"
+    if name.startswith(FOLDER) and is_in_transformers_format(folder := Path(name.removeprefix(FOLDER))):
+        with _refusals(settings):
+            return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
     if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
         options["drop_path_rate"] = largest
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
-    name = settings.model
-    if name.startswith(HUB):
-        name = f"{FOLDER}{download(name)[0]}"
     if settings.pretrained and name.startswith(FOLDER):
         require_safetensors(settings.model, Path(name.removeprefix(FOLDER)))
     elif settings.pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(published_weights(name))}
-    try:
+    with _refusals(settings):
         return timm.create_model(name, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _refusals(settings: TrainSettings) -> Iterator[None]:
+    """What a library refuses as one line."""
+    try:
+        yield
     except TypeError as error:
         raise NstError(
             f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
@@ -76,13 +87,23 @@ def freeze(network: nn.Module, share: float) -> None:
             weight.requires_grad = False
 
 
-def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
-    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is."""
+def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
+    """How images are prepared for a network: timm's `resolve_model_data_config` with what the settings change."""
+    if isinstance(network, Logits):
+        return transformers_networks.data_config_of(network, settings)
     data_config = dict(resolve_model_data_config(network))
     if settings.image_size:
         data_config["input_size"] = (3, settings.image_size, settings.image_size)
     if settings.crop_pct:
         data_config["crop_pct"] = settings.crop_pct
+    return data_config
+
+
+def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
+    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is."""
+    data_config = data_config_of(network, settings)
+    if isinstance(network, Logits):
+        return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
     save_for_hf(network, str(folder), model_config={"label_names": class_names}, data_config=data_config, safe_serialization=True)
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -26,6 +25,7 @@ from nst_data.sources import match_classes
 from nst_data.store import Store
 from nst_train.models import check_name, count_parameters
 from nst_train.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
+from nst_train.transformers_networks import Logits
 from nst_train.weights import CONFIG, FOLDER, WEIGHTS, download, published_weights, require_safetensors
 
 
@@ -164,7 +164,7 @@ def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | 
     try:
         if of_timm:
             return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
-        return _of_transformers(folder, exact)
+        return _of_transformers(folder, exact, class_names)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
 
@@ -174,7 +174,7 @@ def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = No
     return Classifier(network.eval(), preprocessing, class_names or _timm_class_names(network))
 
 
-def _of_transformers(folder: Path, exact: bool) -> Classifier:
+def _of_transformers(folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging
 
@@ -186,27 +186,14 @@ def _of_transformers(folder: Path, exact: bool) -> Classifier:
     if missing := sorted(info["missing_keys"]):  # transformers would give them random values
         raise ValueError(f"the weights lack {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}: not a trained classifier")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    names = _told_apart([str(network.config.id2label[index]) for index in range(int(network.config.num_labels))])
-    return Classifier(_Logits(network.eval()), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
+    names = class_names or _told_apart([str(network.config.id2label[index]) for index in range(int(network.config.num_labels))])
+    return Classifier(Logits(network.eval()), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
 
 
 def _told_apart(names: list[str]) -> list[str]:
     """Names that stand for several classes, such as ImageNet's two cranes, with the number of each."""
     classes = Counter(names)
     return [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
-
-
-class _Logits(nn.Module):
-    """A transformers classifier that answers with its logits alone."""
-
-    def __init__(self, network: Any) -> None:  # noqa: ANN401 - transformers' models are not typed
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits of a batch."""
-        logits: Tensor = self.network(pixel_values=pixels).logits
-        return logits
 
 
 def _published(name: str) -> tuple[nn.Module, str]:

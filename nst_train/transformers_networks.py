@@ -1,0 +1,113 @@
+"""Networks in transformers' format as students: made, described for the input pipeline, and saved as teachers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nst_data.errors import NstError
+from nst_train.settings import TrainSettings
+from nst_train.weights import CONFIG
+
+PROCESSOR = "preprocessor_config.json"
+_DEFAULT_SIZE_PX = 224
+_INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
+_HALF = (0.5, 0.5, 0.5)
+
+
+class Logits(nn.Module):
+    """A transformers classifier that answers with its logits alone."""
+
+    def __init__(self, network: Any, processor: dict[str, Any] | None = None) -> None:  # noqa: ANN401 - transformers' are not typed
+        super().__init__()
+        self.network, self.processor = network, processor or {}
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of a batch."""
+        logits: Tensor = self.network(pixel_values=pixels).logits
+        return logits
+
+
+def is_in_transformers_format(folder: Path) -> bool:
+    """Whether a folder's config.json is transformers' rather than timm's."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and not {"architecture", "pretrained_cfg"} & set(config)
+
+
+def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> Logits:
+    """The classifier that a folder's config.json describes, with random weights or, `pretrained`, the folder's.
+
+    Only a last layer for other classes is made anew. Raises NstError where other weights are missing or of another shape.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.num_labels = classes
+    if settings.image_size and hasattr(config, "image_size"):
+        config.image_size = settings.image_size
+    if hasattr(config, "drop_path_rate"):
+        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth)
+    if not settings.pretrained:
+        return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), _processor(folder))
+    network, info = AutoModelForImageClassification.from_pretrained(
+        *(folder,),
+        **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
+        **{"ignore_mismatched_sizes": True, "output_loading_info": True},
+    )
+    renewed = {str(one[0] if isinstance(one, tuple) else one) for key in ("missing_keys", "mismatched_keys") for one in info[key]}
+    if wrong := sorted(name for name in renewed if "classifier" not in name):
+        raise NstError(
+            f"{settings.model}: its weights do not fit at these settings, {wrong[0]} first; leave out --image-size or --pretrained"
+        )
+    return Logits(network, _processor(folder))
+
+
+def data_config_of(network: Logits, settings: TrainSettings) -> dict[str, Any]:
+    """What timm's `resolve_model_data_config` gives for its own: size, crop, interpolation, mean and std."""
+    stored = network.processor
+    size = stored.get("crop_size") or stored.get("size") or {}
+    side = settings.image_size or (size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")) or _DEFAULT_SIZE_PX
+    return {
+        "input_size": (3, side, side),
+        "interpolation": _INTERPOLATION.get(stored.get("resample", 2), "bicubic"),
+        "mean": tuple(stored.get("image_mean") or _HALF),
+        "std": tuple(stored.get("image_std") or _HALF),
+        "crop_pct": settings.crop_pct or stored.get("crop_pct") or 1.0,
+        "crop_mode": "center",
+    }
+
+
+def save_transformer(network: Logits, folder: Path, class_names: list[str], data_config: dict[str, Any]) -> list[str]:
+    """Write config.json, model.safetensors and preprocessor_config.json; the names of these files.
+
+    The processor resizes the shorter side and crops the middle, as timm's evaluation transform does.
+    """
+    from transformers import BitImageProcessor
+
+    side = data_config["input_size"][-1]
+    network.network.config.id2label = dict(enumerate(class_names))
+    network.network.config.label2id = {name: index for index, name in enumerate(class_names)}
+    network.network.save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": int(side / data_config["crop_pct"])},
+        crop_size={"height": side, "width": side},
+        image_mean=list(data_config["mean"]),
+        image_std=list(data_config["std"]),
+        resample=next(number for number, name in _INTERPOLATION.items() if name == data_config["interpolation"]),
+    ).save_pretrained(folder)
+    return [CONFIG, "model.safetensors", PROCESSOR]
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    path = folder / PROCESSOR
+    stored: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return stored

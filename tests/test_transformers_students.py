@@ -1,0 +1,98 @@
+"""Students in transformers' format: trained, sealed, and teachers themselves."""
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+from test_teachers import write_transformer
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BitImageProcessor, ResNetConfig, ResNetForImageClassification
+
+from nst_data.errors import NstError, UsageError
+from nst_data.images import decode
+from nst_data.sources import open_source
+from nst_train.label import label
+from nst_train.preprocessing import decode_pixels
+from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
+from nst_train.teachers import load_classifier
+from nst_train.train import train
+
+RUN = RunSettings(workers=0, decode_threads=1)
+QUIET = {"noise": {"operations": 0, "dropout": 0.2, "stochastic_depth": 0}}
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    """A ResNet for five classes in transformers' format, with random weights."""
+    folder = tmp_path_factory.mktemp("resnet")
+    torch.manual_seed(0)
+    ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5)).save_pretrained(folder)
+    size = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    BitImageProcessor(**size, image_mean=[0.4] * 3, image_std=[0.2] * 3, resample=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(tiny_store, resnet):
+    """A student of that kind, on labeled and pseudo-labeled images."""
+    store, labeled, pool = tiny_store
+    settings = TrainSettings(**TINY | QUIET | {"model": f"local-dir:{resnet}", "ratio": 2})
+    edition = store.open("tiny@gen-1.1")
+    return train(store, "resnet", settings, open_source(str(labeled), labeled=True), edition, open_source(str(pool)), run=RUN)
+
+
+def test_a_student_in_transformers_format_is_loaded_by_transformers_with_its_classes(student):
+    network = AutoModelForImageClassification.from_pretrained(student.folder)
+    assert network.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    processor = AutoImageProcessor.from_pretrained(student.folder)
+    assert list(processor.image_mean) == [0.4] * 3
+    assert set(student.manifest.files) == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert student.verify() == []
+
+
+def test_it_is_the_next_teacher_and_predicts_as_transformers_own_classes_do(tiny_store, student):
+    store, labeled, pool = tiny_store
+    classifier, _ = load_classifier(student.ref, store)
+    encoded = open_source(str(labeled), labeled=True).read(0)
+    prepared = classifier.preprocessing.finish(classifier.preprocessing.prepare(decode_pixels(encoded))[None])
+    network = AutoModelForImageClassification.from_pretrained(student.folder).eval()
+    with torch.no_grad():
+        by_hand = network(**AutoImageProcessor.from_pretrained(student.folder)(images=decode(encoded), return_tensors="pt")).logits
+        torch.testing.assert_close(classifier.network(prepared), by_hand)
+    assert prepared.shape == (1, 3, 16, 16)  # trained at 16 pixels
+    corpus = label(store, "again", student.ref, open_source(str(pool)), LabelSettings(batch_size=4), run=LabelRunSettings(decode_threads=1))
+    assert corpus.manifest.request.inputs["teacher"].ref == student.ref
+
+
+def test_starting_from_its_weights_makes_only_a_new_last_layer(tiny_store, resnet):
+    store, labeled, _ = tiny_store
+    still = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "pretrained": True, "model": f"local-dir:{resnet}"}
+    version = train(store, "tuned", TrainSettings(**TINY | QUIET | still), open_source(str(labeled), labeled=True), run=RUN)
+    found, stored = load_file(version.folder / "model.safetensors"), load_file(resnet / "model.safetensors")
+    name = "resnet.embedder.embedder.convolution.weight"
+    torch.testing.assert_close(found[name], stored[name])
+    assert (found["classifier.1.weight"].shape, stored["classifier.1.weight"].shape) == ((3, 16), (5, 16))
+    assert "initial_weights" in version.manifest.request.inputs
+
+
+def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuses_it_for_stored_weights(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | QUIET | {"model": write_transformer(tmp_path), "image_size": 32, "epochs": 0.5})
+    source = open_source(str(labeled), labeled=True)
+    version = train(store, "vit", settings, source, run=RUN)
+    assert AutoModelForImageClassification.from_pretrained(version.folder).config.image_size == 32
+    with pytest.raises(NstError, match=r"its weights do not fit at these settings, .*position_embeddings first; leave out --image-size"):
+        train(store, "vit", settings.model_copy(update={"pretrained": True}), source, run=RUN)
+
+
+def test_a_network_without_blocks_to_skip_says_so(tiny_store, resnet):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"model": f"local-dir:{resnet}"})
+    with pytest.raises(NstError, match=r"has no blocks that can be skipped; set noise.stochastic_depth to 0 for it"):
+        train(store, "noisy", settings, open_source(str(labeled), labeled=True), run=RUN)
+
+
+def test_a_folder_that_holds_no_network_is_refused(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"model": f"local-dir:{tmp_path}"})
+    with pytest.raises(UsageError, match=r"expected a folder with config.json and model.safetensors in timm's or transformers' format"):
+        train(store, "none", settings, open_source(str(labeled), labeled=True), run=RUN)
