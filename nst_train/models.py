@@ -16,6 +16,7 @@ from torch import nn
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
+from nst_train import small_efficientnet
 from nst_train.settings import TrainSettings
 from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 
@@ -65,7 +66,10 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
 
 
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
-    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is."""
+    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is.
+
+    A network that timm lacks (`nst_train.small_efficientnet`) they load after the import that config.json names as `requires_import`.
+    """
     data_config = dict(resolve_model_data_config(network))
     if settings.image_size:
         data_config["input_size"] = (3, settings.image_size, settings.image_size)
@@ -76,6 +80,8 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
     for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher
         config.get("model_args", {}).pop(noise, None)
     config["pretrained_cfg"].pop("test_input_size", None)
+    if config["architecture"] in small_efficientnet.default_cfgs:  # timm and transformers know it after this import alone
+        config["requires_import"] = small_efficientnet.__name__
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return {name: hash_file(folder / name) for name in (CONFIG, WEIGHTS)}
 
