@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.optim import list_optimizers
@@ -17,7 +18,7 @@ from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
 from nst_train import small_efficientnet
-from nst_train.settings import TrainSettings
+from nst_train.settings import DENSE_CLASSES, TrainSettings
 from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 
 _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -26,6 +27,20 @@ _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def count_parameters(network: nn.Module) -> int:
     """How many weights a network has."""
     return sum(weight.numel() for weight in network.parameters())
+
+
+def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[int, int] | None:
+    """(weights, classes) of the network that settings ask for, without memory for its weights; by default with the classes it comes with.
+
+    None for a network on the Hub, whose shape would have to be downloaded. Raises NstError for what the network refuses.
+    """
+    if settings.model.startswith(HUB):
+        return None
+    if classes is None:
+        config = None if settings.model.startswith(FOLDER) else timm.models.get_pretrained_cfg(settings.model, allow_unregistered=True)
+        classes = config.num_classes if config else DENSE_CLASSES
+    with torch.device("meta"):
+        return count_parameters(create_network(settings.model_copy(update={"pretrained": False}), classes)), classes
 
 
 def check_names(settings: TrainSettings) -> None:
