@@ -8,7 +8,8 @@ timm publishes for them are the paper's. Their padding costs time (a step of B0 
 network, such as `efficientnet_b7`, can be named beside a preset.
 
 Not in a preset, for no setting of a training has it: batch-norm's decay (0.99 in the released code, 0.9 in timm's networks), which images
-are selected (`nst balance`), and for L2 the finetuning at a larger size. Imports no torch.
+are selected (`nst balance`), for L2 the finetuning at a larger size, for SVHN the crops of padded images and the square cut out of each.
+Imports no torch.
 """
 
 import difflib
