@@ -23,6 +23,9 @@ StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ShowSettingsOption = Annotated[
+    bool, typer.Option("--show-settings", help="Print what would be used and where each value comes from; train nothing.")
+]
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
 ]
@@ -48,18 +51,26 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     """Give a command one option per field of each settings model; it gets the validated settings under the model's name.
 
     Settings inside settings become options of the same level: those of `noise` by their names, those of `pseudo_noise` as `--pseudo-...`.
+    Only what stands on the command line reaches a model, which fills in the rest; a command with a parameter `given` gets that too:
+    {model: its values on the command line}.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name not in models]
+        wanted = inspect.signature(command, eval_str=True).parameters
+        own = [one for one in wanted.values() if one.name not in models and one.name != "given"]
         made = [option for model in models.values() for option in _options(model)]
 
         @functools.wraps(command)
-        def call(**values: Any) -> None:  # noqa: ANN401
-            settings = {name: _validated(model, values) for name, model in models.items()}
+        def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
+            typed = {name: value for name, value in values.items() if _is_typed(context, name)}
+            given = {name: _nested(model, typed) for name, model in models.items()}
+            settings: dict[str, Any] = {name: _validated(model, given[name], typed) for name, model in models.items()}
+            if "given" in wanted:
+                settings["given"] = given
             command(**{one.name: values[one.name] for one in own}, **settings)
 
-        parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + made
+        parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + made
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {one.name: one.annotation for one in parameters}
         return call
@@ -67,15 +78,21 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
     return decorate
 
 
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line; else its value is the default that its help shows."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def _options(model: type[BaseModel], prefix: str = "") -> list[inspect.Parameter]:
     options = []
     for field_name, field in model.model_fields.items():
         if inner := _inner(field.annotation):
-            options += _options(inner, _prefix(field_name))
+            options += _options(inner, prefix_of(field_name))
             continue
         name = prefix + field_name
-        default = inspect.Parameter.empty if field.is_required() else field.default
-        names = [_option(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
+        default = None if field.is_required() else field.default  # what is missing the model says: another setting may stand for it
+        names = [option_of(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         option = typer.Option(*names, help=field.description, metavar=metavar)
@@ -108,30 +125,33 @@ def _plain(annotation: Any) -> Any:  # noqa: ANN401 - any type annotation
     return kinds[0] if isinstance(annotation, types.UnionType) and len(kinds) == 1 else annotation
 
 
-def _validated(model: type[Settings], values: dict[str, Any]) -> Settings:
+def _validated(model: type[Settings], given: dict[str, Any], typed: dict[str, Any]) -> Settings:
     try:
-        return model.model_validate(_nested(model, values))
+        return model.model_validate(given)
     except ValidationError as error:
-        raise UsageError(_explain(model, error, values)) from None
+        raise UsageError(_explain(model, error, typed)) from None
 
 
 def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
     """The first error as a line that names the option. Settings that stand in backticks are options here."""
     first = error.errors()[0]
-    message = re.sub(r"`(\w+)`", lambda name: _option(name[1]), first["msg"].removeprefix("Value error, "))
+    message = re.sub(r"`(\w+)`", lambda name: option_of(name[1]), first["msg"].removeprefix("Value error, "))
     message = message[:1].lower() + message[1:]
     place, prefix = list(first["loc"]), ""
     while place and (inner := _inner(model.model_fields[str(place[0])].annotation)):
-        model, place, prefix = inner, place[1:], _prefix(str(place[0]))
+        model, place, prefix = inner, place[1:], prefix_of(str(place[0]))
     if not place:
         return message
     name, *inside = map(str, place)
+    if first["type"] == "missing":
+        return f"{option_of(name)} is missing: {model.model_fields[name].description}"
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
-    where = ": ".join([" ".join([_option(prefix + name), *file]), *inside])
+    where = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
     return f"{where}: {message}, got {_as_typed(first['input'])}"
 
 
-def _option(name: str) -> str:
+def option_of(name: str) -> str:
+    """The option of a setting: `--batch-size` of `batch_size`."""
     return "--" + name.replace("_", "-")
 
 
@@ -139,7 +159,7 @@ def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote
     return shlex.join(map(str, value if isinstance(value, tuple | list) else [value]))
 
 
-def _prefix(name: str) -> str:
+def prefix_of(name: str) -> str:
     """`pseudo_` for the settings in `pseudo_noise`, nothing for those in `noise`."""
     return name.removesuffix("noise")
 
@@ -149,9 +169,9 @@ def _nested(model: type[BaseModel], values: dict[str, Any], prefix: str = "") ->
     for name, field in model.model_fields.items():
         value = values.get(prefix + name)
         if inner := _inner(field.annotation):
-            nested[name] = _nested(inner, values, _prefix(name))
+            nested |= {name: inside} if (inside := _nested(inner, values, prefix_of(name))) else {}
         elif typing.get_origin(field.annotation) is dict and value is not None:
-            nested[name] = _mapping(value, _option(name))
+            nested[name] = _mapping(value, option_of(name))
         elif value is not None:
             nested[name] = value
     return nested

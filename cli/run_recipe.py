@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import JsonOption, StoreOption, open_store, print_json
+from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
+from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
     from nst_data.store import Store
@@ -17,8 +18,12 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See examples/image_folder.yaml.")],
     store: StoreOption = None,
     json: JsonOption = False,
+    show_settings: ShowSettingsOption = False,
 ) -> None:
     """Run the loop that a recipe describes. Run again, it goes on where it stopped and does nothing where all is done."""
+    if show_settings:
+        _show_settings(recipe, json)
+        return
     there = open_store(store)
     rows = _run(recipe, there)
     if json:
@@ -60,6 +65,36 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     from nst_train.self_training import self_training
 
     return [_row(generation) for generation in self_training(settings, store, on_this_terminal())]
+
+
+def _show_settings(path: Path, json: bool) -> None:
+    """The settings of each generation; without steps where the labeled images are not there yet."""
+    from nst_data.errors import NstError
+    from nst_data.progress import on_this_terminal
+    from nst_data.sources import open_source
+    from nst_train.recipe import as_written, read_recipe
+
+    recipe, written, labeled = read_recipe(path), as_written(path), None
+    try:
+        labeled = open_source(recipe.labeled.source, True, recipe.labeled.class_names, recipe.labeled.image_column)
+    except NstError as error:
+        on_this_terminal().say(f"no steps: {error}")
+    shown = {}
+    for number, settings in enumerate(recipe.generations):
+        given = written["generations"][number]
+        trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
+        if settings.finetune:
+            trainings.append((settings.finetune, given | given["finetune"], "finetuned", False))
+        for training, own, kind, student in trainings:
+            here = {"settings": own, "run": written.get("run", {})}
+            shown[f"generation {number}, {kind}"] = look_up(training, recipe.run, here, lambda _: "recipe", labeled, None, student)
+    if json:
+        print_json(list(shown.values()))
+        return
+    for title, found in shown.items():
+        print(f"{title}\n")
+        print_settings(found)
+        print()
 
 
 def _row(generation: "Generation") -> dict[str, Any]:

@@ -1,12 +1,24 @@
 """`nst train`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.settings import RunSettings, TrainSettings
+from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
 
-from .options import ClassNamesOption, ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import (
+    ClassNamesOption,
+    ImageColumnOption,
+    JsonOption,
+    ShowSettingsOption,
+    StoreOption,
+    open_store,
+    option_of,
+    prefix_of,
+    print_json,
+    with_settings,
+)
+from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
@@ -15,10 +27,13 @@ if TYPE_CHECKING:
 
 @with_settings(settings=TrainSettings, run=RunSettings)
 def train(
-    labeled: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column.")],
-    name: Annotated[str, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation.")],
     settings: TrainSettings,
     run: RunSettings,
+    given: dict[str, dict[str, Any]],
+    labeled: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column. Needed to train.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
     pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
@@ -29,6 +44,7 @@ def train(
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
+    show_settings: ShowSettingsOption = False,
     json: JsonOption = False,
 ) -> None:
     """Train a teacher on labeled images, or a noised student on labeled and pseudo-labeled ones. The defaults are the paper's."""
@@ -38,9 +54,17 @@ def train(
 
     there = open_store(store)
     edition = there.open(pseudo, "edition") if pseudo else None
-    if edition is None and (pool is not None or settings != settings.of_labeled_alone()):
+    student = edition is not None or (show_settings and labeled is None)
+    if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
         raise UsageError(f"{options} speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
+    if show_settings:
+        source = open_source(labeled, True, class_names, image_column) if labeled else None
+        found = look_up(settings, run, given, _as_option, source, edition, student)
+        (print_json if json else print_settings)(found)
+        return
+    if labeled is None or name is None:
+        raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
     images = open_source(labeled, True, class_names, image_column)
     pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.train import train as train_network
@@ -52,6 +76,11 @@ def train(
         return
     print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
+
+
+def _as_option(place: str) -> str:
+    *outer, name = place.split(".")
+    return option_of("".join([*map(prefix_of, outer), name]))
 
 
 def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Source":

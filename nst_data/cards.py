@@ -1,6 +1,7 @@
 """Dataset and model cards. Names from the data stand in them as text, never as markup."""
 
 import html
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,8 +37,16 @@ def write_model_card(
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "nst", "noisy-student"],
     }
-    text = _render("teacher.md.jinja", ref=ref, request=request, class_names=class_names, counts=counts, metrics=metrics)
+    about = {"class_names": class_names, "counts": counts, "metrics": metrics, "requires_import": _required_import(folder)}
+    text = _render("teacher.md.jinja", ref=ref, request=request, **about)
     write_text(folder / "README.md", _front_matter(front) + text)
+
+
+def _required_import(teacher: Path) -> str | None:
+    """The module of nst that names a teacher's network to timm; None where timm knows it."""
+    config = teacher / "config.json"
+    name = json.loads(config.read_text("utf-8")).get("requires_import") if config.is_file() else None
+    return name if re.fullmatch(r"nst_train\.\w+", str(name)) else None
 
 
 def _write_dataset_card(

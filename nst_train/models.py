@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.optim import list_optimizers
@@ -17,8 +18,8 @@ from torch import nn
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
-from nst_train import transformers_networks
-from nst_train.settings import TrainSettings
+from nst_train import small_efficientnet, transformers_networks
+from nst_train.settings import DENSE_CLASSES, TrainSettings
 from nst_train.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
 from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 
@@ -28,6 +29,20 @@ _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 def count_parameters(network: nn.Module) -> int:
     """How many weights a network has."""
     return sum(weight.numel() for weight in network.parameters())
+
+
+def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[int, int] | None:
+    """(weights, classes) of the network that settings ask for, without memory for its weights; by default with the classes it comes with.
+
+    None for a network on the Hub, whose shape would have to be downloaded. Raises NstError for what the network refuses.
+    """
+    if "/" in settings.model and not settings.model.startswith(FOLDER):
+        return None
+    if classes is None:
+        config = None if settings.model.startswith(FOLDER) else timm.models.get_pretrained_cfg(settings.model, allow_unregistered=True)
+        classes = config.num_classes if config else DENSE_CLASSES
+    with torch.device("meta"):
+        return count_parameters(create_network(settings.model_copy(update={"pretrained": False}), classes)), classes
 
 
 def check_names(settings: TrainSettings) -> None:
@@ -100,7 +115,10 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
 
 
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
-    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is."""
+    """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is.
+
+    A network that timm lacks (`nst_train.small_efficientnet`) they load after the import that config.json names as `requires_import`.
+    """
     data_config = data_config_of(network, settings)
     if isinstance(network, Logits):
         return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
@@ -109,6 +127,8 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
     for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher
         config.get("model_args", {}).pop(noise, None)
     config["pretrained_cfg"].pop("test_input_size", None)
+    if config["architecture"] in small_efficientnet.default_cfgs:  # timm and transformers know it after this import alone
+        config["requires_import"] = small_efficientnet.__name__
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     return {name: hash_file(folder / name) for name in (CONFIG, WEIGHTS)}
 

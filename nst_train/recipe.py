@@ -38,6 +38,13 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "test", "pool")})
 
 
+def as_written(path: Path) -> dict[str, Any]:
+    """What a recipe that `read_recipe` takes spells out, without what presets and defaults fill in."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    seed = {"seed": content["seed"]} if "seed" in content else {}
+    return content | {"generations": [seed | one for one in content["generations"]]}
+
+
 def _beside(recipe: Path, source: Any) -> Any:  # noqa: ANN401 - SourceSettings or None
     if source is None:
         return None

@@ -7,9 +7,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
+from nst_train.presets import PRESETS, check_preset
 
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
+# settings of TrainSettings that labeled images alone do not know
+OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 
 
 class Noise(Settings):
@@ -38,6 +41,14 @@ class PseudoNoise(Settings):
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if another.")
 
 
+def _over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given` and what it lacks, in dictionaries inside it too."""
+    inside = {
+        name: _over(value, given[name]) for name, value in below.items() if isinstance(value, dict) and isinstance(given.get(name), dict)
+    }
+    return below | given | inside
+
+
 class TrainSettings(Settings):
     """What shapes a trained network. The defaults are the paper's, section 3.1; where it is silent, the released code's.
 
@@ -45,7 +56,13 @@ class TrainSettings(Settings):
     Algorithm 1, step 1 minimizes over the noised network.
     """
 
-    model: str = Field(description="A timm network, or local-dir:FOLDER or hf-hub:OWNER/NAME in timm's format.")
+    preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
+        None,
+        exclude=True,  # its values are what a training is known by
+        description="Published settings: efficientnet-b0 to -b7, efficientnet-l2, resnet-50, svhn; what is given beside it wins. "
+        "With -code behind: the released code's where they differ from the paper's.",
+    )
+    model: str = Field(description="A timm network, or local-dir:FOLDER or hf-hub:OWNER/NAME in timm's format; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, description="Side of the training images in pixels; the network's own by default.")
     epochs: float = Field(PAPER_EPOCHS, gt=0, description="Passes over the labeled images.")
@@ -95,6 +112,13 @@ class TrainSettings(Settings):
     sync_batch_norm: bool = Field(False, description="Batch-norm over the images of all processes rather than of each.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        """What is given wins over the preset, the preset over the defaults."""
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return _over(PRESETS[preset].values, given) if isinstance(preset, str) and preset in PRESETS else given
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.hard and self.pseudo_temperature != 1:
@@ -107,8 +131,7 @@ class TrainSettings(Settings):
 
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
-        spoken = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
-        return self.model_copy(update={name: type(self).model_fields[name].default for name in spoken})
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
 
     @property
     def noise_of_pseudo(self) -> Noise:
@@ -214,16 +237,14 @@ class GenerationSettings(TrainSettings):
         if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
             return content
         first = {name: value for name, value in content.items() if name not in _NOT_INHERITED}
-        changed = dict(content["finetune"])
-        if isinstance(first.get("noise"), dict) and isinstance(changed.get("noise"), dict):
-            changed["noise"] = first["noise"] | changed["noise"]
         # `start` is settled when the first training is done; until then it says that there will be one
-        return content | {"finetune": first | {"warmup_epochs": 0, "start": "the first training"} | changed}
+        inherited = first | {"warmup_epochs": 0, "start": "the first training"}
+        return content | {"finetune": _over(inherited, content["finetune"])}
 
     @property
     def first(self) -> TrainSettings:
         """The settings of the first training, or of the only one."""
-        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}))
+        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
 
 
 class Recipe(Settings):

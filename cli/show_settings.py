@@ -1,0 +1,85 @@
+"""`--show-settings`: what a command would use, where each value comes from, and what follows from them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
+
+from .tables import as_text
+
+if TYPE_CHECKING:
+    from nst_data.sources import Source
+    from nst_data.store import Version
+
+
+def look_up(
+    settings: TrainSettings,
+    run: RunSettings,
+    given: Mapping[str, Mapping[str, Any]],
+    named: Callable[[str], str],
+    labeled: "Source | None",
+    edition: "Version | None",
+    student: bool,
+) -> dict[str, Any]:
+    """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""
+    from nst_train.models import check_names, parameters_of
+    from nst_train.origins import consequences, origins
+    from nst_train.presets import PRESETS
+
+    check_names(settings)
+    found = origins(settings, given["settings"], named) | origins(run, given["run"], named)
+    if not student:
+        unread = [place for place in found if place.split(".")[0] in OF_PSEUDO_LABELS]
+        found |= {place: (found[place][0], "not read on labeled images alone") for place in unread}
+    parameters = parameters_of(settings, len(labeled.class_names or []) if labeled else None)
+    entries = edition.manifest.counts["copies"] if edition else None
+    return {
+        "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
+        "settings": {name: {"value": value, "source": source} for name, (value, source) in found.items()},
+        "derived": consequences(settings, len(labeled) if labeled else None, entries, student)
+        | dict(zip(("parameters", "classes"), parameters or (None, None), strict=True)),
+    }
+
+
+def print_settings(found: Mapping[str, Any]) -> None:
+    """What `look_up` found, in aligned columns."""
+    if found["preset"]:
+        print(f"preset {found['preset']}\n")
+    rows = [(name, _written(one["value"]), as_text(one["source"])) for name, one in found["settings"].items()]
+    _print_columns([("setting", "value", "from"), *rows])
+    print()
+    _print_columns(_sentences(found["derived"]))
+
+
+def _sentences(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
+    images = f"{derived['labeled_images_per_step']:,} labeled"
+    if derived["pseudo_labeled_images_per_step"]:
+        images = f"{derived['images_per_step']:,}: {images}, {derived['pseudo_labeled_images_per_step']:,} pseudo-labeled"
+    sentences = [
+        ("images in a step", images),
+        ("learning rate at its peak", f"{derived['peak_learning_rate']:.6g}"),
+        ("epochs between its steps down", f"{derived['epochs_between_decays']:.6g}"),
+        ("steps", "name the labeled images to see them"),
+    ]
+    if derived["steps"]:
+        sentences[-1] = ("steps", f"{derived['steps']:,} over {derived['labeled_images']:,} labeled images")
+    if derived["passes_over_entries"]:
+        entries = f"{derived['passes_over_entries']:.1f} over {derived['pseudo_labeled_entries']:,} entries"
+        sentences.append(("passes over the pseudo-labels", entries))
+    if derived["parameters"]:
+        sentences.append(("parameters", f"{derived['parameters']:,} with {derived['classes']:,} classes"))
+    return sentences
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _written(value: Any) -> str:  # noqa: ANN401 - any setting
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else as_text(str(value))

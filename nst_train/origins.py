@@ -1,0 +1,70 @@
+"""Where each setting of a training comes from, and what follows from all of them. Imports no torch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from nst_data.settings import Settings
+from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+
+
+def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str]) -> dict[str, tuple[Any, str]]:
+    """Each setting by its place, such as `noise.dropout`: (value, where it comes from).
+
+    `given` holds what the user wrote, in dictionaries as the settings are; `named` says how he wrote one: an option, a line of a recipe.
+    """
+    preset = settings.preset if isinstance(settings, TrainSettings) else None
+    published = PRESETS[preset].published if preset else {}
+    defaults = DEFAULTS_PUBLISHED if isinstance(settings, TrainSettings) else {}
+    written = set(_places(given))
+    found = {}
+    for place, value in _values(settings):
+        if any(place == one or place.startswith(f"{one}.") for one in written):
+            origin = named(place)
+        elif place in published:
+            origin = f"preset {preset} ({published[place][1]})"
+        else:
+            origin = f"default ({defaults[place]})" if place in defaults else "default"
+        found[place] = (value, origin)
+    return found
+
+
+def consequences(settings: TrainSettings, labeled_images: int | None, entries: int | None, student: bool) -> dict[str, Any]:
+    """What a training comes to: images in a step, learning rate, steps; those that hang on images are None where none are named.
+
+    `entries` counts the pseudo-labeled entries of an edition; a `student` is trained on both kinds.
+    """
+    pseudo = settings.batch_size * settings.ratio if student else 0
+    schedule = Schedule.of(settings, labeled_images or settings.batch_size)
+    steps = schedule.steps if labeled_images else None
+    return {
+        "labeled_images_per_step": settings.batch_size,
+        "pseudo_labeled_images_per_step": pseudo,
+        "images_per_step": settings.batch_size + pseudo,
+        "peak_learning_rate": schedule.peak,
+        "epochs_between_decays": settings.staircase_epochs,
+        "labeled_images": labeled_images,
+        "steps": steps,
+        "pseudo_labeled_entries": entries,
+        "passes_over_entries": steps * pseudo / entries if steps and entries else None,
+    }
+
+
+def _values(settings: BaseModel, outer: str = "") -> Iterator[tuple[str, Any]]:
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from _values(value, f"{outer}{name}.")
+        else:
+            yield f"{outer}{name}", value
+
+
+def _places(given: Mapping[str, Any], outer: str = "") -> Iterator[str]:
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _places(value, f"{outer}{name}.")
+        else:
+            yield f"{outer}{name}"

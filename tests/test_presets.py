@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from nst_data.errors import UsageError
+from nst_train.models import check_names, parameters_of
+from nst_train.origins import consequences
+from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
+from nst_train.recipe import parse_recipe, read_recipe
+from nst_train.settings import Noise, TrainSettings
+
+# Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.
+#                      network                size epochs ratio batch dropout depth magnitude
+PAPER = {
+    "efficientnet-b0": ("tf_efficientnet_b0", 224, 700, 1, 2048, 0.2, 0.2, 6),
+    "efficientnet-b1": ("tf_efficientnet_b1", 240, 700, 3, 2048, 0.2, 0.2, 6),
+    "efficientnet-b2": ("tf_efficientnet_b2", 260, 700, 3, 2048, 0.3, 0.2, 6),
+    "efficientnet-b3": ("tf_efficientnet_b3", 300, 700, 3, 2048, 0.3, 0.2, 12),
+    "efficientnet-b4": ("tf_efficientnet_b4", 380, 700, 3, 2048, 0.4, 0.2, 15),
+    "efficientnet-b5": ("tf_efficientnet_b5", 456, 350, 3, 2048, 0.4, 0.2, 18),
+    "efficientnet-b6": ("tf_efficientnet_b6", 528, 350, 3, 2048, 0.5, 0.2, 24),
+    "efficientnet-b7": ("tf_efficientnet_b7", 600, 350, 3, 2048, 0.5, 0.2, 27),
+    "efficientnet-l2": ("tf_efficientnet_l2", 475, 350, 14, 2048, 0.5, 0.2, 27),
+    "resnet-50": ("resnet50", 224, 350, 3, 2048, 0.0, 0.0, 9),
+    "svhn": ("tf_efficientnet_b0_32", 32, 202.3, 5, 128, 0.2, 0.2, 5),
+}
+FLAT = ("model", "image_size", "epochs", "ratio", "batch_size")
+
+
+def settings(preset, **given):
+    return TrainSettings(preset=preset, **given)
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_a_preset_has_the_published_figures(preset):
+    found = settings(preset)
+    noise = found.noise
+    assert (*(getattr(found, name) for name in FLAT), noise.dropout, noise.stochastic_depth, noise.magnitude) == PAPER[preset]
+    assert (found.optimizer, found.momentum, found.learning_rate, found.warmup_epochs) == ("rmsproptf", 0.9, 0.016, 5)
+    assert (found.decay_rate, found.label_smoothing, found.ema_decay, found.noise.operations) == (0.97, 0.1, 0.9999, 2)
+    assert (found.loss, found.hard, found.pretrained) == ("concat", False, False)
+    assert found.weight_decay == (1e-4 if preset == "svhn" else 1e-5)
+    assert found.flip == (0 if preset == "svhn" else 0.5)
+
+
+@pytest.mark.parametrize("preset", ["efficientnet-b0", "efficientnet-b4", "efficientnet-b5", "efficientnet-l2"])
+def test_the_learning_rate_starts_at_0128_and_falls_every_2_4_epochs_of_350_or_4_8_of_700(preset):
+    comes_to = consequences(settings(preset), 1_281_167, None, student=True)
+    assert comes_to["peak_learning_rate"] == pytest.approx(0.128)
+    assert comes_to["epochs_between_decays"] == pytest.approx(4.8 if preset in ("efficientnet-b0", "efficientnet-b4") else 2.4)
+
+
+def test_svhn_ends_where_the_released_code_ends():
+    found = settings("svhn")
+    comes_to = consequences(found, 73_257 - 4_000, None, student=True)
+    assert comes_to["steps"] == pytest.approx(109_474, rel=1e-3)
+    decays = found.epochs // comes_to["epochs_between_decays"]
+    assert found.learning_rate * 0.97**decays == pytest.approx(2e-4, rel=0.05)
+
+
+def test_the_released_codes_steps_are_350_epochs_of_its_batch():
+    assert consequences(settings("efficientnet-b7-code"), 1_281_167, None, student=True)["steps"] == pytest.approx(109_474, abs=1)
+
+
+CODE = {"loss": "code", "batch_size": 4096}
+NO_RANDAUGMENT = {"noise": {"operations": 0, "magnitude": 0}}
+
+
+@pytest.mark.parametrize(
+    ("preset", "differs"),
+    [("svhn", {"loss": "code"})] + [(f"efficientnet-b{number}", CODE | (NO_RANDAUGMENT if number < 2 else {})) for number in range(8)],
+)
+def test_the_released_code_differs_from_the_text_in_these_settings_alone(preset, differs):
+    assert settings(f"{preset}-code").for_request() == settings(preset, **differs).for_request()
+
+
+def test_there_is_a_preset_for_each_published_network():
+    assert PRESETS.keys() == PAPER.keys() | {f"efficientnet-b{number}-code" for number in range(8)} | {"svhn-code"}
+
+
+def test_each_network_exists_and_has_the_papers_number_of_parameters():
+    millions = {"efficientnet-b0": 5.3, "efficientnet-b2": 9.2, "efficientnet-b7": 66, "efficientnet-l2": 480, "resnet-50": 26}
+    for preset in PRESETS:
+        check_names(settings(preset))
+    for preset, expected in millions.items():
+        parameters, classes = parameters_of(settings(preset))
+        assert classes == 1000
+        assert parameters / 1e6 == pytest.approx(expected, rel=0.02)
+
+
+def test_the_defaults_are_b7s_where_they_are_published():
+    default, b7 = TrainSettings(model="x", image_size=600, ratio=3).for_request(), settings("efficientnet-b7", model="x").for_request()
+    assert default == b7
+    flat = default | {f"noise.{name}": value for name, value in default["noise"].items()}
+    assert DEFAULTS_PUBLISHED.keys() <= flat.keys()
+
+
+def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_default():
+    found = settings("efficientnet-b2", ratio=14, noise={"magnitude": 9})
+    assert (found.ratio, found.noise.magnitude) == (14, 9)
+    assert (found.epochs, found.noise.dropout) == (700, 0.3)
+    assert found.seed == 0
+
+
+def test_a_default_that_is_given_wins_too():
+    assert settings("efficientnet-b7", ratio=1, noise={"dropout": 0.5}).ratio == 1
+    assert settings("efficientnet-b2", noise={"dropout": 0.5}).noise.dropout == 0.5
+    assert settings("efficientnet-b2", noise=Noise.none()).noise == Noise.none()
+
+
+def test_a_preset_and_its_values_spelled_out_are_one_training():
+    preset = settings("svhn", ratio=3)
+    spelled_out = TrainSettings.model_validate(PRESETS["svhn"].values | {"ratio": 3})
+    assert preset.for_request() == spelled_out.for_request()
+    assert "preset" not in preset.for_request()
+
+
+def test_other_epochs_keep_the_proportion_of_the_staircase():
+    assert settings("efficientnet-b0", epochs=70).staircase_epochs == pytest.approx(0.48)
+
+
+def test_a_misspelled_preset_is_suggested_and_any_other_answered_with_the_list():
+    with pytest.raises(ValidationError, match=r"did you mean efficientnet-b7"):
+        settings("efficientnet_b7")
+    with pytest.raises(ValidationError, match=r"expected a preset: efficientnet-b0, .*, svhn, some also with -code"):
+        settings("xyzzy")
+
+
+RECIPE = """\
+name: flowers
+labeled: {source: photos/labeled}
+pool: {source: photos/pool}
+seed: 3
+generations:
+  - {preset: efficientnet-b0}
+  - {preset: efficientnet-b7, ratio: 14, noise: {magnitude: 9}}
+"""
+
+
+def test_a_recipe_takes_presets_and_its_own_values_win(tmp_path):
+    teacher, student = parse_recipe(RECIPE, tmp_path / "flowers.yaml").generations
+    assert (teacher.model, teacher.epochs, teacher.seed) == ("tf_efficientnet_b0", 700, 3)
+    assert (student.model, student.ratio, student.noise.magnitude, student.noise.dropout) == ("tf_efficientnet_b7", 14, 9, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("efficientnet-b7", "efficientnet-b9"),
+            r"line 7: generations.1.preset: expected a preset \(did you mean .*, found 'efficientnet-b9'",
+        ),
+        (("{preset: efficientnet-b0}", "{prest: efficientnet-b0, model: m}"), r"line 6: generations.0.prest: .*did you mean preset\?"),
+        (("ratio: 14", "ratio: 0"), r"line 7: generations.1.ratio: input should be greater than or equal to 1, found 0"),
+        (("{preset: efficientnet-b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
+    ],
+)
+def test_a_wrong_preset_is_named_with_its_line(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        parse_recipe(RECIPE.replace(*change), tmp_path / "flowers.yaml")
+
+
+def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
+    generations = read_recipe(Path(__file__).parent.parent / "examples" / "imagenet.yaml").generations
+    assert [one.model for one in generations] == ["tf_efficientnet_b7"] + 3 * ["tf_efficientnet_l2"]
+    assert [one.ratio for one in generations[1:]] == [14, 14, 28]
+
+
+def test_the_example_for_svhn_trains_its_network():
+    recipe = read_recipe(Path(__file__).parent.parent / "examples" / "svhn.yaml")
+    assert {one.model for one in recipe.generations} == {"tf_efficientnet_b0_32"}
+    assert recipe.select.per_class == 53_113
