@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -161,12 +162,23 @@ def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | 
     of_timm = "pretrained_cfg" in config or "architecture" in config
     if of_timm:
         require_safetensors(name, folder)
+        _require_known(name, config)
     try:
         if of_timm:
             return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
         return _of_transformers(folder, exact, class_names)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
+
+
+def _require_known(name: str, config: dict[str, Any]) -> None:
+    """Raises NstError for a network that only a program of the user's knows."""
+    architecture = config.get("architecture") or config.get("pretrained_cfg", {}).get("architecture")
+    if architecture and not timm.is_model(architecture):
+        raise NstError(
+            f"{name}: {architecture} is no network of timm; if it is one of your own, load it in the program that registers it "
+            "(nst_train.own_networks.register_network)"
+        )
 
 
 def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = None) -> Classifier:

@@ -1,5 +1,6 @@
 """The programs in examples/ run as their first lines say."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from conftest import write_class_folders, write_pool
 from sealed_labels import NAMES, label_row, seal_generation
 
 from nst_data.store import Store
@@ -42,3 +44,12 @@ def test_a_filter_of_ones_own_drops_small_images_and_none_of_unknown_size(genera
     said = run("add_a_filter.py", generation, tmp_path / "sides.csv", tmp_path / "selected.parquet")
     assert said == "selected: 3\ntoo_small: 2\n"
     assert pl.read_parquet(tmp_path / "selected.parquet")["id"].to_list() == [1, 3, 4]
+
+
+def test_a_network_of_ones_own_is_teacher_and_student_and_a_second_run_does_nothing(tmp_path):
+    folders = [write_class_folders(tmp_path / name, ["ant", "bee"], 4, first) for name, first in (("labeled", 0), ("test", 50))]
+    folders.insert(1, write_pool(tmp_path / "pool", 2, 6))
+    said = run("train_my_own_network.py", *folders, tmp_path / "store", "2")
+    assert re.fullmatch(r"my-teacher@gen-0: top-1 \d+.\d%\nmy-teacher@gen-1: top-1 \d+.\d%\n", said)
+    assert run("train_my_own_network.py", *folders, tmp_path / "store", "2") == said
+    assert len(Store(tmp_path / "store").versions()) == 4

@@ -1,0 +1,69 @@
+"""Noisy Student Training with a network of your own, through the Python API.
+
+    python examples/train_my_own_network.py LABELED POOL TEST STORE
+
+LABELED and TEST are folders with a folder per class, POOL is a folder of images without labels. What `nst run` does with a recipe is done
+here step by step; run again, it goes on where it stopped, as everything that is made lies in STORE.
+"""
+
+import sys
+
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from nst_data.editions import balance
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.evaluate import measure
+from nst_train.label import label
+from nst_train.own_networks import register_network
+from nst_train.settings import Noise, RunSettings, TrainSettings
+from nst_train.train import train
+
+SIZE_PX = 32
+
+
+class Block(nn.Module):
+    """Adds to what it gets; stochastic depth skips it."""
+
+    def __init__(self, width: int, skipped: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.drop_path = DropPath(skipped)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The same shape."""
+        return features + self.drop_path(self.layers(features))
+
+
+def my_network(classes: int, drop_path_rate: float = 0.0) -> nn.Module:
+    """Any module that maps images to logits will do; this one takes a rate of stochastic depth, which rises from block to block."""
+    blocks = 4
+    return nn.Sequential(
+        *(nn.Conv2d(3, 32, 4, stride=4), nn.BatchNorm2d(32), nn.ReLU()),
+        *(Block(32, drop_path_rate * index / (blocks - 1)) for index in range(blocks)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, classes)),
+    )
+
+
+def main(labeled_folder: str, pool_folder: str, test_folder: str, store_folder: str, epochs: float = 60) -> None:
+    """Algorithm 1, steps 1 to 3, and how well teacher and student do."""
+    register_network("my_network", my_network, image_size=SIZE_PX)
+    store, run = Store(store_folder), RunSettings(workers=1)
+    labeled, test = open_source(labeled_folder, labeled=True), open_source(test_folder, labeled=True)
+    pool = open_source(pool_folder)
+    common = {"model": "my_network", "epochs": epochs, "batch_size": 16, "optimizer": "adamw", "learning_rate": 0.02, "ema_decay": 0.99}
+    mild = Noise(magnitude=5, operations=1, dropout=0.1, stochastic_depth=0)
+    strong = Noise(magnitude=9, operations=2, dropout=0.2, stochastic_depth=0.1)
+
+    teacher = train(store, "my-teacher", TrainSettings(**common, noise=mild), labeled, run=run)
+    corpus = label(store, "my-labels", teacher.ref, pool)
+    edition = balance(store, corpus, BalanceSettings(per_class=len(pool) // len(teacher.manifest.class_names)))
+    student = train(store, "my-teacher", TrainSettings(**common, ratio=3, noise=strong), labeled, edition, pool, run=run)
+    for network in (teacher, student):
+        print(f"{network.ref}: top-1 {100 * measure(store, network, test, 'test', run)['top1']:.1f}%")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5], *map(float, sys.argv[5:]))

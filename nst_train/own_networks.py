@@ -1,0 +1,66 @@
+"""Networks of the user's own: any torch module that takes images and gives logits, under a name that timm and nst then know."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load_file
+from timm.models import PretrainedCfg, register_model
+from torch import nn
+
+from nst_data.errors import UsageError
+from nst_train.weights import WEIGHTS
+
+_HALF = (0.5, 0.5, 0.5)
+_OF_TIMM = (
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "pretrained_model_args",
+)  # timm passes them to all
+_own: set[str] = set()
+
+
+def register_network(
+    name: str,
+    make: Callable[..., nn.Module],
+    image_size: int,
+    mean: tuple[float, ...] = _HALF,
+    std: tuple[float, ...] = _HALF,
+) -> None:
+    """Let `name` stand for a network wherever a timm name can: `TrainSettings.model`, a recipe, a sealed teacher that is loaded again.
+
+    `make(classes)` gives the module, with initial weights by torch's seed; it maps images of shape (batch, 3, image_size, image_size),
+    normalized by `mean` and `std` of values in [0, 1], to logits of shape (batch, classes). Dropout of the settings goes before its last
+    layer with as many outputs as classes. For stochastic depth it has to take `drop_path_rate` and skip blocks by timm's DropPath.
+
+    A name is known while the program runs that registered it: register it again in the one that loads the teacher. Raises UsageError
+    for a name that is a network of timm.
+    """
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise UsageError(f"{name}: expected a name of letters, digits and _ that begins with a letter")
+    if timm.is_model(name) and name not in _own:
+        raise UsageError(f"{name}: expected a name that timm does not know, found one of its networks; give yours another")
+    config = PretrainedCfg(architecture=name, input_size=(3, image_size, image_size), mean=mean, std=std, crop_pct=1.0)
+
+    def network(pretrained: bool = False, num_classes: int | None = None, **options: Any) -> nn.Module:  # noqa: ANN401 - what timm passes on
+        stored = options.get("pretrained_cfg") or config
+        stored = stored if isinstance(stored, dict) else stored.to_dict()
+        num_classes = num_classes or stored["num_classes"]
+        made: Any = make(num_classes, **{key: value for key, value in options.items() if key not in _OF_TIMM})
+        made.pretrained_cfg = stored
+        made.num_classes = num_classes
+        if not hasattr(made, "num_features"):  # which timm's saver writes down
+            made.num_features = next((one.in_features for one in reversed([*made.modules()]) if isinstance(one, nn.Linear)), 0)
+        if pretrained:
+            made.load_state_dict(load_file(Path(made.pretrained_cfg["file"], WEIGHTS)))  # a folder, by local-dir:
+        return made  # type: ignore[no-any-return]
+
+    network.__name__ = name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a name is registered again
+        register_model(network)
+    _own.add(name)

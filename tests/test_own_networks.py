@@ -1,0 +1,68 @@
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+from nst_train.own_networks import register_network
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.teachers import load_classifier
+from nst_train.train import train
+
+RUN = RunSettings(workers=0, decode_threads=1)
+SETTINGS = TINY | {"model": "own_linear", "noise": {"operations": 0, "dropout": 0.2, "stochastic_depth": 0}}
+
+
+def linear(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, classes))
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_store):
+    register_network("own_linear", linear, image_size=16, mean=(0.4, 0.5, 0.6))
+    store, labeled, _ = tiny_store
+    return train(store, "own", TrainSettings(**SETTINGS), open_source(str(labeled), labeled=True), run=RUN)
+
+
+def test_a_network_of_ones_own_is_trained_sealed_and_loaded_with_its_weights_and_normalization(tiny_store, teacher):
+    classifier, _ = load_classifier(teacher.ref, tiny_store[0])
+    assert isinstance(classifier.network[1], nn.Linear)
+    assert classifier.class_names == ["ant", "bee", "cat"]
+    assert (classifier.preprocessing.mean, classifier.preprocessing.input_size) == ((0.4, 0.5, 0.6), (3, 16, 16))
+    assert teacher.verify() == []
+
+
+def test_its_first_weights_follow_the_seed(tiny_store, teacher):
+    store, labeled, _ = tiny_store
+    register_network("own_linear", linear, image_size=16, mean=(0.4, 0.5, 0.6))
+    again = train(store, "own-again", TrainSettings(**SETTINGS), open_source(str(labeled), labeled=True), run=RUN)
+    assert again.manifest.files["model.safetensors"] == teacher.manifest.files["model.safetensors"]
+
+
+def test_a_program_that_did_not_register_it_is_told_what_to_do(tiny_store, teacher, tmp_path):
+    import shutil
+
+    shutil.copytree(teacher.folder, tmp_path / "copy")
+    config = tmp_path / "copy" / "config.json"
+    config.write_text(config.read_text().replace("own_linear", "own_stranger"))
+    with pytest.raises(
+        NstError, match=r"own_stranger is no network of timm; if it is one of your own, load it in the program that registers it"
+    ):
+        load_classifier(f"local-dir:{tmp_path / 'copy'}", tiny_store[0])
+
+
+def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**SETTINGS | {"noise": {"stochastic_depth": 0.2}})
+    with pytest.raises(
+        NstError, match=r"own_linear: does not take drop_path_rate; set noise.stochastic_depth or noise.dropout to 0 for it"
+    ):
+        train(store, "own", settings, open_source(str(labeled), labeled=True), run=RUN)
+
+
+@pytest.mark.parametrize(("name", "said"), [("test_resnet", "found one of its networks"), ("my-net", "expected a name of letters")])
+def test_a_name_that_cannot_be_told_from_others_is_refused(name, said):
+    with pytest.raises(UsageError, match=said):
+        register_network(name, linear, image_size=16)
+    assert torch.is_tensor(linear(2)(torch.zeros(1, 3, 16, 16)))
