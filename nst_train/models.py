@@ -114,6 +114,21 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
     return data_config
 
 
+@torch.no_grad()
+def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int) -> None:
+    """Raises NstError where the network does not take images of this size, or does not give a number for each class."""
+    network.eval()
+    size = data_config["input_size"]
+    try:
+        found = tuple(network(torch.zeros(1, *size)).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise NstError(
+            f"image size {size[-1]}: {settings.model} does not take it ({first_line(error)}); give another by --image-size, or none"
+        ) from None
+    if found != (1, classes):
+        raise NstError(f"{settings.model}: expected logits of shape (1, {classes}) for one image, found {found}")
+
+
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:
     """Write config.json and model.safetensors, so that timm, transformers and nst load the folder as it is.
 

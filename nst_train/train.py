@@ -25,7 +25,7 @@ from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch,
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, autocast, cpus_of_this_process, set_threads, settled_precision, this_process
 from nst_train.loss import joint_cross_entropies, weighed
-from nst_train.models import check_names, count_parameters, create_network, data_config_of, freeze, local_weights, save_teacher
+from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, freeze, local_weights, save_teacher
 from nst_train.network_noise import NetworkNoise, add_noise
 from nst_train.noise import Normalize, seed_network, seed_of, training_transforms
 from nst_train.schedule import Schedule
@@ -224,6 +224,7 @@ class _Training:
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
         data_config = data_config_of(network, settings)
+        check_size(network, settings, data_config, len(class_names))
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         return cls(staging, step, labeled, pseudo, unreadable, data_config)
 

