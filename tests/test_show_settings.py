@@ -132,7 +132,7 @@ def test_a_recipes_settings_are_shown_for_each_generation(recipe):
 def test_a_recipe_is_shown_before_its_images_are_there():
     recipe = Path(__file__).parent.parent / "examples" / "imagenet.yaml"
     result = CliRunner().invoke(app, ["run", str(recipe), "--show-settings", "--json"], catch_exceptions=False)
-    assert [one["derived"]["images_per_step"] for one in json.loads(result.stdout)] == [2048, *(2048 * one for one in (15, 15, 29))]
+    assert [one["derived"]["images_per_step"] for one in json.loads(result.stdout)] == [2048, *(2048 * one for one in (15, 15, 29)), 2048]
     assert "no steps: " in result.stderr
     assert "no such file or folder" in result.stderr
 
