@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -11,7 +12,7 @@ from nst_train.batches import TrainingBatch
 from nst_train.models import create_network
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
-from nst_train.settings import TrainSettings
+from nst_train.settings import Noise, TrainSettings
 from nst_train.train import make_step
 
 NOISE = {"operations": 0, "dropout": 0.3, "stochastic_depth": 0.3}
@@ -122,3 +123,22 @@ def test_an_optimizer_that_refuses_its_settings_is_one_line():
 def test_a_network_that_has_no_blocks_to_skip_is_refused_before_any_step():
     with pytest.raises(NstError, match=r"set noise.stochastic_depth"):
         made(model="vgg11")
+
+
+def test_rmsprop_is_the_released_codes():
+    """TensorFlow 1: mean squares begin at 1, epsilon under the root, learning rate inside the momentum, weight decay in the gradient."""
+    step, batch = made(optimizer="rmsproptf", momentum=0.9, weight_decay=0.01, learning_rate=0.64, noise=Noise.none().model_dump())
+    network = step.accelerator.unwrap_model(step.network)
+    layer = network.head.weight
+    weights = layer.detach().double().numpy().copy()
+    squares, moved_by = np.ones_like(weights), np.zeros_like(weights)
+    gradients = []
+    layer.register_hook(lambda gradient: gradients.append(gradient.detach().double().numpy().copy()))
+    for number in range(4):
+        gradient_at = weights.copy()
+        step(number, batch)
+        gradient = gradients[-1] + 0.01 * gradient_at
+        squares = 0.9 * squares + 0.1 * gradient**2
+        moved_by = 0.9 * moved_by + step.schedule.learning_rate(number) * gradient / np.sqrt(squares + 1e-3)
+        weights = weights - moved_by
+        np.testing.assert_allclose(layer.detach().numpy(), weights, rtol=1e-4, atol=1e-6)
