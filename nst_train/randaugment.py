@@ -14,14 +14,17 @@ where they give the same pixels; these do not:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from random import Random
 
+import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from timm.data import auto_augment
 
+from nst_train.level_tables import autocontrast, equalize, through
 from nst_train.settings import Noise
 
+_LEVELS = np.arange(256)
 FILL = (128, 128, 128)
 _AT_MAGNITUDE = 10  # the amounts below are what an operation does at this magnitude
 _REFERENCE_SIDE, _TRANSLATE_PX, _CUTOUT_PX = 600, 100, 40  # of the released code, at the image size of its EfficientNet-B7
@@ -106,31 +109,16 @@ def cutout(image: Image.Image, side_px: int, random: Random) -> Image.Image:
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
-    return image.point(_posterize_table(int(bits)))
-
-
-@lru_cache
-def _posterize_table(bits: int) -> list[int]:
-    shift = min((8 - bits) % 256, 7)  # TensorFlow shifts a byte by no more than 7
-    return [value >> shift << shift for value in range(256)] * 3
+    shift = min((8 - int(bits)) % 256, 7)  # TensorFlow shifts a byte by no more than 7
+    return through(image, _LEVELS >> shift << shift)
 
 
 def _solarize(image: Image.Image, threshold: float) -> Image.Image:
-    return image.point(_solarize_table(int(threshold) % 256))
-
-
-@lru_cache
-def _solarize_table(threshold: int) -> list[int]:
-    return [value if value < threshold else 255 - value for value in range(256)] * 3
+    return through(image, np.where(int(threshold) % 256 > _LEVELS, _LEVELS, 255 - _LEVELS))
 
 
 def _solarize_add(image: Image.Image, addition: float) -> Image.Image:
-    return image.point(_solarize_add_table(int(addition)))
-
-
-@lru_cache
-def _solarize_add_table(addition: int) -> list[int]:
-    return [min(255, value + addition) if value < 128 else value for value in range(256)] * 3
+    return through(image, np.where(_LEVELS < 128, np.minimum(_LEVELS + int(addition), 255), _LEVELS))
 
 
 def _contrast(image: Image.Image, factor: float) -> Image.Image:
@@ -150,8 +138,8 @@ def _shear(image: Image.Image, level: float, across: bool) -> Image.Image:
 
 _nearest = {"resample": Image.Resampling.NEAREST, "fillcolor": FILL}
 _CHANGES: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "AutoContrast": lambda image, _: auto_augment.auto_contrast(image),
-    "Equalize": lambda image, _: auto_augment.equalize(image),
+    "AutoContrast": lambda image, _: autocontrast(image),
+    "Equalize": lambda image, _: equalize(image),
     "Invert": lambda image, _: ImageChops.invert(image),
     "Rotate": partial(auto_augment.rotate, **_nearest),
     "Posterize": _posterize,

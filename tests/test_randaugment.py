@@ -246,9 +246,34 @@ def test_signs_are_drawn_evenly():
     assert 150 < left < 250
 
 
-@pytest.mark.parametrize(
-    ("name", "amounts"), [("AutoContrast", ()), ("Equalize", ()), ("Invert", ()), ("Color", (1.9,)), ("Brightness", (1.9,))]
-)
-def test_what_timm_does_alike_equals_timms_operation(name, amounts):
-    theirs = auto_augment.NAME_TO_OP[name](Image.fromarray(SMOOTH), *amounts)
-    assert (changed(name, 1.9, SMOOTH) == np.asarray(theirs)).all()
+def plain(height, width):
+    return np.full((height, width, 3), 77, np.uint8)
+
+
+def one_channel_plain(height, width):
+    pixels = np.resize(SMOOTH, (height, width, 3)).copy()
+    pixels[..., 1] = 200
+    return pixels
+
+
+def smooth(height, width):
+    return np.resize(SMOOTH, (height, width, 3))
+
+
+def noisy(height, width):
+    return np.resize(PIXELS, (height, width, 3))
+
+
+@pytest.mark.parametrize("size", [(40, 48), (90, 80)])  # with and without NumPy's look-up
+@pytest.mark.parametrize("pixels_of", [smooth, noisy, plain, one_channel_plain])
+@pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Invert", "Color", "Brightness"])
+def test_what_timm_does_alike_equals_timms_operation(name, pixels_of, size):
+    pixels, amounts = pixels_of(*size), [1.9] if name in ("Color", "Brightness") else []
+    theirs = auto_augment.NAME_TO_OP[name](Image.fromarray(pixels), *amounts)
+    assert (changed(name, 1.9, pixels) == np.asarray(theirs)).all()
+
+
+@pytest.mark.parametrize("name", ["Posterize", "Solarize", "SolarizeAdd"])
+def test_large_and_small_images_go_through_the_same_table(name):
+    large, amount = noisy(120, 48), amount_of(name, 9)
+    assert (changed(name, amount, large)[:40] == changed(name, amount, large[:40])).all()
