@@ -140,4 +140,4 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalize a batch."""
-        return (images.contiguous().float() - self._mean) / self._std
+        return (images.float() - self._mean) / self._std
