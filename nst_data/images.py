@@ -4,7 +4,8 @@ import io
 import struct
 import threading
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LIES = {5, 6, 7, 8}  # orientations in which width and height change places
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 
 
@@ -96,16 +98,29 @@ def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Ima
     With `least_side_px` a JPEG may come out smaller by 2, 4 or 8, both sides at least as long as that: its decoder leaves out the
     fine detail, at a fraction of the cost. The first frame stands for an animation. Raises ImageError with the reason.
     """
+    with _opened(encoded) as image:
+        check_size(image.width, image.height)
+        with large_images_alone(image.width * image.height):
+            if least_side_px and image.format == "JPEG":
+                image.draft(None, reduced_size(image.width, image.height, least_side_px))
+            image.load()
+            return _upright(_to_rgb(image), _orientation(image))
+
+
+def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
+    """(width, height) of the image as `decode` gives it, read from its header. Raises ImageError with the reason."""
+    with _opened(encoded) as image:
+        lies = _orientation(image) in _LIES
+        return (image.height, image.width) if lies else (image.width, image.height)
+
+
+@contextmanager
+def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
     if not encoded:
         raise ImageError("empty file")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            check_size(image.width, image.height)
-            with large_images_alone(image.width * image.height):
-                if least_side_px and image.format == "JPEG":
-                    image.draft(None, reduced_size(image.width, image.height, least_side_px))
-                image.load()
-                return _upright(_to_rgb(image), _orientation(image))
+            yield image
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
@@ -113,9 +128,14 @@ def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Ima
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
 
 
+def reduced_factor(width: int, height: int, least_side_px: int) -> int:
+    """The largest of 8, 4, 2 and 1 by which both sides can be divided and are still at least `least_side_px`."""
+    return next((factor for factor in (8, 4, 2) if min(width, height) // factor >= least_side_px), 1)
+
+
 def reduced_size(width: int, height: int, least_side_px: int) -> tuple[int, int]:
     """(width, height) of the smallest of the sizes 1/1, 1/2, 1/4 and 1/8 whose sides are both at least `least_side_px`."""
-    factor = next((factor for factor in (8, 4, 2) if min(width, height) // factor >= least_side_px), 1)
+    factor = reduced_factor(width, height, least_side_px)
     return width // factor, height // factor
 
 

@@ -26,7 +26,7 @@ from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
-from nst_train.noise import Transform, seed_of, seed_transforms
+from nst_train.noise import Transform, seed_of
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
 
@@ -211,7 +211,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         if self._pseudo is not None:
             pseudo_images, targets = self._pseudo_batch(step, self._pseudo)
             images += pseudo_images
-        return TrainingBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(self._labeled.labels[drawn]), targets)
+        return TrainingBatch(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.from_numpy(self._labeled.labels[drawn]), targets)
 
     def _positions(self, step: int, batch_size: int) -> NDArray[np.int64]:
         """This process's share of the step's positions in the endless stream."""
@@ -234,8 +234,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
             return self._augmented(self._labeled.source.read(row), "labeled", position)
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
-        seed_transforms(seed_of(self._settings.seed, part, "noise", int(position)))
-        return np.asarray(self._transforms[part](decode(encoded)))
+        return self._transforms[part](encoded, seed_of(self._settings.seed, part, "noise", int(position)))
 
 
 @contextmanager

@@ -1,29 +1,28 @@
-"""Input noise and its seeds: RandAugment over random crops and flips.
+"""Input noise and its seeds: random crops, flips and RandAugment or another augmentation.
 
 Dropout and stochastic depth are made into the network (`models.create_network`).
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
-from timm.data.auto_augment import AugmentOp, RandAugment
+from timm.data.auto_augment import AutoAugment, posterize
+from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
+from nst_train.crops import PaddedCrop, RandomResizedCrop
+from nst_train.randaugment import RandAugment, cutout
 from nst_train.settings import Noise, TrainSettings
 
-_OPERATIONS = (
-    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
-    *("Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"),
-)
-_LEAST_MAGNITUDE = {"Posterize": 3}  # below, it keeps 0 bits of each channel, which Pillow refuses
-
-Transform = Callable[[Image.Image], Any]
+Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 
 
 def seed_of(*words: int | str) -> int:
@@ -53,35 +52,89 @@ def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) ->
 
 
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
-    """Random crop, flip and RandAugment; gives uint8 of shape (3, height, width), normalized later on the device."""
-    transform = create_transform(
-        input_size=data_config["input_size"],
-        is_training=True,
-        scale=(settings.crop_scale_min, 1.0),
-        ratio=(3 / 4, 4 / 3) if settings.crop_scale_min < 1 else (1.0, 1.0),
-        hflip=settings.flip,
-        color_jitter=0.0,
-        interpolation=data_config["interpolation"],
-        mean=data_config["mean"],
-        std=data_config["std"],
-        use_prefetcher=True,
-    )
-    if settings.noise.operations:
-        transform.transforms.insert(-1, randaugment(settings.noise))  # the last transform makes an array of the image
-    return transform  # type: ignore[no-any-return]
+    """Encoded bytes and a seed to a noised image: uint8 of shape (height, width, 3), normalized later on the device.
 
-
-def randaugment(noise: Noise) -> Transform:
-    """RandAugment as the released code has it: every drawn operation is applied, at a magnitude that is not clipped.
-
-    timm's own policy string applies each with probability 0.5, clips the magnitude to 10 and moves images by 45% at 10, which at 27 leaves
-    none of the image. The released code moves them by 100 pixels at 10, a sixth of its B7's 600. There is no Cutout among the operations.
+    Random resized crop, flip, RandAugment, Cutout; with `crop_padding` RandAugment, Cutout, random crop, flip, as the released code does
+    for small images. The image depends on the bytes and the seed alone. Raises ImageError for bytes that cannot be decoded.
     """
-    hparams = {"translate_pct": 100 / 600, "img_mean": (128, 128, 128), "magnitude_max": max(10, noise.magnitude)}
-    operations = [
-        AugmentOp(name, prob=1.0, magnitude=max(noise.magnitude, _LEAST_MAGNITUDE.get(name, 0)), hparams=hparams) for name in _OPERATIONS
-    ]
-    return RandAugment(operations, noise.operations)  # type: ignore[no-any-return]
+    _, height, width = data_config["input_size"]
+    scale_min = 1.0 if settings.crop_padding else settings.crop_scale_min
+    crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"])
+    steps = _augmentations(settings.noise, data_config)
+    flip = [_Flip(settings.flip)] if settings.flip else []
+    if settings.crop_padding:
+        return _Chain(crop, [*steps, PaddedCrop(settings.crop_padding, (height, width)), *flip])
+    return _Chain(crop, [*flip, *steps])
+
+
+_Step = Callable[[Image.Image, Random], Image.Image]
+
+
+class _Chain:
+    def __init__(self, crop: RandomResizedCrop, steps: list[_Step]) -> None:
+        self._crop, self._steps = crop, steps
+
+    def __call__(self, encoded: bytes | memoryview, seed: int) -> NDArray[np.uint8]:
+        drawn = Random(seed)
+        image = self._crop(encoded, drawn)
+        for step in self._steps:
+            image = step(image, drawn)
+        return np.asarray(image)
+
+
+class _Flip:
+    def __init__(self, chance: float) -> None:
+        self._chance = chance
+
+    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if random.random() < self._chance else image
+
+
+class _Cutout:
+    def __init__(self, side_px: int) -> None:
+        self._side_px = side_px
+
+    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
+        return cutout(image, self._side_px, random)
+
+
+class _FromTimm:
+    """An augmentation that timm makes of a string; it draws from the three global generators, which are seeded for each image."""
+
+    def __init__(self, augmentation: str, data_config: dict[str, Any]) -> None:
+        _, stage, _ = transforms_imagenet_train(
+            img_size=data_config["input_size"][1:],
+            color_jitter=None,
+            auto_augment=augmentation,
+            interpolation=data_config["interpolation"],
+            mean=data_config["mean"],
+            separate=True,
+        )
+        (self._augment,) = stage.transforms
+        policy = self._augment.policy if isinstance(self._augment, AutoAugment) else [self._augment.ops]
+        for operation in itertools.chain(*policy):
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
+
+    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
+        seed_transforms(random.getrandbits(32))
+        return self._augment(image)  # type: ignore[no-any-return]
+
+
+def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
+    """timm's, for which 0 bits and fewer are a black image; Pillow 13 refuses to do it."""
+    return posterize(image, bits, **options) if bits > 0 else Image.new("RGB", image.size)
+
+
+def _augmentations(noise: Noise, data_config: dict[str, Any]) -> list[_Step]:
+    steps: list[_Step] = []
+    if noise.augmentation:
+        steps.append(_FromTimm(noise.augmentation, data_config))
+    elif noise.operations:
+        steps.append(RandAugment(noise, min(data_config["input_size"][1:])))
+    if noise.cutout:
+        steps.append(_Cutout(noise.cutout))
+    return steps
 
 
 class Normalize:

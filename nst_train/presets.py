@@ -7,8 +7,8 @@ The networks are timm's `tf_` ones: their padding and batch-norm epsilon are tho
 timm publishes for them are the paper's. Their padding costs time (a step of B0 took 1.1 to 1.3 times as long on a CPU core); any other
 network, such as `efficientnet_b7`, can be named beside a preset.
 
-Not in a preset, for no setting of a training has it: batch-norm's decay (0.99 in the released code, 0.9 in timm's networks), which images
-are selected (`nst balance`), for L2 the finetuning at a larger size, for SVHN the crops of padded images and the square cut out of each.
+Not in a preset: batch-norm's decay (0.99 in the released code, 0.9 in timm's networks), for which there is no setting; which images are
+selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training (`finetune`, examples/imagenet.yaml).
 Imports no torch.
 """
 
@@ -115,7 +115,7 @@ def _presets() -> dict[str, Preset]:
         },
     )
     # A.3 names the network and its strides. The staircase ends near the released code's final learning rate of 0.0002 per 256 images.
-    svhn = _COMMON | {
+    svhn = {place: one for place, one in _COMMON.items() if place != "crop_scale_min"} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
         "epochs": (202.3, CODE),  # 109,474 steps of 128 over 69,257 labeled images
@@ -123,7 +123,8 @@ def _presets() -> dict[str, Preset]:
         "ratio": (5, CODE),
         "weight_decay": (1e-4, CODE),
         "flip": (0, CODE),
-        "crop_scale_min": (1, CODE),
+        "crop_padding": (4, CODE),
+        "noise.cutout": (16, CODE),
         "noise.operations": (2, CODE),
         "noise.magnitude": (5, CODE),
         "noise.dropout": (0.2, CODE),

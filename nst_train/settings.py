@@ -1,9 +1,10 @@
 """Settings of noise, training, labeling and of a recipe: the only home of their defaults. Imports no torch."""
 
 import os
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
@@ -13,6 +14,12 @@ PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
+_NUMBER = r"\d+(\.\d+)?"
+_AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
+    rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
+    rf"|augmix(-(m|d|b)\d+|-w[1-9]|-mstd{_NUMBER}|-a(?!0+(\.0+)?(-|$)){_NUMBER})*"
+    rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"
+)
 
 
 class Noise(Settings):
@@ -23,6 +30,10 @@ class Noise(Settings):
 
     magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
+    augmentation: str | None = Field(
+        None, description="In place of RandAugment, by timm's word: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
+    )
+    cutout: int = Field(0, ge=0, description="Side in pixels of a gray square that covers a random part of each image; 0 for none.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
     stochastic_depth: float = Field(0.2, ge=0, lt=1, description="Chance that the last block is skipped; linear from 0 at the first.")
 
@@ -31,12 +42,29 @@ class Noise(Settings):
         """No RandAugment, no dropout, no stochastic depth."""
         return cls(magnitude=0, operations=0, dropout=0, stochastic_depth=0)
 
+    @field_validator("augmentation")
+    @classmethod
+    def _is_one_of_timms(cls, value: str | None) -> str | None:
+        if value is not None and not _AUGMENTATION.fullmatch(value):
+            raise ValueError(
+                "expected an augmentation of timm, such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original, originalr, v0, v0r, 3a"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _augments_in_one_way(self) -> Self:
+        fields = type(self).model_fields
+        if self.augmentation and any(getattr(self, name) != fields[name].default for name in ("magnitude", "operations")):
+            raise ValueError("`augmentation` takes the place of RandAugment with its `magnitude` and `operations`; leave those out")
+        return self
+
 
 class PseudoNoise(Settings):
     """Where the noise of pseudo-labeled images differs from that of labeled ones (Table 6); what is left out is the same."""
 
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if another.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if others.")
+    cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if another.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if another.")
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if another.")
 
@@ -89,6 +117,11 @@ class TrainSettings(Settings):
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
     )
+    crop_padding: int = Field(
+        0,
+        ge=0,
+        description="Mirror so many pixels at each border and crop to the size, in place of a random resized crop; 0 does not.",
+    )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
     )
@@ -129,6 +162,12 @@ class TrainSettings(Settings):
             raise ValueError("`start` and `pretrained` both say where weights come from; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _crops_in_one_way(self) -> Self:
+        if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
+            raise ValueError("`crop_padding` takes the place of a random resized crop with its `crop_scale_min`; leave one of them out")
+        return self
+
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
@@ -136,7 +175,10 @@ class TrainSettings(Settings):
     @property
     def noise_of_pseudo(self) -> Noise:
         """The noise of pseudo-labeled images."""
-        return self.noise.model_copy(update=self.pseudo_noise.model_dump(exclude_none=True))
+        changed = self.pseudo_noise.model_dump(exclude_none=True)
+        if {"magnitude", "operations"} & changed.keys():
+            changed["augmentation"] = None  # RandAugment, or none, in place of another augmentation
+        return self.noise.model_copy(update=changed)
 
     @property
     def staircase_epochs(self) -> float:

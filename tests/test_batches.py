@@ -37,6 +37,7 @@ def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_one
     (batch,) = batches(tiny_store, tmp_path, range(1))
     assert batch.images.shape == (4 + 8, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)  # as images are decoded, and as networks compute fastest
     assert batch.labels.shape == (4,)
     assert {name: column.shape for name, column in batch.pseudo.items()} == {"probs": (8, 3)}
 

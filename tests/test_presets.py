@@ -42,6 +42,7 @@ def test_a_preset_has_the_published_figures(preset):
     assert (found.loss, found.hard, found.pretrained) == ("concat", False, False)
     assert found.weight_decay == (1e-4 if preset == "svhn" else 1e-5)
     assert found.flip == (0 if preset == "svhn" else 0.5)
+    assert (found.crop_padding, noise.cutout) == ((4, 16) if preset == "svhn" else (0, 0))
 
 
 @pytest.mark.parametrize("preset", ["efficientnet-b0", "efficientnet-b4", "efficientnet-b5", "efficientnet-l2"])

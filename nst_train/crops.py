@@ -1,0 +1,106 @@
+"""Encoded bytes to a training crop: which part of the image, decoded no larger than it needs, resized once."""
+
+import math
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from nst_data.images import jpeg_header, reduced_factor, upright_size
+from nst_train.preprocessing import decode_pixels
+
+_OVERSIZE = 2  # a JPEG is decoded so that the crop has no less than twice the size that it is then resized to
+_ASPECTS = (3 / 4, 4 / 3)
+_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A part of an image, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def middle_square(width: int, height: int) -> Box:
+    """The largest square in the middle."""
+    side = min(width, height)
+    return Box((width - side) // 2, (height - side) // 2, side, side)
+
+
+def random_box(width: int, height: int, scale_min: float, random: Random) -> Box:
+    """A part with an area from `scale_min` of the image to all of it and an aspect ratio from 3/4 to 4/3, as timm and torchvision draw it.
+
+    With `scale_min` 1 there is one such part: the largest square in the middle.
+    """
+    if scale_min == 1:
+        return middle_square(width, height)
+    for _ in range(_ATTEMPTS):
+        area = random.uniform(scale_min, 1.0) * width * height
+        aspect = math.exp(random.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
+        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if wide <= width and high <= height:
+            top = random.randint(0, height - high)
+            return Box(random.randint(0, width - wide), top, wide, high)
+    wide, high = min(width, round(height * _ASPECTS[1])), min(height, round(width / _ASPECTS[0]))
+    return Box((width - wide) // 2, (height - high) // 2, wide, high)
+
+
+class RandomResizedCrop:
+    """Encoded bytes to a random part of the image, resized."""
+
+    def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str) -> None:
+        """`size_px` is (height, width); `interpolation` is timm's word: bicubic or bilinear."""
+        self._scale_min, self._size, self._interpolation = scale_min, size_px, interpolation
+
+    def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
+        """An RGB image of the size asked for. Raises ImageError for bytes that cannot be decoded."""
+        header, box = jpeg_header(encoded), None
+        least_side_px = None
+        if header is not None and min(header.width, header.height) >= 2 * _OVERSIZE * max(self._size):
+            width, height = upright_size(encoded)
+            box = random_box(width, height, self._scale_min, random)
+            factor = reduced_factor(box.width, box.height, _OVERSIZE * max(self._size))
+            least_side_px = min(width, height) // factor if factor > 1 else None
+        pixels = decode_pixels(encoded, least_side_px).permute(1, 2, 0)
+        if box is None:
+            box = random_box(pixels.shape[1], pixels.shape[0], self._scale_min, random)
+        elif least_side_px is not None:
+            box = _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
+        part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+        return Image.fromarray(_resized(part, self._size, self._interpolation))
+
+
+def _scaled(box: Box, across: float, down: float) -> Box:
+    left, right = round(box.left * across), round((box.left + box.width) * across)
+    top, bottom = round(box.top * down), round((box.top + box.height) * down)
+    return Box(left, top, right - left, bottom - top)
+
+
+def _resized(pixels: torch.Tensor, size_px: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
+    """uint8 of shape (h, w, 3) to (height, width, 3). Memory stays in this order, which is torch's fastest for it."""
+    if pixels.shape[:2] != size_px:
+        batch = pixels[None].permute(0, 3, 1, 2)
+        pixels = F.interpolate(batch, size=size_px, mode=interpolation, antialias=True)[0].permute(1, 2, 0)
+    array: NDArray[np.uint8] = np.ascontiguousarray(pixels.numpy())
+    return array
+
+
+class PaddedCrop:
+    """A random part of an image that was padded with its own mirror image; as large as the image (SVHN in the released code)."""
+
+    def __init__(self, padding_px: int, size_px: tuple[int, int]) -> None:
+        """`size_px` is (height, width) of the images."""
+        self._padding, self._size = padding_px, size_px
+        self._rows, self._columns = (np.pad(np.arange(side), padding_px, mode="reflect") for side in size_px)
+
+    def __call__(self, image: Image.Image, random: Random) -> Image.Image:
+        """The part, an image of the same size."""
+        top, left = random.randint(0, 2 * self._padding), random.randint(0, 2 * self._padding)
+        rows, columns = self._rows[top : top + self._size[0]], self._columns[left : left + self._size[1]]
+        return Image.fromarray(np.asarray(image).take(rows, axis=0).take(columns, axis=1))

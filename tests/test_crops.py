@@ -1,0 +1,96 @@
+import io
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from nst_data.images import ImageError, upright_size
+from nst_train.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box
+
+
+def photograph(width, height):
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def crop(image, size, scale_min, seed, kind="BMP", interpolation="bicubic", **options):
+    return np.asarray(RandomResizedCrop(scale_min, size, interpolation)(encoded(image, kind, **options), random.Random(seed)))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (32, 32), (100, 900), (900, 100)])
+@pytest.mark.parametrize("scale_min", [0.08, 0.6])
+def test_boxes_are_drawn_as_timm_draws_them(size, scale_min):
+    for seed in range(200):
+        random.seed(seed)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(Image.new("L", size), (scale_min, 1.0), (3 / 4, 4 / 3))
+        assert random_box(*size, scale_min, random.Random(seed)) == Box(left, top, width, height)
+
+
+def test_a_scale_of_one_takes_the_largest_square_in_the_middle():
+    assert random_box(50, 30, 1.0, random.Random(0)) == middle_square(50, 30) == Box(10, 0, 30, 30)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_the_box_is_resized_as_pillow_resizes_it_to_within_two_levels(interpolation):
+    image = photograph(300, 200)
+    for seed in range(10):
+        left, top, width, height = random_box(300, 200, 0.2, random.Random(seed))
+        theirs = image.resize((64, 48), Image.Resampling[interpolation.upper()], box=(left, top, left + width, top + height))
+        cut_first = image.crop((left, top, left + width, top + height)).resize((64, 48), Image.Resampling[interpolation.upper()])
+        ours = crop(image, (48, 64), 0.2, seed, interpolation=interpolation)
+        assert ours.shape == (48, 64, 3)
+        assert np.abs(ours.astype(int) - np.asarray(cut_first)).max() <= 2
+        assert np.abs(ours.astype(int) - np.asarray(theirs)).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_large_jpeg_is_decoded_smaller_and_gives_the_same_part_of_it(orientation):
+    large = photograph(1600, 1200)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    jpeg = encoded(large, quality=95, exif=exif)
+    upright = {1: large, 3: large.rotate(180), 6: large.rotate(-90, expand=True), 8: large.rotate(90, expand=True)}[orientation]
+    assert upright_size(jpeg) == upright.size
+    for seed in range(5):
+        smaller = crop(large, (64, 64), 0.2, seed, "JPEG", quality=95, exif=exif)
+        whole = crop(upright, (64, 64), 0.2, seed, "BMP")
+        assert np.abs(smaller.astype(int) - whole).mean() < 2
+
+
+def test_only_a_jpeg_whose_crop_keeps_twice_its_size_is_decoded_smaller(monkeypatch):
+    asked = []
+    monkeypatch.setattr("nst_train.crops.decode_pixels", lambda data, least=None: asked.append(least) or decode_pixels(data, least))
+    from nst_train.preprocessing import decode_pixels
+
+    for size, scale_min in (((600, 500), 1.0), ((255, 300), 1.0), ((256, 300), 1.0), ((1024, 1024), 1.0)):
+        crop(photograph(*size), (64, 64), scale_min, 0, "JPEG")
+    assert asked == [250, None, 128, 128]
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(photograph(1600, 1200))[:40], encoded(photograph(1600, 1200))[:3000]])
+def test_bytes_that_cannot_be_decoded_are_named(data):
+    with pytest.raises(ImageError, match=r"(?i)empty file|known format|truncated"):
+        RandomResizedCrop(0.08, (32, 32), "bicubic")(data, random.Random(0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_padded_crop_is_a_part_of_the_image_with_its_mirrored_border(seed):
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    part = np.asarray(PaddedCrop(4, (12, 16))(Image.fromarray(pixels), random.Random(seed)))
+    padded = np.pad(pixels, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    places = [(y, x) for y in range(9) for x in range(9) if (padded[y : y + 12, x : x + 16] == part).all()]
+    assert len(places) == 1
+
+
+def test_a_padded_crop_comes_from_every_place():
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    draw, drawn = PaddedCrop(1, (8, 8)), random.Random(0)
+    assert len({np.asarray(draw(Image.fromarray(pixels), drawn)).tobytes() for _ in range(200)}) == 9
