@@ -4,10 +4,12 @@ On a CPU each thread takes a whole batch from bytes to probabilities, which leav
 of cores. On a GPU the threads decode, and the device computes one batch while the results of the one before come back.
 """
 
+import copy
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +24,7 @@ from nst_data.errors import NstError, first_line
 from nst_data.images import ImageError, check_shape, image_hash, phash
 from nst_data.sources import Row, Source
 from nst_train.device import autocast, cpus_of_this_process, set_threads, settled_precision, this_device
+from nst_train.noised_teacher import TeacherNoise
 from nst_train.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 from nst_train.teachers import Teacher
 
@@ -120,7 +123,7 @@ def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     )
     def fitting(batch_size: int) -> Computation:
         chosen = Computation(batch_size, computation.precision, computation.device)
-        forward = _Forward(teacher, chosen)
+        forward = _Forward(replace(teacher, noise=None), chosen)
         forward([torch.zeros(batch_size, *shape) for shape in _shapes(teacher)])
         return chosen
 
@@ -153,20 +156,29 @@ def predict(
     on_gpu = computation.device != "cpu"
 
     def load(batch: B) -> Images:
-        images = load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes)
+        images = load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise)
         return replace(images, pixels=[one.pin_memory() for one in images.pixels]) if on_gpu else images
 
-    def answer(images: Images) -> Prediction:
-        return Prediction(forward(images.pixels), replace(images, pixels=[]))
+    def answer(batch: B, images: Images) -> Prediction:
+        with teacher.noise.drawing(_ids(batch, computation.batch_size)) if teacher.noise else nullcontext():
+            return Prediction(forward(images.pixels), replace(images, pixels=[]))
 
     if on_gpu:  # the device is given its next batch while this one's results are fetched
-        yield from ((batch, answer(images)) for batch, images in _in_threads(load, batches, threads))
+        yield from ((batch, answer(batch, images)) for batch, images in _in_threads(load, batches, threads))
     else:
-        yield from _in_threads(lambda batch: answer(load(batch)), batches, threads)
+        yield from _in_threads(lambda batch: answer(batch, load(batch)), batches, threads)
 
 
-def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool) -> Images:
-    """Read, hash, decode and prepare the rows of a batch, in this thread."""
+def _ids(batch: B, batch_size: int) -> list[int]:
+    """The rows of a whole batch; 0 where there is no image."""
+    ids = [row.id for row in batch.rows]
+    return ids + [0] * (batch_size - len(ids))
+
+
+def load_images(
+    rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool, noise: TeacherNoise | None = None
+) -> Images:
+    """Read, hash, decode, noise and prepare the rows of a batch, in this thread."""
     exact = any(one.exact for one in preprocessings)
     sides = [one.least_side_px for one in preprocessings]
     least_side_px = None if None in sides else max(side for side in sides if side is not None)
@@ -177,7 +189,8 @@ def load_images(rows: Sequence[Row], preprocessings: Sequence[Preprocessing], ba
             encoded = row.read()
             pixels = decode_pixels(encoded, least_side_px, exact)
             check_shape(pixels.shape[2], pixels.shape[1])
-            views = [_prepared(one, pixels) for one in preprocessings]
+            noised = noise.augmented(pixels, row.id) if noise else pixels
+            views = [_prepared(one, noised) for one in preprocessings]
         except (NstError, OSError) as error:
             reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
             continue
@@ -218,11 +231,17 @@ class _Forward:
     def __init__(self, teacher: Teacher, computation: Computation, temperature: float = 1.0) -> None:
         self._teacher, self._computation, self._temperature = teacher, computation, temperature
         self._device = this_device() if computation.device != "cpu" else torch.device("cpu")
-        self._networks: list[Callable[[Tensor], Tensor]] = [_placed(member.network, self._device) for member in teacher.members]
+        placed = [_placed(member.network, self._device) for member in teacher.members]
+        if teacher.noise:
+            placed = [copy.deepcopy(network) for network in placed]
+            for network in placed:
+                teacher.noise.add_to(network, len(teacher.class_names))
+        self._networks: list[Callable[[Tensor], Tensor]] = list(placed)
         self._which = [teacher.preprocessings.index(member.preprocessing) for member in teacher.members]
         if computation.compile:
             self._networks = [torch.compile(network) for network in self._networks]
-            self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compiled once, before threads share it
+            with teacher.noise.drawing([0] * computation.batch_size) if teacher.noise else nullcontext():
+                self([torch.zeros(computation.batch_size, *shape) for shape in _shapes(teacher)])  # compiled once, before threads share it
 
     def __call__(self, pixels: Sequence[Tensor]) -> Float[Tensor, "batch classes"]:
         """Log-probabilities of a whole batch, on the device."""

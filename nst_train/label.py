@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from nst_data import cards
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
@@ -53,6 +53,8 @@ def label(
     _check_not_like(store, corpus, generation)
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     inputs = work.inputs(teacher)
+    if calibration is not None and settings.noise:
+        raise UsageError("--calibrate and --noise: a temperature is fitted to an un-noised teacher; leave one of them out")
     if calibration is not None:
         inputs["calibration"] = calibration_input(store, inputs, settings, calibration)
     staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
@@ -155,14 +157,18 @@ class _Work:
         self._names = (teacher,) if isinstance(teacher, str) else tuple(teacher)
         entries = teacher_entries(self._names, self.store)
         if entries is None:
-            self._teacher, entries = load_teacher(self._names, self.store, self.settings.exact_transform)
+            self._teacher, entries = load_teacher(self._names, self.store, self.settings.exact_transform, self._noise_seed)
         return {**entries, "pool": self.pool.lineage}
+
+    @property
+    def _noise_seed(self) -> int | None:
+        return self.settings.seed if self.settings.noise else None
 
     @property
     def teacher(self) -> Teacher:
         """The teacher, loaded when it is first needed."""
         if self._teacher is None:
-            self._teacher, _ = load_teacher(self._names, self.store, self.settings.exact_transform)
+            self._teacher, _ = load_teacher(self._names, self.store, self.settings.exact_transform, self._noise_seed)
         return self._teacher
 
     def begin(self, request: Request, corpus: str, generation: int | None, edition: int | None = None) -> Version | Staging:

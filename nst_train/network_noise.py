@@ -37,7 +37,7 @@ class NetworkNoise:
         self._positions = torch.zeros(0, dtype=torch.int64, device=device)
         self._labeled = 0
 
-    def begin(self, step: int, labeled: range, pseudo: range) -> None:
+    def begin(self, step: int, labeled: Sequence[int], pseudo: Sequence[int]) -> None:
         """The next images: labeled ones at these positions of the step, then pseudo-labeled ones at theirs."""
         self._key.fill_(seed_of(self._seed, "network noise", step))
         positions = torch.cat([2 * torch.tensor(labeled, dtype=torch.int64), 2 * torch.tensor(pseudo, dtype=torch.int64) + 1])

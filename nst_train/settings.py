@@ -201,11 +201,19 @@ class LabelSettings(Settings):
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )
     limit: int | None = Field(None, ge=1, description="Label only the first images of the pool.")
+    noise: bool = Field(
+        False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Decides the noise of --noise, and nothing without.")
     exact_transform: bool = Field(
         False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the forward pass; auto: fp32 on CPUs, bf16 on GPUs.")
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
+
+    def for_request(self) -> dict[str, Any]:
+        """The settings that shape labels, as JSON values: without noise no seed does."""
+        return self.model_dump(mode="json", exclude=None if self.noise else {"seed"})
 
 
 class ReadSettings(Settings):

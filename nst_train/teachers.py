@@ -3,12 +3,13 @@
 Only safetensors are read, and no code that comes with a model is run.
 """
 
+import copy
 import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from nst_data.manifest import Input, json_digest
 from nst_data.sources import match_classes
 from nst_data.store import Store
 from nst_train.models import check_name, count_parameters
+from nst_train.noised_teacher import TeacherNoise
 from nst_train.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
+from nst_train.settings import Noise
 from nst_train.transformers_networks import Logits
 from nst_train.weights import CONFIG, FOLDER, WEIGHTS, download, published_weights, require_safetensors
 
@@ -50,6 +53,7 @@ class Teacher:
 
     members: tuple[Classifier, ...]
     columns: tuple[Tensor | None, ...]
+    noise: TeacherNoise | None = None
 
     @classmethod
     def of(cls, *members: Classifier) -> "Teacher":
@@ -95,10 +99,27 @@ class Teacher:
         return mean if temperature == 1 else torch.log_softmax(mean / temperature, dim=1)
 
 
-def load_teacher(names: Sequence[str], store: Store, exact: bool = False) -> tuple[Teacher, dict[str, Input]]:
-    """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ..."""
-    loaded = [load_classifier(name, store, exact) for name in names]
-    return Teacher.of(*(classifier for classifier, _ in loaded)), _roles([entry for _, entry in loaded])
+def load_teacher(
+    names: Sequence[str], store: Store, exact: bool = False, noise_seed: int | None = None
+) -> tuple[Teacher, dict[str, Input]]:
+    """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ...
+
+    With `noise_seed` it is noised as it was trained, where that is known, else as the paper's.
+    """
+    noise = None if noise_seed is None else _noise_of(names, store)
+    loaded = [load_classifier(name, store, exact, noise.stochastic_depth if noise else 0.0) for name in names]
+    teacher = Teacher.of(*(classifier for classifier, _ in loaded))
+    if noise is not None and noise_seed is not None:
+        for member in teacher.members:  # refused before any work
+            TeacherNoise(noise, noise_seed).add_to(copy.deepcopy(member.network), len(teacher.class_names))
+        teacher = replace(teacher, noise=TeacherNoise(noise, noise_seed))
+    return teacher, _roles([entry for _, entry in loaded])
+
+
+def _noise_of(names: Sequence[str], store: Store) -> Noise:
+    if len(names) > 1 or not is_in_store(names[0], store):
+        return Noise()
+    return Noise.model_validate(store.open(names[0], "teacher").manifest.request.settings["noise"])
 
 
 def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | None:
@@ -114,24 +135,25 @@ def _roles(entries: Sequence[Input]) -> dict[str, Input]:
     return {f"teacher_{number}": entry for number, entry in enumerate(entries, start=1)}
 
 
-def load_classifier(name: str, store: Store, exact: bool = False) -> tuple[Classifier, Input]:
+def load_classifier(name: str, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:
     """A classifier by name: one in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights,
     or OWNER/NAME[@REVISION] of a transformers classifier. With `exact`, images are prepared by Pillow as the teacher's own code does.
 
-    Returns it with its entry in the lineage of what it labels.
+    Returns it with its entry in the lineage of what it labels. With `stochastic_depth` a timm network has blocks that can be skipped.
     """
     if is_in_store(name, store):
         version = store.open(name, "teacher")
-        return _load_folder(name, version.folder, exact, version.manifest.class_names), teacher_input(name, store)
+        classifier = _load_folder(name, version.folder, exact, version.manifest.class_names, stochastic_depth)
+        return classifier, teacher_input(name, store)
     check_name(name, [version.ref for version in store.versions() if version.is_readable and version.manifest.kind == "teacher"])
     revision = None
     if name.startswith(FOLDER):
-        classifier = _load_folder(name, Path(name.removeprefix(FOLDER)), exact)
+        classifier = _load_folder(name, Path(name.removeprefix(FOLDER)), exact, None, stochastic_depth)
     elif "/" in name:
         folder, revision = download(name)
-        classifier = _load_folder(name, folder, exact)
+        classifier = _load_folder(name, folder, exact, None, stochastic_depth)
     else:
-        network, revision = _published(name)
+        network, revision = _published(name, stochastic_depth)
         classifier = _of_timm(network, exact)
     weights = _weights_sha256(classifier.network)
     shown = {key: value for key, value in vars(classifier.preprocessing).items() if key in _SHAPING}
@@ -153,7 +175,7 @@ def teacher_input(ref: str, store: Store) -> Input:
     return Input(ref=version.ref, digest=version.manifest.digest, weights_sha256=version.manifest.files[WEIGHTS].sha256)
 
 
-def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
+def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:
     """A folder in timm's or in transformers' format; its config.json says which."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -165,9 +187,10 @@ def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | 
         _require_known(name, config)
     try:
         if of_timm:
-            return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True), exact, class_names)
+            options = _skippable(stochastic_depth)
+            return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True, **options), exact, class_names)
         return _of_transformers(folder, exact, class_names)
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
         raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
 
 
@@ -208,12 +231,16 @@ def _told_apart(names: list[str]) -> list[str]:
     return [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
 
 
-def _published(name: str) -> tuple[nn.Module, str]:
+def _skippable(stochastic_depth: float) -> dict[str, float]:
+    return {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
+
+
+def _published(name: str, stochastic_depth: float = 0.0) -> tuple[nn.Module, str]:
     """A timm name with the weights that timm publishes on the Hub, and their commit there."""
     weights = published_weights(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)})
+        network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, **_skippable(stochastic_depth))
     return network, weights.parent.name
 
 

@@ -1,0 +1,57 @@
+"""A noised teacher, which the method advises against: Table 6 measures what its noise costs."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from nst_data.errors import NstError
+from nst_train.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
+from nst_train.noise import seed_of
+from nst_train.preprocessing import as_image
+from nst_train.randaugment import RandAugment
+from nst_train.settings import Noise
+
+
+class TeacherNoise:
+    """RandAugment on the images, dropout and stochastic depth in the network; an image's noise follows from seed and row alone."""
+
+    def __init__(self, noise: Noise, seed: int) -> None:
+        self._noise, self._seed = noise, seed
+        self._networks: list[NetworkNoise] = []
+        self._lock = threading.Lock()
+
+    def add_to(self, network: nn.Module, classes: int) -> None:
+        """Noise a network that is on its device and evaluates. Raises NstError for one that has no place for the noise."""
+        try:
+            self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed))
+        except NstError as error:
+            raise NstError(f"--noise: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
+        for layer in [one for one in network.modules() if isinstance(one, StochasticDepth)] + list(classifiers_of(network, classes)):
+            layer.training = True
+
+    def augmented(self, pixels: UInt8[Tensor, "3 height width"], row: int) -> UInt8[Tensor, "3 height width"]:
+        """RandAugment of the image in a row of the pool."""
+        if not self._noise.operations:
+            return pixels
+        image = _randaugment(self._noise, min(pixels.shape[1:]))(as_image(pixels), Random(seed_of(self._seed, "label noise", row)))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    @contextmanager
+    def drawing(self, rows: Sequence[int]) -> Iterator[None]:
+        """A forward pass over the images of these rows; one thread at a time."""
+        with self._lock:
+            for noise in self._networks:
+                noise.begin(0, (), rows)
+            yield
+
+
+@lru_cache(maxsize=64)
+def _randaugment(noise: Noise, side_px: int) -> RandAugment:
+    return RandAugment(noise, side_px)
