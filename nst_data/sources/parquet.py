@@ -3,9 +3,10 @@
 import glob
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +20,7 @@ from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, 
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import feature_names, label_column, labels_of
 from nst_data.sources.listing import listed
+from nst_data.sources.plain_pages import PlainPages
 from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
@@ -35,7 +37,7 @@ class ParquetFiles(Source):
     their own parquet file, where `images_beside`.
     """
 
-    _cache: Any = None  # datasets' memory-mapped copy; False where one cannot be made
+    _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
 
     def __init__(self, location: str, files: Sequence[str], names: Sequence[str], column: str | None, images_beside: bool = True) -> None:
@@ -67,14 +69,14 @@ class ParquetFiles(Source):
         return f"{self._names[file]}:{row - self._starts[file]}"
 
     def read(self, row: int) -> bytes:
-        """One row, through the memory-mapped Arrow cache of `datasets`: a parquet row group would be decoded whole."""
-        with _BUILDING:
-            if self._cache is None:
-                self._cache = self._arrow_cache()
-        if self._cache is False:
-            return self._read_from_group(row)
-        column = self._cache[row : row + 1].column(0)
-        return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
+        """One row out of its page, where images lie in the files as they are; a parquet row group would be decoded whole.
+
+        Of files that are compressed `datasets` makes a memory-mapped Arrow copy, once.
+        """
+        if self._alone is None:
+            with _BUILDING:
+                self._alone = self._alone or self._plain() or self._arrow_cache() or self._read_from_group
+        return self._alone(row)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """Rows in order of the files, row group by row group; those of a damaged one say so when they are read."""
@@ -164,7 +166,13 @@ class ParquetFiles(Source):
     def _stop_unless_damage(self, error: Exception) -> None:
         """Raise what does not lie in the file's own bytes."""
 
-    def _arrow_cache(self) -> Any:  # noqa: ANN401 - datasets ships no types
+    def _plain(self) -> Callable[[int], bytes] | None:
+        kind = self._schema.field(self._column).type
+        column = f"{self._column}.bytes" if pa.types.is_struct(kind) else self._column
+        pages = PlainPages.find(self._files, self._sizes, column)
+        return pages.read if pages else None
+
+    def _arrow_cache(self) -> Callable[[int], bytes] | None:
         from datasets import Dataset, disable_progress_bars
         from datasets.exceptions import DatasetGenerationError
 
@@ -172,8 +180,12 @@ class ParquetFiles(Source):
         try:
             dataset = Dataset.from_parquet([glob.escape(file) for file in self._files], columns=[self._column])
         except DatasetGenerationError:  # of damage; the row groups that are whole can still be read
-            return False
-        return dataset.with_format("arrow")
+            return None
+        return partial(self._read_from_copy, dataset.with_format("arrow"))
+
+    def _read_from_copy(self, arrow: Any, row: int) -> bytes:  # noqa: ANN401
+        column = arrow[row : row + 1].column(0)
+        return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
 
     def _read_from_group(self, row: int) -> bytes:
         start, stop, stretches = self._group

@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,14 +106,27 @@ class Source(ABC):
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""
-        where = self._where(set(keys))
-        missing = [key for key in keys if key not in where]
-        if missing:
+        rows = np.empty(len(keys), dtype=np.int64)
+        self.find_all([pa.array(keys, type=pa.large_string())], rows)
+        return rows
+
+    def find_all(self, keys: Iterable[pa.Array], rows: NDArray[np.int64]) -> None:
+        """Fill `rows` with the row of each of many keys, given piece by piece. Raises NstError where this source lacks some of them."""
+        done, lacking, first = 0, 0, ""
+        for piece in keys:
+            names = piece.to_pylist()
+            where = self._where(set(names))
+            here = np.fromiter((where.get(name, -1) for name in names), dtype=np.int64, count=len(names))
+            missing = np.flatnonzero(here < 0)
+            if len(missing):
+                first = first or names[missing[0]]
+                lacking += len(missing)
+            rows[done : done + len(names)] = here
+            done += len(names)
+        if lacking:
             raise NstError(
-                f"{self.location}: lacks {len(missing)} of {len(keys)} images, the first is {missing[0]!r}; "
-                "give the pool that was labeled (--pool)"
+                f"{self.location}: lacks {lacking:,} of {done:,} images, the first is {first!r}; give the pool that was labeled (--pool)"
             )
-        return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
         """Raises NstError where the bytes of a row are not those that were labeled, whose `image_hash` is given."""
