@@ -21,9 +21,10 @@ from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
-from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
+from nst_train.batches import LabeledImages, TrainingBatch, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, cpus_of_this_process, set_threads, this_process
+from nst_train.entries import PseudoLabeledImages, open_edition
 from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.models import check_names, count_parameters, create_network, local_weights, save_teacher
 from nst_train.noise import Normalize, seed_network, seed_of, training_transform
@@ -164,7 +165,6 @@ class _Training:
         class_names = source.class_names or []
         pseudo = None
         if edition is not None:
-            assert pool is not None, "an edition's images come from a pool"
             with this_process().main_process_first():
                 pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard)
         seed_network(seed_of(settings.seed, "initial weights"))
