@@ -102,7 +102,7 @@ def _lay_out_rows(edition: Version, source: Source, folder: Path) -> None:
         for here, batch in _batches(edition, ["id"]):
             rows[here] = batch["id"].to_numpy()
     else:
-        source.find_all((batch["key"] for _, batch in _batches(edition, ["key"])), rows)
+        source.find_all(lambda: (batch["key"] for _, batch in _batches(edition, ["key"])), rows)
     rows.flush()
 
 
