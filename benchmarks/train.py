@@ -134,20 +134,21 @@ def train(data: Path, ref: str, pool: Path | None) -> None:
     name = f"student-{os.getpid()}-{time.monotonic_ns()}"
     words = ["train", "--labeled", str(data / "digits" / "labeled"), "--pseudo", ref, "--name", name, "--store", str(data / "store")]
     words += [*NETWORK, *STEPS, *(["--pool", str(pool)] if pool else [])]
-    since, began = time.monotonic(), 0.0
-    peaks: dict[str, float] = {}
+    since, prepared, peaks = time.monotonic(), 0.0, [0.0, 0.0]
     with subprocess.Popen([Path(sys.executable).with_name("nst"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as command:
         while command.poll() is None:
-            found = [anonymous_mb(command.pid), *map(anonymous_mb, children(command.pid))]
-            began = began or (time.monotonic() - since if len(found) > 1 else 0.0)
-            for who, megabytes in (("preparing" if not began else "training", found[0]), ("worker", max(found[1:], default=0.0))):
-                peaks[who] = max(peaks.get(who, 0.0), megabytes)
+            workers = children(command.pid)
+            if len(workers) >= 2 and not prepared:
+                prepared = time.monotonic() - since
+            found = anonymous_mb(command.pid), max(map(anonymous_mb, workers), default=0.0)
+            peaks = [max(pair) for pair in zip(peaks, found, strict=True)]
             time.sleep(0.02)
         said = command.stderr.read().decode() if command.stderr else ""
     if command.returncode:
         raise SystemExit(said)
-    shown = "   ".join(f"{who} {megabytes:6,.0f} MB" for who, megabytes in peaks.items())
-    print(f"  {ref:40} {'moved' if pool else '':6} {shown}   first workers after {began:.1f} s")
+    print(
+        f"  {ref:40} {'moved' if pool else '':6} training {peaks[0]:5,.0f} MB   worker {peaks[1]:5,.0f} MB   begins after {prepared:.1f} s"
+    )
 
 
 def memory(data: Path) -> None:

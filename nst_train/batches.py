@@ -22,6 +22,8 @@ from nst_train.noise import Transform, seed_of, seed_transforms
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
 
+_CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
+
 
 @dataclass(frozen=True)
 class LabeledImages:
@@ -52,18 +54,20 @@ class TrainingBatch:
 def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
     """The images of a labeled source that can be decoded, and a line with the reason for each that cannot."""
 
-    def reason(row: int) -> str | None:
-        try:
-            decode(source.read(row))
-        except (NstError, OSError) as error:
-            return f"{source.key(row)}: {error}"
-        return None
+    def faults(start: int) -> list[tuple[int, str]]:
+        found = []
+        for row in range(start, min(start + _CHECKED_AT_ONCE, len(source))):
+            try:
+                decode(source.read(row))
+            except (NstError, OSError) as error:
+                found.append((row, f"{source.key(row)}: {error}"))
+        return found
 
     assert source.labels is not None, "training needs labels"
     with ThreadPoolExecutor(threads) as pool:
-        reasons = list(pool.map(reason, range(len(source))))
-    rows = np.array([row for row, why in enumerate(reasons) if why is None], dtype=np.int64)
-    return LabeledImages(source, rows, source.labels[rows]), [why for why in reasons if why]
+        unreadable = [fault for part in pool.map(faults, range(0, len(source), _CHECKED_AT_ONCE)) for fault in part]
+    rows = np.delete(np.arange(len(source)), [row for row, _ in unreadable])
+    return LabeledImages(source, rows, source.labels[rows]), [why for _, why in unreadable]
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):
