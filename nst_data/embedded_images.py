@@ -13,12 +13,14 @@ from nst_data.version import Version
 
 def holds_images(edition: Version) -> bool:
     """Whether an edition is self-contained. Raises NstError where its table cannot be read."""
-    with damage_is_named(edition.ref):
-        return "image" in pq.read_schema(table_files(edition.folder, "balanced")[0]).names
+    with damage_is_named(edition.ref), pq.ParquetFile(table_files(edition.folder, "balanced")[0]) as parquet:
+        return "image" in parquet.schema_arrow.names
 
 
 class EmbeddedImages(ParquetFiles):
     """The images of a self-contained edition, in its order; each is read alone, out of its page. Keys are those of the pool."""
+
+    _footers_at_once = 2  # they are large where images are small: a row group has 100 of them
 
     def __init__(self, edition: Version) -> None:
         files = table_files(edition.folder, "balanced")

@@ -126,7 +126,8 @@ def _lay_out(edition: Version, order: NDArray[np.int64], folder: Path, targets: 
 
 
 def _schema(edition: Version) -> pa.Schema:
-    return pq.read_schema(table_files(edition.folder, "balanced")[0])
+    with pq.ParquetFile(table_files(edition.folder, "balanced")[0]) as parquet:
+        return parquet.schema_arrow
 
 
 def _batches(edition: Version, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:

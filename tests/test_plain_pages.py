@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.sources.plain_pages import PlainPages
+from nst_data.sources.plain_pages import PlainPages, plain_groups
 
 VALUES = [np.random.default_rng(row).bytes(int(size)) for row, size in enumerate(np.random.default_rng(0).integers(0, 3000, 500))]
 BINARY = pa.array(VALUES, pa.binary())
@@ -31,7 +31,8 @@ def write(path, image=BINARY, is_optional=True, **how):
 
 
 def find(*files, column="image"):
-    return PlainPages.find(files, [os.stat(file).st_size for file in files], column)
+    groups = [plain_groups(pq.ParquetFile(file), column.split(".")) for file in files]
+    return None if None in groups else PlainPages.of(files, [os.stat(file).st_size for file in files], groups)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,7 @@ def find(*files, column="image"):
         (BINARY, "image", {"write_page_checksum": True}),
         (BINARY, "image", {"use_content_defined_chunking": True}),
         (BINARY, "image", {"row_group_size": 7}),
+        (BINARY, "image", {"write_page_index": False}),
         (STRUCT, "image.bytes", {}),
         (STRUCT, "image.bytes", {"use_dictionary": ["n", "note", "image.path"]}),
     ],
@@ -55,15 +57,15 @@ def test_each_value_is_read_alone_as_it_was_written(tmp_path, image, column, how
     assert [pages.read(row) for row in range(1000)] == VALUES + VALUES[::-1]
 
 
-def test_a_value_needs_nothing_of_the_file_but_its_page(tmp_path):
+def test_a_value_needs_nothing_of_its_row_group_but_lengths_and_headers_and_nothing_of_the_others(tmp_path):
     path = tmp_path / "x.parquet"
     pages = find(write(path))
-    page = int(np.searchsorted(pages.first_rows, 300, side="right")) - 1
-    start, stop = pages.offsets[page], pages.offsets[page + 1]
-    assert stop - start < 25_000
-    content = bytes(start) + path.read_bytes()[start:stop]
-    path.write_bytes(content + bytes(pages.sizes[0] - len(content)))
-    assert pages.read(300) == VALUES[300]
+    content, start, stop = path.read_bytes(), *map(int, pages.offsets[2:4])
+    for other in set(range(300, 450)) - {440}:
+        content = content.replace(VALUES[other], bytes(len(VALUES[other])))
+    path.write_bytes(bytes(start) + content[start:stop] + bytes(len(content) - stop))
+    assert pages.read(440) == VALUES[440]
+    assert pages.read(441) == bytes(len(VALUES[441])) != VALUES[441]
 
 
 @pytest.mark.parametrize(
@@ -71,12 +73,10 @@ def test_a_value_needs_nothing_of_the_file_but_its_page(tmp_path):
     [
         (BINARY, "image", {"compression": "snappy"}),
         (BINARY, "image", {"use_dictionary": True}),
-        (BINARY, "image", {"write_page_index": False}),
         (BINARY, "image", {"use_dictionary": False, "column_encoding": {"image": "DELTA_LENGTH_BYTE_ARRAY"}}),
         (pa.array([None, *VALUES]), "image", {}),
         (pa.StructArray.from_arrays([pa.array([None, b"x"])], names=["bytes"]), "image.bytes", {}),
         (pa.array([None, {"bytes": b"x"}]), "image.bytes", {}),
-        (pa.array([[b"x"], [b"y"]]), "image.list.element", {}),
     ],
 )
 def test_values_that_cannot_be_read_alone_are_told_at_once(tmp_path, image, column, how):
@@ -89,7 +89,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path):
     with path.open("r+b") as file:
         file.seek(int(pages.offsets[1]))
         file.write(b"\xff" * 64)
-    with pytest.raises(NstError, match=rf"x\.parquet: the page of row {pages.first_rows[1]} is damaged"):
+    with pytest.raises(NstError, match=r"x\.parquet: the pages of its row group 1 are damaged"):
         pages.read(int(pages.first_rows[1]))
     assert pages.read(0) == VALUES[0]
 

@@ -20,7 +20,7 @@ from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, 
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import feature_names, label_column, labels_of
 from nst_data.sources.listing import listed
-from nst_data.sources.plain_pages import PlainPages
+from nst_data.sources.plain_pages import PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
@@ -37,6 +37,7 @@ class ParquetFiles(Source):
     their own parquet file, where `images_beside`.
     """
 
+    _footers_at_once = 8
     _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
 
@@ -45,7 +46,7 @@ class ParquetFiles(Source):
         self._files, self._names, self.image_column, self._images_beside = files, names, column, images_beside
         self._sizes: list[int] = []
         self._starts = [0]
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self._footers_at_once) as pool:
             for name, (size, rows, schema) in zip(names, pool.map(self._footer, files), strict=True):
                 if not self._sizes:
                     self._schema = schema
@@ -168,9 +169,15 @@ class ParquetFiles(Source):
 
     def _plain(self) -> Callable[[int], bytes] | None:
         kind = self._schema.field(self._column).type
-        column = f"{self._column}.bytes" if pa.types.is_struct(kind) else self._column
-        pages = PlainPages.find(self._files, self._sizes, column)
-        return pages.read if pages else None
+        column = [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])]
+        groups = []
+        for file in self._files:
+            with self._readable(file), self._opened(file) as parquet:
+                found = plain_groups(parquet, column)
+            if found is None:
+                return None
+            groups.append(found)
+        return PlainPages.of(self._files, self._sizes, groups).read
 
     def _arrow_cache(self) -> Callable[[int], bytes] | None:
         from datasets import Dataset, disable_progress_bars

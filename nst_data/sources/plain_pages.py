@@ -1,15 +1,16 @@
 """Values of a parquet column that can be read one by one, because its pages are neither compressed nor encoded.
 
-This package and `datasets` write images so. Where the pages lie stands in a file's offset index, which pyarrow does not show: the
-structures and their field numbers are Apache Parquet's (`parquet.thrift`), in Thrift's compact protocol.
+This package and `datasets` write images so. pyarrow shows where the first page of a row group is; from there, the header of each page says
+where the next one is. Headers are structures of Apache Parquet (`parquet.thrift`), in Thrift's compact protocol.
 """
 
 import mmap
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +20,8 @@ from nst_data.errors import NstError
 from nst_data.sources.files import check_size
 
 _LENGTH = struct.Struct("<I")
-_DATA_PAGE, _DATA_PAGE_V2, _PLAIN, _UNCOMPRESSED, _BYTE_ARRAY = 0, 3, 0, 0, 6
-_ENCODINGS = {_PLAIN, 3, 4}  # 3 and 4 are those of the marks of what lacks
+_DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
+_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
 _HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
 _DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, RecursionError)
 
@@ -28,12 +29,50 @@ Fields = dict[int, Any]  # of a Thrift structure, by number
 Data = bytes | mmap.mmap
 
 
+class Groups(NamedTuple):
+    """The row groups of one file: how many rows each has, and where its first page is; int64 each.
+
+    `is_optional` says whether pages begin with marks of the values that lack, even where none does.
+    """
+
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    is_optional: bool
+
+
+def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | None:
+    """The row groups of a file; None where some value of the column, a path of names, lacks or cannot be read alone."""
+    footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
+    is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
+    rows, offsets = [], []
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column))
+        if not _is_plain(chunk):
+            return None
+        rows.append(group.num_rows)
+        offsets.append(chunk.data_page_offset)
+    return Groups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
+
+
+def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether the bytes of each value stand as they are in the column of a row group: none lacks, is compressed or in a dictionary."""
+    is_encoded = chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not set(chunk.encodings) <= _ENCODINGS
+    if is_encoded or chunk.physical_type != "BYTE_ARRAY" or not chunk.is_stats_set:
+        return False
+    return bool(chunk.statistics.null_count == 0)
+
+
+class _Page(NamedTuple):
+    first_row: int  # in its row group
+    start: int
+    end: int
+
+
 @dataclass(frozen=True)
 class PlainPages:
-    """Where the pages of a column begin, over several files: 20 bytes of memory for each page of up to a megabyte.
+    """The values of a column over several files, in 20 bytes of memory for each row group.
 
-    Page i begins with row `first_rows[i]` and at byte `offsets[i]` of the file `numbers[i]`. `are_optional` says of each file whether its
-    pages begin with marks of the values that lack, even where none does.
+    Row group i begins with row `first_rows[i]`, its pages at byte `offsets[i]` of the file `numbers[i]`.
     """
 
     files: Sequence[str]
@@ -44,34 +83,30 @@ class PlainPages:
     numbers: NDArray[np.int32]
 
     @classmethod
-    def find(cls, files: Sequence[str], sizes: Sequence[int], column: str) -> "PlainPages | None":
-        """The pages of a column, given as parquet's path of it; None where some value lacks or cannot be read alone."""
-        found = []
-        start = 0
-        for number, file in enumerate(files):
-            pages = _pages(file, column)
-            if pages is None:
-                return None
-            is_optional, count, rows, offsets = pages
-            found.append((is_optional, rows + start, offsets, np.full(len(rows), number, np.int32)))
-            start += count
-        are_optional, *columns = zip(*found, strict=True)
-        return cls(files, sizes, are_optional, *map(np.concatenate, columns))
+    def of(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[Groups]) -> "PlainPages":
+        """The files with their sizes and row groups."""
+        ends = np.cumsum(np.concatenate([one.rows for one in groups]))
+        numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(one.rows) for one in groups])
+        offsets = np.concatenate([one.offsets for one in groups])
+        return cls(files, sizes, [one.is_optional for one in groups], np.concatenate([[0], ends]), offsets, numbers)
 
     def read(self, row: int) -> bytes:
         """The value in a row. Raises NstError where the file is not what it was."""
-        page = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        number = int(self.numbers[page])
-        data = _mapped(self.files[number], self.sizes[number])
+        group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        number, row = int(self.numbers[group]), row - int(self.first_rows[group])
+        rows = int(self.first_rows[group + 1] - self.first_rows[group])
+        file = self.files[number]
+        data = _mapped(file, self.sizes[number])
         try:
-            at, end = _values(data, int(self.offsets[page]), self.are_optional[number])
-            for _ in range(row - int(self.first_rows[page])):
+            pages = _pages(file, self.sizes[number], int(self.offsets[group]), rows, self.are_optional[number])
+            first, at, end = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
+            for _ in range(row - first):
                 at += 4 + _LENGTH.unpack_from(data, at)[0]
             (length,) = _LENGTH.unpack_from(data, at)
         except _DAMAGE:
             at = length = end = 0
         if at + 4 + length > end:
-            raise NstError(f"{self.files[number]}: the page of row {row} is damaged")
+            raise NstError(f"{file}: the pages of its row group {group - int(np.searchsorted(self.numbers, number))} are damaged")
         return data[at + 4 : at + 4 + length]
 
 
@@ -84,49 +119,24 @@ def _mapped(file: str, size: int) -> mmap.mmap:
     return data
 
 
-def _values(data: Data, offset: int, is_optional: bool) -> tuple[int, int]:
-    """Where the values of a page begin, and where they end."""
-    header, size = _structure(data[offset : offset + _HEADER_BYTES], 0)
-    at, end = offset + size, offset + size + header[3]
-    if header[1] == _DATA_PAGE_V2 and header[8][4] == _PLAIN:
-        return at + header[8][5] + header[8][6], end
-    if header[1] == _DATA_PAGE and header[5][2] == _PLAIN:
-        return at + (4 + _LENGTH.unpack_from(data, at)[0] if is_optional else 0), end
-    raise KeyError("a page of another kind")
-
-
-def _pages(file: str, column: str) -> tuple[bool, int, NDArray[np.int64], NDArray[np.int64]] | None:
-    """Whether the column is optional, the rows of the file, and the first row and the place of each page."""
-    schema = pq.read_metadata(file).schema
-    leaf = [schema.column(index).path for index in range(len(schema))].index(column)
-    if schema.column(leaf).max_repetition_level:
-        return None
-    start = 0
-    rows: list[int] = []
-    offsets: list[int] = []
-    with open(file, "rb") as opened:
-        opened.seek(-8, 2)
-        (size,) = _LENGTH.unpack(opened.read(4))
-        opened.seek(-8 - size, 2)
-        try:
-            for group in _structure(opened.read(size), 0)[0][4]:
-                chunk = group[1][leaf]
-                if not _is_plain(chunk[3]):
-                    return None
-                opened.seek(chunk[4])
-                pages = _structure(opened.read(chunk[5]), 0)[0][1]
-                rows += [start + page[3] for page in pages]
-                offsets += [page[1] for page in pages]
-                start += group[3]
-        except _DAMAGE:  # there is no such index, or none that this module can read
-            return None
-    return schema.column(leaf).max_definition_level > 0, start, np.array(rows, np.int64), np.array(offsets, np.int64)
-
-
-def _is_plain(chunk: Fields) -> bool:
-    """Whether the bytes of each value stand as they are in the column of a row group: none lacks, is compressed or in a dictionary."""
-    is_plain = chunk[1] == _BYTE_ARRAY and chunk[4] == _UNCOMPRESSED and set(chunk[2]) <= _ENCODINGS and 11 not in chunk
-    return bool(is_plain and chunk[12][3] == 0)
+@lru_cache(maxsize=512)
+def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
+    """The pages of a row group; kept, as its neighbors are read soon."""
+    data, found, first = _mapped(file, size), [], 0
+    while first < rows:
+        header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
+        start = offset + length
+        offset = start + header[3]
+        values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
+        if header[1] == _DATA_PAGE and values[2] == _PLAIN:
+            start += 4 + _LENGTH.unpack_from(data, start)[0] if is_optional else 0
+        elif header[1] == _DATA_PAGE_V2 and values[4] == _PLAIN:
+            start += values[5] + values[6]
+        else:
+            raise KeyError("a page of another kind")
+        found.append(_Page(first, start, offset))
+        first += values[1]
+    return found
 
 
 def _structure(data: Data, at: int) -> tuple[Fields, int]:
