@@ -157,6 +157,9 @@ class _Training:
         processes = this_process().num_processes
         if settings.batch_size % processes:
             raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {processes} processes; batch sizes are global")
+        for images in filter(None, (source, pool)):
+            if copy := images.copy_of_images():
+                progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
         labeled, unreadable = readable(source, run.decode_threads or cpus_of_this_process())
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")

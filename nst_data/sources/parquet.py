@@ -79,6 +79,12 @@ class ParquetFiles(Source):
                 self._alone = self._alone or self._plain() or self._arrow_cache() or self._read_from_group
         return self._alone(row)
 
+    def copy_of_images(self) -> str:
+        """The Arrow copy of files that are compressed."""
+        self._alone = self._alone or self._plain()
+        size = sum(self._sizes) / 2**20
+        return "" if self._alone else f"a copy of its {size:,.0f} MB in {_hf_datasets_cache()}, as its images are compressed inside parquet"
+
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """Rows in order of the files, row group by row group; those of a damaged one say so when they are read."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
@@ -201,6 +207,12 @@ class ParquetFiles(Source):
             self._group = stretches[0][0], stretches[-1][1], stretches
         first, _, cells = next(stretch for stretch in stretches if stretch[0] <= row < stretch[1])
         return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
+
+
+def _hf_datasets_cache() -> str:
+    from datasets import config
+
+    return str(config.HF_DATASETS_CACHE)
 
 
 def _first_line(error: Exception) -> str:

@@ -70,6 +70,10 @@ class Source(ABC):
     def read(self, row: int) -> bytes:
         """Encoded bytes of one row, at the cost of one image; from any thread, also after a fork."""
 
+    def copy_of_images(self) -> str:
+        """What must be copied before single rows can be read, in a phrase for a person; empty where nothing is."""
+        return ""
+
     @abstractmethod
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted rows, given by increasing numbers, read in sequence."""
