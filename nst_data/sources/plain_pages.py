@@ -5,6 +5,7 @@ where the next one is. Headers are structures of Apache Parquet (`parquet.thrift
 """
 
 import mmap
+import os
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -96,33 +97,49 @@ class PlainPages:
         number, row = int(self.numbers[group]), row - int(self.first_rows[group])
         rows = int(self.first_rows[group + 1] - self.first_rows[group])
         file = self.files[number]
-        data = _mapped(file, self.sizes[number])
+        opened = _opened(file, self.sizes[number])
         try:
             pages = _pages(file, self.sizes[number], int(self.offsets[group]), rows, self.are_optional[number])
             first, at, end = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
             for _ in range(row - first):
-                at += 4 + _LENGTH.unpack_from(data, at)[0]
-            (length,) = _LENGTH.unpack_from(data, at)
+                at += 4 + _LENGTH.unpack_from(opened.data, at)[0]
+            (length,) = _LENGTH.unpack_from(opened.data, at)
         except _DAMAGE:
             at = length = end = 0
         if at + 4 + length > end:
             raise NstError(f"{file}: the pages of its row group {group - int(np.searchsorted(self.numbers, number))} are damaged")
-        return data[at + 4 : at + 4 + length]
+        return opened.read(length, at + 4)
 
 
-@lru_cache(maxsize=1024)
-def _mapped(file: str, size: int) -> mmap.mmap:
-    """A file in memory, for all threads and forked processes. Raises NstError for one of another size."""
-    with open(file, "rb") as opened:
-        data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-    check_size(len(data), size)
-    return data
+class _File:
+    """A file that is open for all threads and forked processes, closed when nobody uses it any more."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+        self.data = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
+        self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
+        check_size(len(self.data), size)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """The bytes at a place."""
+        return os.pread(self.number, size, offset)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@lru_cache(maxsize=128)  # each takes two of the thousand files that a process may have open
+def _opened(path: str, size: int) -> _File:
+    """Raises NstError for a file of another size."""
+    return _File(path, size)
 
 
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
     """The pages of a row group; kept, as its neighbors are read soon."""
-    data, found, first = _mapped(file, size), [], 0
+    data, found, first = _opened(file, size).data, [], 0
     while first < rows:
         header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
         start = offset + length
