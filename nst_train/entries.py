@@ -23,6 +23,7 @@ from nst_data.store import Version
 from nst_train.order import draw, draw_along
 
 _AT_ONCE = 8192  # rows in memory while they are laid out
+_SAMPLES = 16  # images that are compared with the labeled ones before training begins
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def open_edition(edition: Version, pool: Source | None, class_names: list[str], 
             fresh.rename(folder)
     rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
     pseudo = PseudoLabeledImages(source, is_along, rows, hashes, ends, {name: _mapped(folder, name) for name in targets})
-    pseudo.read(0)  # refuses another pool before any work, and opens what is opened once before workers are forked
+    for index in np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64):
+        pseudo.read(int(index))  # refuses another pool before any work, and opens what is opened once before workers are forked
     return pseudo
 
 

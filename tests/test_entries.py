@@ -144,3 +144,12 @@ def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, 
     with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images, the first is '{keys[1]}'; give the pool that was labeled"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
     assert not list((tmp_path / "work").glob("edition*"))
+
+
+def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(forms, tmp_path):
+    by_reference, *_ = forms
+    other = write_pool(tmp_path / "other", 3, 5)
+    last = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"][-1]
+    (other / last).write_bytes((other / last).read_bytes() + b"more")
+    with pytest.raises(NstError, match=rf"^[^\n]*'{last}' holds other bytes than the image that was labeled; give the pool"):
+        open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
