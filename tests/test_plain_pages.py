@@ -99,3 +99,20 @@ def test_a_file_that_has_changed_is_not_read(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"x")
     with pytest.raises(NstError, match=rf"has 1 bytes, {pages.sizes[0]:,} when the pool was listed"):
         pages.read(0)
+
+
+def test_wherever_pages_are_damaged_a_value_comes_as_bytes_or_with_a_reason(tmp_path):
+    path = tmp_path / "x.parquet"
+    write(path, pa.array(VALUES[:12]), row_group_size=6)
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    starts = plain_groups(pq.ParquetFile(path), ["image"]).offsets
+    places = [*generator.integers(4, len(whole) - 2_000, 100), *(start + near for start in starts for near in range(60))]
+    for number, at in enumerate(places):
+        changed = tmp_path / f"{number}.parquet"
+        changed.write_bytes(whole[:at] + generator.bytes(8) + whole[at + 8 :])
+        pages = PlainPages.of([str(changed)], [len(whole)], [plain_groups(pq.ParquetFile(path), ["image"])])
+        for row in range(12):
+            try:
+                assert isinstance(pages.read(row), bytes)
+            except NstError as error:
+                assert "damaged" in str(error)  # noqa: PT017 - most rows are whole

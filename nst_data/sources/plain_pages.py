@@ -122,8 +122,11 @@ class _File:
         check_size(len(self.data), size)
 
     def read(self, size: int, offset: int) -> bytes:
-        """The bytes at a place."""
-        return os.pread(self.number, size, offset)
+        """The bytes at a place. Raises NstError where there are not as many."""
+        found = os.pread(self.number, size, offset)
+        if len(found) != size:
+            raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
+        return found
 
     def __del__(self) -> None:
         if self.number >= 0:
@@ -138,7 +141,7 @@ def _opened(path: str, size: int) -> _File:
 
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
-    """The pages of a row group; kept, as its neighbors are read soon."""
+    """The pages of a row group; kept, as its neighbors are read soon. Raises one of _DAMAGE where they are not what they should be."""
     data, found, first = _opened(file, size).data, [], 0
     while first < rows:
         header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
@@ -151,6 +154,8 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
             start += values[5] + values[6]
         else:
             raise KeyError("a page of another kind")
+        if header[3] < 0 or values[1] < 0:
+            raise ValueError("a page that goes back")
         found.append(_Page(first, start, offset))
         first += values[1]
     return found
