@@ -83,11 +83,16 @@ def _as_option(place: str) -> str:
     return option_of("".join([*map(prefix_of, outer), name]))
 
 
-def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Source":
-    """The pool that the user names, else the one that was labeled."""
-    from nst_data.errors import NstError
+def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Source | None":
+    """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
+    from nst_data.embedded_images import holds_images
+    from nst_data.errors import NstError, UsageError
     from nst_data.sources import open_source
 
+    if holds_images(edition):
+        if location:
+            raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; leave --pool out")
+        return None
     labeled = edition.manifest.request.inputs["pool"]
     try:
         return open_source(location or labeled.ref, image_column=labeled.image_column, indexes=store.indexes)

@@ -1,19 +1,13 @@
 """Training batches: labeled and pseudo-labeled images side by side, each batch a pure function of (seed, step)."""
 
-import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
@@ -22,13 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError
 from nst_data.images import ImageError, decode
-from nst_data.pseudo_labels import table_files
-from nst_data.schema import soft_label_columns
-from nst_data.sources import Source, match_classes
-from nst_data.store import Version
+from nst_data.sources import Source
+from nst_train.entries import PseudoLabeledImages
 from nst_train.noise import Transform, seed_of
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
+
+_CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 
 
 @dataclass(frozen=True)
@@ -41,35 +35,6 @@ class LabeledImages:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-@dataclass(frozen=True)
-class PseudoLabeledImages:
-    """An edition's images, found in the pool; columns lie in memory-mapped files, so memory does not grow with the edition.
-
-    `ends[i]` is the number of training entries up to and with image i: entry e is the first image with ends > e.
-    `targets` holds the columns to train on: `probs` (images, classes), or `top_labels` and `top_probs` (images, k), or `label` (images).
-    """
-
-    pool: Source
-    rows: NDArray[np.int64]
-    hashes: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-    targets: Mapping[str, NDArray[Any]]
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of image `index`. Raises NstError where the pool holds others."""
-        row = int(self.rows[index])
-        encoded = self.pool.read(row)
-        self.pool.check(row, encoded, self.hashes[index].tobytes().hex())
-        return encoded
-
-    def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The targets of some images as they are stored; `nst_train.loss` reads them."""
-        return {name: torch.from_numpy(column[indices]) for name, column in self.targets.items()}
 
 
 @dataclass(frozen=True)
@@ -101,85 +66,20 @@ class TrainingBatch:
 def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
     """The images of a labeled source that can be decoded, and a line with the reason for each that cannot."""
 
-    def reason(row: int) -> str | None:
-        try:
-            decode(source.read(row))
-        except (NstError, OSError) as error:
-            return f"{source.key(row)}: {error}"
-        return None
+    def faults(start: int) -> list[tuple[int, str]]:
+        found = []
+        for row in range(start, min(start + _CHECKED_AT_ONCE, len(source))):
+            try:
+                decode(source.read(row))
+            except (NstError, OSError) as error:
+                found.append((row, f"{source.key(row)}: {error}"))
+        return found
 
     assert source.labels is not None, "training needs labels"
     with ThreadPoolExecutor(threads) as pool:
-        reasons = list(pool.map(reason, range(len(source))))
-    rows = np.array([row for row, why in enumerate(reasons) if why is None], dtype=np.int64)
-    return LabeledImages(source, rows, source.labels[rows]), [why for why in reasons if why]
-
-
-def open_edition(edition: Version, pool: Source, class_names: list[str], work: Path, hard: bool = False) -> PseudoLabeledImages:
-    """Lay the edition's columns out for random access below `work`, classes in the order of `class_names`.
-
-    `hard` takes the column `label`, the most probable class before rounding to float16, in place of the soft labels.
-    """
-    manifest = edition.manifest
-    order = match_classes(class_names, manifest.class_names, f"{edition.ref} and the labeled set")
-    same_pool = pool.fingerprint == manifest.request.inputs["pool"].digest
-    targets = ("label",) if hard else soft_label_columns(pq.read_schema(table_files(edition.folder, "balanced")[0]))
-    folder = work / "edition"
-    if not folder.is_dir():
-        fresh = work / f".edition.{os.getpid()}"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        _lay_out(edition, None if same_pool else pool, order, fresh, targets)
-        fresh.rename(folder)
-    rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
-    pseudo = PseudoLabeledImages(pool, rows, hashes, ends, {name: _mapped(folder, name) for name in targets})
-    pseudo.read(0)  # refuses another pool before any work, and opens what is opened once before workers are forked
-    return pseudo
-
-
-def _lay_out(edition: Version, other_pool: Source | None, order: NDArray[np.int64], folder: Path, targets: tuple[str, ...]) -> None:
-    unique = edition.manifest.counts["unique"]
-    schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
-    shapes = {"rows": ((), np.int64), "hashes": ((16,), np.uint8), "ends": ((), np.int64)}
-    shapes |= {name: _shape_and_dtype(schema.field(name).type) for name in targets}
-    out = {
-        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(unique, *shape))
-        for name, (shape, dtype) in shapes.items()
-    }
-    done, entries = 0, 0
-    for file in table_files(edition.folder, "balanced"):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "key", "image_hash", "copies", *targets]):
-            here = slice(done, done + len(batch))
-            ends = entries + np.cumsum(batch["copies"].to_numpy(), dtype=np.int64)
-            out["rows"][here] = batch["id"].to_numpy() if other_pool is None else other_pool.rows_of(batch["key"].to_pylist())
-            out["hashes"][here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
-            out["ends"][here] = ends
-            for name in targets:
-                values = batch[name].flatten() if shapes[name][0] else batch[name]
-                stored = values.to_numpy(zero_copy_only=False).reshape(len(batch), *shapes[name][0])
-                out[name][here] = _renumbered(name, stored, order)
-            done, entries = done + len(batch), int(ends[-1])
-    for column in out.values():
-        column.flush()
-
-
-def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
-    """Of one row of a column: a list of fixed length, or a number."""
-    if isinstance(column, pa.FixedSizeListType):
-        return (column.list_size,), column.value_type.to_pandas_dtype()
-    return (), column.to_pandas_dtype()
-
-
-def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """Rows of a target's column, where class order[i] of the edition becomes class i."""
-    if name in ("label", "top_labels"):
-        rows = np.argsort(order)[rows]
-    return rows[:, order] if name == "probs" else rows
-
-
-def _mapped(folder: Path, name: str) -> NDArray[Any]:
-    column: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
-    return column
+        unreadable = [fault for part in pool.map(faults, range(0, len(source), _CHECKED_AT_ONCE)) for fault in part]
+    rows = np.delete(np.arange(len(source)), [row for row, _ in unreadable])
+    return LabeledImages(source, rows, source.labels[rows]), [why for _, why in unreadable]
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):
@@ -221,11 +121,10 @@ class _Steps(Dataset[TrainingBatch | NstError]):
 
     def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
         positions = self._positions(step, self._settings.batch_size * self._settings.ratio)
-        entries = draw(positions, len(pseudo), self._settings.seed, "pseudo")
-        indices = np.searchsorted(pseudo.ends, entries, side="right")
+        indices = pseudo.at(positions, self._settings.seed)
         images = []
         for index, position in zip(indices, positions, strict=True):
-            with _naming(pseudo.pool, int(pseudo.rows[index])):
+            with _naming(pseudo.source, int(pseudo.rows[index])):
                 images.append(self._augmented(pseudo.read(int(index)), "pseudo", position))
         return images, pseudo.targets_of(indices)
 

@@ -21,9 +21,10 @@ from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
-from nst_train.batches import LabeledImages, PseudoLabeledImages, TrainingBatch, open_edition, readable, training_batches
+from nst_train.batches import LabeledImages, TrainingBatch, readable, training_batches
 from nst_train.checkpoint import load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, autocast, cpus_of_this_process, set_threads, settled_precision, this_process
+from nst_train.entries import PseudoLabeledImages, open_edition
 from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, freeze, local_weights, save_teacher
 from nst_train.network_noise import NetworkNoise, add_noise
@@ -206,6 +207,9 @@ class _Training:
     ) -> "_Training":
         processes = this_process().num_processes
         _check_batch_size(settings, processes)
+        for images in filter(None, (source, pool)):
+            if copy := images.copy_of_images():
+                progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
         labeled, unreadable = readable(source, run.decode_threads or cpus_of_this_process())
         for line in unreadable[:3]:
             progress.say(f"left out, cannot be read: {line}")
@@ -214,7 +218,6 @@ class _Training:
         class_names = source.class_names or []
         pseudo = None
         if edition is not None:
-            assert pool is not None, "an edition's images come from a pool"
             with this_process().main_process_first():
                 pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard)
         seed_network(seed_of(settings.seed, "initial weights"))

@@ -1,6 +1,7 @@
 """What each option of `nst balance` does, from the command line to the edition."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -244,11 +245,15 @@ def test_an_edition_with_images_is_labeled_again(generation, store, pool, tmp_pa
         assert row["probs"] == pytest.approx(by_key[row["key"]]["probs"], abs=1e-3)
 
 
-def test_a_student_trains_on_an_edition_with_images(generation, store, tmp_path):
+def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation, store, pool, tmp_path):
     edition, _ = balanced(generation, "--embed-images", "--per-class", 4)
+    shutil.rmtree(pool.location)
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
     network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 1, "--batch-size", 4, "--ratio", 2, "--workers", 0]
-    nst(store, "train", "--labeled", labeled, "--pseudo", edition.ref, "--name", "student", *network)
+    words = ["train", "--labeled", labeled, "--pseudo", edition.ref, "--name", "student", *network]
+    refused = CliRunner().invoke(app, [*map(str, words), "--pool", str(tmp_path), "--store", str(store.root)])
+    assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} holds its images itself; leave --pool out\n")
+    nst(store, *words)
     counts = store.open("student@gen-0").manifest.counts
     assert (counts["pseudo_labeled"], counts["entries"]) == (6, 8)
 

@@ -9,7 +9,8 @@ from conftest import TINY, write_class_folders, write_pool
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.sources import open_source
-from nst_train.batches import open_edition, readable, training_batches
+from nst_train.batches import readable, training_batches
+from nst_train.entries import open_edition
 from nst_train.noise import training_transforms
 from nst_train.settings import TrainSettings
 
@@ -105,7 +106,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
     settings = TrainSettings(**TINY | {"ratio": 8})
     images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path / "work")
-    changed = pool / pseudo.pool.key(int(pseudo.rows[-1]))
+    changed = pool / pseudo.source.key(int(pseudo.rows[-1]))
     changed.write_bytes(changed.read_bytes()[::-1])
     with pytest.raises(NstError, match=rf"^[^\n]*{changed.name}' holds other bytes than the image that was labeled[^\n]*$"):
         list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), range(4), workers))

@@ -1,5 +1,6 @@
 """Kills, interrupts, full disks and several processes: nothing lost, nothing twice, the same bytes."""
 
+import json
 import os
 import re
 import shutil
@@ -80,7 +81,7 @@ def test_a_recipe_killed_at_many_points_ends_with_the_bytes_of_one_that_was_not(
         "teachers/bugs-teacher/gen-0/nst.json",
         "runs/corpora/bugs/gen-1/work/shards/00001.json",
         "corpora/bugs/gen-1/nst.json",
-        "runs/teachers/bugs-teacher/gen-1/work/edition",
+        "runs/teachers/bugs-teacher/gen-1/work/edition-*",
         "runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-000000002",
         "runs/teachers/bugs-teacher/gen-1/build/model.safetensors",
         "runs/corpora/bugs/gen-2/work/shards/00002.json",
@@ -92,6 +93,24 @@ def test_a_recipe_killed_at_many_points_ends_with_the_bytes_of_one_that_was_not(
     assert done.returncode == 0, done.stderr
     assert contents(store) == expected
     assert not list((store / "runs").glob("*/*/gen-*"))
+
+
+def test_training_along_shards_that_is_killed_between_steps_ends_with_the_weights_of_one_that_was_not(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    store = tmp_path / "store"
+    shutil.copytree(recipe.parent / "store", store)
+    balanced = ["balance", "bugs@gen-1", "--embed-images", "--min-confidence", "0", "--per-class", "10", "--json", "--store", store]
+    edition = json.loads(nst(*balanced).stdout)["ref"]
+    flat = {name: value for name, value in STUDENT.items() if name != "noise"} | STUDENT["noise"] | {"workers": 1, "checkpoint-minutes": 0}
+    options = [word for name, value in flat.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words = ["train", "--labeled", recipe.parent / "labeled", "--pseudo", edition, *options, "--store", store]
+    assert nst(*words, "--name", "whole").returncode == 0
+    points = [f"runs/teachers/killed/gen-0/work/checkpoints/step-{step:09d}" for step in (1, 5)]
+    kills = [killed_when(store, point, *words, "--name", "killed") for point in points]
+    assert any(kills)
+    assert nst(*words, "--name", "killed").returncode == 0
+    whole, killed = (Store(store).open(f"{name}@gen-0").manifest.files["model.safetensors"] for name in ("whole", "killed"))
+    assert whole == killed
 
 
 def test_work_done_before_a_kill_is_not_done_again(undisturbed, tmp_path):

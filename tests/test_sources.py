@@ -3,6 +3,7 @@ import pickle
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import write_class_folders
 from pictures import contents, images_and_labels, keys, png, write_files, write_table, write_tar
@@ -118,6 +119,17 @@ def test_rows_are_found_by_their_keys(every_kind, place):
     assert source.rows_of([last, first, last]).tolist() == [2, 0, 2]
     with pytest.raises(NstError, match=r"lacks 2 of 3 images, the first is 'x.png'; give the pool that was labeled"):
         source.rows_of([first, "x.png", "y.png"])
+
+
+@pytest.mark.parametrize("place", EVERY_KIND)
+def test_rows_of_any_number_of_keys_are_found(every_kind, place):
+    source = open_source(str(every_kind / place))
+    first, middle, last = keys(source)
+    rows = np.zeros(4, np.int64)
+    source.find_all(lambda: [pa.array([last, first]), pa.array([middle, last])], rows)
+    assert rows.tolist() == [2, 0, 1, 2]
+    with pytest.raises(NstError, match=r"lacks 2 of 4 images, the first is 'x.png'; give the pool that was labeled"):
+        source.find_all(lambda: [pa.array([last]), pa.array([first, "x.png", "y.png"])], rows)
 
 
 def test_what_was_asked_for_stands_in_the_source(every_kind):

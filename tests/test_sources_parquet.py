@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, config
 from pictures import contents, keys, png, write_table
 
 from nst_data.errors import NstError, UsageError
@@ -154,6 +156,23 @@ def test_a_truncated_parquet_file_is_an_error_that_names_it(tmp_path, end):
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:end])
     with pytest.raises(NstError, match=r"x\.parquet: expected a parquet file, found damage .*; make it again"):
         open_source(path)
+
+
+@pytest.mark.parametrize(("compression", "is_copied"), [("none", False), ("snappy", True)])
+def test_single_images_are_read_out_of_files_that_hold_them_as_they_are_and_of_others_from_a_copy(tmp_path, compression, is_copied):
+    images = [png(0, index) for index in range(20)]
+    pq.write_table(pa.table({"image": images}), tmp_path / "x.parquet", compression=compression, use_dictionary=False, row_group_size=7)
+    source = open_source(str(tmp_path / "x.parquet"))
+    before = set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    assert [source.read(row) for row in (19, 3, 0)] == [images[19], images[3], images[0]]
+    assert (set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow")) != before) == is_copied
+
+
+@pytest.mark.parametrize(("compression", "said"), [("none", ""), ("snappy", "a copy of its 0 MB in ")])
+def test_what_is_copied_before_single_images_can_be_read_is_said(tmp_path, compression, said):
+    pq.write_table(pa.table({"image": [png(0)]}), tmp_path / "x.parquet", compression=compression, use_dictionary=False)
+    assert open_source(str(tmp_path / "x.parquet")).copy_of_images().startswith(said)
+    assert bool(open_source(str(tmp_path / "x.parquet")).copy_of_images()) == bool(said)
 
 
 def test_parquet_files_without_rows_are_an_error(tmp_path):

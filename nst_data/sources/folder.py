@@ -43,6 +43,9 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    def _keys(self) -> Iterator[pa.Array]:
+        yield from self._listing.table["name"].chunks
+
     def _where(self, keys: set[str]) -> dict[str, int]:
         names = pa.array(sorted(keys), type=pa.large_string())
         rows = pc.index_in(names, value_set=self._listing.table["name"])

@@ -3,9 +3,10 @@
 import glob
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,6 +20,7 @@ from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, 
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import feature_names, label_column, labels_of
 from nst_data.sources.listing import listed
+from nst_data.sources.plain_pages import PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
@@ -35,7 +37,8 @@ class ParquetFiles(Source):
     their own parquet file, where `images_beside`.
     """
 
-    _cache: Any = None  # datasets' memory-mapped copy; False where one cannot be made
+    _footers_at_once = 8
+    _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
 
     def __init__(self, location: str, files: Sequence[str], names: Sequence[str], column: str | None, images_beside: bool = True) -> None:
@@ -43,7 +46,7 @@ class ParquetFiles(Source):
         self._files, self._names, self.image_column, self._images_beside = files, names, column, images_beside
         self._sizes: list[int] = []
         self._starts = [0]
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(self._footers_at_once) as pool:
             for name, (size, rows, schema) in zip(names, pool.map(self._footer, files), strict=True):
                 if not self._sizes:
                     self._schema = schema
@@ -67,14 +70,20 @@ class ParquetFiles(Source):
         return f"{self._names[file]}:{row - self._starts[file]}"
 
     def read(self, row: int) -> bytes:
-        """One row, through the memory-mapped Arrow cache of `datasets`: a parquet row group would be decoded whole."""
-        with _BUILDING:
-            if self._cache is None:
-                self._cache = self._arrow_cache()
-        if self._cache is False:
-            return self._read_from_group(row)
-        column = self._cache[row : row + 1].column(0)
-        return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
+        """One row out of its page, where images lie in the files as they are; a parquet row group would be decoded whole.
+
+        Of files that are compressed `datasets` makes a memory-mapped Arrow copy, once.
+        """
+        if self._alone is None:
+            with _BUILDING:
+                self._alone = self._alone or self._plain() or self._arrow_cache() or self._read_from_group
+        return self._alone(row)
+
+    def copy_of_images(self) -> str:
+        """The Arrow copy of files that are compressed."""
+        self._alone = self._alone or self._plain()
+        size = sum(self._sizes) / 2**20
+        return "" if self._alone else f"a copy of its {size:,.0f} MB in {_hf_datasets_cache()}, as its images are compressed inside parquet"
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """Rows in order of the files, row group by row group; those of a damaged one say so when they are read."""
@@ -164,7 +173,19 @@ class ParquetFiles(Source):
     def _stop_unless_damage(self, error: Exception) -> None:
         """Raise what does not lie in the file's own bytes."""
 
-    def _arrow_cache(self) -> Any:  # noqa: ANN401 - datasets ships no types
+    def _plain(self) -> Callable[[int], bytes] | None:
+        kind = self._schema.field(self._column).type
+        column = [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])]
+        groups = []
+        for file in self._files:
+            with self._readable(file), self._opened(file) as parquet:
+                found = plain_groups(parquet, column)
+            if found is None:
+                return None
+            groups.append(found)
+        return PlainPages.of(self._files, self._sizes, groups).read
+
+    def _arrow_cache(self) -> Callable[[int], bytes] | None:
         from datasets import Dataset, disable_progress_bars
         from datasets.exceptions import DatasetGenerationError
 
@@ -172,8 +193,12 @@ class ParquetFiles(Source):
         try:
             dataset = Dataset.from_parquet([glob.escape(file) for file in self._files], columns=[self._column])
         except DatasetGenerationError:  # of damage; the row groups that are whole can still be read
-            return False
-        return dataset.with_format("arrow")
+            return None
+        return partial(self._read_from_copy, dataset.with_format("arrow"))
+
+    def _read_from_copy(self, arrow: Any, row: int) -> bytes:  # noqa: ANN401
+        column = arrow[row : row + 1].column(0)
+        return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
 
     def _read_from_group(self, row: int) -> bytes:
         start, stop, stretches = self._group
@@ -182,6 +207,12 @@ class ParquetFiles(Source):
             self._group = stretches[0][0], stretches[-1][1], stretches
         first, _, cells = next(stretch for stretch in stretches if stretch[0] <= row < stretch[1])
         return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
+
+
+def _hf_datasets_cache() -> str:
+    from datasets import config
+
+    return str(config.HF_DATASETS_CACHE)
 
 
 def _first_line(error: Exception) -> str:

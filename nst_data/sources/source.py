@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.images import image_hash
 from nst_data.manifest import Input
-from nst_data.sources.listing import Listing, listed
+from nst_data.sources.keys import match_keys
+from nst_data.sources.listing import PIECE, Listing, listed
 
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
@@ -69,6 +70,10 @@ class Source(ABC):
     def read(self, row: int) -> bytes:
         """Encoded bytes of one row, at the cost of one image; from any thread, also after a fork."""
 
+    def copy_of_images(self) -> str:
+        """What must be copied before single rows can be read, in a phrase for a person; empty where nothing is."""
+        return ""
+
     @abstractmethod
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted rows, given by increasing numbers, read in sequence."""
@@ -109,11 +114,25 @@ class Source(ABC):
         where = self._where(set(keys))
         missing = [key for key in keys if key not in where]
         if missing:
-            raise NstError(
-                f"{self.location}: lacks {len(missing)} of {len(keys)} images, the first is {missing[0]!r}; "
-                "give the pool that was labeled (--pool)"
-            )
+            raise self._lacks(len(missing), len(keys), missing[0])
         return np.fromiter((where[key] for key in keys), dtype=np.int64, count=len(keys))
+
+    def find_all(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
+        """As `rows_of`, for as many keys as may be, given piece by piece: fill `rows` in memory that does not grow with them."""
+        match_keys(keys(), self._keys(), rows)
+        missing, first, done = 0, "", 0
+        for piece in keys():
+            here = np.flatnonzero(rows[done : done + len(piece)] < 0)
+            if not missing and len(here):
+                first = piece[int(here[0])].as_py()
+            missing, done = missing + len(here), done + len(piece)
+        if missing:
+            raise self._lacks(missing, done, first)
+
+    def _lacks(self, missing: int, images: int, first: str) -> NstError:
+        return NstError(
+            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; give the pool that was labeled (--pool)"
+        )
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
         """Raises NstError where the bytes of a row are not those that were labeled, whose `image_hash` is given."""
@@ -126,6 +145,11 @@ class Source(ABC):
     def unreadable(self, row: int, error: Exception) -> NstError:
         """What to raise for an image that could be read before and cannot any more."""
         return NstError(f"{self.location}: {self.key(row)!r} cannot be read any more ({error}); put it back and run the same command again")
+
+    def _keys(self) -> Iterator[pa.Array]:
+        """All keys in order, piece by piece."""
+        for start in range(0, len(self), PIECE):
+            yield pa.array([self.key(row) for row in range(start, min(start + PIECE, len(self)))], type=pa.large_string())
 
     def _where(self, keys: set[str]) -> dict[str, int]:
         where: dict[str, int] = {}

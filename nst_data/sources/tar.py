@@ -59,6 +59,11 @@ class TarFiles(Source):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, f"{self._names[entry['file']]}:{entry['name']}", self._content(entry))
 
+    def _keys(self) -> Iterator[pa.Array]:
+        for batch in self._index.to_batches():
+            columns = batch["file"].to_pylist(), batch["name"].to_pylist()
+            yield pa.array([f"{self._names[file]}:{name}" for file, name in zip(*columns, strict=True)], type=pa.large_string())
+
     def _content(self, entry: dict[str, Any]) -> Content:
         problem = entry["problem"]
         return NstError(problem) if problem is not None else partial(self._read, entry["file"], entry["offset"], entry["size"])

@@ -1,7 +1,7 @@
 """How fast training goes beside what its parts allow and beside other tools that do the same.
 
-    python benchmarks/train.py input --images ../shared/data/cifar10/labeled.parquet --size 32
-    python benchmarks/train.py input --images ../shared/data/imagenet-samples/samples.parquet --size 224
+    python benchmarks/train_input.py --images ../shared/data/cifar10/labeled.parquet --size 32
+    python benchmarks/train_input.py --images ../shared/data/imagenet-samples/samples.parquet --size 224
 
 `input`: images/s of the input pipeline (decode, random resized crop, flip, RandAugment of two operations at magnitude 27, batches of uint8)
 over encoded images in memory, beside timm's create_loader with the same policy in its words, `rand-m27-n2-p1-mmax27`. In one process and
@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from nst_data.sources import open_source
 from nst_train.batches import LabeledImages, training_batches
-from nst_train.noise import training_transform
+from nst_train.noise import training_transforms
 from nst_train.settings import Noise, TrainSettings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,8 +70,8 @@ def encoded_images(path: str, count: int) -> list[bytes]:
 
 def ours(images: list[bytes], settings: TrainSettings, data_config: dict[str, Any], workers: int) -> Iterator[object]:
     labeled = LabeledImages(InMemory(images), np.arange(len(images)), np.zeros(len(images), np.int64))  # type: ignore[arg-type]
-    transform = training_transform(settings, data_config)
-    return training_batches(settings, labeled, None, transform, range(len(images) // settings.batch_size), workers)
+    transforms = training_transforms(settings, data_config)
+    return training_batches(settings, labeled, None, transforms, range(len(images) // settings.batch_size), workers)
 
 
 def timms(images: list[bytes], settings: TrainSettings, data_config: dict[str, Any], workers: int) -> Iterator[object]:
@@ -155,18 +155,14 @@ def report(what: str, pairs: list[tuple[float, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    images = commands.add_parser("input", help="the input pipeline beside timm's loader")
-    images.add_argument("--images", required=True)
-    images.add_argument("--size", type=int, default=224)
-    images.add_argument("--count", type=int, default=2_000)
-    images.add_argument("--batch-size", type=int, default=64)
-    images.add_argument("--crop-scale-min", type=float, default=0.08)
-    images.add_argument("--magnitude", type=int, default=27)
-    images.add_argument("--rounds", type=int, default=5)
-    images.set_defaults(run=compare_input)
-    arguments = parser.parse_args()
-    arguments.run(arguments)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--count", type=int, default=2_000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--crop-scale-min", type=float, default=0.08)
+    parser.add_argument("--magnitude", type=int, default=27)
+    parser.add_argument("--rounds", type=int, default=5)
+    compare_input(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,219 @@
+"""Values of a parquet column that can be read one by one, because its pages are neither compressed nor encoded.
+
+This package and `datasets` write images so. pyarrow shows where the first page of a row group is; from there, the header of each page says
+where the next one is. Headers are structures of Apache Parquet (`parquet.thrift`), in Thrift's compact protocol.
+"""
+
+import mmap
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources.files import check_size
+
+_LENGTH = struct.Struct("<I")
+_DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
+_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
+_HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
+_DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, RecursionError)
+
+Fields = dict[int, Any]  # of a Thrift structure, by number
+Data = bytes | mmap.mmap
+
+
+class Groups(NamedTuple):
+    """The row groups of one file: how many rows each has, and where its first page is; int64 each.
+
+    `is_optional` says whether pages begin with marks of the values that lack, even where none does.
+    """
+
+    rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    is_optional: bool
+
+
+def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | None:
+    """The row groups of a file; None where some value of the column, a path of names, lacks or cannot be read alone."""
+    footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
+    is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
+    rows, offsets = [], []
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column))
+        if not _is_plain(chunk):
+            return None
+        rows.append(group.num_rows)
+        offsets.append(chunk.data_page_offset)
+    return Groups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
+
+
+def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether the bytes of each value stand as they are in the column of a row group: none lacks, is compressed or in a dictionary."""
+    is_encoded = chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or not set(chunk.encodings) <= _ENCODINGS
+    if is_encoded or chunk.physical_type != "BYTE_ARRAY" or not chunk.is_stats_set:
+        return False
+    return bool(chunk.statistics.null_count == 0)
+
+
+class _Page(NamedTuple):
+    first_row: int  # in its row group
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PlainPages:
+    """The values of a column over several files, in 20 bytes of memory for each row group.
+
+    Row group i begins with row `first_rows[i]`, its pages at byte `offsets[i]` of the file `numbers[i]`.
+    """
+
+    files: Sequence[str]
+    sizes: Sequence[int]
+    are_optional: Sequence[bool]
+    first_rows: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    numbers: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, files: Sequence[str], sizes: Sequence[int], groups: Sequence[Groups]) -> "PlainPages":
+        """The files with their sizes and row groups."""
+        ends = np.cumsum(np.concatenate([one.rows for one in groups]))
+        numbers = np.repeat(np.arange(len(files), dtype=np.int32), [len(one.rows) for one in groups])
+        offsets = np.concatenate([one.offsets for one in groups])
+        return cls(files, sizes, [one.is_optional for one in groups], np.concatenate([[0], ends]), offsets, numbers)
+
+    def read(self, row: int) -> bytes:
+        """The value in a row. Raises NstError where the file is not what it was."""
+        group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        number, row = int(self.numbers[group]), row - int(self.first_rows[group])
+        rows = int(self.first_rows[group + 1] - self.first_rows[group])
+        file = self.files[number]
+        opened = _opened(file, self.sizes[number])
+        try:
+            pages = _pages(file, self.sizes[number], int(self.offsets[group]), rows, self.are_optional[number])
+            first, at, end = pages[bisect_right(pages, row, key=lambda page: page.first_row) - 1]
+            for _ in range(row - first):
+                at += 4 + _LENGTH.unpack_from(opened.data, at)[0]
+            (length,) = _LENGTH.unpack_from(opened.data, at)
+        except _DAMAGE:
+            at = length = end = 0
+        if at + 4 + length > end:
+            raise NstError(f"{file}: the pages of its row group {group - int(np.searchsorted(self.numbers, number))} are damaged")
+        return opened.read(length, at + 4)
+
+
+class _File:
+    """A file that is open for all threads and forked processes, closed when nobody uses it any more."""
+
+    def __init__(self, path: str, size: int) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+        self.data = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
+        self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
+        check_size(len(self.data), size)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """The bytes at a place. Raises NstError where there are not as many."""
+        found = os.pread(self.number, size, offset)
+        if len(found) != size:
+            raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
+        return found
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+@lru_cache(maxsize=128)  # each takes two of the thousand files that a process may have open
+def _opened(path: str, size: int) -> _File:
+    """Raises NstError for a file of another size."""
+    return _File(path, size)
+
+
+@lru_cache(maxsize=512)
+def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
+    """The pages of a row group; kept, as its neighbors are read soon. Raises one of _DAMAGE where they are not what they should be."""
+    data, found, first = _opened(file, size).data, [], 0
+    while first < rows:
+        header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
+        start = offset + length
+        offset = start + header[3]
+        values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
+        if header[1] == _DATA_PAGE and values[2] == _PLAIN:
+            start += 4 + _LENGTH.unpack_from(data, start)[0] if is_optional else 0
+        elif header[1] == _DATA_PAGE_V2 and values[4] == _PLAIN:
+            start += values[5] + values[6]
+        else:
+            raise KeyError("a page of another kind")
+        if header[3] < 0 or values[1] < 0:
+            raise ValueError("a page that goes back")
+        found.append(_Page(first, start, offset))
+        first += values[1]
+    return found
+
+
+def _structure(data: Data, at: int) -> tuple[Fields, int]:
+    """A Thrift structure, and the place after it."""
+    fields: Fields = {}
+    number = 0
+    while head := data[at]:
+        at += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _integer(data, at)
+        fields[number], at = _value(data, at, head & 15)
+    return fields, at + 1
+
+
+def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
+    """A value of one of Thrift's kinds, and the place after it."""
+    if kind in (4, 5, 6):
+        return _integer(data, at)
+    if kind in (1, 2):
+        return kind == 1, at
+    if kind == 3:
+        return data[at], at + 1
+    if kind == 7:
+        return None, at + 8  # a number that nothing here asks for
+    if kind == 8:
+        size, at = _varint(data, at)
+        return None if at + size > len(data) else data[at : at + size], at + size
+    if kind == 9:
+        size, inside = data[at] >> 4, data[at] & 15
+        size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
+        values = []
+        for _ in range(size):
+            value, at = _value(data, at, 3 if inside in (1, 2) else inside)
+            values.append(value)
+        return values, at
+    if kind == 12:
+        return _structure(data, at)
+    raise ValueError(f"Thrift's kind {kind}")
+
+
+def _integer(data: Data, at: int) -> tuple[int, int]:
+    """Positive and negative ones in turn: 0, -1, 1, -2."""
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _varint(data: Data, at: int) -> tuple[int, int]:
+    """Seven bits a byte, the lowest first."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
