@@ -34,6 +34,11 @@ def test_boxes_are_drawn_as_timm_draws_them(size, scale_min):
         assert random_box(*size, scale_min, random.Random(seed)) == Box(left, top, width, height)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3)])
+def test_the_smallest_images_have_parts_too(size):
+    assert all(crop(photograph(*size), (32, 32), 0.08, seed).shape == (32, 32, 3) for seed in range(50))
+
+
 def test_a_scale_of_one_takes_the_largest_square_in_the_middle():
     assert random_box(50, 30, 1.0, random.Random(0)) == middle_square(50, 30) == Box(10, 0, 30, 30)
 
