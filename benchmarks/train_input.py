@@ -1,9 +1,9 @@
-"""How fast training goes beside what its parts allow and beside other tools that do the same.
+"""How fast training images are made, beside timm's loader.
 
     python benchmarks/train_input.py --images ../shared/data/cifar10/labeled.parquet --size 32
     python benchmarks/train_input.py --images ../shared/data/imagenet-samples/samples.parquet --size 224
 
-`input`: images/s of the input pipeline (decode, random resized crop, flip, RandAugment of two operations at magnitude 27, batches of uint8)
+Images/s of the input pipeline (decode, random resized crop, flip, RandAugment of two operations at magnitude 27, batches of uint8)
 over encoded images in memory, beside timm's create_loader with the same policy in its words, `rand-m27-n2-p1-mmax27`. In one process and
 with two workers; in rounds, one after the other, so that both see the same machine.
 """

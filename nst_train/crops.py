@@ -1,4 +1,7 @@
-"""Encoded bytes to a training crop: which part of the image, decoded no larger than it needs, resized once."""
+"""Encoded bytes to a training crop: which part of the image, decoded no larger than it needs, resized once.
+
+Resizing smooths as timm's evaluation does; the released code's bicubic does not.
+"""
 
 import math
 from random import Random
@@ -43,7 +46,7 @@ def random_box(width: int, height: int, scale_min: float, random: Random) -> Box
     for _ in range(_ATTEMPTS):
         area = random.uniform(scale_min, 1.0) * width * height
         aspect = math.exp(random.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1])))
-        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        wide, high = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
         if wide <= width and high <= height:
             top = random.randint(0, height - high)
             return Box(random.randint(0, width - wide), top, wide, high)

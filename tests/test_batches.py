@@ -43,8 +43,16 @@ def test_a_batch_holds_labeled_images_and_ratio_times_as_many_pseudo_labeled_one
     assert {name: column.shape for name, column in batch.pseudo.items()} == {"probs": (8, 3)}
 
 
-def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path):
-    alone, with_workers = batches(tiny_store, tmp_path, range(4)), batches(tiny_store, tmp_path, range(4), workers=2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": {"magnitude": 9}},
+        {"noise": {"augmentation": "rand-m9-mstd0.5-inc1"}},
+        {"noise": {"magnitude": 5, "cutout": 4}, "crop_padding": 2, "crop_scale_min": 0.08},
+    ],
+)
+def test_batches_are_the_same_with_and_without_workers(tiny_store, tmp_path, changes):
+    alone, with_workers = (batches(tiny_store, tmp_path, range(4), workers=workers, **changes) for workers in (0, 2))
     assert all(same(left, right) for left, right in zip(alone, with_workers, strict=True))
 
 

@@ -114,6 +114,10 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["show", "nothing"], "there is nothing called 'nothing', `nst list` shows what there is"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "name an edition with --pseudo"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: input should be less than 1"),
+        (
+            ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--augmentation", "rand-x9"],
+            "--augmentation: expected an augmentation of timm, such as rand-m9-mstd0.5-inc1",
+        ),
         (["run", "nowhere.yaml"], "nowhere.yaml: No such file or directory; expected a recipe"),
         (["train", "--labeled", "LABELED", "--name", "n", "--model", "test_resnet", "--optimizer", "adamww"], "did you mean adamw"),
         (
