@@ -23,6 +23,9 @@ def train(
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
     ] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept; else the last ones are.")
+    ] = None,
     generation: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Ask for this generation instead of the next free one.")
     ] = None,
@@ -41,16 +44,21 @@ def train(
     if edition is None and (pool is not None or settings != settings.of_labeled_alone()):
         options = "--pool, --ratio, --loss, --hard and --pseudo-temperature"
         raise UsageError(f"{options} speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
+    if validation is None and settings != settings.without_validation():
+        raise UsageError("--validate-every speaks of validation images; name them with --validation SOURCE")
     images = open_source(labeled, True, class_names, image_column)
+    validation_images = open_source(validation, True, class_names, image_column) if validation else None
     pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.train import train as train_network
 
-    version = train_network(there, name, settings, images, edition, pool_images, generation, run, on_this_terminal())
+    progress = on_this_terminal()
+    version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
-    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps")
+    best = f", the weights of step {counts['best_step']:,}, best on the validation images" if "best_step" in counts else ""
+    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps{best}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from nst_data.curves import CURVES
 from nst_data.files import write_text
 from nst_data.manifest import Manifest, Request
 from nst_data.store import Staging
@@ -36,7 +37,8 @@ def write_model_card(
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "nst", "noisy-student"],
     }
-    text = _render("teacher.md.jinja", ref=ref, request=request, class_names=class_names, counts=counts, metrics=metrics)
+    curves = CURVES if (folder / CURVES).is_file() else None
+    text = _render("teacher.md.jinja", ref=ref, request=request, class_names=class_names, counts=counts, metrics=metrics, curves=curves)
     write_text(folder / "README.md", _front_matter(front) + text)
 
 

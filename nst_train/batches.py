@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
 from nst_data.store import Version
+from nst_train.interruption import STOP_SIGNALS
 from nst_train.noise import Transform, seed_of, seed_transforms
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
@@ -244,7 +245,7 @@ def training_batches(
     workers: int,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch, None, None]:
     """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes."""
     loader = DataLoader(
         _Steps(settings, labeled, pseudo, transform, process, processes),
@@ -255,7 +256,7 @@ def training_batches(
         worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a worker is born deaf to Ctrl-C, and stays so
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so: its parent ends it
     try:
         items = iter(loader)
     finally:

@@ -1,9 +1,12 @@
 """This process among its peers, the device it computes on, and its threads."""
 
 import os
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from accelerate import PartialState
+from torch import Tensor, distributed
 
 
 def this_process() -> PartialState:
@@ -23,6 +26,23 @@ def this_device() -> torch.device:
 def cpus_of_this_process() -> int:
     """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    """Sums or maxima of each number over all processes, on this process's device; of one process alone its own. All must ask together."""
+    state = this_process()
+    if state.num_processes == 1:
+        return values
+    values = values.to(state.device, copy=True)
+    distributed.all_reduce(values, distributed.ReduceOp.SUM if operation == "sum" else distributed.ReduceOp.MAX)
+    return values
+
+
+def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
+    """What gives the maximum of each number over all processes; None for one process alone."""
+    if this_process().num_processes == 1:
+        return None
+    return lambda values: over_processes(torch.tensor(values), "max").tolist()
 
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it

@@ -4,7 +4,8 @@ Where it departs from the paper:
 - the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
   by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
-- images of the labeled and the test set are taken out of the pool, with their near-duplicates; the paper names only evaluation sets;
+- images of the labeled, the validation and the test set are taken out of the pool, with their near-duplicates; the paper names only
+  evaluation sets;
 - there is no finetuning at a larger resolution.
 """
 
@@ -21,6 +22,7 @@ from nst_train.evaluate import measure
 from nst_train.label import label, label_like
 from nst_train.models import check_names
 from nst_train.settings import LabelRunSettings, Recipe, SourceSettings
+from nst_train.trackers import check_trackers
 from nst_train.train import train
 
 
@@ -38,14 +40,15 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     progress = progress or Progress()
     labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, indexes=store.indexes)
     test = _open(recipe.test, labeled=True) if recipe.test else None
-    _check(recipe, labeled, test)
-    held_out = [labeled] + ([test] if test else [])
+    validation = _open(recipe.validation, labeled=True) if recipe.validation else None
+    _check(recipe, labeled, validation, test)
+    held_out = [source for source in (labeled, validation, test) if source]
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
     teachers = f"{recipe.name}-teacher"
 
-    teacher = train(store, teachers, first, labeled, generation=0, run=recipe.run, progress=progress)
+    teacher = train(store, teachers, first, labeled, generation=0, run=recipe.run, progress=progress, validation=validation)
     _measure(teacher, test, recipe, store, progress)
     generations = [Generation(teacher)]
     edition: Version | None = None
@@ -57,25 +60,27 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
                 edition = balance(store, corpus, selection, held_out, 1, pool, progress)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
-        student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress)
+        student = train(store, teachers, settings, labeled, edition, pool, number, recipe.run, progress, validation)
         _measure(student, test, recipe, store, progress)
         generations.append(Generation(student, corpus, edition))
         teacher = student
     if recipe.control:
-        control = train(store, f"{recipe.name}-control", students[-1], labeled, generation=0, run=recipe.run, progress=progress)
+        name = f"{recipe.name}-control"
+        control = train(store, name, students[-1], labeled, generation=0, run=recipe.run, progress=progress, validation=validation)
         _measure(control, test, recipe, store, progress)
         generations.append(Generation(control))
     return generations
 
 
-def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
+def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
     """What would stop a later generation stops the loop before its first."""
     check_trainable(labeled)
+    check_trackers(recipe.run.tracker)
     check_classes(recipe.select, labeled.class_names or [])
     for settings in recipe.generations:
         check_names(settings)
-    if test is not None:
-        match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
+    for source in filter(None, scored):
+        match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:

@@ -67,6 +67,9 @@ class TrainSettings(Settings):
         None, ge=1, description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1."
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
+    validate_every: float | None = Field(
+        None, gt=0, description="Epochs between two validations; by default 1, more where ten images are not trained on for each scored."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
 
     @model_validator(mode="after")
@@ -79,6 +82,10 @@ class TrainSettings(Settings):
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
         spoken = ("ratio", "loss", "hard", "pseudo_temperature")
         return self.model_copy(update={name: type(self).model_fields[name].default for name in spoken})
+
+    def without_validation(self) -> Self:
+        """Without what speaks of validation images: where there are none, with and without it is one training."""
+        return self.model_copy(update={"validate_every": None})
 
     @property
     def staircase_epochs(self) -> float:
@@ -141,7 +148,15 @@ class RunSettings(ReadSettings):
     """How training runs; shapes no data."""
 
     workers: int = Field(2, ge=0, description="Processes that decode and augment; 0 does it in the training process.")
-    checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints; 0 writes one at every step.")
+    checkpoint_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="Minutes between checkpoints; the end of an epoch writes one after a minute already. 0 writes one at every step.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints that are kept; a damaged one is passed over for the one before.")
+    tracker: tuple[str, ...] = Field(
+        (), description="A tracker of Accelerate, such as wandb; several allowed. By default tensorboard where it is installed; or none."
+    )
 
 
 class SourceSettings(Settings):
@@ -165,6 +180,7 @@ class Recipe(Settings):
 
     name: Annotated[str, AfterValidator(check_name)]
     labeled: SourceSettings
+    validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
     test: SourceSettings | None = None
     pool: SourceSettings
     seed: int = Field(0, ge=0, lt=2**31)
@@ -173,6 +189,12 @@ class Recipe(Settings):
     generations: list[TrainSettings] = Field(min_length=2)
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _validation_has_images(self) -> Self:
+        if self.validation is None and any(one.validate_every is not None for one in self.generations):
+            raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
