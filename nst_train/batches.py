@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -256,7 +257,7 @@ def training_batches(
         worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so: its parent ends it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so
     try:
         items = iter(loader)
     finally:
@@ -273,3 +274,11 @@ def _end_quietly(worker: int) -> None:
     Errors in making a batch do not pass here: they travel to the parent.
     """
     sys.excepthook = lambda *_: None
+    threading.Thread(target=_heed_the_parent, daemon=True).start()
+
+
+def _heed_the_parent() -> None:
+    """End on a SIGTERM of the parent alone: a scheduler sends it to all processes, and the parent wants to finish its step."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -22,8 +22,6 @@ def check_trackers(asked: Sequence[str]) -> list[str]:
         if name not in (*installed, NO_TRACKER):
             there = ", ".join(installed) or NO_TRACKER
             raise UsageError(f"--tracker {name}: its package is not installed; install it, or take one of what is there: {there}")
-    if NO_TRACKER in asked and len(asked) > 1:
-        raise UsageError(f"--tracker {NO_TRACKER}: stands alone, found beside it {', '.join(set(asked) - {NO_TRACKER})}")
     if not asked:
         return [DEFAULT_TRACKER] * (DEFAULT_TRACKER in installed)
     return [name for name in dict.fromkeys(asked) if name != NO_TRACKER]
