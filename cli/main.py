@@ -49,6 +49,11 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
+_STOPS = (
+    "Ctrl-C, SIGTERM and SIGUSR1 (SLURM's advance warning) let the step end, write a checkpoint and exit with 130, 143 and 138; "
+    "the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
+)
+
 app = typer.Typer(
     name="nst",
     cls=_Group,
@@ -59,9 +64,9 @@ app = typer.Typer(
 )
 app.command("label")(label.label)
 app.command("balance")(balance.balance)
-app.command("train")(train.train)
+app.command("train", epilog=_STOPS)(train.train)
 app.command("evaluate")(evaluate.evaluate)
-app.command("run")(run_recipe.run)
+app.command("run", epilog=_STOPS)(run_recipe.run)
 app.command("demo")(run_recipe.demo)
 app.command("list")(versions.list_versions)
 app.command("show")(show.show)
