@@ -1,8 +1,12 @@
-"""The app, and the one place where an error becomes a line and an exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+"""The app, and the one place where an error becomes a line and an exit status.
+
+0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1.
+"""
 
 import contextlib
 import errno
 import os
+import signal
 import sys
 from typing import Any
 
@@ -10,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from nst_data.errors import NstError, UsageError
+from nst_train.interruption import Interrupted, stop_at_once
 
 from . import balance, diff, evaluate, label, run_recipe, show, train, versions
 
@@ -28,8 +33,9 @@ class _Group(TyperGroup):
             _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
         except NstError as error:
             _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-        except KeyboardInterrupt:
-            _fail("interrupted; what is done is kept, the same command goes on from there", 130)
+        except KeyboardInterrupt as error:
+            stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+            _fail(str(stopped), stopped.status)
         except Exception as error:
             if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in a class of their own
                 _fail("the disk is full; make room and run the same command again, it goes on from what is done", 1)
@@ -43,6 +49,11 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
+_STOPS = (
+    "Ctrl-C, SIGTERM and SIGUSR1 (SLURM's advance warning) let the step end, write a checkpoint and exit with 130, 143 and 138; "
+    "the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
+)
+
 app = typer.Typer(
     name="nst",
     cls=_Group,
@@ -53,9 +64,9 @@ app = typer.Typer(
 )
 app.command("label")(label.label)
 app.command("balance")(balance.balance)
-app.command("train")(train.train)
+app.command("train", epilog=_STOPS)(train.train)
 app.command("evaluate")(evaluate.evaluate)
-app.command("run")(run_recipe.run)
+app.command("run", epilog=_STOPS)(run_recipe.run)
 app.command("demo")(run_recipe.demo)
 app.command("list")(versions.list_versions)
 app.command("show")(show.show)
@@ -83,6 +94,8 @@ def _print_version(asked: bool) -> None:
 
 def run() -> None:
     """The `nst` command."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop_at_once)
     if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             app()

@@ -38,6 +38,9 @@ def train(
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
     ] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept; else the last ones are.")
+    ] = None,
     generation: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Ask for this generation instead of the next free one.")
     ] = None,
@@ -58,6 +61,8 @@ def train(
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
         raise UsageError(f"{options} speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
+    if validation is None and "validate_every" in given["settings"]:
+        raise UsageError("--validate-every speaks of validation images; name them with --validation SOURCE")
     if show_settings:
         source = open_source(labeled, True, class_names, image_column) if labeled else None
         found = look_up(settings, run, given, _as_option, source, edition, student)
@@ -66,15 +71,18 @@ def train(
     if labeled is None or name is None:
         raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
     images = open_source(labeled, True, class_names, image_column)
+    validation_images = open_source(validation, True, class_names, image_column) if validation else None
     pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.train import train as train_network
 
-    version = train_network(there, name, settings, images, edition, pool_images, generation, run, on_this_terminal())
+    progress = on_this_terminal()
+    version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
-    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps")
+    best = f", the weights of step {counts['best_step']:,}, best on the validation images" if "best_step" in counts else ""
+    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps{best}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 

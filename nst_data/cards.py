@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from nst_data.curves import CURVES
 from nst_data.files import write_text
 from nst_data.manifest import Manifest, Request
 from nst_data.store import Staging
@@ -38,6 +39,7 @@ def write_model_card(
         "tags": ["image-classification", "timm", "nst", "noisy-student"],
     }
     about = {"class_names": class_names, "counts": counts, "metrics": metrics, "requires_import": _required_import(folder)}
+    about["curves"] = CURVES if (folder / CURVES).is_file() else None
     text = _render("teacher.md.jinja", ref=ref, request=request, **about)
     write_text(folder / "README.md", _front_matter(front) + text)
 

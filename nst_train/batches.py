@@ -1,8 +1,10 @@
 """Training batches: labeled and pseudo-labeled images side by side, each batch a pure function of (seed, step)."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from nst_data.errors import NstError
 from nst_data.images import ImageError, decode
 from nst_data.sources import Source
 from nst_train.entries import PseudoLabeledImages
+from nst_train.interruption import STOP_SIGNALS
 from nst_train.noise import Transform, seed_of
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
@@ -154,7 +157,7 @@ def training_batches(
     workers: int,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch, None, None]:
     """The batches of `steps`, made by `workers` processes ahead of time. Their number changes nothing in what comes.
 
     `transforms` are those of `labeled` and of `pseudo` images, by these names.
@@ -168,7 +171,7 @@ def training_batches(
         worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a worker is born deaf to Ctrl-C, and stays so
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so
     try:
         items = iter(loader)
     finally:
@@ -185,3 +188,11 @@ def _end_quietly(worker: int) -> None:
     Errors in making a batch do not pass here: they travel to the parent.
     """
     sys.excepthook = lambda *_: None
+    threading.Thread(target=_heed_the_parent, daemon=True).start()
+
+
+def _heed_the_parent() -> None:
+    """End on a SIGTERM of the parent alone: a scheduler sends it to all processes, and the parent wants to finish its step."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -6,18 +6,59 @@ No generator's state is kept: order, noise and dropout are functions of (seed, s
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nst_data.errors import NstError, first_line
 from nst_data.files import fsync_folder, fsync_tree, write_text
 
+EPOCH_END_SECONDS = 60.0
 
-def save_checkpoint(folder: Path, step: int, network: nn.Module, averaged: nn.Module, optimizer: Optimizer) -> None:
-    """Write `folder`/step-N by one rename, then drop older ones."""
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a training goes on from: steps done, what its log and validation noted, the best averaged weights where it is validated."""
+
+    step: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Tensor] | None = None
+
+
+class CheckpointClock:
+    """When a checkpoint is due: every `minutes`, and where an epoch ends if the last one is a minute old (an epoch can last a second)."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds, self._saved = 60 * minutes, time.monotonic()
+
+    def is_due(self, ends_epoch: bool) -> bool:
+        """After a step."""
+        return time.monotonic() - self._saved >= (min(EPOCH_END_SECONDS, self._seconds) if ends_epoch else self._seconds)
+
+    def restart(self) -> None:
+        """One was just written."""
+        self._saved = time.monotonic()
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    network: nn.Module,
+    averaged: nn.Module,
+    optimizer: Optimizer,
+    notes: dict[str, Any] | None = None,
+    best: dict[str, Tensor] | None = None,
+    keep: int = 1,
+) -> None:
+    """Write `folder`/step-N by one rename, then drop all but the last `keep`."""
     target = folder / f"step-{step:09d}"
     fresh = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -25,10 +66,13 @@ def save_checkpoint(folder: Path, step: int, network: nn.Module, averaged: nn.Mo
     try:
         _save_tensors(network.state_dict(), fresh / "network.safetensors")
         _save_tensors(averaged.state_dict(), fresh / "averaged.safetensors")
+        if best is not None:
+            _save_tensors(best, fresh / "best.safetensors")
         tensors, numbers = _flat(optimizer.state_dict()["state"])
         _save_tensors(tensors, fresh / "optimizer.safetensors")
         groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
-        write_text(fresh / "position.json", json.dumps({"step": step, "optimizer": numbers, "groups": groups}))
+        position = {"step": step, "optimizer": numbers, "groups": groups, "notes": notes or {}, "has_best": best is not None}
+        write_text(fresh / "position.json", json.dumps(position))
         fsync_tree(fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -36,23 +80,69 @@ def save_checkpoint(folder: Path, step: int, network: nn.Module, averaged: nn.Mo
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     fsync_folder(folder)
-    for older in _checkpoints(folder)[:-1]:
+    for older in _checkpoints(folder)[:-keep]:
         shutil.rmtree(older)
 
 
-def load_checkpoint(folder: Path, network: nn.Module, averaged: nn.Module, optimizer: Optimizer) -> int:
-    """Load the newest checkpoint; the number of steps done, 0 where there is none."""
-    checkpoints = _checkpoints(folder)
-    if not checkpoints:
-        return 0
-    newest = checkpoints[-1]
-    network.load_state_dict(load_file(newest / "network.safetensors"))
-    averaged.load_state_dict(load_file(newest / "averaged.safetensors"))
-    position = json.loads((newest / "position.json").read_text("utf-8"))
-    state = _nested(load_file(newest / "optimizer.safetensors"), position["optimizer"])
-    groups = [group | saved for group, saved in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return int(position["step"])
+def load_checkpoint(
+    folder: Path, network: nn.Module, averaged: nn.Module, optimizer: Optimizer, say: Callable[[str], None] = lambda _: None
+) -> Resumed:
+    """Load the newest checkpoint that is sound; one that is not is said and deleted. Raises NstError for one of another network."""
+    for newest in reversed(_checkpoints(folder)):
+        try:
+            position = json.loads((newest / "position.json").read_text("utf-8"))
+            names = ["network", "averaged", "optimizer"] + ["best"] * position["has_best"]
+            saved = {name: load_file(newest / f"{name}.safetensors") for name in names}
+        except (SafetensorError, FileNotFoundError, ValueError, KeyError) as error:
+            say(f"the checkpoint {newest.name} is damaged ({first_line(error)}); going on from the one before it, or from the start")
+            shutil.rmtree(newest, ignore_errors=True)
+            continue
+        _check_same_network(newest.name, saved["network"], network)
+        network.load_state_dict(saved["network"])
+        averaged.load_state_dict(saved["averaged"])
+        state = _nested(saved["optimizer"], position["optimizer"])
+        groups = [group | there for group, there in zip(optimizer.state_dict()["param_groups"], position["groups"], strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return Resumed(int(position["step"]), position["notes"], saved.get("best"))
+    return Resumed()
+
+
+def last_checkpoint(folder: Path) -> int | None:
+    """The step of the newest checkpoint, None where there is none."""
+    steps = [int(path.name.removeprefix("step-")) for path in _checkpoints(folder)]
+    return steps[-1] if steps else None
+
+
+def is_finite(*networks: nn.Module) -> bool:
+    """Whether every weight and statistic is a finite number."""
+    tensors = [tensor for network in networks for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+
+def diverged(ref: str, folder: Path, step: int, what: str) -> NstError:
+    """What to say of a training whose numbers are finite no more from `step` on."""
+    last = last_checkpoint(folder)
+    good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
+    return NstError(
+        f"{ref}, step {step:,}: {what} not finite any more; {good}. Try a lower --learning-rate or a longer --warmup-epochs, "
+        f"after `nst remove {ref}`, which gives its number free"
+    )
+
+
+def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module) -> None:
+    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in saved.items()}
+    if found == expected:
+        return
+    key = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    raise NstError(
+        f"checkpoint {name} is of another network: {key}: expected {_shape(expected.get(key))}, found {_shape(found.get(key))}. "
+        "Take the version of timm that began this training, or `nst remove` it and begin again"
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,11 +1,13 @@
 """This process among its peers, the device it computes on, and its threads."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from torch import Tensor, distributed
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,6 +41,23 @@ def settled_precision(precision: str, device: torch.device) -> str:
 def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
     """The context of a forward pass in fp32, bf16 or fp16."""
     return nullcontext() if precision == "fp32" else torch.autocast(device_type, _DTYPES[precision])
+
+
+def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
+    """Sums or maxima of each number over all processes, on this process's device; of one process alone its own. All must ask together."""
+    state = this_process()
+    if state.num_processes == 1:
+        return values
+    values = values.to(state.device, copy=True)
+    distributed.all_reduce(values, distributed.ReduceOp.SUM if operation == "sum" else distributed.ReduceOp.MAX)
+    return values
+
+
+def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
+    """What gives the maximum of each number over all processes; None for one process alone."""
+    if this_process().num_processes == 1:
+        return None
+    return lambda values: over_processes(torch.tensor(values), "max").tolist()
 
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it

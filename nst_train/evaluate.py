@@ -1,10 +1,15 @@
 """Accuracy of a classifier on labeled images, with its own clean transform."""
 
 import json
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from nst_data import cards
@@ -14,11 +19,47 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, match_classes
 from nst_data.store import Store, Version
 from nst_train.device import this_process
-from nst_train.inference import batches_of, choose_computation, predict
+from nst_train.inference import Computation, batches_of, choose_computation, predict
 from nst_train.settings import ReadSettings
 from nst_train.teachers import Classifier, Teacher, load_classifier
 
 METRICS = "metrics.json"
+
+
+@dataclass
+class Score:
+    """Counts over images; those of several processes add up."""
+
+    top1: int = 0
+    top5: int = 0
+    nll: float = 0.0
+    images: int = 0
+    errors: int = 0
+
+    @property
+    def numbers(self) -> list[float]:
+        """All of them."""
+        return [float(value) for value in astuple(self)]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float]) -> Self:
+        """The reverse of `numbers`."""
+        top1, top5, nll, images, errors = numbers
+        return cls(int(top1), int(top5), nll, int(images), int(errors))
+
+    def add(self, log_probs: Float[Tensor, "readable classes"], labels: Int[Tensor, " readable"], images: int) -> None:
+        """Count a batch of `images`, of which some can be read."""
+        ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
+        self.top1 += int(ranked[:, 0].sum())
+        self.top5 += int(ranked.any(dim=1).sum())
+        self.nll += float(F.nll_loss(log_probs, labels, reduction="sum"))
+        self.images += len(labels)
+        self.errors += images - len(labels)
+
+    def as_metrics(self, classes: int) -> dict[str, Any]:
+        """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `images` and `errors`."""
+        top5 = {"top5": self.top5 / self.images} if classes > 5 else {}
+        return {"top1": self.top1 / self.images, **top5, "nll": self.nll / self.images, "images": self.images, "errors": self.errors}
 
 
 def evaluate(classifier: Classifier, source: Source, run: ReadSettings | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -30,24 +71,31 @@ def evaluate(classifier: Classifier, source: Source, run: ReadSettings | None = 
     run, progress, teacher = run or ReadSettings(), progress or Progress(), Teacher.of(classifier)
     columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
     computation = choose_computation(teacher, None, "fp32", compile_network=False)
-    batches = batches_of(source, computation.batch_size)
-    correct = {"top1": 0, "top5": 0}
-    nll, scored, errors = 0.0, 0, 0
     with progress.task("evaluate", len(source), "images") as task:
-        for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=run.decode_threads):
-            rows = np.array([batch.rows[position].id for position in prediction.images.readable], dtype=np.int64)
-            labels, log_probs = torch.from_numpy(columns[source.labels[rows]]), prediction.log_probs
-            ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
-            correct["top1"] += int(ranked[:, 0].sum())
-            correct["top5"] += int(ranked.any(dim=1).sum())
-            nll += float(F.nll_loss(log_probs, labels, reduction="sum"))
-            scored += len(rows)
-            errors += len(batch.rows) - len(rows)
-            task.advance(len(batch.rows))
-    if not scored:
+        result = score(teacher, computation, source, range(len(source)), columns, run.decode_threads, task.advance)
+    if not result.images:
         raise NstError(f"{source.location}: none of its {len(source)} images could be read")
-    accuracies = {name: hits / scored for name, hits in correct.items() if name == "top1" or len(classifier.class_names) > 5}
-    return {**accuracies, "nll": nll / scored, "images": scored, "errors": errors}
+    return result.as_metrics(len(classifier.class_names))
+
+
+def score(
+    teacher: Teacher,
+    computation: Computation,
+    source: Source,
+    rows: range,
+    columns: NDArray[np.int64],
+    threads: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Score:
+    """Count what the teacher gets right on some rows of a source whose class i is its class columns[i]."""
+    assert source.labels is not None, "scores need labels"
+    result = Score()
+    batches = batches_of(source, computation.batch_size, rows)
+    for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
+        readable = np.array([batch.rows[position].id for position in prediction.images.readable], dtype=np.int64)
+        result.add(prediction.log_probs, torch.from_numpy(columns[source.labels[readable]]), len(batch.rows))
+        advance(len(batch.rows))
+    return result
 
 
 def measure(

@@ -96,9 +96,9 @@ class PlainBatch:
     rows: Sequence[Row]
 
 
-def batches_of(source: Source, batch_size: int) -> Iterator[PlainBatch]:
-    """All rows of a source, in order."""
-    rows = source.rows(range(len(source)))
+def batches_of(source: Source, batch_size: int, which: range | None = None) -> Iterator[PlainBatch]:
+    """All rows of a source, or those of `which`, in order."""
+    rows = source.rows(range(len(source)) if which is None else which)
     while batch := list(itertools.islice(rows, batch_size)):
         yield PlainBatch(batch)
 

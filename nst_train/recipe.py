@@ -35,7 +35,7 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}, {_explain(error, tree)}") from None
-    return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "test", "pool")})
+    return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")})
 
 
 def as_written(path: Path) -> dict[str, Any]:

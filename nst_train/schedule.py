@@ -37,3 +37,8 @@ class Schedule:
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
         return float(self.peak * self.decay_rate ** (step // self.decay_steps))
+
+    def ends_epoch(self, done: int, epochs: float = 1.0) -> bool:
+        """Whether step `done` (counted from 1) is the last or passes a multiple of `epochs`."""
+        every = epochs * self.steps_per_epoch
+        return done == self.steps or done // every > (done - 1) // every

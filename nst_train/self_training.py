@@ -4,7 +4,8 @@ Where it departs from the paper:
 - the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
   by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
-- images of the labeled and the test set are taken out of the pool, with their near-duplicates; the paper names only evaluation sets;
+- images of the labeled, the validation and the test set are taken out of the pool, with their near-duplicates; the paper names only
+  evaluation sets;
 - finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 
@@ -21,6 +22,7 @@ from nst_train.evaluate import measure
 from nst_train.label import label, label_like
 from nst_train.models import check_names
 from nst_train.settings import GenerationSettings, LabelRunSettings, Recipe, SourceSettings, TrainSettings
+from nst_train.trackers import check_trackers
 from nst_train.train import train
 
 
@@ -38,12 +40,13 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     progress = progress or Progress()
     labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, indexes=store.indexes)
     test = _open(recipe.test, labeled=True) if recipe.test else None
-    _check(recipe, labeled, test)
-    held_out = [labeled] + ([test] if test else [])
+    validation = _open(recipe.validation, labeled=True) if recipe.validation else None
+    _check(recipe, labeled, validation, test)
+    held_out = [source for source in (labeled, validation, test) if source]
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
-    training = _Trainings(recipe, store, labeled, pool, test, progress)
+    training = _Trainings(recipe, store, labeled, pool, validation, test, progress)
     teachers = f"{recipe.name}-teacher"
 
     teacher = training.train(teachers, first, 0)
@@ -73,6 +76,7 @@ class _Trainings:
     store: Store
     labeled: Source
     pool: Source
+    validation: Source | None
     test: Source | None
     progress: Progress
 
@@ -89,23 +93,24 @@ class _Trainings:
         return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
 
     def _train(self, name: str, settings: TrainSettings, number: int, edition: Version | None = None) -> Version:
-        pool = self.pool if edition else None
-        trained = train(self.store, name, settings, self.labeled, edition, pool, number, self.recipe.run, self.progress)
+        pool, run = self.pool if edition else None, self.recipe.run
+        trained = train(self.store, name, settings, self.labeled, edition, pool, number, run, self.progress, self.validation)
         if self.test is not None:
-            measure(self.store, trained, self.test, "test", self.recipe.run, self.progress)
+            measure(self.store, trained, self.test, "test", run, self.progress)
         return trained
 
 
-def _check(recipe: Recipe, labeled: Source, test: Source | None) -> None:
+def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
     """What would stop a later generation stops the loop before its first."""
     check_trainable(labeled)
+    check_trackers(recipe.run.tracker)
     check_classes(recipe.select, labeled.class_names or [])
     for settings in recipe.generations:
         check_names(settings)
         if settings.finetune:
             check_names(settings.finetune)
-    if test is not None:
-        match_classes(test.class_names or [], labeled.class_names or [], test.location, subset=True)
+    for source in filter(None, scored):
+        match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:

@@ -143,6 +143,9 @@ class TrainSettings(Settings):
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
     channels_last: bool = Field(False, description="Keep images and weights in channels-last order; faster for convolutions on GPUs.")
     sync_batch_norm: bool = Field(False, description="Batch-norm over the images of all processes rather than of each.")
+    validate_every: float | None = Field(
+        None, gt=0, description="Epochs between two validations; by default 1, more where ten images are not trained on for each scored."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
 
     @model_validator(mode="before")
@@ -150,7 +153,12 @@ class TrainSettings(Settings):
     def _fill_in_preset(cls, given: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         """What is given wins over the preset, the preset over the defaults."""
         preset = given.get("preset") if isinstance(given, dict) else None
-        return _over(PRESETS[preset].values, given) if isinstance(preset, str) and preset in PRESETS else given
+        if not isinstance(preset, str) or preset not in PRESETS:
+            return given
+        values = PRESETS[preset].values
+        if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
+            values["noise"] = {name: value for name, value in values["noise"].items() if name not in ("magnitude", "operations")}
+        return _over(values, given)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -179,6 +187,10 @@ class TrainSettings(Settings):
         if {"magnitude", "operations"} & changed.keys():
             changed["augmentation"] = None  # RandAugment, or none, in place of another augmentation
         return self.noise.model_copy(update=changed)
+
+    def without_validation(self) -> Self:
+        """Without what speaks of validation images: where there are none, with and without it is one training."""
+        return self.model_copy(update={"validate_every": None})
 
     @property
     def staircase_epochs(self) -> float:
@@ -249,7 +261,15 @@ class RunSettings(ReadSettings):
     """How training runs; shapes no data."""
 
     workers: int = Field(2, ge=0, description="Processes that decode and augment; 0 does it in the training process.")
-    checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints; 0 writes one at every step.")
+    checkpoint_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="Minutes between checkpoints; the end of an epoch writes one after a minute already. 0 writes one at every step.",
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints that are kept; a damaged one is passed over for the one before.")
+    tracker: tuple[str, ...] = Field(
+        (), description="A tracker of Accelerate, such as wandb; several allowed. By default tensorboard where it is installed; or none."
+    )
 
 
 class SourceSettings(Settings):
@@ -302,6 +322,7 @@ class Recipe(Settings):
 
     name: Annotated[str, AfterValidator(check_name)]
     labeled: SourceSettings
+    validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
     test: SourceSettings | None = None
     pool: SourceSettings
     seed: int = Field(0, ge=0, lt=2**31)
@@ -315,6 +336,12 @@ class Recipe(Settings):
     def _the_first_has_no_teacher(self) -> Self:
         if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
             raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_images(self) -> Self:
+        if self.validation is None and any(one.validate_every is not None for one in self.generations):
+            raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
         return self
 
     @model_validator(mode="before")

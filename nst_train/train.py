@@ -1,9 +1,9 @@
 """Training a teacher or a student: the step, and the loop around it (Algorithm 1, steps 1 and 3)."""
 
 import json
-import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from nst_data import cards
+from nst_data.curves import write_curves
 from nst_data.errors import NstError, first_line
 from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
@@ -22,9 +23,11 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, TrainingBatch, readable, training_batches
-from nst_train.checkpoint import load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, autocast, cpus_of_this_process, set_threads, settled_precision, this_process
+from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
+from nst_train.device import DEFAULT_THREADS, agreed_maxima, autocast, cpus_of_this_process, set_threads, settled_precision, this_process
 from nst_train.entries import PseudoLabeledImages, open_edition
+from nst_train.evaluate import METRICS
+from nst_train.interruption import Interrupted, StopRequests
 from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, freeze, local_weights, save_teacher
 from nst_train.network_noise import NetworkNoise, add_noise
@@ -32,9 +35,10 @@ from nst_train.noise import Normalize, seed_network, seed_of, training_transform
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.sync_batch_norm import synchronize_batch_norm
+from nst_train.trackers import Trackers, check_trackers
+from nst_train.training_log import TrainingLog
+from nst_train.validation import Validation
 from nst_train.warm_start import start_from, start_input
-
-LOG_EVERY_STEPS = 20
 
 
 def train(
@@ -47,20 +51,25 @@ def train(
     generation: int | None = None,
     run: RunSettings | None = None,
     progress: Progress | None = None,
+    validation: Source | None = None,
 ) -> Version:
     """Train a network on labeled images and, with `edition`, on pseudo-labeled ones; seal its averaged weights as a teacher.
 
-    A run that was killed goes on at its last checkpoint and ends, on the CPU, with the same weights. Raises NstError for settings
-    that the data or the network refuse, before any work starts.
+    With `validation`, labeled images of the same classes, they are the weights that did best on it, else the last ones. A run that was
+    killed goes on at its last checkpoint and ends, on the CPU, with the same weights; one that a signal stops raises Interrupted.
+    Raises NstError for settings that the data or the network refuse, before any work starts.
     """
     run, progress = run or RunSettings(), progress or Progress()
     check_trainable(labeled)
     check_names(settings)
+    trackers = check_trackers(run.tracker)
     if edition is None:
         settings = settings.of_labeled_alone()
+    if validation is None:
+        settings = settings.without_validation()
     state = this_process()
     with state.main_process_first():
-        staging = store.begin(_request(store, settings, labeled, edition), name, generation, first=0)
+        staging = store.begin(_request(store, settings, labeled, edition, validation), name, generation, first=0)
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
@@ -68,18 +77,20 @@ def train(
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
     set_threads(machine["threads"])
     with staging.refusable():
-        training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress)
+        training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
-    training.run(run, progress, since)
+    training.run(run, progress, since, trackers)
     if state.is_main_process:
         _seal(staging, settings, training, labeled.class_names or [], machine)
     state.wait_for_everyone()
     return Version(staging.target)
 
 
-def _request(store: Store, settings: TrainSettings, labeled: Source, edition: Version | None) -> Request:
+def _request(store: Store, settings: TrainSettings, labeled: Source, edition: Version | None, validation: Source | None) -> Request:
     inputs = {"labeled": labeled.lineage}
+    if validation is not None:
+        inputs["validation"] = validation.lineage
     if edition is not None:
         inputs["edition"] = edition.lineage
         inputs["pool"] = edition.manifest.request.inputs["pool"]
@@ -192,6 +203,7 @@ class _Training:
     pseudo: PseudoLabeledImages | None
     unreadable: list[str]
     data_config: dict[str, Any]
+    validation: Validation | None
 
     @classmethod
     def prepare(
@@ -204,6 +216,7 @@ class _Training:
         pool: Source | None,
         run: RunSettings,
         progress: Progress,
+        validation: Source | None,
     ) -> "_Training":
         processes = this_process().num_processes
         _check_batch_size(settings, processes)
@@ -229,80 +242,84 @@ class _Training:
         data_config = data_config_of(network, settings)
         check_size(network, settings, data_config, len(class_names))
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
-        return cls(staging, step, labeled, pseudo, unreadable, data_config)
+        scores = None
+        if validation is not None:
+            per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
+            scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
+        return cls(staging, step, labeled, pseudo, unreadable, data_config, scores)
 
-    def run(self, run: RunSettings, progress: Progress, since: float) -> None:
-        """All steps from the last checkpoint on."""
-        step, state = self.step, this_process()
-        optimizer, network = step.optimizer.optimizer, step.accelerator.unwrap_model(step.network)
-        done = load_checkpoint(self.staging.work / "checkpoints", network, step.averaged.module, optimizer)
-        total = step.schedule.steps
-        transforms = training_transforms(step.settings, self.data_config)
-        steps = range(done, total)
+    def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
+        """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""
+        step, state, settings = self.step, this_process(), self.step.settings
+        with state.main_process_first():  # it deletes a damaged checkpoint before others look
+            resumed = self._load(progress)
+        steps = range(resumed.step, step.schedule.steps)
+        transforms = training_transforms(settings, self.data_config)
         batches = training_batches(
-            step.settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
+            settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
         )
-        log = Log(self.staging.build / "training.jsonl", self.staging.ref, done, step)
-        saved = time.monotonic()
-        per_step = step.settings.batch_size * ((not step.settings.pseudo_only) + (step.settings.ratio if self.pseudo else 0))
-        with progress.task(f"train {self.staging.ref}", total * per_step, "images", done * per_step) as task:
+        per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
+        trackers = Trackers.start(tracker_names, self.staging.ref, self.staging.request.digest, settings, self.staging.build, resumed.step)
+        log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
+        total = step.schedule.steps * per_step
+        with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
+            for _ in self._steps(steps, batches, log, run, since):
+                task.advance(per_step, log.note)
+        if not is_finite(step.averaged.module):
+            raise diverged(self.staging.ref, self._checkpoints, step.schedule.steps, "the averaged weights are")
+
+    def _steps(self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float) -> Iterator[None]:
+        """Take the steps; after each, what is due: log, validation, checkpoint."""
+        step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
+        with StopRequests(agreed_maxima()) as stops:
             for index, batch in zip(steps, batches, strict=True):
-                note = log.add(index, *step(index, batch))
-                task.advance(per_step, note)
-                due = time.monotonic() - saved >= 60 * run.checkpoint_minutes
-                if due and index + 1 < total and state.is_main_process:
-                    log.check(index)
-                    save_checkpoint(self.staging.work / "checkpoints", index + 1, network, step.averaged.module, optimizer)
-                    saved = since = self.staging.add_seconds(since)
-        log.check(total - 1)
-        if state.is_main_process:
+                done = index + 1
+                self._check(log.add(done, *step(index, batch)))
+                is_validated = self.validation is not None and self.validation.is_due(done)
+                if self.validation and is_validated:
+                    log.validated(done, self.validation.score(step.averaged.module, done))
+                if is_validated or log.is_row_due(done):
+                    self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
+                stop = stops.agreed(done)
+                if stop or (index + 1 < steps.stop and clock.is_due(step.schedule.ends_epoch(done))):
+                    since = self._save(done, log, run.keep_checkpoints, since)
+                    clock.restart()
+                if stop:
+                    this_process().wait_for_everyone()  # else torchrun would end the one that writes
+                    raise Interrupted(stop, f"after step {done:,} of {self.staging.ref}")
+                yield
+        if this_process().is_main_process:
             self.staging.add_seconds(since)
 
+    def _load(self, progress: Progress) -> Resumed:
+        network, optimizer = self.step.accelerator.unwrap_model(self.step.network), self.step.optimizer.optimizer
+        resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
+        if self.validation:
+            self.validation.go_on(resumed.notes, resumed.best)
+        return resumed
 
-class Log:
-    """`training.jsonl`: every 20 steps the mean loss of both parts since the line before, and the learning rate."""
+    def _save(self, done: int, log: TrainingLog, keep: int, since: float) -> float:
+        """Write a checkpoint, unless a number in it is finite no more: the log will say so. Gives the time of now."""
+        network, averaged = self.step.accelerator.unwrap_model(self.step.network), self.step.averaged.module
+        if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
+            return since
+        notes = {"log": log.notes} | (self.validation.notes if self.validation else {})
+        best = self.validation.best.weights if self.validation and self.validation.best else None
+        save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
+        return self.staging.add_seconds(since)
 
-    def __init__(self, path: Path, ref: str, done: int, step: Step) -> None:
-        self._path, self._ref, self._step, self._note = path, ref, step, ""
-        self._sums = torch.zeros(4, device=step.accelerator.device)
-        lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("}\n")]  # a kill can cut the last one short
-        write_text(path, "".join(line for line in whole if json.loads(line)["step"] < done))
+    def _check(self, bad_step: int | None) -> None:
+        if bad_step is not None:
+            raise diverged(self.staging.ref, self._checkpoints, bad_step, "the loss is")
 
-    def add(self, index: int, labeled: Tensor, pseudo: Tensor) -> str:
-        """Count one step's losses; a note for a person."""
-        self._sums += torch.stack([labeled.sum(), self._count(labeled), pseudo.sum(), self._count(pseudo)])
-        if (index + 1) % LOG_EVERY_STEPS == 0:
-            self._write(index)
-        return self._note
+    @property
+    def _checkpoints(self) -> Path:
+        return self.staging.work / "checkpoints"
 
-    def check(self, index: int) -> None:
-        """Raises NstError where the loss is no number any more."""
-        if not math.isfinite(float(self._sums.sum())):
-            raise NstError(
-                f"step {index + 1}: the loss is not a finite number any more; "
-                f"lower --learning-rate or lengthen --warmup-epochs; `nst remove {self._ref}` first gives its number free"
-            )
 
-    def _count(self, losses: Tensor) -> Tensor:
-        return torch.tensor(float(len(losses)), device=losses.device)
-
-    def _write(self, index: int) -> None:
-        self.check(index)
-        labeled, images, pseudo, pseudo_images = self._sums.tolist()
-        self._sums.zero_()
-        line = {
-            "step": index,
-            "epoch": round((index + 1) / self._step.schedule.steps_per_epoch, 4),
-            "learning_rate": self._step.schedule.learning_rate(index),
-            "loss_labeled": labeled / images if images else None,
-            "loss_pseudo": pseudo / pseudo_images if pseudo_images else None,
-        }
-        parts = {"loss": line["loss_labeled"], "pseudo": line["loss_pseudo"]}
-        self._note = " ".join(f"{name} {value:.3f}" for name, value in parts.items() if value is not None)
-        if this_process().is_main_process:
-            with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
+    """How many images a step has for each of its `batch_size`."""
+    return (0 if settings.pseudo_only else 1) + (settings.ratio if with_pseudo else 0)
 
 
 def _check_batch_size(settings: TrainSettings, processes: int) -> None:
@@ -325,14 +342,24 @@ def _warn_if_smaller(model: str, parameters: int, edition: Version, progress: Pr
 
 
 def _seal(staging: Staging, settings: TrainSettings, training: _Training, class_names: list[str], machine: dict[str, Any]) -> None:
-    files = save_teacher(training.step.averaged.module, staging.build, class_names, settings)
+    averaged, schedule, validation = training.step.averaged.module, training.step.schedule, training.validation
+    best = validation.best if validation else None
+    metrics = {}
+    if validation and best:
+        averaged.load_state_dict(best.weights)
+        place = {"step": best.step, "source": validation.source.location, "fingerprint": validation.source.fingerprint}
+        metrics["validation"] = best.scores | place
+        write_text(staging.build / METRICS, json.dumps(metrics, indent=2) + "\n")
+    files = save_teacher(averaged, staging.build, class_names, settings)
     counts = {
-        "parameters": count_parameters(training.step.averaged.module),
-        "steps": training.step.schedule.steps,
+        "parameters": count_parameters(averaged),
+        "steps": schedule.steps,
+        **({"best_step": best.step} if best else {}),
         "labeled": len(training.labeled),
         "unreadable": len(training.unreadable),
         "pseudo_labeled": len(training.pseudo.rows) if training.pseudo else 0,
         "entries": len(training.pseudo) if training.pseudo else 0,
     }
-    cards.write_model_card(staging.build, staging.ref, staging.request, class_names, counts, {})
+    write_curves(staging.build, staging.ref, best.step / schedule.steps_per_epoch if best else None)
+    cards.write_model_card(staging.build, staging.ref, staging.request, class_names, counts, metrics)
     staging.seal(files, class_names, counts, machine)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 CLASSES = ["ant", "bee", "cat"]
+GOES_ON = r"( after step [\d,]+ of [\w@-]+)?; what is done is kept, the same command goes on from there"
 STUDENT = TINY | {"ratio": 2, "epochs": 3}
 
 
@@ -136,10 +137,54 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_path):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1] == "nst: interrupted; what is done is kept, the same command goes on from there"
+    assert re.fullmatch(f"nst: interrupted{GOES_ON}", errors.strip().splitlines()[-1])
     assert "Traceback" not in errors
     assert nst("run", recipe, "--store", store).returncode == 0
     assert contents(store) == expected
+
+
+def test_sigterm_to_all_processes_is_one_line_with_a_status_of_its_own_and_the_same_command_goes_on(undisturbed, tmp_path):
+    recipe, expected = undisturbed
+    store = tmp_path / "store"
+    command = [*NST, "run", str(recipe), "--store", str(store)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not any(store.glob("runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-*")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: workers get it too
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert re.fullmatch(f"nst: interrupted by SIGTERM{GOES_ON}", errors.strip().splitlines()[-1])
+    assert "Traceback" not in errors
+    assert nst("run", recipe, "--store", store).returncode == 0
+    assert contents(store) == expected
+
+
+LONG = ["--model", "test_resnet", "--image-size", 16, "--epochs", 100, "--batch-size", 4, "--workers", 1, "--tracker", "none"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_training_that_is_told_to_stop_writes_a_checkpoint_between_those_that_are_due(tmp_path, number):
+    labeled = write_class_folders(tmp_path / "labeled", CLASSES, 4)
+    store = tmp_path / "store"
+    words = [str(word) for word in ("train", "--labeled", labeled, "--name", "net", *LONG, "--checkpoint-minutes", 60, "--store", store)]
+    with subprocess.Popen([*NST, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_rows(store, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    step = re.search(rf"nst: interrupted by {number.name} after step ([\d,]+) of net@gen-0; what is done is kept", errors)
+    assert [path.name for path in store.glob("runs/teachers/net/gen-0/work/checkpoints/step-*")] == [f"step-{int(step[1]):09d}"]
+
+
+def wait_for_rows(store, process):
+    """Until the training has logged a row."""
+    log = store / "runs" / "teachers" / "net" / "gen-0" / "build" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_finished_recipe_is_done_within_ten_seconds(undisturbed):
@@ -210,6 +255,59 @@ def test_two_processes_label_with_the_bytes_of_one_and_train_together(undisturbe
     version = Store(store).open("pair@gen-0")
     assert version.verify() == []
     assert version.manifest.counts["steps"] == 6
+
+
+def process_of_rank(rank, parent):
+    """The id of the process that torchrun started with a rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_child = f"PPid:\t{parent}\n" in (folder / "status").read_text()
+            if is_child and f"RANK={rank}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                return int(folder.name)
+        except OSError:  # it has ended
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.parametrize("told", ["one process", "torchrun"])
+def test_of_two_processes_all_stop_at_one_step_whoever_is_told(tmp_path, told):
+    labeled = write_class_folders(tmp_path / "labeled", CLASSES, 4)
+    validation = write_class_folders(tmp_path / "validation", CLASSES, 3, first=50)
+    store = tmp_path / "store"
+    words = [
+        "train",
+        "--labeled",
+        labeled,
+        "--validation",
+        validation,
+        "--name",
+        "net",
+        *LONG,
+        "--checkpoint-minutes",
+        60,
+        "--store",
+        store,
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29556", "--no-python"]
+    with subprocess.Popen([*command, *NST, *map(str, words)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        wait_for_rows(store, process)
+        os.kill(process_of_rank(1, process.pid) if told == "one process" else process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    steps = set(re.findall(r"nst: interrupted by SIGTERM after step ([\d,]+) of net@gen-0; what is done is kept", errors))
+    assert len(steps) == 1, errors
+    (checkpoint,) = store.glob("runs/teachers/net/gen-0/work/checkpoints/step-*")
+    assert checkpoint.name == f"step-{int(steps.pop().replace(',', '')):09d}"
+    done = torchrun(*words)
+    assert done.returncode == 0, done.stderr
+    version = Store(store).open("net@gen-0")
+    assert version.verify() == []
+    rows = [json.loads(line) for line in (version.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss_labeled" in row] == list(range(20, 301, 20))
+    recorded = json.loads((version.folder / "metrics.json").read_text())["validation"]
+    assert recorded["images"] == 9
+    alone = nst("evaluate", "net@gen-0", "--data", validation, "--json", "--store", store)
+    assert json.loads(alone.stdout)["net@gen-0"]["top1"] == recorded["top1"]
 
 
 def test_the_commands_of_the_readme_are_those_of_the_program():

@@ -1,8 +1,10 @@
 """The whole loop, as a user runs it."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
@@ -141,11 +143,40 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     assert "test top-1" in output
 
 
+def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_path):
+    photos = tmp_path / "photos"
+    write_images(photos)
+    validation = write_class_folders(photos / "validation", CLASSES, 2, first=70)
+    for label, name in enumerate(CLASSES):  # the pool holds a copy of each
+        shutil.copy(validation / name / "070.png", photos / "unlabeled" / f"copy-{label}-070.png")
+        shutil.copy(validation / name / "071.png", photos / "unlabeled" / f"copy-{label}-071.png")
+    parts = {"label": {"batch_size": 4}, "select": {"min_confidence": 0.0, "per_class": 8}, "run": RUN, "control": True}
+    path = write_tiny_recipe(
+        photos, pool="unlabeled", validation={"source": "validation"}, generations=[TINY, TINY | {"validate_every": 0.5}], **parts
+    )
+    nst("run", path, "--store", tmp_path / "store")
+    store = Store(tmp_path / "store")
+    kept = pq.read_table(store.open("bugs@gen-1.1").folder / "balanced")["key"].to_pylist()
+    assert kept
+    assert not [key for key in kept if key.startswith("copy")]
+    assert store.open("bugs@gen-1").manifest.counts["labeled"] == 21
+    for ref in ("bugs-teacher@gen-0", "bugs-teacher@gen-1", "bugs-control@gen-0"):
+        version = store.open(ref)
+        assert version.manifest.request.inputs["validation"].ref.endswith("photos/validation")
+        metrics = json.loads((version.folder / "metrics.json").read_text())
+        assert metrics["validation"]["images"] == 6
+        assert metrics["test"]["images"] == 9
+        assert metrics["validation"]["step"] == version.manifest.counts["best_step"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"test": {"source": "other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
+        ({"validation": {"source": "other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
+        ({"generations": [TINY, TINY | {"validate_every": 1}]}, "`validate_every` speaks of validation images; add a line `validation:"),
         ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
+        ({"run": RUN | {"tracker": ["aim"]}}, "--tracker aim: its package is not installed"),
     ],
 )
 def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_path, change, message):

@@ -128,7 +128,7 @@ def test_a_network_finetuned_at_a_larger_size_evaluates_there_and_keeps_its_firs
 
 def test_pretraining_logs_no_labeled_loss(two_stages):
     store, _ = two_stages
-    log = store.open("bugs-teacher-before-finetuning@gen-1").folder / "training.jsonl"
+    log = store.open("bugs-teacher-before-finetuning@gen-1").folder / "metrics.jsonl"
     line = json.loads(log.read_text().splitlines()[0])
     assert line["loss_labeled"] is None
     assert 0 < line["loss_pseudo"] < 20

@@ -1,0 +1,179 @@
+"""What a training tells of itself: `metrics.jsonl`, `summary.csv`, trackers, and a note for the live line.
+
+A resumed training cuts its logs back to the checkpoint and goes on with the sums that stood in it: the same rows as a run that never
+stopped, but for the times. The logs lie outside the seal and name no file or machine.
+"""
+
+import csv
+import io
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nst_data.curves import METRICS_LOG
+from nst_data.files import write_text
+from nst_train.device import over_processes, this_process
+from nst_train.schedule import Schedule
+from nst_train.trackers import Trackers
+
+SUMMARY = "summary.csv"
+SUMMARY_COLUMNS = ("epoch", "step", "loss_labeled", "loss_pseudo", "learning_rate", "validation_top1", "seconds")
+LOG_EVERY_STEPS = 20
+_NOTE_EVERY_SECONDS = 5.0
+
+
+class TrainingLog:
+    """The log of a training under way; a step counts as done when it is logged. Only the main process writes.
+
+    `metrics.jsonl` has a row every 20 steps (means since the row before) and one for each validation. `summary.csv` has a row at
+    each validation and each end of an epoch, where epochs are shorter than 20 steps only at the first end after 20; and the last step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        schedule: Schedule,
+        images_per_step: int,
+        begun: int,
+        notes: dict[str, Any],
+        trackers: Trackers,
+    ) -> None:
+        self._metrics, self._summary = folder / METRICS_LOG, folder / SUMMARY
+        self._schedule, self._images_per_step, self._trackers = schedule, images_per_step, trackers
+        nothing = {"window": [0.0] * 3, "counts": [0, 0], "folded": begun, "line": [0.0] * 4, "row": [0.0] * 4, "row_began": begun}
+        sums = notes.get("log", nothing)
+        self._window = torch.tensor(sums["window"])  # loss of both parts, and steps with a finite one, since the last fold
+        self._counts, self._folded = list(sums["counts"]), int(sums["folded"])
+        self._line, self._row, self._row_began = list(sums["line"]), list(sums["row"]), int(sums["row_began"])
+        self._line_began, self._line_time = begun, time.monotonic()
+        self._noted = time.monotonic()
+        self._scores: dict[str, Any] = {}
+        self.note = ""
+        if this_process().is_main_process:
+            self._cut_back(begun)
+
+    def add(self, done: int, labeled: Tensor, pseudo: Tensor) -> int | None:
+        """Count the losses of step `done` (counted from 1), each shape (images of the part,).
+
+        Gives the first step whose loss is no finite number, where it is found out: every 20 steps, in all processes alike.
+        """
+        sums = torch.stack([labeled.sum(), pseudo.sum()]).float()
+        self._window = self._window.to(sums.device)
+        self._window[:2] += sums
+        self._window[2] += self._window[:2].isfinite().all()
+        self._counts = [there + len(part) for there, part in zip(self._counts, (labeled, pseudo), strict=True)]
+        if done % LOG_EVERY_STEPS == 0 or done == self._schedule.steps:
+            if (bad := self.fold(done)) is not None:
+                return bad
+            self._write_line(done)
+        elif time.monotonic() - self._noted > _NOTE_EVERY_SECONDS:
+            self._note([there + here for there, here in zip(self._line, self._sums.tolist(), strict=False)], done)
+        return None
+
+    def fold(self, done: int) -> int | None:
+        """Take in the sums of all processes; the first step whose loss was no finite number, None where all were. All must call it."""
+        *sums, finite = over_processes(self._sums, "sum").tolist()
+        began, self._folded = self._folded, done
+        self._window.zero_()
+        self._counts = [0, 0]
+        if not all(map(math.isfinite, sums)):
+            return began + int(finite / this_process().num_processes) + 1
+        self._line = [there + new for there, new in zip(self._line, sums, strict=True)]
+        self._row = [there + new for there, new in zip(self._row, sums, strict=True)]
+        return None
+
+    def validated(self, done: int, scores: dict[str, Any]) -> None:
+        """A row with the scores of the averaged weights after step `done`."""
+        self._scores = scores
+        values = {f"validation_{name}": scores[name] for name in ("top1", "nll")}
+        self._append({"step": done, "epoch": self._epoch(done), **values})
+        self._trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
+
+    def is_row_due(self, done: int) -> bool:
+        """Whether the summary has a row after step `done`, beside those of validations."""
+        per_epoch = self._schedule.steps_per_epoch
+        is_long_enough = per_epoch >= LOG_EVERY_STEPS or done - self._row_began >= LOG_EVERY_STEPS
+        return done == self._schedule.steps or (self._schedule.ends_epoch(done) and is_long_enough)
+
+    def write_row(self, done: int, seconds: float) -> int | None:
+        """A row of the summary after `seconds` of training: means since the row before. Gives what `fold` does; all must call it."""
+        if (bad := self.fold(done)) is not None:
+            return bad
+        loss_labeled, loss_pseudo = _means(self._row)
+        top1 = self._scores.get("top1")
+        row = (self._epoch(done), done, loss_labeled, loss_pseudo, self._learning_rate(done), top1, round(seconds, 1))
+        if this_process().is_main_process:
+            with self._summary.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(["" if value is None else value for value in row])
+        self._row, self._row_began, self._scores = [0.0] * 4, done, {}
+        return None
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the log. Of several processes the first one's own losses stand for the steps since the last fold."""
+        here = {"window": self._window.tolist(), "counts": self._counts, "folded": self._folded}
+        return {**here, "line": self._line, "row": self._row, "row_began": self._row_began}
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether this process has seen finite losses alone."""
+        return bool(self._window[:2].isfinite().all())
+
+    @property
+    def _sums(self) -> Tensor:
+        """Loss and images of labeled ones, then of the others, and finite steps, since the last fold in this process."""
+        labeled, pseudo, finite = self._window
+        images, pseudo_images = (torch.tensor(float(count), device=self._window.device) for count in self._counts)
+        return torch.stack([labeled, images, pseudo, pseudo_images, finite])
+
+    def _write_line(self, done: int) -> None:
+        now = time.monotonic()
+        rate = (done - self._line_began) * self._images_per_step / max(now - self._line_time, 1e-9)
+        loss_labeled, loss_pseudo = _means(self._line)
+        values = {"learning_rate": self._learning_rate(done), "loss_labeled": loss_labeled, "loss_pseudo": loss_pseudo}
+        self._append({"step": done, "epoch": self._epoch(done), **values, "images_per_second": round(rate, 1)})
+        shown = {name.replace("loss_", "loss/"): value for name, value in values.items() if value is not None}
+        self._trackers.log(shown | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
+        self._note(self._line, done)
+        self._line, self._line_began, self._line_time = [0.0] * 4, done, now
+
+    def _note(self, sums: list[float], done: int) -> None:
+        losses = zip(("loss", "pseudo"), _means(sums), strict=True)
+        shown = [f"{name} {value:.3f}" for name, value in losses if value is not None]
+        self.note = ", ".join([*shown, f"lr {self._learning_rate(done):.3g}"])
+        self._noted = time.monotonic()
+
+    def _epoch(self, done: int) -> float:
+        return round(done / self._schedule.steps_per_epoch, 4)
+
+    def _learning_rate(self, done: int) -> float:
+        return self._schedule.learning_rate(done - 1)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if this_process().is_main_process:
+            with self._metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _cut_back(self, begun: int) -> None:
+        """Keep whole rows up to the checkpoint: a kill can cut the last one short, and later ones come again."""
+        whole = [line for line in _lines(self._metrics) if line.endswith("}\n") and json.loads(line)["step"] <= begun]
+        write_text(self._metrics, "".join(whole))
+        rows = [line for line in _lines(self._summary)[1:] if line.endswith("\n") and int(line.split(",")[1]) <= begun]
+        header = io.StringIO()
+        csv.writer(header, lineterminator="\n").writerow(SUMMARY_COLUMNS)
+        write_text(self._summary, header.getvalue() + "".join(rows))
+
+
+def _means(sums: list[float]) -> tuple[float | None, float | None]:
+    """Of labeled and of pseudo-labeled images; None where a step has none of them."""
+    labeled, images, pseudo, pseudo_images = sums[:4]
+    return labeled / images if images else None, pseudo / pseudo_images if pseudo_images else None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []

@@ -1,0 +1,102 @@
+"""Scores of the averaged weights on validation images while a network is trained; the best weights are then the result."""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nst_data.errors import NstError
+from nst_data.sources import Source, match_classes
+from nst_train.device import over_processes, set_threads, this_process
+from nst_train.evaluate import Score, score
+from nst_train.inference import choose_computation
+from nst_train.preprocessing import TimmPreprocessing
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+from nst_train.teachers import Classifier, Teacher
+
+TRAINING_IMAGES_PER_IMAGE = 10  # at least so many are trained on for each that is scored: no more than a tenth of the time
+
+
+@dataclass(frozen=True)
+class Best:
+    """The averaged weights with the highest top-1 so far; of equal ones the latest."""
+
+    step: int
+    scores: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+class Validation:
+    """Validation images and what they said so far.
+
+    The network sees them as `nst evaluate` shows them to the finished teacher, so that both give the same top-1.
+    """
+
+    def __init__(
+        self, source: Source, class_names: list[str], data_config: dict[str, Any], epochs: float, schedule: Schedule, threads: int | None
+    ) -> None:
+        self.source = source
+        self.best: Best | None = None
+        self._class_names, self._epochs, self._schedule, self._threads = class_names, epochs, schedule, threads
+        self._columns = match_classes(source.class_names or [], class_names, source.location, subset=True)
+        self._preprocessing = TimmPreprocessing.of(data_config, exact=True)
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        class_names: list[str],
+        settings: TrainSettings,
+        data_config: dict[str, Any],
+        schedule: Schedule,
+        images_per_epoch: int,
+        threads: int | None,
+    ) -> Self:
+        """Validation of a training. Raises NstError where the classes differ."""
+        if settings.crop_pct:
+            data_config = data_config | {"crop_pct": settings.crop_pct}
+        epochs = settings.validate_every or sensible_epochs(len(source), images_per_epoch)
+        return cls(source, class_names, data_config, epochs, schedule, threads)
+
+    def is_due(self, done: int) -> bool:
+        """Whether the weights after step `done` are scored: every so many epochs, and at the end."""
+        return self._schedule.ends_epoch(done, self._epochs)
+
+    def score(self, averaged: nn.Module, done: int) -> dict[str, Any]:
+        """Score the averaged weights after step `done`, each process its share of the images, and keep them where they are the best."""
+        state, threads = this_process(), torch.get_num_threads()
+        network = copy.deepcopy(averaged)
+        if state.num_processes > 1:
+            for buffer in network.buffers():  # statistics differ between processes, and the first one's are sealed
+                distributed.broadcast(buffer, 0)
+        teacher = Teacher.of(Classifier(network, self._preprocessing, self._class_names))
+        first, last = (len(self.source) * process // state.num_processes for process in (state.process_index, state.process_index + 1))
+        computation = choose_computation(teacher, None, "fp32", compile_network=False)
+        own = score(teacher, computation, self.source, range(first, last), self._columns, self._threads)
+        set_threads(threads)
+        total = Score.of_numbers(over_processes(torch.tensor(own.numbers, dtype=torch.float64), "sum").tolist())
+        if not total.images:
+            raise NstError(f"{self.source.location}: none of its {len(self.source)} validation images could be read")
+        scores = total.as_metrics(len(self._class_names))
+        if self.best is None or scores["top1"] >= self.best.scores["top1"]:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in averaged.state_dict().items()}
+            self.best = Best(done, scores, weights)
+        return scores
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the best weights."""
+        return {"best": {"step": self.best.step, "scores": self.best.scores}} if self.best else {}
+
+    def go_on(self, notes: dict[str, Any], weights: dict[str, Tensor] | None) -> None:
+        """The best so far of a training that goes on at a checkpoint."""
+        self.best = Best(notes["best"]["step"], notes["best"]["scores"], weights) if weights is not None else None
+
+
+def sensible_epochs(images: int, images_per_epoch: int) -> float:
+    """Epochs between two validations on `images`: 1, or as many as it takes to train on ten times the images."""
+    return float(max(1, math.ceil(TRAINING_IMAGES_PER_IMAGE * images / images_per_epoch)))

@@ -1,0 +1,141 @@
+"""Stop signals: the step is finished, a checkpoint written, and the same call goes on."""
+
+import csv
+import json
+import os
+import signal
+from contextlib import contextmanager
+
+import pytest
+from conftest import TINY, write_class_folders
+
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.interruption import Interrupted, StopRequests, stop_at_once
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+STEPS = 24
+SETTINGS = TrainSettings(**TINY | {"epochs": 8, "validate_every": 1.5})
+TIMES = ("images_per_second", "seconds")
+
+
+class SignalAt(Progress):
+    """Sends this process a signal after some steps, as a scheduler would."""
+
+    def __init__(self, steps, number):
+        self.left, self.number = steps, number
+
+    def advance(self, amount, note=""):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        yield self
+
+
+def train_in(folder, progress=None):
+    """12 labeled images, 6 for validation, 3 steps an epoch."""
+    labeled = write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)
+    validation = write_class_folders(folder / "validation", ["ant", "bee", "cat"], 2, first=50)
+    sources = [open_source(str(where), labeled=True) for where in (labeled, validation)]
+    run = RunSettings(workers=0, decode_threads=1, keep_checkpoints=3)
+    return train(Store(folder / "store"), "net", SETTINGS, sources[0], run=run, progress=progress, validation=sources[1])
+
+
+def logs(version):
+    """Both logs, without times."""
+    rows = [json.loads(line) for line in (version.folder / "metrics.jsonl").read_text().splitlines()]
+    with (version.folder / "summary.csv").open() as file:
+        rows += list(csv.DictReader(file))
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return train_in(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "number"), [(1, signal.SIGTERM), (5, signal.SIGTERM), (13, signal.SIGINT), (19, signal.SIGTERM), (20, signal.SIGUSR1)]
+)
+def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps):
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; what is done is kept, the same command goes on") as stop:
+        train_in(tmp_path, SignalAt(steps, number))
+    assert stop.value.status == 128 + number
+    assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert [path.name for path in tmp_path.glob("store/runs/teachers/net/gen-0/work/checkpoints/*")] == [f"step-{steps + 1:09d}"]
+    resumed = train_in(tmp_path)
+    assert resumed.manifest.files == undisturbed.manifest.files
+    assert resumed.manifest.counts == undisturbed.manifest.counts
+    assert logs(resumed) == logs(undisturbed)
+
+
+def test_a_signal_in_the_last_step_is_heeded_and_what_is_left_is_sealing(undisturbed, tmp_path):
+    with pytest.raises(Interrupted, match=f"by SIGTERM after step {STEPS} of net@gen-0"):
+        train_in(tmp_path, SignalAt(STEPS - 1, signal.SIGTERM))
+    resumed = train_in(tmp_path)
+    assert resumed.manifest.files == undisturbed.manifest.files
+    assert logs(resumed) == logs(undisturbed)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    with StopRequests() as stops:
+        signal.raise_signal(signal.SIGINT)
+        assert stops.agreed(1) == signal.SIGINT
+        with pytest.raises(Interrupted, match=r"^interrupted; what is done"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_sigterm_changes_nothing():
+    with StopRequests() as stops:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        assert stops.agreed(1) == signal.SIGTERM
+
+
+def test_a_signal_to_another_process_stops_this_one():
+    stops = StopRequests(lambda own: [max(own[0], float(signal.SIGTERM)), own[1]])
+    assert stops.agreed(1) == signal.SIGTERM
+
+
+def test_processes_ask_each_other_about_once_a_second_by_the_slowest():
+    asked = []
+
+    def maximum(own):
+        asked.append(own)
+        steps = 1 if len(asked) == 1 else 10
+        return [0.0, 0.1 * steps]  # the slowest takes a tenth of a second for a step
+
+    stops = StopRequests(maximum)
+    when = []
+    for step in range(1, 32):
+        before = len(asked)
+        assert stops.agreed(step) == 0
+        when += [step] * (len(asked) - before)
+    assert when == [1, 11, 21, 31]
+
+
+def test_slow_steps_are_asked_after_each():
+    asked = []
+    stops = StopRequests(lambda own: asked.append(own) or [0.0, 7.0])
+    assert [stops.agreed(step) for step in range(1, 6)] == [0] * 5
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "interrupted; what is done is kept, the same command goes on from there"),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM; what is done is kept, the same command goes on from there"),
+        (signal.SIGUSR1, 138, "interrupted by SIGUSR1; what is done is kept, the same command goes on from there"),
+    ],
+)
+def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_its_own(number, status, line):
+    with pytest.raises(Interrupted, match=f"^{line}$") as stop:
+        stop_at_once(number, None)
+    assert stop.value.status == status

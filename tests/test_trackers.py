@@ -1,0 +1,141 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.tracking import GeneralTracker
+from conftest import TINY
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.errors import UsageError
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+from nst_train.trackers import Trackers, check_trackers
+from nst_train.training_log import TrainingLog
+
+TENSORBOARD_X = """
+import json, pathlib
+class SummaryWriter:
+    def __init__(self, logdir, purge_step=None):
+        self.file = pathlib.Path(logdir, "events.jsonl")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.write({"purge_step": purge_step})
+    def write(self, row):
+        with self.file.open("a") as file:
+            file.write(json.dumps(row) + chr(10))
+    def add_scalar(self, name, value, global_step):
+        self.write({"name": name, "value": value, "step": global_step})
+    def flush(self):
+        pass
+    def close(self):
+        self.write({"closed": True})
+"""
+
+
+class Kept(GeneralTracker):
+    """A tracker of one's own, as Accelerate's documentation shows."""
+
+    name = "kept"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.points, self.finished = [], False
+
+    @property
+    def tracker(self):
+        return self.points
+
+    def log(self, values, step=None, **_):
+        self.points.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+def test_trackers_get_the_numbers_of_the_log_at_its_steps(tmp_path):
+    import torch
+
+    kept = Kept()
+    with Trackers([kept]) as trackers:
+        log = TrainingLog(tmp_path, Schedule.of(TrainSettings(model="x", epochs=1, batch_size=1), 40), 2, 0, {}, trackers)
+        for step in range(1, 41):
+            log.add(step, torch.tensor([1.0]), torch.tensor([2.0]))
+        log.validated(40, {"top1": 0.5, "nll": 0.25})
+    assert kept.finished
+    assert [step for step, _ in kept.points] == [20, 40, 40]
+    first, _, scores = (values for _, values in kept.points)
+    assert first.keys() == {"loss/labeled", "loss/pseudo", "learning_rate", "images_per_second", "epoch"}
+    assert (first["loss/labeled"], first["loss/pseudo"], first["epoch"]) == (1.0, 2.0, 0.5)
+    assert scores == {"validation/top1": 0.5, "validation/nll": 0.25}
+
+
+def test_one_that_is_not_installed_is_one_line_and_nothing_is_begun(tiny_store):
+    store, labeled, _ = tiny_store
+    words = ["train", "--labeled", labeled, "--name", "tracked", "--model", "test_resnet", "--tracker", "aim", "--store", store.root]
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("nst: --tracker aim: its package is not installed; install it, or take one of what is there: ")
+    assert store.stagings("tracked") == []
+
+
+def test_an_unknown_one_shows_those_that_there_are():
+    with pytest.raises(UsageError, match=r"--tracker wandbb: expected one of aim, .*tensorboard.*wandb.*, or none"):
+        check_trackers(["wandbb"])
+
+
+def test_none_asks_for_none():
+    assert check_trackers(["none"]) == []
+
+
+TRAIN = """
+import os, signal, sys
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.interruption import Interrupted
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+from contextlib import contextmanager
+import json
+class Stop(Progress):
+    left = int(sys.argv[4])
+    def advance(self, amount, note=""):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+    @contextmanager
+    def task(self, *_):
+        yield self
+try:
+    train(Store(sys.argv[1]), "tracked", TrainSettings(**json.loads(sys.argv[3])), open_source(sys.argv[2], labeled=True),
+          run=RunSettings(workers=0, decode_threads=1), progress=Stop())
+except Interrupted:
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_tensorboard_is_written_by_default_where_it_is_installed_and_resumed_without_duplicates(tiny_store, tmp_path):
+    """In processes of their own, that find a package which keeps what Accelerate's TensorBoard tracker hands it."""
+    _, labeled, _ = tiny_store
+    (tmp_path / "packages" / "tensorboardX-2.6.dist-info").mkdir(parents=True)
+    (tmp_path / "packages" / "tensorboardX-2.6.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tensorboardX\nVersion: 2.6\n"
+    )
+    (tmp_path / "packages" / "tensorboardX.py").write_text(TENSORBOARD_X)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "packages"), *filter(None, sys.path)])}
+    settings = json.dumps(TINY | {"epochs": 20})
+    for stop in (45, 0):  # of 60 steps
+        words = [sys.executable, "-c", TRAIN, str(tmp_path / "store"), str(labeled), settings, str(stop)]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    (events,) = Path(tmp_path, "store", "teachers", "tracked", "gen-0").rglob("events.jsonl")
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    assert [row["purge_step"] for row in rows if "purge_step" in row] == [None, 47]
+    assert [row["step"] for row in rows if row.get("name") == "loss/labeled"] == [20, 40, 60]
+    assert str(tmp_path) not in events.read_text()
