@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError, first_line
 from nst_train.device import this_process
 from nst_train.settings import TrainSettings
 
@@ -38,18 +38,14 @@ class Trackers:
         """Start trackers for the training `ref`, or let them go on after step `begun`; those that write files do so below `folder`."""
         if not this_process().is_main_process:
             return cls()
-        name = ref.partition("@")[0]
         trackers = []
-        for tracker in names:
-            kind = LOGGER_TYPE_TO_CLASS[tracker]
-            place = [folder] if kind.requires_logging_directory else []
-            project = tracker if tracker == DEFAULT_TRACKER else name  # TensorBoard's is a folder
-            trackers.append(kind(project, *place, **_going_on(tracker, ref, digest, begun)))
-        for one in trackers:
-            if hasattr(one, "start"):  # since Accelerate 1.11; before, making one started it
-                one.start()
-            if one.name != DEFAULT_TRACKER:  # which would write it under the time of day, anew at each start
-                one.store_init_configuration(_shown(settings))
+        for name in names:
+            try:
+                trackers.append(_started(name, ref, digest, settings, folder, begun))
+            except Exception as error:  # each service has its own ways to refuse, such as an account that is not logged in
+                raise NstError(
+                    f"--tracker {name}: cannot be started ({first_line(error)}); mend that, or take --tracker {NO_TRACKER}"
+                ) from error
         return cls(trackers)
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -63,6 +59,18 @@ class Trackers:
     def __exit__(self, *_: object) -> None:
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _started(tracker: str, ref: str, digest: str, settings: TrainSettings, folder: Path, begun: int) -> GeneralTracker:
+    kind = LOGGER_TYPE_TO_CLASS[tracker]
+    project = tracker if tracker == DEFAULT_TRACKER else ref.partition("@")[0]  # TensorBoard's is a folder
+    place = [folder] if kind.requires_logging_directory else []
+    started = kind(project, *place, **_going_on(tracker, ref, digest, begun))
+    if hasattr(started, "start"):  # in older Accelerate, making one starts it
+        started.start()
+    if tracker != DEFAULT_TRACKER:  # which would write them under the time of day, anew at each start
+        started.store_init_configuration(_shown(settings))
+    return started
 
 
 def _going_on(tracker: str, ref: str, digest: str, begun: int) -> dict[str, Any]:

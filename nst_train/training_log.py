@@ -53,6 +53,7 @@ class TrainingLog:
         self._line_began, self._line_time = begun, time.monotonic()
         self._noted = time.monotonic()
         self._scores: dict[str, Any] = {}
+        self._top1: float | None = None
         self.note = ""
         if this_process().is_main_process:
             self._cut_back(begun)
@@ -89,7 +90,7 @@ class TrainingLog:
 
     def validated(self, done: int, scores: dict[str, Any]) -> None:
         """A row with the scores of the averaged weights after step `done`."""
-        self._scores = scores
+        self._scores, self._top1 = scores, scores["top1"]
         values = {f"validation_{name}": scores[name] for name in ("top1", "nll")}
         self._append({"step": done, "epoch": self._epoch(done), **values})
         self._trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
@@ -145,7 +146,8 @@ class TrainingLog:
     def _note(self, sums: list[float], done: int) -> None:
         losses = zip(("loss", "pseudo"), _means(sums), strict=True)
         shown = [f"{name} {value:.3f}" for name, value in losses if value is not None]
-        self.note = ", ".join([*shown, f"lr {self._learning_rate(done):.3g}"])
+        top1 = [] if self._top1 is None else [f"validation {100 * self._top1:.1f}%"]
+        self.note = ", ".join([*shown, f"lr {self._learning_rate(done):.3g}", *top1])
         self._noted = time.monotonic()
 
     def _epoch(self, done: int) -> float:

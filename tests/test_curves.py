@@ -5,7 +5,6 @@ import pytest
 from PIL import Image, ImageColor
 
 from nst_data.curves import CURVES, METRICS_LOG, write_curves
-from nst_data.curves import ticks as ticks_of
 
 BLUE, ORANGE, GREEN = "#1f6fb4", "#d9731a", "#2c8f3c"
 
@@ -54,8 +53,8 @@ def test_the_best_weights_are_marked_at_their_epoch(tmp_path):
     picture = drawn(tmp_path)
     columns, counts = np.unique(pixels_of(picture, GREEN)[:, 1], return_counts=True)
     marked = columns[counts.argmax()]  # a line from top to bottom
-    left, right = 84, picture.size[0] - 84
-    assert (marked - left) / (right - left) == pytest.approx(34 / 40, abs=0.03)
+    left, right = pixels_of(picture, BLUE)[:, 1].min(), columns.max()
+    assert 0.75 < (marked - left) / (right - left) < 0.95  # epoch 34 of 2 to 40
 
 
 def test_one_row_is_enough_and_none_draws_nothing(tmp_path):
@@ -63,21 +62,3 @@ def test_one_row_is_enough_and_none_draws_nothing(tmp_path):
     (tmp_path / METRICS_LOG).write_text('{"step": 1, "epoch": 0.5, "learning_rate": 0.0, "loss_labeled": 0.0, "loss_pseudo": null}\n')
     assert write_curves(tmp_path, "net@gen-0")
     assert len(pixels_of(Image.open(tmp_path / CURVES), BLUE)) > 100
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0.6, 2.4, [0.5, 1.0, 1.5, 2.0, 2.5]),
-        (-3.0, 95.0, [-20.0, 0.0, 20.0, 40.0, 60.0, 80.0, 100.0]),
-        (0.0, 2.5e-31, [0.0, 5e-32, 1e-31, 1.5e-31, 2e-31, 2.5e-31]),
-    ],
-)
-def test_ticks_are_round_numbers_that_cover_the_values(low, high, ticks):
-    assert ticks_of(low, high) == pytest.approx(ticks, rel=1e-9, abs=0)
-
-
-def test_a_constant_has_ticks_on_both_sides():
-    ticks = ticks_of(0.128, 0.128)
-    assert ticks[0] < 0.128 < ticks[-1]

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from conftest import TINY
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError
 from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
 from nst_train.trackers import Trackers, check_trackers
@@ -81,6 +81,40 @@ def test_one_that_is_not_installed_is_one_line_and_nothing_is_begun(tiny_store):
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("nst: --tracker aim: its package is not installed; install it, or take one of what is there: ")
     assert store.stagings("tracked") == []
+
+
+def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
+    class Refusing(Kept):
+        def __init__(self, project):
+            super().__init__()
+
+        def start(self):
+            raise RuntimeError("no account\nlog in first")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
+    with pytest.raises(NstError, match=r"^--tracker refusing: cannot be started \(no account\); mend that, or take --tracker none$"):
+        Trackers.start(["refusing"], "net@gen-0", "0" * 64, TrainSettings(model="x"), tmp_path, 0)
+
+
+def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_path):
+    told = {}
+
+    class Told(Kept):
+        def __init__(self, project):
+            super().__init__()
+            told["project"] = project
+
+        def start(self):
+            pass
+
+        def store_init_configuration(self, values):
+            told.update(values)
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "told", Told)
+    settings = TrainSettings(model="local-dir:/home/someone/secret/net")
+    Trackers.start(["told"], "net@gen-0", "0" * 64, settings, tmp_path, 0)
+    assert (told["project"], told["model"], told["magnitude"], told["epochs"]) == ("net", "net", 27, 350)
+    assert "someone" not in str(told)
 
 
 def test_an_unknown_one_shows_those_that_there_are():

@@ -62,6 +62,7 @@ def test_the_summary_has_a_row_per_epoch_and_scores_where_there_are_some(tmp_pat
             log.validated(step, {"top1": 0.25, "nll": 1.5, "images": 4, "errors": 0})
         if step == 30 or log.is_row_due(step):
             log.write_row(step, 10.0 * step)
+    assert log.note.endswith(", validation 25.0%")
     rows = summary(tmp_path)
     assert tuple(rows[0]) == SUMMARY_COLUMNS
     assert [(row["step"], row["epoch"], row["validation_top1"], row["seconds"]) for row in rows] == [

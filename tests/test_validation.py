@@ -1,16 +1,19 @@
 import json
+import signal
 
 import pytest
 import torch
 from conftest import TINY, write_class_folders
 from nst_cli.main import app
 from safetensors.torch import load_file
+from test_interruption import SignalAt
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store import Store
 from nst_train.evaluate import evaluate, measure, read_metrics
+from nst_train.interruption import Interrupted
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.teachers import load_classifier
@@ -51,6 +54,17 @@ def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruine
     assert scores[best] > scores[288] + 0.2
     result = evaluate(load_classifier(version.ref, store, exact=True)[0], validation, RUN)
     assert result["top1"] == scores[best]
+
+
+def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weights(ruined, tmp_path):
+    _, version, validation = ruined
+    labeled, _ = sources(tmp_path)
+    store, stop = Store(tmp_path / "store"), version.manifest.counts["best_step"] + 3
+    with pytest.raises(Interrupted, match=f"after step {stop + 1} of net@gen-0"):
+        train(store, "net", TrainSettings(**RUINED), labeled, run=RUN, progress=SignalAt(stop, signal.SIGTERM), validation=validation)
+    resumed = train(store, "net", TrainSettings(**RUINED), labeled, run=RUN, validation=validation)
+    assert resumed.manifest.counts == version.manifest.counts
+    assert resumed.manifest.files == version.manifest.files
 
 
 def test_the_best_score_is_marked_in_metrics_card_and_summary(ruined):
@@ -127,6 +141,18 @@ def test_images_that_cannot_be_read_are_counted_and_none_at_all_is_an_error(ruin
     none = open_source(str(tmp_path / "validation"), labeled=True)
     with pytest.raises(NstError, match="none of its 18 validation images could be read"):
         train(store, "none", short, labeled, run=RUN, validation=none)
+
+
+def test_validation_leaves_the_threads_of_training_as_they_were(tiny_store, tmp_path):
+    _, validation = sources(tmp_path)
+    store, labeled, _ = tiny_store
+    before = torch.get_num_threads()
+    try:
+        settings = TrainSettings(**TINY | {"compute_threads": 2, "epochs": 0.3})
+        train(store, "two-threads", settings, open_source(str(labeled), labeled=True), run=RUN, validation=validation)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
