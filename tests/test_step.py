@@ -13,7 +13,7 @@ from nst_train.models import create_network
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
 from nst_train.settings import Noise, TrainSettings
-from nst_train.train import make_step
+from nst_train.step import make_step
 
 NOISE = {"operations": 0, "dropout": 0.3, "stochastic_depth": 0.3}
 

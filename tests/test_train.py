@@ -19,8 +19,9 @@ from nst_train.models import create_network
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.step import make_step
 from nst_train.teachers import load_classifier
-from nst_train.train import make_step, train
+from nst_train.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 RUN = RunSettings(workers=0, decode_threads=1)

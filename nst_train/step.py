@@ -1,0 +1,114 @@
+"""The optimizer step: one noised forward pass over labeled and pseudo-labeled images (Algorithm 1, step 3; section 3.1)."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+
+from nst_data.errors import NstError, first_line
+from nst_train.batches import TrainingBatch
+from nst_train.device import autocast, settled_precision, this_process
+from nst_train.loss import joint_cross_entropies, weighed
+from nst_train.models import freeze
+from nst_train.network_noise import NetworkNoise, add_noise
+from nst_train.noise import Normalize, seed_network, seed_of
+from nst_train.schedule import Schedule
+from nst_train.settings import TrainSettings
+from nst_train.sync_batch_norm import synchronize_batch_norm
+
+
+@dataclass
+class Step:
+    """One optimizer step: both parts of the batch in one noised forward pass, so that batch-norm sees both."""
+
+    network: nn.Module
+    averaged: ModelEmaV3
+    optimizer: Any  # Accelerate's wrapper
+    accelerator: Accelerator
+    schedule: Schedule
+    settings: TrainSettings
+    normalize: Normalize
+    noise: NetworkNoise
+    precision: str
+    scaler: torch.amp.GradScaler
+
+    def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
+        seed_network(seed_of(self.settings.seed, "own noise", step))  # for what a network draws beside ours
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(step)
+        losses = [self._gradients(step, number, part) for number, part in enumerate(batch.parts(self.settings.accumulate))]
+        if self.settings.clip_grad:
+            self.scaler.unscale_(self.optimizer.optimizer)
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
+        self.scaler.step(self.optimizer.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        # timm's warm-up with power 1 and gamma 9 at step + 2 is the released code's min(decay, (1 + t) / (10 + t))
+        self.averaged.update(self.accelerator.unwrap_model(self.network), step + 2)
+        return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
+
+    def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Add the gradient of one part of a step; the cross-entropies of its images."""
+        settings, device, labeled = self.settings, self.accelerator.device, len(part.labels)
+        pseudo = {name: column.to(device, non_blocking=True) for name, column in part.pseudo.items()}
+        at = self.accelerator.process_index * settings.accumulate + number  # of parts of equal size
+        self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
+        images = self.normalize(part.images.to(device, non_blocking=True))
+        if settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        is_last = number + 1 == settings.accumulate
+        with nullcontext() if is_last else self.accelerator.no_sync(self.network):
+            with autocast(self.precision, device.type):
+                logits = self.network(images)
+            losses = joint_cross_entropies(
+                logits, part.labels.to(device, non_blocking=True), pseudo, settings.label_smoothing, settings.pseudo_temperature
+            )
+            loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
+            self.accelerator.backward(self.scaler.scale(loss))
+        losses = losses.detach()
+        return losses[:labeled], losses[labeled:]
+
+
+def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any], classes: int) -> Step:
+    """The step for a network on Accelerate's device: its noise, timm's optimizer and averaged weights around it.
+
+    Raises NstError for a network that has no place for the noise.
+    """
+    accelerator = Accelerator(cpu=this_process().device.type == "cpu")
+    precision = settled_precision(settings.precision, accelerator.device)
+    network = network.to(accelerator.device).train()
+    freeze(network, settings.freeze)
+    if settings.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    noise = add_noise(network, settings.noise, settings.noise_of_pseudo, classes, settings.seed)
+    optimizer = _optimizer(network, settings, schedule)
+    if settings.compile:
+        network.compile()
+    network, optimizer = accelerator.prepare(network, optimizer)
+    if settings.sync_batch_norm and accelerator.num_processes > 1:
+        synchronize_batch_norm(network, accelerator.device)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+    normalize = Normalize(data_config, accelerator.device)
+    return Step(network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
+
+
+def _optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings)
+        )
+    except (ValueError, TypeError) as error:
+        raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
+    return optimizer
+
+
+def _released(settings: TrainSettings) -> dict[str, float]:
+    """RMSProp as in the released code: decay 0.9, epsilon 0.001."""
+    return {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}
