@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
-from nst_train.settings import Recipe
+from nst_train.recipe_settings import Recipe
 
 
 def read_recipe(path: Path) -> Recipe:

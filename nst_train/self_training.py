@@ -21,7 +21,8 @@ from nst_train.device import this_process
 from nst_train.evaluate import measure
 from nst_train.label import label, label_like
 from nst_train.models import check_names
-from nst_train.settings import GenerationSettings, LabelRunSettings, Recipe, SourceSettings, TrainSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe, SourceSettings
+from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.trackers import check_trackers
 from nst_train.train import train
 

@@ -1,0 +1,96 @@
+"""The settings of a recipe: the whole loop. Imports no torch."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from nst_data.settings import BalanceSettings, Settings
+from nst_data.store import check_name
+from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
+
+
+class SourceSettings(Settings):
+    """A source in a recipe; a relative path starts at the recipe's folder."""
+
+    source: str
+    image_column: str | None = Field(None, description="The column with the images, where there are several.")
+    class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
+
+
+class SelectSettings(BalanceSettings):
+    """The selection of a recipe."""
+
+    when: Literal["every_generation", "once"] = Field(
+        "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
+    )
+
+
+_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
+
+
+class GenerationSettings(TrainSettings):
+    """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images alone.
+
+    `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights at its full
+    learning rate. Pretraining and finetuning (study 6) is `pseudo_only: true` before it; a larger test resolution (section 3.1) is
+    `finetune: {epochs: 1.5, image_size: 800, freeze: 0.9}` without noise.
+    """
+
+    finetune: TrainSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
+            return content
+        first = {name: value for name, value in content.items() if name not in _NOT_INHERITED}
+        # `start` is settled when the first training is done; until then it says that there will be one
+        inherited = first | {"warmup_epochs": 0, "start": "the first training"}
+        return content | {"finetune": over(inherited, content["finetune"])}
+
+    @property
+    def first(self) -> TrainSettings:
+        """The settings of the first training, or of the only one."""
+        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
+
+
+class Recipe(Settings):
+    """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
+
+    name: Annotated[str, AfterValidator(check_name)]
+    labeled: SourceSettings
+    validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
+    test: SourceSettings | None = None
+    pool: SourceSettings
+    seed: int = Field(0, ge=0, lt=2**31)
+    label: LabelSettings = LabelSettings()
+    select: SelectSettings = SelectSettings()
+    generations: list[GenerationSettings] = Field(min_length=2)
+    control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _the_first_has_no_teacher(self) -> Self:
+        if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
+            raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
+        return self
+
+    @model_validator(mode="after")
+    def _validation_has_images(self) -> Self:
+        if self.validation is None and any(one.validate_every is not None for one in self.generations):
+            raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        """Each part takes the recipe's seed where it names none of its own."""
+        if not isinstance(content, dict):
+            return content
+        seed = content.get("seed", 0)
+        parts = {"select": content.get("select", {}), "generations": content.get("generations", [])}
+        if isinstance(parts["select"], dict):
+            parts["select"] = {"seed": seed, **parts["select"]}
+        if isinstance(parts["generations"], list):
+            parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        return content | parts
