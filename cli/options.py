@@ -84,7 +84,7 @@ def _is_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name != "DEFAULT"
 
 
-def _options(model: type[BaseModel], prefix: str = "") -> list[inspect.Parameter]:
+def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]:
     options = []
     for field_name, field in model.model_fields.items():
         if inner := _inner(field.annotation):
@@ -95,7 +95,7 @@ def _options(model: type[BaseModel], prefix: str = "") -> list[inspect.Parameter
         names = [option_of(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
-        option = typer.Option(*names, help=field.description, metavar=metavar)
+        option = typer.Option(*names, help=field.description, metavar=metavar, rich_help_panel=model.panel)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options
@@ -194,6 +194,6 @@ def _mapping(file: str, option: str) -> dict[str, str]:
     return content
 
 
-def _inner(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation
-    is_model = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel)
+def _inner(annotation: Any) -> type[Settings] | None:  # noqa: ANN401 - any type annotation
+    is_model = isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Settings)
     return annotation if is_model else None

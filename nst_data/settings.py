@@ -1,7 +1,7 @@
 """Settings of filtering and balancing: the only home of their defaults."""
 
 import contextlib
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -10,6 +10,7 @@ class Settings(BaseModel):
     """Settings are values: frozen, and a key that they do not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    panel: ClassVar[str] = "Options"  # under which a command's help lists them
 
     def for_request(self) -> dict[str, Any]:
         """The settings that shape data, as JSON values."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -26,6 +26,8 @@ class Noise(Settings):
 
     Labeling and evaluation take no Noise: a teacher is never noised. `Noise.none()` trains without.
     """
+
+    panel: ClassVar[str] = "Noise"
 
     magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
@@ -61,6 +63,8 @@ class Noise(Settings):
 class PseudoNoise(Settings):
     """Where the noise of pseudo-labeled images differs from that of labeled ones (Table 6); what is left out is the same."""
 
+    panel: ClassVar[str] = "Noise of pseudo-labeled images"
+
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if another.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if others.")
     cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if another.")
@@ -83,13 +87,15 @@ class TrainSettings(Settings):
     Algorithm 1, step 1 minimizes over the noised network.
     """
 
+    panel: ClassVar[str] = "Training"
+
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None,
         exclude=True,  # its values are what a training is known by
         description="Published settings: efficientnet-b0 to -b7, efficientnet-l2, resnet-50, svhn; what is given beside it wins. "
         "With -code behind: the released code's where they differ from the paper's.",
     )
-    model: str = Field(description="A timm network, or local-dir:FOLDER or hf-hub:OWNER/NAME in timm's format; a preset names one.")
+    model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, description="Side of the training images in pixels; the network's own by default.")
     epochs: float = Field(PAPER_EPOCHS, gt=0, description="Passes over the labeled images.")
@@ -229,6 +235,8 @@ class LabelSettings(Settings):
 
 class ReadSettings(Settings):
     """How images are read; shapes no data."""
+
+    panel: ClassVar[str] = "How it runs (changes no result)"
 
     decode_threads: int | None = Field(None, ge=1, description="Threads that read, decode and, on a CPU, compute; one per CPU by default.")
 
