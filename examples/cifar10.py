@@ -25,7 +25,7 @@ from nst_data.progress import on_this_terminal
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import Store, Version
-from nst_train.device import cpus_of_this_process
+from nst_train.device import cpus_of_this_process, this_device
 from nst_train.evaluate import measure
 from nst_train.label import label
 from nst_train.schedule import Schedule
@@ -179,8 +179,8 @@ def report(asked: list[str], labs: list[Lab]) -> str:
     settings, labeled = labs[0].settings, len(labs[0].labeled)
     steps = f"{Schedule.of(settings, labeled).steps:,} steps of {settings.batch_size} labeled and {settings.ratio} times as many"
     noise = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in settings.noise.model_dump().items())
-    page = ["# CIFAR-10, 4,000 labels: the paper's comparisons", "", f"`python {shlex.join(sys.argv)}`", ""]
-    page += [f"{settings.model}, {labeled:,} labeled images, {steps} pseudo-labeled images; noise of students: {noise}."]
+    page = [f"# CIFAR-10, {labeled:,} labels: the paper's comparisons", "", f"`python {shlex.join(sys.argv)}`", ""]
+    page += [f"{settings.model} on {this_device()}, {steps} pseudo-labeled images; noise of students: {noise}."]
     page += [f"The seeds ({', '.join(str(lab.settings.seed) for lab in labs)}) decide initial weights, order and noise; sd: over seeds."]
     for name in asked:
         question, rows = COMPARISONS[name]
