@@ -6,8 +6,8 @@
     python benchmarks/balance.py spark --rows 3_000_000 --data /tmp/labels       # the whole selection on Spark in local mode
 
 The labels are made once in `--data`: 1,000 classes whose sizes are log-normal, confidences as a classifier gives them (logistic, most of
-them near 1, classes differ in how sure they are), 5% of the rows the same image as an earlier row. All contenders read and write parquet,
-each run in a process of its own, in turn, and the peak of memory is the operating system's.
+them near 1, classes differ in how sure they are), 5% of the rows the same image as an earlier row; written as nst writes its labels. All
+contenders read and write parquet, each run in a process of its own, in turn, and the peak of memory is the operating system's.
 """
 
 import argparse
@@ -24,11 +24,11 @@ import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nst_data import selection
 from nst_data.balance import most_confident
 from nst_data.engines import scan
+from nst_data.pseudo_labels import parquet_writer
 from nst_data.schema import SELECTION_COLUMNS
 from nst_data.settings import BalanceSettings
 
@@ -77,7 +77,7 @@ def labels(data: Path, rows: int) -> Path:
     borders[-1] = 1
     for first in range(0, rows, FILE_ROWS):
         path, schema = fresh / f"train-{first // FILE_ROWS:05d}.parquet", chunk(0, 1, borders, sureness).schema
-        with pq.ParquetWriter(path, schema, compression="zstd") as file:
+        with parquet_writer(path, schema) as file:
             for start in range(first, min(rows, first + FILE_ROWS), CHUNK_ROWS):
                 file.write_table(chunk(start, min(rows, start + CHUNK_ROWS), borders, sureness), row_group_size=100_000)
     fresh.rename(folder)

@@ -103,13 +103,13 @@ class _Counts:
 
     def add(self, batch: pl.DataFrame) -> None:
         """Count some more."""
-        numbers = batch["number"].drop_nulls()
-        is_small = numbers.is_between(0, _COUNTED_PLACES, closed="left")
-        if not is_small.all():
-            others = numbers.filter(~is_small).to_frame().group_by("number").agg(pl.len().cast(pl.Int64).alias("rows"))
+        numbers = batch["number"].drop_nulls().to_numpy()
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < _COUNTED_PLACES:
+            is_small = (numbers >= 0) & (numbers < _COUNTED_PLACES)
+            others = pl.DataFrame({"number": numbers[~is_small]}).group_by("number").agg(pl.len().cast(pl.Int64).alias("rows"))
             self._others = pl.concat([self._others, others]).group_by("number").agg(pl.col("rows").sum())
-            numbers = numbers.filter(is_small)
-        found = np.bincount(numbers.to_numpy(), minlength=len(self._small))
+            numbers = numbers[is_small]
+        found = np.bincount(numbers, minlength=len(self._small))
         found[: len(self._small)] += self._small
         self._small = found
 

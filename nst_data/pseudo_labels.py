@@ -235,22 +235,26 @@ def _class_names(schema: pa.Schema) -> list[str]:
     return names
 
 
-def parquet_writer(file: HashedWriter, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWriter:
     """How every table is written: page index, content-defined chunks (so that a Hub stores equal parts once).
 
-    Encoded images stay as they are: they do not get smaller, and outside of a dictionary each can be read alone.
+    Encoded images stay as they are: they do not get smaller, and each can be read alone. Only what repeats is put into a dictionary:
+    a column of different values would be read through one at half the speed. Row numbers are stored as differences.
     """
     columns = _parquet_columns(schema)
-    packed = [name for name in columns if name != "image.bytes"]
     return pq.ParquetWriter(
         file,
         schema,
-        compression={name: "zstd" if name in packed else "none" for name in columns},
-        use_dictionary=packed,
+        compression={name: "none" if name == "image.bytes" else "zstd" for name in columns},
+        use_dictionary=[name for name in columns if name.partition(".")[0] in _REPEATING],
+        column_encoding={name: "DELTA_BINARY_PACKED" for name in columns if name == "id"},
         write_page_index=True,
         use_content_defined_chunking=True,
         store_schema=True,
     )
+
+
+_REPEATING = ("label", "top_labels", "duplicates", "copies", "reason")
 
 
 def _parquet_columns(schema: pa.Schema) -> list[str]:

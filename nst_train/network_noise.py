@@ -40,7 +40,7 @@ class NetworkNoise:
     def begin(self, step: int, labeled: Sequence[int], pseudo: Sequence[int]) -> None:
         """The next images: labeled ones at these positions of the step, then pseudo-labeled ones at theirs."""
         self._key.fill_(seed_of(self._seed, "network noise", step))
-        positions = torch.cat([2 * torch.tensor(labeled, dtype=torch.int64), 2 * torch.tensor(pseudo, dtype=torch.int64) + 1])
+        positions = torch.cat([2 * _numbers(labeled), 2 * _numbers(pseudo) + 1])
         self._positions = positions.to(self._key.device, non_blocking=True)
         self._labeled = len(labeled)
 
@@ -57,6 +57,12 @@ class NetworkNoise:
         numbers = _mixed(_mixed(index & _MASK ^ self._key) + layer * 0x9E3779B9 & _MASK)
         drawn = (numbers >> 8) * 2.0**-24  # exact in float32 and below 1: a rate of 0 drops nothing
         return (drawn < chance[:, None]) / chance[:, None]
+
+
+def _numbers(values: Sequence[int]) -> Int[Tensor, " values"]:
+    if isinstance(values, range):  # many, at each step
+        return torch.arange(values.start, values.stop)
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def _mixed(numbers: Int[Tensor, "*any"]) -> Int[Tensor, "*any"]:

@@ -42,7 +42,10 @@ def seed_transforms(seed: int) -> None:
 
 def seed_network(seed: int) -> None:
     """Seed what initial weights, dropout and stochastic depth draw from, on every device."""
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)  # without the stack trace that `torch.manual_seed` formats to remind CUDA
 
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:

@@ -27,6 +27,7 @@ class Step:
     """One optimizer step: both parts of the batch in one noised forward pass, so that batch-norm sees both."""
 
     network: nn.Module
+    unwrapped: nn.Module
     averaged: ModelEmaV3
     optimizer: Any  # Accelerate's wrapper
     accelerator: Accelerator
@@ -50,7 +51,7 @@ class Step:
         self.scaler.update()
         self.optimizer.zero_grad()
         # timm's warm-up with power 1 and gamma 9 at step + 2 is the released code's min(decay, (1 + t) / (10 + t))
-        self.averaged.update(self.accelerator.unwrap_model(self.network), step + 2)
+        self.averaged.update(self.unwrapped, step + 2)
         return torch.cat([labeled for labeled, _ in losses]), torch.cat([pseudo for _, pseudo in losses])
 
     def _gradients(self, step: int, number: int, part: TrainingBatch) -> tuple[Tensor, Tensor]:
@@ -91,12 +92,12 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     optimizer = _optimizer(network, settings, schedule)
     if settings.compile:
         network.compile()
-    network, optimizer = accelerator.prepare(network, optimizer)
+    wrapped, optimizer = accelerator.prepare(network, optimizer)
     if settings.sync_batch_norm and accelerator.num_processes > 1:
-        synchronize_batch_norm(network, accelerator.device)
+        synchronize_batch_norm(wrapped, accelerator.device)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     normalize = Normalize(data_config, accelerator.device)
-    return Step(network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
+    return Step(wrapped, network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
 
 
 def _optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:

@@ -192,7 +192,7 @@ class _Training:
             self.staging.add_seconds(since)
 
     def _load(self, progress: Progress) -> Resumed:
-        network, optimizer = self.step.accelerator.unwrap_model(self.step.network), self.step.optimizer.optimizer
+        network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
         resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
         if self.validation:
             self.validation.go_on(resumed.notes, resumed.best)
@@ -200,7 +200,7 @@ class _Training:
 
     def _save(self, done: int, log: TrainingLog, keep: int, since: float) -> float:
         """Write a checkpoint, unless a number in it is finite no more: the log will say so. Gives the time of now."""
-        network, averaged = self.step.accelerator.unwrap_model(self.step.network), self.step.averaged.module
+        network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
         notes = {"log": log.notes} | (self.validation.notes if self.validation else {})

@@ -1,0 +1,206 @@
+"""How fast `nst train` is.
+
+    python benchmarks/train.py loop --images ../shared/data/cifar10/labeled.parquet --model efficientnet_b0 --size 96 --threads 1
+    python benchmarks/train.py loop --images ../shared/data/cifar10/labeled.parquet --model test_resnet --size 32 --batch-size 32
+
+`loop`: the whole of `nst train` (workers that decode and augment, step, log, averaged weights) beside a bare PyTorch loop over the same
+images, decoded and in memory, with the same network, batch, optimizer, loss and averaged weights. Twice, start-up apart:
+step by step, a bare step after each of nst's, so that both see the same machine, with images/s and the CPU time of the training process,
+which other work on the machine hardly moves; and in turn, as whole runs, where the workers' share of the machine is felt too.
+"""
+
+import argparse
+import io
+import itertools
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from timm.optim import create_optimizer_v2
+from timm.utils.model_ema import ModelEmaV3
+from torch.nn import functional as F
+
+from nst_data.editions import balance
+from nst_data.images import decode
+from nst_data.progress import Progress, Task
+from nst_data.pseudo_labels import table_files
+from nst_data.settings import BalanceSettings
+from nst_data.sources import Source, open_source
+from nst_data.store import Store, Version
+from nst_train.device import autocast, set_threads, settled_precision, this_device
+from nst_train.label import label
+from nst_train.models import create_network, data_config_of
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.2}
+
+
+def now() -> np.ndarray:
+    """Seconds on the clock and of this process's CPU time, with no work on a GPU outstanding."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class Steps(Progress):
+    """Seconds of each training step: on the clock and of CPU time; `between` runs after each, apart from it."""
+
+    def __init__(self, between: Callable[[], None]) -> None:
+        self._between, self.seconds = between, []
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        self._since = now()
+        yield self
+
+    def advance(self, amount: int, note: str = "") -> None:
+        self.seconds.append(now() - self._since)
+        self._between()
+        self._since = now()
+
+
+@dataclass
+class Loop:
+    """One training, by `nst train` and bare."""
+
+    settings: TrainSettings
+    labeled: Source
+    edition: Version
+    workers: int
+
+    def __post_init__(self) -> None:
+        self._seeds = itertools.count()
+        images = [np.asarray(decode(self.labeled.read(row))).transpose(2, 0, 1) for row in range(len(self.labeled))]
+        probs = pa.concat_tables(pq.read_table(file) for file in table_files(self.edition.folder, "balanced")).column("probs")
+        self._images, self._labels = torch.from_numpy(np.stack(images)), torch.from_numpy(self.labeled.labels)
+        self._probs = torch.from_numpy(np.array(probs.to_pylist(), dtype=np.float16))
+
+    def nst_train(self, between: Callable[[], None] = lambda: None) -> tuple[np.ndarray, float]:
+        """Seconds of each step of the real loop, shape (steps, 2), and CPU seconds of its workers."""
+        store, number, steps = Store(self.edition.folder.parents[2]), next(self._seeds), Steps(between)
+        settings = self.settings.model_copy(update={"seed": number})  # of the store's own it would make none twice
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run = RunSettings(workers=self.workers)
+        train(store, f"run-{number}", settings, self.labeled, self.edition, self.labeled, run=run, progress=steps)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return np.array(steps.seconds), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def bare(self, number: int) -> np.ndarray:
+        """Seconds of each bare step, shape (steps, 2)."""
+        step, seconds = self.bare_step(), []
+        for _ in range(number):
+            since = now()
+            step()
+            seconds.append(now() - since)
+        return np.array(seconds)
+
+    def bare_step(self) -> Callable[[], None]:
+        """A step by PyTorch and timm alone."""
+        s, device, classes = self.settings, this_device(), self._probs.shape[1]
+        set_threads(s.compute_threads or torch.get_num_threads())
+        network = create_network(s, classes)
+        network.drop_rate = s.noise.dropout  # timm's own dropout
+        network = network.to(device).train()
+        averaged = ModelEmaV3(network, decay=s.ema_decay, use_warmup=True)
+        rate = s.learning_rate * s.batch_size / 256
+        optimizer = create_optimizer_v2(network, s.optimizer, rate, s.weight_decay, s.momentum, alpha=0.9, eps=1e-3)
+        config, precision = data_config_of(network, s), settled_precision(s.precision, device)
+        mean, std = (torch.tensor(config[name], device=device).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
+        numbers = itertools.count()
+
+        def step() -> None:
+            rows = torch.randint(len(self._images), (s.batch_size * (1 + s.ratio),))
+            images, labels = self._images[rows].to(device), self._labels[rows[: s.batch_size]].to(device)
+            targets = F.one_hot(labels, classes) * (1 - s.label_smoothing) + s.label_smoothing / classes
+            targets = torch.cat([targets, self._probs[rows[s.batch_size :]].to(device).float()])
+            with autocast(precision, device.type):
+                logits = network((images.float() - mean) / std)
+            F.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            averaged.update(network, next(numbers))
+
+        return step
+
+
+def stored(images: str, size: int, count: int, folder: Path) -> Source:
+    """The first images of a labeled source as JPEGs of the training size."""
+    source, rows = open_source(images, labeled=True), []
+    for row in range(min(count, len(source))):
+        file = io.BytesIO()
+        Image.fromarray(np.asarray(decode(source.read(row)))).resize((size, size), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": int(source.labels[row])})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "images.parquet", row_group_size=500)
+    return open_source(str(folder / "images.parquet"), labeled=True)
+
+
+def loop(asked: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        source, store = stored(asked.images, asked.size, asked.count, Path(name)), Store(Path(name, "store"))
+        epochs = asked.steps * asked.batch_size / len(source)
+        of_run = {"epochs": epochs, "batch_size": asked.batch_size, "ratio": 3, "compute_threads": asked.threads}
+        settings = TrainSettings(model=asked.model, image_size=asked.size, noise=NOISE, **of_run)
+        teacher = train(store, "teacher", settings.model_copy(update={"model": "test_resnet", "epochs": 1e-6}), source)
+        edition = balance(store, label(store, "pool", teacher.ref, source), BalanceSettings(min_confidence=0, per_class="none"))
+        compare(Loop(settings, source, edition, asked.workers), asked.rounds)
+
+
+def compare(ways: Loop, rounds: int) -> None:
+    s, cores = ways.settings, len(os.sched_getaffinity(0))
+    batch = s.batch_size * (1 + s.ratio)
+    print(f"{s.model} at {s.image_size} px, {batch} images a step, {this_device()}, {s.compute_threads} compute threads, {cores} cores")
+    of_workers, by_step, in_turn = [], [], []
+    for _ in range(rounds):
+        bare_step, bare = ways.bare_step(), []
+
+        def between(step: Callable[[], None] = bare_step, bare: list[np.ndarray] = bare) -> None:
+            since = now()
+            step()
+            bare.append(now() - since)
+
+        own, _ = ways.nst_train(between)
+        by_step.append((np.array(bare)[2:], own[2:]))
+        own, workers = ways.nst_train()
+        of_workers.append(1e3 * workers / (batch * len(own)))
+        in_turn.append((ways.bare(len(own))[2:].sum(axis=0), own[2:].sum(axis=0)))
+    bare, own = (np.concatenate(both) for both in zip(*by_step, strict=True))
+    for column, what in enumerate(("images/s", "CPU time of the training process")):
+        ratios = bare[:, column] / own[:, column]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        print(f"  step by step, {what}: nst train to bare {middle:.3f} (quartiles {low:.2f}, {high:.2f}; {len(ratios)} pairs)")
+    print(f"  bare: {batch / np.median(bare[:, 0]):,.0f} images/s, {1e3 * np.median(bare[:, 1]) / batch:.2f} ms of CPU time an image")
+    ratios = [first[0] / second[0] for first, second in in_turn]
+    print(f"  in turn, images/s: nst train to bare {statistics.median(ratios):.3f} ({' '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    print(f"  workers: {statistics.median(of_workers):.2f} ms of CPU time an image", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["loop"])
+    parser.add_argument("--images", required=True, help="a labeled source; its first images are stored as JPEGs of the training size")
+    parser.add_argument("--model", default="efficientnet_b0")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--batch-size", type=int, default=8, help="labeled images in a step, beside three times as many pseudo-labeled")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the network, for both")
+    parser.add_argument("--workers", type=int, default=1)
+    asked = parser.parse_args()
+    {"loop": loop}[asked.what](asked)
+
+
+if __name__ == "__main__":
+    main()
