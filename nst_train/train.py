@@ -194,6 +194,8 @@ class _Training:
     def _load(self, progress: Progress) -> Resumed:
         network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
         resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
+        if scale := resumed.notes.get("loss_scale"):  # of fp16
+            self.step.scaler.load_state_dict(scale)
         if self.validation:
             self.validation.go_on(resumed.notes, resumed.best)
         return resumed
@@ -203,7 +205,7 @@ class _Training:
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
-        notes = {"log": log.notes} | (self.validation.notes if self.validation else {})
+        notes = {"log": log.notes, "loss_scale": self.step.scaler.state_dict()} | (self.validation.notes if self.validation else {})
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
         return self.staging.add_seconds(since)

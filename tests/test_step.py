@@ -67,6 +67,15 @@ def test_bf16_computes_the_network_in_bf16_and_keeps_the_weights_and_the_loss_in
     assert {one.dtype for one in step.network.parameters()} == {torch.float32}
 
 
+def test_fp16_scales_the_loss_and_takes_the_scale_out_again_before_clipping():
+    exact, exact_losses = moved(clip_grad=0.5)
+    scaled, losses = moved(precision="fp16", clip_grad=0.5)
+    torch.testing.assert_close(losses, exact_losses, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(scaled.norm(), exact.norm(), rtol=0.05, atol=0)
+    step, _ = made(precision="fp16")
+    assert step.scaler.state_dict()["scale"] > 1
+
+
 def test_channels_last_changes_the_order_in_memory_and_no_result():
     changes = {"model": "test_resnet", "image_size": 16}
     torch.testing.assert_close(moved(**changes, channels_last=True), moved(**changes), rtol=1e-3, atol=1e-4)
