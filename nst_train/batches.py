@@ -68,21 +68,31 @@ class TrainingBatch:
 
 def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
     """The images of a labeled source that can be decoded, and a line with the reason for each that cannot."""
+    faults = unreadable(source, threads)
+    return without(source, faults), list(faults.values())
 
-    def faults(start: int) -> list[tuple[int, str]]:
-        found = []
+
+def unreadable(source: Source, threads: int) -> dict[str, str]:
+    """The rows of a source, as text, whose images cannot be decoded, with a line of the reason; each image is read and decoded."""
+
+    def faults(start: int) -> dict[str, str]:
+        found = {}
         for row in range(start, min(start + _CHECKED_AT_ONCE, len(source))):
             try:
                 decode(source.read(row))
             except (NstError, OSError) as error:
-                found.append((row, f"{source.key(row)}: {error}"))
+                found[str(row)] = f"{source.key(row)}: {error}"
         return found
 
-    assert source.labels is not None, "training needs labels"
     with ThreadPoolExecutor(threads) as pool:
-        unreadable = [fault for part in pool.map(faults, range(0, len(source), _CHECKED_AT_ONCE)) for fault in part]
-    rows = np.delete(np.arange(len(source)), [row for row, _ in unreadable])
-    return LabeledImages(source, rows, source.labels[rows]), [why for _, why in unreadable]
+        return {row: why for part in pool.map(faults, range(0, len(source), _CHECKED_AT_ONCE)) for row, why in part.items()}
+
+
+def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:
+    """The images of a labeled source but these rows."""
+    assert source.labels is not None, "training needs labels"
+    rows = np.delete(np.arange(len(source)), [int(row) for row in faults])
+    return LabeledImages(source, rows, source.labels[rows])
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):

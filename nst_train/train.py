@@ -16,7 +16,7 @@ from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
-from nst_train.batches import LabeledImages, TrainingBatch, readable, training_batches
+from nst_train.batches import LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, cpus_of_this_process, set_threads, settled_precision, this_process
 from nst_train.entries import PseudoLabeledImages, open_edition
@@ -123,11 +123,15 @@ class _Training:
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
-        labeled, unreadable = readable(source, run.decode_threads or cpus_of_this_process())
-        for line in unreadable[:3]:
+        with this_process().main_process_first():  # all images are decoded once, by one process, and not again to go on
+            known = (staging.work / "unreadable.json").exists()
+            faults = {} if known else unreadable(source, run.decode_threads or cpus_of_this_process())
+            faults = staging.remembered("unreadable", faults)
+        labeled, lines = without(source, faults), list(faults.values())
+        for line in lines[:3]:
             progress.say(f"left out, cannot be read: {line}")
         if not len(labeled):
-            raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {unreadable[0]}")
+            raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {lines[0]}")
         class_names = source.class_names or []
         pseudo = None
         if edition is not None:
@@ -146,7 +150,7 @@ class _Training:
         if validation is not None:
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
             scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
-        return cls(staging, step, labeled, pseudo, unreadable, data_config, scores)
+        return cls(staging, step, labeled, pseudo, lines, data_config, scores)
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""

@@ -155,6 +155,17 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
 
 
+def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypatch):
+    store, labeled, _ = tiny_store
+    settings, source = TrainSettings(**TINY, seed=77), open_source(str(labeled), labeled=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("nst_train.train._Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(store, "stopped", settings, source, run=RUN)
+    monkeypatch.setattr("nst_train.train.unreadable", None)
+    assert train(store, "stopped", settings, source, run=RUN).manifest.counts["labeled"] == 12
+
+
 def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"learning_rate": 1e20, "epochs": 20, "optimizer": "sgd"})
