@@ -3,18 +3,20 @@
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, distributed
 
+_LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def this_process() -> PartialState:
     """Accelerate's view of this process; on a machine without a GPU several processes speak gloo only when told that they use the CPU."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
 
 
 def this_device() -> torch.device:
