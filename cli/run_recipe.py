@@ -73,6 +73,7 @@ def _show_settings(path: Path, json: bool) -> None:
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, read_recipe
+    from nst_train.settings import over
 
     recipe, written, labeled = read_recipe(path), as_written(path), None
     try:
@@ -84,7 +85,7 @@ def _show_settings(path: Path, json: bool) -> None:
         given = written["generations"][number]
         trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
         if settings.finetune:
-            trainings.append((settings.finetune, given | given["finetune"], "finetuned", False))
+            trainings.append((settings.finetune, over(given, given["finetune"]), "finetuned", False))
         for training, own, kind, student in trainings:
             here = {"settings": own, "run": written.get("run", {})}
             shown[f"generation {number}, {kind}"] = look_up(training, recipe.run, here, lambda _: "recipe", labeled, None, student)

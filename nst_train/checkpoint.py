@@ -72,7 +72,7 @@ def save_checkpoint(
         _save_tensors(tensors, fresh / "optimizer.safetensors")
         groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
         position = {"step": step, "optimizer": numbers, "groups": groups, "notes": notes or {}, "has_best": best is not None}
-        write_text(fresh / "position.json", json.dumps(position))
+        write_text(fresh / "position.json", json.dumps(position, default=_number))
         fsync_tree(fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -82,6 +82,13 @@ def save_checkpoint(
     fsync_folder(folder)
     for older in _checkpoints(folder)[:-keep]:
         shutil.rmtree(older)
+
+
+def _number(value: object) -> float:
+    """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    raise NstError(f"the optimizer keeps a {type(value).__name__}, which no checkpoint can hold; take another --optimizer")
 
 
 def load_checkpoint(

@@ -29,6 +29,7 @@ from nst_train.preprocessing import Preprocessing, decode_pixels, stacked_thumbn
 from nst_train.teachers import Teacher
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
+_GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
 
 
@@ -109,8 +110,8 @@ def choose_computation(teacher: Teacher, batch_size: int | None, precision: str,
     precision = settled_precision(precision, device)
     pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
     if batch_size is None:
-        small = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, _CPU_BATCH_PIXELS / pixels)))))
-        batch_size = small if device.type == "cpu" else GPU_BATCH_SIZE
+        at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS
+        batch_size = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, at_once / pixels)))))
     computation = Computation(batch_size, precision, device.type, compile=compile_network)
     return computation if batch_size else _largest_batch(teacher, computation)
 

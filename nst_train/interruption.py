@@ -37,12 +37,13 @@ class StopRequests:
     """While it is open, a stop signal is kept until `agreed` is asked; a second Ctrl-C ends the work at once.
 
     `maximum` gives the largest of each number over all processes, which must ask together; None where there is one process alone.
+    `begun` are the steps that were done before.
     """
 
-    def __init__(self, maximum: Callable[[list[float]], list[float]] | None = None) -> None:
+    def __init__(self, maximum: Callable[[list[float]], list[float]] | None = None, begun: int = 0) -> None:
         self._maximum = maximum
         self._received = 0
-        self._next = self._before = 0
+        self._next = self._before = begun
         self._asked = time.monotonic()
         self._handlers: dict[int, Any] = {}
 

@@ -97,7 +97,7 @@ def freeze(network: nn.Module, share: float) -> None:
     """
     layers = [one for one in network.modules() if next(one.parameters(recurse=False), None) is not None]
     for layer in layers[: int(share * len(layers))]:
-        layer.eval()
+        layer.training = False  # of this layer alone: `eval` would take those inside it along, in a ViT all of them
         for weight in layer.parameters(recurse=False):
             weight.requires_grad = False
 
@@ -137,6 +137,7 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
     data_config = data_config_of(network, settings)
     if isinstance(network, Logits):
         return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
+    network = network.to(memory_format=torch.contiguous_format)  # channels-last weights safetensors refuses
     save_for_hf(network, str(folder), model_config={"label_names": class_names}, data_config=data_config, safe_serialization=True)
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     for noise in ("num_classes", "drop_rate", "drop_path_rate"):  # transformers passes num_classes itself; noise is no part of a teacher
@@ -153,7 +154,10 @@ def local_weights(name: str) -> Path | None:
     if not name.startswith(FOLDER):
         return None
     check_name(name)
-    return Path(name.removeprefix(FOLDER)) / WEIGHTS
+    weights = Path(name.removeprefix(FOLDER)) / WEIGHTS
+    if not weights.is_file():
+        raise NstError(f"{name}: expected its weights in one file, {WEIGHTS}, found them in several; save them as one")
+    return weights
 
 
 def _has_fixed_size(name: str) -> bool:

@@ -123,7 +123,7 @@ def classifiers_of(network: nn.Module, classes: int) -> Sequence[nn.Module]:
     """The last layers of a network: by timm's own word, else the last one that gives as many numbers as there are classes."""
     if hasattr(network, "get_classifier"):
         found: Any = network.get_classifier()  # type: ignore[operator]
-        return [one for one in (found if isinstance(found, tuple | list) else [found]) if isinstance(one, nn.Module)]
+        return [one for one in (found if isinstance(found, tuple | list | nn.ModuleList) else [found]) if isinstance(one, nn.Module)]
     last = [one for one in network.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
     if not last:
         raise NstError(f"{type(network).__name__}: expected a last layer with {classes} outputs, found none; set noise.dropout to 0 for it")

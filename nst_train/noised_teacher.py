@@ -15,7 +15,7 @@ from nst_data.errors import NstError
 from nst_train.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
 from nst_train.noise import seed_of
 from nst_train.preprocessing import as_image
-from nst_train.randaugment import RandAugment
+from nst_train.randaugment import RandAugment, cutout
 from nst_train.settings import Noise
 
 
@@ -23,6 +23,10 @@ class TeacherNoise:
     """RandAugment on the images, dropout and stochastic depth in the network; an image's noise follows from seed and row alone."""
 
     def __init__(self, noise: Noise, seed: int) -> None:
+        if noise.augmentation:  # timm's draw from generators that threads share
+            raise NstError(
+                f"--noise: this teacher was trained with {noise.augmentation}, and labels are noised by RandAugment alone; label without"
+            )
         self._noise, self._seed = noise, seed
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
@@ -37,10 +41,12 @@ class TeacherNoise:
             layer.training = True
 
     def augmented(self, pixels: UInt8[Tensor, "3 height width"], row: int) -> UInt8[Tensor, "3 height width"]:
-        """RandAugment of the image in a row of the pool."""
-        if not self._noise.operations:
-            return pixels
-        image = _randaugment(self._noise, min(pixels.shape[1:]))(as_image(pixels), Random(seed_of(self._seed, "label noise", row)))
+        """RandAugment and Cutout of the image in a row of the pool."""
+        drawn, image = Random(seed_of(self._seed, "label noise", row)), as_image(pixels)
+        if self._noise.operations:
+            image = _randaugment(self._noise, min(pixels.shape[1:]))(image, drawn)
+        if self._noise.cutout:
+            image = cutout(image, self._noise.cutout, drawn)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     @contextmanager

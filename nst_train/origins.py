@@ -38,12 +38,13 @@ def consequences(settings: TrainSettings, labeled_images: int | None, entries: i
     `entries` counts the pseudo-labeled entries of an edition; a `student` is trained on both kinds.
     """
     pseudo = settings.batch_size * settings.ratio if student else 0
+    labeled = 0 if student and settings.pseudo_only else settings.batch_size
     schedule = Schedule.of(settings, labeled_images or settings.batch_size)
     steps = schedule.steps if labeled_images else None
     return {
-        "labeled_images_per_step": settings.batch_size,
+        "labeled_images_per_step": labeled,
         "pseudo_labeled_images_per_step": pseudo,
-        "images_per_step": settings.batch_size + pseudo,
+        "images_per_step": labeled + pseudo,
         "peak_learning_rate": schedule.peak,
         "epochs_between_decays": settings.staircase_epochs,
         "labeled_images": labeled_images,

@@ -46,6 +46,9 @@ class GenerationSettings(TrainSettings):
         first = {name: value for name, value in content.items() if name not in _NOT_INHERITED}
         # `start` is settled when the first training is done; until then it says that there will be one
         inherited = first | {"warmup_epochs": 0, "start": "the first training"}
+        noise = content["finetune"].get("noise")
+        if isinstance(noise, dict) and isinstance(first.get("noise"), dict) and {"magnitude", "operations"} & noise.keys():
+            inherited["noise"] = {name: value for name, value in first["noise"].items() if name != "augmentation"}
         return content | {"finetune": over(inherited, content["finetune"])}
 
     @property
@@ -77,7 +80,9 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _validation_has_images(self) -> Self:
-        if self.validation is None and any(one.validate_every is not None for one in self.generations):
+        if self.validation is None and any(
+            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None) for one in self.generations
+        ):
             raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
         return self
 
@@ -88,9 +93,10 @@ class Recipe(Settings):
         if not isinstance(content, dict):
             return content
         seed = content.get("seed", 0)
-        parts = {"select": content.get("select", {}), "generations": content.get("generations", [])}
-        if isinstance(parts["select"], dict):
-            parts["select"] = {"seed": seed, **parts["select"]}
+        parts = {name: content.get(name, {}) for name in ("select", "label")} | {"generations": content.get("generations", [])}
+        for name in ("select", "label"):
+            if isinstance(parts[name], dict):
+                parts[name] = {"seed": seed, **parts[name]}
         if isinstance(parts["generations"], list):
             parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
         return content | parts

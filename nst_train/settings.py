@@ -161,6 +161,8 @@ class TrainSettings(Settings):
         if not isinstance(preset, str) or preset not in PRESETS:
             return given
         values = PRESETS[preset].values
+        if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
+            given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
             values["noise"] = {name: value for name, value in values["noise"].items() if name not in ("magnitude", "operations")}
         return over(values, given)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from nst_train.noise import Normalize, seed_network, seed_of
 from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
 from nst_train.sync_batch_norm import synchronize_batch_norm
+from nst_train.transformers_networks import Logits
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Step:
                 logits, part.labels.to(device, non_blocking=True), pseudo, settings.label_smoothing, settings.pseudo_temperature
             )
             loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
-            self.accelerator.backward(self.scaler.scale(loss))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses = losses.detach()
         return losses[:labeled], losses[labeled:]
 
@@ -81,7 +82,9 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
 
     Raises NstError for a network that has no place for the noise.
     """
-    accelerator = Accelerator(cpu=this_process().device.type == "cpu")
+    # precision and parts of a step are the settings', not those in the environment that `accelerate launch` sets
+    unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(network, Logits))  # such as DINOv2's mask token
+    accelerator = Accelerator(cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
     freeze(network, settings.freeze)

@@ -1,6 +1,7 @@
 """Training a teacher or a student: what comes before the steps, the loop over them, and the seal (Algorithm 1, steps 1 and 3)."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, agreed_maxima, cpus_of_this_process, set_threads, settled_precision, this_process
+from nst_train.device import DEFAULT_THREADS, agreed_maxima, set_threads, settled_precision, this_process
 from nst_train.entries import PseudoLabeledImages, open_edition
 from nst_train.evaluate import METRICS
 from nst_train.interruption import Interrupted, StopRequests
@@ -59,6 +60,8 @@ def train(
         settings = settings.of_labeled_alone()
     if validation is None:
         settings = settings.without_validation()
+    if settings.start:  # with its version: the newest one may soon be another
+        settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
     state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(store, settings, labeled, edition, validation), name, generation, first=0)
@@ -67,6 +70,12 @@ def train(
     since = time.monotonic()
     chosen = {"device": state.device.type, "precision": settled_precision(settings.precision, state.device)}
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
+    if machine["device"] != state.device.type:
+        raise NstError(
+            f"{staging.ref} was begun on {machine['device']}, this process computes on {state.device.type}; go on where it was begun, "
+            f"or `nst remove {staging.ref}` first"
+        )
+    settings = settings.model_copy(update={"precision": machine["precision"]})
     set_threads(machine["threads"])
     with staging.refusable():
         training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
@@ -125,13 +134,14 @@ class _Training:
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
         with this_process().main_process_first():  # all images are decoded once, by one process, and not again to go on
             known = (staging.work / "unreadable.json").exists()
-            faults = {} if known else unreadable(source, run.decode_threads or cpus_of_this_process())
+            faults = {} if known else unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)))
             faults = staging.remembered("unreadable", faults)
         labeled, lines = without(source, faults), list(faults.values())
         for line in lines[:3]:
             progress.say(f"left out, cannot be read: {line}")
         if not len(labeled):
             raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {lines[0]}")
+        source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
         class_names = source.class_names or []
         pseudo = None
         if edition is not None:
@@ -175,7 +185,7 @@ class _Training:
     def _steps(self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float) -> Iterator[None]:
         """Take the steps; after each, what is due: log, validation, checkpoint."""
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
-        with StopRequests(agreed_maxima()) as stops:
+        with StopRequests(agreed_maxima(), steps.start) as stops:
             for index, batch in zip(steps, batches, strict=True):
                 done = index + 1
                 self._check(log.add(done, *step(index, batch)))

@@ -29,7 +29,9 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     weights, own = trained.network.state_dict(), network.state_dict()
     same_classes = set(trained.class_names) == set(class_names)
     order = torch.from_numpy(np.array([trained.class_names.index(name) for name in class_names])) if same_classes else None
-    last = {id(weight) for layer in classifiers_of(network, len(class_names)) for weight in layer.state_dict(keep_vars=True).values()}
+    layers = [one for top in classifiers_of(network, len(class_names)) for one in top.modules()]
+    by_class = [one for one in layers if getattr(one, "out_features", getattr(one, "out_channels", None)) == len(class_names)]
+    last = {id(weight) for layer in by_class for weight in layer.parameters(recurse=False)}
     for name, value in network.state_dict(keep_vars=True).items():
         if id(value) in last and name in weights:
             weights[name] = own[name] if order is None else weights[name][order]

@@ -139,3 +139,9 @@ def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_
     with pytest.raises(Interrupted, match=f"^{line}$") as stop:
         stop_at_once(number, None)
     assert stop.value.status == status
+
+
+def test_steps_from_before_do_not_count_when_processes_agree_how_often_to_ask():
+    stops = StopRequests(lambda own: [own[0], 1.0], begun=10_000)
+    assert stops.agreed(10_001) == 0
+    assert stops._next == 10_002

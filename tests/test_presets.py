@@ -172,3 +172,7 @@ def test_the_example_for_svhn_trains_its_network():
     recipe = read_recipe(Path(__file__).parent.parent / "examples" / "svhn.yaml")
     assert {one.model for one in recipe.generations} == {"tf_efficientnet_b0_32"}
     assert recipe.select.per_class == 53_113
+
+
+def test_a_noise_object_changes_only_what_it_was_made_with():
+    assert settings("efficientnet-b0", noise=Noise(dropout=0.3)).noise == settings("efficientnet-b0", noise={"dropout": 0.3}).noise

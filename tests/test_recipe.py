@@ -95,3 +95,9 @@ def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
 def test_the_examples_are_valid_recipes(name):
     recipe = read_recipe(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
     assert len(recipe.generations) == 3
+
+
+def test_a_finetuning_without_randaugment_leaves_another_augmentation_out_too():
+    recipe = parsed("noise: {magnitude: 15}}", "noise: {augmentation: v0}, finetune: {noise: {operations: 0}}}")
+    assert recipe.generations[1].first.noise.augmentation == "v0"
+    assert (recipe.generations[1].finetune.noise.augmentation, recipe.generations[1].finetune.noise.operations) == (None, 0)

@@ -151,3 +151,10 @@ def test_rmsprop_is_the_released_codes():
         moved_by = 0.9 * moved_by + step.schedule.learning_rate(number) * gradient / np.sqrt(squares + 1e-3)
         weights = weights - moved_by
         np.testing.assert_allclose(layer.detach().numpy(), weights, rtol=1e-4, atol=1e-6)
+
+
+def test_freezing_the_first_layers_of_a_vit_leaves_the_others_in_training():
+    step, _ = made(freeze=0.3, start="some@gen-0")
+    assert step.network.training is False  # the tokens are its own weights, and the first ones
+    assert all(layer.training for layer in step.network.blocks[-1].modules())
+    assert not all(layer.training for layer in step.network.blocks[0].modules())

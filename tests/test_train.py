@@ -230,3 +230,18 @@ def test_what_speaks_of_pseudo_labels_changes_nothing_without_them(tiny_store, c
 def test_a_temperature_on_hard_targets_is_refused():
     with pytest.raises(ValueError, match=r"`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them"):
         TrainSettings(**TINY, hard=True, pseudo_temperature=2.0)
+
+
+@pytest.mark.parametrize("changes", [{"channels_last": True}, {"optimizer": "lamb", "learning_rate": 0.01}])
+def test_a_training_is_checkpointed_and_sealed_whatever_its_memory_order_and_optimizer(tiny_store, changes):
+    store, labeled, _ = tiny_store
+    run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
+    version = train(store, "sealed", TrainSettings(**TINY | changes), open_source(str(labeled), labeled=True), run=run)
+    assert version.verify() == []
+
+
+def test_a_version_that_a_start_leaves_open_is_settled_when_training_begins(tiny_store):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"start": "tiny-teacher", "epochs": 0.5})
+    version = train(store, "from-newest", settings, open_source(str(labeled), labeled=True), run=RUN)
+    assert version.manifest.request.settings["start"] == "tiny-teacher@gen-0"
