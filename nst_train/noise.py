@@ -1,6 +1,6 @@
 """Input noise and its seeds: random crops, flips and RandAugment or another augmentation.
 
-Dropout and stochastic depth are made into the network (`models.create_network`).
+Dropout and stochastic depth are drawn inside the network (`network_noise`).
 """
 
 import hashlib

@@ -24,7 +24,7 @@ _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fa
 class Noise(Settings):
     """The noise of a network that is trained (section 2). Its defaults are the paper's for EfficientNet-B7 and L2.
 
-    Labeling and evaluation take no Noise: a teacher is never noised. `Noise.none()` trains without.
+    Evaluation takes no Noise, and labeling none but for the comparison of `nst label --noise`. `Noise.none()` trains without.
     """
 
     panel: ClassVar[str] = "Noise"

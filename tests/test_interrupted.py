@@ -126,35 +126,24 @@ def test_work_done_before_a_kill_is_not_done_again(undisturbed, tmp_path):
     assert {name: (sealed / name).stat().st_ino for name in before} == before
 
 
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "trained", "status", "said"),
+    [(signal.SIGINT, "gen-0", 130, "interrupted"), (signal.SIGTERM, "gen-1", 143, "interrupted by SIGTERM")],
+)
+def test_a_signal_to_all_processes_is_one_line_with_a_status_of_its_own_and_the_same_command_goes_on(
+    undisturbed, tmp_path, number, trained, status, said
+):
     recipe, expected = undisturbed
     store = tmp_path / "store"
     command = [*NST, "run", str(recipe), "--store", str(store)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while not any(store.glob("runs/teachers/bugs-teacher/gen-0/work/checkpoints/step-*")):
+        while not any(store.glob(f"runs/teachers/bugs-teacher/{trained}/work/checkpoints/step-*")):
             assert process.poll() is None
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
+        os.killpg(process.pid, number)  # as a terminal and a scheduler do: workers get it too
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert re.fullmatch(f"nst: interrupted{GOES_ON}", errors.strip().splitlines()[-1])
-    assert "Traceback" not in errors
-    assert nst("run", recipe, "--store", store).returncode == 0
-    assert contents(store) == expected
-
-
-def test_sigterm_to_all_processes_is_one_line_with_a_status_of_its_own_and_the_same_command_goes_on(undisturbed, tmp_path):
-    recipe, expected = undisturbed
-    store = tmp_path / "store"
-    command = [*NST, "run", str(recipe), "--store", str(store)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        while not any(store.glob("runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-*")):
-            assert process.poll() is None
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: workers get it too
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert re.fullmatch(f"nst: interrupted by SIGTERM{GOES_ON}", errors.strip().splitlines()[-1])
+    assert process.returncode == status
+    assert re.fullmatch(f"nst: {said}{GOES_ON}", errors.strip().splitlines()[-1])
     assert "Traceback" not in errors
     assert nst("run", recipe, "--store", store).returncode == 0
     assert contents(store) == expected

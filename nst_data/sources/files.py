@@ -42,3 +42,26 @@ def check_size(size: int, listed_bytes: int) -> None:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for its writer
+
+
+class OpenFile:
+    """An open file, closed when nobody uses it any more: a reader keeps the one that a cache has dropped.
+
+    Raises NstError for a file of another size than was listed.
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY)
+        check_size(os.fstat(self.number).st_size, size)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """The bytes at a place. Raises NstError where there are not as many."""
+        found = os.pread(self.number, size, offset)
+        if len(found) != size:
+            raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
+        return found
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)

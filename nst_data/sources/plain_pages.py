@@ -5,7 +5,6 @@ where the next one is. Headers are structures of Apache Parquet (`parquet.thrift
 """
 
 import mmap
-import os
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import check_size
+from nst_data.sources.files import OpenFile
 
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
@@ -111,26 +110,13 @@ class PlainPages:
         return opened.read(length, at + 4)
 
 
-class _File:
-    """A file that is open for all threads and forked processes, closed when nobody uses it any more."""
+class _File(OpenFile):
+    """A file in memory too, for all threads and forked processes."""
 
     def __init__(self, path: str, size: int) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
+        super().__init__(path, size)
         self.data = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
         self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
-        check_size(len(self.data), size)
-
-    def read(self, size: int, offset: int) -> bytes:
-        """The bytes at a place. Raises NstError where there are not as many."""
-        found = os.pread(self.number, size, offset)
-        if len(found) != size:
-            raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
-        return found
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
 
 
 @lru_cache(maxsize=128)  # each takes two of the thousand files that a process may have open

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from nst_data.errors import NstError
-from nst_data.sources.files import check_size
+from nst_data.sources.files import OpenFile
 from nst_data.sources.labels import labels_of
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import CLASS_SUFFIX, Member, members
@@ -141,27 +141,7 @@ def _webdataset_stem(name: str) -> str:
     return folders + slash + last.partition(".")[0]
 
 
-class _Descriptor:
-    """An open file, closed when nobody uses it any more: a reader keeps the one that the cache has dropped."""
-
-    def __init__(self, path: str, size: int) -> None:
-        self.number = -1
-        self.number = os.open(path, os.O_RDONLY)
-        check_size(os.fstat(self.number).st_size, size)
-
-    def read(self, size: int, offset: int) -> bytes:
-        """The bytes at a place. Raises NstError where there are not as many."""
-        encoded = os.pread(self.number, size, offset)
-        if len(encoded) != size:
-            raise NstError(f"cut short: {len(encoded):,} of {size:,} bytes")
-        return encoded
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)
-
-
 @lru_cache(maxsize=64)
-def _opened(path: str, size: int, modified_ns: int) -> _Descriptor:
+def _opened(path: str, size: int, modified_ns: int) -> OpenFile:
     """Reading at an offset moves no position, so threads and forked processes share these."""
-    return _Descriptor(path, size)
+    return OpenFile(path, size)
