@@ -66,12 +66,6 @@ class TrainingBatch:
         return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
 
 
-def readable(source: Source, threads: int) -> tuple[LabeledImages, list[str]]:
-    """The images of a labeled source that can be decoded, and a line with the reason for each that cannot."""
-    faults = unreadable(source, threads)
-    return without(source, faults), list(faults.values())
-
-
 def unreadable(source: Source, threads: int) -> dict[str, str]:
     """The rows of a source, as text, whose images cannot be decoded, with a line of the reason; each image is read and decoded."""
 

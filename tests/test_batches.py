@@ -9,7 +9,7 @@ from conftest import TINY, write_class_folders, write_pool
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.sources import open_source
-from nst_train.batches import readable, training_batches
+from nst_train.batches import training_batches, without
 from nst_train.entries import open_edition
 from nst_train.noise import training_transforms
 from nst_train.settings import TrainSettings
@@ -21,7 +21,7 @@ CLASSES = ["ant", "bee", "cat"]
 def batches(tiny_store, tmp_path, steps, workers=0, process=0, processes=1, classes=CLASSES, **changes):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | {"ratio": 2} | changes)
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    images = without(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), classes, tmp_path)
     transform = training_transforms(settings, CONFIG)
     return list(training_batches(settings, images, pseudo, transform, steps, workers, process, processes))
@@ -112,7 +112,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
     store, labeled, _ = tiny_store
     pool = write_pool(tmp_path / "pool", 3, 5)
     settings = TrainSettings(**TINY | {"ratio": 8})
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    images = without(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path / "work")
     changed = pool / pseudo.source.key(int(pseudo.rows[-1]))
     changed.write_bytes(changed.read_bytes()[::-1])
@@ -128,7 +128,7 @@ def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_labeled_image_that_vanished_stops_training_with_its_name(tiny_store, tmp_path, workers):
     labeled = write_class_folders(tmp_path / "labeled", CLASSES, 1)
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    images = without(open_source(str(labeled), labeled=True), {})
     (labeled / "bee" / "000.png").unlink()
     settings = TrainSettings(**TINY)
     with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' cannot be read any more [^\n]*$"):

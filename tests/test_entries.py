@@ -15,7 +15,7 @@ from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_train.batches import readable, training_batches
+from nst_train.batches import training_batches, without
 from nst_train.entries import PseudoLabeledImages, open_edition
 from nst_train.noise import training_transforms
 from nst_train.settings import TrainSettings
@@ -41,7 +41,7 @@ def forms(tiny_store, tmp_path_factory):
 
 def batches(edition, labeled, work, steps, pool=None, workers=0, process=0, processes=1, **changes):
     settings = TrainSettings(**TINY | {"ratio": 2} | changes)
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    images = without(open_source(str(labeled), labeled=True), {})
     pseudo = open_edition(edition, pool, CLASSES, work)
     return list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), steps, workers, process, processes))
 

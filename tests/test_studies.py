@@ -6,7 +6,7 @@ import torch
 from conftest import TINY
 
 from nst_data.sources import open_source
-from nst_train.batches import readable, training_batches
+from nst_train.batches import training_batches, without
 from nst_train.entries import open_edition
 from nst_train.models import create_network
 from nst_train.noise import seed_network, training_transforms
@@ -21,7 +21,7 @@ NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.
 def steps(tiny_store, tmp_path_factory):
     """What settings make of the first four steps: images and labels of labeled ones, images and targets of the others."""
     store, labeled, pool = tiny_store
-    images, _ = readable(open_source(str(labeled), labeled=True), threads=1)
+    images = without(open_source(str(labeled), labeled=True), {})
 
     def made(**changes):
         settings = TrainSettings(**TINY | {"noise": NOISE, "ratio": 2} | changes)
