@@ -274,11 +274,6 @@ def write_parquet(path: Path, tables: Sequence[pa.Table], schema: pa.Schema, par
     return file.sealed
 
 
-def read_columns(folder: Path, table: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of all shards of a table, in order. Raises NstError where there is none."""
-    return pa.concat_tables([pq.read_table(file, columns=list(columns)) for file in table_files(folder, table)])
-
-
 def table_files(folder: Path, table: str) -> list[Path]:
     """The parquet files of a table, in order. Raises NstError where there is none."""
     files = sorted((folder / table).glob("*.parquet"))

@@ -16,7 +16,7 @@ import pytest
 from nst_data import pseudo_labels
 from nst_data.errors import NstError
 from nst_data.files import hash_file
-from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter, TableReader, read_columns
+from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter, TableReader
 from nst_data.schema import pseudo_labels_schema
 
 NAMES = ["ant", "bee", "cat"]
@@ -258,7 +258,6 @@ def test_a_reader_takes_rows_from_any_shards_and_row_groups(shards, monkeypatch,
     assert found["id"].to_pylist() == wanted
     assert found["key"].to_pylist() == [f"{number}.png" for number in wanted]
     assert [number for batch in reader.batches(["id"]) for number in batch["id"].to_pylist()] == list(range(10))
-    assert read_columns(shards.build, "pseudo_labels", ["id"])["id"].to_pylist() == list(range(10))
 
 
 def test_a_version_without_the_table_is_refused(tmp_path):
