@@ -3,20 +3,22 @@
 0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1.
 """
 
+import ast
 import contextlib
 import errno
+import importlib
 import os
 import signal
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from nst_data.errors import NstError, UsageError
 from nst_train.interruption import Interrupted, stop_at_once
-
-from . import balance, diff, evaluate, label, run_recipe, show, train, versions
 
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 
@@ -24,7 +26,61 @@ _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno
 _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
 
 
+_STOPS = (
+    "Ctrl-C, SIGTERM and SIGUSR1 (SLURM's advance warning) let the step end, write a checkpoint and exit with 130, 143 and 138; "
+    "the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
+)
+
+
+@dataclass(frozen=True)
+class _Command:
+    """Where a command is; only the one that is asked for is imported, which keeps `nst --help` quick."""
+
+    module: str
+    function: str
+    epilog: str | None = None
+
+    def outline(self, name: str) -> TyperCommand:
+        """Its name and help, read from the source of its function."""
+        tree = ast.parse(Path(__file__).with_name(f"{self.module}.py").read_text("utf-8"))
+        (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self.function)
+        return TyperCommand(name, help=ast.get_docstring(function))
+
+    def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
+        """The command itself."""
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        function = getattr(importlib.import_module(f".{self.module}", __package__), self.function)
+        alone.command(name, epilog=self.epilog)(function)
+        return typer.main.get_command(alone)
+
+
+_COMMANDS = {
+    "label": _Command("label", "label"),
+    "balance": _Command("balance", "balance"),
+    "train": _Command("train", "train", _STOPS),
+    "evaluate": _Command("evaluate", "evaluate"),
+    "run": _Command("run_recipe", "run", _STOPS),
+    "demo": _Command("run_recipe", "demo"),
+    "list": _Command("versions", "list_versions"),
+    "show": _Command("show", "show"),
+    "diff": _Command("diff", "diff"),
+    "verify": _Command("versions", "verify"),
+    "remove": _Command("versions", "remove"),
+}
+
+
 class _Group(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer keeps its context class to itself
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        return _COMMANDS[cmd_name].outline(cmd_name) if cmd_name in _COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment] # suggests what a misspelt name may mean
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and _COMMANDS[name].load(name), rest
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             return super().invoke(ctx)
@@ -49,11 +105,6 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-_STOPS = (
-    "Ctrl-C, SIGTERM and SIGUSR1 (SLURM's advance warning) let the step end, write a checkpoint and exit with 130, 143 and 138; "
-    "the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
-)
-
 app = typer.Typer(
     name="nst",
     cls=_Group,
@@ -62,17 +113,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("label")(label.label)
-app.command("balance")(balance.balance)
-app.command("train", epilog=_STOPS)(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("run", epilog=_STOPS)(run_recipe.run)
-app.command("demo")(run_recipe.demo)
-app.command("list")(versions.list_versions)
-app.command("show")(show.show)
-app.command("diff")(diff.diff)
-app.command("verify")(versions.verify)
-app.command("remove")(versions.remove)
 
 
 @app.callback()
