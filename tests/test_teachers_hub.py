@@ -75,7 +75,7 @@ def answers(tmp_path_factory):
     ]
     pool, grown = write_pool(top / "pool", 2, 2), write_pool(top / "grown", 3, 2)
     with hub.serving(place) as (url, _):
-        moving = place / "models/owner/net/refs/main"
+        moving = place / "models/owner/net/.git/refs/heads/main"
         arguments = [top / "store", pool, json.dumps(names), moving, json.dumps(commits["old"]), grown]
         environment = hub.environment(url, top / "home") | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
