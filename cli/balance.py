@@ -7,7 +7,7 @@ import typer
 
 from nst_data.settings import BalanceSettings
 
-from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
+from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
 from .tables import named
 
 
@@ -38,7 +38,7 @@ def balance(
     from nst_data.sources import open_source
 
     there = open_store(store)
-    generation = there.open(ref, "generation")
+    generation = open_version(there, ref, "generation")
     if not exclude and settings.exact_overlap_only:
         raise UsageError("--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE")
     if image_column and not exclude:

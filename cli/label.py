@@ -14,6 +14,7 @@ from .options import (
     StoreOption,
     StreamOption,
     open_store,
+    open_version,
     print_json,
     with_settings,
 )
@@ -63,7 +64,7 @@ def label(
 
     there = open_store(store)
     _check_usage(source, teacher, corpus, calibrate, class_names, extend, like, generation, settings)
-    earlier = there.open(extend, "generation") if extend else there.open(like, "edition") if like else None
+    earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
     pool = _open_pool(source, earlier, image_column, stream, there)
     progress = on_this_terminal()
     from nst_train.label import extend as extend_generation

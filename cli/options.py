@@ -16,8 +16,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
+from nst_data.manifest import Kind
 from nst_data.settings import Settings
-from nst_data.store import Store
+from nst_data.store import Store, Version
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
@@ -40,6 +41,18 @@ _METAVARS = {int: "N", float: "X", str: "TEXT"}
 def open_store(path: str | None) -> Store:
     """The store that --store, $NST_STORE or the current folder names."""
     return Store(path or os.environ.get("NST_STORE") or "nst-store")
+
+
+def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
+    """A version by its reference in the store, or OWNER/NAME[@VERSION] of the Hub: that is pulled first, unless it is there."""
+    if "/" not in ref:
+        return store.open(ref, *kinds)
+    from nst_data.progress import on_this_terminal
+    from nst_data.pull import pull
+    from nst_train.device import this_process
+
+    with this_process().main_process_first():
+        return pull(store, ref, progress=on_this_terminal(), kinds=kinds)
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result

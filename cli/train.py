@@ -13,6 +13,7 @@ from .options import (
     ShowSettingsOption,
     StoreOption,
     open_store,
+    open_version,
     option_of,
     prefix_of,
     print_json,
@@ -56,7 +57,7 @@ def train(
     from nst_data.sources import open_source
 
     there = open_store(store)
-    edition = there.open(pseudo, "edition") if pseudo else None
+    edition = open_version(there, pseudo, "edition") if pseudo else None
     student = edition is not None or (show_settings and labeled is None)
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."

@@ -10,11 +10,17 @@ from typing import Literal
 from nst_data.errors import NstError
 
 _LOG_IN = "log in with `hf auth login`"
+_UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 
 
 @contextmanager
-def plain_errors(reference: str, what: Literal["dataset", "model"] = "dataset") -> Iterator[None]:
-    """Turn errors about a dataset or model of the Hub into NstError."""
+def plain_errors(
+    reference: str, what: Literal["dataset", "model"] = "dataset", writing: bool = False, or_path: bool = False
+) -> Iterator[None]:
+    """Turn errors about a dataset or model of the Hub into NstError.
+
+    `writing` is for calls that change it; `or_path` for references that may have been meant as paths.
+    """
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
@@ -26,23 +32,33 @@ def plain_errors(reference: str, what: Literal["dataset", "model"] = "dataset") 
     except (HfHubHTTPError, HFValidationError, DatasetsError, httpx.HTTPError, OSError, RuntimeError, ValueError, ImportError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise  # of this machine: a full disk, no permission
-        raise NstError(f"{reference}: {_reason(error, what)}") from None
+        raise NstError(f"{reference}: {_reason(error, what, writing, or_path)}") from None
 
 
-def _reason(error: Exception, what: str) -> str:
+def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
-    from huggingface_hub import errors
+    from huggingface_hub import errors, get_token
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
     causes = _chain(error)
-    here = "no such file or folder here, and " if what == "dataset" else ""
+    here = "no such file or folder here, and " if or_path else ""
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(errors.OfflineModeIsEnabled):
-        return f"{here}HF_HUB_OFFLINE keeps from asking the Hub; unset it or give a path"
+        return f"{here}HF_HUB_OFFLINE keeps from asking the Hub; unset it{' or give a path' * or_path}"
+    status = next(
+        (cause.response.status_code for cause in causes if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None), 0
+    )
+    is_refused = status == _UNAUTHORIZED and (writing or not caused_by(errors.RepositoryNotFoundError))
+    if caused_by(errors.LocalTokenNotFoundError) or (is_refused and get_token() is None):
+        return f"the Hub wants to know who you are; {_LOG_IN}, or set HF_TOKEN"
+    if is_refused:
+        return f"the Hub does not take your token; {_LOG_IN} again, with a token that may write"
+    if status == _FORBIDDEN and writing:
+        return "the Hub does not let your token write there; take a repository of your own, or a token with the right to write"
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
         return f"the Hub wants you to ask for access on the {what}'s page first; then {_LOG_IN}"
     if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError):
@@ -55,9 +71,12 @@ def _reason(error: Exception, what: str) -> str:
         return f"the {what} on the Hub lacks a file that is needed; try again or take another revision"
     if caused_by(DatasetGenerationError):
         return f"datasets cannot read its files ({type(causes[-1]).__name__}); see `load_dataset` for the whole error"
-    for cause in causes:
-        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
-            return f"the Hub answered {cause.response.status_code}; try again later"
+    if status == _FORBIDDEN:
+        return f"the Hub does not let your token read this {what}; ask its owner for access, or {_LOG_IN} with another one"
+    if status == _TOO_MANY:
+        return "the Hub answered 429, too many requests; run the same command again in some minutes"
+    if status:
+        return f"the Hub answered {status}; try again later"
     if caused_by(httpx.HTTPError, ConnectionError, TimeoutError):
         return f"{here}the Hub cannot be reached; check the path, or the network"
     if "Data files don't belong to" in str(error):

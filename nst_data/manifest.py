@@ -31,6 +31,7 @@ class Input(_Frozen):
     digest: str = Field(description="the version's digest, or the source's fingerprint")
     weights_sha256: str | None = None
     revision: str | None = Field(None, description="commit on the Hub")
+    repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
 
 
@@ -118,10 +119,18 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `nst.json`. Raises NstError where it is missing, broken or of a newer schema."""
     path = folder / MANIFEST_NAME
     try:
-        content = json.loads(path.read_text("utf-8"))
-        schema = content["schema_version"]
+        return parse_manifest(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
         raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None
+    except UnicodeDecodeError as error:
+        raise NstError(f"{path}: expected a manifest, found no text ({error}); remove it and make it again") from None
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """A manifest from its text; `path` says in errors where it stands. Raises NstError where it is broken or of a newer schema."""
+    try:
+        content = json.loads(text)
+        schema = content["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:

@@ -17,6 +17,7 @@ __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "teacher": "teachers"}
+_ROOMS = ("corpora", "teachers")
 
 
 class Store:
@@ -29,7 +30,7 @@ class Store:
         """Sealed versions, by name and number."""
         found = [
             Version(folder)
-            for room in ("corpora", "teachers")
+            for room in _ROOMS
             for folder in (self.root / room).glob(f"{name or '*'}/gen-*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
@@ -59,7 +60,7 @@ class Store:
 
     def stagings(self, name: str) -> list[Staging]:
         """The versions of a name that are under way."""
-        return [staging for room in set(_ROOM.values()) for staging in self._all_stagings(f"{room}/{name}")]
+        return [staging for room in _ROOMS for staging in self._all_stagings(f"{room}/{name}")]
 
     @property
     def indexes(self) -> Path:
@@ -75,7 +76,7 @@ class Store:
         An edition without a generation is the first of a new one; `first` is the first generation of a name.
         """
         check_name(name)
-        self._check_name_is_free_for(name, request.kind)
+        self.check_name_is_free_for(name, request.kind)
         # one look, so that of two that ask at once both find the other's or take the same number;
         # stagings first: one that is sealed between the two is in both, never in neither
         all_stagings, all_versions = self.stagings(name), self.versions(name)
@@ -98,7 +99,7 @@ class Store:
         """Delete a sealed or unfinished version that nothing else in the store was made from."""
         name, _, number = ref.partition("@")
         check_name(name)
-        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in ("corpora", "teachers")] if number else []
+        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, "pulls")] if number else []
         for folder in run:
             if folder.is_dir():
                 discard(folder)
@@ -106,12 +107,16 @@ class Store:
         damaged = [version for version in self.versions(name) if str(version.number) == number and not version.is_readable]
         version = damaged[0] if damaged else self.open(ref)
         requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
-        requests += [(staging.ref, staging.request) for staging in self._all_stagings("*/*")]
+        requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*")]
         children = [child for child, request in requests if version.ref in {one.ref for one in request.inputs.values()}]
         if children:
             raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
         discard(version.folder)
         return version.folder
+
+    def target(self, kind: Kind, name: str, version: str) -> Path:
+        """The folder of a version, whether it is there or not."""
+        return self.root / _ROOM[kind] / check_name(name) / str(Number.parse(version))
 
     def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
         return self.root / "runs" / _ROOM[kind] / name / str(number)
@@ -163,7 +168,8 @@ class Store:
             raise NstError(f"{staging.ref} was just taken by another command with other settings; run this one again")
         return staging
 
-    def _check_name_is_free_for(self, name: str, kind: Kind) -> None:
+    def check_name_is_free_for(self, name: str, kind: Kind) -> None:
+        """Raises NstError where corpora have the name of a teacher, or teachers that of a corpus."""
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
         if any(any((room / other / name).glob("gen-*")) for room in (self.root, self.root / "runs")):
             raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")

@@ -9,6 +9,7 @@ from typing import Self
 from nst_data.errors import NstError, UsageError
 from nst_data.files import hash_file
 from nst_data.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
+from nst_data.places import places_of
 
 _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
 
@@ -69,7 +70,9 @@ class Version:
     @property
     def lineage(self) -> Input:
         """How this version stands in the manifest of what is made from it."""
-        return Input(ref=self.ref, digest=self.manifest.digest)
+        entry = Input(ref=self.ref, digest=self.manifest.digest)
+        places = [place for place in places_of(self.folder) if not place.anonymous]
+        return entry.model_copy(update={"repo": places[-1].ref, "revision": places[-1].commit}) if places else entry
 
     @property
     def number(self) -> Number:

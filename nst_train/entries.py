@@ -14,8 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nst_data.anonymous import is_anonymous
 from nst_data.embedded_images import EmbeddedImages, holds_images
+from nst_data.errors import NstError
+from nst_data.images import image_hash
 from nst_data.label_tables import damage_is_named
+from nst_data.progress import Progress
 from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
@@ -66,11 +70,14 @@ class PseudoLabeledImages:
         return {name: torch.from_numpy(column[indices]) for name, column in self.targets.items()}
 
 
-def open_edition(edition: Version, pool: Source | None, class_names: list[str], work: Path, hard: bool = False) -> PseudoLabeledImages:
+def open_edition(
+    edition: Version, pool: Source | None, class_names: list[str], work: Path, hard: bool = False, progress: Progress | None = None
+) -> PseudoLabeledImages:
     """Lay the edition's columns out for random access below `work`, classes in the order of `class_names`.
 
-    A self-contained edition takes no `pool`. `hard` takes the column `label`, the most probable class before rounding to float16, in place
-    of the soft labels. Raises NstError where the classes are others, or the pool lacks images or holds others.
+    A self-contained edition takes no `pool`. In another pool than was labeled images are found by key or, where those differ, by hash.
+    `hard` takes the column `label`, the most probable class before rounding to float16, in place of the soft labels. Raises NstError where
+    the classes are others, or the pool lacks images or holds others.
     """
     manifest = edition.manifest
     order = match_classes(class_names, manifest.class_names, f"{edition.ref} and the labeled set")
@@ -84,7 +91,7 @@ def open_edition(edition: Version, pool: Source | None, class_names: list[str], 
             fresh = work / f".{folder.name}.{os.getpid()}"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
-            _lay_out_rows(edition, source, fresh)
+            _lay_out_rows(edition, source, fresh, progress or Progress())
             _lay_out(edition, order, fresh, targets, is_along)
             fresh.rename(folder)
     rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
@@ -94,8 +101,8 @@ def open_edition(edition: Version, pool: Source | None, class_names: list[str], 
     return pseudo
 
 
-def _lay_out_rows(edition: Version, source: Source, folder: Path) -> None:
-    """The row of the source for each image: its place in the edition itself, its `id` in the pool that was labeled, else found by key."""
+def _lay_out_rows(edition: Version, source: Source, folder: Path, progress: Progress) -> None:
+    """The row of the source for each image: its place in the edition itself, its `id` in the pool that was labeled, else found there."""
     rows = _column(edition, folder, "rows", (), np.int64)
     if isinstance(source, EmbeddedImages):
         for start in range(0, len(rows), _AT_ONCE):
@@ -104,8 +111,43 @@ def _lay_out_rows(edition: Version, source: Source, folder: Path) -> None:
         for here, batch in _batches(edition, ["id"]):
             rows[here] = batch["id"].to_numpy()
     else:
-        source.find_all(lambda: (batch["key"] for _, batch in _batches(edition, ["key"])), rows)
+        _find(edition, source, rows, progress)
     rows.flush()
+
+
+def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Progress) -> None:
+    """The row of each image in another pool. Raises NstError where it lacks some, or the edition tells nothing of its images."""
+    if is_anonymous(edition.manifest):
+        raise NstError(
+            f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
+            "ask its owner for an edition with images (`nst balance --embed-images`)"
+        )
+
+    def column(name: str) -> Iterator[pa.Array]:
+        return (batch[name] for _, batch in _batches(edition, [name]))
+
+    try:
+        pool.find_all(lambda: column("key"), rows)
+    except NstError:
+        pass
+    else:
+        if _are_the_same(edition, pool, rows):
+            return
+    progress.say(
+        f"{pool.location}: has other keys than {edition.ref}; all {len(pool):,} images are read once to find those by their hashes"
+    )
+    pool.find_by_hash(lambda: column("image_hash"), lambda: column("key"), rows)
+
+
+def _are_the_same(edition: Version, pool: Source, rows: NDArray[np.int64]) -> bool:
+    """Whether some images that were found by key have the bytes that were labeled."""
+    wanted, done = set(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64).tolist()), 0
+    for _, batch in _batches(edition, ["image_hash"]):
+        for position in range(done, done + len(batch)):
+            if position in wanted and image_hash(pool.read(int(rows[position]))) != batch["image_hash"][position - done].as_py():
+                return False
+        done += len(batch)
+    return True
 
 
 def _lay_out(edition: Version, order: NDArray[np.int64], folder: Path, targets: tuple[str, ...], is_along: bool) -> None:

@@ -172,7 +172,7 @@ def is_in_store(name: str, store: Store) -> bool:
 def teacher_input(ref: str, store: Store) -> Input:
     """The lineage entry of a teacher in the store, without loading it."""
     version = store.open(ref, "teacher")
-    return Input(ref=version.ref, digest=version.manifest.digest, weights_sha256=version.manifest.files[WEIGHTS].sha256)
+    return version.lineage.model_copy(update={"weights_sha256": version.manifest.files[WEIGHTS].sha256})
 
 
 def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:

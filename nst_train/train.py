@@ -146,7 +146,7 @@ class _Training:
         pseudo = None
         if edition is not None:
             with this_process().main_process_first():
-                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard)
+                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, progress)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         if settings.start:

@@ -54,7 +54,7 @@ def open_hub(reference: HubReference, labeled: bool, column: str | None, stream:
 
     Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
     """
-    with plain_errors(str(reference)):
+    with plain_errors(str(reference), or_path=True):
         sha = _commit(reference)
         builder = _builder(reference, sha)
         split = _choice(reference, "split", list(builder.config.data_files or {}), reference.split)

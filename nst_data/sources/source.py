@@ -8,8 +8,10 @@ import json
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ from nst_data.sources.listing import PIECE, Listing, listed
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
 Wanted = range | NDArray[np.int64]
+_READ_AT_ONCE = 256  # images
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,16 @@ class Source(ABC):
     def find_all(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
         """As `rows_of`, for as many keys as may be, given piece by piece: fill `rows` in memory that does not grow with them."""
         match_keys(keys(), self._keys(), rows)
+        self._check_found(keys, rows)
+
+    def find_by_hash(
+        self, hashes: Callable[[], Iterable[pa.Array]], keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]
+    ) -> None:
+        """As `find_all`, by `image_hash`: images of another copy of a pool. Each of this one's is read once."""
+        match_keys(hashes(), self._image_hashes(), rows)
+        self._check_found(keys, rows)
+
+    def _check_found(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]) -> None:
         missing, first, done = 0, "", 0
         for piece in keys():
             here = np.flatnonzero(rows[done : done + len(piece)] < 0)
@@ -150,6 +163,20 @@ class Source(ABC):
         """All keys in order, piece by piece."""
         for start in range(0, len(self), PIECE):
             yield pa.array([self.key(row) for row in range(start, min(start + PIECE, len(self)))], type=pa.large_string())
+
+    def _image_hashes(self) -> Iterator[pa.Array]:
+        """Those of all images in order, piece by piece; empty for one that cannot be read."""
+
+        def hashed(row: Row) -> str:
+            try:
+                return image_hash(row.read())
+            except (OSError, NstError):
+                return ""
+
+        rows = self.rows(range(len(self)))
+        with ThreadPoolExecutor() as threads:
+            while piece := list(islice(rows, _READ_AT_ONCE)):
+                yield pa.array(list(threads.map(hashed, piece)), type=pa.large_string())
 
     def _where(self, keys: set[str]) -> dict[str, int]:
         where: dict[str, int] = {}

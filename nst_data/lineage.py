@@ -1,0 +1,97 @@
+"""`nst lineage`: what a version was made from, and that from what, back to the first teacher; in the store and on the Hub."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.manifest import Input, Manifest
+from nst_data.places import places_of
+from nst_data.published import links, read_metrics
+from nst_data.pull import find
+from nst_data.repository import Repository
+from nst_data.store import Store
+from nst_data.version import Version
+
+
+@dataclass
+class Node:
+    """One thing that something was made from: a version with what it was made from itself, or a source, which ends a branch.
+
+    `place` is `owner/name@revision` on the Hub. `note` says what cannot be followed and why; `is_repeated` that its branches stand above.
+    """
+
+    role: str
+    ref: str
+    kind: str
+    digest: str
+    created: str = ""
+    place: str | None = None
+    top1: float | None = None
+    note: str = ""
+    is_repeated: bool = False
+    inputs: list["Node"] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values, what is empty left out."""
+        values = {name: value for name, value in vars(self).items() if name != "inputs" and value not in ("", None, False)}
+        return values | ({"inputs": [one.as_json() for one in self.inputs]} if self.inputs else {})
+
+
+def lineage(store: Store, reference: str) -> Node:
+    """The tree of a version in the store or, where the reference has a slash, on the Hub. Raises NstError where that is not found."""
+    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    walk = _Walk(here)
+    if "/" not in reference:
+        version = store.open(reference)
+        return walk.version("", version.manifest, version)
+    repository, revision, _, manifest = find(reference)
+    return walk.version("", manifest, here.get(manifest.digest), f"{repository.id}@{revision}")
+
+
+class _Walk:
+    def __init__(self, here: dict[str, Version]) -> None:
+        self._here, self._seen = here, set[str]()
+
+    def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> Node:
+        """A version and all that it was made from; what was shown before is not shown again."""
+        if version is not None:
+            place = places[-1].ref if (places := places_of(version.folder)) else place
+        node = Node(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
+        if version is not None and manifest.kind == "teacher":
+            node.top1 = read_metrics(version).get("test", {}).get("top1")
+        if manifest.digest in self._seen:
+            node.is_repeated = bool(manifest.request.inputs)
+            return node
+        self._seen.add(manifest.digest)
+        on_the_hub = links(manifest)
+        # what sources an edition shares with its generation stands there
+        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.items())]
+        return node
+
+    def _input(self, role: str, entry: Input, place: str | None) -> Node:
+        if version := self._here.get(entry.digest):
+            return self.version(role, version.manifest, version, place)
+        is_version = entry.repo is not None or _is_ref(entry.ref) or role.startswith("teacher")
+        node = Node(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
+        if not is_version:
+            return node
+        if place is None:
+            node.note = "neither in this store nor on the Hub, as far as is known"
+            return node
+        repo, _, revision = place.partition("@")
+        try:
+            return self._remote(role, entry, repo, entry.revision or revision, place) or node
+        except NstError as error:
+            node.note = str(error)
+            return node
+
+    def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> Node | None:
+        """A version that only the Hub has; None for a model that nst did not make."""
+        of_model = role.startswith("teacher") or role == "initial_weights"
+        manifest = Repository(repo, "model" if of_model else "dataset").manifest(revision)
+        return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None
+
+
+def _is_ref(text: str) -> bool:
+    name, _, number = text.partition("@")
+    return "/" not in name and number.startswith("gen-")

@@ -1,0 +1,190 @@
+"""`nst pull`: a version from the Hub into the store, each file compared with the checksum in its manifest.
+
+Files come straight to their place, without a second copy in the Hub's cache. Interrupted, the same command goes on.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from nst_data.errors import NstError, UsageError
+from nst_data.files import fsync_folder, fsync_tree, hash_file, write_text
+from nst_data.manifest import MANIFEST_NAME, Kind, Manifest
+from nst_data.places import PLACES, Place, remember_place
+from nst_data.progress import Progress
+from nst_data.published import METRICS
+from nst_data.repository import Repository, newest, quietly
+from nst_data.staging import discard
+from nst_data.store import Store, check_name
+from nst_data.version import Version
+
+PULLS = "pulls"  # the folder below runs/ where they are under way
+_BESIDE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII
+)  # what a version has beside its sealed files
+_MOST_BESIDE_BYTES = 64 * 2**20
+_AT_ONCE = 8
+
+
+def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
+    """The version that `owner/name[@revision]` means: (repository, tag or revision, commit, manifest). Nothing else is downloaded.
+
+    Without a revision it is the tag with the highest version number, of the kinds that are asked for. Raises NstError or UsageError.
+    """
+    parsed = Repository.parse(reference)
+    if parsed is None:
+        raise UsageError(
+            f"{reference}: expected OWNER/NAME of the Hub, with @VERSION for another than the newest, as in alice/flowers@gen-1.1"
+        )
+    repository, revision = parsed
+    if kinds == ("teacher",):
+        repository = Repository(repository.id, "model")
+    elif not kinds and repository.is_private() is None and (model := Repository(repository.id, "model")).is_private() is not None:
+        repository = model
+    tags = repository.tags()
+    if revision is None:
+        of_edition = None if len(kinds) != 1 or kinds == ("teacher",) else kinds == ("edition",)
+        revision = newest(tags, of_edition)
+        if revision is None:
+            there = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
+            what = " or ".join(kinds) or "version"
+            raise NstError(
+                f"{repository.id}: expected a tag gen-N or gen-N.K of a {what}, found none{there}; name a revision, or `nst adopt` it"
+            )
+    try:
+        commit = tags.get(revision) or repository.commit_of(revision)
+    except NstError as error:
+        there = f"; it has {', '.join(sorted(tags)[-10:])}" if tags else ""
+        raise NstError(f"{error}{there}") from None
+    manifest = repository.manifest(commit)
+    if manifest is None:
+        raise NstError(
+            f"{repository.id}@{revision}: expected a version of nst with {MANIFEST_NAME}, found none; "
+            "`nst adopt` takes over pseudo-labels that were made elsewhere"
+        )
+    if kinds and manifest.kind not in kinds:
+        raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, this is a {manifest.kind}; name another version")
+    return repository, revision, commit, manifest
+
+
+def pull(store: Store, reference: str, name: str | None = None, progress: Progress | None = None, kinds: Sequence[Kind] = ()) -> Version:
+    """Bring a version of the Hub into the store, under its own name or another.
+
+    Raises NstError where a file is not as its checksum says (nothing is kept then), the name is taken, or the Hub refuses.
+    """
+    progress = progress or Progress()
+    repository, revision, commit, manifest = find(reference, *kinds)
+    if "@" not in reference:
+        progress.say(f"{repository.id}: the newest version is {revision}")
+    place = Place(repository.id, revision, commit, manifest.digest)
+    name = check_name(name or manifest.name)
+    version = _there(store, name, manifest)
+    if version is None:
+        _check_space(store, manifest)
+        with quietly():
+            version = _download(store, repository, commit, manifest, name, progress)
+    else:
+        progress.say(f"{version.ref} is there already: the same content")
+    remember_place(version.folder, place)
+    return version
+
+
+def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
+    """The version, where the store has it. Raises NstError where the number is another's."""
+    store.check_name_is_free_for(name, manifest.kind)
+    for version in store.versions(name):
+        if str(version.number) == manifest.version:
+            if version.is_readable and version.manifest.digest == manifest.digest:
+                return version
+            raise NstError(
+                f"{version.ref} is taken in {store.root} by other content; give the pulled one another name: "
+                "`nst pull OWNER/NAME@VERSION --as NAME`"
+            )
+    for staging in store.stagings(name):
+        if staging.target.name == manifest.version:
+            raise NstError(f"{staging.ref} is under way in {store.root} with other content; pull under another name: --as NAME")
+    return None
+
+
+def _check_space(store: Store, manifest: Manifest) -> None:
+    store.root.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free
+    if needed > free:
+        raise NstError(
+            f"{manifest.name}@{manifest.version} takes {needed / 1e9:,.1f} GB, {store.root} has {free / 1e9:,.1f} GB left; make room"
+        )
+
+
+def _download(store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, progress: Progress) -> Version:
+    folder = store.root / "runs" / PULLS / name / manifest.version
+    if (folder / "commit").is_file() and (folder / "commit").read_text("utf-8") != f"{repository.id} {commit}":
+        discard(folder)  # begun with another version of the same number
+    build = folder / "build"
+    build.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "commit", f"{repository.id} {commit}")
+    total = sum(sealed.bytes for sealed in manifest.files.values())
+    with progress.task(f"pull {name}@{manifest.version}", total, "bytes") as task, ThreadPoolExecutor(_AT_ONCE) as threads:
+        begun = {threads.submit(_fetch, repository, commit, build, file): file for file in sorted(manifest.files)}
+        try:
+            for done in as_completed(begun):
+                done.result()
+                sealed = manifest.files[begun[done]]
+                if hash_file(build / begun[done]) != sealed:
+                    discard(folder)
+                    raise NstError(
+                        f"{repository.id}@{commit[:12]}: {begun[done]} is not what its manifest says: it is damaged there or on the way; "
+                        "nothing was kept, pull it again"
+                    )
+                task.advance(sealed.bytes)
+        except BaseException:
+            threads.shutdown(wait=True, cancel_futures=True)
+            raise
+    for file in _beside(repository, commit):
+        _fetch(repository, commit, build, file)
+    _check_metrics(build / METRICS)
+    shutil.rmtree(build / ".cache", ignore_errors=True)
+    write_text(build / MANIFEST_NAME, manifest.model_copy(update={"name": name}).model_dump_json(indent=2) + "\n")
+    fsync_tree(build)
+    target = store.target(manifest.kind, name, manifest.version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        build.rename(target)
+    except OSError:  # another process pulled it at the same time
+        if not (target / MANIFEST_NAME).is_file():
+            raise
+    fsync_folder(target.parent)
+    discard(folder)
+    version = Version(target)
+    if version.manifest.digest != manifest.digest:
+        raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: --as NAME")
+    return version
+
+
+def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None:
+    repository.asked(
+        lambda: repository.api.hf_hub_download(repository.id, file, repo_type=repository.kind, revision=commit, local_dir=folder)
+    )
+
+
+def _beside(repository: Repository, commit: str) -> list[str]:
+    """Card, pictures, metrics and logs of a version: small files with plain names."""
+    entries = repository.asked(lambda: list(repository.api.list_repo_tree(repository.id, repo_type=repository.kind, revision=commit)))
+    sizes = {entry.path: getattr(entry, "size", None) for entry in entries}
+    files = [path for path, size in sizes.items() if size is not None and _BESIDE.fullmatch(path) and path != PLACES]
+    return sorted(files) if sum(sizes[path] or 0 for path in files) < _MOST_BESIDE_BYTES else []
+
+
+def _check_metrics(path: Path) -> None:
+    """Metrics are not sealed: what is no metrics does not stay."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        sound = all(isinstance(one.get("top1", 0.0), int | float) and isinstance(one.get("images", 0), int) for one in content.values())
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        path.unlink()

@@ -1,0 +1,239 @@
+"""One repository of the Hub: its tags, the versions that they name, and the calls that change it.
+
+What huggingface_hub does not try again itself is tried again here, where that is right: nothing that could be done twice.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
+
+from nst_data.errors import NstError, UsageError
+from nst_data.hub import plain_errors
+from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, parse_manifest
+from nst_data.version import Number
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+RepoKind = Literal["dataset", "model"]
+T = TypeVar("T")
+
+_REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@:]+))?", re.ASCII)
+_WAITS_SECONDS = (1, 2, 4, 8)
+_LONGEST_WAIT_SECONDS = 300
+_TIMEOUT_SECONDS = 30
+_CONFLICT, _CHANGED, _TOO_MANY = 409, 412, 429
+
+
+def kind_of_repo(kind: Kind) -> RepoKind:
+    """Corpora are datasets, teachers are models."""
+    return "model" if kind == "teacher" else "dataset"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """`owner/name` on the Hub."""
+
+    id: str
+    kind: RepoKind = "dataset"
+    api: "HfApi" = field(default_factory=lambda: _api(), repr=False, compare=False)
+
+    @classmethod
+    def parse(cls, text: str, kind: RepoKind = "dataset") -> tuple[Self, str | None] | None:
+        """The repository in `[hf-hub:]owner/name[@revision]`, and the revision; None where the text is something else."""
+        match = _REFERENCE.fullmatch(text.removeprefix("hf-hub:"))
+        return (cls(match["repo"], kind), match["revision"]) if match else None
+
+    @classmethod
+    def named(cls, repo_id: str, kind: RepoKind = "dataset") -> Self:
+        """Raises UsageError for what is no `owner/name`."""
+        found = cls.parse(repo_id, kind)
+        if found is None or found[1] is not None:
+            raise UsageError(f"{repo_id}: expected a repository of the Hub, OWNER/NAME, as in alice/flowers-pseudo")
+        return found[0]
+
+    def tags(self) -> dict[str, str]:
+        """The commit of each tag."""
+        refs = self.asked(lambda: self.api.list_repo_refs(self.id, repo_type=self.kind))
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def head(self) -> tuple[str, list[str]]:
+        """The newest commit of the main branch, and its files."""
+        info = self.asked(lambda: self.api.repo_info(self.id, repo_type=self.kind, timeout=_TIMEOUT_SECONDS))
+        return str(info.sha), [file.rfilename for file in getattr(info, "siblings", None) or []]
+
+    def commit_of(self, revision: str) -> str:
+        """The commit that a branch, tag or commit names now."""
+        return str(self.asked(lambda: self.api.repo_info(self.id, repo_type=self.kind, revision=revision, timeout=_TIMEOUT_SECONDS)).sha)
+
+    def is_private(self) -> bool | None:
+        """None where there is no such repository, or none that this user may see."""
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        def look() -> bool | None:
+            try:
+                return bool(self.api.repo_info(self.id, repo_type=self.kind, timeout=_TIMEOUT_SECONDS).private)
+            except RepositoryNotFoundError:
+                return None
+
+        return self.asked(look)
+
+    def create(self, private: bool) -> None:
+        """Make the repository, where there is none."""
+        self.changed(lambda: self.api.create_repo(self.id, repo_type=self.kind, private=private, exist_ok=True))
+
+    def text(self, file: str, commit: str) -> str | None:
+        """A small text file at a commit; None where there is none, or none that is text."""
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        def read() -> str | None:
+            try:
+                path = self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit)
+                return Path(path).read_text("utf-8")
+            except LocalEntryNotFoundError:
+                raise
+            except (EntryNotFoundError, UnicodeDecodeError):
+                return None
+
+        return self.asked(read)
+
+    def manifest(self, commit: str) -> Manifest | None:
+        """The version that stands at a commit; None where it is none of nst's. Raises NstError for a manifest that cannot be trusted."""
+        text = self.text(MANIFEST_NAME, commit)
+        if text is None:
+            return None
+        manifest = parse_manifest(text, f"{self.id}@{commit[:12]}: {MANIFEST_NAME}")
+        check_foreign(manifest, self)
+        return manifest
+
+    def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
+        """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        with plain_errors(self.id, self.kind, writing=True):
+            try:
+                done = self.api.create_commit(self.id, operations, commit_message=message, repo_type=self.kind, parent_commit=parent)
+            except HfHubHTTPError as error:
+                if error.response is not None and error.response.status_code == _CHANGED:
+                    return None
+                raise
+            return str(done.oid)
+
+    def upload(self, files: list["CommitOperationAdd"]) -> None:
+        """Bring large files there, ahead of the commit that will show them; those that are there already are not sent."""
+        with plain_errors(self.id, self.kind, writing=True):
+            self.api.preupload_lfs_files(self.id, additions=files, repo_type=self.kind)
+
+    def tag(self, name: str, commit: str) -> bool:
+        """Name a commit; whether the name was free. A tag that is there stays as it is."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def name_it() -> bool:
+            try:
+                self.api.create_tag(self.id, tag=name, revision=commit, repo_type=self.kind)
+            except HfHubHTTPError as error:
+                if error.response is not None and error.response.status_code == _CONFLICT:
+                    return False
+                raise
+            return True
+
+        return self.changed(name_it)
+
+    def asked(self, call: Callable[[], T]) -> T:
+        """What a question to the Hub gives. Raises NstError with one line."""
+        with plain_errors(self.id, self.kind):
+            return _tried_again(call)
+
+    def changed(self, call: Callable[[], T]) -> T:
+        """What a change of the repository gives. Raises NstError with one line."""
+        with plain_errors(self.id, self.kind, writing=True):
+            return _tried_again(call)
+
+
+def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
+    """The tag with the highest version number, of editions or of generations where that is asked; None where none is a version."""
+    numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
+    wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
+    return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+
+
+_FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
+
+
+def check_foreign(manifest: Manifest, repository: Repository) -> None:
+    """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
+    from nst_data.store import check_name
+
+    try:
+        check_name(manifest.name)
+        is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
+    except UsageError:
+        is_number = False
+    odd = next((name for name in manifest.files if not _FILE.fullmatch(name)), None)
+    shown = [*manifest.class_names, *manifest.request.inputs, *(one.ref for one in manifest.request.inputs.values())]
+    if not is_number:
+        problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
+    elif kind_of_repo(manifest.kind) != repository.kind:
+        problem = f"a {manifest.kind} in a {repository.kind} repository"
+    elif odd is not None:
+        problem = f"the file name {odd[:80]!r}"
+    elif any(not name.isprintable() for name in shown):
+        problem = "a name that holds control characters"
+    else:
+        return
+    raise NstError(
+        f"{repository.id}: its manifest has {problem}, which nst does not write; it is damaged or hostile, nothing was taken from it"
+    )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without huggingface_hub's own bars: ours tell how far a push or pull is."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+def _api() -> "HfApi":
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="nst")
+
+
+def _tried_again(call: Callable[[], T]) -> T:
+    """Once more after a while where the Hub is busy or the connection broke, up to four times."""
+    for wait in _WAITS_SECONDS:
+        try:
+            return call()
+        except Exception as error:
+            pause = _pause(error, wait)
+            if pause is None:
+                raise
+            time.sleep(pause)
+    return call()
+
+
+def _pause(error: Exception, wait: float) -> float | None:
+    """Seconds to wait before a call is made again; None where that would not help."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
+
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status, after = error.response.status_code, error.response.headers.get("Retry-After", "")
+        if status == _TOO_MANY and after.isdigit():
+            return min(float(after), _LONGEST_WAIT_SECONDS)
+        return wait if status == _TOO_MANY or status >= 500 else None
+    if isinstance(error, OfflineModeIsEnabled):
+        return None
+    return wait if isinstance(error, httpx.TransportError | ConnectionError) else None
