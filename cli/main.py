@@ -66,6 +66,9 @@ _COMMANDS = {
     "diff": _Command("diff", "diff"),
     "verify": _Command("versions", "verify"),
     "remove": _Command("versions", "remove"),
+    "push": _Command("sharing", "push"),
+    "pull": _Command("sharing", "pull"),
+    "lineage": _Command("sharing", "lineage"),
 }
 
 

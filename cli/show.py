@@ -82,7 +82,7 @@ def _quality(version: Version, store: Store, location: str, class_names: str | N
 
 def _print_manifest(version: Version) -> None:
     manifest = version.manifest
-    print(f"{version.ref}  {manifest.kind}  {in_a_line(version)}")
+    print(f"{version.ref}  {manifest.kind}  {in_a_line(manifest, version.folder)}")
     print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
     for role, made_from in manifest.request.inputs.items():

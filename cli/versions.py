@@ -1,7 +1,8 @@
 """`nst list`, `nst verify` and `nst remove`: the versions in the store."""
 
 import json as jsonlib
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +11,22 @@ from nst_data.store import Version
 
 from .options import JsonOption, StoreOption, open_store, print_json
 
+if TYPE_CHECKING:
+    from nst_data.manifest import Manifest
+
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name@gen-N or name@gen-N.K; a name alone means its newest version.")]
 
 
 def list_versions(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this name.")] = None,
+    remote: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="The versions of a repository of the Hub instead.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the versions in the store, and those under way."""
+    """List the versions in the store, and those under way, or those of a repository of the Hub."""
+    if remote is not None:
+        _list_remote(remote, name, json)
+        return
     there = open_store(store)
     versions = there.versions(name)
     unfinished = [ref for ref in there.unfinished() if name in (None, ref.partition("@")[0])]
@@ -31,9 +39,32 @@ def list_versions(
         if not version.is_readable:
             print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
             continue
-        print(f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version)}")
+        print(
+            f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version.manifest, version.folder)}"
+        )
     for ref in unfinished:
         print(f"{ref:<32} unfinished   run its command again to go on, or nst remove {ref}")
+
+
+def _list_remote(repo: str, name: str | None, json: bool) -> None:
+    from nst_data.errors import UsageError
+    from nst_data.remote_versions import remote_versions
+
+    if name is not None:
+        raise UsageError(f"--remote {repo} lists a whole repository; leave {name} out")
+    versions = remote_versions(repo)
+    if json:
+        print_json({"repo": repo, "versions": [one.as_json() for one in versions]})
+        return
+    if not versions:
+        print(f"{repo}: no tags yet; `nst push REF {repo}` makes the first")
+    for one in versions:
+        score = f", test top-1 {100 * one.top1:.1f}%" if one.top1 is not None else ""
+        size = f", {one.bytes / 1e6:,.1f} MB" if one.manifest else ""
+        about = f"{in_a_line(one.manifest, None)}{score}" if one.manifest else "no version of nst"
+        teacher = f", by {', '.join(one.teachers)}" if one.teachers else ""
+        made = one.manifest.created[:16] if one.manifest else ""
+        print(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<16}  {about}{teacher}{size}")
 
 
 def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
@@ -66,14 +97,14 @@ def _summary(version: Version) -> dict[str, Any]:
     }
 
 
-def in_a_line(version: Version) -> str:
-    """How much a version holds."""
-    counts = version.manifest.counts
-    if version.manifest.kind == "generation":
+def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
+    """How much a version holds; with its folder, what was measured of a teacher."""
+    counts = manifest.counts
+    if manifest.kind == "generation":
         return f"{counts['labeled']:,} images labeled"
-    if version.manifest.kind == "edition":
+    if manifest.kind == "edition":
         return f"{counts['copies']:,} entries, {counts['unique']:,} images"
-    metrics = version.folder / "metrics.json"
-    test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics.exists() else None
+    metrics = folder / "metrics.json" if folder else None
+    test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics and metrics.exists() else None
     measured = f", test top-1 {100 * test['top1']:.1f}%" if test else ""
-    return f"{version.manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"
+    return f"{manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"

@@ -42,8 +42,8 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     repository, revision = parsed
     if kinds == ("teacher",):
         repository = Repository(repository.id, "model")
-    elif not kinds and repository.is_private() is None and (model := Repository(repository.id, "model")).is_private() is not None:
-        repository = model
+    elif not kinds:
+        repository = repository.of_either_kind()
     tags = repository.tags()
     if revision is None:
         of_edition = None if len(kinds) != 1 or kinds == ("teacher",) else kinds == ("edition",)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
@@ -55,6 +55,13 @@ class Repository:
         if found is None or found[1] is not None:
             raise UsageError(f"{repo_id}: expected a repository of the Hub, OWNER/NAME, as in alice/flowers-pseudo")
         return found[0]
+
+    def of_either_kind(self) -> "Repository":
+        """This, or the model of that name where there is no such dataset."""
+        if self.kind == "dataset" and self.is_private() is None:
+            model = replace(self, kind="model")
+            return model if model.is_private() is not None else self
+        return self
 
     def tags(self) -> dict[str, str]:
         """The commit of each tag."""

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from nst_data.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
@@ -23,6 +24,28 @@ class SelectSettings(BalanceSettings):
     when: Literal["every_generation", "once"] = Field(
         "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
     )
+
+
+class PushToSettings(Settings):
+    """Where on the Hub a recipe's versions go as they are made."""
+
+    corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
+    teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
+    public: bool = Field(False, description="Everybody may see them; else new repositories are private.")
+    anonymous: bool = Field(False, description="Leave keys out of the dataset and put row numbers for hashes.")
+    license: str | None = Field(None, description="For the cards, such as cc-by-4.0.")
+    pool_source: str | None = Field(None, description="For the cards: where the pool's images come from.")
+
+    @field_validator("corpus", "teacher")
+    @classmethod
+    def _is_a_repository(cls, value: str | None) -> str | None:
+        return value if value is None else Repository.named(value).id
+
+    @model_validator(mode="after")
+    def _names_a_repository(self) -> Self:
+        if self.corpus is None and self.teacher is None:
+            raise ValueError("expected `corpus: OWNER/NAME`, `teacher: OWNER/NAME` or both")
+        return self
 
 
 _NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
@@ -71,6 +94,7 @@ class Recipe(Settings):
     generations: list[GenerationSettings] = Field(min_length=2)
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
+    push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
 
     @model_validator(mode="after")
     def _the_first_has_no_teacher(self) -> Self:

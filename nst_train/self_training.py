@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.editions import balance, check_classes
+from nst_data.errors import NstError
 from nst_data.progress import Progress
+from nst_data.push import PushSettings, is_pushed, push
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
@@ -21,7 +23,7 @@ from nst_train.device import this_process
 from nst_train.evaluate import measure
 from nst_train.label import label, label_like
 from nst_train.models import check_names
-from nst_train.recipe_settings import GenerationSettings, Recipe, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.trackers import check_trackers
 from nst_train.train import train
@@ -50,18 +52,21 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     training = _Trainings(recipe, store, labeled, pool, validation, test, progress)
     teachers = f"{recipe.name}-teacher"
 
-    teacher = training.train(teachers, first, 0)
+    publish = _Publishing(recipe.push_to, store, progress)
+    teacher = publish(training.train(teachers, first, 0))
     generations = [Generation(teacher)]
     edition: Version | None = None
     for number, settings in enumerate(students, start=1):
         if edition is None or recipe.select.when == "every_generation":
             corpus: Version | None = label(store, recipe.name, teacher.ref, pool, recipe.label, number, reading, progress)
             assert corpus is not None
+            publish(corpus)
             with this_process().main_process_first():
                 edition = balance(store, corpus, selection, held_out, 1, pool, progress)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
-        student = training.train(teachers, settings, number, teacher, edition)
+        publish(edition)
+        student = publish(training.train(teachers, settings, number, teacher, edition))
         generations.append(Generation(student, corpus, edition))
         teacher = student
     if recipe.control:
@@ -99,6 +104,31 @@ class _Trainings:
         if self.test is not None:
             measure(self.store, trained, self.test, "test", run, self.progress)
         return trained
+
+
+@dataclass(frozen=True)
+class _Publishing:
+    """Versions to the Hub as they are made. What fails is told and done by the next run: it stops no training."""
+
+    to: PushToSettings | None
+    store: Store
+    progress: Progress
+
+    def __call__(self, version: Version) -> Version:
+        """Push a version where the recipe says so and this store does not know that it is there."""
+        if self.to is None or not this_process().is_main_process:
+            return version
+        is_labels = version.manifest.kind != "teacher"
+        repo = self.to.corpus if is_labels else self.to.teacher
+        if repo is None or is_pushed(version, repo):
+            return version
+        settings = PushSettings(self.to.public, self.to.anonymous and is_labels, self.to.license, self.to.pool_source)
+        try:
+            place = push(self.store, version, repo, settings, progress=self.progress)
+            self.progress.say(f"{version.ref} is {place.ref} on the Hub")
+        except NstError as error:
+            self.progress.say(f"warning: {version.ref} was not pushed: {error}; the next run of this recipe tries again")
+        return version
 
 
 def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:

@@ -1,0 +1,107 @@
+"""`nst push`, `nst pull`, `nst adopt` and `nst lineage`: versions on the Hub."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import JsonOption, StoreOption, open_store, print_json
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from nst_data.lineage import Node
+
+
+def push(
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="A version in the store: name@gen-N or name@gen-N.K; a name alone: its newest.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Another name than the version's number.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may see it; else a new repository is private.")] = False,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Leave keys out and put row numbers for hashes, which tell who holds an image.")
+    ] = False,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as cc-by-4.0; else that of the card there.")] = None,
+    pool_source: Annotated[str | None, typer.Option(metavar="TEXT", help="For the card: where the pool's images come from.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Upload a version to the Hub and tag it. Done again it does nothing; a tag that is there is never moved."""
+    from nst_data.progress import on_this_terminal
+    from nst_data.push import PushSettings
+    from nst_data.push import push as push_version
+
+    there = open_store(store)
+    version = there.open(ref)
+    settings = PushSettings(public, anonymous, license, pool_source)
+    place = push_version(there, version, repo, settings, tag, on_this_terminal())
+    if json:
+        print_json({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
+        return
+    print(f"{version.ref} is {place.ref}, commit {place.commit[:12]}")
+    use = f"nst label POOL --teacher hf-hub:{place.ref} --corpus NAME" if version.manifest.kind == "teacher" else f"nst pull {place.ref}"
+    print(f"  next: {use}")
+
+
+def pull(
+    reference: Annotated[str, typer.Argument(metavar="OWNER/NAME[@VERSION]", help="A dataset or model that nst pushed; else the newest.")],
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Another name in the store than its own.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Bring a version from the Hub into the store, each file checked. Interrupted and run again, it goes on."""
+    from nst_data.progress import on_this_terminal
+    from nst_data.pull import pull as pull_version
+
+    version = pull_version(open_store(store), reference, name, on_this_terminal())
+    manifest = version.manifest
+    if json:
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": manifest.digest, "kind": manifest.kind})
+        return
+    following = {
+        "generation": f"nst balance {version.ref}",
+        "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
+        "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
+    }
+    print(f"{version.ref}: {len(manifest.files)} files, all as sealed\n  {version.folder}\n  next: {following[manifest.kind]}")
+
+
+def lineage(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A version in the store, or OWNER/NAME[@VERSION] on the Hub.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Draw what a version was made from, back to the first teacher, in the store and on the Hub."""
+    from nst_data.lineage import lineage as lineage_of
+
+    root = lineage_of(open_store(store), ref)
+    if json:
+        print_json(root.as_json())
+        return
+    from rich.console import Console
+    from rich.tree import Tree
+
+    def draw(node: "Node", tree: Tree) -> None:
+        for one in node.inputs:
+            draw(one, tree.add(_in_a_line(one)))
+
+    tree = Tree(_in_a_line(root))
+    draw(root, tree)
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(tree, soft_wrap=not console.is_terminal)
+
+
+def _in_a_line(node: "Node") -> "Text":
+    from rich.text import Text
+
+    line = Text(f"{node.role}: " if node.role else "", style="dim")
+    line.append(node.ref, style="bold" if node.kind != "source" else "")
+    about = [node.kind if node.kind not in ("source", "version") else "", node.created, f"hf:{node.place}" if node.place else ""]
+    about += [f"test top-1 {100 * node.top1:.1f}%" if node.top1 is not None else "", node.digest[:12]]
+    line.append("  " + "  ".join(filter(None, about)), style="dim")
+    if node.is_repeated:
+        line.append("  (as above)", style="dim")
+    if node.note:
+        line.append(f"  ({node.note})", style="yellow")
+    return line

@@ -1,0 +1,71 @@
+"""A version without what tells which images it was made from: no keys, and row numbers in place of hashes.
+
+A hash lets anybody test whether they hold an image of the pool, a perceptual one even a copy of it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nst_data.files import replacing
+from nst_data.manifest import Manifest, Request, SealedFile, content_digest
+from nst_data.pseudo_labels import parquet_writer, table_files
+from nst_data.version import Version
+
+ANONYMOUS = "anonymous"  # the setting that says so
+_TABLES = ("pseudo_labels", "balanced", "errors")
+
+
+def is_anonymous(manifest: Manifest) -> bool:
+    """Whether keys and hashes were left out of a version."""
+    return bool(manifest.request.settings.get(ANONYMOUS))
+
+
+def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: Callable[[int], None] = lambda _: None) -> Manifest:
+    """Write a version's tables without keys and hashes below `folder`; its manifest from the one given. Row groups stay as they are.
+
+    Its digest is another: it names the version that it was made from, by digest alone.
+    """
+    files: dict[str, SealedFile] = {}
+    for table in _TABLES:
+        if not (version.folder / table).is_dir():
+            continue
+        done = 0
+        (folder / table).mkdir(parents=True)
+        for file in table_files(version.folder, table):
+            with pq.ParquetFile(file) as parquet, replacing(folder / table / file.name) as out:
+                schema = parquet.schema_arrow
+                with parquet_writer(out, schema) as writer:
+                    for group in range(parquet.num_row_groups):
+                        rows = parquet.read_row_group(group)
+                        writer.write_table(_without_traces(rows, done), row_group_size=max(1, rows.num_rows))
+                        done += rows.num_rows
+            files[f"{table}/{file.name}"] = out.sealed
+            advance(1)
+    inputs = manifest.request.inputs | {"original": version.lineage}
+    request = Request(kind=manifest.kind, settings=manifest.request.settings | {ANONYMOUS: True}, inputs=inputs)
+    digest = content_digest(request, files, manifest.class_names)
+    return manifest.model_copy(update={"request": request, "files": files, "digest": digest})
+
+
+def _without_traces(rows: pa.Table, first: int) -> pa.Table:
+    numbers = np.arange(first, first + rows.num_rows)
+    new = {
+        "id": pa.array(numbers),
+        "key": pa.array([""] * rows.num_rows),
+        "image_hash": pa.array([f"{number:032x}" for number in numbers]),
+        "phash": pa.array(np.zeros(rows.num_rows, np.int64)),
+    }
+    for name in rows.column_names:
+        if name in new:
+            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), new[name].cast(rows.schema.field(name).type))
+        elif name == "image":
+            images = rows[name].combine_chunks()
+            bare = pa.StructArray.from_arrays([images.field("bytes"), pa.nulls(len(images), pa.string())], ["bytes", "path"])
+            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), bare)
+        elif name == "reason":  # it may name a file
+            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), pa.array(["not said"] * rows.num_rows))
+    return rows

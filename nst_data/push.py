@@ -1,0 +1,191 @@
+"""`nst push`: a version to the Hub, whole and under a tag that never moves.
+
+One commit brings the version's folder, and the tag comes last: until it is there nothing can be read under the version's name.
+"""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nst_data import cards
+from nst_data.anonymous import anonymous_copy, is_anonymous
+from nst_data.errors import NstError, UsageError
+from nst_data.files import write_text
+from nst_data.manifest import MANIFEST_NAME, Manifest
+from nst_data.places import PLACES, Place, places_of, remember_place
+from nst_data.progress import Progress
+from nst_data.published import METRICS, links, public_metrics, published_manifest, read_metrics
+from nst_data.repository import Repository, kind_of_repo, quietly
+from nst_data.store import Store
+from nst_data.version import Number, Version
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+CARD = "README.md"
+_OF_NST = (MANIFEST_NAME, METRICS, "metrics.jsonl", "summary.csv", "errors/", "pseudo_labels/", "balanced/")  # what a version may have
+_AT_ONCE = 8  # files on their way together
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    """What the user decides about a repository: who may see it, and what its card says of the pool."""
+
+    public: bool = False
+    anonymous: bool = False
+    license: str | None = None
+    pool_source: str | None = None
+
+
+def push(
+    store: Store,
+    version: Version,
+    repo_id: str,
+    settings: PushSettings | None = None,
+    tag: str | None = None,
+    progress: Progress | None = None,
+) -> Place:
+    """Upload a version and tag it, by default with its number. The same content under that tag is there already: nothing is done.
+
+    Raises NstError where the tag names other content, the version is damaged, or the Hub refuses; what was uploaded by then is not sent
+    again by the next push.
+    """
+    settings, progress = settings or PushSettings(), progress or Progress()
+    repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
+    if settings.anonymous and version.manifest.kind == "teacher":
+        raise UsageError(f"--anonymous: {version.ref} is a teacher, which holds no keys and no hashes; leave --anonymous out")
+    if settings.anonymous and is_anonymous(version.manifest):
+        raise UsageError(f"--anonymous: {version.ref} holds no keys and no hashes already; leave --anonymous out")
+    with quietly(), _as_published(store, version, settings, progress) as form:
+        _make_room(repository, settings)
+        commit = repository.tags().get(tag)
+        if commit is not None:
+            place = _same_or_error(repository, tag, commit, form.manifest)
+            progress.say(f"{place.ref} is there already: the same content")
+        else:
+            commit = _commit(repository, form, tag, settings, _teacher_metrics(store, version), progress)
+            if not repository.tag(tag, commit):  # somebody was faster, or our first try came through
+                commit = repository.tags()[tag]
+            place = _same_or_error(repository, tag, commit, form.manifest)
+    remember_place(version.folder, place)
+    return place
+
+
+def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
+    """Whether this store knows that a version is there, without asking the Hub."""
+    return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in places_of(version.folder))
+
+
+def check_tag(tag: str) -> str:
+    """A tag that git and the Hub take. Raises UsageError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", tag) or tag.endswith((".", ".lock")) or ".." in tag:
+        raise UsageError(f"tag {tag!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
+    if Number.is_one(tag) and str(Number.parse(tag)) != tag:
+        raise UsageError(f"tag {tag!r}: looks like a version number and is none; expected {Number.parse(tag)}")
+    return tag
+
+
+@contextmanager
+def _as_published(store: Store, version: Version, settings: PushSettings, progress: Progress) -> Iterator[Version]:
+    """The version as the repository gets it, in a folder for a while: links to the files that stay as they are, and what is made anew."""
+    manifest = published_manifest(version, store)
+    (store.root / "runs").mkdir(parents=True, exist_ok=True)
+    top = Path(tempfile.mkdtemp(prefix=".push.", dir=store.root / "runs"))
+    folder = top / version.folder.parent.name / version.folder.name
+    folder.mkdir(parents=True)
+    try:
+        beside = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]
+        if settings.anonymous:
+            with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
+                manifest = anonymous_copy(version, manifest, folder, task.advance)
+        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD}:
+            if not (folder / name).exists():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).symlink_to(version.folder / name)
+        write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        if (metrics := public_metrics(version.folder, METRICS)) is not None:
+            write_text(folder / METRICS, metrics)
+        yield Version(folder)
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def _make_room(repository: Repository, settings: PushSettings) -> None:
+    """The repository is there, and not seen by more people than was asked for."""
+    is_private = repository.is_private()
+    if is_private is None:
+        repository.create(private=not settings.public)
+    elif not is_private and not settings.public:
+        raise UsageError(f"{repository.id} is public on the Hub: everybody would see this; say --public, or take another repository")
+
+
+def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
+    there = repository.manifest(commit)
+    if there is None or there.digest != manifest.digest:
+        content = f"content with digest {there.digest[:12]}" if there else "something that is no version of nst"
+        raise NstError(
+            f"{repository.id}: the tag {tag} names {content}, yours has digest {manifest.digest[:12]}; tags are never moved: "
+            "give another name with --tag, or take another repository"
+        )
+    return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest))
+
+
+def _commit(
+    repository: Repository, form: Version, tag: str, settings: PushSettings, teacher_metrics: Mapping[str, Any] | None, progress: Progress
+) -> str:
+    """Bring all files there, in one commit on top of whatever the main branch has meanwhile; the commit."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    manifest = form.manifest
+    while True:
+        parent, there = repository.head()
+        earlier = repository.text(CARD, parent) if CARD in there else None
+        about = {"license": settings.license, "pool_source": settings.pool_source, "anonymous": is_anonymous(manifest)}
+        published = cards.Published(repository.id, tag, links(manifest), earlier=earlier or "", **about)
+        if manifest.kind == "teacher":
+            card = cards.model_card(form, read_metrics(form), published)
+        else:
+            card = cards.dataset_card(form, published, teacher_metrics)
+        write_text(form.folder / CARD, card)
+        files = {path.relative_to(form.folder).as_posix(): path for path in sorted(form.folder.rglob("*")) if path.is_file()}
+        adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, progress)
+        before = repository.manifest(parent) if MANIFEST_NAME in there else None
+        stale = [name for name in there if name not in files and _is_of_nst(name, before)]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
+        commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
+        if commit is not None:
+            return commit
+
+
+def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: Manifest, progress: Progress) -> None:
+    """Send the sealed files, each compared with its checksum first. Raises NstError for one that is not as it was sealed."""
+    ref, total = f"{manifest.name}@{manifest.version}", sum(sealed.bytes for sealed in manifest.files.values())
+    with progress.task(f"push {ref}", total, "bytes") as task:
+        for start in range(0, len(adds), _AT_ONCE):
+            together = adds[start : start + _AT_ONCE]
+            for one in together:
+                if one.upload_info.sha256.hex() != manifest.files[one.path_in_repo].sha256:
+                    raise NstError(f"{ref}: {one.path_in_repo} is not as it was sealed; `nst verify {ref}` shows all that changed")
+            repository.upload(together)
+            task.advance(sum(manifest.files[one.path_in_repo].bytes for one in together))
+
+
+def _is_of_nst(name: str, before: Manifest | None) -> bool:
+    """Whether a file of the repository is of an earlier version, and not something that people keep there."""
+    return name.startswith(_OF_NST) or (name.endswith(".png") and "/" not in name) or (before is not None and name in before.files)
+
+
+def _teacher_metrics(store: Store, version: Version) -> Mapping[str, Any] | None:
+    """What was measured of the teacher that labeled this, where it is in the store."""
+    entry = version.manifest.request.inputs.get("teacher")
+    generation = version.manifest.request.inputs.get("generation")
+    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    if entry is None and generation and generation.digest in here:
+        entry = here[generation.digest].manifest.request.inputs.get("teacher")
+    return read_metrics(here[entry.digest]) if entry and entry.digest in here else None

@@ -1,0 +1,71 @@
+"""The versions of a repository of the Hub, by its tags: no data is downloaded."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.manifest import Manifest
+from nst_data.published import METRICS
+from nst_data.repository import Repository
+from nst_data.version import Number
+
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class RemoteVersion:
+    """One tag; `manifest` is None where it is no version of nst, `top1` where nothing was measured on test images."""
+
+    tag: str
+    commit: str
+    manifest: Manifest | None
+    top1: float | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """Who labeled it."""
+        inputs = self.manifest.request.inputs if self.manifest else {}
+        return [entry.ref for role, entry in sorted(inputs.items()) if role.startswith("teacher")]
+
+    @property
+    def bytes(self) -> int:
+        """Of its sealed files."""
+        return sum(sealed.bytes for sealed in self.manifest.files.values()) if self.manifest else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        about: dict[str, Any] = {"tag": self.tag, "commit": self.commit}
+        if self.manifest:
+            about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created", "counts")}
+            about |= {"teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
+        return about
+
+
+def remote_versions(repo_id: str) -> list[RemoteVersion]:
+    """All tags of a dataset or model, versions in their order first. Raises NstError where the Hub has no such repository."""
+    repository = Repository.named(repo_id).of_either_kind()
+    tags = repository.tags()
+
+    def look(tag: str) -> RemoteVersion:
+        try:
+            manifest = repository.manifest(tags[tag])
+        except NstError:  # damaged, or of a later nst
+            manifest = None
+        is_teacher = manifest is not None and manifest.kind == "teacher"
+        return RemoteVersion(tag, tags[tag], manifest, _test_top1(repository.text(METRICS, tags[tag])) if is_teacher else None)
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(look, sorted(tags, key=_order)))
+
+
+def _order(tag: str) -> tuple[bool, tuple[int, int], str]:
+    return (False, Number.parse(tag).order, tag) if Number.is_one(tag) else (True, (0, 0), tag)
+
+
+def _test_top1(metrics: str | None) -> float | None:
+    try:
+        return float(json.loads(metrics or "{}")["test"]["top1"])
+    except (ValueError, KeyError, TypeError):
+        return None
