@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.files import replacing
-from nst_data.manifest import Manifest, Request, SealedFile, content_digest
+from nst_data.manifest import Input, Manifest, Request, SealedFile, content_digest
 from nst_data.pseudo_labels import parquet_writer, table_files
-from nst_data.version import Version
+from nst_data.version import VERSION_REF, Version
 
 ANONYMOUS = "anonymous"  # the setting that says so
 _TABLES = ("pseudo_labels", "balanced", "errors")
@@ -27,7 +27,7 @@ def is_anonymous(manifest: Manifest) -> bool:
 def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: Callable[[int], None] = lambda _: None) -> Manifest:
     """Write a version's tables without keys and hashes below `folder`; its manifest from the one given. Row groups stay as they are.
 
-    Its digest is another: it names the version that it was made from, by digest alone.
+    Sources are not named either: the digest of a pool lets others test whether they hold it. The version's own digest is another.
     """
     files: dict[str, SealedFile] = {}
     for table in _TABLES:
@@ -45,7 +45,8 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
                         done += rows.num_rows
             files[f"{table}/{file.name}"] = out.sealed
             advance(1)
-    inputs = manifest.request.inputs | {"original": version.lineage}
+    versions = {role: entry for role, entry in manifest.request.inputs.items() if VERSION_REF.fullmatch(entry.ref)}
+    inputs = dict.fromkeys(manifest.request.inputs, Input(ref="not said", digest="")) | versions | {"original": version.lineage}
     request = Request(kind=manifest.kind, settings=manifest.request.settings | {ANONYMOUS: True}, inputs=inputs)
     digest = content_digest(request, files, manifest.class_names)
     return manifest.model_copy(update={"request": request, "files": files, "digest": digest})

@@ -10,7 +10,7 @@ from nst_data.published import links, read_metrics
 from nst_data.pull import find
 from nst_data.repository import Repository
 from nst_data.store import Store
-from nst_data.version import Version
+from nst_data.version import VERSION_REF, Version
 
 
 @dataclass
@@ -71,7 +71,7 @@ class _Walk:
     def _input(self, role: str, entry: Input, place: str | None) -> Node:
         if version := self._here.get(entry.digest):
             return self.version(role, version.manifest, version, place)
-        is_version = entry.repo is not None or _is_ref(entry.ref) or role.startswith("teacher")
+        is_version = entry.repo is not None or VERSION_REF.fullmatch(entry.ref) is not None or role.startswith("teacher")
         node = Node(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
         if not is_version:
             return node
@@ -90,8 +90,3 @@ class _Walk:
         of_model = role.startswith("teacher") or role == "initial_weights"
         manifest = Repository(repo, "model" if of_model else "dataset").manifest(revision)
         return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None
-
-
-def _is_ref(text: str) -> bool:
-    name, _, number = text.partition("@")
-    return "/" not in name and number.startswith("gen-")

@@ -168,6 +168,7 @@ def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
 
 
+_COUNTS = {"generation": ("labeled", "pool", "errors"), "edition": ("labeled", "unique", "copies"), "teacher": ("parameters", "steps")}
 _FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
 
 
@@ -190,6 +191,8 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         problem = f"the file name {odd[:80]!r}"
     elif any(not name.isprintable() for name in shown):
         problem = "a name that holds control characters"
+    elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
+        problem = f"no number of {missing}"
     else:
         return
     raise NstError(

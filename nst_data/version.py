@@ -12,6 +12,7 @@ from nst_data.manifest import MANIFEST_NAME, Input, Manifest, content_digest, re
 from nst_data.places import places_of
 
 _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
+VERSION_REF = re.compile(r"[^@/:]+@gen-\d+(?:\.\d+)?")  # name@version in a store
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ def open_edition(
     order = match_classes(class_names, manifest.class_names, f"{edition.ref} and the labeled set")
     with damage_is_named(edition.ref):
         is_along = holds_images(edition)
+        if not is_along:
+            _check_not_anonymous(edition)
         source = EmbeddedImages(edition) if is_along else pool
         assert source is not None, "an edition's images come from a pool"
         targets = ("label",) if hard else soft_label_columns(_schema(edition))
@@ -101,6 +103,14 @@ def open_edition(
     return pseudo
 
 
+def _check_not_anonymous(edition: Version) -> None:
+    if is_anonymous(edition.manifest):
+        raise NstError(
+            f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
+            "ask its owner for an edition with images (`nst balance --embed-images`)"
+        )
+
+
 def _lay_out_rows(edition: Version, source: Source, folder: Path, progress: Progress) -> None:
     """The row of the source for each image: its place in the edition itself, its `id` in the pool that was labeled, else found there."""
     rows = _column(edition, folder, "rows", (), np.int64)
@@ -116,12 +126,7 @@ def _lay_out_rows(edition: Version, source: Source, folder: Path, progress: Prog
 
 
 def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Progress) -> None:
-    """The row of each image in another pool. Raises NstError where it lacks some, or the edition tells nothing of its images."""
-    if is_anonymous(edition.manifest):
-        raise NstError(
-            f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
-            "ask its owner for an edition with images (`nst balance --embed-images`)"
-        )
+    """The row of each image in another pool. Raises NstError where it lacks some."""
 
     def column(name: str) -> Iterator[pa.Array]:
         return (batch[name] for _, batch in _batches(edition, [name]))

@@ -20,8 +20,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 LFS_NAMES = frozenset(
-    "7z|arrow|bin|bz2|ckpt|ftz|gz|h5|joblib|lz4|mds|mlmodel|model|msgpack|npy|npz|onnx|ot|parquet|pb|pickle|pkl|pt|pth|rar|safetensors|tar"
-    "|tflite|tgz|wasm|xz|zip|zst|pcm|sam|raw|aac|flac|mp3|ogg|wav|bmp|gif|png|tiff|jpg|jpeg|webp|mp4|webm".split("|")  # noqa: SIM905
+    ["7z", "arrow", "bin", "bz2", "ckpt", "ftz", "gz", "h5", "joblib", "lz4", "mds", "mlmodel", "model", "msgpack", "npy", "npz", "onnx", "ot", "parquet", "pb", "pickle", "pkl", "pt", "pth", "rar", "safetensors", "tar", "tflite", "tgz", "wasm", "xz", "zip", "zst", "pcm", "sam", "raw", "aac", "flac", "mp3", "ogg", "wav", "bmp", "gif", "png", "tiff", "jpg", "jpeg", "webp", "mp4", "webm"]
 )
 REGULAR_BYTES = 10_000_000  # larger files go to LFS, whatever their name
 ATTRIBUTES = "".join(f"*.{name} filter=lfs diff=lfs merge=lfs -text\n" for name in sorted(LFS_NAMES)).encode()

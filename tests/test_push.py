@@ -1,0 +1,285 @@
+"""`nst push` and `nst pull` against the test Hub."""
+
+import json
+import shutil
+
+import polars as pl
+import pytest
+from hub import ALICE, BOB, READER, USERS, files, head, serving
+from hub_commands import nst
+
+from nst_data.errors import UsageError
+from nst_data.manifest import parse_manifest
+from nst_data.push import check_tag
+from nst_data.store import Store
+
+REPO, MODEL = "alice/tiny-pseudo", "alice/tiny-teacher"
+
+
+@pytest.fixture(scope="module")
+def hub(tiny_store, tmp_path_factory):
+    """The store of a user who pushed all her versions, on a Hub that serves: (its folder, address, answers, her home)."""
+    top = tmp_path_factory.mktemp("hub")
+    home = tmp_path_factory.mktemp("alice")
+    store, *_ = tiny_store
+    shutil.copytree(store.root, home / "store")
+    with serving(top) as (url, answers):
+        done = nst(
+            url,
+            home,
+            ["push", "tiny-teacher@gen-0", MODEL, "--license", "mit"],
+            ["push", "tiny@gen-1", REPO, "--json"],
+            ["push", "tiny@gen-1.1", REPO, "--json"],
+            token=ALICE,
+        )
+        assert [one.status for one in done] == [0, 0, 0], done
+        yield top, url, answers, home, done
+
+
+def folder_of(home, ref):
+    return Store(home / "store").open(ref).folder
+
+
+def test_a_tag_holds_the_files_of_its_version_and_main_those_of_the_newest(hub):
+    top, _, _, home, _ = hub
+    for tag, table in (("gen-1", "pseudo_labels"), ("gen-1.1", "balanced")):
+        there, here = files(top, REPO, tag), folder_of(home, f"tiny@{tag}")
+        data = {name: content for name, content in there.items() if name.endswith(".parquet")}
+        assert data == {path.relative_to(here).as_posix(): path.read_bytes() for path in here.rglob("*.parquet")}
+        assert any(name.startswith(f"{table}/") for name in data)
+    assert files(top, REPO, "main").keys() == files(top, REPO, "gen-1.1").keys()
+    assert head(top, REPO, "main") == head(top, REPO, "gen-1.1") != head(top, REPO, "gen-1")
+
+
+def test_the_manifest_there_names_no_folder_of_this_machine_and_links_to_what_it_was_made_from(hub):
+    top, _, _, home, _ = hub
+    text = files(top, REPO, "gen-1")["nst.json"].decode()
+    manifest = parse_manifest(text, "gen-1")
+    assert manifest.digest == Store(home / "store").open("tiny@gen-1").manifest.digest
+    assert (manifest.request.inputs["pool"].ref, manifest.request.inputs["teacher"].repo) == ("pool", f"{MODEL}@gen-0")
+    assert manifest.request.inputs["teacher"].revision == head(top, MODEL, "gen-0", "models")
+    everything = b"".join(
+        content for kind, repo in (("datasets", REPO), ("models", MODEL)) for content in files(top, repo, kind=kind).values()
+    )
+    assert str(home).encode() not in everything
+    assert b"/tmp" not in text.encode()
+    assert "hub.json" not in files(top, REPO, "gen-1")
+
+
+def test_a_second_push_of_the_same_content_does_nothing(hub):
+    top, url, answers, home, first = hub
+    before = head(top, REPO)
+    shutil.copytree(home, again := home.parent / "again")
+    (again / "store" / "corpora" / "tiny" / "gen-1.1" / "hub.json").unlink()  # as from another machine
+    start = len(answers)
+    (done,) = nst(url, again, ["push", "tiny@gen-1.1", REPO, "--json"], token=ALICE)
+    assert (done.status, done.value) == (0, first[2].value)
+    assert "is there already: the same content" in done.err
+    assert head(top, REPO) == before
+    assert {answer.method for answer in answers[start:]} <= {"GET", "HEAD"}
+
+
+def test_a_tag_of_other_content_is_refused_with_both_digests_and_never_moved(hub):
+    top, url, answers, home, _ = hub
+    before = head(top, REPO, "gen-1")
+    refused, other = nst(
+        url, home, ["push", "tiny@gen-1.1", REPO, "--tag", "gen-1"], ["push", "tiny@gen-1.1", REPO, "--tag", "mine", "--json"], token=ALICE
+    )
+    digests = [Store(home / "store").open(ref).manifest.digest[:12] for ref in ("tiny@gen-1", "tiny@gen-1.1")]
+    assert refused.status == 1
+    assert f"names content with digest {digests[0]}, yours has digest {digests[1]}; tags are never moved" in refused.err
+    assert len(refused.err.splitlines()) == 1
+    assert (other.status, other.value["tag"]) == (0, "mine")
+    assert head(top, REPO, "gen-1") == before
+    assert not any(answer.method == "DELETE" for answer in answers)
+
+
+def test_what_people_keep_in_a_repository_stays_there(hub, tiny_store):
+    """Their own files and text; the tables of another version go, its tag has them."""
+    _, _, _, home, _ = hub
+    from hub import commit
+
+    top = home.parent / "own-hub"
+    commit(top, "alice/mine", {"LICENSE": b"as you like", "notes/why.md": b"because", "pseudo_labels/train-00000-of-00009.parquet": b"old"})
+    with serving(top) as (url, _):
+        (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/mine", "--public"], token=ALICE)
+    assert done.status == 0, done.err
+    there = files(top, "alice/mine")
+    assert (there["LICENSE"], there["notes/why.md"]) == (b"as you like", b"because")
+    assert not any(name.startswith("pseudo_labels/") for name in there)
+
+
+def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_named_so(hub):
+    _top, url, _, home, _ = hub
+    stranger = home.parent / "stranger"
+    stranger.mkdir()
+    (hidden,) = nst(url, stranger, ["pull", REPO], token=BOB)
+    assert (hidden.status, hidden.out) == (1, "")
+    assert "no such dataset on the Hub" in hidden.err
+    public, again, pulled = nst(
+        url,
+        home,
+        ["push", "tiny@gen-1.1", "alice/open", "--public"],
+        ["push", "tiny@gen-1", "alice/open"],
+        ["list", "--remote", "alice/open", "--json"],
+        token=ALICE,
+    )
+    assert public.status == 0, public.err
+    assert again.status == 2
+    assert "alice/open is public on the Hub: everybody would see this; say --public" in again.err
+    assert [one["tag"] for one in pulled.value["versions"]] == ["gen-1.1"]
+    (seen,) = nst(url, stranger, ["pull", "alice/open"])
+    assert seen.status == 0, seen.err
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "says"),
+    [
+        (None, REPO, "the Hub wants to know who you are; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_unknownToTheServerAndStillNotToBeShown", REPO, "the Hub does not take your token; log in with `hf auth login` again"),
+        (BOB, "alice/new", "the Hub does not let your token write there"),
+        (READER, "alice/new", "the Hub does not let your token write there"),
+    ],
+)
+def test_who_may_not_push_is_told_so_in_a_line(hub, token, repo, says):
+    _, url, _, home, _ = hub
+    (done,) = nst(url, home, ["push", "tiny@gen-1.1", repo, "--tag", "never"], token=token)
+    assert (done.status, done.out) == (1, "")
+    assert f"nst: {repo}: {says}" in done.err.replace("\n", " ")
+    assert "hf_" not in done.err
+
+
+def test_offline_what_is_local_works_and_what_is_remote_fails_at_once(hub):
+    _, url, _, home, _ = hub
+    commands = [["list"], ["verify", "tiny@gen-1.1"], ["lineage", "tiny@gen-1.1"]]
+    remote = [["push", "tiny@gen-1", "alice/x"], ["pull", REPO], ["list", "--remote", REPO], ["lineage", f"{REPO}@gen-1"]]
+    done = nst(url, home, *commands, *remote, token=ALICE, HF_HUB_OFFLINE="1")
+    assert [one.status for one in done] == [0, 0, 0, 1, 1, 1, 1]
+    assert all("HF_HUB_OFFLINE keeps from asking the Hub; unset it" in one.err for one in done[3:])
+    assert all(len(one.err.splitlines()) == 1 for one in done[3:])
+
+
+def test_a_pulled_version_has_the_same_bytes_and_is_verified_against_its_checksums(hub, tmp_path):
+    top, url, _, home, _ = hub
+    pulled, again, verified, named, listed = nst(
+        url,
+        tmp_path,
+        ["pull", f"{REPO}@gen-1.1", "--json"],
+        ["pull", REPO],
+        ["verify", "tiny@gen-1.1"],
+        ["pull", f"{REPO}@gen-1", "--as", "other"],
+        ["list", "--json"],
+        token=ALICE,
+    )
+    assert [pulled.status, again.status, verified.status, named.status] == [0, 0, 0, 0], (pulled, again, verified, named)
+    here, there = folder_of(tmp_path, "tiny@gen-1.1"), folder_of(home, "tiny@gen-1.1")
+    assert {path.name: path.read_bytes() for path in here.glob("balanced/*")} == {
+        path.name: path.read_bytes() for path in there.glob("balanced/*")
+    }
+    assert "the newest version is mine" not in again.err
+    assert "the newest version is gen-1.1" in again.err
+    assert "is there already" in again.err
+    assert {one["ref"] for one in listed.value["versions"]} == {"tiny@gen-1.1", "other@gen-1"}
+    assert listed.value["unfinished"] == []
+    place = json.loads((here / "hub.json").read_text())[-1]
+    assert (place["repo"], place["tag"], place["commit"]) == (REPO, "gen-1.1", head(top, REPO, "gen-1.1"))
+    assert not [path for path in (tmp_path / "store").rglob("*") if ".cache" in path.parts]
+    kept = sum(path.stat().st_size for path in (tmp_path / "hf").rglob("*.parquet"))
+    assert kept == 0, "the version is on disk once"
+
+
+def test_a_version_that_is_taken_by_other_content_is_not_overwritten(hub, tmp_path, tiny_store):
+    _, url, _, _, _ = hub
+    store, *_ = tiny_store
+    shutil.copytree(store.root / "corpora" / "tiny" / "gen-1", tmp_path / "store" / "corpora" / "tiny" / "gen-1.1")
+    refused, teacher = nst(url, tmp_path, ["pull", REPO], ["pull", MODEL, "--as", "tiny"], token=ALICE)
+    assert (refused.status, teacher.status) == (1, 1)
+    assert "tiny@gen-1.1 is taken in" in refused.err
+    assert "--as NAME" in refused.err
+    assert "'tiny' already names corpora" in teacher.err
+
+
+def test_what_is_no_version_is_refused_with_what_there_is(hub, tmp_path):
+    from hub import commit
+
+    top, url, *_ = hub
+    commit(top, "alice/elsewhere", {"data.parquet": b"PAR1"})
+    unknown, foreign, no_tag, word = nst(
+        url,
+        tmp_path,
+        ["pull", f"{REPO}@gen-9"],
+        ["pull", "alice/elsewhere@main"],
+        ["pull", "alice/elsewhere"],
+        ["pull", "nothing"],
+        token=ALICE,
+    )
+    assert [one.status for one in (unknown, foreign, no_tag, word)] == [1, 1, 1, 2]
+    assert "it has gen-1, gen-1.1" in unknown.err
+    assert "`nst adopt` takes over pseudo-labels that were made elsewhere" in foreign.err
+    assert "expected a tag gen-N or gen-N.K of a version, found none" in no_tag.err
+    assert "expected OWNER/NAME of the Hub" in word.err
+
+
+def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on_it(hub, tmp_path, tiny_store):
+    top, url, _, home, _ = hub
+    _, labeled, pool = tiny_store
+    pushed, again = nst(
+        url,
+        home,
+        ["push", "tiny@gen-1.1", "alice/nameless", "--anonymous", "--json"],
+        ["push", "tiny@gen-1.1", "alice/nameless", "--anonymous"],
+        token=ALICE,
+    )
+    assert pushed.status == 0, pushed.err
+    assert "is there already" in again.err
+    there = files(top, "alice/nameless", "gen-1.1")
+    rows = pl.read_parquet([content for name, content in there.items() if name.endswith(".parquet")])
+    original = pl.read_parquet(folder_of(home, "tiny@gen-1.1") / "balanced" / "*.parquet")
+    assert rows["key"].to_list() == [""] * len(rows)
+    assert rows["image_hash"].to_list() == [f"{row:032x}" for row in range(len(rows))]
+    same = ["label", "confidence", "probs", "duplicates", "copies"]
+    assert rows.select(same).equals(original.select(same))
+    everything = b"".join(there.values())
+    assert not any(key.encode() in everything for key in original["key"])
+    assert not any(one.encode() in everything for one in original["image_hash"])
+    pulled, verified, trained = nst(
+        url,
+        tmp_path,
+        ["pull", "alice/nameless"],
+        ["verify", "tiny@gen-1.1"],
+        [
+            "train",
+            "--labeled",
+            labeled,
+            "--pseudo",
+            "tiny@gen-1.1",
+            "--pool",
+            pool,
+            "--model",
+            "test_resnet",
+            "--name",
+            "x",
+            "--image-size",
+            16,
+            "--batch-size",
+            4,
+            "--epochs",
+            1,
+        ],
+        token=ALICE,
+    )
+    assert (pulled.status, verified.status, trained.status) == (0, 0, 1), (pulled, verified, trained)
+    assert "was published without keys and hashes: nobody can find its images in a pool" in trained.err
+
+
+def test_no_token_is_left_in_any_file(hub):
+    top, _, _, home, _ = hub
+    written = [path for path in [*home.rglob("*"), *top.rglob("*")] if path.is_file()]
+    assert written
+    assert not any(token.encode() in path.read_bytes() for path in written for token in USERS)
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "-x", "../x", "x..y", "x.lock", "x/y", "é", "gen-01", "x" * 97])
+def test_a_tag_that_git_or_the_store_would_not_take_is_refused(tag):
+    with pytest.raises(UsageError, match=r"^tag "):
+        check_tag(tag)
