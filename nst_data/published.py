@@ -1,0 +1,75 @@
+"""Where a version stands on the Hub, and how what it was made from is named in public: by links and names, never by a local path."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote
+
+from nst_data.manifest import Input
+
+_HUB = "https://huggingface.co"
+_REFERENCE = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@:\s]+))?(?::[^/:\s]+)?(?:/[\w.-]+)?", re.ASCII)
+_LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
+_MODELS = ("teacher", "initial_weights")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a version stands, or is about to stand, on the Hub, and what the user says of it there."""
+
+    repo: str
+    tag: str
+    links: Mapping[str, str] = field(default_factory=dict)  # role of an input to owner/name@revision, for those that are on the Hub
+    license: str | None = None  # one of the Hub's identifiers, or the user's words
+    pool_source: str | None = None  # where the pool's images come from, the user's words
+    anonymous: bool = False  # keys left out and hashes replaced by row numbers
+    earlier: str = ""  # the card that is in the repository now, with its line ends
+
+    @property
+    def ref(self) -> str:
+        """owner/name@tag."""
+        return f"{self.repo}@{self.tag}"
+
+    @property
+    def path(self) -> str:
+        """owner/name@tag as a part of an address."""
+        return f"{self.repo}@{quote(self.tag, safe='')}"
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A repository of the Hub, with the revision that is meant."""
+
+    repo: str
+    revision: str | None
+    kind: Literal["dataset", "model"]
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        tree = f"/tree/{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{_HUB}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}{tree}"
+
+
+def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
+    """Where an input is on the Hub: as the push found it, or as it was when it was read there. None for one that is not known there."""
+    kind: Literal["dataset", "model"] = "model" if role.startswith(_MODELS) else "dataset"
+    if published and (match := _REFERENCE.fullmatch(published.links.get(role, ""))):
+        return HubPlace(match[1], match[2], kind)
+    match = _REFERENCE.fullmatch(made_from.ref)
+    if match is None or not (made_from.revision or made_from.ref.startswith("hf-hub:")):
+        return None
+    return HubPlace(match[1], made_from.revision or match[2], kind)
+
+
+def public_name(ref: str) -> str:
+    """A name that can be shown to others: of a path its last part, of all else the whole."""
+    if not is_local(ref):
+        return ref
+    return re.split(r"[/\\]", ref.removeprefix("local-dir:").rstrip("/\\"))[-1] or "folder"
+
+
+def is_local(ref: str) -> bool:
+    """Whether a source, teacher or setting names a place on this machine."""
+    return bool(_LOCAL.match(ref)) or ("/" in ref and not _REFERENCE.fullmatch(ref))
