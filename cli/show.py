@@ -50,13 +50,12 @@ def show(
 
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
     """The histogram of a version; before it, for an edition, that of the version it was drawn from."""
-    from nst_data.confidence import count_by_confidence, histogram
-    from nst_data.label_tables import collect, parent_of, scan_labels
+    from nst_data.label_tables import histograms, parent_of, scan_labels
 
     parent = parent_of(version, store)
     shown = [version] if parent is None else [parent, version]
-    counted = collect(version.ref, *(count_by_confidence(scan_labels(one)) for one in shown))
-    return [{"ref": one.ref, **_bins(histogram(table))} for one, table in zip(shown, counted, strict=True)]
+    counted = histograms(version.ref, *map(scan_labels, shown))
+    return [{"ref": one.ref, **_bins(bins)} for one, bins in zip(shown, counted, strict=True)]
 
 
 def _bins(histogram: "Histogram") -> dict[str, Any]:

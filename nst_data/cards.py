@@ -1,94 +1,235 @@
 """Dataset and model cards. Names from the data stand in them as text, never as markup."""
 
 import html
-import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
+from nst_data.card_metadata import (
+    dataset_metadata,
+    front_matter,
+    library_of,
+    license_of,
+    model_metadata,
+    pool_source_of,
+    read_front_matter,
+    required_import,
+    scores,
+)
 from nst_data.curves import CURVES
+from nst_data.described import Described, whole
 from nst_data.files import write_text
-from nst_data.manifest import Manifest, Request
-from nst_data.store import Staging
+from nst_data.known_limits import known_limits
+from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
+from nst_data.manifest import Input
+from nst_data.own_text import OwnText, own_text, read_card
+from nst_data.published import Published, place_of, public_name
+from nst_data.reproduction import command, thresholds
+from nst_data.staging import Staging
+from nst_data.version import Version
 
-_BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+__all__ = ["Published", "dataset_card", "model_card", "own_text", "write_dataset_card", "write_model_card", "write_pictures"]
 
-
-def write_generation_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:
-    """The card of a labeled pool."""
-    _write_dataset_card(staging, "generation.md.jinja", ["pseudo_labels", "errors"], counts["labeled"], class_names, counts)
-
-
-def write_edition_card(staging: Staging, parent: Manifest, counts: Mapping[str, Any]) -> None:
-    """The card of a balanced training set."""
-    tables = ["balanced", "errors"] if "errors" in counts else ["balanced"]  # `nst label --like` has errors of its own
-    _write_dataset_card(staging, "edition.md.jinja", tables, counts["unique"], parent.class_names, counts)
+_MOST_CLASSES = 100  # named in a card; of more, the largest and the smallest
+_ENDS = 20
 
 
-def write_model_card(
-    folder: Path, ref: str, request: Request, class_names: Sequence[str], counts: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> None:
-    """The card of a teacher. It lies outside the seal: written again when new metrics are measured."""
-    front = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "nst", "noisy-student"],
-    }
-    about = {"class_names": class_names, "counts": counts, "metrics": metrics, "requires_import": _required_import(folder)}
-    about["curves"] = CURVES if (folder / CURVES).is_file() else None
-    text = _render("teacher.md.jinja", ref=ref, request=request, **about)
-    write_text(folder / "README.md", _front_matter(front) + text)
+def dataset_card(version: Version, published: Published | None = None, teacher_metrics: Mapping[str, Any] | None = None) -> str:
+    """The card of a generation or an edition: as it stands in its folder or, `published`, on the Hub, without any local path.
+
+    `teacher_metrics` is the teacher's metrics.json or, for an ensemble, one by role (`teacher_1`); by default what the store has. The
+    pictures that lie in the folder are shown; `write_pictures` draws them.
+    """
+    return _dataset_card(Described.of(version), published, teacher_metrics)
 
 
-def _required_import(teacher: Path) -> str | None:
-    """The module of nst that names a teacher's network to timm; None where timm knows it."""
-    config = teacher / "config.json"
-    name = json.loads(config.read_text("utf-8")).get("requires_import") if config.is_file() else None
-    return name if re.fullmatch(r"nst_train\.\w+", str(name)) else None
+def model_card(version: Version, metrics: Mapping[str, Any], published: Published | None = None) -> str:
+    """The card of a teacher with what was measured of it (metrics.json): as in its folder or, `published`, on the Hub."""
+    return _model_card(Described.of(version), metrics, published)
 
 
-def _write_dataset_card(
-    staging: Staging, template: str, tables: list[str], rows: int, class_names: Sequence[str], counts: Mapping[str, Any]
-) -> None:
-    about = f"{staging.ref} {staging.request.digest[:16]}"  # `datasets` caches by folder name and this text: else every gen-1 were one
-    configs: list[dict[str, Any]] = [
-        {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
-        for table in tables
-    ]
-    configs[0]["default"] = True
-    front = {
-        "configs": configs,
-        "task_categories": ["image-classification"],
-        "annotations_creators": ["machine-generated"],
-        "size_categories": [_size_category(rows)],
-        "tags": ["nst", "noisy-student", "pseudo-labels", "self-training"],
-    }
+def write_dataset_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:
+    """The card of a version that is about to be sealed, with its pictures. Both lie outside the seal."""
+    described = Described.staged(staging, class_names, counts)
+    write_pictures(described, staging.work)
+    write_text(staging.build / "README.md", _dataset_card(described, None, None), staging.work)
+
+
+def write_model_card(described: Described, metrics: Mapping[str, Any]) -> OwnText:
+    """The card of a teacher, in its folder. It is written again when new metrics are measured; what the user wrote into it stays.
+
+    Gives that text, with what was wrong with its marks.
+    """
+    write_text(described.folder / "README.md", _model_card(described, metrics, None))
+    return own_text(read_card(described.folder))
+
+
+def _dataset_card(described: Described, published: Published | None, teacher_metrics: Mapping[str, Any] | None) -> str:
+    earlier, own = _earlier(described.folder, published)
+    pictures = [name for name in (CONFIDENCE, CLASSES) if (described.folder / name).is_file()]
+    is_edition = described.request.kind == "edition"
     text = _render(
-        template,
-        ref=staging.ref,
-        folder=staging.target,
-        request=staging.request,
-        class_names=class_names,
-        counts=counts,
-        top_k=counts.get("top_k"),
+        "edition.md.jinja" if is_edition else "generation.md.jinja",
+        **_about(described, published, earlier),
+        table=described.table,
+        tables=described.tables,
+        confidence=CONFIDENCE if CONFIDENCE in pictures else None,
+        class_counts=CLASSES if CLASSES in pictures else None,
+        top_k=described.counts.get("top_k"),
+        per_class=_class_rows(described),
+        teachers=_teachers(described, published, teacher_metrics or {}),
+        limits=known_limits(described, published),
+        pool_source=pool_source_of(published, earlier),
+        dropped=_reasons(described),
+        empty=_names(described.counts.get("classes_without_images")),
+        has_images=described.has_images,
+        noised=described.request.settings.get("noise") is True,
     )
-    write_text(staging.build / "README.md", _front_matter(front) + text, staging.work)
+    return front_matter(dataset_metadata(described, published, earlier)) + text + own.section
 
 
-def _size_category(rows: int) -> str:
-    """The Hub's name for a number of rows."""
-    power = max(0, len(str(rows)) - 3)
-    if power == 0:
-        return "n<1K"
-    return f"{_BOUNDS[power - 1]}<n<{_BOUNDS[power]}" if power < len(_BOUNDS) else "n>1T"
+def _model_card(described: Described, metrics: Mapping[str, Any], published: Published | None) -> str:
+    earlier, own = _earlier(described.folder, published)
+    text = _render(
+        "teacher.md.jinja",
+        **_about(described, published, earlier),
+        results=scores(metrics),
+        requires_import=required_import(described.folder),
+        library=library_of(described.folder),
+        curves=CURVES if (described.folder / CURVES).is_file() else None,
+        pool_source=None,
+        most_classes=_MOST_CLASSES,
+        steps=_lineage(described, published),
+    )
+    return front_matter(model_metadata(described, metrics, published, earlier)) + text + own.section
 
 
-def _front_matter(content: dict[str, Any]) -> str:
-    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n\n"
+def _earlier(folder: Path, published: Published | None) -> tuple[dict[str, Any], OwnText]:
+    """What is taken over: front matter and own text of the card that is in the repository or, where there is none, in the folder."""
+    here = read_card(folder)
+    there = published.earlier if published else ""
+    own = own_text(there)
+    if not own.text.strip():
+        own = own_text(here)
+    return read_front_matter(here) | read_front_matter(there), own
+
+
+def _about(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What both kinds of card show."""
+    return {
+        "ref": described.ref,
+        "name": described.target.parent.name,
+        "folder": described.target.name,
+        "published": published,
+        "request": described.request,
+        "class_names": described.class_names,
+        "counts": described.counts,
+        "made_from": [
+            (role, _shown(role, one, published), _code(one.digest[:12]), one.revision) for role, one in described.request.inputs.items()
+        ],
+        "settings": dict(_settings(described.request.settings, published)),
+        "license": license_of(published, earlier),
+        "command": command(described, published),
+        "thresholds": thresholds(described),
+    }
+
+
+def _shown(role: str, made_from: Input, published: Published | None) -> str:
+    """An input as markdown: its name, with a link where it is on the Hub."""
+    name = public_name(made_from.ref) if published else made_from.ref
+    place = place_of(role, made_from, published)
+    return f"[{as_text(name)}]({place.url})" if place else as_text(name)
+
+
+def _settings(values: Mapping[str, Any], published: Published | None, outer: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting by its place, such as `noise.dropout`, with its value as text."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _settings(value, published, f"{outer}{name}.")
+        else:
+            shown = public_name(value) if published and isinstance(value, str) else value
+            yield f"{outer}{name}", "none" if value is None or value in ({}, []) else as_text(shown)
+
+
+def _teachers(described: Described, published: Published | None, metrics: Mapping[str, Any]) -> list[str]:
+    """Each teacher as a line of markdown: link and revision, its share of an ensemble, and how often it is right."""
+    entries = described.teachers()
+    lines = []
+    for role, one in entries.items():
+        version = described.found(one)
+        known = metrics.get(role, {}) if len(entries) > 1 else metrics
+        results = scores(known if isinstance(known, Mapping) else {}) or scores(Described.of(version).metrics() if version else {})
+        parts = [f"**{_shown(role, one, published)}**"]
+        parts += [f"revision {as_text(one.revision)}"] if one.revision else []
+        parts += [f"one of {len(entries)}, each has the same share of the mean"] if len(entries) > 1 else []
+        parts += [f"{as_text(name)}: {_score(result)}" for name, result in results.items()]
+        lines.append("; ".join(parts) + ("" if results else "; its accuracy is not known here"))
+    return lines
+
+
+def _lineage(described: Described, published: Published | None) -> list[str]:
+    """The way from the first teacher to this one, a line of markdown each, as far as the store has it."""
+    steps = []
+    for role, one, version in described.lineage():
+        line = _shown(role, one, published if role in described.request.inputs else _without_links(published))
+        steps.append(f"{line}: {_step(version)}" if version else f"{line}: further back the store here does not reach")
+    own = f"**{as_text(described.ref)}**: {_step(described)}"
+    return [*reversed(steps), own]
+
+
+def _without_links(published: Published | None) -> Published | None:
+    """Links are of the version's own inputs; another version's have the same roles."""
+    return Published(published.repo, published.tag) if published else None
+
+
+def _step(described: Described) -> str:
+    counts = described.count
+    match described.request.kind:
+        case "generation":
+            return f"{counts('labeled'):,} images labeled by it"
+        case "edition":
+            return f"{counts('copies'):,} entries from {counts('unique'):,} images selected"
+        case _:
+            pseudo = f" and {counts('entries'):,} pseudo-labeled entries" if "edition" in described.request.inputs else ""
+            results = [f"{as_text(name)}: {_score(result)}" for name, result in scores(described.metrics()).items()]
+            return "; ".join([f"trained on {counts('labeled'):,} labeled images{pseudo}", *results])
+
+
+def _class_rows(described: Described) -> list[tuple[str, list[int]] | None]:
+    """The classes of the table with their counts; of many the largest and the smallest, None between them."""
+    rows = [(name, list(row.values())) for name, row in described.per_class().items()]
+    if len(rows) <= _MOST_CLASSES:
+        return list(rows)
+    ranked = sorted(rows, key=lambda row: -row[1][min(1, len(row[1]) - 1)])
+    return [*ranked[:_ENDS], None, *ranked[-_ENDS:]]
+
+
+def _reasons(described: Described) -> dict[str, int]:
+    """How many images were left out for which reason; only reasons that some had."""
+    dropped = described.counts.get("dropped")
+    return {str(reason): whole(rows) for reason, rows in dropped.items() if whole(rows)} if isinstance(dropped, dict) else {}
+
+
+def _names(names: object) -> str:
+    """Names as text, of many the first."""
+    if not isinstance(names, list):
+        return ""
+    more = f" and {len(names) - _MOST_CLASSES:,} more" if len(names) > _MOST_CLASSES else ""
+    return as_text(", ".join(map(str, names[:_MOST_CLASSES]))) + more
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    top5 = f", top-5 {100 * result['top5']:.2f}%" if "top5" in result else ""
+    images = f" on {result['images']:,} images" if result.get("images") else ""
+    return f"top-1 {100 * result['top1']:.2f}%{top5}{images}"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if re.fullmatch(r"[\w-]+", text, re.ASCII) else as_text(text)
 
 
 def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the template shows
@@ -100,8 +241,22 @@ def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the tem
         keep_trailing_newline=True,
         autoescape=False,  # markdown: `text` escapes both HTML and markdown
     )
-    environment.filters["text"] = as_text
+    environment.filters |= {"text": as_text, "score": _score, "shell": shlex.quote}
+    environment.filters |= {"number": _number, "measured": _measured, "percent": _percent}
     return environment.get_template(template).render(**values)
+
+
+def _number(value: object) -> str:
+    """A count of a manifest, with commas."""
+    return f"{whole(value):,}"
+
+
+def _measured(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float | int) else as_text(value)
+
+
+def _percent(value: object) -> str:
+    return f"{100 * value:.2f}%" if isinstance(value, float | int) else as_text(value)
 
 
 def as_text(value: object) -> str:

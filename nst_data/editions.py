@@ -130,7 +130,7 @@ def _make(
         counts["teacher_parameters"] = generation.manifest.counts["teacher_parameters"]
         counts["top_k"] = top_k
         files = _write(staging, generation, selection, settings, counts, images, progress)
-    cards.write_edition_card(staging, generation.manifest, counts)
+    cards.write_dataset_card(staging, class_names, counts)
     staging.add_seconds(since)
     return staging.seal(files, class_names, counts, {})
 

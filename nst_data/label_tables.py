@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import polars as pl
 import pyarrow as pa
 
+from nst_data.confidence import Histogram, count_by_confidence, histogram
 from nst_data.engines import spark_says
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.pseudo_labels import table_files
@@ -30,6 +31,11 @@ def collect(refs: str, *frames: pl.LazyFrame) -> list[pl.DataFrame]:
     """The frames, computed together and in pieces. Raises NstError that names `refs` where their tables cannot be read."""
     with damage_is_named(refs):
         return pl.collect_all(frames, engine="streaming")
+
+
+def histograms(refs: str, *labels: pl.LazyFrame) -> list[Histogram]:
+    """How confident the labels of each frame are, counted together. Raises NstError as `collect` does."""
+    return [histogram(counted) for counted in collect(refs, *map(count_by_confidence, labels))]
 
 
 @contextmanager

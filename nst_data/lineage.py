@@ -6,7 +6,7 @@ from typing import Any
 from nst_data.errors import NstError
 from nst_data.manifest import Input, Manifest
 from nst_data.places import places_of
-from nst_data.published import links, read_metrics
+from nst_data.public_form import links, read_metrics
 from nst_data.pull import find
 from nst_data.repository import Repository
 from nst_data.store import Store

@@ -1,76 +1,75 @@
-"""What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
+"""Where a version stands on the Hub, and how what it was made from is named in public: by links and names, never by a local path."""
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePath
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import quote
 
-from nst_data.manifest import Manifest, Request, content_digest
-from nst_data.store import Store
-from nst_data.version import Version
+from nst_data.manifest import Input
 
-METRICS = "metrics.json"
-_FOLDER = "local-dir:"
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-
-
-def published_manifest(version: Version, store: Store) -> Manifest:
-    """A version's manifest as others may see it: paths shortened to names, and the places of what it was made from.
-
-    The digest is the version's own, unless a path stood in its settings.
-    """
-    manifest = version.manifest
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
-    inputs = {}
-    for role, entry in manifest.request.inputs.items():
-        entry = entry.model_copy(update={"ref": public_name(entry.ref)})
-        if entry.repo is None and entry.digest in here:
-            place = here[entry.digest].lineage
-            entry = entry.model_copy(update={"repo": place.repo, "revision": place.revision})
-        inputs[role] = entry
-    request = Request(kind=manifest.kind, settings=without_paths(manifest.request.settings), inputs=inputs)
-    digest = content_digest(request, manifest.files, manifest.class_names)
-    return manifest.model_copy(update={"request": request, "digest": digest, "counts": without_paths(manifest.counts)})
+_HUB = "https://huggingface.co"
+_REFERENCE = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@:\s]+))?(?::[^/:\s]+)?(?:/[\w.-]+)?", re.ASCII)
+_LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
+_MODELS = ("teacher", "initial_weights")
 
 
-def links(manifest: Manifest) -> dict[str, str]:
-    """Role of an input to `owner/name@revision`, for those that are on the Hub."""
-    found = {}
-    for role, entry in manifest.request.inputs.items():
-        if entry.repo:
-            found[role] = entry.repo
-        elif entry.revision and (match := re.fullmatch(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@[^:/]+)?(?::.*)?", entry.ref)):
-            found[role] = f"{match[1]}@{entry.revision}"
-    return found
+@dataclass(frozen=True)
+class Published:
+    """Where a version stands, or is about to stand, on the Hub, and what the user says of it there."""
+
+    repo: str
+    tag: str
+    links: Mapping[str, str] = field(default_factory=dict)  # role of an input to owner/name@revision, for those that are on the Hub
+    license: str | None = None  # one of the Hub's identifiers, or the user's words
+    pool_source: str | None = None  # where the pool's images come from, the user's words
+    anonymous: bool = False  # keys left out and hashes replaced by row numbers
+    earlier: str = ""  # the card that is in the repository now, with its line ends
+
+    @property
+    def ref(self) -> str:
+        """owner/name@tag."""
+        return f"{self.repo}@{self.tag}"
+
+    @property
+    def path(self) -> str:
+        """owner/name@tag as a part of an address."""
+        return f"{self.repo}@{quote(self.tag, safe='')}"
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A repository of the Hub, with the revision that is meant."""
+
+    repo: str
+    revision: str | None
+    kind: Literal["dataset", "model"]
+
+    @property
+    def url(self) -> str:
+        """Its page."""
+        tree = f"/tree/{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{_HUB}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}{tree}"
+
+
+def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
+    """Where an input is on the Hub: as the push found it, or as it was when it was read there. None for one that is not known there."""
+    kind: Literal["dataset", "model"] = "model" if role.startswith(_MODELS) else "dataset"
+    if published and (match := _REFERENCE.fullmatch(published.links.get(role, ""))):
+        return HubPlace(match[1], match[2], kind)
+    match = _REFERENCE.fullmatch(made_from.ref)
+    if match is None or not (made_from.revision or made_from.ref.startswith("hf-hub:")):
+        return None
+    return HubPlace(match[1], made_from.revision or match[2], kind)
 
 
 def public_name(ref: str) -> str:
-    """A reference without the folders of this machine: the last part of a path, anything else as it is."""
-    if ref.startswith(_FOLDER):
-        return _FOLDER + public_name(ref.removeprefix(_FOLDER))
-    if ref.startswith(("/", "~", "./", "../", "\\")) or _DRIVE.match(ref):
-        return PurePath(ref.replace("\\", "/")).name or "folder"
-    return ref
+    """A name that can be shown to others: of a path its last part, of all else the whole."""
+    if not is_local(ref):
+        return ref
+    return re.split(r"[/\\]", ref.removeprefix("local-dir:").rstrip("/\\"))[-1] or "folder"
 
 
-def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """The same with `public_name` in place of each text; keys stay."""
-    if isinstance(value, str):
-        return public_name(value)
-    if isinstance(value, Mapping):
-        return {key: without_paths(one) for key, one in value.items()}
-    return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
-    """What was measured of a teacher, by name."""
-    path = teacher.folder / METRICS
-    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return metrics
-
-
-def public_metrics(folder: Path, name: str) -> str | None:
-    """A teacher's metrics as others may see them; None where there are none."""
-    path = folder / name
-    return json.dumps(without_paths(json.loads(path.read_text("utf-8"))), indent=2) + "\n" if path.exists() else None
+def is_local(ref: str) -> bool:
+    """Whether a source, teacher or setting names a place on this machine."""
+    return bool(_LOCAL.match(ref)) or ("/" in ref and not _REFERENCE.fullmatch(ref))

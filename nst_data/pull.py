@@ -15,7 +15,7 @@ from nst_data.files import fsync_folder, fsync_tree, hash_file, write_text
 from nst_data.manifest import MANIFEST_NAME, Kind, Manifest
 from nst_data.places import PLACES, Place, remember_place
 from nst_data.progress import Progress
-from nst_data.published import METRICS
+from nst_data.public_form import METRICS
 from nst_data.repository import Repository, newest, quietly
 from nst_data.staging import discard
 from nst_data.store import Store, check_name

@@ -19,7 +19,8 @@ from nst_data.files import write_text
 from nst_data.manifest import MANIFEST_NAME, Manifest
 from nst_data.places import PLACES, Place, places_of, remember_place
 from nst_data.progress import Progress
-from nst_data.published import METRICS, links, public_metrics, published_manifest, read_metrics
+from nst_data.public_form import METRICS, links, public_metrics, published_manifest, read_metrics
+from nst_data.published import Published
 from nst_data.repository import Repository, kind_of_repo, quietly
 from nst_data.store import Store
 from nst_data.version import Number, Version
@@ -145,8 +146,9 @@ def _commit(
     while True:
         parent, there = repository.head()
         earlier = repository.text(CARD, parent) if CARD in there else None
-        about = {"license": settings.license, "pool_source": settings.pool_source, "anonymous": is_anonymous(manifest)}
-        published = cards.Published(repository.id, tag, links(manifest), earlier=earlier or "", **about)
+        published = Published(
+            repository.id, tag, links(manifest), settings.license, settings.pool_source, is_anonymous(manifest), earlier or ""
+        )
         if manifest.kind == "teacher":
             card = cards.model_card(form, read_metrics(form), published)
         else:

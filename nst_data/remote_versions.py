@@ -7,7 +7,7 @@ from typing import Any
 
 from nst_data.errors import NstError
 from nst_data.manifest import Manifest
-from nst_data.published import METRICS
+from nst_data.public_form import METRICS
 from nst_data.repository import Repository
 from nst_data.version import Number
 

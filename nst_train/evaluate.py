@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst_data import cards
+from nst_data.described import Described
 from nst_data.errors import NstError
 from nst_data.files import write_text
 from nst_data.progress import Progress
@@ -113,8 +114,9 @@ def measure(
         result = evaluate(classifier, source, run, progress)
         metrics[name] = result | {"source": source.location, "fingerprint": source.fingerprint}
         write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
-        manifest = teacher.manifest
-        cards.write_model_card(teacher.folder, teacher.ref, manifest.request, manifest.class_names, manifest.counts, metrics)
+        own = cards.write_model_card(Described.of(teacher), metrics)
+        if own.problem and progress:
+            progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()
     return read_metrics(teacher)[name]
 

@@ -193,7 +193,7 @@ class _Work:
         """Label what is missing and seal; where another process seals first, its version is the result."""
         try:
             return self._make(staging, rows, table, part, **about)
-        except OSError:
+        except (OSError, NstError):  # what a process works at is gone once another one has sealed it
             if version := staging.sealed_by_another():
                 return version
             raise
@@ -227,10 +227,7 @@ class _Work:
             counts |= about
             if like is not None:
                 counts = _counts_like(like, staging, counts)
-                parent = like.manifest.model_copy(update={"class_names": teacher.class_names})
-                cards.write_edition_card(staging, parent, counts)
-            else:
-                cards.write_generation_card(staging, teacher.class_names, counts)
+            cards.write_dataset_card(staging, teacher.class_names, counts)
             with suppress(NotReadyError):  # another process, which retries errors, has begun to make a shard again
                 return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation), partial(shards.are_as_in, files))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nst_data import cards
 from nst_data.curves import write_curves
+from nst_data.described import Described
 from nst_data.errors import NstError
 from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
@@ -277,5 +278,5 @@ def _seal(staging: Staging, settings: TrainSettings, training: _Training, class_
         "entries": len(training.pseudo) if training.pseudo else 0,
     }
     write_curves(staging.build, staging.ref, best.step / schedule.steps_per_epoch if best else None)
-    cards.write_model_card(staging.build, staging.ref, staging.request, class_names, counts, metrics)
+    cards.write_model_card(Described.staged(staging, class_names, counts), metrics)
     staging.seal(files, class_names, counts, machine)

@@ -1,0 +1,241 @@
+"""The YAML at the top of a card: what the Hub, `datasets`, timm and transformers read."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from nst_data.described import Described, whole
+from nst_data.own_text import TAG
+from nst_data.published import HubPlace, Published, place_of, public_name
+
+_BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+_MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
+_OWN_KEY = "nst"  # what the next rewriting takes over
+# https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = frozenset(
+    """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 artistic-2.0
+    bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
+    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+    cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 agpl-3.0
+    gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc lppl-1.3c ms-pl mpl-2.0 odc-by odbl openrail++ osl-3.0 postgresql ofl-1.1 ncsa
+    unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 gemma unknown
+    """.split()  # noqa: SIM905 - as many lines as a list has names
+)
+
+
+def front_matter(content: Mapping[str, Any]) -> str:
+    """YAML between its marks, at the top of a card; whatever the values hold, it stays YAML."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return f"---\n{yaml.dump(dict(content), Dumper=dumper, sort_keys=False, width=2**30)}---\n\n"
+
+
+def read_front_matter(card: str) -> dict[str, Any]:
+    """The YAML of a card, whoever wrote it; nothing where there is none."""
+    match = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", card, re.DOTALL)
+    try:
+        content = yaml.load(match[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if match else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The license as the Hub wants it: one of its identifiers, or `other` with a name and the user's words.
+
+    Where none is given, that of the earlier card.
+    """
+    given = published.license if published else None
+    if given is None:
+        keys = ("license", "license_name", "license_link", "license_details")
+        return {
+            key: earlier[key] for key in keys if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))
+        }
+    words = " ".join(given.split())
+    if words.lower() in LICENSES:
+        return {"license": words.lower()}
+    link = {"license_link": words} if re.fullmatch(r"https?://\S+", words) else {}
+    name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60].strip("-.")
+    return {"license": "other", "license_name": name or "custom", **link, "license_details": words}
+
+
+def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> str | None:
+    """Where the pool's images come from, in the user's words: those given, else those of the earlier card."""
+    own = earlier.get(_OWN_KEY)
+    before = own.get("pool_source") if isinstance(own, dict) else None
+    given = published.pool_source if published else None
+    return given if given is not None else before if isinstance(before, str) else None
+
+
+def dataset_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a corpus' version."""
+    about = f"{described.ref} {described.request.digest[:16]}"  # `datasets` caches by folder name and this text: else every gen-1 were one
+    configs: list[dict[str, Any]] = [
+        {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
+        for table in described.tables
+    ]
+    configs[0]["default"] = True
+    rows = described.count("unique" if described.request.kind == "edition" else "labeled")
+    places = {role: place_of(role, one, published) for role, one in described.request.inputs.items()}
+    pool_source = pool_source_of(published, earlier)
+    return {
+        **license_of(published, earlier),
+        "pretty_name": f"{published.repo.partition('/')[2] if published else described.target.parent.name} {described.target.name}",
+        "task_categories": ["image-classification"],
+        "annotations_creators": ["machine-generated"],
+        "source_datasets": _repos(places, "pool") or ["original"],
+        "size_categories": [_size_category(rows)],
+        "tags": ["nst", TAG, "pseudo-labels", "self-training"],
+        "configs": configs,
+        **_dataset_info(described, published),
+        **({_OWN_KEY: {"pool_source": pool_source}} if pool_source is not None else {}),
+    }
+
+
+def model_metadata(
+    described: Described, metrics: Mapping[str, Any], published: Published | None, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metadata of a teacher.
+
+    `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
+    """
+    places = {role: place_of(role, one, published) for role, one in described.request.inputs.items()}
+    base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
+    library = library_of(described.folder)
+    return {
+        **license_of(published, earlier),
+        "library_name": library,
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", library, "nst", TAG],
+        **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
+        **({"datasets": trained_on} if trained_on else {}),
+        **_model_index(described, metrics, published),
+    }
+
+
+def library_of(teacher: Path) -> str:
+    """timm, or transformers for a folder in its format."""
+    config = _config(teacher)
+    return "transformers" if "model_type" in config and not {"architecture", "pretrained_cfg"} & config.keys() else "timm"
+
+
+def required_import(teacher: Path) -> str | None:
+    """The module of nst that names a teacher's network to timm; None where timm knows it."""
+    name = str(_config(teacher).get("requires_import"))
+    return name if re.fullmatch(r"nst_train\.\w+", name) else None
+
+
+def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results that have a top-1 accuracy, by name: `top1`, perhaps `top5`, as fractions; `images`, and where from."""
+    found = {}
+    for name, result in metrics.items():
+        if isinstance(result, dict) and _is_fraction(result.get("top1")):
+            top5 = {"top5": result["top5"]} if _is_fraction(result.get("top5")) else {}
+            source = {"source": result["source"]} if isinstance(result.get("source"), str) else {}
+            found[str(name)] = {"top1": result["top1"], **top5, "images": whole(result.get("images")), **source}
+    return found
+
+
+def _config(teacher: Path) -> dict[str, Any]:
+    path = teacher / "config.json"
+    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _model_index(described: Described, metrics: Mapping[str, Any], published: Published | None) -> dict[str, Any]:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for name, result in scores(metrics).items():
+        source = result.get("source", name)
+        for key, label in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
+            if key in result:
+                results.append(
+                    EvalResult(
+                        task_type="image-classification",
+                        task_name="Image Classification",
+                        dataset_type="imagefolder",
+                        dataset_name=public_name(source) if published else source,
+                        dataset_split=name,  # apart from this the Hub's library would take test and validation for one
+                        metric_type="accuracy",
+                        metric_value=result[key],
+                        metric_name=label,
+                    )
+                )
+    if not results:
+        return {}
+    name = published.repo.partition("/")[2] if published else described.target.parent.name
+    data: dict[str, Any] = ModelCardData(model_name=name, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
+    return {"model-index": data["model-index"]}
+
+
+def _dataset_info(described: Described, published: Published | None) -> dict[str, Any]:
+    """Features and sizes of each table, as `datasets` writes them; without the features where the classes are too many for YAML."""
+    from datasets import DatasetInfo, Features, SplitDict, SplitInfo
+    from datasets.info import DatasetInfosDict
+    from huggingface_hub import DatasetCardData
+
+    infos = DatasetInfosDict()
+    for table in described.tables:
+        files = described.files(table)
+        if not files:
+            continue
+        footers = [pq.read_metadata(file) for file in files]
+        schema = footers[0].schema.to_arrow_schema()
+        if published and published.anonymous and "key" in schema.names:
+            continue  # the table that is published is another one
+        size, rows = sum(_arrow_bytes(footer, schema) for footer in footers), sum(footer.num_rows for footer in footers)
+        features = Features.from_arrow_schema(schema) if len(described.class_names) <= _MOST_NAMES else None
+        splits = SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)})
+        downloaded = sum(file.stat().st_size for file in files)
+        infos[table] = DatasetInfo(features=features, splits=splits, download_size=downloaded, dataset_size=size)
+    data = DatasetCardData()
+    infos.to_dataset_card_data(data)
+    return {"dataset_info": data["dataset_info"]} if infos else {}
+
+
+def _arrow_bytes(footer: pq.FileMetaData, schema: pa.Schema) -> int:
+    """What a file's rows take in memory: numbers by their width, texts and images as the file counts them before compression."""
+    if not footer.num_rows:
+        return 0
+    size: int = footer.num_rows * sum(_bytes_of(field.type) for field in schema)
+    texts = {field.name for field in schema if not _bytes_of(field.type)}
+    for group in map(footer.row_group, range(footer.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.partition(".")[0] in texts:
+                size += column.total_uncompressed_size
+    return size
+
+
+def _bytes_of(kind: pa.DataType) -> int:
+    """The bytes of one value; 0 where they differ from row to row."""
+    if isinstance(kind, pa.FixedSizeListType):
+        return int(kind.list_size) * _bytes_of(kind.value_type)
+    return int(kind.bit_width) // 8 if pa.types.is_primitive(kind) else 0
+
+
+def _repos(places: Mapping[str, HubPlace | None], *roles: str) -> list[str]:
+    return list(dict.fromkeys(place.repo for role in roles if (place := places.get(role)) is not None))
+
+
+def _size_category(rows: int) -> str:
+    """The Hub's name for a number of rows."""
+    power = max(0, len(str(rows)) - 3)
+    if power == 0:
+        return "n<1K"
+    return f"{_BOUNDS[power - 1]}<n<{_BOUNDS[power]}" if power < len(_BOUNDS) else "n>1T"
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1

@@ -1,0 +1,80 @@
+"""What a reader of a card must know before trusting its labels: what is true of this very version."""
+
+from collections.abc import Iterator
+
+from nst_data.described import Described, whole
+from nst_data.published import Published
+
+
+def known_limits(described: Described, published: Published | None = None) -> list[str]:
+    """A sentence or two each, as markdown."""
+    limits = [*_of_labels(described)]
+    if described.request.kind == "edition":
+        limits += _of_selection(described)
+    else:
+        limits += _of_pool(described)
+    if published and published.anonymous:
+        limits.append(_of_anonymity(described))
+    return limits
+
+
+def _of_labels(described: Described) -> Iterator[str]:
+    yield (
+        "The labels are machine-made and nobody has checked them: they carry the teacher's mistakes and biases, "
+        "and an image of none of the classes has a label too."
+    )
+    labeled_by = described.labeled_by()
+    if labeled_by is None:
+        yield "Whether the confidences are calibrated is not known here: the generation they come from says so."
+    elif isinstance(labeled_by.counts.get("calibration"), dict):
+        images = whole(labeled_by.counts["calibration"].get("images"))
+        yield f"The confidences are calibrated by one temperature on {images:,} labeled images; on images of another kind they need not be."
+    else:
+        yield "The confidences are not calibrated: networks are usually surer than they are right."
+    top_k = described.counts.get("top_k")
+    cut = f" Of {len(described.class_names):,} classes the {whole(top_k):,} most probable ones are kept; the rest is lost." if top_k else ""
+    yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
+    if labeled_by is not None and labeled_by.request.settings.get("noise") is True:
+        yield "The teacher was noised while it labeled, which costs accuracy."
+
+
+def _of_pool(described: Described) -> Iterator[str]:
+    if limit := whole(described.request.settings.get("limit")):
+        yield f"Only the first {limit:,} images of the pool were labeled."
+    if errors := described.count("errors"):
+        yield f"{errors:,} images of the pool could not be read; they stand in `errors`."
+    yield "Nothing was left out: images that are in a labeled or a test set, and duplicates, are still in it."
+
+
+def _of_selection(described: Described) -> Iterator[str]:
+    settings, inputs, counts = described.request.settings, described.request.inputs, described.counts
+    yield (
+        "Images with the very bytes of another one stand in it once, counted in `duplicates`; resized or re-encoded copies of an image "
+        "count as different ones."
+    )
+    near = counts.get("near_duplicates")
+    if not any(role.startswith("exclude") for role in inputs) and "like" not in inputs:
+        yield "No labeled, validation or test images were held out: it may hold images that you test on."
+    elif settings.get("exact_overlap_only") is True:
+        yield "Held-out images were found by their very bytes alone: resized or re-encoded copies of them may be in it."
+    elif isinstance(near, dict) and whole(near.get("unreadable")):
+        yield f"{whole(near['unreadable']):,} images that may be copies of held-out ones could not be compared with them and are in it."
+    if "like" in inputs:
+        yield "The images were selected by the labels of another teacher and were labeled again: their classes are not balanced any more."
+    rows = described.per_class()
+    copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
+    if copied:
+        yield f"It is balanced only with `copies`: {copied:,} of {len(rows):,} classes had too few images, which are repeated."
+    empty = counts.get("classes_without_images")
+    if isinstance(empty, list) and empty:
+        yield f"{len(empty):,} of {len(rows):,} classes have no image."
+
+
+def _of_anonymity(described: Described) -> str:
+    cost = (
+        "It is anonymous: keys are left out and the hashes of the images are row numbers, so that nobody can test by them whether an image "
+        "is in it. That costs the join: the rows cannot be matched with a copy of the pool, or with another generation"
+    )
+    if described.has_images:
+        return f"{cost}. Training is possible since the images are in it."
+    return f"{cost}; without its images it shows what the labels are like, and nothing can be trained on it."

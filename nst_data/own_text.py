@@ -1,0 +1,63 @@
+"""What a user wrote into a card: it stands between two marks and survives each rewriting, byte for byte."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst_data.errors import NstError
+
+BEGIN, END = "<!-- nst: your own text begins -->", "<!-- nst: your own text ends -->"
+TAG = "noisy-student"  # in the front matter of every card that nst writes
+_HINT = "<!-- The rest of this file is written anew by nst; what you write between the next two lines stays as it is. -->"
+_FRONT_MATTER = re.compile(r"\s*---[\r\n]+.*?[\r\n]+---(?:\r?\n|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """The user's own text, and what was wrong with its marks, as half a sentence; none where all was well."""
+
+    text: str = "\n\n"
+    problem: str | None = None
+
+    @property
+    def section(self) -> str:
+        """The end of a card: the text between its marks, and what was wrong."""
+        told = f"> **Look here:** {self.problem}.\n\n" if self.problem else ""
+        return f"\n{told}{_HINT}\n{BEGIN}{self.text}{END}\n"
+
+
+def own_text(card: str) -> OwnText:
+    """The own text in a card as it is now, `\\r\\n` and all.
+
+    Where a mark is missing, nothing that may be the user's is lost: all behind the first mark, before the last one or, in a card that
+    nst did not write, all of it.
+    """
+    begin, end = card.find(BEGIN), card.rfind(END)
+    if 0 <= begin < end:
+        return OwnText(card[begin + len(BEGIN) : end])
+    body = _FRONT_MATTER.sub("", card, count=1)
+    if begin >= 0 > end:
+        return OwnText(
+            _ending(card[begin + len(BEGIN) :]), "the mark that ends your own text was missing; all behind its beginning is kept"
+        )
+    if end >= 0:
+        kept = body.rpartition(_HINT)[2] if begin >= 0 else body[: body.rfind(END)].rpartition(_HINT)[2]
+        return OwnText(_ending(kept), "the mark that begins your own text was not where it belongs; all that may be yours is kept")
+    if body.strip() and not re.search(rf"^- {TAG}\s*$", card.removesuffix(body), re.MULTILINE):
+        return OwnText(_ending("\n" + body), "this card was not written by nst before; all of its text is kept below")
+    return OwnText()
+
+
+def read_card(folder: Path) -> str:
+    """The README.md of a folder with its line ends as they are; empty where there is none. Raises NstError for one that is no text."""
+    path = folder / "README.md"
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError:
+        raise NstError(f"{path}: expected text in UTF-8, found other bytes; save it as UTF-8, or move it away for a new one") from None
+
+
+def _ending(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"

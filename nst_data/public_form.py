@@ -1,0 +1,66 @@
+"""What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nst_data.manifest import Manifest, Request, content_digest
+from nst_data.published import public_name
+from nst_data.store import Store
+from nst_data.version import Version
+
+METRICS = "metrics.json"
+
+
+def published_manifest(version: Version, store: Store) -> Manifest:
+    """A version's manifest as others may see it: paths shortened to names, and the places of what it was made from.
+
+    The digest is the version's own, unless a path stood in its settings.
+    """
+    manifest = version.manifest
+    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
+    inputs = {}
+    for role, entry in manifest.request.inputs.items():
+        entry = entry.model_copy(update={"ref": public_name(entry.ref)})
+        if entry.repo is None and entry.digest in here:
+            place = here[entry.digest].lineage
+            entry = entry.model_copy(update={"repo": place.repo, "revision": place.revision})
+        inputs[role] = entry
+    request = Request(kind=manifest.kind, settings=without_paths(manifest.request.settings), inputs=inputs)
+    digest = content_digest(request, manifest.files, manifest.class_names)
+    return manifest.model_copy(update={"request": request, "digest": digest, "counts": without_paths(manifest.counts)})
+
+
+def links(manifest: Manifest) -> dict[str, str]:
+    """Role of an input to `owner/name@revision`, for those that are on the Hub."""
+    found = {}
+    for role, entry in manifest.request.inputs.items():
+        if entry.repo:
+            found[role] = entry.repo
+        elif entry.revision and (match := re.fullmatch(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@[^:/]+)?(?::.*)?", entry.ref)):
+            found[role] = f"{match[1]}@{entry.revision}"
+    return found
+
+
+def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """The same with `public_name` in place of each text; keys stay."""
+    if isinstance(value, str):
+        return public_name(value)
+    if isinstance(value, Mapping):
+        return {key: without_paths(one) for key, one in value.items()}
+    return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
+    """What was measured of a teacher, by name."""
+    path = teacher.folder / METRICS
+    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return metrics
+
+
+def public_metrics(folder: Path, name: str) -> str | None:
+    """A teacher's metrics as others may see them; None where there are none."""
+    path = folder / name
+    return json.dumps(without_paths(json.loads(path.read_text("utf-8"))), indent=2) + "\n" if path.exists() else None

@@ -1,0 +1,133 @@
+"""The command that makes a version again, with every setting that shaped it."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from nst_data.described import Described
+from nst_data.published import Published, is_local, place_of, public_name
+
+_WIDTH = 120
+_THRESHOLDS = "class_min_confidence"
+_OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
+_VERBS = {"generation": "label", "edition": "balance", "teacher": "train"}
+
+
+def command(described: Described, published: Published | None = None) -> str:
+    """The lines to type. In public, what is on this machine alone is a word in capitals, and what is on the Hub is pulled first."""
+    request, name = described.request, described.target.parent.name
+    sources = _Sources(described, published)
+    if request.kind == "teacher":
+        words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
+        words += [*sources.option("--validation", "validation"), "--name", name]
+    elif "extended" in request.inputs:
+        return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
+    elif "like" in request.inputs:
+        words = [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
+    elif request.kind == "generation":
+        words = [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
+    else:
+        words = [sources["generation"], *sources.exclude]
+    if image_column := request.inputs["pool"].image_column if "pool" in request.inputs and request.kind == "generation" else None:
+        words += ["--image-column", image_column]
+    verb = "label" if "like" in request.inputs else _VERBS[request.kind]
+    options = _options(
+        request.settings, with_pseudo=request.kind != "teacher" or "edition" in request.inputs, in_public=published is not None
+    )
+    return _lines([*sources.pulls, _wrapped(["nst", verb, *words, *options])])
+
+
+def thresholds(described: Described) -> str | None:
+    """The file that the command reads the thresholds of single classes from, as YAML; None where there are none."""
+    values = described.request.settings.get(_THRESHOLDS)
+    return yaml.safe_dump(values, width=float("inf")) if values else None
+
+
+class _Sources:
+    """What the command names: as it was found or, in public, where others find it."""
+
+    def __init__(self, described: Described, published: Published | None) -> None:
+        self._inputs, self._published = described.request.inputs, published
+        self.pulls: list[str] = []
+
+    def __getitem__(self, role: str) -> str:
+        """What stands for an input. A corpus that is on the Hub is pulled first, under the name that it has here."""
+        one = self._inputs.get(role)
+        if one is None:
+            return role.upper()
+        if self._published is None:
+            return one.ref
+        place = place_of(role, one, self._published)
+        if place and place.kind == "model":
+            return f"hf-hub:{place.repo}" + (f"@{place.revision}" if place.revision else "")
+        if place and role in self._published.links:
+            name, _, number = one.ref.partition("@")
+            if role in ("edition", "generation", "like", "extended") and number:
+                self.pulls.append(_wrapped(["nst", "pull", f"{place.repo}@{place.revision}", "--as", name]))
+                return one.ref
+            return f"{place.repo}@{place.revision}" if place.revision else place.repo
+        if one.ref.startswith("local-dir:"):
+            return f"local-dir:{role.upper()}"
+        return role.upper() if is_local(one.ref) else one.ref
+
+    def option(self, name: str, role: str) -> list[str]:
+        return [name, self[role]] if role in self._inputs else []
+
+    @property
+    def teachers(self) -> list[str]:
+        roles = [role for role in self._inputs if role.startswith("teacher")] or ["teacher"]
+        return [word for role in roles for word in ("--teacher", self[role])]
+
+    @property
+    def exclude(self) -> list[str]:
+        return [word for role in self._inputs if role.startswith("exclude") for word in ("--exclude", self[role])]
+
+
+def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
+    """Each setting as an option, but for those that say nothing: off, none or empty."""
+    for key, value in settings.items():
+        if value is None or value is False or value in ({}, [], "") or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key)):
+            continue
+        option = "--" + (prefix + key).replace("_", "-")
+        if key == _THRESHOLDS:
+            yield from (option, "thresholds.yaml")
+        elif isinstance(value, dict):  # those of `noise` by their names, those of `pseudo_noise` as --pseudo-...
+            yield from _options(value, with_pseudo, in_public, key.removesuffix("noise"))
+        elif value is True:
+            yield option
+        elif isinstance(value, list) and all(isinstance(one, int | float) for one in value):
+            yield from (option, *map(str, value))
+        elif isinstance(value, list):
+            yield from (word for one in value for word in (option, str(one)))
+        else:
+            shown = public_name(value) if in_public and isinstance(value, str) else str(value)
+            yield from (option, f"local-dir:{shown}" if shown != value and str(value).startswith("local-dir:") else shown)
+
+
+def _wrapped(words: list[str]) -> str:
+    """A command on as many lines as it needs; an option stays with its values. What could not stand in a line of code is left open."""
+    groups: list[str] = []
+    for index, word in enumerate(words):
+        plain = word if word.isprintable() and len(word) < 1000 else "NAME"
+        quoted = shlex.quote(plain)
+        if index > 2 and plain.startswith("--"):
+            groups.append(quoted)
+        elif groups:
+            groups[-1] += f" {quoted}"
+        else:
+            groups = [quoted]
+    lines = [""]
+    for group in groups:
+        if lines[-1] and len(lines[-1]) + len(group) > _WIDTH:
+            lines[-1] += " \\"
+            lines.append(f"    {group}")
+        else:
+            lines[-1] += f" {group}" if lines[-1] else group
+    return "\n".join(lines)
+
+
+def _lines(commands: list[str]) -> str:
+    return "\n".join(commands)
