@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -23,7 +24,12 @@ class Answer(NamedTuple):
 
 
 class RefusedError(Exception):
-    """(status, message, X-Error-Code or nothing)."""
+    """An answer that is no success; clients tell some apart by `code` (X-Error-Code)."""
+
+    def __init__(self, status, message, code=None, headers=()):
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | dict(headers)
 
 
 class Requests(BaseHTTPRequestHandler):
@@ -44,9 +50,7 @@ class Requests(BaseHTTPRequestHandler):
                     return self._befall() or getattr(self, handler)(*(part and unquote(part) for part in match.groups()))
             raise RefusedError(404, "Sorry, we can't find the page you are looking for.")
         except RefusedError as error:
-            status, message, *code = error.args
-            headers = {"X-Error-Message": message} | ({"X-Error-Code": code[0]} if code else {})
-            self.send(status, json.dumps({"error": message}).encode(), headers)
+            self.send(error.status, json.dumps({"error": error.message}).encode(), error.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
@@ -59,24 +63,23 @@ class Requests(BaseHTTPRequestHandler):
         self.fault = befalling[0] if befalling else None
         if self.fault is None or self.fault.kind in ("lost", "half", "flip"):
             return False
-        if self.fault.kind == "hold":
+        if self.fault.kind in ("stop", "hold"):
             self.fault.go.wait(60)
+        if self.fault.kind == "hold":
             return False
-        if self.fault.kind == "cut":
+        if self.fault.kind in ("cut", "stop"):
             self._cut(0)
             return True
         messages = {401: "Invalid credentials in Authorization header", 403: "Forbidden", 404: "Repository not found", 429: "Slow down"}
         message = messages.get(self.fault.kind, "Internal Error - We're working hard to fix this as soon as possible!")
-        headers = {"X-Error-Message": message}
-        headers |= {404: {"X-Error-Code": "RepoNotFound"}, 429: {"Retry-After": "1"}}.get(self.fault.kind, {})
-        self.send(self.fault.kind, json.dumps({"error": message}).encode(), headers)
-        return True
+        code = "RepoNotFound" if self.fault.kind == 404 else None
+        raise RefusedError(self.fault.kind, message, code, {"Retry-After": "1"} if self.fault.kind == 429 else {})
 
     def _cut(self, sent):
         self.server.answers.append(Answer(self.call, self.command, self.path, 0, sent))
         self.close_connection = True
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # a client that is gone
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def body(self):
         """The request's content, in pieces; to be read once."""
@@ -106,13 +109,14 @@ class Requests(BaseHTTPRequestHandler):
         size = len(content) if isinstance(content, bytes) else size
         if self.fault and self.fault.kind == "lost":
             return self._cut(0)
+        damaged = self.fault.kind if self.fault else None
+        assert damaged not in ("half", "flip") or (size and self.command != "HEAD"), f"{self.path}: nothing to damage in this answer"
         self.send_response(status)
         for key, value in ({"Content-Length": str(size), "Content-Type": "application/json"} | dict(headers)).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
             return self.server.answers.append(Answer(self.call, self.command, self.path, status, 0))
-        damaged = self.fault.kind if self.fault else None
         until = size // 2 if damaged == "half" else size
         sent = 0
         while sent < until and (piece := file.read(min(_PIECE_BYTES, until - sent))):
