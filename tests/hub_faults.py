@@ -6,9 +6,10 @@
     Fault("refs", "cut", times=ALWAYS)         no refs, ever: the connection is cut before anything is done
     Fault("lfs get", "half", first=3)          the third large file ends in the middle
     Fault("resolve", "flip", path="labels/")   the first regular file with labels/ in its address has one byte changed
-    hold = Fault("lfs put", "hold", first=2)   the second upload waits: `hold.arrived.wait(30)`, kill the client, `hold.go.set()`
+    stop = Fault("lfs put", "stop", first=2)   the second upload waits to be cut: `stop.arrived.wait(30)`, kill the client, `stop.go.set()`
+    hold = Fault("commit", "hold")             the first commit waits for `hold.go.set()`, and is done then
 
-The calls are the names in `hub_calls.ROUTES`.
+The calls are the names in `hub_calls.ROUTES`. A file's content is "resolve" or, for a large one, "lfs get", to which "resolve" redirects.
 """
 
 import math
@@ -16,7 +17,7 @@ import threading
 from dataclasses import dataclass, field
 
 ALWAYS = math.inf
-KINDS = ("cut", "lost", "half", "flip", "hold")
+KINDS = ("cut", "lost", "half", "flip", "stop", "hold")
 _LOCK = threading.Lock()
 
 

@@ -19,12 +19,13 @@ from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-LFS_NAMES = frozenset(
-    "7z|arrow|bin|bz2|ckpt|ftz|gz|h5|joblib|lz4|mds|mlmodel|model|msgpack|npy|npz|onnx|ot|parquet|pb|pickle|pkl|pt|pth|rar|safetensors|tar"
-    "|tflite|tgz|wasm|xz|zip|zst|pcm|sam|raw|aac|flac|mp3|ogg|wav|bmp|gif|png|tiff|jpg|jpeg|webp|mp4|webm".split("|")  # noqa: SIM905
+LFS_NAMES = re.findall(
+    r"\w+",
+    "7z arrow bin bz2 ckpt ftz gz h5 joblib lz4 mds mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth rar safetensors tar"
+    " tflite tgz wasm xz zip zst pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm",
 )
 REGULAR_BYTES = 10_000_000  # larger files go to LFS, whatever their name
-ATTRIBUTES = "".join(f"*.{name} filter=lfs diff=lfs merge=lfs -text\n" for name in sorted(LFS_NAMES)).encode()
+ATTRIBUTES = "".join(f"*.{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LFS_NAMES).encode()
 _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d+)\n")
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -59,10 +60,11 @@ class Requests(BaseHTTPRequestHandler):
         self.fault = befalling[0] if befalling else None
         if self.fault is None or self.fault.kind in ("lost", "half", "flip"):
             return False
-        if self.fault.kind == "hold":
+        if self.fault.kind in ("stop", "hold"):
             self.fault.go.wait(60)
+        if self.fault.kind == "hold":
             return False
-        if self.fault.kind == "cut":
+        if self.fault.kind in ("cut", "stop"):
             self._cut(0)
             return True
         messages = {401: "Invalid credentials in Authorization header", 403: "Forbidden", 404: "Repository not found", 429: "Slow down"}
@@ -75,8 +77,8 @@ class Requests(BaseHTTPRequestHandler):
     def _cut(self, sent):
         self.server.answers.append(Answer(self.call, self.command, self.path, 0, sent))
         self.close_connection = True
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # a client that is gone
+            self.connection.shutdown(socket.SHUT_RDWR)
 
     def body(self):
         """The request's content, in pieces; to be read once."""
@@ -106,13 +108,14 @@ class Requests(BaseHTTPRequestHandler):
         size = len(content) if isinstance(content, bytes) else size
         if self.fault and self.fault.kind == "lost":
             return self._cut(0)
+        damaged = self.fault.kind if self.fault else None
+        assert damaged not in ("half", "flip") or (size and self.command != "HEAD"), f"{self.path}: nothing to damage in this answer"
         self.send_response(status)
         for key, value in ({"Content-Length": str(size), "Content-Type": "application/json"} | dict(headers)).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
             return self.server.answers.append(Answer(self.call, self.command, self.path, status, 0))
-        damaged = self.fault.kind if self.fault else None
         until = size // 2 if damaged == "half" else size
         sent = 0
         while sent < until and (piece := file.read(min(_PIECE_BYTES, until - sent))):

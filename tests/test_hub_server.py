@@ -1,0 +1,336 @@
+"""The test Hub seen by the Hub's own clients, each story in a process of its own (see hub.py)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import timm
+import torch
+from hub import ALICE, BOB, READER, commit, environment, files, head, serving
+from hub_faults import ALWAYS, Fault
+from hub_git import Repository
+from hub_looks import parquet
+from labels import write_teacher
+from test_teachers import write_transformer
+
+PRELUDE = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import HfApi
+api, top = HfApi(), Path(sys.argv[1])
+
+def caught(call, *arguments, **options):
+    try:
+        return {"done": str(call(*arguments, **options))}
+    except Exception as error:
+        response = getattr(error, "response", None)
+        return {"error": type(error).__name__, "status": response.status_code if response is not None else None, "says": str(error)}
+"""
+
+
+def start(url, home, script, *arguments, token=None):
+    command = [sys.executable, "-c", PRELUDE + script, *map(str, arguments)]
+    settings = environment(url, home, token) | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*arguments, **options):
+    """What a script printed last, as JSON."""
+    process = start(*arguments, **options)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def write(folder, contents):
+    for path, content in contents.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def read(folder):
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    return {path: content for path, content in found.items() if not path.startswith(".cache/")}
+
+
+CARD = b"---\nlicense: mit\nconfigs:\n- config_name: balanced\n  data_files: balanced/*.parquet\n---\n# Pseudo-labels\n"
+FIRST = {
+    "README.md": CARD,
+    "manifest.json": b'{"version": "1"}\n',
+    "balanced/train-00000-of-00001.parquet": parquet(pa.table({"label": [0, 1, 2]})),
+    "pictures/counts.png": b"\x89PNG but short",
+    "bytes": b"\0\1\2 no text",
+    "a text.txt": "drei Größen\n".encode(),
+    "a/b": b"1",
+    "a.b": b"2",  # git sorts a.b before a/
+}
+SECOND = FIRST | {
+    "manifest.json": b'{"version": "2"}\n',
+    "balanced/train-00000-of-00001.parquet": parquet(pa.table({"label": [3, 4]})),
+}
+
+PUSH = """
+options = {"repo_id": "alice/data", "repo_type": "dataset"}
+answers = {"whoami": api.whoami()["name"], "created": str(api.create_repo(**options)), "again": caught(api.create_repo, **options)}
+for number in ("1", "2"):
+    done = api.upload_folder(folder_path=top / number, **options)
+    answers[number] = done.oid
+    answers["tag " + number] = caught(api.create_tag, tag=f"gen-{number}", revision=done.oid, tag_message=f"round {number}", **options)
+answers["moved"] = caught(api.create_tag, tag="gen-1", revision=done.oid, **options)
+answers["nothing new"] = api.upload_folder(folder_path=top / "2", **options).oid
+answers["stale"] = caught(api.upload_file, path_or_fileobj=b"x", path_in_repo="x", parent_commit=answers["1"], **options)
+answers["card"] = caught(api.upload_file, path_or_fileobj=b"---\\ntags: [a\\n---\\n", path_in_repo="README.md", **options)
+answers["3"] = api.delete_file("bytes", **options).oid
+answers["4"] = api.delete_folder("pictures", **options).oid
+refs = api.list_repo_refs(**options)
+answers["refs"] = {ref.ref: ref.target_commit for ref in refs.branches + refs.tags}
+answers["titles"] = [one.title for one in api.list_repo_commits(**options)]
+tree = api.list_repo_tree(recursive=True, expand=True, revision="gen-2", **options)
+answers["changed"] = {file.path: file.last_commit.oid for file in tree}
+answers["there"] = [api.file_exists(filename=name, **options) for name in ("a/b", "b")]
+for number in ("1", "2"):
+    api.snapshot_download(revision=f"gen-{number}", local_dir=top / f"back-{number}", **options)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """(top of the Hub, its address, what a client saw while it pushed two versions, what the Hub answered, the client's folder)."""
+    place = tmp_path_factory.mktemp("pushed")
+    write(place / "1", FIRST)
+    write(place / "2", SECOND)
+    with serving(place / "hub") as (url, answers):
+        yield place / "hub", url, run(url, place / "home", PUSH, place, token=ALICE), list(answers), place
+
+
+def test_each_tag_gives_the_bytes_that_were_pushed(pushed):
+    _, _, _, _, place = pushed
+    for number, contents in (("1", FIRST), ("2", SECOND)):
+        found = read(place / f"back-{number}")
+        assert b"*.parquet filter=lfs" in found.pop(".gitattributes")
+        assert found == contents
+
+
+def test_names_content_and_size_decide_what_is_a_large_file(pushed):
+    top, _, _, _, _ = pushed
+    repository = Repository(top / "datasets/alice/data")
+    entries = repository.entries(repository.resolve("gen-1")).values()
+    assert {entry.path for entry in entries if entry.lfs} == {"balanced/train-00000-of-00001.parquet", "pictures/counts.png", "bytes"}
+
+
+def test_git_reads_what_was_pushed(pushed):
+    top, _, seen, _, _ = pushed
+    folder = top / "datasets/alice/data"
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+    git("fsck", "--strict")
+    assert git("show", "gen-1:a text.txt") == "drei Größen\n"
+    assert git("rev-parse", "gen-1^{commit}", "gen-2^{commit}").split() == [seen["1"], seen["2"]]
+    assert git("for-each-ref", "--format=%(contents:subject)", "refs/tags").split("\n")[:2] == ["round 1", "round 2"]
+    assert git("diff", "--name-only", "gen-2", "main").split() == ["bytes", "pictures/counts.png"]
+    pointer = git("show", "gen-1:bytes").split()
+    assert (folder / ".git/lfs/objects" / pointer[3][7:9] / pointer[3][9:11] / pointer[3][7:]).read_bytes() == FIRST["bytes"]
+
+
+def test_a_tag_and_a_repository_are_made_once(pushed):
+    top, _, seen, _, _ = pushed
+    assert (seen["whoami"], seen["tag 1"]) == ("alice", {"done": "None"})
+    assert seen["created"].endswith("/datasets/alice/data")
+    assert [seen[call]["status"] for call in ("again", "moved")] == [409, 409]
+    assert head(top, "alice/data", "gen-1") == seen["1"] != seen["2"]
+    assert seen["refs"] == {"refs/heads/main": seen["4"], "refs/tags/gen-1": seen["1"], "refs/tags/gen-2": seen["2"]}
+
+
+def test_the_history_tells_what_changed_when(pushed):
+    _, _, seen, _, _ = pushed
+    assert seen["titles"][2:] == ["Upload folder using huggingface_hub"] * 2 + ["initial commit"]
+    assert seen["nothing new"] == seen["2"]
+    changed = {path for path, sha in seen["changed"].items() if sha == seen["2"]}
+    assert changed == {"manifest.json", "balanced", "balanced/train-00000-of-00001.parquet"}
+    assert seen["there"] == [True, False]
+
+
+def test_a_commit_wants_the_parent_it_names_and_metadata_that_can_be_read(pushed):
+    _, _, seen, _, _ = pushed
+    assert seen["stale"]["status"] == 412
+    assert "A commit has happened since" in seen["stale"]["says"]
+    assert seen["card"]["error"] == "ValueError"
+    assert "Invalid metadata in README.md" in seen["card"]["says"]
+
+
+def test_a_large_file_is_sent_once(pushed):
+    _, _, _, answers, _ = pushed
+    calls = [answer.call for answer in answers]
+    assert calls.count("lfs put") == 4  # three of the first version, one of the second; none when nothing is new
+    assert calls.index("lfs put") < calls.index("commit") < calls.index("tag")
+    assert calls.count("untag") == 0
+
+
+def test_datasets_loads_a_tag(pushed, tmp_path):
+    _, url, _, _, _ = pushed
+    script = """
+import datasets
+loaded = [datasets.load_dataset("alice/data", "balanced", revision=f"gen-{number}", split="train")["label"][:] for number in "12"]
+stream = datasets.load_dataset("alice/data", "balanced", revision="gen-2", split="train", streaming=True)
+print(json.dumps([*loaded, [row["label"] for row in stream]]))
+"""
+    assert run(url, tmp_path, script, tmp_path) == [[0, 1, 2], [3, 4], [3, 4]]
+
+
+def test_timm_and_transformers_load_a_tag(tmp_path):
+    """The weights of each tag, into a network that timm or transformers makes from the repository alone."""
+    folders = {name: write_teacher(tmp_path / name, ["ant", "bee", "cat"], seed) for seed, name in enumerate(("old", "new"))}
+    folders["vit"] = write_transformer(tmp_path / "vit")
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "pushed.pt")
+    script = """
+import timm, torch
+from timm.models import push_to_hf_hub
+from transformers import AutoModelForImageClassification
+for name, tag in (("old", "v1"), ("new", "v2"), ("vit", "v3")):
+    done = api.create_repo("alice/net", exist_ok=True), api.upload_folder(repo_id="alice/net", folder_path=top / name, delete_patterns="*")
+    api.create_tag("alice/net", tag=tag)
+network = timm.create_model("test_resnet", num_classes=3)
+network.load_state_dict(torch.load(top / "pushed.pt"))
+push_to_hf_hub(network, "alice/bare", safe_serialization=True)
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return [*one] == [*other] and all(torch.equal(one[name], other[name]) for name in one)
+
+def by_transformers(where, **options):
+    return AutoModelForImageClassification.from_pretrained(where, **options)
+
+print(json.dumps({
+    "v1": equal(timm.create_model("hf-hub:alice/net@v1", pretrained=True), timm.create_model(f"local-dir:{top}/old", pretrained=True)),
+    "v2": equal(timm.create_model("hf-hub:alice/net@v2", pretrained=True), timm.create_model(f"local-dir:{top}/new", pretrained=True)),
+    "other": equal(timm.create_model("hf-hub:alice/net@v1", pretrained=True), timm.create_model(f"local-dir:{top}/new", pretrained=True)),
+    "bare": equal(timm.create_model("hf-hub:alice/bare", pretrained=True), network),
+    "wrapped": equal(by_transformers("alice/net", revision="v1"), by_transformers(top / "old")),
+    "v3": equal(by_transformers("alice/net", revision="v3"), by_transformers(top / "vit")),
+}))
+"""
+    with serving(tmp_path / "hub") as (url, _):
+        seen = run(url, tmp_path / "home", script, tmp_path, token=ALICE)
+    assert seen == {"v1": True, "v2": True, "other": False, "bare": True, "wrapped": True, "v3": True}
+
+
+MAY = """
+secret, public = {"repo_id": "alice/secret", "repo_type": "dataset"}, {"repo_id": "alice/data", "repo_type": "dataset"}
+file = {"path_or_fileobj": b"x", "path_in_repo": "x.txt"}
+print(json.dumps({
+    "look": caught(api.dataset_info, "alice/secret"),
+    "read": caught(api.hf_hub_download, filename="x.txt", **secret),
+    "public": caught(api.hf_hub_download, filename="x.txt", **public),
+    "missing": caught(api.dataset_info, "alice/nothing"),
+    "revision": caught(api.dataset_info, "alice/data", revision="v9"),
+    "file": caught(api.hf_hub_download, filename="y.txt", **public),
+    "folder": caught(lambda: list(api.list_repo_tree(path_in_repo="y", **public))),
+    "write": caught(api.upload_file, **file, **public),
+    "tag": caught(api.create_tag, tag="v1", **public),
+    "create": caught(api.create_repo, "alice/more", repo_type="dataset"),
+}))
+"""
+
+
+def test_who_may_read_and_write(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {"x.txt": b"for all"})
+    with serving(tmp_path / "hub") as (url, _):
+        run(url, tmp_path / "0", 'print(len(api.create_repo("alice/secret", repo_type="dataset", private=True)))', tmp_path, token=ALICE)
+        commit(tmp_path / "hub", "alice/secret", {"x.txt": b"hers alone"})
+        tokens = {"nobody": None, "bob": BOB, "wrong": "hf_wrong", "reader": READER, "alice": ALICE}
+        seen = {name: run(url, tmp_path / name, MAY, tmp_path, token=token) for name, token in tokens.items()}
+    calls = ("look", "read", "public", "missing", "revision", "file", "folder", "write", "tag", "create")
+    assert {name: [seen[name][call].get("status") for call in calls] for name in tokens} == {
+        "nobody": [401, 401, None, 401, 404, 404, 404, 401, 401, 401],
+        "bob": [404, 404, None, 404, 404, 404, 404, 403, 403, 403],
+        "wrong": [401] * 10,
+        "reader": [None, None, None, 404, 404, 404, 404, 403, 403, 403],
+        "alice": [None, None, None, 404, 404, 404, 404, None, None, None],
+    }
+    errors = [seen["bob"][call]["error"] for call in ("look", "read", "missing", "revision", "file", "folder")]
+    assert errors == ["RepositoryNotFoundError"] * 3 + ["RevisionNotFoundError"] + ["RemoteEntryNotFoundError"] * 2
+    assert 'rights to create a dataset under the namespace "alice"' in seen["bob"]["create"]["says"]
+    assert files(tmp_path / "hub", "alice/data")["x.txt"] == b"x"
+
+
+LARGE = bytes(range(256)) * 4096
+FAILING = """
+def download(repo, name):
+    path = api.hf_hub_download(f"alice/{repo}", name, repo_type="dataset")
+    return Path(path).read_bytes().hex()
+
+def upload(repo, name):
+    return api.upload_file(path_or_fileobj=b"other " + name.encode(), path_in_repo=name, repo_id=f"alice/{repo}", repo_type="dataset")
+
+answers = {f"refs-{kind}": caught(api.list_repo_refs, f"alice/refs-{kind}", repo_type="dataset") for kind in json.loads(sys.argv[2])}
+answers["lost"] = caught(api.create_tag, "alice/lost", tag="v1", repo_type="dataset")
+for repo, name in (("half", "large.bin"), ("flip", "large.bin"), ("flip", "small.txt")):
+    answers[f"{repo} {name}"] = caught(download, repo, name)
+answers["busy"], answers["broken"], answers["after"] = [caught(upload, repo, "other.bin") for repo in ("busy", "broken", "broken")]
+print(json.dumps(answers))
+"""
+
+
+def test_faults_reach_the_client(tmp_path):
+    kinds = (401, 403, 404, 409, 429, 500, 503, "cut")
+    faults = [Fault("refs", kind, path=f"refs-{kind}", times=ALWAYS) for kind in kinds]
+    faults += [Fault("tag", "lost"), Fault("lfs get", "half", path="/half/"), Fault("lfs get", "flip", path="/flip/")]
+    faults += [Fault("resolve", "flip", path="small.txt"), Fault("lfs put", 429, path="/busy/"), Fault("commit", 500, path="/broken/")]
+    for repo in (*(f"refs-{kind}" for kind in kinds), "lost", "half", "flip", "busy", "broken"):
+        commit(tmp_path / "hub", f"alice/{repo}", {"large.bin": LARGE, "small.txt": b"abc"})
+    with serving(tmp_path / "hub", faults) as (url, answers):
+        seen = run(url, tmp_path / "home", FAILING, tmp_path, json.dumps(kinds), token=ALICE)
+    assert [seen[f"refs-{kind}"]["status"] for kind in kinds[:-1]] == list(kinds[:-1])
+    assert seen["refs-cut"]["error"] == seen["lost"]["error"] == "RemoteProtocolError"
+    assert head(tmp_path / "hub", "alice/lost", "v1") == head(tmp_path / "hub", "alice/lost")  # done, though nobody was told
+
+    halves = [(answer.status, answer.size) for answer in answers if answer.call == "lfs get" and "/half/" in answer.path]
+    assert seen["half large.bin"]["done"] == LARGE.hex()
+    assert halves[0] == (0, len(LARGE) // 2)
+    assert len(halves) == 2
+    for name, content in (("large.bin", LARGE), ("small.txt", b"abc")):
+        came = bytes.fromhex(seen[f"flip {name}"]["done"])
+        assert [index for index in range(len(content)) if came[index] != content[index]] == [len(content) // 2]
+
+    assert [answer.status for answer in answers if answer.call == "lfs put" and "/busy/" in answer.path] == [429, 200]
+    assert "done" in seen["busy"]
+    assert seen["broken"]["status"] == 500
+    assert "done" in seen["after"]
+    assert files(tmp_path / "hub", "alice/broken")["other.bin"] == b"other other.bin"
+
+
+def test_a_client_can_be_killed_at_a_call(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {"x.txt": b"x"})
+    write(tmp_path / "new", {"large.bin": LARGE, "more.bin": LARGE[1:]})
+    script = 'print(len(api.upload_folder(repo_id="alice/data", repo_type="dataset", folder_path=top)))'
+    stop = Fault("commit", "stop")
+    with serving(tmp_path / "hub", [stop]) as (url, answers):
+        process = start(url, tmp_path / "home", script, tmp_path / "new", token=ALICE)
+        with process:
+            assert stop.arrived.wait(30)
+            process.kill()
+        stop.go.set()
+        assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"x"}
+        run(url, tmp_path / "home", script, tmp_path / "new", token=ALICE)
+    assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"x", "large.bin": LARGE, "more.bin": LARGE[1:]}
+    assert [answer.status for answer in answers if answer.call == "commit"] == [0, 200]
+    assert len([answer for answer in answers if answer.call == "lfs put"]) == 2  # large files stay where they are
+
+
+def test_it_serves_alone(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {"x.txt": b"x"})
+    command = [sys.executable, Path(__file__).parent / "hub.py", tmp_path / "hub"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().split()[0]
+        seen = run(url, tmp_path / "home", 'print(json.dumps(api.dataset_info("alice/data").sha))', tmp_path)
+        process.terminate()
+    assert seen == head(tmp_path / "hub", "alice/data")
