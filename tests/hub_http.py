@@ -24,7 +24,12 @@ class Answer(NamedTuple):
 
 
 class RefusedError(Exception):
-    """(status, message, X-Error-Code or nothing)."""
+    """An answer that is no success; clients tell some apart by `code` (X-Error-Code)."""
+
+    def __init__(self, status, message, code=None, headers=()):
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | dict(headers)
 
 
 class Requests(BaseHTTPRequestHandler):
@@ -45,9 +50,7 @@ class Requests(BaseHTTPRequestHandler):
                     return self._befall() or getattr(self, handler)(*(part and unquote(part) for part in match.groups()))
             raise RefusedError(404, "Sorry, we can't find the page you are looking for.")
         except RefusedError as error:
-            status, message, *code = error.args
-            headers = {"X-Error-Message": message} | ({"X-Error-Code": code[0]} if code else {})
-            self.send(status, json.dumps({"error": message}).encode(), headers)
+            self.send(error.status, json.dumps({"error": error.message}).encode(), error.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815
 
@@ -69,10 +72,8 @@ class Requests(BaseHTTPRequestHandler):
             return True
         messages = {401: "Invalid credentials in Authorization header", 403: "Forbidden", 404: "Repository not found", 429: "Slow down"}
         message = messages.get(self.fault.kind, "Internal Error - We're working hard to fix this as soon as possible!")
-        headers = {"X-Error-Message": message}
-        headers |= {404: {"X-Error-Code": "RepoNotFound"}, 429: {"Retry-After": "1"}}.get(self.fault.kind, {})
-        self.send(self.fault.kind, json.dumps({"error": message}).encode(), headers)
-        return True
+        code = "RepoNotFound" if self.fault.kind == 404 else None
+        raise RefusedError(self.fault.kind, message, code, {"Retry-After": "1"} if self.fault.kind == 429 else {})
 
     def _cut(self, sent):
         self.server.answers.append(Answer(self.call, self.command, self.path, 0, sent))

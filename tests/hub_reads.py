@@ -106,7 +106,7 @@ class Reads(Access):
             raise RefusedError(403, "Access to this resource is restricted", "GatedRepo")
         entry = repository.entries(sha).get(path)
         if entry is None or entry.is_folder:
-            raise RefusedError(404, "Entry not found", "EntryNotFound")
+            raise RefusedError(404, "Entry not found", "EntryNotFound", {"X-Repo-Commit": sha})
         headers = {"X-Repo-Commit": sha, "ETag": f'"{entry.lfs or entry.oid}"'}
         if entry.lfs is None:
             return self.send_range(io.BytesIO(repository.get(entry.oid)[1]), headers)

@@ -326,6 +326,51 @@ def test_a_client_can_be_killed_at_a_call(tmp_path):
     assert len([answer for answer in answers if answer.call == "lfs put"]) == 2  # large files stay where they are
 
 
+def test_of_two_commits_on_one_parent_the_later_is_refused(tmp_path):
+    parent = commit(tmp_path / "hub", "alice/data", {"x.txt": b"x"})
+    script = """
+file = {"path_or_fileobj": sys.argv[2].encode(), "path_in_repo": "x.txt", "repo_id": "alice/data", "repo_type": "dataset"}
+print(json.dumps(caught(api.upload_file, parent_commit=sys.argv[3], **file)))
+"""
+    hold = Fault("commit", "hold")
+    with serving(tmp_path / "hub", [hold]) as (url, _):
+        process = start(url, tmp_path / "home", script, tmp_path, "held", parent, token=ALICE)
+        assert hold.arrived.wait(30)
+        first = run(url, tmp_path / "home", script, tmp_path, "first", parent, token=ALICE)
+        hold.go.set()
+        held = json.loads(process.communicate()[0])
+    assert "done" in first
+    assert held["status"] == 412
+    assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"first"}
+
+
+def test_many_files_are_listed_in_pages(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {f"{index:04d}.txt": b"x" for index in range(2001)})
+    script = 'print(json.dumps([file.path for file in api.list_repo_tree("alice/data", repo_type="dataset", recursive=True)]))'
+    with serving(tmp_path / "hub") as (url, answers):
+        assert run(url, tmp_path / "home", script, tmp_path) == [f"{index:04d}.txt" for index in range(2001)]
+    assert [answer.call for answer in answers] == ["tree"] * 3
+
+
+def test_a_part_of_a_file_can_be_asked_for(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {"large.bin": LARGE, "small.txt": b"0123456789"})
+    script = """
+from huggingface_hub import HfFileSystem, get_session
+ranges = ("bytes=2-4", "bytes=7-", "bytes=-2", "bytes=8-99", "bytes=99-")
+asked = [get_session().get(f"{api.endpoint}/datasets/alice/data/resolve/main/small.txt", headers={"Range": text}) for text in ranges]
+with HfFileSystem().open("datasets/alice/data/large.bin", block_size=1000, cache_type="none") as file:
+    file.seek(70_001)
+    part = file.read(300).hex()
+print(json.dumps([[answer.status_code, answer.headers["Content-Range"], answer.text] for answer in asked] + [part]))
+"""
+    with serving(tmp_path / "hub") as (url, answers):
+        *seen, part = run(url, tmp_path / "home", script, tmp_path)
+    assert seen[:2] == [[206, "bytes 2-4/10", "234"], [206, "bytes 7-9/10", "789"]]
+    assert seen[2:] == [[206, "bytes 8-9/10", "89"], [206, "bytes 8-9/10", "89"], [416, "bytes */10", ""]]
+    assert part == LARGE[70_001:70_301].hex()
+    assert sum(answer.size for answer in answers if answer.call == "lfs get") < 3000
+
+
 def test_it_serves_alone(tmp_path):
     commit(tmp_path / "hub", "alice/data", {"x.txt": b"x"})
     command = [sys.executable, Path(__file__).parent / "hub.py", tmp_path / "hub"]
