@@ -4,8 +4,9 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from nst_data.cards import as_text, write_edition_card, write_generation_card, write_model_card
-from nst_data.manifest import Input, Request, make_manifest
+from nst_data.cards import as_text, write_dataset_card, write_model_card
+from nst_data.described import Described
+from nst_data.manifest import Input, Request
 from nst_data.store import Store
 
 HOSTILE = [
@@ -74,22 +75,23 @@ def store(tmp_path):
 def generation_card(store, names, labeled=3):
     staging = store.begin(request("generation", batch_size=8), "flowers")
     counts = {"pool": labeled, "labeled": labeled, "errors": 0, "per_class": dict.fromkeys(names, 1234)}
-    write_generation_card(staging, names, counts)
+    write_dataset_card(staging, names, counts)
     return (staging.build / "README.md").read_text()
 
 
 def edition_card(store, names, unique=3):
     staging = store.begin(request("edition", min_confidence=0.3), "flowers", generation=1)
-    parent = make_manifest("flowers", "gen-1", request("generation"), {}, names, {}, 1.0, {})
     one = {"labeled": 1, "unique": 1, "copies": 1}
     counts = {"labeled": 9, "dropped": {"over_quota": 2}, "unique": unique, "copies": 4, "classes_without_images": names}
-    write_edition_card(staging, parent, counts | {"per_class": dict.fromkeys(names, one)})
+    write_dataset_card(staging, names, counts | {"per_class": dict.fromkeys(names, one)})
     return (staging.build / "README.md").read_text()
 
 
 def model_card(folder, names, metrics=None):
     counts = {"parameters": 12345, "steps": 10}
-    write_model_card(folder, "net@gen-0", request("teacher", model="<i>|`x`"), names, counts, metrics or {})
+    folder = folder / "net" / "gen-0"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model_card(Described(folder, folder, request("teacher", model="<i>|`x`"), names, counts), metrics or {})
     return (folder / "README.md").read_text()
 
 
@@ -117,9 +119,9 @@ def test_class_names_stand_as_text_in_the_card_of_an_edition(store):
 
 def test_class_names_stand_as_text_in_the_card_of_a_teacher(tmp_path):
     _, html = split(model_card(tmp_path, HOSTILE))
-    classes = Text(html.partition("<h2>Classes</h2>")[2])
+    classes = Text(html.partition("<h2>Classes</h2>")[2].partition("</ol>")[0])
     assert classes.tags == ["ol", *["li"] * len(HOSTILE)]
-    assert classes.seen.split("\n")[2:-2] == [in_one_line(name) for name in HOSTILE]
+    assert classes.seen.split("\n")[2:-1] == [in_one_line(name) for name in HOSTILE]
 
 
 def test_paths_and_settings_stand_as_text_in_a_card(tmp_path):

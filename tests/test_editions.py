@@ -47,7 +47,7 @@ def write_generation(store, pool, probs=PROBS, names=NAMES, rows_per_shard=2):
         write_shard(shards, shard, pool, probs, pseudo_labels_schema(names))
     files, counts = shards.finish(names)
     counts["teacher_parameters"] = 7
-    cards.write_generation_card(staging, names, counts)
+    cards.write_dataset_card(staging, names, counts)
     return staging.seal(files, names, counts, {})
 
 

@@ -151,5 +151,19 @@ def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(fo
     other = write_pool(tmp_path / "other", 3, 5)
     last = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"][-1]
     (other / last).write_bytes((other / last).read_bytes() + b"more")
-    with pytest.raises(NstError, match=rf"^[^\n]*'{last}' holds other bytes than the image that was labeled; give the pool"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; give the pool"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
+
+
+@pytest.mark.parametrize("rename", [lambda name: f"moved/{name}", lambda name: name.translate(str.maketrans("012", "120"))])
+def test_another_copy_of_the_pool_is_read_by_the_hashes_of_its_images(forms, tmp_path, rename):
+    """Under other names, or under names that other images of the pool had."""
+    by_reference, _, _, pool = forms
+    copy = tmp_path / "copy"
+    (copy / "moved").mkdir(parents=True)
+    for file in pool.iterdir():
+        shutil.copy(file, copy / rename(file.name))
+    (copy / "3-000.png").write_bytes(b"no image")
+    there = open_edition(by_reference, open_source(str(pool)), CLASSES, tmp_path / "a")
+    found = open_edition(by_reference, open_source(str(copy)), CLASSES, tmp_path / "b")
+    assert [found.read(index) for index in range(15)] == [there.read(index) for index in range(15)]

@@ -84,7 +84,7 @@ def write_generation(store, corpus, pool, soft, top_k=None, rows_per_shard=2):
         pq.write_table(table.slice(start, rows_per_shard), staging.build / name)
         files[name] = hash_file(staging.build / name)
     counts = {"pool": 5, "labeled": 5, "errors": 0, "per_class": dict.fromkeys(NAMES, 1), "teacher_parameters": 7, "top_k": top_k}
-    cards.write_generation_card(staging, NAMES, counts)
+    cards.write_dataset_card(staging, NAMES, counts)
     return staging.seal(files, NAMES, counts, {})
 
 
