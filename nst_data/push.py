@@ -71,7 +71,11 @@ def push(
         else:
             commit = _commit(repository, form, tag, settings, _teacher_metrics(store, version), progress)
             if not repository.tag(tag, commit):  # somebody was faster, or our first try came through
-                commit = repository.tags()[tag]
+                commit = repository.tags().get(tag)
+                if commit is None:
+                    raise NstError(
+                        f"{repository.id}: the Hub refuses the tag {tag} and has none of that name; push again, or with --tag NAME"
+                    )
             place = _same_or_error(repository, tag, commit, form.manifest)
     remember_place(version.folder, place)
     return place

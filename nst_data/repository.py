@@ -5,7 +5,7 @@ What huggingface_hub does not try again itself is tried again here, where that i
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -121,7 +121,7 @@ class Repository:
         """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        with plain_errors(self.id, self.kind, writing=True):
+        def change() -> str | None:
             try:
                 done = self.api.create_commit(self.id, operations, commit_message=message, repo_type=self.kind, parent_commit=parent)
             except HfHubHTTPError as error:
@@ -129,6 +129,8 @@ class Repository:
                     return None
                 raise
             return str(done.oid)
+
+        return self.changed(change, _WAITS_SECONDS[:1])  # huggingface_hub tries again itself, but for its first question
 
     def upload(self, files: list["CommitOperationAdd"]) -> None:
         """Bring large files there, ahead of the commit that will show them; those that are there already are not sent."""
@@ -155,10 +157,10 @@ class Repository:
         with plain_errors(self.id, self.kind):
             return _tried_again(call)
 
-    def changed(self, call: Callable[[], T]) -> T:
+    def changed(self, call: Callable[[], T], waits: Sequence[float] = _WAITS_SECONDS) -> T:
         """What a change of the repository gives. Raises NstError with one line."""
         with plain_errors(self.id, self.kind, writing=True):
-            return _tried_again(call)
+            return _tried_again(call, waits)
 
 
 def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
@@ -221,9 +223,9 @@ def _api() -> "HfApi":
     return HfApi(library_name="nst")
 
 
-def _tried_again(call: Callable[[], T]) -> T:
-    """Once more after a while where the Hub is busy or the connection broke, up to four times."""
-    for wait in _WAITS_SECONDS:
+def _tried_again(call: Callable[[], T], waits: Sequence[float] = _WAITS_SECONDS) -> T:
+    """Once more after each wait, where the Hub is busy or the connection broke."""
+    for wait in waits:
         try:
             return call()
         except Exception as error:

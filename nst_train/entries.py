@@ -139,7 +139,7 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
         if _are_the_same(edition, pool, rows):
             return
     progress.say(
-        f"{pool.location}: has other keys than {edition.ref}; all {len(pool):,} images are read once to find those by their hashes"
+        f"{pool.location}: has other keys than {edition.ref}; its {len(pool):,} images are read once to find those by their hashes"
     )
     pool.find_by_hash(lambda: column("image_hash"), lambda: column("key"), rows)
 
