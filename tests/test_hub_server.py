@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from hub import ALICE, BOB, READER, commit, environment, files, head, serving
+from hub_card import metadata
 from hub_faults import ALWAYS, Fault
 from hub_git import Repository
 from hub_looks import parquet
@@ -221,6 +222,25 @@ print(json.dumps({
     with serving(tmp_path / "hub") as (url, _):
         seen = run(url, tmp_path / "home", script, tmp_path, token=ALICE)
     assert seen == {"v1": True, "v2": True, "other": False, "bare": True, "wrapped": True, "v3": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("license: CC BY 4.0", '"license" with value "CC BY 4.0"'),
+        ("license: [mit, other]\nlicense_name: my-own", None),
+        ("base_model: ./teacher", '"base_model" with value "./teacher" is not valid'),
+        ("base_model: alice/net\ndatasets: [alice/data]", None),
+        ("datasets: [alice/data@gen-1]", '"datasets" with value "alice/data@gen-1" is not valid'),
+        ("tags: images", '"tags" must be'),
+        ("model-index: [{name: net, results: [{task: {type: image-classification}, metrics: [{type: accuracy}]}]}]", "dataset.type"),
+        ("- a list", "must be a mapping"),
+    ],
+)
+def test_a_card_is_wrong_where_the_hub_says_so(text, says):
+    _, errors, warnings = metadata(f"---\n{text}\n---\n# Card\n")
+    assert warnings == []
+    assert (says is None and errors == []) or says in errors[0]
 
 
 MAY = """
