@@ -364,6 +364,24 @@ print(json.dumps(caught(api.upload_file, parent_commit=sys.argv[3], **file)))
     assert files(tmp_path / "hub", "alice/data") == {"x.txt": b"first"}
 
 
+def test_a_deleted_tag_is_gone_and_recorded_and_ignored_files_stay_away(tmp_path):
+    commit(tmp_path / "hub", "alice/data", {"x.txt": b"x"})
+    write(tmp_path / "new", {".gitignore": b"# mine\n*.log\n/scratch/\n", "a.log": b"1", "scratch/b.txt": b"2", "c.txt": b"3"})
+    script = """
+options = {"repo_id": "alice/data", "repo_type": "dataset"}
+api.create_tag(tag="v1", **options)
+api.delete_tag(tag="v1", **options)
+again = caught(api.delete_tag, tag="v1", **options)
+api.upload_folder(folder_path=top, **options)
+print(json.dumps(again))
+"""
+    with serving(tmp_path / "hub") as (url, answers):
+        assert run(url, tmp_path / "home", script, tmp_path / "new", token=ALICE)["status"] == 404
+    assert [answer.status for answer in answers if answer.call == "untag"] == [200, 404]
+    assert head(tmp_path / "hub", "alice/data", "v1") is None
+    assert set(files(tmp_path / "hub", "alice/data")) == {"x.txt", ".gitignore", "c.txt"}
+
+
 def test_many_files_are_listed_in_pages(tmp_path):
     commit(tmp_path / "hub", "alice/data", {f"{index:04d}.txt": b"x" for index in range(2001)})
     script = 'print(json.dumps([file.path for file in api.list_repo_tree("alice/data", repo_type="dataset", recursive=True)]))'
