@@ -14,7 +14,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Answer(NamedTuple):
-    """A call and how it ended: status 0 is a connection that was cut instead; `size` is the content's bytes that were sent."""
+    """A call and its answer: status 0 is a connection that a fault cut instead; `size` is the content's bytes that were sent."""
 
     call: str
     method: str
@@ -108,15 +108,19 @@ class Requests(BaseHTTPRequestHandler):
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         size = len(content) if isinstance(content, bytes) else size
         if self.fault and self.fault.kind == "lost":
-            return self._cut(0)
+            self._cut(0)
+            return
         damaged = self.fault.kind if self.fault else None
         assert damaged not in ("half", "flip") or (size and self.command != "HEAD"), f"{self.path}: nothing to damage in this answer"
+        answer = Answer(self.call, self.command, self.path, status, 0 if self.command == "HEAD" else size)
+        if damaged != "half":
+            self.server.answers.append(answer)  # before the client can have it all and look
         self.send_response(status)
         for key, value in ({"Content-Length": str(size), "Content-Type": "application/json"} | dict(headers)).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
-            return self.server.answers.append(Answer(self.call, self.command, self.path, status, 0))
+            return
         until = size // 2 if damaged == "half" else size
         sent = 0
         while sent < until and (piece := file.read(min(_PIECE_BYTES, until - sent))):
@@ -126,8 +130,7 @@ class Requests(BaseHTTPRequestHandler):
             self.wfile.write(piece)
             sent += len(piece)
         if damaged == "half":
-            return self._cut(sent)
-        return self.server.answers.append(Answer(self.call, self.command, self.path, status, sent))
+            self._cut(sent)
 
     def send_range(self, file, headers):
         """Answer with an open file, or with the part of it that the client asked for."""

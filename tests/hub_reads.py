@@ -7,6 +7,7 @@ import os
 from urllib.parse import parse_qs, quote
 
 from hub_access import Access
+from hub_card import metadata
 from hub_http import RefusedError
 
 _PAGE = 1000  # entries of a tree in one answer
@@ -17,7 +18,9 @@ class Reads(Access):
 
     def info(self, kind, repo, revision=None):
         repository, sha = self._commit(kind, repo, revision)
-        files = [entry for entry in repository.entries(sha).values() if not entry.is_folder]
+        entries = repository.entries(sha)
+        files = [entry for entry in entries.values() if not entry.is_folder]
+        card = metadata(repository.get(entries["README.md"].oid)[1].decode(errors="replace"))[0] if "README.md" in entries else None
         blobs = self.query.get("blobs", [""])[0].lower() in ("1", "true")
         history = list(repository.history(sha))
         self.json(
@@ -33,6 +36,7 @@ class Reads(Access):
                 "downloads": 0,
                 "likes": 0,
                 "tags": [],
+                "cardData": card or {},
                 "siblings": [{"rfilename": file.path} | (_sibling(file) if blobs else {}) for file in files],
             }
         )

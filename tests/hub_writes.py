@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import yaml
 from hub_access import Access
+from hub_card import metadata
 from hub_git import ATTRIBUTES, Repository, belongs_in_lfs
 from hub_http import RefusedError
 
@@ -39,7 +39,7 @@ class Writes(Access):
         return self.json({"url": url, "name": repo, "id": repo})
 
     def validate(self):
-        errors, warnings = card_problems(json.loads(self.content())["content"])
+        _, errors, warnings = metadata(json.loads(self.content())["content"])
         if errors and self.headers.get("Accept") == "text/plain":
             return self.send(400, "\n".join(errors).encode(), {"Content-Type": "text/plain"})
         problems = {"errors": [{"message": text} for text in errors], "warnings": [{"message": text} for text in warnings]}
@@ -123,7 +123,7 @@ class Writes(Access):
             raise RefusedError(400, f"Invalid path: {path}")
         if key == "file":
             content = base64.b64decode(value["content"]) if value.get("encoding") == "base64" else value["content"].encode()
-            if path == "README.md" and (errors := card_problems(content.decode())[0]):
+            if path == "README.md" and (errors := metadata(content.decode(errors="replace"))[1]):
                 raise RefusedError(400, "; ".join(errors))
             files[path] = repository.put("blob", content)
         elif key == "lfsFile":
@@ -143,7 +143,7 @@ class Writes(Access):
     def tag(self, kind, repo, revision):
         asked = json.loads(self.content())
         repository, name = self._repository(kind, repo, write=True), asked["tag"]
-        if not re.fullmatch(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", name):
+        if not re.fullmatch(r"[\w+-][\w.+-]*(/[\w+-][\w.+-]*)*", name) or ".." in name:
             raise RefusedError(400, f"Invalid tag name: {name}")
         with self.server.writing:
             _, sha = self._commit(kind, repo, revision)
@@ -159,22 +159,6 @@ class Writes(Access):
                 raise RefusedError(404, f"Invalid rev id: {name}", "RevisionNotFound")
             repository.name(f"refs/tags/{name}", None)
         self.json({})
-
-
-def card_problems(text):
-    """(errors, warnings) of a README.md's metadata: YAML that is a mapping, with the types that the Hub wants."""
-    match = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
-    if match is None:
-        return [], ["empty or missing yaml metadata in repo card"]
-    try:
-        data = yaml.safe_load(match[1])
-    except yaml.YAMLError as error:
-        return [f"bad indentation or syntax: {str(error).splitlines()[0]}"], []
-    if not isinstance(data, dict):
-        return ["the metadata must be a mapping"], []
-    wanted = {"configs": list, "tags": list, "task_categories": list, "model-index": list, "dataset_info": (dict, list), "pretty_name": str}
-    wanted |= dict.fromkeys(("license", "language", "base_model", "datasets", "source_datasets", "size_categories"), (str, list))
-    return [f'"{key}" must be {kind}' for key, kind in wanted.items() if key in data and not isinstance(data[key], kind)], []
 
 
 def _ignores(line, path):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 from hub import ALICE, head, serving
+from hub_client import FIRST, SECOND, read, run, write
 from olah import mirroring
-from test_hub_server import FIRST, SECOND, read, run, write
 
 pytestmark = pytest.mark.slow
 
