@@ -53,7 +53,7 @@ def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[
     Where none is given, that of the earlier card.
     """
     given = published.license if published else None
-    if given is None:
+    if given is None or not given.strip():
         keys = ("license", "license_name", "license_link", "license_details")
         return {
             key: earlier[key] for key in keys if isinstance(earlier.get(key), str) or (key == "license" and _is_names(earlier.get(key)))

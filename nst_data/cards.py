@@ -1,5 +1,6 @@
 """Dataset and model cards. Names from the data stand in them as text, never as markup."""
 
+import functools
 import html
 import re
 import shlex
@@ -82,6 +83,7 @@ def _dataset_card(described: Described, published: Published | None, teacher_met
         top_k=described.counts.get("top_k"),
         per_class=_class_rows(described),
         teachers=_teachers(described, published, teacher_metrics or {}),
+        calibration=described.calibration,
         limits=known_limits(described, published),
         pool_source=pool_source_of(published, earlier),
         dropped=_reasons(described),
@@ -233,6 +235,11 @@ def _code(text: str) -> str:
 
 
 def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the template shows
+    return _templates().get_template(template).render(**values)
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
@@ -243,7 +250,7 @@ def _render(template: str, **values: Any) -> str:  # noqa: ANN401 - what the tem
     )
     environment.filters |= {"text": as_text, "score": _score, "shell": shlex.quote}
     environment.filters |= {"number": _number, "measured": _measured, "percent": _percent}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _number(value: object) -> str:
@@ -252,11 +259,11 @@ def _number(value: object) -> str:
 
 
 def _measured(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float | int) else as_text(value)
+    return f"{value:.4g}" if isinstance(value, float | int) else as_text(value or "not known")
 
 
 def _percent(value: object) -> str:
-    return f"{100 * value:.2f}%" if isinstance(value, float | int) else as_text(value)
+    return f"{100 * value:.2f}%" if isinstance(value, float | int) else as_text(value or "not known")
 
 
 def as_text(value: object) -> str:

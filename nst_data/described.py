@@ -112,6 +112,13 @@ class Described:
             return self
         return Described.of(self.parent) if self.parent else None
 
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """How its labels were calibrated; empty where they were not, or where that is not known."""
+        labeled_by = self.labeled_by()
+        found = labeled_by.counts.get("calibration") if labeled_by else None
+        return found if isinstance(found, dict) else {}
+
     def lineage(self) -> Iterator[tuple[str, Input, "Described | None"]]:
         """What it was made from, step by step back to the first teacher: role, entry and, where it is here, the version."""
         at: Described | None = self

@@ -26,8 +26,8 @@ def _of_labels(described: Described) -> Iterator[str]:
     labeled_by = described.labeled_by()
     if labeled_by is None:
         yield "Whether the confidences are calibrated is not known here: the generation they come from says so."
-    elif isinstance(labeled_by.counts.get("calibration"), dict):
-        images = whole(labeled_by.counts["calibration"].get("images"))
+    elif described.calibration:
+        images = whole(described.calibration.get("images"))
         yield f"The confidences are calibrated by one temperature on {images:,} labeled images; on images of another kind they need not be."
     else:
         yield "The confidences are not calibrated: networks are usually surer than they are right."

@@ -32,16 +32,15 @@ def own_text(card: str) -> OwnText:
     Where a mark is missing, nothing that may be the user's is lost: all behind the first mark, before the last one or, in a card that
     nst did not write, all of it.
     """
-    begin, end = card.find(BEGIN), card.rfind(END)
-    if 0 <= begin < end:
-        return OwnText(card[begin + len(BEGIN) : end])
     body = _FRONT_MATTER.sub("", card, count=1)
+    begun = re.search(rf"^[ \t]*{re.escape(BEGIN)}", body, re.MULTILINE)
+    begin, end = begun.end() if begun else -1, body.rfind(END)
+    if 0 <= begin <= end:
+        return OwnText(body[begin:end])
     if begin >= 0 > end:
-        return OwnText(
-            _ending(card[begin + len(BEGIN) :]), "the mark that ends your own text was missing; all behind its beginning is kept"
-        )
+        return OwnText(_ending(body[begin:]), "the mark that ends your own text was missing; all behind its beginning is kept")
     if end >= 0:
-        kept = body.rpartition(_HINT)[2] if begin >= 0 else body[: body.rfind(END)].rpartition(_HINT)[2]
+        kept = body.rpartition(_HINT)[2] if begin >= 0 else body[:end].rpartition(_HINT)[2]
         return OwnText(_ending(kept), "the mark that begins your own text was not where it belongs; all that may be yours is kept")
     if body.strip() and not re.search(rf"^- {TAG}\s*$", card.removesuffix(body), re.MULTILINE):
         return OwnText(_ending("\n" + body), "this card was not written by nst before; all of its text is kept below")

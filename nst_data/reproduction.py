@@ -43,7 +43,10 @@ def command(described: Described, published: Published | None = None) -> str:
 def thresholds(described: Described) -> str | None:
     """The file that the command reads the thresholds of single classes from, as YAML; None where there are none."""
     values = described.request.settings.get(_THRESHOLDS)
-    return yaml.safe_dump(values, width=float("inf")) if values else None
+    if not isinstance(values, dict) or not values:
+        return None
+    quoted = {name: yaml.safe_dump(str(name), default_style='"', width=2**30).strip() for name in values}
+    return "".join(f"{quoted[name]}: {least}\n" for name, least in values.items() if isinstance(least, int | float)).replace("<", r"\x3C")
 
 
 class _Sources:
@@ -111,7 +114,7 @@ def _wrapped(words: list[str]) -> str:
     """A command on as many lines as it needs; an option stays with its values. What could not stand in a line of code is left open."""
     groups: list[str] = []
     for index, word in enumerate(words):
-        plain = word if word.isprintable() and len(word) < 1000 else "NAME"
+        plain = word if word.isprintable() and "<!--" not in word and len(word) < 1000 else "NAME"
         quoted = shlex.quote(plain)
         if index > 2 and plain.startswith("--"):
             groups.append(quoted)

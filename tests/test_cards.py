@@ -1,13 +1,20 @@
+import json
+import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from sealed_labels import label_row, seal_edition, seal_generation
 
-from nst_data.cards import as_text, write_dataset_card, write_model_card
+from nst_data.cards import Published, as_text, dataset_card, model_card, write_dataset_card, write_model_card
 from nst_data.described import Described
 from nst_data.manifest import Input, Request
+from nst_data.own_text import BEGIN, END
+from nst_data.sources import open_source
 from nst_data.store import Store
+from nst_train.evaluate import measure
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -32,6 +39,8 @@ HOSTILE = [
     "{{ 7 * 7 }}",
     "</td></table>",
     "tab\tand   spaces",
+    BEGIN,
+    END,
 ]
 
 
@@ -87,7 +96,7 @@ def edition_card(store, names, unique=3):
     return (staging.build / "README.md").read_text()
 
 
-def model_card(folder, names, metrics=None):
+def written_model_card(folder, names, metrics=None):
     counts = {"parameters": 12345, "steps": 10}
     folder = folder / "net" / "gen-0"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,14 +127,14 @@ def test_class_names_stand_as_text_in_the_card_of_an_edition(store):
 
 
 def test_class_names_stand_as_text_in_the_card_of_a_teacher(tmp_path):
-    _, html = split(model_card(tmp_path, HOSTILE))
+    _, html = split(written_model_card(tmp_path, HOSTILE))
     classes = Text(html.partition("<h2>Classes</h2>")[2].partition("</ol>")[0])
     assert classes.tags == ["ol", *["li"] * len(HOSTILE)]
     assert classes.seen.split("\n")[2:-1] == [in_one_line(name) for name in HOSTILE]
 
 
 def test_paths_and_settings_stand_as_text_in_a_card(tmp_path):
-    _, html = split(model_card(tmp_path, ["ant", "bee"]))
+    _, html = split(written_model_card(tmp_path, ["ant", "bee"]))
     assert rows_of(html, "Made from") == ([["pool", "/data/<b>|x`", "0123456789ab"]], {"code"})
     assert rows_of(html, "Settings") == ([["model", "<i>|`x`"]], set())
 
@@ -156,13 +165,275 @@ def test_the_size_category_counts_the_rows(store, rows, size):
 
 
 def test_the_card_of_a_teacher_shows_its_metrics(tmp_path):
-    front, html = split(model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.948, "images": 5000}}))
+    front, html = split(written_model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.948, "images": 5000}}))
     assert (front["library_name"], front["pipeline_tag"]) == ("timm", "image-classification")
     assert "test: top-1 94.80% on 5,000 images" in Text(html).seen
 
 
 def test_a_teachers_card_written_again_shows_the_newest_metrics(tmp_path):
-    model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.5, "images": 5}})
-    _, html = split(model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.6, "images": 5}}))
+    written_model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.5, "images": 5}})
+    _, html = split(written_model_card(tmp_path, ["ant", "bee"], {"test": {"top1": 0.6, "images": 5}}))
     assert "60.00%" in html
     assert "50.00%" not in html
+
+
+def seal_teacher(store, name="net", metrics=None, counts=None, **inputs):
+    """A teacher without a network, measured or not."""
+    request = Request(kind="teacher", settings={"model": "resnet18"}, inputs=inputs)
+    staging = store.begin(request, name, first=0)
+    (staging.build / "config.json").write_text('{"architecture": "resnet18"}')
+    known = {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}
+    version = staging.seal({}, ["ant", "bee", "cat"], known if counts is None else counts, {})
+    if metrics is not None:
+        (version.folder / "metrics.json").write_text(json.dumps(metrics))
+    return version
+
+
+def seal_labels(store, teachers, name="bugs", **about):
+    """A generation of three labels by these teachers, by role, with what else stands in its manifest."""
+    inputs = {role: one if isinstance(one, Input) else one.lineage for role, one in teachers.items()}
+    request = Request(
+        kind="generation", settings=about.pop("settings", {}), inputs=inputs | {"pool": Input(ref="/home/me/pool", digest="p")}
+    )
+    labels = seal_generation(store, [label_row(index, index, index, 0.9) for index in range(3)], "labels-of-" + name, counts=about)
+    staging = store.begin(request, name)
+    shutil.copytree(labels.folder / "pseudo_labels", staging.build / "pseudo_labels")
+    return staging.seal(labels.manifest.files, labels.manifest.class_names, labels.manifest.counts, {})
+
+
+def seal_selection(store, generation, **changes):
+    return seal_edition(store, generation, [label_row(index, index, index, 0.9) for index in range(2)], **changes)
+
+
+PLACE = Published("alice/bugs", "gen-1.1")
+TEST = {"test": {"top1": 0.948, "images": 500, "source": "/home/me/test"}}
+
+
+def section(card, heading):
+    """What a reader sees under a heading."""
+    _, html = split(card)
+    return Text(html.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]).seen.strip()
+
+
+def test_the_card_of_an_edition_names_the_teacher_of_its_generation_with_its_accuracy(store):
+    teacher = seal_teacher(store, metrics=TEST)
+    edition = seal_selection(store, seal_labels(store, {"teacher": teacher}))
+    assert section(dataset_card(edition), "Teacher") == "net@gen-0; test: top-1 94.80% on 500 images"
+    card = dataset_card(edition, Published("alice/bugs", "gen-1.1", {"teacher": "alice/net@gen-0"}), {"test": {"top1": 0.5}})
+    assert section(card, "Teacher") == "net@gen-0; test: top-1 50.00%"
+    assert "(https://huggingface.co/alice/net/tree/gen-0)" in card
+
+
+def test_a_teacher_from_the_hub_is_linked_at_its_commit(store):
+    generation = seal_labels(store, {"teacher": Input(ref="hf-hub:timm/resnet18@main", digest="d", revision="0123abc")})
+    card = dataset_card(generation)
+    assert section(card, "Teacher") == "hf-hub:timm/resnet18@main; revision 0123abc; its accuracy is not known here"
+    assert "(https://huggingface.co/timm/resnet18/tree/0123abc)" in card
+
+
+def test_each_teacher_of_an_ensemble_has_its_share_and_its_accuracy(store):
+    first, second = seal_teacher(store, metrics=TEST), seal_teacher(store, "other")
+    card = dataset_card(seal_labels(store, {"teacher_1": first, "teacher_2": second}), None, {"teacher_2": {"test": {"top1": 0.25}}})
+    assert section(card, "Teacher").split("\n") == [
+        "net@gen-0; one of 2, each has the same share of the mean; test: top-1 94.80% on 500 images",
+        "other@gen-0; one of 2, each has the same share of the mean; test: top-1 25.00%",
+    ]
+
+
+def test_a_teachers_lineage_goes_back_to_the_first_one(store):
+    first = seal_teacher(store, metrics=TEST)
+    edition = seal_selection(store, seal_labels(store, {"teacher": first}))
+    student = seal_teacher(store, labeled=Input(ref="/labeled", digest="l"), edition=edition.lineage)
+    card = model_card(student, {}, Published("alice/net", "gen-1", {"edition": "alice/bugs@gen-1.1"}))
+    assert section(card, "Lineage").split("\n") == [
+        "net@gen-0: trained on 30 labeled images; test: top-1 94.80% on 500 images",
+        "bugs@gen-1: 3 images labeled by it",
+        "bugs@gen-1.1: 6 entries from 2 images selected",
+        "net@gen-1: trained on 30 labeled images and 60 pseudo-labeled entries",
+    ]
+    shutil.rmtree(store.root / "corpora" / "bugs" / "gen-1")
+    assert section(model_card(student, {}), "Lineage").startswith("bugs@gen-1: further back the store here does not reach\n")
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_in_public_no_path_of_this_machine_is_shown(store, anonymous):
+    teacher = Input(ref="local-dir:/home/me/net", digest="d")
+    generation = seal_labels(store, {"teacher": teacher}, settings={"model": "local-dir:/home/me/net", "noise": {"start": "/home/me/x"}})
+    edition = seal_selection(store, generation, pool=Input(ref="/home/me/pool", digest="p"))
+    student = seal_teacher(store, labeled=Input(ref="/home/me/labeled", digest="l"), edition=edition.lineage)
+    place = Published("alice/bugs", "gen-1", anonymous=anonymous)
+    cards = [dataset_card(generation, place), dataset_card(edition, place), model_card(student, TEST, place)]
+    for card in cards:
+        assert "/home" not in card
+        assert str(store.root) not in card
+    assert ["pool", "pool", "p"] in rows_of(split(cards[0])[1], "Made from")[0]
+    assert "/home/me" in dataset_card(generation)
+
+
+def test_in_public_a_version_is_loaded_from_its_tag(store):
+    card = dataset_card(seal_selection(store, seal_labels(store, {"teacher": seal_teacher(store)})), PLACE)
+    for line in (
+        'load_dataset("alice/bugs", "balanced", split="train", revision="gen-1.1")',
+        'pl.scan_parquet("hf://datasets/alice/bugs@gen-1.1/balanced/*.parquet")',
+        "nst train --labeled LABELED --pseudo alice/bugs@gen-1.1 --pool MY-COPY --model MODEL --name NAME",
+        "nst pull alice/bugs@gen-1.1",
+    ):
+        assert line in card
+    card = model_card(seal_teacher(store, "other"), {}, Published("alice/net", "gen-0"))
+    for line in (
+        'timm.create_model("hf-hub:alice/net@gen-0", pretrained=True)',
+        'AutoModelForImageClassification.from_pretrained("alice/net", revision="gen-0")',
+        "nst label POOL --teacher hf-hub:alice/net@gen-0 --corpus NAME",
+    ):
+        assert line in card
+
+
+def test_the_code_of_a_card_runs_beside_its_folder(tiny_store, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    for ref, name in (("tiny@gen-1", "rows"), ("tiny@gen-1.1", "rows"), ("tiny-teacher@gen-0", "model")):
+        version = tiny_store[0].open(ref)
+        monkeypatch.chdir(version.folder.parent)
+        (code,) = re.findall(r"```python\n(.*?)```", (version.folder / "README.md").read_text(), re.DOTALL)
+        found = {}
+        exec(code, found)
+        assert found[name] is not None
+
+
+def test_an_anonymous_version_says_what_that_costs(store):
+    edition = seal_selection(store, seal_labels(store, {"teacher": seal_teacher(store)}))
+    assert "anonymous" not in dataset_card(edition, PLACE)
+    card = dataset_card(edition, Published("alice/bugs", "gen-1.1", anonymous=True))
+    assert "nothing can be trained on it" in section(card, "Known limits")
+    assert "Train on it" not in card
+
+
+def limits(store, **about):
+    return section(dataset_card(seal_labels(store, {"teacher": Input(ref="net@gen-0", digest="t")}, **about)), "Known limits")
+
+
+def test_limits_are_those_of_this_version(store):
+    plain = limits(store)
+    assert "The confidences are not calibrated" in plain
+    assert "could not be read" not in plain
+    calibration = dict.fromkeys(("temperature", "ece_before", "ece_after", "nll_before", "nll_after"), 0.5) | {"images": 77}
+    known = limits(store, name="others", calibration=calibration, errors=5, top_k=2, settings={"limit": 12, "noise": True})
+    assert "calibrated by one temperature on 77 labeled images" in known
+    assert "The confidences are not calibrated" not in known
+    for sentence in (
+        "5 images of the pool could not be read",
+        "the 2 most probable ones",
+        "Only the first 12 images",
+        "The teacher was noised",
+    ):
+        assert sentence in known
+
+
+def test_an_edition_says_whether_held_out_images_were_left_out(store):
+    generation = seal_labels(store, {"teacher": seal_teacher(store)})
+    assert "may hold images that you test on" in section(dataset_card(seal_selection(store, generation)), "Known limits")
+
+
+def test_license_and_source_stand_in_the_users_words(store):
+    generation = seal_labels(store, {"teacher": seal_teacher(store)})
+    card = dataset_card(generation, Published("alice/bugs", "gen-1", license="Research only", pool_source="My *own* photos"))
+    assert section(card, "License and source") == "license: Research only\nthe pool's images: My *own* photos"
+    assert "none was named" in section(dataset_card(generation, PLACE), "License and source")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_from_a_manifest_show_as_text_everywhere(store, name):
+    teachers = {"teacher": Input(ref=name, digest=name, revision=name)}
+    settings, counts = {name: name, "nested": {name: [name]}}, {"calibration": {"images": name, "temperature": name}, "errors": name}
+    generation = seal_labels(store, teachers, settings=settings, **counts)
+    generation.manifest.counts.update(per_class={name: name}, labeled=name, pool=None, top_k=name)
+    generation.manifest.request.inputs[name] = Input(ref=f"/data/{name}", digest=name)
+    links = {"teacher": name, "pool": f"alice/{name}@{name}", name: "a/b@c d"}
+    for place in (None, Published("alice/bugs", "gen-1", links, license=name, pool_source=name)):
+        card = dataset_card(generation, place)
+        _, html = split(card)
+        seen = Text(html)
+        usual = {"h1", "h2", "p", "a", "strong", "ul", "li", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}
+        assert set(seen.tags) <= usual
+        assert re.findall(r'href="(.*?)"', html) == ["https://arxiv.org/abs/1911.04252"]
+        assert in_one_line(name) in section(card, "Teacher")
+        assert in_one_line(name) in section(card, "Settings")
+        assert card.count(f"\n{BEGIN}") == 1
+    assert in_one_line(name) in section(card, "License and source")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_results_and_reasons_show_as_text(store, name):
+    generation = seal_labels(store, {"teacher": seal_teacher(store, metrics={name: {"top1": 0.5}})})
+    edition = seal_selection(store, generation)
+    edition.manifest.counts.update(dropped={name: 3}, classes_without_images=[name, 5], near_duplicates=name)
+    student = seal_teacher(store, labeled=Input(ref="/l", digest="l"), edition=edition.lineage)
+    for card, heading in ((dataset_card(edition), "Teacher"), (model_card(student, {name: {"top1": 0.5}}), "Lineage")):
+        seen = Text(split(card)[1])
+        assert not {"script", "img", "h3", "blockquote", "em", "hr"} & set(seen.tags)
+        assert f"{in_one_line(name)}: top-1 50.00%" in section(card, heading) + seen.seen
+    assert f"dropped, {in_one_line(name)}: 3" in Text(split(dataset_card(edition))[1]).seen
+
+
+@pytest.mark.parametrize("counts", [{}, {"per_class": 5, "dropped": [], "calibration": 7, "labeled": "many", "steps": None}])
+@pytest.mark.parametrize("place", [None, PLACE])
+def test_a_manifest_without_its_counts_still_has_a_card(store, counts, place):
+    generation = seal_labels(store, {})
+    edition = seal_selection(store, generation)
+    for version in (generation, edition):
+        version.manifest.counts.clear()
+        version.manifest.counts.update(counts)
+        assert dataset_card(version, place).endswith(f"{END}\n")
+    assert model_card(seal_teacher(store, counts=counts), {}, place).endswith(f"{END}\n")
+
+
+def test_of_many_classes_the_largest_and_the_smallest_are_named(store):
+    names = [f"class {index}" for index in range(300)]
+    staging = store.begin(request("generation"), "flowers")
+    write_dataset_card(staging, names, {"per_class": {name: index for index, name in enumerate(names)}})
+    rows, _ = rows_of(split((staging.build / "README.md").read_text())[1], "Labels per class")
+    assert len(rows) == 41
+    assert rows[0] == ["class 299", "299"]
+    assert rows[20][0] == "(others, see nst.json)"
+    assert rows[-1] == ["class 0", "0"]
+
+
+OWN = "\r\n# Mine\r\n\r\nkeep *me*\n"
+
+
+def test_what_the_user_wrote_survives_new_metrics(tiny_store, tmp_path):
+    store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
+    teacher = store.open("tiny-teacher@gen-0")
+    path = teacher.folder / "README.md"
+    path.write_bytes(path.read_bytes().replace(f"{BEGIN}\n\n".encode(), f"{BEGIN}{OWN}".encode()))
+    measure(store, teacher, open_source(str(tiny_store[1]), labeled=True), "other images")
+    card = path.read_bytes().decode()
+    assert "**other images**: top-1" in card
+    assert f"{BEGIN}{OWN}{END}" in card
+    assert teacher.verify() == []
+
+
+def test_what_the_user_wrote_survives_the_next_push(store):
+    generation = seal_labels(store, {"teacher": seal_teacher(store)})
+    first = dataset_card(generation, PLACE).replace(f"{BEGIN}\n\n", f"{BEGIN}{OWN}")
+    edition = seal_selection(store, generation)
+    assert f"{BEGIN}{OWN}{END}" in dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier=first))
+    damaged = dataset_card(edition, Published("alice/bugs", "gen-1.1", earlier=first.replace(END, "")))
+    assert OWN in damaged
+    assert "the mark that ends your own text was missing" in Text(split(damaged)[1]).seen
+
+
+def test_what_the_user_wrote_into_the_folder_goes_with_the_first_push(store):
+    generation = seal_labels(store, {"teacher": seal_teacher(store)})
+    local = dataset_card(generation).replace(f"{BEGIN}\n\n", f"{BEGIN}{OWN}").replace("---\n", "---\nlicense: mit\n", 1)
+    (generation.folder / "README.md").write_bytes(local.encode())
+    card = dataset_card(generation, PLACE)
+    assert f"{BEGIN}{OWN}{END}" in card
+    assert split(card)[0]["license"] == "mit"
+
+
+def test_a_card_shows_the_pictures_that_its_folder_has(store):
+    generation = seal_labels(store, {"teacher": seal_teacher(store)})
+    assert "![" not in dataset_card(generation)
+    (generation.folder / "confidence.png").touch()
+    shown = re.findall(r"!\[[^\]]+\]\((.*?)\)", dataset_card(generation, PLACE))
+    assert shown == ["confidence.png"]

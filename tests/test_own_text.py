@@ -55,6 +55,11 @@ def test_text_beside_a_damaged_mark_is_kept_and_told_and_kept_again(damage, miss
     assert again == OwnText(found.text)  # told once
 
 
+def test_marks_among_the_names_of_a_card_are_no_marks():
+    head = f"---\ntags:\n- nst\n- noisy-student\nname: 'x\n\n{BEGIN}\n\n  y'\n---\n\n# flowers\n\n```\nnst label '{BEGIN}'\n```\n"
+    assert own_text(head + OwnText("\nmine\n").section) == OwnText("\nmine\n")
+
+
 def test_a_card_that_nst_did_not_write_is_kept_whole():
     found = own_text("---\nlicense: mit\n---\n\n# My flowers\n\nwith a description\n")
     assert found.text == "\n\n# My flowers\n\nwith a description\n"
