@@ -144,8 +144,10 @@ def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _config(teacher: Path) -> dict[str, Any]:
-    path = teacher / "config.json"
-    content = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    try:
+        content = json.loads((teacher / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
     return content if isinstance(content, dict) else {}
 
 

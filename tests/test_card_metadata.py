@@ -156,6 +156,11 @@ def test_a_network_in_transformers_format_belongs_to_transformers(store):
     assert "timm.create_model" not in card
 
 
+@pytest.mark.parametrize("config", ["", "{", "[]", "5"])
+def test_a_config_that_is_none_still_has_a_card(store, config):
+    assert ModelCard(model_card(seal_teacher(store, config=config, labeled="/labeled"), {})).data.library_name == "timm"
+
+
 def test_the_base_model_is_the_network_that_a_teacher_started_from_and_not_the_one_that_labeled(store):
     labels = Input(ref="bugs@gen-1.1", digest="edition")
     student = seal_teacher(store, labeled="/labeled", edition=labels)

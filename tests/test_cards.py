@@ -347,14 +347,15 @@ def test_hostile_names_from_a_manifest_show_as_text_everywhere(store, name):
     generation = seal_labels(store, teachers, settings=settings, **counts)
     generation.manifest.counts.update(per_class={name: name}, labeled=name, pool=None, top_k=name)
     generation.manifest.request.inputs[name] = Input(ref=f"/data/{name}", digest=name)
-    links = {"teacher": name, "pool": f"alice/{name}@{name}", name: "a/b@c d"}
+    links = {"teacher": name, "pool": f"alice/{name}@{name}", name: "a/b@main"}
     for place in (None, Published("alice/bugs", "gen-1", links, license=name, pool_source=name)):
         card = dataset_card(generation, place)
         _, html = split(card)
         seen = Text(html)
         usual = {"h1", "h2", "p", "a", "strong", "ul", "li", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"}
         assert set(seen.tags) <= usual
-        assert re.findall(r'href="(.*?)"', html) == ["https://arxiv.org/abs/1911.04252"]
+        linked = ["https://huggingface.co/datasets/a/b/tree/main"] if place else []
+        assert re.findall(r'href="(.*?)"', html) == ["https://arxiv.org/abs/1911.04252", *linked]
         assert in_one_line(name) in section(card, "Teacher")
         assert in_one_line(name) in section(card, "Settings")
         assert card.count(f"\n{BEGIN}") == 1
