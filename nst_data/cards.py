@@ -39,18 +39,22 @@ _MOST_CLASSES = 100  # named in a card; of more, the largest and the smallest
 _ENDS = 20
 
 
-def dataset_card(version: Version, published: Published | None = None, teacher_metrics: Mapping[str, Any] | None = None) -> str:
+def dataset_card(
+    version: Version, published: Published | None = None, teacher_metrics: Mapping[str, Any] | None = None, target: Path | None = None
+) -> str:
     """The card of a generation or an edition: as it stands in its folder or, `published`, on the Hub, without any local path.
+
+    `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in.
 
     `teacher_metrics` is the teacher's metrics.json or, for an ensemble, one by role (`teacher_1`); by default what the store has. The
     pictures that lie in the folder are shown; `write_pictures` draws them.
     """
-    return _dataset_card(Described.of(version), published, teacher_metrics)
+    return _dataset_card(Described.of(version, target), published, teacher_metrics)
 
 
-def model_card(version: Version, metrics: Mapping[str, Any], published: Published | None = None) -> str:
+def model_card(version: Version, metrics: Mapping[str, Any], published: Published | None = None, target: Path | None = None) -> str:
     """The card of a teacher with what was measured of it (metrics.json): as in its folder or, `published`, on the Hub."""
-    return _model_card(Described.of(version), metrics, published)
+    return _model_card(Described.of(version, target), metrics, published)
 
 
 def write_dataset_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:

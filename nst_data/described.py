@@ -9,10 +9,10 @@ from typing import Any, Self
 import pyarrow.parquet as pq
 
 from nst_data.manifest import Input, Kind, Request
+from nst_data.public_form import METRICS
 from nst_data.staging import Staging
 from nst_data.version import Number, Version
 
-METRICS = "metrics.json"
 _ROOMS = ("corpora", "teachers")
 _PARENTS: dict[Kind, tuple[str, ...]] = {
     "teacher": ("edition",),
@@ -32,10 +32,10 @@ class Described:
     counts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, version: Version) -> Self:
-        """A sealed version."""
+    def of(cls, version: Version, target: Path | None = None) -> Self:
+        """A sealed version; `target` is its place in a store, where that is not its folder."""
         manifest = version.manifest
-        return cls(version.folder, version.folder, manifest.request, manifest.class_names, manifest.counts)
+        return cls(version.folder, target or version.folder, manifest.request, manifest.class_names, manifest.counts)
 
     @classmethod
     def staged(cls, staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> Self:

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nst_data import cards
 from nst_data.anonymous import anonymous_copy, is_anonymous
+from nst_data.described import Described
 from nst_data.errors import NstError, UsageError
 from nst_data.files import write_text
+from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
 from nst_data.manifest import MANIFEST_NAME, Manifest
+from nst_data.own_text import own_text
 from nst_data.places import PLACES, Place, places_of, remember_place
 from nst_data.progress import Progress
 from nst_data.public_form import METRICS, links, public_metrics, published_manifest, read_metrics
@@ -69,7 +72,7 @@ def push(
             place = _same_or_error(repository, tag, commit, form.manifest)
             progress.say(f"{place.ref} is there already: the same content")
         else:
-            commit = _commit(repository, form, tag, settings, _teacher_metrics(store, version), progress)
+            commit = _commit(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
             if not repository.tag(tag, commit):  # somebody was faster, or our first try came through
                 commit = repository.tags().get(tag)
                 if commit is None:
@@ -108,7 +111,7 @@ def _as_published(store: Store, version: Version, settings: PushSettings, progre
         if settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
-        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD}:
+        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD, CONFIDENCE, CLASSES}:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to(version.folder / name)
@@ -141,7 +144,13 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
 
 
 def _commit(
-    repository: Repository, form: Version, tag: str, settings: PushSettings, teacher_metrics: Mapping[str, Any] | None, progress: Progress
+    repository: Repository,
+    form: Version,
+    version: Version,
+    tag: str,
+    settings: PushSettings,
+    on_the_hub: Mapping[str, str],
+    progress: Progress,
 ) -> str:
     """Bring all files there, in one commit on top of whatever the main branch has meanwhile; the commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -150,13 +159,14 @@ def _commit(
     while True:
         parent, there = repository.head()
         earlier = repository.text(CARD, parent) if CARD in there else None
-        published = Published(
-            repository.id, tag, links(manifest), settings.license, settings.pool_source, is_anonymous(manifest), earlier or ""
-        )
+        published = Published(repository.id, tag, on_the_hub, settings.license, settings.pool_source, is_anonymous(manifest), earlier or "")
         if manifest.kind == "teacher":
-            card = cards.model_card(form, read_metrics(form), published)
+            card = cards.model_card(form, read_metrics(form), published, version.folder)
         else:
-            card = cards.dataset_card(form, published, teacher_metrics)
+            write_pictures(Described.of(form, version.folder))
+            card = cards.dataset_card(form, published, target=version.folder)
+        if problem := own_text(published.earlier).problem:
+            progress.say(f"{repository.id}: {problem}")
         write_text(form.folder / CARD, card)
         files = {path.relative_to(form.folder).as_posix(): path for path in sorted(form.folder.rglob("*")) if path.is_file()}
         adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
@@ -187,11 +197,8 @@ def _is_of_nst(name: str, before: Manifest | None) -> bool:
     return name.startswith(_OF_NST) or (name.endswith(".png") and "/" not in name) or (before is not None and name in before.files)
 
 
-def _teacher_metrics(store: Store, version: Version) -> Mapping[str, Any] | None:
-    """What was measured of the teacher that labeled this, where it is in the store."""
-    entry = version.manifest.request.inputs.get("teacher")
-    generation = version.manifest.request.inputs.get("generation")
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
-    if entry is None and generation and generation.digest in here:
-        entry = here[generation.digest].manifest.request.inputs.get("teacher")
-    return read_metrics(here[entry.digest]) if entry and entry.digest in here else None
+def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:
+    """Where on the Hub its inputs are and, of an edition whose generation is in the store, the teachers too."""
+    parent = Described.of(version).parent
+    teachers = links(published_manifest(parent, store)) if parent else {}
+    return {role: place for role, place in teachers.items() if role.startswith("teacher")} | links(manifest)

@@ -100,7 +100,7 @@ class Repository:
         def read() -> str | None:
             try:
                 path = self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit)
-                return Path(path).read_text("utf-8")
+                return Path(path).read_bytes().decode()  # line ends as they are
             except LocalEntryNotFoundError:
                 raise
             except (EntryNotFoundError, UnicodeDecodeError):
