@@ -17,7 +17,7 @@ from nst_data.anonymous import anonymous_copy, is_anonymous
 from nst_data.described import Described
 from nst_data.errors import NstError, UsageError
 from nst_data.files import write_text
-from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
+from nst_data.label_pictures import CONFIDENCE, write_pictures
 from nst_data.manifest import MANIFEST_NAME, Manifest
 from nst_data.own_text import own_text
 from nst_data.places import PLACES, Place, places_of, remember_place
@@ -111,7 +111,7 @@ def _as_published(store: Store, version: Version, settings: PushSettings, progre
         if settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
-        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD, CONFIDENCE, CLASSES}:
+        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD}:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to(version.folder / name)
@@ -163,7 +163,8 @@ def _commit(
         if manifest.kind == "teacher":
             card = cards.model_card(form, read_metrics(form), published, version.folder)
         else:
-            write_pictures(Described.of(form, version.folder))
+            if not (form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
+                write_pictures(Described.of(form, version.folder))
             card = cards.dataset_card(form, published, target=version.folder)
         if problem := own_text(published.earlier).problem:
             progress.say(f"{repository.id}: {problem}")

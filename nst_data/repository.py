@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub import plain_errors
-from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, parse_manifest
+from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
 from nst_data.version import Number
 
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         problem = f"the file name {odd[:80]!r}"
     elif any(not name.isprintable() for name in shown):
         problem = "a name that holds control characters"
+    elif content_digest(manifest.request, manifest.files, manifest.class_names) != manifest.digest:
+        problem = "a digest that is not that of its settings, inputs and files"
     elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
         problem = f"no number of {missing}"
     else:
