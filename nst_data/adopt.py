@@ -131,15 +131,18 @@ def _class_names(table: Source, column: SoftLabelColumn, file: str | None) -> li
     """From a file or from a column of the table that has as many. Raises UsageError where there are none, NstError for names of no use."""
     named = list({tuple(names): names for names in table.class_columns().values() if len(names) == column.classes}.values())
     if file is None and len(named) != 1:
-        found = "several columns with as many class names" if named else "no column with as many class names"
-        raise UsageError(f"{table.location}: `{column.name}` has {column.classes} classes, and there is {found}; name them with --class-names FILE")
+        found = "several columns have" if named else "no column has"
+        raise UsageError(
+            f"{table.location}: `{column.name}` has {column.classes} classes, and {found} as many class names; "
+            "name them with --class-names FILE"
+        )
     names = names_in(file) if file is not None else named[0]
     where = f"--class-names {file}" if file is not None else table.location
     if len(names) != column.classes or len(set(names)) != len(names):
         raise UsageError(
             f"{where}: expected {column.classes} different names, one for each number of `{column.name}`, found {len(set(names))}"
         )
-    if odd := [name for name in names if not isinstance(name, str) or not name.strip() or not name.isprintable()]:
+    if odd := [name for name in names if not name.strip() or not name.isprintable()]:
         raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with --class-names FILE")
     return names
 
@@ -152,9 +155,10 @@ def _named_teacher(text: str) -> Input:
 
 @dataclass(frozen=True)
 class _Looked:
-    """What was found out about an image; `reason` says why there is nothing."""
+    """What was found out about an image, whose bytes need not be kept; `reason` says why there is nothing."""
 
-    row: Row
+    id: int
+    key: str
     image_hash: str = ""
     thumbnail: NDArray[np.uint8] | None = None
     reason: str | None = None
@@ -165,9 +169,9 @@ def _looked_at(row: Row) -> _Looked:
         encoded = row.read()
         image = decode(encoded, DECODED_SIDE_PX)
         check_shape(image.width, image.height)
-        return _Looked(row, image_hash(encoded), phash_thumbnail(image))
+        return _Looked(row.id, row.key, image_hash(encoded), phash_thumbnail(image))
     except (NstError, OSError) as error:
-        return _Looked(row, reason=error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error))
+        return _Looked(row.id, row.key, reason=error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error))
 
 
 @dataclass
@@ -188,12 +192,13 @@ class _Adoption:
         """Make the shards that are missing, and seal."""
         since = time.monotonic()
         self._say_size()
-        labels = self.column.kept(self.staging.work / "soft_labels", self.top_k, self.progress)
+        if not self._kept.exists():
+            self.column.keep(self._kept, self.top_k, self.progress)
         shards = Shards(self.staging.build, self.staging.work, self.plan)
         done = self.plan.rows - sum(self.plan.size(shard) for shard in shards.missing())
         with self.progress.task(f"adopt {self.staging.ref}", self.plan.rows, "images", done) as task:
             for shard in shards.take():
-                for images in self._written(shards, shard, labels):
+                for images in self._written(shards, shard):
                     task.advance(images)
                 since = self.staging.add_seconds(since)
         files, counts = shards.finish(self.class_names)
@@ -201,8 +206,13 @@ class _Adoption:
         cards.write_generation_card(self.staging, self.class_names, counts)
         return self.staging.seal(files, self.class_names, counts, {})
 
-    def _written(self, shards: Shards, shard: int, labels: NDArray[np.void]) -> Iterator[int]:
+    @property
+    def _kept(self) -> Path:
+        return self.staging.work / "soft_labels"
+
+    def _written(self, shards: Shards, shard: int) -> Iterator[int]:
         """Write a shard; gives after each piece how many images it had."""
+        labels = self.column.kept(self._kept, self.top_k)  # mapped anew for each shard
         start, stop = self.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
         looked = in_threads(_looked_at, self.pool.rows(self.rows.in_pool[start:stop]), None)
@@ -235,11 +245,11 @@ def _table(images: Sequence[_Looked], labels: NDArray[np.void]) -> tuple[pa.Tabl
     readable = [images[place] for place in good]
     thumbnails = [one.thumbnail for one in readable if one.thumbnail is not None]
     columns = {
-        "id": np.array([one.row.id for one in readable], np.int64),
-        "key": pa.array([one.row.key for one in readable], pa.string()),
+        "id": np.array([one.id for one in readable], np.int64),
+        "key": pa.array([one.key for one in readable], pa.string()),
         "image_hash": pa.array([one.image_hash for one in readable], pa.string()),
         "phash": phash(np.stack(thumbnails) if thumbnails else np.empty((0, 32, 32, 3), np.uint8)),
         **as_columns(labels[good]),
     }
-    errors = [{"id": one.row.id, "key": one.row.key, "reason": one.reason} for one in images if one.reason is not None]
+    errors = [{"id": one.id, "key": one.key, "reason": one.reason} for one in images if one.reason is not None]
     return pa.table(columns), errors

@@ -32,7 +32,9 @@ class SoftLabelColumn:
         self._check_kind(first.type)
         self.classes = len(first[0]) if first[0].is_valid else 0
         if self.classes < 2:
-            raise NstError(f"{table.location}: {self._at(0)} has {self.classes} numbers, expected one for each class")
+            raise NstError(
+                f"{table.location}: {self._at(0)} has {self.classes} number{'s' * (self.classes != 1)}, expected one for each class"
+            )
 
     def __len__(self) -> int:
         return len(self._table)
@@ -42,7 +44,8 @@ class SoftLabelColumn:
         start = 0
         for batch in self._table.columns([self.name]):
             values = self._numbers(batch.column(0), start)
-            sums = values.sum(axis=1)
+            with np.errstate(invalid="ignore", over="ignore"):
+                sums = values.sum(axis=1)
             odd = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
             if odd.any():
                 raise self._no_distribution(values[odd.argmax()], start + int(odd.argmax()))
@@ -58,13 +61,15 @@ class SoftLabelColumn:
                 task.advance(len(probs))
         return sha256.hexdigest()
 
-    def kept(self, file: Path, top_k: int | None, progress: Progress) -> NDArray[np.void]:
-        """All rows as `soft_labels` makes them, memory-mapped from a file that is written unless it is there; shape (rows,)."""
-        if not file.exists():
-            with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
-                for probs in self.probabilities():
-                    out.write(soft_labels(probs, top_k).tobytes())
-                    task.advance(len(probs))
+    def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
+        """Write all rows, as `soft_labels` makes them, into a file that `kept` reads."""
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+            for probs in self.probabilities():
+                out.write(soft_labels(probs, top_k).tobytes())
+                task.advance(len(probs))
+
+    def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
+        """The records in a file, memory-mapped: what was read of it stays in memory as long as the array; shape (rows,)."""
         return np.memmap(file, _record(self.classes, top_k), "r")
 
     def _numbers(self, column: pa.Array, start: int) -> NDArray[np.float64]:
@@ -108,13 +113,19 @@ def soft_labels(probs: NDArray[np.float32], top_k: int | None) -> NDArray[np.voi
     made = np.empty(len(probs), _record(probs.shape[1], top_k))
     made["label"], made["confidence"] = probs.argmax(axis=1), probs.max(axis=1)
     if top_k is None:
-        made["probs"] = probs
+        made["probs"] = _half(probs)
         return made
     order = probs.view(np.uint32).astype(np.uint64) << np.uint64(32) | _LAST - np.arange(probs.shape[1], dtype=np.uint64)
     largest = np.sort(np.partition(order, probs.shape[1] - top_k, axis=1)[:, -top_k:], axis=1)[:, ::-1]
     made["top_labels"] = _LAST - (largest & _LAST)
-    made["top_probs"] = (largest >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    made["top_probs"] = _half((largest >> np.uint64(32)).astype(np.uint32).view(np.float32))
     return made
+
+
+def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Rounded as NumPy rounds, at four times its speed."""
+    rounded: NDArray[np.float16] = pa.array(values.ravel()).cast(pa.float16()).to_numpy()
+    return rounded.reshape(values.shape)
 
 
 def as_columns(made: NDArray[np.void]) -> dict[str, Any]:

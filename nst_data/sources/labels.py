@@ -55,15 +55,20 @@ def label_column(names: list[str], location: str) -> str:
 def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
     """Class names that `datasets` wrote into the schema."""
     text = (schema.metadata or {}).get(b"huggingface")
-    feature = json.loads(text)["info"].get("features", {}).get(column, {}) if text else {}
-    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = json.loads(text)["info"]["features"][column] if text else {}
+        return feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, LookupError, TypeError, AttributeError):  # anybody may have written there
+        return None
 
 
 def class_columns(schema: pa.Schema, features: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
     """The class names of each column that has some; `features` of `datasets` name them where the schema does not."""
     known = features or {}
     found = {name: feature_names(schema, name) or getattr(known.get(name), "names", None) for name in schema.names}
-    return {name: list(names) for name, names in found.items() if names}
+    return {
+        name: names for name, names in found.items() if isinstance(names, list) and names and all(isinstance(one, str) for one in names)
+    }
 
 
 def labels_of(column: pa.ChunkedArray, names: list[str] | None, location: str, name: str) -> tuple[NDArray[np.int64], list[str]]:
