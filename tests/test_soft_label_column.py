@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_table
@@ -49,6 +50,12 @@ def test_a_negative_zero_is_the_least_and_no_negative_number(tmp_path):
     found = read(column_of(tmp_path, pa.array([[-0.0, 0.75, 0.25]])))
     assert not np.signbit(found).any()
     assert soft_labels(found, 2)["top_labels"].tolist() == [[1, 2]]
+
+
+def test_all_rows_of_a_saved_dataset_are_read_in_order(tmp_path):
+    values = np.random.default_rng(0).dirichlet(np.ones(3), 600).astype(np.float32)
+    Dataset.from_dict({"probs": values.tolist()}).save_to_disk(str(tmp_path / "saved"))
+    np.testing.assert_allclose(read(SoftLabelColumn(open_table(str(tmp_path / "saved")), "probs")), values, rtol=1e-6)
 
 
 def test_the_digest_does_not_depend_on_how_the_rows_are_stored(tmp_path):
