@@ -68,6 +68,7 @@ _COMMANDS = {
     "remove": _Command("versions", "remove"),
     "push": _Command("sharing", "push"),
     "pull": _Command("sharing", "pull"),
+    "adopt": _Command("adopt", "adopt"),
     "lineage": _Command("sharing", "lineage"),
 }
 

@@ -1,4 +1,4 @@
-"""`nst push`, `nst pull`, `nst adopt` and `nst lineage`: versions on the Hub."""
+"""`nst push`, `nst pull` and `nst lineage`: versions on the Hub."""
 
 from typing import TYPE_CHECKING, Annotated
 

@@ -24,6 +24,8 @@ def _of_labels(described: Described) -> Iterator[str]:
         "and an image of none of the classes has a label too."
     )
     labeled_by = described.labeled_by()
+    if labeled_by is not None and "adopted" in labeled_by.request.inputs:
+        yield "How they were made is what the user who adopted them says: nst has checked their form, not where they come from."
     if labeled_by is None:
         yield "Whether the confidences are calibrated is not known here: the generation they come from says so."
     elif described.calibration:
@@ -43,6 +45,8 @@ def _of_pool(described: Described) -> Iterator[str]:
         yield f"Only the first {limit:,} images of the pool were labeled."
     if errors := described.count("errors"):
         yield f"{errors:,} images of the pool could not be read; they stand in `errors`."
+    if unlabeled := described.count("unlabeled"):
+        yield f"{unlabeled:,} images of the pool have no label in it."
     yield "Nothing was left out: images that are in a labeled or a test set, and duplicates, are still in it."
 
 

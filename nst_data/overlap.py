@@ -95,7 +95,7 @@ class HeldOut:
 
         rows = (row for source in sources for row in source.rows(range(len(source))))
         with (progress or Progress()).task("held-out images", sum(map(len, sources)), "images") as task:
-            for hashed, thumbnail in _in_threads(lambda row: _looked_at(row, near), rows, threads):
+            for hashed, thumbnail in in_threads(lambda row: _looked_at(row, near), rows, threads):
                 task.advance(1)
                 image_hashes.update([hashed] if hashed is not None else [])
                 thumbnails.extend([thumbnail] if thumbnail is not None else [])
@@ -142,7 +142,7 @@ def near_duplicates(
     asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
     found, unreadable = set(), candidates.num_rows - len(rows)
     with (progress or Progress()).task("near-duplicates", len(rows), "images") as task:
-        for hashed, is_near in _in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads):
+        for hashed, is_near in in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads):
             task.advance(1)
             found.update([hashed] if is_near else [])
             unreadable += is_near is None
@@ -186,7 +186,7 @@ def _stack(thumbnails: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(thumbnails) if thumbnails else np.empty((0, PHASH_SIZE_PX, PHASH_SIZE_PX, 3), np.uint8)
 
 
-def _in_threads(work: Callable[[_Item], _Made], items: Iterable[_Item], threads: int | None) -> Iterator[_Made]:
+def in_threads(work: Callable[[_Item], _Made], items: Iterable[_Item], threads: int | None) -> Iterator[_Made]:
     """The results in the order of the items, a few of which are under way at a time."""
     rest = iter(items)
     threads = threads or len(os.sched_getaffinity(0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from nst_data.anonymous import ANONYMOUS
 from nst_data.described import Described
 from nst_data.published import Published, is_local, place_of, public_name
 
@@ -27,13 +28,17 @@ def command(described: Described, published: Published | None = None) -> str:
         return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
     elif "like" in request.inputs:
         words = [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
+    elif "adopted" in request.inputs:
+        pool = sources.option("--pool", "pool") if request.settings.get("key") else []
+        words = [sources["adopted"], "--corpus", name, *pool, *sources.option("--class-names", "class_names")]
+        words += sources.option("--teacher", "teacher")
     elif request.kind == "generation":
         words = [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
     else:
         words = [sources["generation"], *sources.exclude]
     if image_column := request.inputs["pool"].image_column if "pool" in request.inputs and request.kind == "generation" else None:
         words += ["--image-column", image_column]
-    verb = "label" if "like" in request.inputs else _VERBS[request.kind]
+    verb = "label" if "like" in request.inputs else "adopt" if "adopted" in request.inputs else _VERBS[request.kind]
     options = _options(
         request.settings, with_pseudo=request.kind != "teacher" or "edition" in request.inputs, in_public=published is not None
     )
@@ -92,7 +97,13 @@ class _Sources:
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
     """Each setting as an option, but for those that say nothing: off, none or empty."""
     for key, value in settings.items():
-        if value is None or value is False or value in ({}, [], "") or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key)):
+        if (
+            value is None
+            or value is False
+            or value in ({}, [], "")
+            or key == ANONYMOUS
+            or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key))
+        ):
             continue
         option = "--" + (prefix + key).replace("_", "-")
         if key == _THRESHOLDS:

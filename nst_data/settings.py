@@ -1,4 +1,4 @@
-"""Settings of filtering and balancing: the only home of their defaults."""
+"""Settings of filtering, balancing and adopting: the only home of their defaults."""
 
 import contextlib
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -25,6 +25,23 @@ def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
 
 _Confidence = Annotated[float, BeforeValidator(_is_no_flag), Field(ge=0, le=1)]
 MOST_ENTRIES = 2**31 - 1  # `copies` is an int32
+DENSE_CLASSES, DEFAULT_TOP_K, ROWS_PER_SHARD = 1_000, 100, 50_000
+
+
+def default_top_k(classes: int) -> int | None:
+    """How many classes a soft label names where nobody says; None for all."""
+    return DEFAULT_TOP_K if classes > DENSE_CLASSES else None
+
+
+class AdoptSettings(Settings):
+    """Where a table that was made elsewhere has its soft labels, and how they are kept."""
+
+    probs: str = Field(description="The column with the soft labels: a list of probabilities, one for each class.")
+    key: str | None = Field(None, description="The column that names the image of each row: its key in --pool SOURCE.")
+    top_k: int | None = Field(
+        None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
+    )
+    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Rows in a parquet shard; work done is kept shard by shard.")
 
 
 class BalanceSettings(Settings):

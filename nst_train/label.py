@@ -17,6 +17,7 @@ from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
+from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.staging import NotReadyError
@@ -24,7 +25,7 @@ from nst_data.store import Staging, Store, Version
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, Part, PartMaker, WholePart
-from nst_train.settings import DEFAULT_TOP_K, DENSE_CLASSES, LabelRunSettings, LabelSettings
+from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.teacher_calibration import calibration_input, fit
 from nst_train.teachers import Teacher, load_teacher, teacher_entries
 
@@ -72,6 +73,8 @@ def extend(
     The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
     """
     request = generation.manifest.request
+    if "adopted" in request.inputs:
+        raise UsageError(f"{generation.ref} was adopted, and no teacher is known that could go on; label the pool anew, without --extend")
     settings = LabelSettings.model_validate(request.settings | {"limit": None})  # the whole of the pool, whatever was labeled before
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
@@ -259,9 +262,7 @@ class _Work:
         return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
 
     def _top_k(self, classes: int) -> int | None:
-        if self.settings.top_k is not None:
-            return self.settings.top_k
-        return DEFAULT_TOP_K if classes > DENSE_CLASSES else None
+        return self.settings.top_k if self.settings.top_k is not None else default_top_k(classes)
 
     def _calibration(
         self, staging: Staging, teacher: Teacher, computation: Computation, source: Source | None, earlier: Version | None

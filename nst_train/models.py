@@ -18,8 +18,9 @@ from torch import nn
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
+from nst_data.settings import DENSE_CLASSES
 from nst_train import small_efficientnet, transformers_networks
-from nst_train.settings import DENSE_CLASSES, TrainSettings
+from nst_train.settings import TrainSettings
 from nst_train.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
 from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.settings import Settings
+from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Settings
 from nst_train.presets import PRESETS, check_preset
 
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
@@ -205,16 +205,13 @@ class TrainSettings(Settings):
         return self.decay_epochs or self.epochs * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
 
 
-DENSE_CLASSES, DEFAULT_TOP_K = 1_000, 100
-
-
 class LabelSettings(Settings):
     """What shapes the bytes of a labeling. Fixed batches: logits of the same image differ bitwise between batch sizes."""
 
     batch_size: int | None = Field(
         None, ge=0, description="Images in a forward pass; by default what suits the device and image size, 0 tries what fits its memory."
     )
-    rows_per_shard: int = Field(50_000, ge=1, description="Pool rows in a parquet shard; work done is kept shard by shard.")
+    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Pool rows in a parquet shard; work done is kept shard by shard.")
     temperature: float = Field(1.0, gt=0, description="Divides the logits: above 1 softer labels, below 1 harder ones.")
     top_k: int | None = Field(
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."

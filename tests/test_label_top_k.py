@@ -8,10 +8,11 @@ from datasets import load_dataset
 from labels import RUN, SETTINGS, rows, write_teacher
 
 from nst_data.errors import NstError
+from nst_data.settings import DEFAULT_TOP_K
 from nst_data.sources import open_source
 from nst_data.store import Store
 from nst_train.label import label
-from nst_train.settings import DEFAULT_TOP_K, LabelSettings
+from nst_train.settings import LabelSettings
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 SOFT = {"probs", "top_labels", "top_probs"}

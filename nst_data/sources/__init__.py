@@ -2,7 +2,7 @@
 
 from nst_data.sources.labels import check_trainable, match_classes
 from nst_data.sources.listing import read_listing, what_changed
-from nst_data.sources.opening import open_source
+from nst_data.sources.opening import open_source, open_table
 from nst_data.sources.source import Buffer, Row, Source
 
-__all__ = ["Buffer", "Row", "Source", "check_trainable", "match_classes", "open_source", "read_listing", "what_changed"]
+__all__ = ["Buffer", "Row", "Source", "check_trainable", "match_classes", "open_source", "open_table", "read_listing", "what_changed"]

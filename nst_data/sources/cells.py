@@ -11,16 +11,23 @@ from nst_data.errors import NstError, UsageError
 from nst_data.sources.source import Content
 
 ByPath = Callable[[str], Content]
+NO_IMAGES = ""  # in place of a column with images: of a table that is opened for its other columns
+
+
+class NoImagesError(NstError):
+    """A table that has no column with images."""
 
 
 def image_column(schema: pa.Schema, location: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """The column with the images, and what pins the choice: its name where there were several.
+    """The column with the images, and what pins the choice: its name where there were several. None is looked for with NO_IMAGES.
 
     Raises NstError where there is none, UsageError where the one asked for is not there or several are.
     """
+    if asked == NO_IMAGES:
+        return NO_IMAGES, ()
     candidates: list[str] = [field.name for field in schema if holds_images(field.type)]
     if asked is None and not candidates:
-        raise NstError(f"{location}: expected an image column (binary, or a struct with bytes), found {_columns(schema)}")
+        raise NoImagesError(f"{location}: expected an image column (binary, or a struct with bytes), found {_columns(schema)}")
     if asked is None and len(candidates) > 1:
         raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with --image-column")
     if asked is not None and asked not in candidates:

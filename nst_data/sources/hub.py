@@ -100,8 +100,9 @@ class HubSplit:
             source: ParquetFiles = StreamedParquet(self.location, urls, self.files, column, images_beside=False)
         else:
             source = ParquetFiles(self.location, self.download(), self.files, column, images_beside=False)
+        source.features = self.builder.info.features
         if labeled:
-            source.read_labels(self.builder.info.features or {})
+            source.read_labels(source.features)
         return source
 
     def dataset(self, labeled: bool, column: str | None) -> ArrowDataset:

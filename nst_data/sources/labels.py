@@ -1,8 +1,9 @@
 """Labels and class names: from columns, from a file of names, and matched by name."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +55,20 @@ def label_column(names: list[str], location: str) -> str:
 def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
     """Class names that `datasets` wrote into the schema."""
     text = (schema.metadata or {}).get(b"huggingface")
-    feature = json.loads(text)["info"].get("features", {}).get(column, {}) if text else {}
-    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    try:
+        feature = json.loads(text)["info"]["features"][column] if text else {}
+        return feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, LookupError, TypeError, AttributeError):  # anybody may have written there
+        return None
+
+
+def class_columns(schema: pa.Schema, features: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
+    """The class names of each column that has some; `features` of `datasets` name them where the schema does not."""
+    known = features or {}
+    found = {name: feature_names(schema, name) or getattr(known.get(name), "names", None) for name in schema.names}
+    return {
+        name: names for name, names in found.items() if isinstance(names, list) and names and all(isinstance(one, str) for one in names)
+    }
 
 
 def labels_of(column: pa.ChunkedArray, names: list[str] | None, location: str, name: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -82,13 +95,18 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
 
 def renamed(class_names: Sequence[str], location: str, file: str) -> list[str]:
     """Class names from a file with one a line, in place of a source's numbers. Raises UsageError where they do not fit."""
-    try:
-        names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
-        raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None
+    names = names_in(file)
     if list(class_names) != [str(index) for index in range(len(class_names))]:
         raise UsageError(f"--class-names {file}: {location} has class names of its own ({_abridged(class_names)})")
     if not class_names or len(names) < len(class_names) or len(set(names)) != len(names):
         raise UsageError(f"--class-names {file}: expected {len(class_names)} or more different names, one a line, found {len(set(names))}")
     return names
+
+
+def names_in(file: str) -> list[str]:
+    """The class names in a file with one a line. Raises UsageError where it cannot be read."""
+    try:
+        return [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
+        raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import HubReference, open_hub
@@ -48,6 +49,14 @@ def open_source(
     if class_names_file is not None:
         source.class_names = renamed(source.class_names or [], source.location, class_names_file)
     return source
+
+
+def open_table(location: str) -> Source:
+    """Open parquet files, a saved dataset or one of the Hub for its `columns` alone: there need not be images in it."""
+    path = Path(location).absolute()
+    if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
+        return open_hub(reference, False, NO_IMAGES, False, None)
+    return _local(location, path, False, NO_IMAGES, None)
 
 
 def _local(location: str, path: Path, labeled: bool, column: str | None, indexes: Path | None) -> Source:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from nst_data.errors import NstError
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, nowhere
 from nst_data.sources.files import check_size
-from nst_data.sources.labels import feature_names, label_column, labels_of
+from nst_data.sources.labels import class_columns, feature_names, label_column, labels_of
 from nst_data.sources.listing import listed
 from nst_data.sources.plain_pages import PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
@@ -34,8 +34,10 @@ class ParquetFiles(Source):
     """Parquet files with an image column: binary, or the `datasets` struct of bytes and path.
 
     `names` are the files' in keys and in the listing; rows are in the order of the files. Cells may name image files beside
-    their own parquet file, where `images_beside`.
+    their own parquet file, where `images_beside`. `features` are what `datasets` reads of the columns in a card.
     """
+
+    features: Mapping[str, Any] | None = None
 
     _footers_at_once = 8
     _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
@@ -43,7 +45,7 @@ class ParquetFiles(Source):
 
     def __init__(self, location: str, files: Sequence[str], names: Sequence[str], column: str | None, images_beside: bool = True) -> None:
         super().__init__(location)
-        self._files, self._names, self.image_column, self._images_beside = files, names, column, images_beside
+        self._files, self._names, self.image_column, self._images_beside = files, names, column or None, images_beside
         self._sizes: list[int] = []
         self._starts = [0]
         with ThreadPoolExecutor(self._footers_at_once) as pool:
@@ -51,7 +53,7 @@ class ParquetFiles(Source):
                 if not self._sizes:
                     self._schema = schema
                     self._column, self._pins = image_column(schema, location, column)
-                if self._column not in schema.names or not holds_images(schema.field(self._column).type):
+                if self._column and (self._column not in schema.names or not holds_images(schema.field(self._column).type)):
                     raise NstError(
                         f"{location}: {name} has no images in `{self._column}`, expected that column of {names[0]} in every file"
                     )
@@ -91,6 +93,20 @@ class ParquetFiles(Source):
             for start, stop, cells in self._stretches(file, within(wanted, first, last)):
                 for row in np.asarray(within(wanted, start, stop)).tolist():
                     yield Row(row, f"{self._names[file]}:{row - first}", cells[row - start] if isinstance(cells, Cells) else cells)
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Row group by row group, whatever their size."""
+        wanted = list(dict.fromkeys(names))
+        for file in self._files:
+            with self._readable(file), self._opened(file) as parquet:
+                self._check_there(wanted, parquet.schema_arrow, file)
+                for group in range(parquet.num_row_groups):
+                    rows = self._batch_rows(parquet, group, wanted)
+                    yield from (batch.select(wanted) for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted))
+
+    def class_columns(self) -> dict[str, list[str]]:
+        """As the first file names them, or the card."""
+        return class_columns(self._schema, self.features)
 
     def read_labels(self, features: Mapping[str, Any] | None = None) -> None:
         """Read the label column. `features` of `datasets` name the classes where the files do not."""
@@ -153,7 +169,7 @@ class ParquetFiles(Source):
 
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
-            for batch in parquet.iter_batches(self._batch_rows(parquet, group), row_groups=[group], columns=[self._column]):
+            for batch in parquet.iter_batches(self._batch_rows(parquet, group, [self._column]), row_groups=[group], columns=[self._column]):
                 yield start, min(start + len(batch), stop), Cells(batch.column(0), self._by_path(file))
                 start += len(batch)
             reason = "its pages end early"
@@ -163,11 +179,12 @@ class ParquetFiles(Source):
         if start < stop:
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
-    def _batch_rows(self, parquet: pq.ParquetFile, group: int) -> int:
+    def _batch_rows(self, parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
         """Few enough rows that a batch is some megabytes, whatever the row group."""
         footer = parquet.metadata.row_group(group)
         columns = [footer.column(index) for index in range(footer.num_columns)]
-        size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.partition(".")[0] == self._column)
+        tops = tuple(f"{name}." for name in names)
+        size = sum(column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(tops))
         return int(np.clip(_BATCH_BYTES * footer.num_rows // max(size, 1), 1, _BATCH_ROWS))
 
     def _stop_unless_damage(self, error: Exception) -> None:

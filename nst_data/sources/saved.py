@@ -1,6 +1,6 @@
 """A dataset in Arrow files: saved to disk, or made by `datasets` from files of the Hub."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from nst_data.errors import NstError
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column
-from nst_data.sources.labels import feature_names, label_column, labels_of
+from nst_data.sources.labels import class_columns, feature_names, label_column, labels_of
 from nst_data.sources.listing import listed
 from nst_data.sources.source import Row, Source, Wanted, in_pieces
 
@@ -23,7 +23,7 @@ class ArrowDataset(Source):
         if len(dataset) == 0:
             raise NstError(f"{location}: expected rows, found an empty dataset")
         schema = dataset.features.arrow_schema
-        self.image_column, self._find = column, by_path
+        self.image_column, self._find = column or None, by_path
         self._column, self._pins = image_column(schema, location, column)
         self._listing = listed([([f"fingerprint {dataset._fingerprint}"], [len(dataset)])])
         arrow = dataset.with_format("arrow")
@@ -32,7 +32,8 @@ class ArrowDataset(Source):
             self.labels, self.class_names = labels_of(
                 arrow.select_columns([label])[:].column(label), feature_names(schema, label), location, label
             )
-        self._arrow = arrow.select_columns([self._column])
+        self._whole, self._schema = arrow, schema
+        self._arrow = arrow.select_columns([self._column]) if self._column else arrow
 
     def __len__(self) -> int:
         return len(self._arrow)
@@ -56,6 +57,18 @@ class ArrowDataset(Source):
                 for cell in range(len(chunk)):
                     row = next(numbers)
                     yield Row(row, str(row), cells[cell])
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Slices of the memory-mapped dataset."""
+        wanted = list(dict.fromkeys(names))
+        self._check_there(wanted, self._schema, self.location)
+        chosen = self._whole.select_columns(wanted)
+        for start in range(0, len(self), _PIECE):
+            yield from chosen[start : start + _PIECE].select(wanted).to_batches()
+
+    def class_columns(self) -> dict[str, list[str]]:
+        """As `datasets` knows them."""
+        return class_columns(self._schema)
 
 
 def saved_dataset(location: str, labeled: bool, column: str | None) -> ArrowDataset:

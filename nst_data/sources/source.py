@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.manifest import Input
 from nst_data.sources.keys import match_keys
@@ -80,6 +80,14 @@ class Source(ABC):
     @abstractmethod
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """The wanted rows, given by increasing numbers, read in sequence."""
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns beside the images, all rows in order, some megabytes at a time. Raises NstError where there are none of these names."""
+        raise NstError(f"{self.location}: holds image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
+
+    def class_columns(self) -> dict[str, list[str]]:
+        """The class names of each column that has some."""
+        return {}
 
     def listing(self) -> pa.Table:
         """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
@@ -154,6 +162,13 @@ class Source(ABC):
                 f"{self.location}: {self.key(row)!r} holds other bytes than the image that was labeled; "
                 "give the pool that was labeled (--pool), or label this one"
             )
+
+    def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:
+        """Raises UsageError for columns that a table lacks."""
+        for name in names:
+            if schema.names.count(name) != 1:
+                found = ", ".join(f"`{field.name}` ({field.type})" for field in schema) or "no column"
+                raise UsageError(f"{where}: expected one column `{name}`, found {found}")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
         """What to raise for an image that could be read before and cannot any more."""

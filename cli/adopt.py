@@ -1,0 +1,57 @@
+"""`nst adopt`."""
+
+from typing import Annotated
+
+import typer
+
+from nst_data.settings import AdoptSettings
+
+from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
+
+
+@with_settings(settings=AdoptSettings)
+def adopt(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="The labels: parquet files, a folder saved by datasets, or owner/name on the Hub.")
+    ],
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
+    settings: AdoptSettings,
+    pool: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="With --key: where the images are. Else SOURCE holds them beside the labels.")
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(metavar="FILE", help="One class name a line, in the order of the probabilities; else SOURCE's own.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="TEXT", help="What made the labels, such as hf-hub:OWNER/NAME.")] = None,
+    generation: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Ask for this generation instead of the next free one.")
+    ] = None,
+    image_column: ImageColumnOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take over soft labels that were made elsewhere, checked, as a generation. Killed and run again, it goes on where it stopped."""
+    from nst_data.adopt import adopt as adopt_labels
+    from nst_data.errors import NstError, UsageError
+    from nst_data.progress import on_this_terminal
+    from nst_data.sources import open_source, open_table
+    from nst_data.sources.cells import NoImagesError
+
+    if bool(settings.key) != bool(pool):
+        given, lacking = ("--key names images", "--pool SOURCE") if settings.key else ("--pool is read for --key", "--key COLUMN")
+        raise UsageError(f"{given}; add {lacking}, or leave it out where SOURCE holds the images")
+    there = open_store(store)
+    try:
+        images = open_source(pool or source, image_column=image_column, indexes=there.indexes)
+    except NoImagesError as error:
+        raise NstError(f"{error}" + ("" if pool else "; or name a column with the keys of images: --key COLUMN --pool SOURCE")) from None
+    table = open_table(source) if pool else images
+    version = adopt_labels(there, corpus, table, settings, images if pool else None, class_names, teacher, generation, on_this_terminal())
+    counts = version.manifest.counts
+    if json:
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        return
+    print(f"{version.ref}: labels of {counts['labeled']:,} images adopted, {counts['errors']:,} could not be read")
+    if counts["unlabeled"]:
+        print(f"  {counts['unlabeled']:,} of the pool's {counts['pool']:,} images have no label there")
+    print(f"  {version.folder}\n  next: nst balance {version.ref}")
