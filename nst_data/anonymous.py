@@ -68,5 +68,7 @@ def _without_traces(rows: pa.Table, first: int) -> pa.Table:
             bare = pa.StructArray.from_arrays([images.field("bytes"), pa.nulls(len(images), pa.string())], ["bytes", "path"])
             rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), bare)
         elif name == "reason":  # it may name a file
-            rows = rows.set_column(rows.column_names.index(name), rows.schema.field(name), pa.array(["not said"] * rows.num_rows))
+            rows = rows.set_column(
+                rows.column_names.index(name), rows.schema.field(name), pa.array(["not said"] * rows.num_rows, pa.string())
+            )
     return rows

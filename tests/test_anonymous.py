@@ -1,0 +1,61 @@
+"""What `nst push --anonymous` leaves out: nothing that is left tells which images a version was made from."""
+
+import shutil
+
+import polars as pl
+import pytest
+
+from nst_data.anonymous import anonymous_copy, is_anonymous
+from nst_data.editions import balance
+from nst_data.manifest import MANIFEST_NAME, content_digest
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_data.version import Version
+from nst_train.label import label
+from nst_train.settings import LabelRunSettings, LabelSettings
+
+
+@pytest.fixture(scope="module")
+def versions(tiny_store, tmp_path_factory):
+    """A generation with an image that could not be read, and an edition of it that holds its images."""
+    store, _, pool = tiny_store
+    top = tmp_path_factory.mktemp("anonymous")
+    shutil.copytree(store.root / "teachers", top / "store" / "teachers")
+    shutil.copytree(pool, top / "pool")
+    (top / "pool" / "damaged-secret.png").write_bytes(b"no image")
+    copy, images = Store(top / "store"), open_source(str(top / "pool"))
+    generation = label(copy, "tiny", "tiny-teacher@gen-0", images, LabelSettings(batch_size=4, rows_per_shard=6), run=LabelRunSettings())
+    edition = balance(copy, generation, BalanceSettings(min_confidence=0, per_class=20, embed_images=True), pool=images)
+    return {"generation": generation, "edition": edition}
+
+
+@pytest.mark.parametrize("kind", ["generation", "edition"])
+def test_keys_hashes_and_reasons_are_gone_and_all_else_stays(versions, kind, tmp_path):
+    version = versions[kind]
+    folder = tmp_path / "tiny" / version.folder.name
+    folder.mkdir(parents=True)
+    manifest = anonymous_copy(version, version.manifest, folder)
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    assert Version(folder).verify() == []
+    assert manifest.digest == content_digest(manifest.request, manifest.files, manifest.class_names) != version.manifest.digest
+    assert is_anonymous(manifest)
+    tables = {"generation": ["pseudo_labels", "errors"], "edition": ["balanced"]}[kind]
+    everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    for table in tables:
+        there, here = (pl.read_parquet(top / table / "*.parquet") for top in (version.folder, folder))
+        assert len(here) == len(there) > 0
+        assert here.schema == there.schema
+        for name in ("label", "confidence", "probs", "duplicates", "copies"):
+            assert name not in there or here[name].equals(there[name])
+        columns = [name for name in ("key", "image_hash") if name in there.columns]
+        traces = [trace for name in columns for trace in there[name]]
+        assert not any(trace.encode() in everything for trace in traces)
+        if "phash" in here:
+            assert set(here["phash"]) == {0}
+        if "image" in here:
+            assert here["image"].struct.field("bytes").equals(there["image"].struct.field("bytes"))
+            assert here["image"].struct.field("path").null_count() == len(here)
+    assert b"secret" not in everything
+    sources = [entry for role, entry in manifest.request.inputs.items() if role == "pool"]
+    assert [(entry.ref, entry.digest) for entry in sources] == [("not said", "")]
