@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 from hub import ALICE, BOB, READER, commit, files, head, serving
 from hub_client import LARGE, run, start, write
 from hub_faults import ALWAYS, Fault
+
+pytestmark = pytest.mark.slow  # of the tests' own Hub
 
 MAY = """
 secret, public = {"repo_id": "alice/secret", "repo_type": "dataset"}, {"repo_id": "alice/data", "repo_type": "dataset"}

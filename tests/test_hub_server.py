@@ -14,6 +14,8 @@ from hub_git import Repository
 from labels import write_teacher
 from test_teachers import write_transformer
 
+pytestmark = pytest.mark.slow  # of the tests' own Hub
+
 PUSH = """
 options = {"repo_id": "alice/data", "repo_type": "dataset"}
 answers = {"whoami": api.whoami()["name"], "created": str(api.create_repo(**options)), "again": caught(api.create_repo, **options)}
