@@ -1,0 +1,232 @@
+"""What can be measured of a classifier: a suite is opened on data once and measured for each classifier.
+
+`clean`, `corruptions`, `fgsm` and `pgd` take any labeled images, the others the folders that were published.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.manifest import json_digest
+from nst_data.progress import Progress
+from nst_data.sources import Source
+from nst_train import metrics
+from nst_train.evaluation_settings import CLEAN, IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R, EvaluateSettings
+from nst_train.imagenet_suites import (
+    ALEXNET_ERROR,
+    ALEXNET_FLIPS,
+    NOISE,
+    Place,
+    corrupted_places,
+    corruption_errors,
+    flips,
+    mean_of,
+    open_classes,
+    perturbed_places,
+    trial_of,
+)
+from nst_train.outcomes import Outcomes, is_read, is_right
+from nst_train.settings import ReadSettings
+from nst_train.trials import Candidate, Trial, observe
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How measuring runs: `kept` is the folder where outcomes are kept, so that work goes on where it stopped."""
+
+    kept: Path | None = None
+    run: ReadSettings = field(default_factory=ReadSettings)
+    progress: Progress = field(default_factory=Progress)
+
+    def observe(self, candidate: Candidate, trial: Trial, *conditions: Any) -> Outcomes:  # noqa: ANN401
+        """As `trials.observe`. Raises NstError where not one image can be read."""
+        found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
+        if not is_read(found).any():
+            raise NstError(f"{trial.source.location}: none of its {len(trial.source)} images could be read")
+        return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`result` as JSON values. `by_image` has, for each metric that can be compared by chance, its value for each image (or sequence),
+
+    NaN where there is none; the metric is their mean.
+    """
+
+    result: dict[str, Any]
+    by_image: dict[str, NDArray[np.float64]]
+
+
+class Suite(Protocol):
+    """Opened on data. `identity` is all that decides its numbers beside the classifier."""
+
+    @property
+    def name(self) -> str:
+        """As settings name it."""
+
+    @property
+    def location(self) -> str:
+        """Where the data lie."""
+
+    @property
+    def identity(self) -> str:
+        """Digest of data and settings."""
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """Raises NstError for a classifier of other classes."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy and calibration on images as they are: `clean`, ImageNet-A and ImageNet-R."""
+
+    name: str
+    source: Source
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's fingerprint."""
+        return self.source.fingerprint
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""
+        trial = Trial.of("evaluate", self.source, candidate.classifier)
+        if self.name != CLEAN:
+            trial = trial_of(self.name, self.name, self.source, candidate.classifier)
+        outcomes = effort.observe(candidate, trial)[0]
+        result = {
+            **metrics.summary(outcomes, len(trial.class_names)),
+            "reliability": metrics.reliability(outcomes),
+            "classes": metrics.by_class(outcomes, trial.class_names),
+            "confusions": metrics.confusions(outcomes, trial.class_names),
+        }
+        return Measured(result, {"top1": right_by_image(outcomes)})
+
+
+@dataclass(frozen=True)
+class PublishedCorruptions:
+    """ImageNet-C."""
+
+    location: str
+    sources: list[tuple[Place, Source]]
+    name: str = IMAGENET_C
+
+    @property
+    def identity(self) -> str:
+        """All the folders'."""
+        return _identity(self.sources)
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """As `of_corruptions`, relative to AlexNet."""
+        right: dict[str, list[NDArray[np.float64]]] = {}
+        for place, source in self.sources:
+            trial = trial_of(self.name, f"{place.name} {place.severity}", source, candidate.classifier)
+            right.setdefault(place.name, []).append(right_by_image(effort.observe(candidate, trial)[0]))
+        return of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images([source for _, source in self.sources]))
+
+
+@dataclass(frozen=True)
+class PublishedPerturbations:
+    """ImageNet-P."""
+
+    location: str
+    sources: list[tuple[Place, Source]]
+    name: str = IMAGENET_P
+
+    @property
+    def identity(self) -> str:
+        """All the folders'."""
+        return _identity(self.sources)
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`mfr` and `fr` of each perturbation relative to AlexNet's, `flips`: their flip probabilities; `top1` over all frames."""
+        by_sequence: dict[str, NDArray[np.float64]] = {}
+        accuracies, frames = [], {}
+        for place, source in self.sources:
+            outcomes = effort.observe(candidate, trial_of(self.name, place.name, source, candidate.classifier))[0]
+            accuracies.append(np.nanmean(right_by_image(outcomes)))
+            outcomes = outcomes.reshape(-1, source.frames)  # type: ignore[attr-defined]
+            shares = flips(outcomes["predicted"], place.name in NOISE)
+            by_sequence[place.name] = np.where(is_read(outcomes).all(axis=1), shares, np.nan)
+            frames[place.name] = outcomes.shape[1]
+        found = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
+        rates = {name: share / ALEXNET_FLIPS[name] for name, share in found.items()}
+        lost = sum(int(np.isnan(shares).sum()) for shares in by_sequence.values())
+        result = {
+            "mfr": mean_of(rates),
+            "fr": rates,
+            "flips": found,
+            "top1": float(np.mean(accuracies)),
+            "frames": frames,
+            "sequences": sum(map(len, by_sequence.values())) - lost,
+            "errors": lost,
+        }
+        names = [source.names for _, source in self.sources]  # type: ignore[attr-defined]
+        paired = all(one == names[0] for one in names)
+        weighted = [shares / ALEXNET_FLIPS[name] for name, shares in by_sequence.items()]
+        return Measured(result, {"mfr": np.mean(weighted, axis=0)} if paired else {})
+
+
+def of_corruptions(
+    right: Mapping[str, list[NDArray[np.float64]]], reference: Mapping[str, float] | None, named: str | None, paired: bool = True
+) -> Measured:
+    """The numbers of corruptions: of each, whether each image was right (1, 0 or NaN) at each severity.
+
+    `error` at each severity, `mean_error` over all, `top1` likewise; with a reference's mean error of each corruption `ce`, relative to
+    that, and their mean `mce`. `paired` says that all saw the same images.
+    """
+    errors = {name: [1 - float(np.nanmean(values)) for values in of_severities] for name, of_severities in right.items()}
+    mean_error = mean_of({name: float(np.mean(of_severities)) for name, of_severities in errors.items()})
+    unread = max(int(np.isnan(values).sum()) for of_severities in right.values() for values in of_severities)
+    images = max(len(values) for of_severities in right.values() for values in of_severities)
+    result = {"top1": 1 - mean_error, "mean_error": mean_error, "error": errors}
+    by_image = {name: 1 - np.mean(of_severities, axis=0) for name, of_severities in right.items()} if paired else {}
+    compared = {"mean_error": np.mean(list(by_image.values()), axis=0)} if paired else {}
+    if reference is not None:
+        ce = corruption_errors(errors, reference)
+        result |= {"mce": mean_of(ce), "ce": ce, "relative_to": named}
+        if paired:
+            compared["mce"] = np.mean([values / reference[name] for name, values in by_image.items()], axis=0)
+    result |= {"images": images - unread, "errors": unread}
+    return Measured(result, compared)
+
+
+def right_by_image(outcomes: Outcomes) -> NDArray[np.float64]:
+    """1 where the most probable class is the label, 0 where not, NaN where the image could not be read."""
+    return np.where(is_read(outcomes), is_right(outcomes).astype(np.float64), np.nan)
+
+
+def open_suite(name: str, data: Path | Source, settings: EvaluateSettings) -> Suite:
+    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there."""
+    if isinstance(data, Source):
+        return _OF_OWN_IMAGES[name](data, settings)
+    if not data.is_dir():
+        raise NstError(f"{data}: no such folder; expected {name} as published")
+    partly = settings.partial
+    if name in (IMAGENET_A, IMAGENET_R):
+        return Accuracy(name, open_classes(name, data, partly))
+    places = corrupted_places(data, partly) if name == IMAGENET_C else perturbed_places(data, partly)
+    sources = [(place, open_classes(name, place.folder, partly)) for place in places]
+    return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(str(data.absolute()), sources)
+
+
+_OF_OWN_IMAGES: dict[str, Callable[[Source, EvaluateSettings], Suite]] = {CLEAN: lambda source, _: Accuracy(CLEAN, source)}
+
+
+def _identity(sources: list[tuple[Place, Source]]) -> str:
+    return json_digest([[place.name, place.severity, source.fingerprint] for place, source in sources])
+
+
+def _are_same_images(sources: list[Source]) -> bool:
+    names = [source.listing()["name"] for source in sources]
+    return all(one.equals(names[0]) for one in names)
