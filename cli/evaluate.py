@@ -1,12 +1,13 @@
 """`nst evaluate`."""
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.evaluation_settings import CLEAN, PUBLISHED, EvaluateSettings
+from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, PGD, PUBLISHED, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
 
 from .evaluation_tables import print_comparisons, print_results
@@ -23,6 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from nst_data.store import Store
     from nst_train.suites import Measured, Suite
 
 Found = dict[str, dict[str, "Measured"]]  # by suite, by model
@@ -52,6 +54,7 @@ def evaluate(
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
+    from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
     from nst_train.suites import Effort, open_suite
     from nst_train.teachers import is_in_store
@@ -64,9 +67,9 @@ def evaluate(
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
     published = settings.suite[0] in PUBLISHED
     source = Path(data) if published else open_source(data, True, class_names, image_column, stream)
-    suites = [open_suite(name, source, settings) for name in settings.suite]
+    reference = load_candidate(settings.relative_to, there) if settings.relative_to else None
+    suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())
-    reference = settings.relative_to and load_candidate(settings.relative_to, there)
     found: Found = {suite.name: {} for suite in suites}
     for model in models:
         candidate = load_candidate(model, there)
@@ -74,13 +77,67 @@ def evaluate(
             found[suite.name][model] = suite.measure(candidate, effort)
     if record is not None:
         _record(there, suites, found, record)
-    comparisons = _compared(found, settings.seed) if compare else []
-    if plots is not None:
-        _draw(plots, found, comparisons)
+    comparisons = _comparisons(found, settings.seed) if compare else []
     results = {suite: {model: one.result for model, one in by_model.items()} for suite, by_model in found.items()}
+    if plots is not None and this_process().is_main_process:
+        _draw(plots, results)
     if json:
-        print_json(_as_json(models, results, comparisons, compare))
+        print_json(_by_model(results, comparisons))
         return
     print_results(results)
-    if compare:
-        print_comparisons(comparisons)
+    print_comparisons(comparisons)
+
+
+def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:
+    from nst_train.evaluate import record
+
+    for suite in suites:
+        for model, measured in found[suite.name].items():
+            record(store.open(model, "teacher"), suite, recorded_name(name, suite.name), measured.result)
+
+
+def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
+    """Each model against each one before it, by every metric that is a mean over images. Raises UsageError where there is none."""
+    from nst_data.errors import UsageError
+    from nst_train.chance import paired_bootstrap
+
+    rows = []
+    for suite, by_model in found.items():
+        for earlier, later in itertools.combinations(by_model, 2):
+            first, second = by_model[earlier].by_image, by_model[later].by_image
+            if not first:
+                raise UsageError(f"--compare: the folders of {suite} hold different images, which cannot be compared one by one")
+            for metric in first:
+                difference = paired_bootstrap(first[metric], second[metric], seed)
+                about = {"suite": suite, "metric": metric, "from": earlier, "to": later}
+                rows.append(about | asdict(difference) | {"larger_than_chance": difference.is_larger_than_chance})
+    return rows
+
+
+def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    from nst_data.evaluation_plots import write_generations, write_plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite, by_model in results.items():
+        write_plots(folder, suite, by_model)
+    if len(next(iter(results.values()))) > 1:
+        titles = {CLEAN: "top-1", CORRUPTED: "top-1 under corruptions", FGSM: "top-1 under FGSM", PGD: "top-1 under PGD"}
+        lines = {}
+        for suite, by_model in results.items():
+            lines[titles.get(suite, f"top-1, {suite}")] = {model: one["top1"] for model, one in by_model.items()}
+        lines = {
+            titles.get(suite, f"top-1, {suite}"): {model: one["top1"] for model, one in by_model.items()}
+            for suite, by_model in results.items()
+        }
+        write_generations(folder, lines)
+
+
+def _by_model(results: dict[str, dict[str, Any]], comparisons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each model the numbers of `clean`, beside them each other suite under its name, and how it differs from models before it."""
+    found: dict[str, Any] = {}
+    for suite, by_model in results.items():
+        for model, result in by_model.items():
+            found.setdefault(model, {}).update(result if suite == CLEAN else {suite: result})
+    for row in comparisons:
+        found[row["to"]].setdefault("differences", []).append({name: value for name, value in row.items() if name != "to"})
+    return found

@@ -10,6 +10,7 @@ from nst_data.settings import Settings
 CLEAN, CORRUPTED, FGSM, PGD = "clean", "corruptions", "fgsm", "pgd"
 IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P = "imagenet-a", "imagenet-r", "imagenet-c", "imagenet-p"
 OF_OWN_IMAGES = (CLEAN, CORRUPTED, FGSM, PGD)
+STEPS_LENGTH = 2.5  # of all steps of PGD together, in epsilons (Madry et al. 2018, arXiv 1706.06083)
 PUBLISHED = (IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P)
 
 
@@ -30,7 +31,6 @@ def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         raise ValueError("expected numbers such as 2/255 or 0.01, with commas between them") from None
 
 
-_Step = Annotated[float, BeforeValidator(_number)]
 _Sizes = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
 
 
@@ -59,7 +59,7 @@ class EvaluateSettings(Settings):
         description="fgsm, pgd: largest change of a pixel in [0, 1], as in 1/255,2/255; 1/255 to 16/255 by default.",
     )
     steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
-    step_size: _Step | None = Field(None, gt=0, le=1, description="pgd: size of a step; a quarter of epsilon by default.")
+    step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
     random_start: bool = Field(False, description="pgd: begin at a random place within epsilon, drawn by seed and image.")
     partial: bool = Field(False, description="imagenet-...: measure what is there, where corruptions, classes or sequences are missing.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides noise of corruptions, random starts and what is drawn for --compare.")
@@ -71,6 +71,11 @@ class EvaluateSettings(Settings):
         if not isinstance(names, list | tuple) or not all(name in OF_OWN_IMAGES + PUBLISHED for name in names):
             raise ValueError(f"expected some of {', '.join(OF_OWN_IMAGES + PUBLISHED)}")
         return list(dict.fromkeys(names))
+
+    @field_validator("step_size", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        return _number(value)
 
     @model_validator(mode="after")
     def _speak_of_a_suite(self) -> Self:
@@ -98,3 +103,8 @@ class EvaluateSettings(Settings):
             PGD: {"epsilon", "steps", "step_size", "random_start"} | ({"seed"} if self.random_start else set()),
         }
         return self.model_dump(mode="json", include=names.get(suite, set()) | ({"partial"} if suite in PUBLISHED else set()))
+
+
+def recorded_name(name: str, suite: str) -> str:
+    """Under which name a suite stands in a teacher's metrics.json, where the user says `name`: test, test-corruptions, imagenet-a."""
+    return name if suite == CLEAN or suite in PUBLISHED else f"{name}-{suite}"

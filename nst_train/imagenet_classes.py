@@ -39,10 +39,10 @@ def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> N
         where = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
         missing = []
     if missing:
-        shown = ", ".join(class_names[:3])
+        shown, lacking = (", ".join(names[:3]) + (", ..." if names[3:] else "") for names in (class_names, missing))
         raise NstError(
             f"{what}: expected a classifier of ImageNet's classes, by WordNet ids or ImageNet's names, "
-            f"found {len(class_names)} ({shown}, ...) without {len(missing)} of the {len(wnids)} classes here ({', '.join(missing[:3])}{', ...' if missing[3:] else ''})"
+            f"found {len(class_names)} ({shown}) without {len(missing)} of the {len(wnids)} ({lacking})"
         )
     return np.array([where[wnid] for wnid in wnids], dtype=np.int64)
 

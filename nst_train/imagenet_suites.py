@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nst_data.corruptions import SEVERITIES
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.sources.sequences import Sequences
@@ -20,7 +21,6 @@ from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
 from nst_train.teachers import Classifier
 from nst_train.trials import Trial
 
-SEVERITIES = range(1, 6)
 _WAY_OUT = ". Complete it, or measure what is there with --partial"
 
 ALEXNET_ERROR: Mapping[str, float] = {  # top-1 error, mean over severities (google-research/augmix, imagenet.py)

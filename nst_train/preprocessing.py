@@ -1,7 +1,7 @@
 """Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
@@ -133,30 +133,6 @@ class ProcessorPreprocessing:
     def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Done before."""
         return batch
-
-
-def channel_statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel by which a classifier normalizes images in [0, 1]. Raises NstError where its processor does otherwise."""
-    if isinstance(preprocessing, TimmPreprocessing):
-        return preprocessing.mean, preprocessing.std
-    processor = getattr(preprocessing, "processor", None)
-    scales = getattr(processor, "do_rescale", False) and abs(getattr(processor, "rescale_factor", 0) * 255 - 1) < 1e-6
-    if not scales:
-        raise NstError(
-            f"{type(processor).__name__}: expected an image processor that divides by 255; corruptions and attacks need images in [0, 1]"
-        )
-    if not getattr(processor, "do_normalize", False):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return tuple(processor.image_mean), tuple(processor.image_std)  # type: ignore[union-attr]
-
-
-def uncropped(preprocessing: Preprocessing) -> TimmPreprocessing:
-    """The same for images that are cut already, such as ImageNet-C's: taken whole, resized only where the classifier's size is another."""
-    if isinstance(preprocessing, TimmPreprocessing):
-        return replace(preprocessing, crop_pct=1.0, crop_mode=None)
-    mean, std = channel_statistics(preprocessing)
-    height, width = preprocessing.prepare(torch.zeros(3, 64, 64, dtype=torch.uint8)).shape[1:]
-    return TimmPreprocessing((3, height, width), "bicubic", mean, std, 1.0, None, exact=True)
 
 
 def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:

@@ -3,7 +3,7 @@
 `clean`, `corruptions`, `fgsm` and `pgd` take any labeled images, the others the folders that were published.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,12 +11,24 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nst_data.corruptions import CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_train import metrics
-from nst_train.evaluation_settings import CLEAN, IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R, EvaluateSettings
+from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
+from nst_train.evaluation_settings import (
+    CLEAN,
+    CORRUPTED,
+    FGSM,
+    IMAGENET_A,
+    IMAGENET_C,
+    IMAGENET_P,
+    IMAGENET_R,
+    STEPS_LENGTH,
+    EvaluateSettings,
+)
 from nst_train.imagenet_suites import (
     ALEXNET_ERROR,
     ALEXNET_FLIPS,
@@ -43,7 +55,7 @@ class Effort:
     run: ReadSettings = field(default_factory=ReadSettings)
     progress: Progress = field(default_factory=Progress)
 
-    def observe(self, candidate: Candidate, trial: Trial, *conditions: Any) -> Outcomes:  # noqa: ANN401
+    def observe(self, candidate: Candidate, trial: Trial, *conditions: Condition) -> Outcomes:
         """As `trials.observe`. Raises NstError where not one image can be read."""
         found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
         if not is_read(found).any():
@@ -53,9 +65,9 @@ class Effort:
 
 @dataclass(frozen=True)
 class Measured:
-    """`result` as JSON values. `by_image` has, for each metric that can be compared by chance, its value for each image (or sequence),
+    """`result` as JSON values, `top1` and `images` among them. `by_image` has what can be compared image by image (or by sequence).
 
-    NaN where there is none; the metric is their mean.
+    The values there are NaN where an image could not be read; the metric is the mean of the others.
     """
 
     result: dict[str, Any]
@@ -114,6 +126,86 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Corruptions:
+    """The fifteen corruptions at five severities, made of any labeled images of 32 pixels or more.
+
+    Errors are relative to those of `reference`, where there is one.
+    """
+
+    source: Source
+    seed: int
+    reference: Candidate | None = None
+    name: str = CORRUPTED
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's, the seed and the reference's."""
+        return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity])
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """As `of_corruptions`."""
+        reference = None
+        if self.reference:
+            errors = self._right(self.reference, effort)
+            reference = {name: 1 - float(np.nanmean(values)) for name, values in errors.items()}
+            if flawless := [name for name, error in reference.items() if error == 0]:
+                raise NstError(
+                    f"{self.reference.ref}: makes no error under {flawless[0]}, so that none can be relative to it; leave it out"
+                )
+        return of_corruptions(self._right(candidate, effort), reference, self.reference.ref if self.reference else None)
+
+    def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:
+        trial = Trial.of(f"corruptions of {candidate.ref}", self.source, candidate.classifier)
+        conditions = [Corrupted(name, severity, self.seed) for name in CORRUPTIONS for severity in SEVERITIES]
+        outcomes = iter(right_by_image(effort.observe(candidate, trial, *conditions)))
+        return {name: [next(outcomes) for _ in SEVERITIES] for name in CORRUPTIONS}
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Accuracy by the size of an attack, `fgsm` or `pgd`, on any labeled images."""
+
+    name: str
+    source: Source
+    settings: EvaluateSettings
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's and the settings of the attack."""
+        return json_digest([self.source.fingerprint, self.name, self.settings.of_suite(self.name)])
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`by_epsilon`: top-1 at each size, from 0, the images as they are; `top1` at the largest."""
+        levels = (0.0, *self.settings.epsilon)
+        conditions = [Condition(), *map(self._condition, self.settings.epsilon)]
+        trial = Trial.of(f"{self.name} on {candidate.ref}", self.source, candidate.classifier)
+        outcomes = effort.observe(candidate, trial, *conditions)
+        right = [right_by_image(one) for one in outcomes]
+        points = [{"epsilon": epsilon, "top1": float(np.nanmean(one))} for epsilon, one in zip(levels, right, strict=True)]
+        read = int(is_read(outcomes[0]).sum())
+        about = {"settings": self.settings.of_suite(self.name), "images": read, "errors": outcomes.shape[1] - read}
+        by_image = {f"top1 at {255 * epsilon:g}/255": one for epsilon, one in zip(levels[1:], right[1:], strict=True)}
+        return Measured({"top1": points[-1]["top1"], "by_epsilon": points, **about}, by_image)
+
+    def _condition(self, epsilon: float) -> Condition:
+        if self.name == FGSM:
+            return FastGradientSign(epsilon)
+        settings = self.settings
+        step_size = settings.step_size or min(1.0, STEPS_LENGTH * epsilon / settings.steps)
+        return ProjectedGradient(epsilon, settings.steps, step_size, settings.seed if settings.random_start else None)
+
+
+@dataclass(frozen=True)
 class PublishedCorruptions:
     """ImageNet-C."""
 
@@ -169,6 +261,7 @@ class PublishedPerturbations:
             "top1": float(np.mean(accuracies)),
             "frames": frames,
             "sequences": sum(map(len, by_sequence.values())) - lost,
+            "images": sum((len(shares) - int(np.isnan(shares).sum())) * frames[name] for name, shares in by_sequence.items()),
             "errors": lost,
         }
         names = [source.names for _, source in self.sources]  # type: ignore[attr-defined]
@@ -206,10 +299,15 @@ def right_by_image(outcomes: Outcomes) -> NDArray[np.float64]:
     return np.where(is_read(outcomes), is_right(outcomes).astype(np.float64), np.nan)
 
 
-def open_suite(name: str, data: Path | Source, settings: EvaluateSettings) -> Suite:
-    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there."""
+def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, reference: Candidate | None = None) -> Suite:
+    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there.
+
+    `reference` is the classifier that `settings.relative_to` names.
+    """
     if isinstance(data, Source):
-        return _OF_OWN_IMAGES[name](data, settings)
+        if name == CLEAN:
+            return Accuracy(CLEAN, data)
+        return Corruptions(data, settings.seed, reference) if name == CORRUPTED else Attacks(name, data, settings)
     if not data.is_dir():
         raise NstError(f"{data}: no such folder; expected {name} as published")
     partly = settings.partial
@@ -218,9 +316,6 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings) -> Su
     places = corrupted_places(data, partly) if name == IMAGENET_C else perturbed_places(data, partly)
     sources = [(place, open_classes(name, place.folder, partly)) for place in places]
     return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(str(data.absolute()), sources)
-
-
-_OF_OWN_IMAGES: dict[str, Callable[[Source, EvaluateSettings], Suite]] = {CLEAN: lambda source, _: Accuracy(CLEAN, source)}
 
 
 def _identity(sources: list[tuple[Place, Source]]) -> str:

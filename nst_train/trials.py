@@ -5,20 +5,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, match_classes
-from nst_train.inference import PlainBatch, batches_of, choose_computation, predict
+from nst_train.attacks import PixelClassifier, normalization_of
+from nst_train.conditions import Condition
+from nst_train.device import cpus_of_this_process, set_threads, this_device
+from nst_train.inference import PlainBatch, batches_of, choose_computation, in_threads, load_images, placed, predict
 from nst_train.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
-from nst_train.preprocessing import uncropped
+from nst_train.preprocessing import Preprocessing, TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.teachers import Classifier, Teacher
 
@@ -65,22 +69,6 @@ class Trial:
         return {"source": self.source.fingerprint, "labels": labels, "columns": columns, "uncropped": self.uncropped}
 
 
-class Condition(Protocol):
-    """A way of showing an image to a classifier."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that decides what is shown."""
-
-    def changed(self, pixels: UInt8[Tensor, "batch 3 height width"], rows: Sequence[int]) -> UInt8[Tensor, "batch 3 height width"]:
-        """Images of the classifier's size as they are shown, made on the CPU; `rows` are their places in the source."""
-
-    def attacked(
-        self, network: nn.Module, images: Float[Tensor, "batch 3 height width"], labels: Int[Tensor, " batch"], rows: Sequence[int]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """Images in [0, 1] as they are shown, made on the device with the network on such images, whose logits are those that compete."""
-
-
 def observe(
     candidate: Candidate,
     trial: Trial,
@@ -95,7 +83,7 @@ def observe(
     """
     classifier = candidate.classifier
     if trial.uncropped:
-        classifier = replace(classifier, preprocessing=uncropped(classifier.preprocessing))
+        classifier = replace(classifier, preprocessing=_uncropped(classifier.preprocessing))
     observation = _Observation(classifier, trial, conditions, run or ReadSettings(), progress or Progress())
     computation = observation.computation
     identity = {
@@ -121,6 +109,9 @@ class _Observation:
         self._teacher = Teacher.of(classifier)
         self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False)
         self._task: Task | None = None
+        if conditions:
+            device = this_device() if self.computation.device != "cpu" else torch.device("cpu")
+            self._network = PixelClassifier.of(placed(classifier.network, device), classifier.preprocessing)
 
     @contextmanager
     def under_way(self, rows: int) -> Iterator[None]:
@@ -146,12 +137,77 @@ class _Observation:
             yield batch.rows[0].id, 0, outcomes_of(log_probs, self._labels(batch, readable), readable, len(batch.rows))
 
     def _under_conditions(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
-        raise NotImplementedError
+        """Each batch is read and decoded once, and shown once for each condition: a piece of work for a thread.
+
+        On a CPU that is all of it; on a GPU the threads corrupt, and the device attacks and classifies.
+        """
+        set_threads(self.computation.threads)
+        threads = self._threads or cpus_of_this_process()
+        batches = batches_of(self._trial.source, self.computation.batch_size, rows)
+        loaded = in_threads(self._load, batches, max(1, threads // 8))  # decoding is little beside what follows
+        views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
+        if self.computation.device == "cpu":
+            yield from (found for _, found in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
+        else:
+            yield from (self._classified(view, shown) for view, shown in in_threads(self._shown, views, threads))
+
+    def _load(self, batch: PlainBatch) -> "_Loaded":
+        loaded = load_images(batch.rows, self._teacher.preprocessings, self.computation.batch_size, hashes=False)
+        rows = [row.id for row in batch.rows]
+        if not loaded.readable:
+            return _Loaded(rows, [], torch.empty(0, dtype=torch.uint8))
+        images = self._network.pixels_of(self._teacher.preprocessings[0].finish(loaded.pixels[0]).to(self._network.mean.device))
+        return _Loaded(rows, loaded.readable, (images * 255).round().to(torch.uint8).cpu())
+
+    def _shown(self, view: "_View") -> UInt8[Tensor, "batch 3 height width"]:
+        loaded, condition = view.loaded, self._conditions[view.condition]
+        shown = loaded.images.clone()
+        for place in loaded.readable:
+            shown[place] = condition.changed(loaded.images[place], loaded.rows[place])
+        return shown
+
+    def _classified(self, view: "_View", shown: UInt8[Tensor, "batch 3 height width"]) -> tuple[int, int, Outcomes]:
+        loaded, labels = view.loaded, torch.from_numpy(self._trial.labels[view.loaded.rows])
+        log_probs = torch.empty(0, len(self._trial.class_names))
+        if loaded.readable:
+            rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
+            padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
+            images = shown.to(self._network.mean.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+            images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
+            with torch.inference_mode():
+                log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+        return loaded.rows[0], view.condition, outcomes_of(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
 
     def _labels(self, batch: PlainBatch, readable: Sequence[int]) -> Int[Tensor, " readable"]:
         return torch.from_numpy(self._trial.labels[[batch.rows[position].id for position in readable]])
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A batch of the classifier's size, zeros where an image could not be read."""
+
+    rows: list[int]
+    readable: list[int]
+    images: UInt8[Tensor, "batch 3 height width"]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A batch under one of the conditions."""
+
+    loaded: _Loaded
+    condition: int
+
+
 def competing(log_probs: Float[Tensor, "images outputs"], columns: NDArray[np.int64] | None) -> Float[Tensor, "images classes"]:
     """Log-probabilities of the classes that compete, as if there were no others: the columns are taken before any arg max."""
     return log_probs if columns is None else log_probs[:, torch.from_numpy(columns)].log_softmax(dim=1)
+
+
+def _uncropped(preprocessing: Preprocessing) -> TimmPreprocessing:
+    """The same for images that are cut already, such as ImageNet-C's: taken whole, resized only where the classifier's size is another."""
+    if isinstance(preprocessing, TimmPreprocessing):
+        return replace(preprocessing, crop_pct=1.0, crop_mode=None)
+    mean, std = normalization_of(preprocessing)
+    height, width = preprocessing.prepare(torch.zeros(3, 64, 64, dtype=torch.uint8)).shape[1:]
+    return TimmPreprocessing((3, height, width), "bicubic", tuple(mean.tolist()), tuple(std.tolist()), 1.0, None, exact=True)
