@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, PGD, PUBLISHED, EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, PGD, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
 
 from .evaluation_tables import print_comparisons, print_results
@@ -65,8 +65,7 @@ def evaluate(
     for model in models if record is not None else []:
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
-    published = settings.suite[0] in PUBLISHED
-    source = Path(data) if published else open_source(data, True, class_names, image_column, stream)
+    source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream)
     reference = load_candidate(settings.relative_to, there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())

@@ -52,7 +52,6 @@ def _reliability(results: Results) -> tuple["Figure", str]:
     below.set_ylabel("share of images")
     below.set_xlabel("confidence, 15 bins")
     below.grid(color=_GRID)
-    above.set_aspect("equal")
     _finish(above)
     return figure, "reliability"
 

@@ -56,7 +56,7 @@ class EvaluateSettings(Settings):
     )
     epsilon: Annotated[_Sizes, AfterValidator(_are_levels)] = Field(
         (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
-        description="fgsm, pgd: largest change of a pixel in [0, 1], as in 1/255,2/255; 1/255 to 16/255 by default.",
+        description="fgsm, pgd: largest change of a pixel in [0, 1], as in 1/255,2/255.",
     )
     steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
     step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
@@ -94,6 +94,11 @@ class EvaluateSettings(Settings):
         if published and len(self.suite) > 1:
             raise ValueError(f"`suite` {published[0]} has a folder of its own; evaluate the others apart")
         return self
+
+    @property
+    def of_published(self) -> bool:
+        """Whether the suite is one of the published folders."""
+        return self.suite[0] in PUBLISHED
 
     def of_suite(self, suite: str) -> dict[str, Any]:
         """What decides the numbers of a suite, as JSON values."""

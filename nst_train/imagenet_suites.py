@@ -7,7 +7,9 @@ AlexNet's numbers stand in mappings by name: out of order they would be silently
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +60,13 @@ NOISE = ("gaussian_noise", "shot_noise")  # sequences of independent noise, not 
 
 
 def corruption_errors(errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]) -> dict[str, float]:
-    """CE of each corruption: its mean error over the severities, relative to the reference's mean; 1 is as bad as that."""
-    return {name: float(np.mean(of_severities)) / reference[name] for name, of_severities in errors.items()}
+    """CE of each corruption: its errors at all severities together, relative to the reference's, given as means; 1 is as bad as that."""
+    return {name: fsum(of_severities) / (len(of_severities) * reference[name]) for name, of_severities in errors.items()}
 
 
 def mean_of(values: Mapping[str, float]) -> float:
     """mCE of corruption errors, mFR of flip rates: their mean."""
-    return float(np.mean(list(values.values())))
+    return fmean(values.values())
 
 
 def flips(predicted: NDArray[np.integer], noise: bool) -> NDArray[np.float64]:

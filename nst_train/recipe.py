@@ -35,7 +35,9 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}, {_explain(error, tree)}") from None
-    return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")})
+    sources = {name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")}
+    evaluations = [one.model_copy(update={"data": _beside(path, one.data)}) for one in recipe.evaluate]
+    return recipe.model_copy(update={**sources, "evaluate": evaluations})
 
 
 def as_written(path: Path) -> dict[str, Any]:

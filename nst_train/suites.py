@@ -112,9 +112,12 @@ class Accuracy:
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""
-        trial = Trial.of("evaluate", self.source, candidate.classifier)
-        if self.name != CLEAN:
-            trial = trial_of(self.name, self.name, self.source, candidate.classifier)
+        clean = self.name == CLEAN
+        trial = (
+            Trial.of("evaluate", self.source, candidate.classifier)
+            if clean
+            else trial_of(self.name, self.name, self.source, candidate.classifier)
+        )
         outcomes = effort.observe(candidate, trial)[0]
         result = {
             **metrics.summary(outcomes, len(trial.class_names)),

@@ -110,6 +110,8 @@ class _Observation:
         self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False)
         self._task: Task | None = None
         if conditions:
+            smallest = 2 ** (len(trial.source) - 1).bit_length()  # of a few images whole batches would be mostly padding
+            self.computation = replace(self.computation, batch_size=min(self.computation.batch_size, smallest))
             device = this_device() if self.computation.device != "cpu" else torch.device("cpu")
             self._network = PixelClassifier.of(placed(classifier.network, device), classifier.preprocessing)
 
