@@ -5,7 +5,8 @@ ImageNet-C (224 px), see `parameters`. Lengths are in pixels and not scaled furt
 The formulas are the published code's (hendrycks/robustness), for any aspect; the pixels differ from the released files in this:
 
 - frost lays generated ice over the image and not photographs (`frost`): its numbers cannot be compared with published ones;
-- zoom, shear and displacement interpolate with OpenCV, motion blur sums ImageMagick's kernel without ImageMagick;
+- zooms and displacements are interpolated by OpenCV, which before version 5 knows 1/32 of a pixel, and motion blur sums ImageMagick's
+  kernel without ImageMagick: on the same draws both stay within a level;
 - levels are rounded down, as NumPy's conversion to uint8 does it there, but what is within 0.001 of a whole level is that level;
 - the noise is drawn by other generators: equal in distribution, not in value;
 - the released ImageNet-C files are JPEGs of quality 85; these pixels are not compressed.
