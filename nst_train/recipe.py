@@ -74,6 +74,8 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
     line = node.start_mark.line if node else 0
     for step in place:
+        if isinstance(node, yaml.MappingNode) and isinstance(step, int):
+            continue  # one where a list may stand
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == step]
             if not pairs:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import TINY, picture, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
@@ -82,7 +81,19 @@ def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
 def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_path):
     store, test = copied
     suites = [word for suite in ("clean", "corruptions", "fgsm", "pgd") for word in ("--suite", suite)]
-    words = [*suites, "--epsilon", "2/255,8/255", "--steps", 2, "--relative-to", "net@gen-0", "--record", "test", "--plots", tmp_path / "plots"]
+    words = [
+        *suites,
+        "--epsilon",
+        "2/255,8/255",
+        "--steps",
+        2,
+        "--relative-to",
+        "net@gen-0",
+        "--record",
+        "test",
+        "--plots",
+        tmp_path / "plots",
+    ]
     table = evaluated(0, copied, *words, "--compare")
     assert "corruptions, 15 images: error relative to net@gen-0's, in %" in table
     assert next(line.split() for line in table.splitlines() if line.strip().startswith("mCE"))[1] == "100.0"
@@ -198,7 +209,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     [
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
-        ({"suite": ["fgsm"], "size": 3}, "unknown key; did you mean steps?|unknown key; expected one of suite"),
+        ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],
 )
 def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_path, evaluate, said):
@@ -206,9 +217,10 @@ def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_pa
     from nst_train.recipe import read_recipe
 
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
-    with pytest.raises(UsageError, match=rf"line \d+: evaluate.*({said})"):
+    lines = recipe.read_text().splitlines()
+    line = lines.index("  size: 3" if "size" in evaluate else "evaluate:") + 1
+    with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
         read_recipe(recipe)
-    assert yaml.safe_load(recipe.read_text())["evaluate"] == evaluate
 
 
 NST = ["-c", "from nst_cli.main import run; run()"]
@@ -232,9 +244,8 @@ def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
     store, labeled = trained[0], write_images(tmp_path / "many", 100, first=200)
     words = ["evaluate", "net@gen-1", "--data", str(labeled), *SUITES, "--json", "--store"]
     whole = subprocess.run([sys.executable, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
-    for copy in ("killed",):
-        shutil.copytree(store.root, tmp_path / copy)
-        shutil.rmtree(tmp_path / copy / "evaluations")
+    shutil.copytree(store.root, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "evaluations")
     process = subprocess.Popen([sys.executable, *NST, *words, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     kept = tmp_path / "killed" / "evaluations"
     while process.poll() is None and len(list(kept.rglob("*.npy"))) < 2:
