@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int, UInt8
+import xxhash
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nst_data.corruptions import corrupt
@@ -26,8 +27,8 @@ class Condition:
         """All that decides what is shown."""
         return {"kind": type(self).__name__, **vars(self)}
 
-    def changed(self, image: UInt8[Tensor, "3 height width"], row: int) -> UInt8[Tensor, "3 height width"]:
-        """An image of the classifier's size as it is shown, made on the CPU; `row` is its place in the source."""
+    def changed(self, image: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
+        """An image of the classifier's size, (height, width, 3), as it is shown, made on the CPU; `row` is its place in the source."""
         return image
 
     def attacked(
@@ -45,10 +46,9 @@ class Corrupted(Condition):
     severity: int
     seed: int
 
-    def changed(self, image: UInt8[Tensor, "3 height width"], row: int) -> UInt8[Tensor, "3 height width"]:
+    def changed(self, image: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
         """Corrupted. Raises NstError for an image of less than 32 pixels."""
-        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        return torch.from_numpy(corrupt(pixels, self.name, self.severity, seed_of(self.seed, row))).permute(2, 0, 1)
+        return corrupt(image, self.name, self.severity, seed_of(self.seed, row))
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,4 @@ class ProjectedGradient(Condition):
 
 def seed_of(seed: int, row: int) -> int:
     """A seed for one image: rows next to each other, and the same row under another seed, have nothing in common."""
-    return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return xxhash.xxh3_64_intdigest(f"{seed} {row}".encode()) >> 1

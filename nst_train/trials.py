@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -157,24 +157,25 @@ class _Observation:
         loaded = load_images(batch.rows, self._teacher.preprocessings, self.computation.batch_size, hashes=False)
         rows = [row.id for row in batch.rows]
         if not loaded.readable:
-            return _Loaded(rows, [], torch.empty(0, dtype=torch.uint8))
+            return _Loaded(rows, [], np.empty(0, dtype=np.uint8))
         images = self._network.pixels_of(self._teacher.preprocessings[0].finish(loaded.pixels[0]).to(self._network.mean.device))
-        return _Loaded(rows, loaded.readable, (images * 255).round().to(torch.uint8).cpu())
+        levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return _Loaded(rows, loaded.readable, levels.cpu().numpy())
 
-    def _shown(self, view: "_View") -> UInt8[Tensor, "batch 3 height width"]:
+    def _shown(self, view: "_View") -> NDArray[np.uint8]:
         loaded, condition = view.loaded, self._conditions[view.condition]
-        shown = loaded.images.clone()
+        shown = loaded.images.copy()
         for place in loaded.readable:
             shown[place] = condition.changed(loaded.images[place], loaded.rows[place])
         return shown
 
-    def _classified(self, view: "_View", shown: UInt8[Tensor, "batch 3 height width"]) -> tuple[int, int, Outcomes]:
+    def _classified(self, view: "_View", shown: NDArray[np.uint8]) -> tuple[int, int, Outcomes]:
         loaded, labels = view.loaded, torch.from_numpy(self._trial.labels[view.loaded.rows])
         log_probs = torch.empty(0, len(self._trial.class_names))
         if loaded.readable:
             rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
             padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
-            images = shown.to(self._network.mean.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+            images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
             images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
             with torch.inference_mode():
                 log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
@@ -186,11 +187,11 @@ class _Observation:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A batch of the classifier's size, zeros where an image could not be read."""
+    """A batch of the classifier's size, shape (batch, height, width, 3), zeros where an image could not be read."""
 
     rows: list[int]
     readable: list[int]
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
