@@ -38,7 +38,7 @@ from nst_data.images import phash
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, open_source
 from nst_data.store import Store
-from nst_train.inference import _Forward, _in_threads, batches_of, choose_computation, load_images
+from nst_train.inference import _Forward, batches_of, choose_computation, in_threads, load_images
 from nst_train.label import label
 from nst_train.models import save_teacher
 from nst_train.preprocessing import decode_pixels, stacked_thumbnails, thumbnail
@@ -141,7 +141,7 @@ def decode_rate(teacher: Teacher, source: Source, hashes: bool) -> float:
     torch.set_num_threads(1)
 
     def work() -> None:
-        for _ in _in_threads(lambda batch: load_images(batch.rows, teacher.preprocessings, 256, hashes), batches_of(source, 256), CORES):
+        for _ in in_threads(lambda batch: load_images(batch.rows, teacher.preprocessings, 256, hashes), batches_of(source, 256), CORES):
             pass
 
     return rate_of(len(source), work)

@@ -1,11 +1,16 @@
 """`nst evaluate`."""
 
-from typing import Annotated
+import itertools
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, PGD, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
 
+from .evaluation_tables import print_comparisons, print_results
 from .options import (
     MODEL_HELP,
     ClassNamesOption,
@@ -18,11 +23,18 @@ from .options import (
     with_settings,
 )
 
+if TYPE_CHECKING:
+    from nst_data.store import Store
+    from nst_train.suites import Measured, Suite
 
-@with_settings(run=ReadSettings)
+Found = dict[str, dict[str, "Measured"]]  # by suite, by model
+
+
+@with_settings(settings=EvaluateSettings, run=ReadSettings)
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=MODEL_HELP)],
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column.")],
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; or a published folder.")],
+    settings: EvaluateSettings,
     run: ReadSettings,
     image_column: ImageColumnOption = None,
     stream: StreamOption = False,
@@ -30,31 +42,101 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="Keep the result under this name (such as test) in the teacher's metrics.json and card."),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Say which differences between the models are larger than chance (paired bootstrap).")
+    ] = False,
+    plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the results as PNG files in this folder.")] = None,
     class_names: ClassNamesOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure the accuracy of one or several models on labeled images."""
+    """Measure accuracy, calibration and robustness of one or several models. Run again, it goes on where it stopped."""
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
-    from nst_train.evaluate import evaluate as evaluate_model
-    from nst_train.evaluate import measure
-    from nst_train.teachers import is_in_store, load_classifier
+    from nst_train.device import this_process
+    from nst_train.evaluate import kept_outcomes, load_candidate
+    from nst_train.suites import Effort, open_suite
+    from nst_train.teachers import is_in_store
 
-    there, source, progress = open_store(store), open_source(data, True, class_names, image_column, stream), on_this_terminal()
-    results = {}
-    for model in models:
-        if record is None:
-            results[model] = evaluate_model(load_classifier(model, there, exact=True)[0], source, run, progress)
-        elif is_in_store(model, there):
-            results[model] = measure(there, there.open(model, "teacher"), source, record, run, progress)
-        else:
+    there, models = open_store(store), list(dict.fromkeys(models))
+    if compare and len(models) < 2:
+        raise UsageError(f"--compare: expected two models or more, found {models[0]} alone; name another")
+    for model in models if record is not None else []:
+        if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
+    source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream)
+    reference = load_candidate(settings.relative_to, there) if settings.relative_to else None
+    suites = [open_suite(name, source, settings, reference) for name in settings.suite]
+    effort = Effort(kept_outcomes(there), run, on_this_terminal())
+    found: Found = {suite.name: {} for suite in suites}
+    for model in models:
+        candidate = load_candidate(model, there)
+        for suite in suites:
+            found[suite.name][model] = suite.measure(candidate, effort)
+    if record is not None:
+        _record(there, suites, found, record)
+    comparisons = _comparisons(found, settings.seed) if compare else []
+    results = {suite: {model: one.result for model, one in by_model.items()} for suite, by_model in found.items()}
+    if plots is not None and this_process().is_main_process:
+        _draw(plots, results)
     if json:
-        print_json(results)
+        print_json(_by_model(results, comparisons))
         return
-    for model, result in results.items():
-        top5 = f", top-5 {100 * result['top5']:.2f}%" if "top5" in result else ""
-        unread = f", {result['errors']:,} could not be read" if result["errors"] else ""
-        print(f"{model}: top-1 {100 * result['top1']:.2f}%{top5} on {result['images']:,} images{unread}")
+    print_results(results)
+    print_comparisons(comparisons)
+
+
+def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:
+    from nst_train.evaluate import record
+
+    for suite in suites:
+        for model, measured in found[suite.name].items():
+            record(store.open(model, "teacher"), suite, recorded_name(name, suite.name), measured.result)
+
+
+def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
+    """Each model against each one before it, by every metric that is a mean over images. Raises UsageError where there is none."""
+    from nst_data.errors import UsageError
+    from nst_train.chance import paired_bootstrap
+
+    rows = []
+    for suite, by_model in found.items():
+        for earlier, later in itertools.combinations(by_model, 2):
+            first, second = by_model[earlier].by_image, by_model[later].by_image
+            if not first:
+                raise UsageError(f"--compare: the folders of {suite} hold different images, which cannot be compared one by one")
+            for metric in first:
+                difference = paired_bootstrap(first[metric], second[metric], seed)
+                about = {"suite": suite, "metric": metric, "from": earlier, "to": later}
+                rows.append(about | asdict(difference) | {"larger_than_chance": difference.is_larger_than_chance})
+    return rows
+
+
+def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
+    from nst_data.evaluation_plots import write_generations, write_plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite, by_model in results.items():
+        write_plots(folder, suite, by_model)
+    if len(next(iter(results.values()))) > 1:
+        titles = {CLEAN: "top-1", CORRUPTED: "top-1 under corruptions", FGSM: "top-1 under FGSM", PGD: "top-1 under PGD"}
+        lines = {}
+        for suite, by_model in results.items():
+            lines[titles.get(suite, f"top-1, {suite}")] = {model: one["top1"] for model, one in by_model.items()}
+        lines = {
+            titles.get(suite, f"top-1, {suite}"): {model: one["top1"] for model, one in by_model.items()}
+            for suite, by_model in results.items()
+        }
+        write_generations(folder, lines)
+
+
+def _by_model(results: dict[str, dict[str, Any]], comparisons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each model the numbers of `clean`, beside them each other suite under its name, and how it differs from models before it."""
+    found: dict[str, Any] = {}
+    for suite, by_model in results.items():
+        for model, result in by_model.items():
+            found.setdefault(model, {}).update(result if suite == CLEAN else {suite: result})
+    for row in comparisons:
+        found[row["to"]].setdefault("differences", []).append({name: value for name, value in row.items() if name != "to"})
+    return found

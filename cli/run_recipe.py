@@ -99,9 +99,10 @@ def _show_settings(path: Path, json: bool) -> None:
 
 
 def _row(generation: "Generation") -> dict[str, Any]:
-    from nst_train.evaluate import read_metrics
+    from nst_data.public_form import read_metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
+    metrics = read_metrics(teacher)
     seconds = sum(version.manifest.seconds for version in (teacher, corpus, edition) if version)
     return {
         "teacher": teacher.ref,
@@ -111,7 +112,8 @@ def _row(generation: "Generation") -> dict[str, Any]:
         "edition": edition.ref if edition else None,
         "images_labeled": corpus.manifest.counts["labeled"] if corpus else None,
         **{name: edition.manifest.counts[name] if edition else None for name in ("kept", "unique", "copies")},
-        "test_top1": read_metrics(teacher).get("test", {}).get("top1"),
+        "test_top1": metrics.get("test", {}).get("top1"),
+        "metrics": {name: {key: value for key, value in one.items() if isinstance(value, int | float)} for name, one in metrics.items()},
         "seconds": round(seconds, 1),
     }
 

@@ -133,14 +133,31 @@ def required_import(teacher: Path) -> str | None:
 
 
 def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The results that have a top-1 accuracy, by name: `top1`, perhaps `top5`, as fractions; `images`, and where from."""
+    """The results that have a top-1 accuracy or a mean error of corruptions or flips, by name: `top1`, `top5`, `ece` as fractions; `mce`,
+    `mfr`; the size of an attack, `epsilon`; `images`, what errors are `relative_to`, and where from."""
     found = {}
     for name, result in metrics.items():
-        if isinstance(result, dict) and _is_fraction(result.get("top1")):
-            top5 = {"top5": result["top5"]} if _is_fraction(result.get("top5")) else {}
-            source = {"source": result["source"]} if isinstance(result.get("source"), str) else {}
-            found[str(name)] = {"top1": result["top1"], **top5, "images": whole(result.get("images")), **source}
+        if not isinstance(result, dict):
+            continue
+        measured = {key: result[key] for key in ("top1", "top5", "ece") if _is_fraction(result.get(key))}
+        measured |= {key: result[key] for key in ("mce", "mfr") if _is_number(result.get(key))}
+        if not {"top1", "mce", "mfr"} & measured.keys():
+            continue
+        texts = {key: result[key] for key in ("source", "relative_to") if isinstance(result.get(key), str)}
+        points = result.get("by_epsilon")
+        largest = points[-1] if isinstance(points, list) and points and isinstance(points[-1], dict) else {}
+        attack = {"epsilon": largest["epsilon"]} if _is_number(largest.get("epsilon")) else {}
+        found[str(name)] = {**measured, **attack, "images": whole(result.get("images")), **texts}
     return found
+
+
+_METRICS = {
+    "top1": ("accuracy", "top-1 accuracy"),
+    "top5": ("accuracy", "top-5 accuracy"),
+    "ece": ("expected_calibration_error", "expected calibration error"),
+    "mce": ("mean_corruption_error", "mean corruption error"),
+    "mfr": ("mean_flip_rate", "mean flip rate"),
+}
 
 
 def _config(teacher: Path) -> dict[str, Any]:
@@ -157,7 +174,7 @@ def _model_index(described: Described, metrics: Mapping[str, Any], published: Pu
     results = []
     for name, result in scores(metrics).items():
         source = result.get("source", name)
-        for key, label in (("top1", "top-1 accuracy"), ("top5", "top-5 accuracy")):
+        for key, (kind, label) in _METRICS.items():
             if key in result:
                 results.append(
                     EvalResult(
@@ -166,7 +183,7 @@ def _model_index(described: Described, metrics: Mapping[str, Any], published: Pu
                         dataset_type="imagefolder",
                         dataset_name=public_name(source) if published else source,
                         dataset_split=name,  # apart from this the Hub's library would take test and validation for one
-                        metric_type="accuracy",
+                        metric_type=kind,
                         metric_value=result[key],
                         metric_name=label,
                     )
@@ -239,5 +256,9 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_fraction(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, int | float) and _is_number(value) and 0 <= value <= 1

@@ -229,9 +229,19 @@ def _names(names: object) -> str:
 
 
 def _score(result: Mapping[str, Any]) -> str:
-    top5 = f", top-5 {100 * result['top5']:.2f}%" if "top5" in result else ""
+    """One measurement in words, as markdown."""
+    parts = [f"{name} {100 * result[key]:.2f}%" for key, name in (("top1", "top-1"), ("top5", "top-5")) if key in result]
+    if "mce" in result:
+        parts.append(
+            f"mCE {100 * result['mce']:.1f}" + (f" relative to {as_text(result['relative_to'])}" if "relative_to" in result else "")
+        )
+    if "mfr" in result:
+        parts.append(f"mFR {100 * result['mfr']:.1f} relative to AlexNet")
+    if "ece" in result:
+        parts.append(f"expected calibration error {100 * result['ece']:.2f}%")
+    attack = f" under an attack of {255 * result['epsilon']:.3g}/255" if "epsilon" in result else ""
     images = f" on {result['images']:,} images" if result.get("images") else ""
-    return f"top-1 {100 * result['top1']:.2f}%{top5}{images}"
+    return ", ".join(parts) + attack + images
 
 
 def _code(text: str) -> str:

@@ -1,8 +1,9 @@
-"""Accuracy of a classifier on labeled images, with its own clean transform."""
+"""Accuracy of a classifier on labeled images, with its own clean transform, and what a teacher's metrics.json keeps of any suite."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,17 +15,21 @@ from torch.nn import functional as F
 
 from nst_data import cards
 from nst_data.described import Described
-from nst_data.errors import NstError
+from nst_data.evaluation_plots import write_plots
 from nst_data.files import write_text
 from nst_data.progress import Progress
-from nst_data.sources import Source, match_classes
+from nst_data.public_form import METRICS, read_metrics
+from nst_data.sources import Source
 from nst_data.store import Store, Version
 from nst_train.device import this_process
-from nst_train.inference import Computation, batches_of, choose_computation, predict
+from nst_train.evaluation_settings import CLEAN
+from nst_train.inference import Computation, batches_of, predict
 from nst_train.settings import ReadSettings
+from nst_train.suites import Accuracy, Effort, Suite
 from nst_train.teachers import Classifier, Teacher, load_classifier
+from nst_train.trials import Candidate
 
-METRICS = "metrics.json"
+_IN_FULL_ONLY = ("classes", "confusions")  # what `nst evaluate --json` has beside what is recorded
 
 
 @dataclass
@@ -64,19 +69,14 @@ class Score:
 
 
 def evaluate(classifier: Classifier, source: Source, run: ReadSettings | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """`top1` and, above five classes, `top5` as fractions; `nll` in nats; `images` scored and `errors` that could not be read.
+    """`top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read.
 
-    The source's classes are matched by name and may be some of the classifier's. Raises NstError for others.
+    The source's classes are matched by name and may be some of the classifier's. Raises NstError for others, and where no image could
+    be read.
     """
-    assert source.labels is not None, "evaluation needs labels"
-    run, progress, teacher = run or ReadSettings(), progress or Progress(), Teacher.of(classifier)
-    columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
-    computation = choose_computation(teacher, None, "fp32", compile_network=False)
-    with progress.task("evaluate", len(source), "images") as task:
-        result = score(teacher, computation, source, range(len(source)), columns, run.decode_threads, task.advance)
-    if not result.images:
-        raise NstError(f"{source.location}: none of its {len(source)} images could be read")
-    return result.as_metrics(len(classifier.class_names))
+    effort = Effort(run=run or ReadSettings(), progress=progress or Progress())
+    result = Accuracy(CLEAN, source).measure(Candidate("", classifier, ""), effort).result
+    return {name: value for name, value in result.items() if not isinstance(value, list | dict)}
 
 
 def score(
@@ -99,30 +99,49 @@ def score(
     return result
 
 
+def kept_outcomes(store: Store) -> Path:
+    """The folder of a store where outcomes are kept, by the digest of what they follow from. It may be deleted at any time."""
+    return store.root / "evaluations"
+
+
+def load_candidate(name: str, store: Store) -> Candidate:
+    """A classifier by name, with the transform of its own code, exactly. See `teachers.load_classifier`."""
+    classifier, entry = load_classifier(name, store, exact=True)
+    return Candidate(name, classifier, entry.digest)
+
+
 def measure(
-    store: Store, teacher: Version, source: Source, name: str, run: ReadSettings | None = None, progress: Progress | None = None
+    store: Store,
+    teacher: Version,
+    data: Source | Suite,
+    name: str,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a teacher of the store and keep the result as `name` in its metrics.json and card; done once for each source."""
-    metrics = read_metrics(teacher)
-    known = metrics.get(name)
-    state = this_process()
-    state.wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
-    if known and known["fingerprint"] == source.fingerprint:
+    """Evaluate a teacher of the store and keep the result as `name` in its metrics.json and card; done once for each suite on its data.
+
+    A labeled source stands for the suite `clean` on it.
+    """
+    suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
+    known = read_metrics(teacher).get(name)
+    this_process().wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
+    if known and known["fingerprint"] == suite.identity:
         return known
+    effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
+    return record(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
+
+
+def record(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+    """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
+    state = this_process()
     if state.is_main_process:
-        classifier, _ = load_classifier(teacher.ref, store, exact=True)
-        result = evaluate(classifier, source, run, progress)
-        metrics[name] = result | {"source": source.location, "fingerprint": source.fingerprint}
+        metrics, shown = read_metrics(teacher), {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
+        kind = {} if suite.name == CLEAN else {"suite": suite.name}
+        metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity}
         write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+        write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
         own = cards.write_model_card(Described.of(teacher), metrics)
         if own.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()
     return read_metrics(teacher)[name]
-
-
-def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
-    """What was measured of a teacher, by name."""
-    path = teacher.folder / METRICS
-    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return metrics

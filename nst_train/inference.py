@@ -43,6 +43,7 @@ class HasRows(Protocol):
 
 B = TypeVar("B", bound=HasRows)
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,9 @@ def predict(
             return Prediction(forward(images.pixels), replace(images, pixels=[]))
 
     if on_gpu:  # the device is given its next batch while this one's results are fetched
-        yield from ((batch, answer(batch, images)) for batch, images in _in_threads(load, batches, threads))
+        yield from ((batch, answer(batch, images)) for batch, images in in_threads(load, batches, threads))
     else:
-        yield from _in_threads(lambda batch: answer(batch, load(batch)), batches, threads)
+        yield from in_threads(lambda batch: answer(batch, load(batch)), batches, threads)
 
 
 def _ids(batch: B, batch_size: int) -> list[int]:
@@ -232,12 +233,12 @@ class _Forward:
     def __init__(self, teacher: Teacher, computation: Computation, temperature: float = 1.0) -> None:
         self._teacher, self._computation, self._temperature = teacher, computation, temperature
         self._device = this_device() if computation.device != "cpu" else torch.device("cpu")
-        placed = [_placed(member.network, self._device) for member in teacher.members]
+        on_device = [placed(member.network, self._device) for member in teacher.members]
         if teacher.noise:
-            placed = [copy.deepcopy(network) for network in placed]
-            for network in placed:
+            on_device = [copy.deepcopy(network) for network in on_device]
+            for network in on_device:
                 teacher.noise.add_to(network, len(teacher.class_names))
-        self._networks: list[Callable[[Tensor], Tensor]] = list(placed)
+        self._networks: list[Callable[[Tensor], Tensor]] = list(on_device)
         self._which = [teacher.preprocessings.index(member.preprocessing) for member in teacher.members]
         if computation.compile:
             self._networks = [torch.compile(network) for network in self._networks]
@@ -257,7 +258,7 @@ class _Forward:
             return self._teacher.log_probs(logits, self._temperature)
 
 
-def _placed(network: nn.Module, device: torch.device) -> nn.Module:
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
     """On the device, channels last, every tensor at an address of its own: what torch computes can depend on how memory is aligned."""
     network = network.to(device).to(memory_format=torch.channels_last)
     for tensor in (*network.parameters(), *network.buffers()):
@@ -265,14 +266,14 @@ def _placed(network: nn.Module, device: torch.device) -> nn.Module:
     return network.eval()
 
 
-def _in_threads(work: Callable[[B], T], batches: Iterable[B], threads: int) -> Iterator[tuple[B, T]]:
+def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
     """Each batch with its result, in order; a thread of its own reads ahead, and no more than a few batches are under way.
 
     Results come out also while the next batch lets itself be waited for.
     """
     pool, reader, source = ThreadPoolExecutor(threads), ThreadPoolExecutor(1), iter(batches)
-    waiting: deque[tuple[B, Future[T]]] = deque()
-    upcoming: Future[B | None] = reader.submit(next, source, None)
+    waiting: deque[tuple[S, Future[T]]] = deque()
+    upcoming: Future[S | None] = reader.submit(next, source, None)
     try:
         while True:
             full = len(waiting) > threads + 1

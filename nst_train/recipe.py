@@ -35,7 +35,9 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}, {_explain(error, tree)}") from None
-    return recipe.model_copy(update={name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")})
+    sources = {name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")}
+    evaluations = [one.model_copy(update={"data": _beside(path, one.data)}) for one in recipe.evaluate]
+    return recipe.model_copy(update={**sources, "evaluate": evaluations})
 
 
 def as_written(path: Path) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
     line = node.start_mark.line if node else 0
     for step in place:
+        if isinstance(node, yaml.MappingNode) and isinstance(step, int):
+            continue  # one where a list may stand
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == step]
             if not pairs:

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
+from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
 
 
@@ -80,6 +81,26 @@ class GenerationSettings(TrainSettings):
         return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
 
 
+class EvaluationSettings(EvaluateSettings):
+    """What is measured of every generation of a recipe, beside its accuracy on the test images."""
+
+    data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
+    name: str | None = Field(None, description="Its name in metrics.json: test by default, of a published suite the suite's.")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _may_be_a_path(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_data_and_name(self) -> Self:
+        if self.of_published and self.data is None:
+            raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
+        if self.data and not self.of_published and not self.name:
+            raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
+        return self
+
+
 class Recipe(Settings):
     """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
 
@@ -92,6 +113,7 @@ class Recipe(Settings):
     label: LabelSettings = LabelSettings()
     select: SelectSettings = SelectSettings()
     generations: list[GenerationSettings] = Field(min_length=2)
+    evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
     push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
@@ -108,6 +130,17 @@ class Recipe(Settings):
             one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None) for one in self.generations
         ):
             raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
+        return self
+
+    @field_validator("evaluate", mode="before")
+    @classmethod
+    def _may_be_one(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _evaluation_has_images(self) -> Self:
+        if self.test is None and any(one.data is None for one in self.evaluate):
+            raise ValueError("`evaluate` takes the test images where it names no `data`; add a line `test: {source: ...}` or name some")
         return self
 
     @model_validator(mode="before")

@@ -20,11 +20,15 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
 from nst_train.device import this_process
-from nst_train.evaluate import measure
+from nst_train.evaluate import load_candidate, measure
+from nst_train.evaluation_settings import recorded_name
+from nst_train.imagenet_classes import columns_of
+from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
 from nst_train.models import check_names
-from nst_train.recipe_settings import GenerationSettings, PushToSettings, Recipe, SourceSettings
+from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
+from nst_train.suites import open_suite
 from nst_train.trackers import check_trackers
 from nst_train.train import train
 
@@ -44,12 +48,14 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, indexes=store.indexes)
     test = _open(recipe.test, labeled=True) if recipe.test else None
     validation = _open(recipe.validation, labeled=True) if recipe.validation else None
+    evaluations = [(one, _data_of(one, test)) for one in recipe.evaluate]
     _check(recipe, labeled, validation, test)
+    _check_evaluations(evaluations, labeled)
     held_out = [source for source in (labeled, validation, test) if source]
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
-    training = _Trainings(recipe, store, labeled, pool, validation, test, progress)
+    training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, progress)
     teachers = f"{recipe.name}-teacher"
 
     publish = _Publishing(recipe.push_to, store, progress)
@@ -84,6 +90,7 @@ class _Trainings:
     pool: Source
     validation: Source | None
     test: Source | None
+    evaluations: list[tuple[EvaluationSettings, Path | Source]]
     progress: Progress
 
     def train(
@@ -98,11 +105,16 @@ class _Trainings:
         before = self._train(f"{name}-before-finetuning", first, number, edition)
         return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
 
-    def _train(self, name: str, settings: TrainSettings, number: int, edition: Version | None = None) -> Version:
+    def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None) -> Version:
         pool, run = self.pool if edition else None, self.recipe.run
-        trained = train(self.store, name, settings, self.labeled, edition, pool, number, run, self.progress, self.validation)
+        trained = train(self.store, name, training, self.labeled, edition, pool, number, run, self.progress, self.validation)
         if self.test is not None:
             measure(self.store, trained, self.test, "test", run, self.progress)
+        for settings, data in self.evaluations:
+            reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
+            for suite in settings.suite:
+                recorded = recorded_name(settings.name or "test", suite)
+                measure(self.store, trained, open_suite(suite, data, settings, reference), recorded, run, self.progress)
         return trained
 
 
@@ -142,6 +154,24 @@ def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
             check_names(settings.finetune)
     for source in filter(None, scored):
         match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
+
+
+def _data_of(settings: EvaluationSettings, test: Source | None) -> Path | Source:
+    """A published suite's folder, or labeled images: the test images where it names none."""
+    if settings.data is None:
+        assert test is not None, "the recipe was checked"
+        return test
+    return Path(settings.data.source) if settings.of_published else _open(settings.data, labeled=True)
+
+
+def _check_evaluations(evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
+    class_names = labeled.class_names or []
+    for settings, data in evaluations:
+        if isinstance(data, Source):
+            match_classes(data.class_names or [], class_names, data.location, subset=True)
+        else:
+            columns_of(class_names, classes_of(settings.suite[0]), f"{labeled.location}, for {settings.suite[0]}")
+            open_suite(settings.suite[0], data, settings)
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:

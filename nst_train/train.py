@@ -16,13 +16,13 @@ from nst_data.errors import NstError
 from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
 from nst_data.progress import Progress
+from nst_data.public_form import METRICS
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_train.batches import LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, set_threads, settled_precision, this_process
 from nst_train.entries import PseudoLabeledImages, open_edition
-from nst_train.evaluate import METRICS
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
 from nst_train.noise import seed_network, seed_of, training_transforms

@@ -12,9 +12,10 @@ from timm.data import create_transform, resolve_model_data_config
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
+from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_train.batches import TrainingBatch
-from nst_train.evaluate import evaluate, measure, read_metrics
+from nst_train.evaluate import evaluate, measure
 from nst_train.models import create_network
 from nst_train.noise import seed_network
 from nst_train.schedule import Schedule

@@ -1,0 +1,116 @@
+"""What `nst evaluate` prints: models side by side, suite by suite."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
+
+from .tables import as_text, print_table
+
+_WORST = 5
+ByModel = Mapping[str, Mapping[str, Any]]
+
+
+def print_results(results: Mapping[str, ByModel]) -> None:
+    """Every suite's table; one model alone also its classes and mistakes."""
+    for number, (suite, by_model) in enumerate(results.items()):
+        if number:
+            print()
+        if suite in (CORRUPTED, IMAGENET_C):
+            _print_corruptions(suite, by_model)
+        elif suite in (FGSM, PGD):
+            _print_attacks(suite, by_model)
+        elif suite == IMAGENET_P:
+            _print_flips(by_model)
+        else:
+            _print_accuracy(suite, by_model)
+
+
+def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
+    """Differences, their intervals, and whether chance explains them."""
+    if not comparisons:
+        return
+    print("\ndifferences in points, with the interval that holds 95% of those over images drawn anew")
+    rows = []
+    for row in comparisons:
+        metric = row["metric"].replace("_", " ").replace("top1", "top-1")
+        interval = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
+        verdict = "larger than chance" if row["larger_than_chance"] else "may be chance"
+        what = metric if row["suite"] == CLEAN else f"{row['suite']}: {metric}"
+        rows.append([what, f"{row['from']} to {row['to']}", f"{100 * row['mean']:+.2f}", interval, verdict])
+    for models in dict.fromkeys(row[1] for row in rows):
+        print(as_text(models))
+        print_table(["metric", "points", "interval", ""], ([row[0], *row[2:]] for row in rows if row[1] == models))
+
+
+def _print_accuracy(suite: str, by_model: ByModel) -> None:
+    has_top5 = any("top5" in result for result in by_model.values())
+    print(_title(suite, by_model))
+    print_table(
+        ["model", "top-1", *(["top-5"] if has_top5 else []), "NLL", "ECE", "images"],
+        (
+            [model, one["top1"], *([one.get("top5")] if has_top5 else []), f"{one['nll']:.4f}", f"{one['ece']:.4f}", one["images"]]
+            for model, one in by_model.items()
+        ),
+    )
+    if len(by_model) > 1:
+        return
+    result = next(iter(by_model.values()))
+    worst = sorted(result["classes"].items(), key=lambda item: (item[1]["top1"], -item[1]["images"]))[:_WORST]
+    print("classes with the lowest accuracy")
+    print_table(["class", "top-1", "images"], ([name, one["top1"], one["images"]] for name, one in worst))
+    if result["confusions"]:
+        print("most frequent mistakes")
+        rows = ([one["truth"], one["predicted"], one["images"]] for one in result["confusions"][:_WORST])
+        print_table(["truth", "predicted", "images"], rows, names=2)
+
+
+def _print_corruptions(suite: str, by_model: ByModel) -> None:
+    first = next(iter(by_model.values()))
+    relative = "ce" in first
+    print(f"{_title(suite, by_model)}: " + (f"error relative to {as_text(first['relative_to'])}'s, in %" if relative else "error, in %"))
+    names = list(first["error"])
+    columns = [
+        [one["ce"][name] if relative else sum(one["error"][name]) / len(one["error"][name]) for name in names] for one in by_model.values()
+    ]
+    means = [one["mce" if relative else "mean_error"] for one in by_model.values()]
+    rows = [[name.replace("_", " "), *(f"{100 * column[place]:.1f}" for column in columns)] for place, name in enumerate(names)]
+    _print_wide(["corruption", *by_model], [*rows, ["mCE" if relative else "mean error", *(f"{100 * mean:.1f}" for mean in means)]])
+    print("top-1 by severity")
+    severities = ["1", "2", "3", "4", "5"]
+    by_severity = (
+        [model, *(1 - sum(one["error"][name][place] for name in names) / len(names) for place in range(5))]
+        for model, one in by_model.items()
+    )
+    print_table(["model", *severities], by_severity)
+
+
+def _print_attacks(suite: str, by_model: ByModel) -> None:
+    print(f"{_title(suite, by_model)}: top-1 by epsilon")
+    points = next(iter(by_model.values()))["by_epsilon"]
+    header = [f"{255 * point['epsilon']:.3g}/255" if point["epsilon"] else "0" for point in points]
+    print_table(["model", *header], ([model, *(point["top1"] for point in one["by_epsilon"])] for model, one in by_model.items()))
+
+
+def _print_flips(by_model: ByModel) -> None:
+    print(f"imagenet-p, {next(iter(by_model.values()))['sequences']:,} sequences: flip rate relative to AlexNet's, in %")
+    names = next(iter(by_model.values()))["fr"]
+    rows = [[name.replace("_", " "), *(f"{100 * one['fr'][name]:.1f}" for one in by_model.values())] for name in names]
+    means = [["mFR", *(f"{100 * one['mfr']:.1f}" for one in by_model.values())]]
+    accuracy = [["top-1 of all frames", *(f"{100 * one['top1']:.1f}" for one in by_model.values())]]
+    _print_wide(["perturbation", *by_model], [*rows, *means, *accuracy])
+
+
+def _print_wide(header: list[str], rows: list[list[str]]) -> None:
+    """A column for each model; models by their numbers where their names would not fit."""
+    if sum(map(len, header[1:])) > 50:
+        for number, model in enumerate(header[1:], start=1):
+            print(f"  ({number}) {as_text(model)}")
+        header = [header[0], *(f"({number})" for number in range(1, len(header)))]
+    print_table([header[0], *map(as_text, header[1:])], rows)
+
+
+def _title(suite: str, by_model: ByModel) -> str:
+    first = next(iter(by_model.values()))
+    unread = f", {first['errors']:,} could not be read" if first["errors"] else ""
+    return f"{'images as they are' if suite == CLEAN else suite}, {first['images']:,} images{unread}"

@@ -1,0 +1,101 @@
+"""The fifteen corruptions of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261) at five severities, and their four extra ones.
+
+Parameters are the published ones of the benchmark whose images are nearest in size: CIFAR-10-C (32 px), Tiny ImageNet-C (64 px) or
+ImageNet-C (224 px), see `parameters`. Lengths are in pixels and not scaled further: as ImageNet-C does it, resize and crop an image first.
+The formulas are the published code's (hendrycks/robustness), for any aspect; the pixels differ from the released files in this:
+
+- frost lays generated ice over the image and not photographs (`frost`): its numbers cannot be compared with published ones;
+- zooms and displacements are interpolated by OpenCV, which before version 5 knows 1/32 of a pixel, and motion blur sums ImageMagick's
+  kernel without ImageMagick: on the same draws both stay within a level;
+- levels are rounded down, as NumPy's conversion to uint8 does it there, but what is within 0.001 of a whole level is that level;
+- the noise is drawn by other generators: equal in distribution, not in value;
+- the released ImageNet-C files are JPEGs of quality 85; these pixels are not compressed.
+
+Written here since no library that installs today would do. imagecorruptions 1.1.2 does not import on current NumPy and SciPy; its forks
+imagecorruptions-imaug 1.1.5 and imgcorr 1.1.3 and corrupt-tta 0.1.7 draw from NumPy's global generator, have ImageNet-C's parameters alone,
+and ask for OpenCV's desktop build, two of them for Numba as well; imagenet-c 0.0.3 needs ImageMagick; kornia is made of torch, and
+neither it nor albumentations (its MIT-licensed line has ended, its successor is AGPL) nor augly has the set with these parameters.
+OpenCV, Pillow and NumPy do the work.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from nst_data.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
+from nst_data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from nst_data.corruptions.parameters import parameters_of
+from nst_data.corruptions.weather import brightness, fog, frost, snow, spatter
+from nst_data.errors import NstError, UsageError
+
+SEVERITIES = (1, 2, 3, 4, 5)
+LEAST_SIDE_PX = 32
+_WITHIN = 1e-3  # of a level: float32 sums of a flat picture are no further off
+cv2.setNumThreads(1)  # callers run images side by side; OpenCV's own threads do not survive a fork
+
+_FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
+    "gaussian_noise": gaussian_noise,
+    "shot_noise": shot_noise,
+    "impulse_noise": impulse_noise,
+    "defocus_blur": defocus_blur,
+    "glass_blur": glass_blur,
+    "motion_blur": motion_blur,
+    "zoom_blur": zoom_blur,
+    "snow": snow,
+    "frost": frost,
+    "fog": fog,
+    "brightness": brightness,
+    "contrast": contrast,
+    "elastic_transform": elastic_transform,
+    "pixelate": pixelate,
+    "jpeg_compression": jpeg_compression,
+    "speckle_noise": speckle_noise,
+    "gaussian_blur": gaussian_blur,
+    "spatter": spatter,
+    "saturate": saturate,
+}
+CORRUPTIONS = tuple(_FUNCTIONS)[:15]
+"""The names that count towards mCE, in the paper's order."""
+EXTRA_CORRUPTIONS = tuple(_FUNCTIONS)[15:]
+"""The names that the paper sets aside for validation."""
+
+
+def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> NDArray[np.uint8]:
+    """A corrupted copy of one RGB image, uint8, shape (height, width, 3), both sides 32 px or more.
+
+    It depends on the arguments alone: give each image a seed of its own, or images of one size get the same noise. The draws (noise, angle,
+    piece of ice) are other ones for each corruption and the same at its five severities, which differ by strength alone. Raises
+    UsageError for an unknown name or severity, NstError for pixels or a seed that do not fit.
+    """
+    if name not in _FUNCTIONS:
+        raise UsageError(f"corruption: expected one of {', '.join(_FUNCTIONS)}, found {name!r}")
+    if severity not in SEVERITIES:
+        raise UsageError(f"severity of {name}: expected 1 to 5, found {severity!r}")
+    _check(pixels, name)
+    random = np.random.default_rng([_whole(seed, name), *name.encode()])
+    levels = _FUNCTIONS[name](pixels, random, *parameters_of(name, severity, min(pixels.shape[:2])))
+    return levels if levels.dtype == np.uint8 else (np.clip(levels, 0, 255) + np.float32(_WITHIN)).astype(np.uint8)
+
+
+def _check(pixels: NDArray[np.uint8], name: str) -> None:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        found = f"{pixels.dtype}, shape {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise NstError(f"{name}: expected an RGB image as uint8 array of shape (height, width, 3), found {found}")
+    if min(pixels.shape[:2]) < LEAST_SIDE_PX:
+        height, width = pixels.shape[:2]
+        raise NstError(f"{name}: expected an image of {LEAST_SIDE_PX} px or more on both sides, found {width}x{height}; enlarge it first")
+
+
+def _whole(seed: int, name: str) -> int:
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise NstError(f"{name}: expected a whole number from 0 up as seed, found {seed!r}")
+    return number

@@ -1,0 +1,86 @@
+"""Weather. Arrays are images of shape (height, width, 3) with levels from 0 to 255; lengths are in pixels."""
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from nst_data.corruptions.blur import drag, enlarge, smooth
+from nst_data.corruptions.ice import PICTURES, piece_of_ice
+from nst_data.corruptions.plasma import plasma
+
+Levels = NDArray[np.float32]
+
+
+def snow(
+    pixels: NDArray[np.uint8],
+    random: Generator,
+    mean: float,
+    std: float,
+    flake_px: float,
+    threshold: float,
+    radius: float,
+    sigma: float,
+    darkness: float,
+) -> Levels:
+    """Flakes that fall within 45 degrees of straight down, over a whitened image, and again turned upside down.
+
+    Flakes are where normal noise, enlarged by `flake_px`, exceeds the threshold; the image keeps the share `darkness` of itself.
+    """
+    flakes = enlarge((mean + std * random.standard_normal(pixels.shape[:2])).astype(np.float32), flake_px)
+    flakes[flakes < threshold] = 0
+    fallen = np.rint(drag((np.clip(flakes, 0, 1) * 255).astype(np.uint8), radius, sigma, random.uniform(-135, -45)))
+    levels = pixels.astype(np.float32)
+    white = np.maximum(levels, cv2.cvtColor(levels, cv2.COLOR_RGB2GRAY)[..., None] * 1.5 + 127.5)
+    snowy: Levels = np.float32(darkness) * levels + np.float32(1 - darkness) * white + (fallen + fallen[::-1, ::-1])[..., None]
+    return snowy
+
+
+def frost(pixels: NDArray[np.uint8], random: Generator, image_share: float, ice_share: float, scale: float) -> Levels:
+    """A weighted sum of the image and of a piece of an icy window, whose pictures are shrunk by `scale` before."""
+    ice = piece_of_ice(int(random.integers(PICTURES)), scale, pixels.shape[:2], random)
+    return np.float32(image_share) * pixels + np.float32(ice_share) * ice
+
+
+def fog(pixels: NDArray[np.uint8], random: Generator, thickness: float, decay: float) -> Levels:
+    """A fractal cloud, added with this thickness, in the range that the image had before."""
+    height, width = pixels.shape[:2]
+    cloud = plasma(1 << (max(height, width) - 1).bit_length(), decay, random)[:height, :width, None]
+    brightest, thick = np.float32(pixels.max()), np.float32(255 * thickness)
+    foggy: Levels = (pixels + thick * cloud) * (brightest / (brightest + thick))
+    return foggy
+
+
+def brightness(pixels: NDArray[np.uint8], random: Generator, addition: float) -> Levels:
+    """HSV's value grows by this share of the range, to at most all of it; black becomes gray."""
+    levels = pixels.astype(np.float32)
+    value = levels.max(axis=2, keepdims=True)
+    brighter = np.minimum(value + np.float32(255 * addition), 255)
+    lit: Levels = np.where(value > 0, levels * (brighter / np.maximum(value, 1)), brighter)
+    return lit
+
+
+def spatter(
+    pixels: NDArray[np.uint8], random: Generator, mean: float, std: float, sigma: float, threshold: float, strength: float, mud: float
+) -> Levels:
+    """Drops of water or, where `mud` is 1, of mud, where smoothed normal noise exceeds the threshold.
+
+    `strength` is how much of the brightest drop is water; of mud it is the standard deviation of the filter that rounds the drops.
+    """
+    layer = smooth(mean + std * random.standard_normal(pixels.shape[:2]), sigma)
+    if mud:
+        cover = smooth(layer > threshold, strength)
+        cover = np.where(cover < 0.8, np.float32(0), cover)[..., None]
+        return pixels * (1 - cover) + np.array([63, 42, 20], dtype=np.float32) * cover
+    shine = _shine((np.where(layer < threshold, 0, layer) * 255).astype(np.uint8))
+    return pixels + np.float32(strength) * shine[..., None] * np.array([175, 238, 238], dtype=np.float32)
+
+
+def _shine(drops: NDArray[np.uint8]) -> Levels:
+    """Light on drops, brightest 1: by the distance to their rims, equalized and embossed from one side."""
+    to_rim: Levels = np.minimum(cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5), 20)
+    relief = cv2.equalizeHist(cv2.blur(to_rim, (3, 3)).astype(np.uint8))
+    lit = cv2.filter2D(relief, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], dtype=np.float32))
+    shine: Levels = drops * cv2.blur(lit, (3, 3)).astype(np.float32)
+    scaled: Levels = shine / max(shine.max(), np.float32(1))
+    return scaled

@@ -1,0 +1,138 @@
+"""Sequences of frames below class folders: videos, or folders of images. Each frame is a row."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources.files import has_image_suffix, read_file, regular_size
+from nst_data.sources.labels import encode
+from nst_data.sources.listing import listed
+from nst_data.sources.source import Row, Source, Wanted
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+_LOOKED_AT = 3
+Frame = bytes | NstError | Callable[[], bytes]
+
+
+class Sequences(Source):
+    """`location`/CLASS/SEQUENCE, each sequence a video or a folder of images, all of as many frames; rows are frames, in order.
+
+    Labels are the classes. With `partly`, the frames of a sequence that has another number of them than the first are unreadable; else
+    that is an NstError when it is met.
+    """
+
+    def __init__(self, location: str, partly: bool = False) -> None:
+        super().__init__(location)
+        self._partly = partly
+        self._names = sorted(f"{kind}/{name}" for kind in _folders(location) for name in _sequences(os.path.join(location, kind)))
+        if not self._names:
+            raise NstError(
+                f"{location}: expected class folders with sequences, each a video ({', '.join(VIDEO_SUFFIXES)}) or a folder of frames"
+            )
+        self.frames = self._most_frequent_length()
+        labels, self.class_names = encode([name.partition("/")[0] for name in self._names])
+        self.labels = np.repeat(labels, self.frames)
+        sizes = [_size(os.path.join(location, name)) for name in self._names]
+        self._listing = listed([(self._names, sizes)])
+        self._pins = (f"{self.frames} frames",)
+
+    def __len__(self) -> int:
+        return len(self._names) * self.frames
+
+    @property
+    def names(self) -> list[str]:
+        """CLASS/SEQUENCE, in order."""
+        return self._names
+
+    def key(self, row: int) -> str:
+        """CLASS/SEQUENCE:FRAME."""
+        return f"{self._names[row // self.frames]}:{row % self.frames}"
+
+    def read(self, row: int) -> bytes:
+        """One frame, at the cost of its sequence where that is a video."""
+        return bytes(next(self.rows(range(row, row + 1))).read())
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted frames; a video is decoded when its first one is reached."""
+        number, content = -1, list[Frame]()
+        for row in np.asarray(wanted).tolist():
+            if row // self.frames != number:
+                number = row // self.frames
+                content = self._content(number)
+            yield Row(row, self.key(row), content[row % self.frames])
+
+    def _content(self, number: int) -> list[Frame]:
+        """The frames of a sequence, or why there are none, for each."""
+        path = os.path.join(self.location, self._names[number])
+        try:
+            frames = frames_of(path)
+            if len(frames) != self.frames:
+                raise NstError(
+                    f"{path}: expected {self.frames} frames, as in other sequences here, found {len(frames)}; replace it, or --partial"
+                )
+        except NstError as error:
+            if not self._partly:
+                raise
+            return [error] * self.frames
+        return frames
+
+    def _most_frequent_length(self) -> int:
+        """Frames of the first sequences: where one of them is broken, the others agree."""
+        lengths = [len(frames_of(os.path.join(self.location, name))) for name in self._names[:_LOOKED_AT]]
+        frames = max(lengths, key=lambda length: (lengths.count(length), length))
+        if frames < 2:
+            raise NstError(f"{self.location}: expected sequences of two frames or more, found {frames} in {self._names[0]}")
+        return frames
+
+
+def frames_of(path: str) -> list[Frame]:
+    """The frames of a video, decoded and packed as PPM images, or the files of a folder of frames, by the numbers in their names.
+
+    Raises NstError for a video that cannot be decoded, or a missing decoder.
+    """
+    if os.path.isdir(path):
+        names = sorted((name for name in os.listdir(path) if has_image_suffix(name) and name[0] != "."), key=_by_number)
+        files = [os.path.join(path, name) for name in names]
+        return [partial(read_file, file, os.path.getsize(file)) for file in files]
+    try:
+        import av
+    except ImportError:
+        raise NstError(f"{path}: reading videos takes PyAV; pip install 'nst[video]', or give folders of frames") from None
+    try:
+        with av.open(path) as container:
+            return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise NstError(f"{path}: expected a video, found none that can be decoded ({error})") from None
+
+
+def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
+    height, width, _ = pixels.shape
+    return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _folders(location: str) -> list[str]:
+    with os.scandir(location) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+
+
+def _sequences(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.name[0] != "." and (entry.is_dir() or entry.name.lower().endswith(VIDEO_SUFFIXES))]
+
+
+def _size(path: str) -> int:
+    """Bytes of a video, or of all frames in a folder."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    with os.scandir(path) as entries:
+        return sum(regular_size(entry) for entry in entries)

@@ -1,0 +1,115 @@
+"""Settings of evaluation: the only home of their defaults. Imports no torch."""
+
+from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+
+from nst_data.settings import Settings
+
+CLEAN, CORRUPTED, FGSM, PGD = "clean", "corruptions", "fgsm", "pgd"
+IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P = "imagenet-a", "imagenet-r", "imagenet-c", "imagenet-p"
+OF_OWN_IMAGES = (CLEAN, CORRUPTED, FGSM, PGD)
+STEPS_LENGTH = 2.5  # of all steps of PGD together, in epsilons (Madry et al. 2018, arXiv 1706.06083)
+PUBLISHED = (IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P)
+
+
+def _numbers(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    """Numbers, fractions such as 2/255, and lists of either with commas between them, as one flat list."""
+    parts = [value] if isinstance(value, str | int | float) else value
+    if not isinstance(parts, list | tuple):
+        return value
+    return [_number(part) for one in parts for part in (one.split(",") if isinstance(one, str) else [one])]
+
+
+def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.strip().replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("expected numbers such as 2/255 or 0.01, with commas between them") from None
+
+
+_Sizes = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+
+
+def _are_levels(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not value or not all(0 < one <= 1 for one in value):
+        raise ValueError("expected sizes above 0, up to 1: images are in [0, 1]")
+    return tuple(sorted(set(value)))
+
+
+class EvaluateSettings(Settings):
+    """What is measured of a classifier."""
+
+    panel: ClassVar[str] = "Suites"
+
+    suite: tuple[str, ...] = Field(
+        (CLEAN,),
+        min_length=1,
+        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images. {', '.join(PUBLISHED)}: "
+        "on the published folders.",
+    )
+    relative_to: str | None = Field(
+        None, description="corruptions: give errors relative to this model's, as the paper does to AlexNet's; else absolute."
+    )
+    epsilon: Annotated[_Sizes, AfterValidator(_are_levels)] = Field(
+        (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
+        description="fgsm, pgd: largest change of a pixel in [0, 1], as in 1/255,2/255.",
+    )
+    steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
+    step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
+    random_start: bool = Field(False, description="pgd: begin at a random place within epsilon, drawn by seed and image.")
+    partial: bool = Field(False, description="imagenet-...: measure what is there, where corruptions, classes or sequences are missing.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Decides noise of corruptions, random starts and what is drawn for --compare.")
+
+    @field_validator("suite", mode="before")
+    @classmethod
+    def _are_suites(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(name in OF_OWN_IMAGES + PUBLISHED for name in names):
+            raise ValueError(f"expected some of {', '.join(OF_OWN_IMAGES + PUBLISHED)}")
+        return list(dict.fromkeys(names))
+
+    @field_validator("step_size", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        return _number(value)
+
+    @model_validator(mode="after")
+    def _speak_of_a_suite(self) -> Self:
+        """An option of a suite that is not asked for would do nothing. Settings in backticks become options on the command line."""
+        of_attacks = dict.fromkeys(("epsilon",), (FGSM, PGD)) | dict.fromkeys(("steps", "step_size", "random_start"), (PGD,))
+        for name, suites in {**of_attacks, "relative_to": (CORRUPTED,), "partial": PUBLISHED}.items():
+            if name in self.model_fields_set and getattr(self, name) not in (None, False) and not set(suites) & set(self.suite):
+                raise ValueError(
+                    f"`{name}` speaks of the suite {' or '.join(suites)}, which is not asked for; add it by `suite` or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _one_source_holds_them(self) -> Self:
+        published = [name for name in self.suite if name in PUBLISHED]
+        if published and len(self.suite) > 1:
+            raise ValueError(f"`suite` {published[0]} has a folder of its own; evaluate the others apart")
+        return self
+
+    @property
+    def of_published(self) -> bool:
+        """Whether the suite is one of the published folders."""
+        return self.suite[0] in PUBLISHED
+
+    def of_suite(self, suite: str) -> dict[str, Any]:
+        """What decides the numbers of a suite, as JSON values."""
+        names = {
+            CORRUPTED: {"seed"},
+            FGSM: {"epsilon"},
+            PGD: {"epsilon", "steps", "step_size", "random_start"} | ({"seed"} if self.random_start else set()),
+        }
+        return self.model_dump(mode="json", include=names.get(suite, set()) | ({"partial"} if suite in PUBLISHED else set()))
+
+
+def recorded_name(name: str, suite: str) -> str:
+    """Under which name a suite stands in a teacher's metrics.json, where the user says `name`: test, test-corruptions, imagenet-a."""
+    return name if suite == CLEAN or suite in PUBLISHED else f"{name}-{suite}"

@@ -1,0 +1,162 @@
+"""ImageNet-A, -R, -C and -P as published: what lies in their folders, and the numbers that are reported on them.
+
+ImageNet-C and its mean corruption error (mCE), ImageNet-P and its mean flip rate (mFR): Hendrycks & Dietterich, ICLR 2019 (arXiv
+1903.12261), sections 4.2 and 4.3. ImageNet-A: Hendrycks et al. 2019 (1907.07174); ImageNet-R: Hendrycks et al. 2020 (2006.16241).
+AlexNet's numbers stand in mappings by name: out of order they would be silently wrong.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.corruptions import SEVERITIES
+from nst_data.errors import NstError
+from nst_data.sources import Source, open_source
+from nst_data.sources.sequences import Sequences
+from nst_train.evaluation_settings import IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R
+from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
+from nst_train.teachers import Classifier
+from nst_train.trials import Trial
+
+_WAY_OUT = ". Complete it, or measure what is there with --partial"
+
+ALEXNET_ERROR: Mapping[str, float] = {  # top-1 error, mean over severities (google-research/augmix, imagenet.py)
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+
+ALEXNET_FLIPS: Mapping[str, float] = {  # flip probability (clovaai/assembled-cnn, mce/eval_robustness.py)
+    "gaussian_noise": 0.23653,
+    "shot_noise": 0.30062,
+    "motion_blur": 0.09297,
+    "zoom_blur": 0.05942,
+    "snow": 0.11928,
+    "brightness": 0.04889,
+    "translate": 0.11007,
+    "rotate": 0.13104,
+    "tilt": 0.07050,
+    "scale": 0.23531,
+}
+
+NOISE = ("gaussian_noise", "shot_noise")  # sequences of independent noise, not of one that grows
+
+
+def corruption_errors(errors: Mapping[str, Sequence[float]], reference: Mapping[str, float]) -> dict[str, float]:
+    """CE of each corruption: its errors at all severities together, relative to the reference's, given as means; 1 is as bad as that."""
+    return {name: fsum(of_severities) / (len(of_severities) * reference[name]) for name, of_severities in errors.items()}
+
+
+def mean_of(values: Mapping[str, float]) -> float:
+    """mCE of corruption errors, mFR of flip rates: their mean."""
+    return fmean(values.values())
+
+
+def flips(predicted: NDArray[np.integer], noise: bool) -> NDArray[np.float64]:
+    """Of each sequence the share of frames whose prediction is another than that of the frame before, shape (sequences,).
+
+    `predicted` has shape (sequences, frames). With `noise` each frame is compared with the first one (section 4.3; ImageNet-P/test.py).
+    """
+    before = predicted[:, :1] if noise else predicted[:, :-1]
+    shares: NDArray[np.float64] = (predicted[:, 1:] != before).mean(axis=1)
+    return shares
+
+
+def classes_of(suite: str) -> list[str]:
+    """The WordNet ids of a suite's classes, 200 or 1,000."""
+    return {IMAGENET_A: lambda: subset_wnids("imagenet_a"), IMAGENET_R: lambda: subset_wnids("imagenet_r")}.get(suite, imagenet_wnids)()
+
+
+def open_classes(suite: str, folder: Path, partly: bool) -> Source:
+    """Class folders of a suite, or the sequences in them.
+
+    Raises NstError for an unknown class folder and, unless `partly`, for a class that is missing.
+    """
+    wnids = classes_of(suite)
+    source = Sequences(str(folder), partly) if suite == IMAGENET_P else open_source(str(folder), labeled=True)
+    found = source.class_names or []
+    if unknown := sorted(set(found) - set(wnids)):
+        raise NstError(
+            f"{folder}: unknown class folder {unknown[0]!r}; expected {suite}'s {len(wnids)}, named by WordNet ids such as {wnids[0]}"
+        )
+    if not partly and (missing := [wnid for wnid in wnids if wnid not in set(found)]):
+        raise NstError(f"{folder}: expected the {len(wnids)} classes of {suite}, found {len(found)}; missing: {_shown(missing)}{_WAY_OUT}")
+    return source
+
+
+def trial_of(suite: str, name: str, source: Source, classifier: Classifier) -> Trial:
+    """What a classifier is shown of a suite. All the suite's classes compete, and no others. Raises NstError for other classes."""
+    assert source.labels is not None
+    wnids = classes_of(suite)
+    columns = columns_of(classifier.class_names, wnids, suite)
+    where = {wnid: place for place, wnid in enumerate(wnids)}
+    labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[source.labels]
+    all_in_order = len(columns) == len(classifier.class_names) and bool((columns == range(len(columns))).all())
+    are_cut = suite in (IMAGENET_C, IMAGENET_P)  # to 224 pixels
+    return Trial(name, source, wnids, labels, None if all_in_order else columns, are_cut)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of a suite: a corruption at a severity, or a perturbation."""
+
+    name: str
+    severity: int | None
+    folder: Path
+
+
+def corrupted_places(folder: Path, partly: bool) -> list[Place]:
+    """The folders CORRUPTION/SEVERITY of ImageNet-C, corruptions in the paper's order.
+
+    Raises NstError that names what is missing; with `partly` a corruption counts where all its severities are there.
+    """
+    wanted = {name: [(severity, _below(folder, name) / str(severity)) for severity in SEVERITIES] for name in ALEXNET_ERROR}
+    missing = {name: [f"{name}/{severity}" for severity, path in places if not path.is_dir()] for name, places in wanted.items()}
+    names = _there(folder, missing, partly, "15 corruptions with severities 1 to 5")
+    return [Place(name, severity, path) for name in names for severity, path in wanted[name]]
+
+
+def perturbed_places(folder: Path, partly: bool) -> list[Place]:
+    """The folders PERTURBATION of ImageNet-P, in the paper's order. Raises NstError that names what is missing."""
+    wanted = {name: _below(folder, name) for name in ALEXNET_FLIPS}
+    missing = {name: [] if path.is_dir() else [name] for name, path in wanted.items()}
+    return [Place(name, None, wanted[name]) for name in _there(folder, missing, partly, "10 perturbations")]
+
+
+def _there(folder: Path, missing: Mapping[str, Sequence[str]], partly: bool, expected: str) -> list[str]:
+    lacking = [one for places in missing.values() for one in places]
+    there = [name for name, places in missing.items() if not places]
+    if lacking and (not partly or not there):
+        raise NstError(f"{folder}: expected the folders of {expected}, missing: {_shown(lacking)}{_WAY_OUT if there else ''}")
+    return there
+
+
+def _below(folder: Path, name: str) -> Path:
+    """`folder`/name, or one level down, as in folder/noise/name: the archives are unpacked in either way."""
+    return next(iter([path for path in _candidates(folder, name) if path.is_dir()]), folder / name)
+
+
+def _candidates(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / name
+    yield from sorted(folder.glob(f"*/{name}"))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,77 @@
+"""Numbers over outcomes: accuracy, likelihood, calibration, by class and by pair of classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from nst_data import quality
+from nst_data.confidence import bounds
+from nst_train.outcomes import Outcomes, is_read, is_right
+
+MOST_PAIRS = 10_000
+
+
+def summary(outcomes: Outcomes, classes: int) -> dict[str, Any]:
+    """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `ece`, the expected calibration error in [0, 1] over
+    15 bins; `images` scored and `errors` that could not be read. Of one image or more that was read.
+    """
+    read = outcomes[is_read(outcomes)]
+    top5 = {"top5": float(read["top5"].mean())} if classes > 5 else {}
+    return {
+        "top1": float(is_right(read).mean()),
+        **top5,
+        "nll": float(read["nll"].mean(dtype=np.float64)),
+        "ece": quality.calibration_error(_by_bin(read, quality.ECE_BINS)),
+        "images": len(read),
+        "errors": len(outcomes) - len(read),
+    }
+
+
+def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[str, Any]]:
+    """The reliability diagram (Guo et al. 2017, section 2): of each bin (low, high] its `images`, `accuracy` and mean `confidence`.
+
+    The last two are None where there are no images.
+    """
+    found = {row["bin"]: row for row in _by_bin(outcomes[is_read(outcomes)], bins).iter_rows(named=True)}
+    rows = []
+    for number in range(bins):
+        low, high = bounds(number, bins)
+        row = found.get(number)
+        means = {
+            name: row[column] / row["images"] if row else None for name, column in (("accuracy", "correct"), ("confidence", "confidence"))
+        }
+        rows.append({"low": low, "high": high, "images": row["images"] if row else 0, **means})
+    return rows
+
+
+def by_class(outcomes: Outcomes, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`images` and `top1` of each class that has any."""
+    read = outcomes[is_read(outcomes)]
+    images = np.bincount(read["label"], minlength=len(class_names))
+    right = np.bincount(read["label"][is_right(read)], minlength=len(class_names))
+    return {
+        class_names[one]: {"images": int(images[one]), "top1": int(right[one]) / int(images[one])}
+        for one in np.flatnonzero(images).tolist()
+    }
+
+
+def confusions(outcomes: Outcomes, class_names: Sequence[str], most: int = MOST_PAIRS) -> list[dict[str, Any]]:
+    """The pairs of different classes that occur, the most frequent first: `truth`, `predicted` and how many `images`.
+
+    With `by_class` it is the whole confusion matrix, where no more than `most` pairs occur; its zeros are left out.
+    """
+    read = outcomes[is_read(outcomes)]
+    wrong = read[~is_right(read)]
+    pairs, images = np.unique(wrong["label"].astype(np.int64) * len(class_names) + wrong["predicted"], return_counts=True)
+    order = np.lexsort((pairs, -images))[:most]
+    return [
+        {"truth": class_names[pair // len(class_names)], "predicted": class_names[pair % len(class_names)], "images": count}
+        for pair, count in zip(pairs[order].tolist(), images[order].tolist(), strict=True)
+    ]
+
+
+def _by_bin(read: Outcomes, bins: int) -> pl.DataFrame:
+    judged = pl.DataFrame({"label": read["predicted"], "truth": read["label"], "confidence": read["confidence"]})
+    return quality.reliability(judged.lazy(), bins).collect()

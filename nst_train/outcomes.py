@@ -1,0 +1,131 @@
+"""What a classifier said of each image under each condition, and where that is kept until all of it is there.
+
+Work is cut into chunks of whole batches; each is written once it is done, whole or not at all. Processes share the chunks out between
+them, and what is there already is not made again: killed and run again, on as many processes as may be, the numbers are the same.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nst_data.errors import NstError, first_line
+from nst_data.files import replacing, write_text
+from nst_data.manifest import json_digest
+from nst_train.device import this_process
+
+# one image under one condition: `label` is -1 where it could not be read, `nll` is in nats, `top5` whether the label is among the
+# five most probable classes
+OUTCOME = np.dtype([("label", "<i4"), ("predicted", "<i4"), ("confidence", "<f4"), ("nll", "<f4"), ("top5", "?")])
+Outcomes = NDArray[np.void]  # of OUTCOME, shape (images,) or (conditions, images)
+UNREADABLE = -1
+
+
+def outcomes_of(
+    log_probs: Float[Tensor, "readable classes"],
+    labels: Int[Tensor, " readable"],
+    readable: list[int] | None = None,
+    images: int | None = None,
+) -> Outcomes:
+    """The outcomes of a batch of `images`, of which those at the places `readable` could be read (all by default).
+
+    Raises NstError for a classifier whose probabilities are not numbers.
+    """
+    top = log_probs.max(dim=1)
+    nll = -log_probs.gather(1, labels[:, None]).squeeze(1)
+    if nll.isnan().any():
+        raise NstError("probabilities that are not numbers: the network's weights are damaged; train it again")
+    found = np.zeros(images or len(labels), OUTCOME)
+    found["label"] = UNREADABLE
+    places = slice(None) if readable is None else readable
+    ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
+    columns = {"label": labels, "predicted": top.indices, "confidence": top.values.exp(), "nll": nll, "top5": ranked.any(dim=1)}
+    for name, values in columns.items():
+        found[name][places] = values.numpy()
+    return found
+
+
+def is_right(outcomes: Outcomes) -> NDArray[np.bool_]:
+    """Whether the most probable class is the label; False for what could not be read."""
+    right: NDArray[np.bool_] = outcomes["predicted"] == outcomes["label"]
+    return right
+
+
+def is_read(outcomes: Outcomes) -> NDArray[np.bool_]:
+    """Whether the image could be read."""
+    read: NDArray[np.bool_] = outcomes["label"] != UNREADABLE
+    return read
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the outcomes of one piece of work are kept; `identity` is all that decides them. Without a folder they are in memory alone."""
+
+    top: Path | None
+    identity: dict[str, Any]
+
+    @property
+    def _folder(self) -> Path | None:
+        return self.top / json_digest(self.identity)[:32] if self.top else None
+
+    def collect(
+        self,
+        conditions: int,
+        images: int,
+        chunk: int,
+        work: Callable[[range], Outcomes],
+        under_way: Callable[[int], AbstractContextManager[Any]],
+    ) -> Outcomes:
+        """All outcomes, shape (conditions, images): `work` makes those of a range of rows that are not kept yet.
+
+        `chunk` is a whole number of batches. Of several processes each makes its share, and all get the whole. `under_way` is entered
+        with the number of rows that this process will work at, where there are any.
+        """
+        parts = [range(start, min(start + chunk, images)) for start in range(0, images, chunk)]
+        state = this_process()
+        if self._folder is None:
+            with under_way(images):
+                return np.concatenate([work(rows) for rows in parts], axis=1)
+        missing = [rows for rows in parts if not self._path(rows).exists()]
+        state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
+        own = missing[state.process_index :: state.num_processes]
+        if own:
+            with under_way(sum(map(len, own))):
+                for rows in own:
+                    self._write(rows, work(rows))
+        state.wait_for_everyone()
+        whole = np.empty((conditions, images), OUTCOME)
+        for rows in parts:
+            whole[:, rows.start : rows.stop] = self._read(rows, conditions)
+        return whole
+
+    def _path(self, rows: range) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{rows.start:010d}-{rows.stop:010d}.npy"
+
+    def _write(self, rows: range, outcomes: Outcomes) -> None:
+        path = self._path(rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = path.with_name("about.json")
+        if not about.exists():
+            write_text(about, json.dumps(self.identity, indent=2) + "\n")
+        with replacing(path) as file:
+            np.save(file, outcomes)
+
+    def _read(self, rows: range, conditions: int) -> Outcomes:
+        path = self._path(rows)
+        problem = f"{path}: expected outcomes of {len(rows)} images, found {{}}; delete it and run the same command again"
+        try:
+            found: Outcomes = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise NstError(problem.format(first_line(error))) from None
+        if found.dtype != OUTCOME or found.shape != (conditions, len(rows)):
+            raise NstError(problem.format(f"shape {found.shape}"))
+        return found

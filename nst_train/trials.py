@@ -1,0 +1,216 @@
+"""A classifier shown labeled images, as they are or under conditions: read and decoded once for all of them."""
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from nst_data.manifest import json_digest
+from nst_data.progress import Progress, Task
+from nst_data.sources import Source, match_classes
+from nst_train.attacks import PixelClassifier, normalization_of
+from nst_train.conditions import Condition
+from nst_train.device import cpus_of_this_process, set_threads, this_device
+from nst_train.inference import PlainBatch, batches_of, choose_computation, in_threads, load_images, placed, predict
+from nst_train.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
+from nst_train.preprocessing import Preprocessing, TimmPreprocessing
+from nst_train.settings import ReadSettings
+from nst_train.teachers import Classifier, Teacher
+
+_FORWARD_PASSES = 8_192  # of a chunk of work, the piece that a kill loses
+_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A classifier that is measured; `identity` is the digest of all that its predictions follow from, as in a lineage."""
+
+    ref: str
+    classifier: Classifier
+    identity: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Labeled images that a classifier is shown, and the classes that compete for each.
+
+    `labels` are places among `class_names`, shape (images,); `columns` are the classifier's outputs for those names, shape (classes,), None
+    for all in order. The others' outputs are left out before the arg max.
+    """
+
+    name: str
+    source: Source
+    class_names: list[str]
+    labels: NDArray[np.int64]
+    columns: NDArray[np.int64] | None = None
+    uncropped: bool = False
+
+    @classmethod
+    def of(cls, name: str, source: Source, classifier: Classifier) -> "Trial":
+        """A labeled source whose classes are some of the classifier's, by name. Raises NstError for others."""
+        assert source.labels is not None, "evaluation needs labels"
+        columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
+        return cls(name, source, classifier.class_names, columns[source.labels])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All of it that decides outcomes."""
+        columns = None if self.columns is None else json_digest(self.columns.tolist())
+        labels = json_digest(self.labels.tolist())
+        return {"source": self.source.fingerprint, "labels": labels, "columns": columns, "uncropped": self.uncropped}
+
+
+def observe(
+    candidate: Candidate,
+    trial: Trial,
+    conditions: Sequence[Condition] = (),
+    kept: Path | None = None,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
+) -> Outcomes:
+    """The outcomes of a trial in the source's order: shape (1, images) of the images as they are, or (conditions, images).
+
+    What the folder `kept` holds of them is not made again.
+    """
+    classifier = candidate.classifier
+    if trial.uncropped:
+        classifier = replace(classifier, preprocessing=_uncropped(classifier.preprocessing))
+    observation = _Observation(classifier, trial, conditions, run or ReadSettings(), progress or Progress())
+    computation = observation.computation
+    identity = {
+        "model": candidate.identity,
+        **trial.identity,
+        "conditions": [condition.identity for condition in conditions],
+        "computation": asdict(computation),
+        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+    passes = computation.batch_size * max(1, len(conditions))
+    chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
+    keeping = Keeping(kept, identity)
+    return keeping.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.under_way)
+
+
+class _Observation:
+    """The work of a trial: the outcomes of a range of rows."""
+
+    def __init__(
+        self, classifier: Classifier, trial: Trial, conditions: Sequence[Condition], run: ReadSettings, progress: Progress
+    ) -> None:
+        self._trial, self._conditions, self._threads, self._progress = trial, conditions, run.decode_threads, progress
+        self._teacher = Teacher.of(classifier)
+        self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False)
+        self._task: Task | None = None
+        if conditions:
+            smallest = 2 ** (len(trial.source) - 1).bit_length()  # of a few images whole batches would be mostly padding
+            self.computation = replace(self.computation, batch_size=min(self.computation.batch_size, smallest))
+            device = this_device() if self.computation.device != "cpu" else torch.device("cpu")
+            self._network = PixelClassifier.of(placed(classifier.network, device), classifier.preprocessing)
+
+    @contextmanager
+    def under_way(self, rows: int) -> Iterator[None]:
+        """While so many rows are worked at."""
+        with self._progress.task(self._trial.name, rows * max(1, len(self._conditions)), "images") as self._task:
+            yield
+
+    def __call__(self, rows: range) -> Outcomes:
+        """Outcomes of these rows under each condition, shape (conditions, rows)."""
+        found = np.zeros((max(1, len(self._conditions)), len(rows)), OUTCOME)
+        for first, condition, outcomes in self._under_conditions(rows) if self._conditions else self._as_they_are(rows):
+            start = first - rows.start
+            found[condition, start : start + len(outcomes)] = outcomes
+            assert self._task is not None, "entered under_way"
+            self._task.advance(len(outcomes))
+        return found
+
+    def _as_they_are(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
+        batches = batches_of(self._trial.source, self.computation.batch_size, rows)
+        for batch, prediction in predict(self._teacher, self.computation, batches, hashes=False, threads=self._threads):
+            readable = prediction.images.readable
+            log_probs = competing(prediction.log_probs, self._trial.columns)
+            yield batch.rows[0].id, 0, outcomes_of(log_probs, self._labels(batch, readable), readable, len(batch.rows))
+
+    def _under_conditions(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
+        """Each batch is read and decoded once, and shown once for each condition: a piece of work for a thread.
+
+        On a CPU that is all of it; on a GPU the threads corrupt, and the device attacks and classifies.
+        """
+        set_threads(self.computation.threads)
+        threads = self._threads or cpus_of_this_process()
+        batches = batches_of(self._trial.source, self.computation.batch_size, rows)
+        loaded = in_threads(self._load, batches, max(1, threads // 8))  # decoding is little beside what follows
+        views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
+        if self.computation.device == "cpu":
+            yield from (found for _, found in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
+        else:
+            yield from (self._classified(view, shown) for view, shown in in_threads(self._shown, views, threads))
+
+    def _load(self, batch: PlainBatch) -> "_Loaded":
+        loaded = load_images(batch.rows, self._teacher.preprocessings, self.computation.batch_size, hashes=False)
+        rows = [row.id for row in batch.rows]
+        if not loaded.readable:
+            return _Loaded(rows, [], np.empty(0, dtype=np.uint8))
+        images = self._network.pixels_of(self._teacher.preprocessings[0].finish(loaded.pixels[0]).to(self._network.mean.device))
+        levels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return _Loaded(rows, loaded.readable, levels.cpu().numpy())
+
+    def _shown(self, view: "_View") -> NDArray[np.uint8]:
+        loaded, condition = view.loaded, self._conditions[view.condition]
+        shown = loaded.images.copy()
+        for place in loaded.readable:
+            shown[place] = condition.changed(loaded.images[place], loaded.rows[place])
+        return shown
+
+    def _classified(self, view: "_View", shown: NDArray[np.uint8]) -> tuple[int, int, Outcomes]:
+        loaded, labels = view.loaded, torch.from_numpy(self._trial.labels[view.loaded.rows])
+        log_probs = torch.empty(0, len(self._trial.class_names))
+        if loaded.readable:
+            rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
+            padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
+            images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
+            images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
+            with torch.inference_mode():
+                log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+        return loaded.rows[0], view.condition, outcomes_of(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
+
+    def _labels(self, batch: PlainBatch, readable: Sequence[int]) -> Int[Tensor, " readable"]:
+        return torch.from_numpy(self._trial.labels[[batch.rows[position].id for position in readable]])
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A batch of the classifier's size, shape (batch, height, width, 3), zeros where an image could not be read."""
+
+    rows: list[int]
+    readable: list[int]
+    images: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A batch under one of the conditions."""
+
+    loaded: _Loaded
+    condition: int
+
+
+def competing(log_probs: Float[Tensor, "images outputs"], columns: NDArray[np.int64] | None) -> Float[Tensor, "images classes"]:
+    """Log-probabilities of the classes that compete, as if there were no others: the columns are taken before any arg max."""
+    return log_probs if columns is None else log_probs[:, torch.from_numpy(columns)].log_softmax(dim=1)
+
+
+def _uncropped(preprocessing: Preprocessing) -> TimmPreprocessing:
+    """The same for images that are cut already, such as ImageNet-C's: taken whole, resized only where the classifier's size is another."""
+    if isinstance(preprocessing, TimmPreprocessing):
+        return replace(preprocessing, crop_pct=1.0, crop_mode=None)
+    mean, std = normalization_of(preprocessing)
+    height, width = preprocessing.prepare(torch.zeros(3, 64, 64, dtype=torch.uint8)).shape[1:]
+    return TimmPreprocessing((3, height, width), "bicubic", tuple(mean.tolist()), tuple(std.tolist()), 1.0, None, exact=True)

@@ -1,0 +1,259 @@
+"""`nst evaluate` as a user types it."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY, picture, write_tiny_recipe
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.public_form import read_metrics
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+CLASSES = ["ant", "bee", "cat"]
+SETTINGS = TINY | {"image_size": 32, "epochs": 30}
+
+
+def write_images(folder, per_class, first=0):
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for index in range(first, first + per_class):
+            picture(label, index, 32).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(store, test folder) with a barely trained gen-0 and a gen-1 that has learned."""
+    top = tmp_path_factory.mktemp("evaluated")
+    labeled, test = write_images(top / "labeled", 4), write_images(top / "test", 5, first=50)
+    store = Store(top / "store")
+    for number, epochs in enumerate((1, 30)):
+        settings = TrainSettings(**SETTINGS | {"epochs": epochs, "seed": number})
+        train(store, "net", settings, open_source(str(labeled), labeled=True), generation=number, run=RunSettings(workers=0))
+    return store, test
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The same, to write to."""
+    shutil.copytree(trained[0].root, tmp_path / "store")
+    return Store(tmp_path / "store"), trained[1]
+
+
+def evaluated(status, copied, *words):
+    store, test = copied
+    command = ["evaluate", "net@gen-0", "net@gen-1", "--data", test, "--store", store.root, *words]
+    result = CliRunner().invoke(app, [str(word) for word in command], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.stdout if status == 0 else result.stderr.strip().splitlines()[-1]
+
+
+def test_models_stand_side_by_side(copied):
+    table = evaluated(0, copied)
+    assert [line.split()[0] for line in table.splitlines()] == ["images", "model", "net@gen-0", "net@gen-1"]
+    found = json.loads(evaluated(0, copied, "--json"))
+    assert list(found) == ["net@gen-0", "net@gen-1"]
+    for model, result in found.items():
+        line = next(line for line in table.splitlines() if model in line)
+        assert f"{100 * result['top1']:.2f}%" in line
+        assert f"{result['nll']:.4f}" in line
+        assert f"{result['ece']:.4f}" in line
+        assert sum(one["images"] for one in result["classes"].values()) == result["images"] == 15
+
+
+def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
+    store, test = copied
+    words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root)]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "classes with the lowest accuracy" in shown
+    assert "most frequent mistakes" in shown
+
+
+def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_path):
+    store, test = copied
+    suites = [word for suite in ("clean", "corruptions", "fgsm", "pgd") for word in ("--suite", suite)]
+    words = [
+        *suites,
+        "--epsilon",
+        "2/255,8/255",
+        "--steps",
+        2,
+        "--relative-to",
+        "net@gen-0",
+        "--record",
+        "test",
+        "--plots",
+        tmp_path / "plots",
+    ]
+    table = evaluated(0, copied, *words, "--compare")
+    assert "corruptions, 15 images: error relative to net@gen-0's, in %" in table
+    assert next(line.split() for line in table.splitlines() if line.strip().startswith("mCE"))[1] == "100.0"
+    assert "fgsm, 15 images: top-1 by epsilon" in table
+    assert "larger than chance" in table
+    drawn = {path.name for path in (tmp_path / "plots").iterdir()}
+    assert drawn == {"clean-reliability.png", "corruptions.png", "fgsm-epsilon.png", "pgd-epsilon.png", "generations.png"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
+    for ref in ("net@gen-0", "net@gen-1"):
+        version = store.open(ref)
+        metrics = read_metrics(version)
+        assert list(metrics) == ["test", "test-corruptions", "test-fgsm", "test-pgd"]
+        assert metrics["test"]["source"] == str(test)
+        assert len(metrics["test-corruptions"]["error"]) == 15
+        assert [point["epsilon"] for point in metrics["test-pgd"]["by_epsilon"]] == [0, 2 / 255, 8 / 255]
+        assert "classes" not in metrics["test"]
+        card = (version.folder / "README.md").read_text()
+        assert "**test**: top-1" in card
+        assert f"mCE {100 * metrics['test-corruptions']['mce']:.1f} relative to net@gen" in card
+        assert "under an attack of 8/255" in card
+        assert (version.folder / "test-corruptions.png").is_file()
+        assert version.verify() == []
+
+
+def test_differences_are_those_of_the_two_tables(copied):
+    found = json.loads(evaluated(0, copied, "--suite", "clean", "--suite", "fgsm", "--epsilon", "4/255", "--compare", "--json"))
+    first, second = found["net@gen-0"], found["net@gen-1"]
+    by_metric = {row["metric"]: row for row in second["differences"]}
+    assert "differences" not in first
+    assert by_metric["top1"]["mean"] == pytest.approx(second["top1"] - first["top1"])
+    assert by_metric["top1 at 4/255"]["mean"] == pytest.approx(second["fgsm"]["top1"] - first["fgsm"]["top1"])
+    for row in by_metric.values():
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert row["larger_than_chance"] == (not row["low"] <= 0 <= row["high"])
+
+
+def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
+    first = evaluated(0, copied, "--suite", "fgsm", "--json")
+    monkeypatch.setattr("nst_train.trials._Observation.__call__", None)
+    assert evaluated(0, copied, "--suite", "fgsm", "--json") == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "blur"], "--suite: expected some of clean, corruptions, fgsm, pgd, imagenet-a"),
+        (["--epsilon", "1/255"], "--epsilon speaks of the suite fgsm or pgd, which is not asked for; add it by --suite or leave it out"),
+        (["--suite", "fgsm", "--steps", "3"], "--steps speaks of the suite pgd"),
+        (["--suite", "fgsm", "--epsilon", "1/0"], "--epsilon: expected numbers such as 2/255 or 0.01, with commas between them, got 1/0"),
+        (["--suite", "fgsm", "--epsilon", "2"], "--epsilon: expected sizes above 0, up to 1"),
+        (["--relative-to", "net@gen-0"], "--relative-to speaks of the suite corruptions"),
+        (["--partial"], "--partial speaks of the suite imagenet-a or imagenet-r"),
+        (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others apart"),
+        (["--record", "test", "test_resnet"], "--record: test_resnet is no teacher in the store"),
+    ],
+)
+def test_what_makes_no_sense_is_said(copied, words, said):
+    assert said in evaluated(2, copied, *words)
+
+
+def test_one_model_alone_cannot_be_compared(copied):
+    store, test = copied
+    words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root), "--compare"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "--compare: expected two models or more, found net@gen-0 alone" in result.stderr
+
+
+def test_a_folder_that_is_not_as_published_is_one_line(copied):
+    assert "expected the folders of 15 corruptions with severities 1 to 5, missing: gaussian_noise/1" in evaluated(
+        1, copied, "--suite", "imagenet-c"
+    )
+    assert "unknown class folder 'ant'; expected imagenet-a's 200" in evaluated(1, copied, "--suite", "imagenet-a", "--partial")
+
+
+def test_the_defaults_in_the_help_are_those_of_the_settings():
+    text = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"[default: {EvaluateSettings().steps}]" in text
+    assert "[default: clean]" in text
+
+
+def test_a_recipe_evaluates_every_generation(tmp_path):
+    write_images(tmp_path / "labeled", 4)
+    write_images(tmp_path / "test", 2, first=50)
+    write_images(tmp_path / "shifted", 2, first=70)
+    (tmp_path / "pool").mkdir()
+    for index in range(6):
+        picture(index % 3, 100 + index, 32).save(tmp_path / "pool" / f"{index}.png")
+    generation = SETTINGS | {"epochs": 2}
+    evaluate = [
+        {"suite": ["corruptions", "fgsm"], "relative_to": "bugs-teacher@gen-0", "epsilon": "4/255"},
+        {"data": "shifted", "name": "shifted"},
+    ]
+    parts = {"select": {"min_confidence": 0, "per_class": 2}, "run": {"workers": 0}, "evaluate": evaluate}
+    recipe = write_tiny_recipe(tmp_path, generations=[generation, generation], **parts)
+    words = ["run", str(recipe), "--store", str(tmp_path / "store"), "--json"]
+    rows = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)["generations"]
+    store = Store(tmp_path / "store")
+    for row in rows:
+        metrics = read_metrics(store.open(row["teacher"]))
+        assert list(metrics) == ["test", "test-corruptions", "test-fgsm", "shifted"]
+        assert metrics["test-fgsm"]["by_epsilon"][0]["top1"] == metrics["test"]["top1"]
+        assert metrics["shifted"]["source"] == str(tmp_path / "shifted")
+        assert row["metrics"]["test-corruptions"]["mce"] == metrics["test-corruptions"]["mce"]
+    assert rows[0]["metrics"]["test-corruptions"]["mce"] == pytest.approx(1)
+    stamps = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    CliRunner().invoke(app, words, catch_exceptions=False)
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == stamps
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "said"),
+    [
+        ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
+        ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
+        ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
+    ],
+)
+def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_path, evaluate, said):
+    from nst_data.errors import UsageError
+    from nst_train.recipe import read_recipe
+
+    recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
+    lines = recipe.read_text().splitlines()
+    line = lines.index("  size: 3" if "size" in evaluate else "evaluate:") + 1
+    with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
+        read_recipe(recipe)
+
+
+NST = ["-c", "from nst_cli.main import run; run()"]
+SUITES = ["--suite", "clean", "--suite", "corruptions", "--suite", "pgd", "--steps", "2", "--random-start", "--epsilon", "4/255"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(copied):
+    store, test = copied
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29567", "--no-python", sys.executable]
+    words = ["evaluate", "net@gen-0", "net@gen-1", "--data", str(test), *SUITES, "--record", "test", "--json", "--store"]
+    two = subprocess.run([sys.executable, *launcher, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
+    assert two.returncode == 0, two.stderr
+    shutil.rmtree(store.root / "evaluations")
+    one = subprocess.run([sys.executable, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
+    assert json.loads(two.stdout) == json.loads(one.stdout)
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
+    store, labeled = trained[0], write_images(tmp_path / "many", 100, first=200)
+    words = ["evaluate", "net@gen-1", "--data", str(labeled), *SUITES, "--json", "--store"]
+    whole = subprocess.run([sys.executable, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
+    shutil.copytree(store.root, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "evaluations")
+    process = subprocess.Popen([sys.executable, *NST, *words, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    kept = tmp_path / "killed" / "evaluations"
+    while process.poll() is None and len(list(kept.rglob("*.npy"))) < 2:
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
+    assert before
+    again = subprocess.run([sys.executable, *NST, *words, str(tmp_path / "killed")], capture_output=True, text=True, timeout=300)
+    assert json.loads(again.stdout) == json.loads(whole.stdout)
+    assert {path: path.stat().st_mtime_ns for path in before} == before

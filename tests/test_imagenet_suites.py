@@ -1,0 +1,232 @@
+"""ImageNet-A, -R, -C and -P: hand-worked tables, class subsets, folders that are not as published."""
+
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import picture
+from PIL import Image
+from timm.data import ImageNetInfo
+
+from nst_data.corruptions import CORRUPTIONS
+from nst_data.errors import NstError
+from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
+from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of
+from nst_train.preprocessing import TimmPreprocessing
+from nst_train.suites import Effort, of_corruptions, open_suite
+from nst_train.teachers import Classifier
+from nst_train.trials import Candidate, competing
+
+WNIDS = imagenet_wnids()
+PARTIAL = {"partial": True}
+
+
+@pytest.fixture(scope="module")
+def candidate():
+    """An untrained network of ImageNet's classes for 32 pixels, whose own transform would cut a border off."""
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=1000).eval()
+    preprocessing = TimmPreprocessing((3, 32, 32), "bicubic", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 0.5, "center", exact=True)
+    return Candidate("tiny", Classifier(network, preprocessing, WNIDS), "tiny")
+
+
+def write_classes(folder, wnids, images=1, size_px=32):
+    for label, wnid in enumerate(wnids):
+        (folder / wnid).mkdir(parents=True)
+        for index in range(images):
+            picture(label % 4, 10 * label + index, size_px).save(folder / wnid / f"{index}.png")
+    return folder
+
+
+def suite(name, folder, **settings):
+    return open_suite(name, folder, EvaluateSettings(suite=(name,), **settings))
+
+
+def test_alexnets_own_errors_give_exactly_100():
+    errors = {name: [error] * 5 for name, error in ALEXNET_ERROR.items()}
+    assert list(corruption_errors(errors, ALEXNET_ERROR).values()) == [1.0] * 15
+    assert mean_of(corruption_errors(errors, ALEXNET_ERROR)) == 1.0
+    assert mean_of({name: share / ALEXNET_FLIPS[name] for name, share in ALEXNET_FLIPS.items()}) == 1.0
+
+
+def test_a_reordered_mapping_gives_the_same():
+    errors = {name: [0.1 * place, 0.2, 0.3, 0.4, 0.5] for place, name in enumerate(ALEXNET_ERROR)}
+    backwards = dict(reversed(errors.items()))
+    assert corruption_errors(errors, ALEXNET_ERROR) == corruption_errors(backwards, dict(sorted(ALEXNET_ERROR.items())))
+
+
+def test_mean_corruption_error_by_hand():
+    half = {"fog": [0.1, 0.2, 0.3, 0.4, 0.5], "snow": [0.5, 0.5, 0.5, 0.5, 0.5]}
+    reference = {"snow": 0.25, "fog": 0.6}
+    assert corruption_errors(half, reference) == pytest.approx({"fog": 0.5, "snow": 2.0})
+    assert mean_of(corruption_errors(half, reference)) == pytest.approx(1.25)
+
+
+def test_alexnets_numbers_are_of_the_fifteen_and_the_ten():
+    assert tuple(ALEXNET_ERROR) == CORRUPTIONS
+    assert len(ALEXNET_FLIPS) == 10
+
+
+def test_each_image_has_its_share_of_the_mean_corruption_error():
+    draw = np.random.default_rng(0)
+    right = {name: [(draw.random(20) < 0.5).astype(float) for _ in range(5)] for name in ALEXNET_ERROR}
+    found = of_corruptions(right, ALEXNET_ERROR, "AlexNet")
+    assert found.by_image["mce"].mean() == pytest.approx(found.result["mce"])
+    assert found.by_image["mean_error"].mean() == pytest.approx(found.result["mean_error"])
+    assert found.result["top1"] == pytest.approx(1 - found.result["mean_error"])
+
+
+def test_flips_are_counted_from_frame_to_frame_but_for_noise_from_the_first():
+    there_and_back = np.array([[7, 8, 7, 8, 7]])
+    assert flips(there_and_back, noise=False).tolist() == [1.0]
+    assert flips(there_and_back, noise=True).tolist() == [0.5]
+    once_for_all = np.array([[7, 8, 8, 8, 8], [7, 7, 7, 7, 7]])
+    assert flips(once_for_all, noise=False).tolist() == [0.25, 0.0]
+    assert flips(once_for_all, noise=True).tolist() == [1.0, 0.0]
+
+
+def test_classes_are_taken_before_the_arg_max():
+    logits = torch.tensor([[1.0, 5.0, 2.0, 3.0]])  # class 1 is no class of the suite
+    columns = np.array([0, 2, 3])
+    assert competing(logits.log_softmax(dim=1), columns).argmax(dim=1).tolist() == [2]  # class 3, not wrong for having said 1
+    assert competing(logits.log_softmax(dim=1), columns).exp().sum().item() == pytest.approx(1)
+    alone = logits[:, [0, 2, 3]].log_softmax(dim=1)
+    torch.testing.assert_close(competing(logits.log_softmax(dim=1), columns), alone)
+
+
+def test_the_200_classes_are_the_authors():
+    of_a, of_r = subset_wnids("imagenet_a"), subset_wnids("imagenet_r")
+    assert (len(set(of_a)), len(set(of_r))) == (200, 200)
+    assert (of_a[0], of_r[0]) == (WNIDS[6], WNIDS[1])
+    assert classes_of("imagenet-c") == WNIDS
+
+
+def test_imagenet_a_is_scored_among_its_200_classes(tmp_path, candidate):
+    wnids = classes_of("imagenet-a")
+    opened = suite("imagenet-a", write_classes(tmp_path / "a", wnids))
+    found = opened.measure(candidate, Effort())
+    network, preprocessing = candidate.classifier.network, candidate.classifier.preprocessing
+    images = [np.array(Image.open(tmp_path / "a" / wnid / "0.png")) for wnid in sorted(wnids)]
+    prepared = torch.stack([preprocessing.prepare(torch.from_numpy(image).permute(2, 0, 1)) for image in images])
+    with torch.no_grad():
+        logits = network(preprocessing.finish(prepared))[:, [WNIDS.index(wnid) for wnid in wnids]]
+    labels = torch.tensor([wnids.index(wnid) for wnid in sorted(wnids)])
+    assert found.result["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert found.result["top1"] == int((logits.argmax(dim=1) == labels).sum()) / 200
+    assert found.result["images"] == 200
+
+
+def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
+    folder = tmp_path / "c"
+    kinds = WNIDS[:3]
+    for place, name in enumerate(("shot_noise", "fog", "snow")):
+        group = folder if place % 2 else folder / "group"  # the archives are unpacked in either way
+        for severity in range(1, 6):
+            write_classes(group / name / str(severity), kinds, images=2)
+    found = suite("imagenet-c", folder, **PARTIAL).measure(candidate, Effort())
+    preprocessing, rows = candidate.classifier.preprocessing, []
+    for label, wnid in enumerate(kinds):
+        for index in range(2):
+            image = torch.from_numpy(np.array(Image.open(folder / "fog" / "1" / wnid / f"{index}.png"))).permute(2, 0, 1)
+            with torch.no_grad():
+                rows.append(int(candidate.classifier.network(preprocessing.finish(image[None])).argmax()) != label)
+    assert found.result["error"]["shot_noise"] == [np.mean(rows)] * 5
+    assert found.result["ce"]["fog"] == pytest.approx(np.mean(rows) / ALEXNET_ERROR["fog"])
+    assert found.result["relative_to"] == "AlexNet"
+    assert found.by_image["mce"].shape == (6,)
+
+
+def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate):
+    for name in CORRUPTIONS[:3]:
+        for severity in range(1, 6):
+            write_classes(tmp_path / name / str(severity), WNIDS[:2])
+    shutil.rmtree(tmp_path / "shot_noise" / "4")
+    with pytest.raises(
+        NstError, match="expected the folders of 15 corruptions with severities 1 to 5, missing: shot_noise/4, defocus_blur/1"
+    ):
+        suite("imagenet-c", tmp_path)
+    found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort())
+    assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
+    with pytest.raises(
+        NstError, match=r"expected the folders of 10 perturbations, missing: motion_blur, zoom_blur, snow, .* and 3 more\. "
+    ):
+        suite("imagenet-p", tmp_path)
+    with pytest.raises(NstError, match="no such folder; expected imagenet-c as published"):
+        suite("imagenet-c", tmp_path / "nowhere")
+
+
+def test_a_folder_of_no_class_is_named(tmp_path):
+    write_classes(tmp_path / "r", [*classes_of("imagenet-r"), "zebra"])
+    with pytest.raises(NstError, match="unknown class folder 'zebra'; expected imagenet-r's 200, named by WordNet ids such as n01443537"):
+        suite("imagenet-r", tmp_path / "r", **PARTIAL)
+
+
+def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
+    wnids = classes_of("imagenet-r")
+    write_classes(tmp_path / "r", wnids[:-2])
+    with pytest.raises(
+        NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}. Complete it, or measure what is there with --partial"
+    ):
+        suite("imagenet-r", tmp_path / "r")
+    assert suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result["images"] == 198
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path, candidate):
+    opened = suite("imagenet-r", write_classes(tmp_path / "r", classes_of("imagenet-r")[:2]), **PARTIAL)
+    network = timm.create_model("test_resnet", num_classes=3)
+    other = Candidate("other", Classifier(network, candidate.classifier.preprocessing, ["ant", "bee", "cat"]), "other")
+    said = (
+        r"expected a classifier of ImageNet's classes, by WordNet ids or ImageNet's names, found 3 \(ant, bee, cat\) without 200 of the 200"
+    )
+    with pytest.raises(NstError, match=said):
+        opened.measure(other, Effort())
+
+
+def test_classes_are_known_by_imagenets_names_too():
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(index) for index in range(1000)]
+    names[134], names[517] = "crane (134)", "crane (517)"  # as they are told apart
+    assert columns_of(names, [WNIDS[517], WNIDS[0]], "suite").tolist() == [517, 0]
+    with pytest.raises(NstError, match="expected a classifier of ImageNet's classes"):
+        columns_of(sorted(names), WNIDS, "suite")
+
+
+def write_sequences(folder, frames):
+    """Sequences of class WNIDS[0], each a list of labels whose pictures are its frames."""
+    for number, labels in enumerate(frames):
+        sequence = folder / WNIDS[0] / f"s{number}"
+        sequence.mkdir(parents=True)
+        for place, label in enumerate(labels):
+            picture(label, 0, 32).save(sequence / f"{place + 1}.png")
+
+
+def test_flip_rates_follow_from_what_each_frame_alone_is_taken_for(tmp_path, candidate):
+    frames = [[0, 1, 2, 3], [0, 0, 3, 3]]
+    for name in ALEXNET_FLIPS:
+        write_sequences(tmp_path / "p" / name, frames)
+    found = suite("imagenet-p", tmp_path / "p", **PARTIAL).measure(candidate, Effort())
+    with torch.no_grad():
+        images = torch.stack([torch.from_numpy(np.array(picture(label, 0, 32))).permute(2, 0, 1) for label in range(4)])
+        said = candidate.classifier.network(candidate.classifier.preprocessing.finish(images)).argmax(dim=1).numpy()
+    steady = np.mean(flips(said[np.array(frames)], noise=False))
+    noise = np.mean(flips(said[np.array(frames)], noise=True))
+    assert found.result["flips"]["snow"] == steady
+    assert found.result["flips"]["shot_noise"] == noise
+    assert found.result["fr"]["tilt"] == pytest.approx(steady / ALEXNET_FLIPS["tilt"])
+    assert found.result["mfr"] == pytest.approx(
+        np.mean([(noise if "noise" in name else steady) / ALEXNET_FLIPS[name] for name in ALEXNET_FLIPS])
+    )
+    assert found.by_image["mfr"].mean() == pytest.approx(found.result["mfr"])
+    assert (found.result["frames"]["snow"], found.result["sequences"]) == (4, 20)
+
+
+def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate):
+    for name in ALEXNET_FLIPS:
+        write_sequences(tmp_path / name, [[0, 1, 2]] * 4)
+    (tmp_path / "snow" / WNIDS[0] / "s3" / "2.png").unlink()
+    opened = suite("imagenet-p", tmp_path, **PARTIAL)
+    found = opened.measure(candidate, Effort())
+    assert (found.result["sequences"], found.result["errors"]) == (39, 1)

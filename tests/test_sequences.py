@@ -1,0 +1,88 @@
+"""Sequences of frames: videos, and folders of images."""
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from nst_data.errors import NstError
+from nst_data.images import decode
+from nst_data.sources.sequences import Sequences
+
+
+def gray(level, size_px=32):
+    return np.full((size_px, size_px, 3), level, dtype=np.uint8)
+
+
+def write_video(path, levels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for level in levels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(gray(level), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_frames(folder, levels):
+    folder.mkdir(parents=True)
+    for number, level in enumerate(levels, start=1):
+        Image.fromarray(gray(level)).save(folder / f"frame{number}.png")
+
+
+def levels_of(source):
+    return [int(np.asarray(decode(row.read())).mean().round()) for row in source.rows(range(len(source)))]
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path):
+    write_frames(tmp_path / "cat" / "one", range(0, 240, 20))  # frame10 stands before frame2 in the alphabet
+    source = Sequences(str(tmp_path))
+    assert levels_of(source) == list(range(0, 240, 20))
+    assert (source.frames, source.key(11), decode(source.read(10)).getpixel((0, 0))) == (12, "cat/one:11", (200, 200, 200))
+
+
+def test_videos_are_the_same_as_folders_of_their_frames(tmp_path):
+    levels = [40, 90, 140, 190, 240]
+    write_video(tmp_path / "videos" / "bee" / "a.mp4", levels)
+    write_video(tmp_path / "videos" / "cat" / "b.mp4", levels[::-1])
+    write_frames(tmp_path / "frames" / "bee" / "a", levels)
+    write_frames(tmp_path / "frames" / "cat" / "b", levels[::-1])
+    videos, frames = (Sequences(str(tmp_path / kind)) for kind in ("videos", "frames"))
+    assert levels_of(videos) == pytest.approx(levels_of(frames), abs=4)  # the codec rounds
+    assert videos.labels.tolist() == frames.labels.tolist() == [0] * 5 + [1] * 5
+    assert videos.class_names == ["bee", "cat"]
+    rows = [row.id for row in videos.rows(range(3, 7))]
+    assert rows == [3, 4, 5, 6]
+
+
+def test_sequences_of_one_frame_are_refused(tmp_path):
+    for number in range(4):
+        write_frames(tmp_path / "cat" / f"s{number}", [5])
+    with pytest.raises(NstError, match="expected sequences of two frames or more, found 1 in cat/s0"):
+        Sequences(str(tmp_path))
+
+
+def test_a_folder_without_sequences_is_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(NstError, match=r"expected class folders with sequences, each a video \(.mp4, .* or a folder of frames"):
+        Sequences(str(tmp_path))
+
+
+def test_a_sequence_of_another_length_is_named_or_passed_over(tmp_path):
+    for number, length in enumerate((3, 3, 3, 2)):
+        write_frames(tmp_path / "cat" / f"s{number}", range(length))
+    with pytest.raises(NstError, match="cat/s3: expected 3 frames, as in other sequences here, found 2; replace it, or --partial"):
+        list(Sequences(str(tmp_path)).rows(range(12)))
+    rows = list(Sequences(str(tmp_path), partly=True).rows(range(12)))
+    assert [row.id for row in rows] == list(range(12))
+    for row in rows[9:]:
+        with pytest.raises(NstError, match="expected 3 frames"):
+            row.read()
+
+
+def test_a_broken_video_is_named(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(NstError, match=r"a\.mp4: expected a video, found none that can be decoded"):
+        Sequences(str(tmp_path))
