@@ -20,11 +20,12 @@ from nst_data.errors import NstError
 from nst_data.files import fsync_tree, write_text
 from nst_data.repository import quietly
 from nst_data.staging import discard
-from nst_data.streamed_edition import StreamedEdition
+from nst_data.streamed_edition import DamagedShardError, StreamedEdition
 
 SHARD = "shard.parquet"
 _LOOK_EVERY_SECONDS = 0.1
 _NOBODY_SECONDS = 120.0
+_AGAIN_SECONDS = 20.0
 _STOP_SECONDS = 1.0
 Wanted = Callable[[int], Sequence[int]]
 
@@ -127,11 +128,24 @@ class ShardWindow:
                 missing = next((shard for shard in shards if not self.place(shard).is_dir()), None)
                 if missing is None:
                     stopped.wait(_LOOK_EVERY_SECONDS)
-                else:
-                    self._fetch(missing)
-        except (NstError, OSError) as error:
+                elif not self._is_fetched(missing, stopped):
+                    stopped.wait(_AGAIN_SECONDS)
+        except Exception as error:  # whatever it is: nobody must wait for ever
+            if not stopped.is_set():
+                write_text(self._failure, str(error) or type(error).__name__)
+
+    def _is_fetched(self, shard: int, stopped: threading.Event) -> bool:
+        """Whether a shard came. Where the network failed this is noted: it ends the training once the shard is waited for, not before."""
+        try:
+            self._fetch(shard)
+        except DamagedShardError:
+            raise
+        except NstError as error:
             if not stopped.is_set():
                 write_text(self._failure, str(error))
+            return False
+        self._failure.unlink(missing_ok=True)
+        return True
 
     def _drop_all_but(self, shards: Sequence[int]) -> None:
         kept = {self.place(shard).name for shard in shards}

@@ -26,6 +26,10 @@ _TABLE = "balanced/"
 _AT_ONCE = 8
 
 
+class DamagedShardError(NstError):
+    """A shard that is not what its manifest says: to fetch it again would not help."""
+
+
 @dataclass(frozen=True)
 class StreamedEdition:
     """An edition of the Hub at a commit; of it only the manifest is here."""
@@ -78,26 +82,34 @@ class StreamedEdition:
         return sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:shards])
 
     def sizes(self, progress: Progress | None = None) -> NDArray[np.int64]:
-        """Images and entries (copies counted) of each shard, shape (shards, 2), read out of one column of each."""
+        """Images and entries (copies counted) of each shard, shape (shards, 2), int64.
 
+        The manifest has them, or one column of each shard is read. Raises NstError where they are not what the manifest counts in all.
+        """
+        counts = self.manifest.counts
+        try:
+            known = [counts["shards"][name] for name in ("images", "entries")] if "shards" in counts else None
+            sizes = np.array(known, np.int64).T if known else self._sizes_read(progress or Progress())
+            is_sound = sizes.shape == (len(self.files), 2) and sizes.min() >= 0
+            is_sound &= sizes.sum(axis=0).tolist() == [counts["unique"], counts["copies"]]
+        except (TypeError, ValueError, KeyError, OverflowError):
+            is_sound = False
+        if not is_sound:
+            raise NstError(f"{self.place}: its shards do not hold as many images and entries as its manifest says; it is damaged")
+        return sizes
+
+    def _sizes_read(self, progress: Progress) -> NDArray[np.int64]:
         def look(name: str) -> tuple[int, int]:
             with self._opened(name) as parquet:
-                copies = parquet.read(["copies"])["copies"]
+                copies = parquet.read(["copies"], use_threads=False)["copies"]
                 return len(copies), int(pc.sum(copies, min_count=0).as_py())
 
         found = []
-        with (
-            (progress or Progress()).task(f"look at {self.place}", len(self.files), "shards") as task,
-            ThreadPoolExecutor(_AT_ONCE) as pool,
-        ):
+        with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(_AT_ONCE) as pool:
             for one in pool.map(lambda name: self.repository.asked(lambda: look(name)), self.files):
                 found.append(one)
                 task.advance(1)
-        sizes = np.array(found, np.int64)
-        expected = [self.manifest.counts["unique"], self.manifest.counts["copies"]]
-        if sizes.sum(axis=0).tolist() != expected:
-            raise NstError(f"{self.place}: expected {expected[0]:,} images, {expected[1]:,} entries, its shards hold others; it is damaged")
-        return sizes
+        return np.array(found, np.int64)
 
     def download(self, shard: int, folder: Path) -> Path:
         """Bring a shard below `folder`. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
@@ -110,7 +122,7 @@ class StreamedEdition:
         path = folder / name
         if hash_file(path) != self.manifest.files[name]:
             path.unlink()
-            raise NstError(
+            raise DamagedShardError(
                 f"{self.place}: {name} is not what its manifest says: it is damaged there or on the way; "
                 "nothing of it was used, the same command tries again"
             )
@@ -124,7 +136,8 @@ class StreamedEdition:
         place = f"datasets/{self.repository.id}@{self.commit}/{name}"
 
         def open_it() -> pq.ParquetFile:
-            return pq.ParquetFile(HfFileSystem().open(place, "rb", cache_type="none"), pre_buffer=True)
+            # in this thread: Arrow's own may still be at it when the program ends, which then aborts
+            return pq.ParquetFile(HfFileSystem().open(place, "rb", cache_type="none"), pre_buffer=False)
 
         try:
             with self.repository.asked(open_it) as parquet:

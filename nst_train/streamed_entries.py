@@ -19,7 +19,7 @@ from nst_data.files import replacing
 from nst_data.progress import Progress
 from nst_data.shard_window import SHARD, ShardWindow
 from nst_data.sources import match_classes
-from nst_data.streamed_edition import StreamedEdition
+from nst_data.streamed_edition import DamagedShardError, StreamedEdition
 from nst_data.streamed_images import StreamedImages
 from nst_train.device import this_process
 from nst_train.entries import lay_out, mapped, target_columns
@@ -134,7 +134,9 @@ def _prepare(
     except (ValueError, KeyError, IndexError):
         is_sound = False
     if not is_sound:
-        raise NstError(f"{edition.place}: {edition.files[shard]} holds other rows than were counted when training began; it is damaged")
+        raise DamagedShardError(
+            f"{edition.place}: {edition.files[shard]} holds other rows than were counted when training began; it is damaged"
+        )
 
 
 def _bytes_below(folder: Path) -> int:

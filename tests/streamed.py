@@ -59,26 +59,26 @@ def png(label, index):
     return file.getvalue()
 
 
-def seal(top, shards=SHARDS, rows=ROWS, with_images=True):
+def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
     """A sealed edition of `shards` files with images of one to three copies, and the folder of labeled images."""
     labeled = write_class_folders(Path(top, "labeled"), NAMES, 4)
     store = Store(Path(top, "made"))
     request = Request(kind="edition", settings={"seed": 0}, inputs={"pool": POOL, "generation": Input(ref="bugs@gen-1", digest="gen-1")})
     staging, schema = store.begin(request, "bugs", 1), balanced_schema(NAMES, with_images=with_images)
     (staging.build / "balanced").mkdir()
-    files, copies = {}, 0
+    files, entries = {}, 0
     for shard in range(shards):
         table = []
         for row in range(shard * rows, (shard + 1) * rows):
             image = png(row % 3, row)
             one = label_row(row, image, row % 3, 0.5, copies=1 + row % 3) | {"image": {"bytes": image, "path": f"{row:03d}.png"}}
             table.append(one | {"probs": [row / 128, 0.25, 0.75 - row / 128]})
-            copies += 1 + row % 3
+            entries += 1 + row % 3
         path = ShardPlan(shards, 1, "balanced").file(shard)
         rows_of_shard = pa.Table.from_pylist([{key: one[key] for key in schema.names} for one in table], schema=schema)
         files[path] = write_parquet(staging.build / path, [rows_of_shard], schema)
-    counts = {"unique": shards * rows, "copies": copies, "teacher_parameters": 1, "top_k": None}
-    return staging.seal(files, NAMES, counts, {}), labeled
+    known = {"unique": shards * rows, "copies": entries, "teacher_parameters": 1, "top_k": None}
+    return staging.seal(files, NAMES, known | (counts or {}), {}), labeled
 
 
 def publish(top, edition, repo=REPO, tag="gen-1.1"):

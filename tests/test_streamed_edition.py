@@ -1,12 +1,14 @@
 """Training on an edition that stays on the Hub: the images of the pulled one, a few shards at a time."""
 
+import json
+import sys
 from collections import Counter
 
 import pytest
 import torch
 from hub import head, serving
 from hub_git import Repository
-from streamed import REF, REPO, SHARDS, nst, publish, script, seal
+from streamed import REF, REPO, SHARDS, nst, process, publish, script, seal
 
 from nst_data.images import image_hash
 from nst_data.store import Store
@@ -203,3 +205,39 @@ def test_offline_a_stream_ends_at_once_with_one_line(published, tmp_path):
     done = nst("http://127.0.0.1:9", tmp_path / "home", *student(labeled, "--stream", "--store", tmp_path / "s"), HF_HUB_OFFLINE="1")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"nst: {REPO}: HF_HUB_OFFLINE keeps from asking the Hub; unset it"]
+
+
+SIZES = """
+import json, sys
+from nst_data.errors import NstError
+from nst_data.streamed_edition import StreamedEdition
+found = []
+for ref in sys.argv[1:]:
+    try:
+        found.append(StreamedEdition.open(ref).sizes().tolist())
+    except NstError as error:
+        found.append(str(error))
+print(json.dumps(found))
+"""
+
+
+def test_what_each_shard_holds_is_in_the_manifest_or_read_from_one_column_and_must_add_up(tmp_path):
+    expected = [[6, 12]] * 3
+    known = {"images": [6] * 3, "entries": [12] * 3}
+    kinds = {
+        "told": ({"shards": known}, expected),
+        "read": ({}, expected),
+        "fewer": ({"shards": known | {"entries": [12, 12, 11]}}, "fewer"),
+        "odd": ({"shards": {"images": "many"}}, "odd"),
+        "others": ({"unique": 17}, "others"),
+    }
+    for kind, (counts, _) in kinds.items():
+        publish(tmp_path / "hub", seal(tmp_path / kind, shards=3, counts=counts)[0], f"alice/{kind}")
+    with serving(tmp_path / "hub") as (url, answers):
+        done = process(url, tmp_path / "home", sys.executable, "-c", SIZES, *(f"alice/{kind}" for kind in kinds))
+        ranges = Counter(answer.path.split("/alice/")[1].split("/")[0] for answer in answers if answer.call == "lfs get")
+    found = dict(zip(kinds, json.loads(done.stdout), strict=True))
+    for kind, (_, sizes) in kinds.items():
+        wrong = f"alice/{kind}@gen-1.1: its shards do not hold as many images and entries as its manifest says; it is damaged"
+        assert found[kind] == (wrong if isinstance(sizes, str) else sizes)
+    assert ranges["told"] < 3 <= ranges["read"]  # the footer of the first one says whether it holds images
