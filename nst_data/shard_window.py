@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from nst_data.errors import NstError
 from nst_data.files import fsync_tree, write_text
@@ -76,10 +77,7 @@ class ShardWindow:
             yield self._note
             return
         with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
+            self._take(lock)
             stopped = threading.Event()
             thread = threading.Thread(target=self._keep, args=(start, wanted, stopped), daemon=True)
             thread.start()
@@ -108,6 +106,17 @@ class ShardWindow:
             path = self._reached(process)
             found.append(int(path.read_text()) if path.exists() else start)
         return min(found)
+
+    def _take(self, lock: TextIO) -> None:
+        """Be the one that fetches here; one that looks whether somebody does is in the way for a moment."""
+        give_up = time.monotonic() + _STOP_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
+            time.sleep(_LOOK_EVERY_SECONDS)
 
     def _is_kept(self) -> bool:
         """Whether a process fetches here."""
