@@ -80,7 +80,8 @@ class Counted(Progress):
         yield self
     def advance(self, amount, note=""):
         if self.is_training:
-            self.done, self.most = self.done + 1, max(self.most, len(list(Path(given["top"]).glob("store-*/runs/*/*/*/work/stream-*/[0-9]*"))))
+            there = list(Path(given["top"]).glob("store-*/runs/*/*/*/work/stream-*/[0-9]*"))
+            self.done, self.most = self.done + 1, max(self.most, len(there))
             if self.done == self.stop:
                 raise KeyboardInterrupt
 
