@@ -98,7 +98,7 @@ def _print_manifest(version: Version) -> None:
 def _print_counts(counts: dict[str, Any]) -> None:
     print("counts")
     for key, value in counts.items():
-        if key not in ("per_class", "dropped", "classes_without_images"):
+        if key not in ("per_class", "dropped", "classes_without_images", "shards"):
             print(f"  {key:<24} {_text(value)}")
     if "dropped" in counts:
         print("dropped")

@@ -10,6 +10,7 @@ from .tables import as_text
 if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store import Version
+    from nst_data.streamed_edition import StreamedEdition
 
 
 def look_up(
@@ -18,7 +19,7 @@ def look_up(
     given: Mapping[str, Mapping[str, Any]],
     named: Callable[[str], str],
     labeled: "Source | None",
-    edition: "Version | None",
+    edition: "Version | StreamedEdition | None",
     student: bool,
 ) -> dict[str, Any]:
     """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""

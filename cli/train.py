@@ -24,6 +24,7 @@ from .show_settings import look_up, print_settings
 if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store import Store, Version
+    from nst_data.streamed_edition import StreamedEdition
 
 
 @with_settings(settings=TrainSettings, run=RunSettings)
@@ -36,6 +37,9 @@ def train(
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
     pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Take an edition with images from the Hub shard by shard, a few at a time on disk.")
+    ] = False,
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
     ] = None,
@@ -57,7 +61,7 @@ def train(
     from nst_data.sources import open_source
 
     there = open_store(store)
-    edition = open_version(there, pseudo, "edition") if pseudo else None
+    edition = _open_edition(there, pseudo, stream)
     student = edition is not None or (show_settings and labeled is None)
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
@@ -92,13 +96,29 @@ def _as_option(place: str) -> str:
     return option_of("".join([*map(prefix_of, outer), name]))
 
 
-def _open_pool(location: str | None, edition: "Version", store: "Store") -> "Source | None":
+def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | StreamedEdition | None":
+    """The edition of the store or the Hub; with `stream` only what is known of it."""
+    from nst_data.errors import UsageError
+    from nst_data.progress import on_this_terminal
+
+    if not stream:
+        return open_version(store, ref, "edition") if ref else None
+    if ref is None or "/" not in ref:
+        found = f", {ref} is of the store" if ref else ""
+        raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; name one, or leave --stream out")
+    from nst_data.streamed_edition import StreamedEdition
+
+    return StreamedEdition.open(ref, on_this_terminal())
+
+
+def _open_pool(location: str | None, edition: "Version | StreamedEdition", store: "Store") -> "Source | None":
     """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
     from nst_data.embedded_images import holds_images
     from nst_data.errors import NstError, UsageError
     from nst_data.sources import open_source
+    from nst_data.store import Version
 
-    if holds_images(edition):
+    if not isinstance(edition, Version) or holds_images(edition):
         if location:
             raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; leave --pool out")
         return None

@@ -35,7 +35,7 @@ from nst_data.schema import (
 )
 from nst_data.selected_rows import label_batches, rows_in_order
 from nst_data.selection import REASONS, Selection, select
-from nst_data.self_contained import is_begun, write_self_contained
+from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, open_source
 from nst_data.store import Staging, Store, Version
@@ -246,9 +246,11 @@ def _write(
     if settings.embed_images:
         with_images = balanced_schema(class_names, counts["top_k"], with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
-        return write_self_contained(
+        files = write_self_contained(
             staging, tables, counts["unique"], pool, is_same, with_images, settings.shard_mb, settings.seed, progress
         )
+        counts["shards"] = shard_counts([staging.build / name for name in files])
+        return files
     plan = ShardPlan(counts["unique"], min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
     files = {}
     for shard in range(len(plan)):

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import xxhash
 
 from nst_data.errors import NstError
@@ -74,6 +75,12 @@ def write_self_contained(
             files[plan.file(shard)] = shuffle.write_shard(staging.build / plan.file(shard), shard, schema)
             task.advance(1)
     return files
+
+
+def shard_counts(files: Sequence[Path]) -> dict[str, list[int]]:
+    """Images and entries (copies counted) of each shard: who trains on them one by one needs no other look at them before."""
+    copies = [pq.read_table(file, columns=["copies"])["copies"] for file in files]
+    return {"images": [len(one) for one in copies], "entries": [int(pc.sum(one, min_count=0).as_py()) for one in copies]}
 
 
 def is_begun(staging: Staging) -> bool:

@@ -4,9 +4,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,9 @@ from nst_train.interruption import STOP_SIGNALS
 from nst_train.noise import Transform, seed_of
 from nst_train.order import draw
 from nst_train.settings import TrainSettings
+from nst_train.streamed_entries import StreamedEntries
 
+Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 
 
@@ -96,7 +98,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         self,
         settings: TrainSettings,
         labeled: LabeledImages,
-        pseudo: PseudoLabeledImages | None,
+        pseudo: Entries | None,
         transforms: Mapping[str, Transform],
         process: int,
         processes: int,
@@ -126,7 +128,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         start = step * batch_size + self._process * share
         return np.arange(start, start + share, dtype=np.int64)
 
-    def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
+    def _pseudo_batch(self, step: int, pseudo: Entries) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
         positions = self._positions(step, self._settings.batch_size * self._settings.ratio)
         indices = pseudo.at(positions, self._settings.seed)
         images = []
@@ -155,7 +157,7 @@ def _naming(source: Source, row: int) -> Iterator[None]:
 def training_batches(
     settings: TrainSettings,
     labeled: LabeledImages,
-    pseudo: PseudoLabeledImages | None,
+    pseudo: Entries | None,
     transforms: Mapping[str, Transform],
     steps: range,
     workers: int,
@@ -180,10 +182,19 @@ def training_batches(
         items = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    for item in items:
-        if isinstance(item, NstError):
-            raise item
-        yield item
+    with _shards_kept(settings, pseudo, steps) as reached:  # from here on a thread runs, which forked workers must not inherit
+        for step, item in zip(steps, items, strict=True):
+            if isinstance(item, NstError):
+                raise item
+            yield item
+            reached(step + 1)
+
+
+def _shards_kept(settings: TrainSettings, pseudo: Entries | None, steps: range) -> AbstractContextManager[Callable[[int], None]]:
+    """While this lasts, the shards of a streamed edition come and go with the step that is told."""
+    if not isinstance(pseudo, StreamedEntries):
+        return nullcontext(lambda _: None)
+    return pseudo.kept(steps, settings.batch_size * settings.ratio, settings.seed)
 
 
 def _end_quietly(worker: int) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,17 @@ def open_edition(
             _check_not_anonymous(edition)
         source = EmbeddedImages(edition) if is_along else pool
         assert source is not None, "an edition's images come from a pool"
-        targets = ("label",) if hard else soft_label_columns(_schema(edition))
+        targets = target_columns(pq.read_schema(table_files(edition.folder, "balanced")[0]), hard)
         folder = work / f"edition-{source.fingerprint[:16]}"
         if not folder.is_dir():
             fresh = work / f".{folder.name}.{os.getpid()}"
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(parents=True)
             _lay_out_rows(edition, source, fresh, progress or Progress())
-            _lay_out(edition, order, fresh, targets, is_along)
+            lay_out(table_files(edition.folder, "balanced"), edition.manifest.counts["unique"], order, fresh, targets, is_along)
             fresh.rename(folder)
-    rows, hashes, ends = (_mapped(folder, name) for name in ("rows", "hashes", "ends"))
-    pseudo = PseudoLabeledImages(source, is_along, rows, hashes, ends, {name: _mapped(folder, name) for name in targets})
+    rows, hashes, ends = (mapped(folder, name) for name in ("rows", "hashes", "ends"))
+    pseudo = PseudoLabeledImages(source, is_along, rows, hashes, ends, {name: mapped(folder, name) for name in targets})
     for index in np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64):
         pseudo.read(int(index))  # refuses another pool before any work, and opens what is opened once before workers are forked
     return pseudo
@@ -113,7 +113,7 @@ def _check_not_anonymous(edition: Version) -> None:
 
 def _lay_out_rows(edition: Version, source: Source, folder: Path, progress: Progress) -> None:
     """The row of the source for each image: its place in the edition itself, its `id` in the pool that was labeled, else found there."""
-    rows = _column(edition, folder, "rows", (), np.int64)
+    rows = _column(edition.manifest.counts["unique"], folder, "rows", (), np.int64)
     if isinstance(source, EmbeddedImages):
         for start in range(0, len(rows), _AT_ONCE):
             rows[start : start + _AT_ONCE] = np.arange(start, min(start + _AT_ONCE, len(rows)))
@@ -155,13 +155,15 @@ def _are_the_same(edition: Version, pool: Source, rows: NDArray[np.int64]) -> bo
     return True
 
 
-def _lay_out(edition: Version, order: NDArray[np.int64], folder: Path, targets: tuple[str, ...], is_along: bool) -> None:
-    """All other columns."""
-    schema, entries = _schema(edition), 0
-    hashes, ends = (_column(edition, folder, name, *kind) for name, kind in (("hashes", ((16,), np.uint8)), ("ends", ((), np.int64))))
+def lay_out(
+    files: Sequence[Path], images: int, order: NDArray[np.int64], folder: Path, targets: tuple[str, ...], is_along: bool = False
+) -> None:
+    """All other columns of some files with so many images, as `hashes`, `ends` and the targets, for `mapped` below `folder`."""
+    schema, entries = pq.read_schema(files[0]), 0
+    hashes, ends = (_column(images, folder, name, *kind) for name, kind in (("hashes", ((16,), np.uint8)), ("ends", ((), np.int64))))
     shapes = {name: _shape_and_dtype(schema.field(name).type) for name in targets}
-    out = {name: _column(edition, folder, name, *shapes[name]) for name in targets}
-    for here, batch in _batches(edition, ["image_hash", "copies", *targets]):
+    out = {name: _column(images, folder, name, *shapes[name]) for name in targets}
+    for here, batch in _batches_of(files, ["image_hash", "copies", *targets]):
         copies = batch["copies"].to_numpy().astype(np.int64) - is_along
         ends[here] = entries + np.cumsum(copies)
         entries += int(copies.sum())
@@ -174,25 +176,28 @@ def _lay_out(edition: Version, order: NDArray[np.int64], folder: Path, targets: 
         column.flush()
 
 
-def _schema(edition: Version) -> pa.Schema:
-    with pq.ParquetFile(table_files(edition.folder, "balanced")[0]) as parquet:
-        return parquet.schema_arrow
+def target_columns(schema: pa.Schema, hard: bool) -> tuple[str, ...]:
+    """The columns to train on: the soft labels, or the label alone."""
+    return ("label",) if hard else soft_label_columns(schema)
 
 
 def _batches(edition: Version, columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
     """Some columns of the edition, piece by piece, and where each piece belongs."""
+    return _batches_of(table_files(edition.folder, "balanced"), columns)
+
+
+def _batches_of(files: Sequence[Path], columns: list[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
     done = 0
-    for file in table_files(edition.folder, "balanced"):
+    for file in files:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(_AT_ONCE, columns=columns):
                 yield slice(done, done + len(batch)), batch
                 done += len(batch)
 
 
-def _column(edition: Version, folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np.memmap[Any, Any]:  # noqa: ANN401
+def _column(images: int, folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np.memmap[Any, Any]:  # noqa: ANN401
     """A file with a place for each image, to be filled."""
-    whole = (edition.manifest.counts["unique"], *shape)
-    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=whole)
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(images, *shape))
 
 
 def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
@@ -209,6 +214,7 @@ def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDAr
     return rows[:, order] if name == "probs" else rows
 
 
-def _mapped(folder: Path, name: str) -> NDArray[Any]:
+def mapped(folder: Path, name: str) -> NDArray[Any]:
+    """A column that was laid out, as it lies on disk."""
     column: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
     return column

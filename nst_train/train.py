@@ -19,16 +19,18 @@ from nst_data.progress import Progress
 from nst_data.public_form import METRICS
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
-from nst_train.batches import LabeledImages, TrainingBatch, training_batches, unreadable, without
+from nst_data.streamed_edition import STREAMED, StreamedEdition
+from nst_train.batches import Entries, LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, set_threads, settled_precision, this_process
-from nst_train.entries import PseudoLabeledImages, open_edition
+from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
 from nst_train.noise import seed_network, seed_of, training_transforms
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.step import Step, make_step
+from nst_train.streamed_entries import open_streamed
 from nst_train.trackers import Trackers, check_trackers
 from nst_train.training_log import TrainingLog
 from nst_train.validation import Validation
@@ -40,7 +42,7 @@ def train(
     name: str,
     settings: TrainSettings,
     labeled: Source,
-    edition: Version | None = None,
+    edition: Version | StreamedEdition | None = None,
     pool: Source | None = None,
     generation: int | None = None,
     run: RunSettings | None = None,
@@ -49,6 +51,7 @@ def train(
 ) -> Version:
     """Train a network on labeled images and, with `edition`, on pseudo-labeled ones; seal its averaged weights as a teacher.
 
+    An edition of the Hub is streamed: its shards come and go, and its images are in another order than those of the pulled one.
     With `validation`, labeled images of the same classes, they are the weights that did best on it, else the last ones. A run that was
     killed goes on at its last checkpoint and ends, on the CPU, with the same weights; one that a signal stops raises Interrupted.
     Raises NstError for settings that the data or the network refuse, before any work starts.
@@ -89,7 +92,9 @@ def train(
     return Version(staging.target)
 
 
-def _request(store: Store, settings: TrainSettings, labeled: Source, edition: Version | None, validation: Source | None) -> Request:
+def _request(
+    store: Store, settings: TrainSettings, labeled: Source, edition: Version | StreamedEdition | None, validation: Source | None
+) -> Request:
     inputs = {"labeled": labeled.lineage}
     if validation is not None:
         inputs["validation"] = validation.lineage
@@ -100,7 +105,8 @@ def _request(store: Store, settings: TrainSettings, labeled: Source, edition: Ve
         inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
     if settings.start:
         inputs["initial_weights"] = start_input(settings.start, store)
-    return Request(kind="teacher", settings=settings.for_request(), inputs=inputs)
+    streamed = {STREAMED: True} if isinstance(edition, StreamedEdition) else {}
+    return Request(kind="teacher", settings=settings.for_request() | streamed, inputs=inputs)
 
 
 @dataclass
@@ -110,7 +116,7 @@ class _Training:
     staging: Staging
     step: Step
     labeled: LabeledImages
-    pseudo: PseudoLabeledImages | None
+    pseudo: Entries | None
     unreadable: list[str]
     data_config: dict[str, Any]
     validation: Validation | None
@@ -122,7 +128,7 @@ class _Training:
         staging: Staging,
         settings: TrainSettings,
         source: Source,
-        edition: Version | None,
+        edition: Version | StreamedEdition | None,
         pool: Source | None,
         run: RunSettings,
         progress: Progress,
@@ -144,10 +150,13 @@ class _Training:
             raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {lines[0]}")
         source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
         class_names = source.class_names or []
-        pseudo = None
+        pseudo: Entries | None = None
         if edition is not None:
             with this_process().main_process_first():
-                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, progress)
+                if isinstance(edition, StreamedEdition):
+                    pseudo = open_streamed(edition, class_names, staging.work, settings.hard, progress)
+                else:
+                    pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, progress)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         if settings.start:
@@ -248,7 +257,7 @@ def _check_batch_size(settings: TrainSettings, processes: int) -> None:
         )
 
 
-def _warn_if_smaller(model: str, parameters: int, edition: Version, progress: Progress) -> None:
+def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
     """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
     teacher = edition.manifest.counts["teacher_parameters"]
     if parameters < teacher:

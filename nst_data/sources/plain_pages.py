@@ -125,6 +125,11 @@ def _opened(path: str, size: int) -> _File:
     return _File(path, size)
 
 
+def close_files() -> None:
+    """Let go of what is open, as the space of a deleted file is free only then; who reads on opens it again."""
+    _opened.cache_clear()
+
+
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
     """The pages of a row group; kept, as its neighbors are read soon. Raises one of _DAMAGE where they are not what they should be."""

@@ -1,0 +1,179 @@
+"""The shards of a streamed edition that are on this disk now: a few, fetched ahead of the training and deleted behind it.
+
+One process of a machine fetches, in a thread of its own; its workers and the other processes wait for what they need. A shard lies in
+a folder of its own, with what was made of it beside it, which appears when all is there and checked. Killed at any time, the next run
+uses the shards that are whole and deletes the rest.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from nst_data.errors import NstError
+from nst_data.files import fsync_tree, write_text
+from nst_data.repository import quietly
+from nst_data.staging import discard
+from nst_data.streamed_edition import DamagedShardError, StreamedEdition
+
+SHARD = "shard.parquet"
+_LOOK_EVERY_SECONDS = 0.1
+_NOBODY_SECONDS = 120.0
+_AGAIN_SECONDS = 20.0
+_STOP_SECONDS = 1.0
+Wanted = Callable[[int], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class ShardWindow:
+    """`prepare(folder, shard)` makes what is wanted of a shard beside it. `process` is this one's number of `processes` on the machine."""
+
+    edition: StreamedEdition
+    folder: Path
+    prepare: Callable[[Path, int], None]
+    process: int = 0
+    processes: int = 1
+
+    def begin(self) -> None:
+        """Forget what an earlier run noted here; all processes of the machine do so before one waits for a shard."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._reached(self.process).unlink(missing_ok=True)
+        if self.process == 0:
+            self._failure.unlink(missing_ok=True)
+
+    def place(self, shard: int) -> Path:
+        """The folder of a shard, where it is here."""
+        return self.folder / f"{shard:05d}"
+
+    def wait_for(self, shard: int) -> Path:
+        """The folder of a shard, once it is here. Raises NstError where it will not come."""
+        place, alone_since = self.place(shard), time.monotonic()
+        while not place.is_dir():
+            with suppress(FileNotFoundError):
+                raise NstError(self._failure.read_text("utf-8"))
+            if self._is_kept():
+                alone_since = time.monotonic()
+            elif time.monotonic() - alone_since > _NOBODY_SECONDS:
+                raise NstError(f"{self.edition.place}: the process that fetches its shards ended; run the same command again")
+            time.sleep(_LOOK_EVERY_SECONDS)
+        return place
+
+    @contextmanager
+    def kept(self, start: int, wanted: Wanted) -> Iterator[Callable[[int], None]]:
+        """While this lasts, the shards wanted at the position that was reached are here or on their way, and no others.
+
+        `wanted` gives them for a position, in order of need; what is given tells the position that this process has reached. Shards stay
+        until the slowest process of the machine is past them. Only the first one fetches.
+        """
+        self._note(start)
+        if self.process:
+            yield self._note
+            return
+        with (self.folder / "lock").open("w") as lock:
+            self._take(lock)
+            stopped = threading.Event()
+            thread = threading.Thread(target=self._keep, args=(start, wanted, stopped), daemon=True)
+            thread.start()
+            try:
+                yield self._note
+            finally:
+                stopped.set()
+                thread.join(_STOP_SECONDS)  # a download may take longer: what it leaves, the next run deletes
+
+    @property
+    def _failure(self) -> Path:
+        return self.folder / "failure"
+
+    def _reached(self, process: int) -> Path:
+        return self.folder / f"reached.{process}"
+
+    def _note(self, position: int) -> None:
+        mine = self.folder / f".reached.{self.process}"
+        mine.write_text(str(position))
+        mine.replace(self._reached(self.process))
+
+    def _slowest(self, start: int) -> int:
+        """The position that all processes have reached."""
+        found = []
+        for process in range(self.processes):
+            path = self._reached(process)
+            found.append(int(path.read_text()) if path.exists() else start)
+        return min(found)
+
+    def _take(self, lock: TextIO) -> None:
+        """Be the one that fetches here; one that looks whether somebody does is in the way for a moment."""
+        give_up = time.monotonic() + _STOP_SECONDS
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def _is_kept(self) -> bool:
+        """Whether a process fetches here."""
+        with suppress(FileNotFoundError), (self.folder / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def _keep(self, start: int, wanted: Wanted, stopped: threading.Event) -> None:
+        try:
+            for leftover in self.folder.glob(".[dp]*"):  # parts of shards, and what was being deleted
+                shutil.rmtree(leftover, ignore_errors=True)
+            while not stopped.is_set():
+                shards = wanted(self._slowest(start))
+                self._drop_all_but(shards)
+                missing = next((shard for shard in shards if not self.place(shard).is_dir()), None)
+                if missing is None:
+                    stopped.wait(_LOOK_EVERY_SECONDS)
+                elif not self._is_fetched(missing, stopped):
+                    stopped.wait(_AGAIN_SECONDS)
+        except Exception as error:  # whatever it is: nobody must wait for ever
+            if not stopped.is_set():
+                write_text(self._failure, str(error) or type(error).__name__)
+
+    def _is_fetched(self, shard: int, stopped: threading.Event) -> bool:
+        """Whether a shard came. Where the network failed this is noted: it ends the training once the shard is waited for, not before."""
+        try:
+            self._fetch(shard)
+        except DamagedShardError:
+            raise
+        except NstError as error:
+            if not stopped.is_set():
+                write_text(self._failure, str(error))
+            return False
+        self._failure.unlink(missing_ok=True)
+        return True
+
+    def _drop_all_but(self, shards: Sequence[int]) -> None:
+        kept = {self.place(shard).name for shard in shards}
+        for name in os.listdir(self.folder):
+            if name.isdecimal() and name not in kept:
+                discard(self.folder / name)
+
+    def _fetch(self, shard: int) -> None:
+        part = Path(tempfile.mkdtemp(prefix=".part.", dir=self.folder))
+        try:
+            with quietly():
+                path = self.edition.download(shard, part)
+            path.rename(part / SHARD)
+            for other in part.iterdir():
+                if other.is_dir():  # where it was downloaded to
+                    shutil.rmtree(other)
+            self.prepare(part, shard)
+            fsync_tree(part)
+            part.rename(self.place(shard))
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise

@@ -1,0 +1,82 @@
+"""The order of entries whose shards come one after the other, a pure function of (seed, position): a few shards at a time, mixed inside."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_train.noise import seed_of
+from nst_train.order import permute
+
+SHARDS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """Each epoch takes the shards in an order of its own, so many at once: a group, whose entries come in any order.
+
+    `sizes` are the entries of each shard, shape (shards,). Shards are themselves shuffled, so that a group is a sample of the whole.
+    Groups are numbered over all epochs.
+    """
+
+    sizes: NDArray[np.int64]
+    seed: int
+    at_once: int = SHARDS_AT_ONCE
+
+    def __len__(self) -> int:
+        return int(self.sizes.sum())
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shard, and the entry in that shard, at each position of an endless stream of epochs; shapes (positions,)."""
+        shards, entries = np.empty_like(positions), np.empty_like(positions)
+        groups = self._groups_at(positions)
+        for group in np.unique(groups):
+            here = groups == group
+            inside = self.shards(int(group))
+            ends = np.cumsum(self.sizes[inside])
+            places = positions[here] - self._start(int(group))
+            drawn = permute(places, int(ends[-1]), seed_of(self.seed, "pseudo", "group", int(group)))
+            which = np.searchsorted(ends, drawn, side="right")
+            shards[here], entries[here] = inside[which], drawn - (ends - self.sizes[inside])[which]
+        return shards, entries
+
+    def shards(self, group: int) -> NDArray[np.int64]:
+        """The shards of a group."""
+        epoch, number = divmod(group, self._per_epoch)
+        return self._shards_of(epoch)[number * self.at_once : (number + 1) * self.at_once]
+
+    def window(self, start: int, stop: int, groups: int = 1, end: int | None = None) -> list[int]:
+        """The shards of the groups that hold the positions from `start` on and below `stop`, in order of need.
+
+        Of the next ones too, `groups` in all, but of none after the position `end`.
+        """
+        first, last, final = self._groups_at(np.array([start, stop - 1, (end or stop) - 1])).tolist()
+        ahead = first + groups - 1 if end is None else min(final, first + groups - 1)
+        shards = dict.fromkeys(shard for group in range(first, max(last, ahead) + 1) for shard in self.shards(group).tolist())
+        return [shard for shard in shards if self.sizes[shard]]
+
+    @property
+    def _per_epoch(self) -> int:
+        return -(-len(self.sizes) // self.at_once)
+
+    def _shards_of(self, epoch: int) -> NDArray[np.int64]:
+        return permute(np.arange(len(self.sizes)), len(self.sizes), seed_of(self.seed, "pseudo", "shards", epoch))
+
+    def _group_starts(self, epoch: int) -> NDArray[np.int64]:
+        """The first position of each group in its epoch, and the length of the epoch."""
+        sizes = np.add.reduceat(self.sizes[self._shards_of(epoch)], np.arange(0, len(self.sizes), self.at_once))
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    def _start(self, group: int) -> int:
+        epoch, number = divmod(group, self._per_epoch)
+        return epoch * len(self) + int(self._group_starts(epoch)[number])
+
+    def _groups_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        groups = np.empty_like(positions)
+        epochs = positions // len(self)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            starts = self._group_starts(int(epoch))
+            found = np.searchsorted(starts, positions[here] - epoch * len(self), side="right") - 1
+            groups[here] = epoch * self._per_epoch + found
+        return groups
