@@ -77,7 +77,7 @@ def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
         path = ShardPlan(shards, 1, "balanced").file(shard)
         rows_of_shard = pa.Table.from_pylist([{key: one[key] for key in schema.names} for one in table], schema=schema)
         files[path] = write_parquet(staging.build / path, [rows_of_shard], schema)
-    known = {"unique": shards * rows, "copies": entries, "teacher_parameters": 1, "top_k": None}
+    known = {"labeled": shards * rows, "unique": shards * rows, "copies": entries, "teacher_parameters": 1, "top_k": None}
     return staging.seal(files, NAMES, known | (counts or {}), {}), labeled
 
 

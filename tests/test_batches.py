@@ -103,7 +103,7 @@ def test_another_pool_is_refused_before_any_work(tiny_store, tmp_path):
     other = write_pool(tmp_path / "other", 3, 5)
     for path in other.iterdir():
         path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(NstError, match=r"holds other bytes than the image that was labeled; give the pool that was labeled"):
+    with pytest.raises(NstError, match=r"lacks 15 of 15 images, the first is '0-100\.png'; give the pool that was labeled"):
         open_edition(store.open("tiny@gen-1.1"), open_source(str(other)), CLASSES, tmp_path)
 
 

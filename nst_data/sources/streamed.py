@@ -33,9 +33,10 @@ class StreamedParquet(ParquetFiles):
     def _size(self, file: str) -> int:
         return int(self._file_system().info(file)["size"])
 
+    # reads ahead of Arrow's threads would go on when the process ends, which aborts it
     @contextmanager
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
-        with self._file_system().open(file, "rb", cache_type="none") as remote, pq.ParquetFile(remote, pre_buffer=True) as parquet:
+        with self._file_system().open(file, "rb", cache_type="none") as remote, pq.ParquetFile(remote, pre_buffer=False) as parquet:
             yield parquet
 
     def _stop_unless_damage(self, error: Exception) -> None:
