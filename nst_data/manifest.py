@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None
     except UnicodeDecodeError as error:
-        raise NstError(f"{path}: expected a manifest, found no text ({error}); remove it and make it again") from None
+        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
 
 
 def parse_manifest(text: str, path: str) -> Manifest:
