@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -83,9 +84,18 @@ def write_tiny_recipe(folder, pool="pool", **parts):
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny_store(made_once, tmp_path_factory):
+    """A store with a teacher, a generation of labels and an edition, for the tests of a file: (store, labeled folder, pool folder)."""
+    from nst_data.store import Store
+
+    store, labeled, pool = made_once
+    return Store(shutil.copytree(store.root, tmp_path_factory.mktemp("tiny") / "store")), labeled, pool
+
+
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory):
-    """A store with a teacher, two generations of labels and an edition, made once: (store, labeled folder, pool folder)."""
+def made_once(tmp_path_factory):
+    """What `tiny_store` is a copy of."""
     from nst_data.editions import balance
     from nst_data.settings import BalanceSettings
     from nst_data.sources import open_source
