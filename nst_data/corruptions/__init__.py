@@ -6,7 +6,7 @@ The formulas are the published code's (hendrycks/robustness), for any aspect; th
 
 - frost lays generated ice over the image and not photographs (`frost`): its numbers cannot be compared with published ones;
 - zooms and displacements are interpolated by OpenCV, which before version 5 knows 1/32 of a pixel, and motion blur sums ImageMagick's
-  kernel without ImageMagick: on the same draws both stay within a level;
+  kernel without ImageMagick: on the same draws, with version 5, both stay within a level;
 - levels are rounded down, as NumPy's conversion to uint8 does it there, but what is within 0.001 of a whole level is that level;
 - the noise is drawn by other generators: equal in distribution, not in value;
 - the released ImageNet-C files are JPEGs of quality 85; these pixels are not compressed.
