@@ -129,6 +129,12 @@ def test_random_starts_follow_from_seed_and_image(source):
     assert (whole - images.float() / 255).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_every_image_and_every_seed_has_noise_of_its_own():
+    seeds = {seed_of(seed, row) for seed in range(20) for row in range(200)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
 def test_an_unreadable_image_counts_in_no_condition(source, folder, tmp_path):
     import shutil
 
