@@ -149,7 +149,7 @@ def test_images_that_are_cut_already_are_not_cropped_again(tmp_path, candidate):
         logits = candidate.classifier.network(candidate.classifier.preprocessing.finish(images))
     costs = torch.nn.functional.cross_entropy(logits, torch.arange(3), reduction="none")
     assert observe(candidate, trial)["nll"][0] == pytest.approx(costs.numpy(), rel=1e-4)
-    assert observe(candidate, replace(trial, uncropped=False))["nll"][0] != pytest.approx(costs.numpy(), rel=1e-2)
+    assert observe(candidate, replace(trial, uncropped=False))["nll"][0] != pytest.approx(costs.numpy(), rel=1e-3)
 
 
 def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate):
