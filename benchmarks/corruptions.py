@@ -25,6 +25,7 @@ NAMES = CORRUPTIONS + EXTRA_CORRUPTIONS
 SHEET_PX, CROP = 224, (60, 40, 440, 420)
 CREDIT = "Photograph by danielbuechele, flickr.com/photos/danielbuechele/6061409035, CC BY 2.0, cropped and corrupted"
 REPEATS = 5
+SEED = 1  # of the sheet: dark ice, which shows on a bright sky
 
 
 def sample(name: str = "china.jpg") -> Image.Image:
@@ -67,7 +68,7 @@ def draw_sheet(path: str, side_px: int) -> None:
         draw.text((label + column * line, 6), text, fill="black")
     for row, name in enumerate(CORRUPTIONS):
         draw.text((6, 24 + row * line + shown // 2), name, fill="black")
-        for column, pixels in enumerate([image, *(corrupt(image, name, severity, row) for severity in SEVERITIES)]):
+        for column, pixels in enumerate([image, *(corrupt(image, name, severity, SEED) for severity in SEVERITIES)]):
             smooth = Image.Resampling.LANCZOS if side_px > shown else Image.Resampling.NEAREST
             page.paste(Image.fromarray(pixels).resize((shown, shown), smooth), (label + column * line, 24 + row * line))
     draw.text((6, page.height - 16), f"{side_px} px. {CREDIT}", fill="black")

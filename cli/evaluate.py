@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, PGD, EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
 
 from .evaluation_tables import print_comparisons, print_results
@@ -120,14 +120,12 @@ def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     for suite, by_model in results.items():
         write_plots(folder, suite, by_model)
     if len(next(iter(results.values()))) > 1:
-        titles = {CLEAN: "top-1", CORRUPTED: "top-1 under corruptions", FGSM: "top-1 under FGSM", PGD: "top-1 under PGD"}
         lines = {}
         for suite, by_model in results.items():
-            lines[titles.get(suite, f"top-1, {suite}")] = {model: one["top1"] for model, one in by_model.items()}
-        lines = {
-            titles.get(suite, f"top-1, {suite}"): {model: one["top1"] for model, one in by_model.items()}
-            for suite, by_model in results.items()
-        }
+            points = next(iter(by_model.values())).get("by_epsilon")
+            attack = f" of {255 * points[-1]['epsilon']:.3g}/255" if points else ""
+            title = "top-1" if suite == CLEAN else f"top-1, {suite}{attack}"
+            lines[title] = {model: one["top1"] for model, one in by_model.items()}
         write_generations(folder, lines)
 
 

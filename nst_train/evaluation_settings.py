@@ -1,9 +1,8 @@
 """Settings of evaluation: the only home of their defaults. Imports no torch."""
 
-from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from nst_data.settings import Settings
 
@@ -25,8 +24,9 @@ def _numbers(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
 def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     if not isinstance(value, str):
         return value
+    above, _, below = value.partition("/")
     try:
-        return float(Fraction(value.strip().replace(" ", "")))
+        return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError("expected numbers such as 2/255 or 0.01, with commas between them") from None
 
@@ -43,6 +43,7 @@ def _are_levels(value: tuple[float, ...]) -> tuple[float, ...]:
 class EvaluateSettings(Settings):
     """What is measured of a classifier."""
 
+    model_config = ConfigDict(defer_build=True)  # what `nst --help` need not wait for
     panel: ClassVar[str] = "Suites"
 
     suite: tuple[str, ...] = Field(

@@ -1,4 +1,8 @@
 import io
+import json
+import subprocess
+import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -95,12 +99,25 @@ def test_results_depend_on_image_name_severity_and_seed_alone():
     image = photographs(48)[0]
     work = [(name, severity, seed) for name in ALL for severity in (1, 5) for seed in (0, 7)]
     expected = {job: corrupt(image, *job).tobytes() for job in work}
+    assert corrupt(image, "fog", np.int64(5), np.int64(7)).tobytes() == corrupt(image, "fog", 5.0, 7).tobytes() == expected["fog", 5, 7]
     np.random.seed(3)  # nothing reads or moves NumPy's global state
     state = np.random.get_state()[1].copy()
     with ThreadPoolExecutor(4) as pool:
         again = dict(zip(work[::-1], pool.map(lambda job: corrupt(image, *job).tobytes(), work[::-1]), strict=True))
     assert again == expected
     np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+def test_another_process_gives_the_same_bytes():
+    code = (
+        "import sys, zlib, numpy as np\n"
+        "from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt\n"
+        "image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)\n"
+        "print([zlib.crc32(corrupt(image, name, 4, 11).tobytes()) for name in reversed(CORRUPTIONS + EXTRA_CORRUPTIONS)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    assert json.loads(done.stdout)[::-1] == [zlib.crc32(corrupt(image, name, 4, 11).tobytes()) for name in ALL]
 
 
 SEEDLESS = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"}
@@ -206,10 +223,11 @@ def test_jpeg_compression_is_pillows():
     np.testing.assert_array_equal(corrupt(image, "jpeg_compression", 4, 0), np.array(Image.open(file)))
 
 
-def test_pixelate_leaves_as_many_distinct_columns_as_the_small_image_has():
-    image = photographs(224)[1]
-    pixelated = corrupt(image, "pixelate", 5, 0)
-    assert (np.abs(np.diff(pixelated.astype(int), axis=1)).sum(axis=(0, 2)) > 0).sum() == 224 // 4 - 1
+def test_pixelate_takes_means_over_boxes():
+    image = photographs()[1][:240, :128]
+    means = image.reshape(60, 4, 32, 4, 3).mean(axis=(1, 3))
+    off = corrupt(image, "pixelate", 5, 0) - np.kron(means, np.ones((4, 4, 1)))
+    assert np.abs(off).max() <= 1  # rounded once along rows and once along columns
 
 
 def test_smooth_is_scipys_gaussian_filter():
@@ -231,7 +249,7 @@ def test_defocus_blur_is_a_disk():
     assert np.abs(blurred - expected).mean() < 0.6  # rounded down, the rim softened
 
 
-@pytest.mark.parametrize("factor", [1, 1.01, 1.13, 2.25, 4])
+@pytest.mark.parametrize("factor", [1, 1.01, 1.13, 2.25, 4, 4.5])
 def test_enlarge_is_scipys_zoom_of_the_middle(factor):
     image = photographs(64)[0].astype(np.float32)
     part = int(np.ceil(64 / factor))
@@ -259,11 +277,8 @@ def test_motion_spreads_a_dot_over_half_a_gaussian():
     np.testing.assert_allclose(down[20:41, 0], 255 * (weights / weights.sum())[::-1], atol=1e-3)
 
 
-def test_glass_blur_is_the_published_loop(monkeypatch):
-    image, reach, severity = photographs(32)[0][:, :28].copy(), 1, 4  # two rounds; sides differ
-    image = np.vstack([image, image[:8]])[:, :, :]
-    image = np.hstack([image, image[:, :9]])
-    assert image.shape == (40, 37, 3)
+def test_glass_blur_is_the_published_loop():
+    image, reach, severity = np.vstack([photographs(37)[0], photographs(37)[1][:3]]), 1, 4  # 40 high; two rounds
     sigma, _, rounds = parameters_of("glass_blur", severity, 37)
     random = np.random.default_rng([9, *b"glass_blur"])
     pixels = (smooth(image, sigma) + 1e-3).astype(np.uint8)
@@ -276,17 +291,26 @@ def test_glass_blur_is_the_published_loop(monkeypatch):
     np.testing.assert_array_equal(corrupt(image, "glass_blur", severity, 9), (smooth(pixels, sigma) + 1e-3).astype(np.uint8))
 
 
-def test_elastic_transform_moves_what_stands_still_by_the_affine_map_alone_at_severity_one():
-    image = photographs(32)[0]
+@pytest.mark.parametrize("severity", [1, 2, 5])
+def test_elastic_transform_is_an_affine_map_and_then_smooth_displacements(severity):
+    image = np.vstack([photographs(33)[0], photographs(33)[1][:7]])  # 33 wide, 40 high
+    strength, sigma, affine = parameters_of("elastic_transform", severity, 33)
     random = np.random.default_rng([4, *b"elastic_transform"])
-    corners = np.array([[26, 26], [26, 6], [6, 6]], np.float32)
-    moved = corners + random.uniform(-2.56, 2.56, (3, 2)).astype(np.float32)
+    corners = np.array([[27, 31], [27, 9], [5, 9]], np.float32)
+    moved = corners + random.uniform(-affine, affine, (3, 2)).astype(np.float32)
     matrix = np.linalg.solve(np.column_stack([corners, np.ones(3)]), moved).T  # from old places to new ones
     back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
-    rows, columns = np.mgrid[:32, :32]
-    source_column, source_row, _ = np.einsum("ij,jrc->irc", back, np.stack([columns, rows, np.ones_like(rows)]).astype(float))
-    expected = [ndimage.map_coordinates(image[..., c].astype(float), [source_row, source_column], order=1, mode="mirror") for c in range(3)]
-    assert np.abs(corrupt(image, "elastic_transform", 1, 4) - np.stack(expected, axis=2)).mean() < 1.5
+    rows, columns = np.mgrid[:40, :33].astype(float)
+    source_column, source_row, _ = np.einsum("ij,jrc->irc", back, np.stack([columns, rows, np.ones_like(rows)]))
+    noise = random.random((2, 40, 33), dtype=np.float32) * 2 - 1
+    down, right = (strength * (ndimage.gaussian_filter(layer, sigma, truncate=3) if sigma else layer) for layer in noise)
+    expected = np.empty(image.shape)
+    for channel in range(3):
+        turned = ndimage.map_coordinates(image[..., channel].astype(float), [source_row, source_column], order=1, mode="mirror")
+        expected[..., channel] = ndimage.map_coordinates(turned, [rows + down, columns + right], order=1, mode="reflect")
+    off = np.abs(corrupt(image, "elastic_transform", severity, 4) - expected)
+    assert off.mean() < 0.8  # rounded down: a half
+    assert np.quantile(off, 0.99) < 3
 
 
 def test_plasma_is_a_smooth_periodic_map_from_0_to_1():
@@ -296,6 +320,37 @@ def test_plasma_is_a_smooth_periodic_map_from_0_to_1():
     assert steps.max() < 0.05  # the first row, next to the last one, included
     rough = plasma(64, 1.4, np.random.default_rng(0))
     assert np.abs(np.diff(rough)).mean() > 2 * np.abs(np.diff(cloud)).mean()
+
+
+def test_the_noise_of_plasma_shrinks_by_the_square_of_the_decay_with_each_halving():
+    def noise(heights):
+        """Of the points that came last between two neighbors: how far they are from the mean of the four around them."""
+        middles = heights[1::2, 1::2]
+        around = heights[::2, ::2] + np.roll(heights[::2, ::2], -1, axis=1) + middles + np.roll(middles, 1, axis=0)
+        return (heights[::2, 1::2] - around / 4).std()
+
+    cloud = plasma(256, 1.5, np.random.default_rng(0))
+    assert noise(cloud[::2, ::2]) / noise(cloud) == pytest.approx(1.5**2, rel=0.05)
+    assert noise(cloud[::4, ::4]) / noise(cloud[::2, ::2]) == pytest.approx(1.5**2, rel=0.05)
+
+
+def test_snow_falls_on_a_whitened_image_and_upside_down_too():
+    snowy = corrupt(np.zeros((96, 80, 3), np.uint8), "snow", 1, 0)  # at 64 px the image keeps 0.8 of itself
+    assert np.bincount(snowy.ravel()).argmax() == snowy.min() == int(0.2 * 127.5)  # where no flake has been
+    np.testing.assert_array_equal(snowy, snowy[::-1, ::-1])
+    flakes = snowy[..., 0].astype(float)
+    assert np.abs(np.diff(flakes, axis=0)).mean() < np.abs(np.diff(flakes, axis=1)).mean()  # streaks run down
+
+
+def test_spatter_is_pale_water_or_brown_mud():
+    black, white = np.zeros((128, 160, 3), np.uint8), np.full((128, 160, 3), 255, np.uint8)
+    wet = corrupt(black, "spatter", 3, 0)
+    brightest = wet.reshape(-1, 3)[wet[..., 1].argmax()]
+    np.testing.assert_array_equal(brightest, [int(0.5 * 175), int(0.5 * 238), int(0.5 * 238)])
+    red, green, blue = (corrupt(white, "spatter", 5, 0)[..., channel] for channel in range(3))
+    assert (red.min(), green.min(), blue.min()) == (63, 42, 20)
+    assert ((red == 255) | (red <= 255 - 0.8 * (255 - 63))).all()  # what is covered by less than 0.8 is not
+    assert 0.05 < (red < 255).mean() < 0.9
 
 
 def test_fog_stays_in_the_images_range_and_leaves_black_black():

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import TINY, picture, write_tiny_recipe
@@ -227,33 +227,35 @@ NST = ["-c", "from nst_cli.main import run; run()"]
 SUITES = ["--suite", "clean", "--suite", "corruptions", "--suite", "pgd", "--steps", "2", "--random-start", "--epsilon", "4/255"]
 
 
+def found_by(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_two_processes_measure_what_one_measures(copied):
     store, test = copied
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29567", "--no-python", sys.executable]
-    words = ["evaluate", "net@gen-0", "net@gen-1", "--data", str(test), *SUITES, "--record", "test", "--json", "--store"]
-    two = subprocess.run([sys.executable, *launcher, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
-    assert two.returncode == 0, two.stderr
+    words = ["evaluate", "net@gen-0", "net@gen-1", "--data", test, *SUITES, "--record", "test", "--json", "--store", store.root]
+    two = found_by(*launcher, *NST, *words)
     shutil.rmtree(store.root / "evaluations")
-    one = subprocess.run([sys.executable, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
-    assert json.loads(two.stdout) == json.loads(one.stdout)
+    assert found_by(*NST, *words) == two
 
 
 @pytest.mark.slow
 def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
-    store, labeled = trained[0], write_images(tmp_path / "many", 100, first=200)
-    words = ["evaluate", "net@gen-1", "--data", str(labeled), *SUITES, "--json", "--store"]
-    whole = subprocess.run([sys.executable, *NST, *words, str(store.root)], capture_output=True, text=True, timeout=300)
-    shutil.copytree(store.root, tmp_path / "killed")
-    shutil.rmtree(tmp_path / "killed" / "evaluations")
-    process = subprocess.Popen([sys.executable, *NST, *words, str(tmp_path / "killed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    kept = tmp_path / "killed" / "evaluations"
+    many, killed = write_images(tmp_path / "many", 100, first=200), tmp_path / "killed"
+    shutil.copytree(trained[0].root, killed, ignore=shutil.ignore_patterns("evaluations"))
+    words = ["evaluate", "net@gen-1", "--data", many, *SUITES, "--json", "--store"]
+    whole = found_by(*NST, *words, trained[0].root)
+    process = subprocess.Popen([sys.executable, *map(str, [*NST, *words, killed])], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = killed / "evaluations"
     while process.poll() is None and len(list(kept.rglob("*.npy"))) < 2:
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npy")}
     assert before
-    again = subprocess.run([sys.executable, *NST, *words, str(tmp_path / "killed")], capture_output=True, text=True, timeout=300)
-    assert json.loads(again.stdout) == json.loads(whole.stdout)
+    assert found_by(*NST, *words, killed) == whole
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -1,6 +1,7 @@
 """ImageNet-A, -R, -C and -P: hand-worked tables, class subsets, folders that are not as published."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from timm.data import ImageNetInfo
 
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
+from nst_data.sources import open_source
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
-from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of
+from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
 from nst_train.preprocessing import TimmPreprocessing
 from nst_train.suites import Effort, of_corruptions, open_suite
 from nst_train.teachers import Classifier
-from nst_train.trials import Candidate, competing
+from nst_train.trials import Candidate, competing, observe
 
 WNIDS = imagenet_wnids()
 PARTIAL = {"partial": True}
@@ -137,6 +139,17 @@ def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
     assert found.result["ce"]["fog"] == pytest.approx(np.mean(rows) / ALEXNET_ERROR["fog"])
     assert found.result["relative_to"] == "AlexNet"
     assert found.by_image["mce"].shape == (6,)
+
+
+def test_images_that_are_cut_already_are_not_cropped_again(tmp_path, candidate):
+    folder = write_classes(tmp_path / "fog" / "1", WNIDS[:3])
+    trial = trial_of("imagenet-c", "fog 1", open_source(str(folder), labeled=True), candidate.classifier)
+    images = torch.stack([torch.from_numpy(np.array(Image.open(folder / wnid / "0.png"))).permute(2, 0, 1) for wnid in WNIDS[:3]])
+    with torch.no_grad():
+        logits = candidate.classifier.network(candidate.classifier.preprocessing.finish(images))
+    costs = torch.nn.functional.cross_entropy(logits, torch.arange(3), reduction="none")
+    assert observe(candidate, trial)["nll"][0] == pytest.approx(costs.numpy(), rel=1e-4)
+    assert observe(candidate, replace(trial, uncropped=False))["nll"][0] != pytest.approx(costs.numpy(), rel=1e-3)
 
 
 def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate):

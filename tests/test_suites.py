@@ -1,6 +1,7 @@
 """Corruptions and attacks on a classifier's own images, each against the same thing done by hand; outcomes that are kept."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 import timm
 import torch
 from conftest import picture
+from transformers import ViTImageProcessor
 
 from nst_data.corruptions import CORRUPTIONS, corrupt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_train.attacks import PixelClassifier, fgsm, pgd
-from nst_train.conditions import Corrupted, seed_of
+from nst_train.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation_settings import EvaluateSettings
-from nst_train.preprocessing import TimmPreprocessing
+from nst_train.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.suites import Effort, open_suite
 from nst_train.teachers import Classifier
@@ -127,6 +129,12 @@ def test_random_starts_follow_from_seed_and_image(source):
     assert (whole - images.float() / 255).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_every_image_and_every_seed_has_noise_of_its_own():
+    seeds = {seed_of(seed, row) for seed in range(20) for row in range(200)}
+    assert len(seeds) == 4000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
 def test_an_unreadable_image_counts_in_no_condition(source, folder, tmp_path):
     import shutil
 
@@ -149,6 +157,24 @@ def test_images_that_none_can_be_read_of_are_refused(tmp_path):
     for name in ("clean", "fgsm"):
         with pytest.raises(NstError, match="none of its 1 images could be read"):
             suite(name, broken).measure(candidate_of(0), Effort())
+
+
+def test_an_image_processor_of_transformers_is_shown_the_same_pictures(tmp_path):
+    for index in range(3):
+        (tmp_path / NAMES[index]).mkdir()
+        picture(index, index, 32).save(tmp_path / NAMES[index] / "0.png")
+    source, timms = open_source(str(tmp_path), labeled=True), candidate_of(0)
+    mean, std = [0.5, 0.4, 0.3], [0.25, 0.2, 0.2]
+    processor = ViTImageProcessor(image_mean=mean, image_std=std, size={"height": 32, "width": 32})
+    preprocessing = ProcessorPreprocessing("tiny", processor)
+    theirs = Candidate("theirs", Classifier(timms.classifier.network, preprocessing, NAMES), "theirs")
+    conditions = [Corrupted("shot_noise", 2, 0), FastGradientSign(2 / 255)]
+    one, other = (observe(candidate, Trial.of("trial", source, candidate.classifier), conditions) for candidate in (timms, theirs))
+    assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+    uncropped = [
+        observe(candidate, replace(Trial.of("trial", source, candidate.classifier), uncropped=True)) for candidate in (timms, theirs)
+    ]
+    assert uncropped[0]["nll"] == pytest.approx(uncropped[1]["nll"], abs=1e-4)
 
 
 def test_images_below_32_pixels_cannot_be_corrupted(source):

@@ -6,7 +6,7 @@ The formulas are the published code's (hendrycks/robustness), for any aspect; th
 
 - frost lays generated ice over the image and not photographs (`frost`): its numbers cannot be compared with published ones;
 - zooms and displacements are interpolated by OpenCV, which before version 5 knows 1/32 of a pixel, and motion blur sums ImageMagick's
-  kernel without ImageMagick: on the same draws both stay within a level;
+  kernel without ImageMagick: on the same draws, with version 5, both stay within a level;
 - levels are rounded down, as NumPy's conversion to uint8 does it there, but what is within 0.001 of a whole level is that level;
 - the noise is drawn by other generators: equal in distribution, not in value;
 - the released ImageNet-C files are JPEGs of quality 85; these pixels are not compressed.
@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from nst_data.corruptions.blur import WITHIN, defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from nst_data.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from nst_data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from nst_data.corruptions.parameters import parameters_of
@@ -35,7 +35,6 @@ from nst_data.errors import NstError, UsageError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE_PX = 32
-_WITHIN = 1e-3  # of a level: float32 sums of a flat picture are no further off
 cv2.setNumThreads(1)  # callers run images side by side; OpenCV's own threads do not survive a fork
 
 _FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
@@ -78,8 +77,8 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
         raise UsageError(f"severity of {name}: expected 1 to 5, found {severity!r}")
     _check(pixels, name)
     random = np.random.default_rng([_whole(seed, name), *name.encode()])
-    levels = _FUNCTIONS[name](pixels, random, *parameters_of(name, severity, min(pixels.shape[:2])))
-    return levels if levels.dtype == np.uint8 else (np.clip(levels, 0, 255) + np.float32(_WITHIN)).astype(np.uint8)
+    levels = _FUNCTIONS[name](pixels, random, *parameters_of(name, int(severity), min(pixels.shape[:2])))
+    return levels if levels.dtype == np.uint8 else (np.clip(levels, 0, 255) + np.float32(WITHIN)).astype(np.uint8)
 
 
 def _check(pixels: NDArray[np.uint8], name: str) -> None:

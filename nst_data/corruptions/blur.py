@@ -10,6 +10,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 Levels = NDArray[np.float32]
+WITHIN = 1e-3  # of a level: float32 sums of a flat picture are no further off
 
 
 def smooth(values: NDArray[Any], sigma: float, truncate: float = 4, border: int = cv2.BORDER_REPLICATE) -> Levels:
@@ -32,7 +33,7 @@ def glass_blur(pixels: NDArray[np.uint8], random: Generator, sigma: float, reach
     The published loop visits pixels from the last row and column up and means to swap each with one at most `reach` away; on NumPy's
     views the swap is a copy, one pixel after the other, and the released sets are made so. Here the final origins are found all at once.
     """
-    blurred = (smooth(pixels, sigma) + np.float32(1e-3)).astype(np.uint8)
+    blurred = (smooth(pixels, sigma) + np.float32(WITHIN)).astype(np.uint8)
     for _ in range(int(rounds)):
         blurred = _copy_neighbors(blurred, int(reach), random)
     return smooth(blurred, sigma)
