@@ -61,7 +61,7 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
     for one in versions:
         score = f", test top-1 {100 * one.top1:.1f}%" if one.top1 is not None else ""
         size = f", {one.bytes / 1e6:,.1f} MB" if one.manifest else ""
-        about = f"{in_a_line(one.manifest, None)}{score}" if one.manifest else "no version of nst"
+        about = f"{in_a_line(one.manifest, None)}{score}" if one.manifest else one.problem or "no version of nst"
         teacher = f", by {', '.join(one.teachers)}" if one.teachers else ""
         made = one.manifest.created[:16] if one.manifest else ""
         print(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<16}  {about}{teacher}{size}")
@@ -106,5 +106,5 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
         return f"{counts['copies']:,} entries, {counts['unique']:,} images"
     metrics = folder / "metrics.json" if folder else None
     test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics and metrics.exists() else None
-    measured = f", test top-1 {100 * test['top1']:.1f}%" if test else ""
+    measured = f", test top-1 {100 * test['top1']:.1f}%" if test and "top1" in test else ""
     return f"{manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"

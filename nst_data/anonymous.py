@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nst_data.errors import NstError
 from nst_data.files import replacing
 from nst_data.manifest import Input, Manifest, Request, SealedFile, content_digest
 from nst_data.pseudo_labels import parquet_writer, table_files
@@ -29,6 +30,8 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
 
     Sources are not named either: the digest of a pool lets others test whether they hold it. The version's own digest is another.
     """
+    if problems := version.verify():
+        raise NstError(f"{version.ref} is damaged: {'; '.join(problems)}; nothing was pushed")
     files: dict[str, SealedFile] = {}
     for table in _TABLES:
         if not (version.folder / table).is_dir():
@@ -45,8 +48,14 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
                         done += rows.num_rows
             files[f"{table}/{file.name}"] = out.sealed
             advance(1)
+    return without_sources(version, manifest, files)
+
+
+def without_sources(version: Version, manifest: Manifest, files: dict[str, SealedFile]) -> Manifest:
+    """The manifest of a version with these files, of whose inputs only other versions are named."""
     versions = {role: entry for role, entry in manifest.request.inputs.items() if VERSION_REF.fullmatch(entry.ref)}
-    inputs = dict.fromkeys(manifest.request.inputs, Input(ref="not said", digest="")) | versions | {"original": version.lineage}
+    original = Input(ref=version.ref, digest=version.manifest.digest)
+    inputs = dict.fromkeys(manifest.request.inputs, Input(ref="not said", digest="")) | versions | {"original": original}
     request = Request(kind=manifest.kind, settings=manifest.request.settings | {ANONYMOUS: True}, inputs=inputs)
     digest = content_digest(request, files, manifest.class_names)
     return manifest.model_copy(update={"request": request, "files": files, "digest": digest})

@@ -144,6 +144,7 @@ def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not {"top1", "mce", "mfr"} & measured.keys():
             continue
         texts = {key: result[key] for key in ("source", "relative_to") if isinstance(result.get(key), str)}
+        texts |= {"relative_to": public_name(texts["relative_to"])} if "relative_to" in texts else {}
         points = result.get("by_epsilon")
         largest = points[-1] if isinstance(points, list) and points and isinstance(points[-1], dict) else {}
         attack = {"epsilon": largest["epsilon"]} if _is_number(largest.get("epsilon")) else {}

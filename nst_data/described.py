@@ -9,7 +9,7 @@ from typing import Any, Self
 import pyarrow.parquet as pq
 
 from nst_data.manifest import Input, Kind, Request
-from nst_data.public_form import METRICS
+from nst_data.places import METRICS
 from nst_data.staging import Staging
 from nst_data.version import Number, Version
 

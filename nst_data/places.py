@@ -7,6 +7,7 @@ from pathlib import Path
 from nst_data.errors import NstError
 from nst_data.files import write_text
 
+METRICS = "metrics.json"  # of a teacher, beside the sealed files too
 PLACES = "hub.json"  # beside the sealed files, never published
 
 

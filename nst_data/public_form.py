@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from nst_data.manifest import Manifest, Request, content_digest
+from nst_data.places import METRICS
 from nst_data.published import public_name
 from nst_data.store import Store
 from nst_data.version import Version
-
-METRICS = "metrics.json"
 
 
 def published_manifest(version: Version, store: Store) -> Manifest:
@@ -60,7 +58,9 @@ def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
     return metrics
 
 
-def public_metrics(folder: Path, name: str) -> str | None:
-    """A teacher's metrics as others may see them; None where there are none."""
-    path = folder / name
-    return json.dumps(without_paths(json.loads(path.read_text("utf-8"))), indent=2) + "\n" if path.exists() else None
+def public_metrics(version: Version, anonymous: bool = False) -> dict[str, Any]:
+    """A teacher's metrics as others may see them; `anonymous` leaves out on which images they were measured."""
+    metrics: dict[str, Any] = without_paths(read_metrics(version))
+    if not anonymous:
+        return metrics
+    return {name: {key: value for key, value in one.items() if key not in ("source", "fingerprint")} for name, one in metrics.items()}

@@ -3,25 +3,25 @@
 Files come straight to their place, without a second copy in the Hub's cache. Interrupted, the same command goes on.
 """
 
+import fcntl
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.files import fsync_folder, fsync_tree, hash_file, write_text
 from nst_data.manifest import MANIFEST_NAME, Kind, Manifest
-from nst_data.places import PLACES, Place, remember_place
+from nst_data.places import METRICS, PLACES, Place, remember_place
 from nst_data.progress import Progress
-from nst_data.public_form import METRICS
 from nst_data.repository import Repository, newest, quietly
 from nst_data.staging import discard
-from nst_data.store import Store, check_name
+from nst_data.store import PULLS, Store, check_name
 from nst_data.version import Version
 
-PULLS = "pulls"  # the folder below runs/ where they are under way
 _BESIDE = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII
 )  # what a version has beside its sealed files
@@ -81,15 +81,26 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
         progress.say(f"{repository.id}: the newest version is {revision}")
     place = Place(repository.id, revision, commit, manifest.digest)
     name = check_name(name or manifest.name)
-    version = _there(store, name, manifest)
-    if version is None:
-        _check_space(store, manifest)
-        with quietly():
-            version = _download(store, repository, commit, manifest, name, progress)
-    else:
-        progress.say(f"{version.ref} is there already: the same content")
-    remember_place(version.folder, place)
+    folder = store.root / "runs" / PULLS / name / manifest.version
+    with _alone(folder), quietly():
+        version = _there(store, name, manifest)
+        if version is None:
+            _check_space(store, manifest, folder)
+            version = _download(store, repository, commit, manifest, name, folder, progress)
+        else:
+            discard(folder)
+            progress.say(f"{version.ref} is there already: the same content")
+        remember_place(version.folder, place)
     return version
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Of several processes that pull one version into a store, one at a time; those that waited find it there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, also by a process that is killed
+        yield
 
 
 def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
@@ -109,17 +120,19 @@ def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
     return None
 
 
-def _check_space(store: Store, manifest: Manifest) -> None:
-    store.root.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free
+def _check_space(store: Store, manifest: Manifest, folder: Path) -> None:
+    """Raises NstError where there is no room for what is not in `folder` yet."""
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free + there
     if needed > free:
         raise NstError(
             f"{manifest.name}@{manifest.version} takes {needed / 1e9:,.1f} GB, {store.root} has {free / 1e9:,.1f} GB left; make room"
         )
 
 
-def _download(store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, progress: Progress) -> Version:
-    folder = store.root / "runs" / PULLS / name / manifest.version
+def _download(
+    store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, folder: Path, progress: Progress
+) -> Version:
     if (folder / "commit").is_file() and (folder / "commit").read_text("utf-8") != f"{repository.id} {commit}":
         discard(folder)  # begun with another version of the same number
     build = folder / "build"
@@ -133,15 +146,17 @@ def _download(store: Store, repository: Repository, commit: str, manifest: Manif
                 done.result()
                 sealed = manifest.files[begun[done]]
                 if hash_file(build / begun[done]) != sealed:
-                    discard(folder)
-                    raise NstError(
-                        f"{repository.id}@{commit[:12]}: {begun[done]} is not what its manifest says: it is damaged there or on the way; "
-                        "nothing was kept, pull it again"
-                    )
+                    raise _DamagedError(begun[done])
                 task.advance(sealed.bytes)
-        except BaseException:
+        except BaseException as error:
             threads.shutdown(wait=True, cancel_futures=True)
-            raise
+            if not isinstance(error, _DamagedError):
+                raise
+            discard(folder)
+            raise NstError(
+                f"{repository.id}@{commit[:12]}: {error} is not what its manifest says: it is damaged there or on the way; "
+                "nothing was kept, pull it again"
+            ) from None
     for file in _beside(repository, commit):
         _fetch(repository, commit, build, file)
     _check_metrics(build / METRICS)
@@ -161,6 +176,10 @@ def _download(store: Store, repository: Repository, commit: str, manifest: Manif
     if version.manifest.digest != manifest.digest:
         raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: --as NAME")
     return version
+
+
+class _DamagedError(Exception):
+    """A file is not what its checksum says."""
 
 
 def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None:
@@ -183,7 +202,8 @@ def _check_metrics(path: Path) -> None:
         return
     try:
         content = json.loads(path.read_text("utf-8"))
-        sound = all(isinstance(one.get("top1", 0.0), int | float) and isinstance(one.get("images", 0), int) for one in content.values())
+        sound = all(isinstance(one.get("top1", 0.0), float | int) and isinstance(one.get("images", 0), int) for one in content.values())
+        sound &= "test" not in content or isinstance(content["test"].get("top1"), float | int)
     except (ValueError, AttributeError):
         sound = False
     if not sound:

@@ -3,26 +3,26 @@
 One commit brings the version's folder, and the tag comes last: until it is there nothing can be read under the version's name.
 """
 
+import json
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nst_data import cards
-from nst_data.anonymous import anonymous_copy, is_anonymous
+from nst_data.anonymous import anonymous_copy, is_anonymous, without_sources
 from nst_data.described import Described
 from nst_data.errors import NstError, UsageError
-from nst_data.files import write_text
+from nst_data.files import clear_abandoned, temporary, write_text
 from nst_data.label_pictures import CONFIDENCE, write_pictures
 from nst_data.manifest import MANIFEST_NAME, Manifest
 from nst_data.own_text import own_text
-from nst_data.places import PLACES, Place, places_of, remember_place
+from nst_data.places import METRICS, PLACES, Place, places_of, remember_place
 from nst_data.progress import Progress
-from nst_data.public_form import METRICS, links, public_metrics, published_manifest, read_metrics
+from nst_data.public_form import links, public_metrics, published_manifest, read_metrics
 from nst_data.published import Published
 from nst_data.repository import Repository, kind_of_repo, quietly
 from nst_data.store import Store
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _OF_NST = (MANIFEST_NAME, METRICS, "metrics.jsonl", "summary.csv", "errors/", "pseudo_labels/", "balanced/")  # what a version may have
+_OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
+_PICTURE = re.compile(rf"(confidence|class_counts|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
 _AT_ONCE = 8  # files on their way together
 
 
@@ -61,12 +63,10 @@ def push(
     """
     settings, progress = settings or PushSettings(), progress or Progress()
     repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
-    if settings.anonymous and version.manifest.kind == "teacher":
-        raise UsageError(f"--anonymous: {version.ref} is a teacher, which holds no keys and no hashes; leave --anonymous out")
     if settings.anonymous and is_anonymous(version.manifest):
         raise UsageError(f"--anonymous: {version.ref} holds no keys and no hashes already; leave --anonymous out")
     with quietly(), _as_published(store, version, settings, progress) as form:
-        _make_room(repository, settings)
+        _make_room(repository, settings, progress)
         commit = repository.tags().get(tag)
         if commit is not None:
             place = _same_or_error(repository, tag, commit, form.manifest)
@@ -102,32 +102,39 @@ def check_tag(tag: str) -> str:
 def _as_published(store: Store, version: Version, settings: PushSettings, progress: Progress) -> Iterator[Version]:
     """The version as the repository gets it, in a folder for a while: links to the files that stay as they are, and what is made anew."""
     manifest = published_manifest(version, store)
-    (store.root / "runs").mkdir(parents=True, exist_ok=True)
-    top = Path(tempfile.mkdtemp(prefix=".push.", dir=store.root / "runs"))
+    pushes = store.root / "runs" / "pushes"
+    pushes.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(pushes)
+    top = temporary(pushes / f"{version.ref}.{secrets.token_hex(4)}")
     folder = top / version.folder.parent.name / version.folder.name
     folder.mkdir(parents=True)
     try:
         beside = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]
-        if settings.anonymous:
+        if settings.anonymous and manifest.kind == "teacher":
+            manifest = without_sources(version, manifest, manifest.files)
+        elif settings.anonymous:
             with progress.task(f"leave keys and hashes out of {version.ref}", len(manifest.files), "files") as task:
                 manifest = anonymous_copy(version, manifest, folder, task.advance)
-        for name in {*beside, *version.manifest.files} - {MANIFEST_NAME, METRICS, CARD}:
+        own = {MANIFEST_NAME, METRICS} | ({CARD} if settings.anonymous else set())  # the user's own text in a card may say all
+        for name in {*beside, *version.manifest.files} - own:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to(version.folder / name)
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-        if (metrics := public_metrics(version.folder, METRICS)) is not None:
-            write_text(folder / METRICS, metrics)
+        if metrics := public_metrics(version, settings.anonymous):
+            write_text(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
         yield Version(folder)
     finally:
         shutil.rmtree(top, ignore_errors=True)
 
 
-def _make_room(repository: Repository, settings: PushSettings) -> None:
+def _make_room(repository: Repository, settings: PushSettings, progress: Progress) -> None:
     """The repository is there, and not seen by more people than was asked for."""
     is_private = repository.is_private()
     if is_private is None:
         repository.create(private=not settings.public)
+    elif is_private and settings.public:
+        progress.say(f"{repository.id} is private on the Hub and stays so; its settings page makes it public")
     elif not is_private and not settings.public:
         raise UsageError(f"{repository.id} is public on the Hub: everybody would see this; say --public, or take another repository")
 
@@ -195,7 +202,7 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
 
 def _is_of_nst(name: str, before: Manifest | None) -> bool:
     """Whether a file of the repository is of an earlier version, and not something that people keep there."""
-    return name.startswith(_OF_NST) or (name.endswith(".png") and "/" not in name) or (before is not None and name in before.files)
+    return name.startswith(_OF_NST) or _PICTURE.fullmatch(name) is not None or (before is not None and name in before.files)
 
 
 def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:

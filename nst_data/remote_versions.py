@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from nst_data.errors import NstError
 from nst_data.manifest import Manifest
-from nst_data.public_form import METRICS
-from nst_data.repository import Repository
+from nst_data.places import METRICS
+from nst_data.repository import Repository, UntrustedError
 from nst_data.version import Number
 
 _AT_ONCE = 8
@@ -16,12 +15,14 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class RemoteVersion:
-    """One tag; `manifest` is None where it is no version of nst, `top1` where nothing was measured on test images."""
+    """One tag; `manifest` is None where it is no version of nst or, with the `problem`, one that cannot be trusted. `top1` is that on
+    test images."""
 
     tag: str
     commit: str
     manifest: Manifest | None
     top1: float | None = None
+    problem: str = ""
 
     @property
     def teachers(self) -> list[str]:
@@ -40,6 +41,8 @@ class RemoteVersion:
         if self.manifest:
             about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created", "counts")}
             about |= {"teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
+        if self.problem:
+            about["problem"] = self.problem
         return about
 
 
@@ -49,12 +52,13 @@ def remote_versions(repo_id: str) -> list[RemoteVersion]:
     tags = repository.tags()
 
     def look(tag: str) -> RemoteVersion:
+        manifest, problem = None, ""
         try:
             manifest = repository.manifest(tags[tag])
-        except NstError:  # damaged, or of a later nst
-            manifest = None
+        except UntrustedError as error:
+            problem = str(error)
         is_teacher = manifest is not None and manifest.kind == "teacher"
-        return RemoteVersion(tag, tags[tag], manifest, _test_top1(repository.text(METRICS, tags[tag])) if is_teacher else None)
+        return RemoteVersion(tag, tags[tag], manifest, _test_top1(repository.text(METRICS, tags[tag])) if is_teacher else None, problem)
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(look, sorted(tags, key=_order)))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub import plain_errors
 from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
+from nst_data.places import METRICS, PLACES
 from nst_data.version import Number
 
 if TYPE_CHECKING:
@@ -113,8 +114,11 @@ class Repository:
         text = self.text(MANIFEST_NAME, commit)
         if text is None:
             return None
-        manifest = parse_manifest(text, f"{self.id}@{commit[:12]}: {MANIFEST_NAME}")
-        check_foreign(manifest, self)
+        try:
+            manifest = parse_manifest(text, f"{self.id}@{commit[:12]}: {MANIFEST_NAME}")
+            check_foreign(manifest, self)
+        except NstError as error:
+            raise UntrustedError(str(error)) from None
         return manifest
 
     def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
@@ -163,6 +167,10 @@ class Repository:
             return _tried_again(call, waits)
 
 
+class UntrustedError(NstError):
+    """A manifest on the Hub that is damaged, hostile or of a later nst."""
+
+
 def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
     """The tag with the highest version number, of editions or of generations where that is asked; None where none is a version."""
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
@@ -170,6 +178,8 @@ def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
 
 
+_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 _COUNTS = {"generation": ("labeled", "pool", "errors"), "edition": ("labeled", "unique", "copies"), "teacher": ("parameters", "steps")}
 _FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
 
@@ -183,16 +193,19 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
     except UsageError:
         is_number = False
-    odd = next((name for name in manifest.files if not _FILE.fullmatch(name)), None)
-    shown = [*manifest.class_names, *manifest.request.inputs, *(one.ref for one in manifest.request.inputs.values())]
+    odd = next((name for name in manifest.files if not _FILE.fullmatch(name) or name in _NOT_SEALED), None)
     if not is_number:
         problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
     elif kind_of_repo(manifest.kind) != repository.kind:
         problem = f"a {manifest.kind} in a {repository.kind} repository"
     elif odd is not None:
         problem = f"the file name {odd[:80]!r}"
-    elif any(not name.isprintable() for name in shown):
+    elif not all(text.isprintable() for text in _texts(manifest.model_dump())):
         problem = "a name that holds control characters"
+    elif not _DATE.match(manifest.created):
+        problem = "no date"
+    elif manifest.kind == "teacher" and not isinstance(manifest.request.settings.get("model"), str):
+        problem = "no name of a network"
     elif content_digest(manifest.request, manifest.files, manifest.class_names) != manifest.digest:
         problem = "a digest that is not that of its settings, inputs and files"
     elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
@@ -217,6 +230,18 @@ def quietly() -> Iterator[None]:
         yield
     finally:
         enable_progress_bars()
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+    """All texts in a value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from (str(key), *_texts(one))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def _api() -> "HfApi":

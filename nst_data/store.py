@@ -18,6 +18,7 @@ __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
+PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
 
 class Store:
@@ -38,7 +39,8 @@ class Store:
 
     def unfinished(self) -> list[str]:
         """References of the versions under way."""
-        return sorted(f"{folder.parent.name}@{folder.name}" for folder in (self.root / "runs").glob("*/*/gen-*"))
+        rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
+        return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/gen-*"))
 
     def open(self, ref: str, *kinds: Kind) -> Version:
         """The version that `name@version` names, or the newest of `name`; of one of the given kinds."""
@@ -101,7 +103,7 @@ class Store:
         """Delete a sealed or unfinished version that nothing else in the store was made from."""
         name, _, number = ref.partition("@")
         check_name(name)
-        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, "pulls")] if number else []
+        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)] if number else []
         for folder in run:
             if folder.is_dir():
                 discard(folder)
@@ -110,7 +112,12 @@ class Store:
         version = damaged[0] if damaged else self.open(ref)
         requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
         requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*")]
-        children = [child for child, request in requests if version.ref in {one.ref for one in request.inputs.values()}]
+        digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
+
+        def is_child(request: Request) -> bool:
+            return any(one.digest == digest if digest else one.ref == version.ref for one in request.inputs.values())
+
+        children = [child for child, request in requests if is_child(request)]
         if children:
             raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
         discard(version.folder)

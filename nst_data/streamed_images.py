@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nst_data.anonymous import is_anonymous
 from nst_data.errors import NstError
 from nst_data.images import image_hash
 from nst_data.shard_window import SHARD, ShardWindow
@@ -41,6 +42,7 @@ class StreamedImages(Source):
         """`rows` are how many each shard has."""
         super().__init__(window.edition.place)
         self.window, self.starts = window, np.concatenate([[0], np.cumsum(rows)])
+        self._is_anonymous = is_anonymous(window.edition.manifest)
         self._open: dict[int, OpenShard] = {}
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class StreamedImages(Source):
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
         """Raises NstError where an image is not the one that its own edition names."""
-        if image_hash(encoded) != hashed:
+        if not self._is_anonymous and image_hash(encoded) != hashed:
             raise NstError(f"{self.location}: {self.key(row)!r} holds other bytes than the image that was labeled; tell its owner")
 
     def unreadable(self, row: int, error: Exception) -> NstError:

@@ -17,8 +17,9 @@ from nst_data import cards
 from nst_data.described import Described
 from nst_data.evaluation_plots import write_plots
 from nst_data.files import write_text
+from nst_data.places import METRICS
 from nst_data.progress import Progress
-from nst_data.public_form import METRICS, read_metrics
+from nst_data.public_form import read_metrics
 from nst_data.sources import Source
 from nst_data.store import Store, Version
 from nst_train.device import this_process

@@ -55,11 +55,11 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
-    training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, progress)
+    publish = _Publishing(recipe.name, recipe.push_to, store, progress)
+    training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
     teachers = f"{recipe.name}-teacher"
 
-    publish = _Publishing(recipe.push_to, store, progress)
-    teacher = publish(training.train(teachers, first, 0))
+    teacher = training.train(teachers, first, 0)
     generations = [Generation(teacher)]
     edition: Version | None = None
     for number, settings in enumerate(students, start=1):
@@ -72,7 +72,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
         publish(edition)
-        student = publish(training.train(teachers, settings, number, teacher, edition))
+        student = training.train(teachers, settings, number, teacher, edition)
         generations.append(Generation(student, corpus, edition))
         teacher = student
     if recipe.control:
@@ -91,6 +91,7 @@ class _Trainings:
     validation: Source | None
     test: Source | None
     evaluations: list[tuple[EvaluationSettings, Path | Source]]
+    publish: "_Publishing"
     progress: Progress
 
     def train(
@@ -115,13 +116,14 @@ class _Trainings:
             for suite in settings.suite:
                 recorded = recorded_name(settings.name or "test", suite)
                 measure(self.store, trained, open_suite(suite, data, settings, reference), recorded, run, self.progress)
-        return trained
+        return self.publish(trained)
 
 
 @dataclass(frozen=True)
 class _Publishing:
     """Versions to the Hub as they are made. What fails is told and done by the next run: it stops no training."""
 
+    recipe: str
     to: PushToSettings | None
     store: Store
     progress: Progress
@@ -132,14 +134,18 @@ class _Publishing:
             return version
         is_labels = version.manifest.kind != "teacher"
         repo = self.to.corpus if is_labels else self.to.teacher
-        if repo is None or is_pushed(version, repo):
+        name = version.folder.parent.name
+        prefix = "" if name in (self.recipe, f"{self.recipe}-teacher") else name.removeprefix(f"{self.recipe}-") + "-"
+        tag = f"{prefix}{version.number}"  # the control and what is finetuned later have numbers of their own
+        if repo is None or is_pushed(version, repo, tag):
             return version
-        settings = PushSettings(self.to.public, self.to.anonymous and is_labels, self.to.license, self.to.pool_source)
+        settings = PushSettings(self.to.public, self.to.anonymous, self.to.license, self.to.pool_source)
         try:
-            place = push(self.store, version, repo, settings, progress=self.progress)
+            place = push(self.store, version, repo, settings, tag, self.progress)
             self.progress.say(f"{version.ref} is {place.ref} on the Hub")
-        except NstError as error:
-            self.progress.say(f"warning: {version.ref} was not pushed: {error}; the next run of this recipe tries again")
+        except Exception as error:  # whatever it is, training goes on; no text of other libraries passes, it may hold addresses
+            reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__
+            self.progress.say(f"warning: {version.ref} was not pushed: {reason}; the next run of this recipe tries again")
         return version
 
 

@@ -15,8 +15,8 @@ from nst_data.described import Described
 from nst_data.errors import NstError
 from nst_data.files import hash_file, write_text
 from nst_data.manifest import Input, Request
+from nst_data.places import METRICS
 from nst_data.progress import Progress
-from nst_data.public_form import METRICS
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition

@@ -7,11 +7,13 @@ import pytest
 
 from nst_data.anonymous import anonymous_copy, is_anonymous
 from nst_data.editions import balance
+from nst_data.errors import NstError
 from nst_data.manifest import MANIFEST_NAME, content_digest
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import Store
 from nst_data.version import Version
+from nst_train.entries import open_edition
 from nst_train.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -57,5 +59,17 @@ def test_keys_hashes_and_reasons_are_gone_and_all_else_stays(versions, kind, tmp
             assert here["image"].struct.field("bytes").equals(there["image"].struct.field("bytes"))
             assert here["image"].struct.field("path").null_count() == len(here)
     assert b"secret" not in everything
+    if kind == "edition":  # its images are all that training needs
+        pseudo = open_edition(Version(folder), None, version.manifest.class_names, tmp_path / "work")
+        original = open_edition(version, None, version.manifest.class_names, tmp_path / "original")
+        assert [pseudo.read(index) for index in range(len(pseudo.rows))] == [original.read(index) for index in range(len(original.rows))]
     sources = [entry for role, entry in manifest.request.inputs.items() if role == "pool"]
     assert [(entry.ref, entry.digest) for entry in sources] == [("not said", "")]
+
+
+def test_a_damaged_version_is_not_made_anonymous(versions, tmp_path):
+    copy = Version(shutil.copytree(versions["generation"].folder, tmp_path / "tiny" / "gen-1"))
+    (copy.folder / "pseudo_labels" / "train-00009-of-00009.parquet").write_bytes(b"never sealed")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(NstError, match=r"^tiny@gen-1 is damaged: .*was not there when the version was sealed; nothing was pushed$"):
+        anonymous_copy(copy, copy.manifest, tmp_path / "out")

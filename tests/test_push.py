@@ -1,15 +1,20 @@
 """`nst push` and `nst pull` against the test Hub."""
 
 import json
+import os
+import platform
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
 from hub import ALICE, BOB, READER, USERS, files, head, serving
 from hub_commands import nst
+from hub_faults import ALWAYS, Fault
 
 from nst_data.errors import UsageError
 from nst_data.manifest import parse_manifest
+from nst_data.own_text import BEGIN
 from nst_data.push import check_tag
 from nst_data.store import Store
 
@@ -100,12 +105,14 @@ def test_what_people_keep_in_a_repository_stays_there(hub, tiny_store):
     from hub import commit
 
     top = home.parent / "own-hub"
-    commit(top, "alice/mine", {"LICENSE": b"as you like", "notes/why.md": b"because", "pseudo_labels/train-00000-of-00009.parquet": b"old"})
+    own = {"LICENSE": b"as you like", "notes/why.md": b"because", "my-figure.png": b"a figure"}
+    commit(top, "alice/mine", own | {"pseudo_labels/train-00000-of-00009.parquet": b"old", "confidence.png": b"old"})
     with serving(top) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/mine", "--public"], token=ALICE)
     assert done.status == 0, done.err
     there = files(top, "alice/mine")
-    assert (there["LICENSE"], there["notes/why.md"]) == (b"as you like", b"because")
+    assert {name: there[name] for name in own} == own
+    assert there["confidence.png"] != b"old"
     assert not any(name.startswith("pseudo_labels/") for name in there)
 
 
@@ -283,3 +290,77 @@ def test_no_token_is_left_in_any_file(hub):
 def test_a_tag_that_git_or_the_store_would_not_take_is_refused(tag):
     with pytest.raises(UsageError, match=r"^tag "):
         check_tag(tag)
+
+
+def test_several_that_pull_one_version_at_once_all_have_it(hub, tmp_path):
+    _, url, _, _, _ = hub
+    (tmp_path / "store").mkdir()
+    with ThreadPoolExecutor(3) as threads:
+        done = list(threads.map(lambda _: nst(url, tmp_path, ["pull", f"{REPO}@gen-1"], token=ALICE)[0], range(3)))
+    assert [one.status for one in done] == [0, 0, 0], [one.err for one in done]
+    version = Store(tmp_path / "store").open("tiny@gen-1")
+    assert version.verify() == []
+    assert not [path for path in version.folder.rglob("*") if ".cache" in path.parts]
+
+
+def test_a_push_under_way_is_no_unfinished_version_and_a_dead_one_is_cleared(hub, tmp_path):
+    _, url, _, home, _ = hub
+    mine = shutil.copytree(home, tmp_path / "home")
+    dead = mine / "store" / "runs" / "pushes" / f"tiny@gen-1.1.abcd.{platform.node() or 'localhost'}.4194999.tmp"
+    (dead / "tiny" / "gen-1.1").mkdir(parents=True)
+    os.utime(dead, (0, 0))
+    assert Store(mine / "store").unfinished() == []
+    (done,) = nst(url, mine, ["push", "tiny@gen-1.1", REPO], token=ALICE)
+    assert done.status == 0, done.err
+    assert not dead.exists()
+
+
+def test_a_version_with_the_name_of_what_another_was_made_from_can_be_removed(hub, tmp_path):
+    """Pulled under another name, an edition still names its generation as its maker did."""
+    _, url, _, _, _ = hub
+    pulled, generation, refused = nst(
+        url,
+        tmp_path,
+        ["pull", f"{REPO}@gen-1.1", "--as", "alice"],
+        ["pull", f"{REPO}@gen-1", "--as", "alice"],
+        ["remove", "alice@gen-1"],
+        token=ALICE,
+    )
+    assert (pulled.status, generation.status, refused.status) == (0, 0, 1), (pulled.err, generation.err, refused.err)
+    assert "alice@gen-1.1 was made from it" in refused.err
+
+
+def test_a_teacher_pushed_anonymously_names_no_source(hub, tmp_path):
+    top, url, _, home, _ = hub
+    pushed, pulled, verified = nst(
+        url,
+        home,
+        ["push", "tiny-teacher@gen-0", "alice/nameless-teacher", "--anonymous"],
+        ["pull", "alice/nameless-teacher", "--as", "again"],
+        ["verify", "again@gen-0"],
+        token=ALICE,
+    )
+    assert [pushed.status, pulled.status, verified.status] == [0, 0, 0], (pushed.err, pulled.err, verified.err)
+    there = parse_manifest(files(top, "alice/nameless-teacher", "gen-0", "models")["nst.json"].decode(), "there")
+    assert {role: (one.ref, one.digest) for role, one in there.request.inputs.items() if role != "original"} == {
+        "labeled": ("not said", "")
+    }
+
+
+def test_own_text_in_a_local_card_goes_along(hub, tmp_path):
+    top, url, _, home, _ = hub
+    mine = shutil.copytree(home, tmp_path / "home")
+    card = mine / "store" / "corpora" / "tiny" / "gen-1.1" / "README.md"
+    card.write_text(card.read_text().replace(BEGIN + "\n", BEGIN + "\n## My words\n"))
+    (done,) = nst(url, mine, ["push", "tiny@gen-1.1", "alice/words"], token=ALICE)
+    assert done.status == 0, done.err
+    assert "## My words" in files(top, "alice/words", "gen-1.1")["README.md"].decode()
+    assert "## My words" in card.read_text()
+
+
+def test_a_hub_that_refuses_the_files_is_no_repository_without_versions(tmp_path, hub):
+    top, *_, home, _ = hub
+    with serving(top, [Fault("head", 403, times=ALWAYS)]) as (url, _):
+        (done,) = nst(url, tmp_path, ["list", "--remote", REPO], token=ALICE)
+    assert (done.status, done.out) == (1, "")
+    assert "does not let your token read" in done.err
