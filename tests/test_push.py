@@ -359,7 +359,7 @@ def test_own_text_in_a_local_card_goes_along(hub, tmp_path):
 
 
 def test_a_hub_that_refuses_the_files_is_no_repository_without_versions(tmp_path, hub):
-    top, *_, home, _ = hub
+    top, *_ = hub
     with serving(top, [Fault("head", 403, times=ALWAYS)]) as (url, _):
         (done,) = nst(url, tmp_path, ["list", "--remote", REPO], token=ALICE)
     assert (done.status, done.out) == (1, "")
