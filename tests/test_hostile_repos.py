@@ -11,6 +11,8 @@ from markdown_it import MarkdownIt
 from nst_data.manifest import SealedFile, content_digest, parse_manifest
 from nst_data.store import Store
 
+pytestmark = pytest.mark.slow  # a server and processes of their own
+
 MARKUP = "<script>alert(1)</script> [x](http://y) `z` | **b**"
 
 

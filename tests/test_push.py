@@ -12,11 +12,11 @@ from hub import ALICE, BOB, READER, USERS, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 
-from nst_data.errors import UsageError
 from nst_data.manifest import parse_manifest
 from nst_data.own_text import BEGIN
-from nst_data.push import check_tag
 from nst_data.store import Store
+
+pytestmark = pytest.mark.slow  # a server and processes of their own
 
 REPO, MODEL = "alice/tiny-pseudo", "alice/tiny-teacher"
 
@@ -284,12 +284,6 @@ def test_no_token_is_left_in_any_file(hub):
     written = [path for path in [*home.rglob("*"), *top.rglob("*")] if path.is_file()]
     assert written
     assert not any(token.encode() in path.read_bytes() for path in written for token in USERS)
-
-
-@pytest.mark.parametrize("tag", ["", "a b", "-x", "../x", "x..y", "x.lock", "x/y", "é", "gen-01", "x" * 97])
-def test_a_tag_that_git_or_the_store_would_not_take_is_refused(tag):
-    with pytest.raises(UsageError, match=r"^tag "):
-        check_tag(tag)
 
 
 def test_several_that_pull_one_version_at_once_all_have_it(hub, tmp_path):

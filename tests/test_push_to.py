@@ -6,11 +6,13 @@ from hub import ALICE, head, serving
 from hub_commands import nst
 
 from nst_data.errors import UsageError
+from nst_data.push import check_tag
 from nst_train.recipe import read_recipe
 
 TO = {"corpus": "alice/bugs-pseudo", "teacher": "alice/bugs-teacher"}
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_is_told_stops_nothing_and_is_done_by_the_next_run(tmp_path):
     write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
     write_class_folders(tmp_path / "test", ["ant", "bee", "cat"], 2, first=50)
@@ -47,3 +49,9 @@ def test_a_place_that_is_no_repository_is_named_with_its_line(tmp_path, push_to,
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], push_to=push_to)
     with pytest.raises(UsageError, match=rf"line \d+: {says}"):
         read_recipe(recipe)
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "-x", "../x", "x..y", "x.lock", "x/y", "é", "gen-01", "x" * 97])
+def test_a_tag_that_git_or_the_store_would_not_take_is_refused(tag):
+    with pytest.raises(UsageError, match=r"^tag "):
+        check_tag(tag)

@@ -14,6 +14,8 @@ from nst_data.images import image_hash
 from nst_data.store import Store
 from nst_train.entries import open_edition
 
+pytestmark = pytest.mark.slow  # a server and processes of their own
+
 CLASSES = ["cat", "ant", "bee"]
 
 
