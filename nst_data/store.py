@@ -45,7 +45,7 @@ class Store:
     def open(self, ref: str, *kinds: Kind) -> Version:
         """The version that `name@version` names, or the newest of `name`; of one of the given kinds."""
         name, _, number = ref.partition("@")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
             raise UsageError(f"{ref}: expected a version in the store {self.root}; `nst pull {ref}` brings one of the Hub there")
         check_name(name)
         wanted = Number.parse(number) if number else None
