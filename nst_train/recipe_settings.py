@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
-from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
 
 
@@ -85,7 +85,7 @@ class EvaluationSettings(EvaluateSettings):
     """What is measured of every generation of a recipe, beside its accuracy on the test images."""
 
     data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
-    name: str | None = Field(None, description="Its name in metrics.json: test by default, of a published suite the suite's.")
+    name: str | None = Field(None, description="What its suites' names in metrics.json begin with: test; a published one has its own.")
 
     @field_validator("data", mode="before")
     @classmethod
@@ -99,6 +99,10 @@ class EvaluationSettings(EvaluateSettings):
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self
+
+    def recorded(self, suite: str) -> str:
+        """The name of one of its suites in metrics.json: with `name` or test before it, a published suite's alone by default."""
+        return recorded_name(self.name or (suite if self.of_published else "test"), suite)
 
 
 class Recipe(Settings):

@@ -21,7 +21,6 @@ from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
-from nst_train.evaluation_settings import recorded_name
 from nst_train.imagenet_classes import columns_of
 from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
@@ -113,8 +112,7 @@ class _Trainings:
         for settings, data in self.evaluations:
             reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
             for suite in settings.suite:
-                recorded = recorded_name(settings.name or "test", suite)
-                measure(self.store, trained, open_suite(suite, data, settings, reference), recorded, run, self.progress)
+                measure(self.store, trained, open_suite(suite, data, settings, reference), settings.recorded(suite), run, self.progress)
         return trained
 
 

@@ -107,8 +107,8 @@ class Accuracy:
 
     @property
     def identity(self) -> str:
-        """The source's fingerprint."""
-        return self.source.fingerprint
+        """The source's fingerprint; of ImageNet-A or -R with the name, as other classes compete on the same images."""
+        return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
 
@@ -221,6 +221,16 @@ def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_pa
     line = lines.index("  size: 3" if "size" in evaluate else "evaluate:") + 1
     with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
         read_recipe(recipe)
+
+
+def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
+    from nst_train.recipe import read_recipe
+
+    evaluate = [{"suite": "imagenet-a", "data": "a"}, {"suite": "imagenet-c", "data": "c", "name": "small"}, {"suite": ["fgsm"]}]
+    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+    assert [one.recorded(one.suite[0]) for one in recipe.evaluate] == ["imagenet-a", "small-imagenet-c", "test-fgsm"]
+    assert [recorded_name("test", suite) for suite in ("clean", "imagenet-c")] == ["test", "test-imagenet-c"]
+    assert recorded_name("imagenet-c", "imagenet-c") == "imagenet-c"
 
 
 NST = ["-c", "from nst_cli.main import run; run()"]

@@ -16,7 +16,7 @@ from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
 from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of
 from nst_train.preprocessing import TimmPreprocessing
-from nst_train.suites import Effort, of_corruptions, open_suite
+from nst_train.suites import Accuracy, Effort, of_corruptions, open_suite
 from nst_train.teachers import Classifier
 from nst_train.trials import Candidate, competing
 
@@ -117,6 +117,7 @@ def test_imagenet_a_is_scored_among_its_200_classes(tmp_path, candidate):
     assert found.result["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert found.result["top1"] == int((logits.argmax(dim=1) == labels).sum()) / 200
     assert found.result["images"] == 200
+    assert opened.identity != Accuracy("clean", opened.source).identity
 
 
 def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
