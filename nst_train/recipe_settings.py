@@ -147,6 +147,17 @@ class Recipe(Settings):
             raise ValueError("`evaluate` takes the test images where it names no `data`; add a line `test: {source: ...}` or name some")
         return self
 
+    @model_validator(mode="after")
+    def _results_have_names_of_their_own(self) -> Self:
+        """One would be written over the other."""
+        names = ["test"] if self.test else []
+        for one in self.evaluate:
+            for name in map(one.recorded, one.suite):
+                if name in names:
+                    raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")
+                names.append(name)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _spread_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds

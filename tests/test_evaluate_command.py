@@ -233,6 +233,25 @@ def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
     assert recorded_name("imagenet-c", "imagenet-c") == "imagenet-c"
 
 
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        [{"suite": "imagenet-a", "data": "a", "name": "x"}, {"suite": "imagenet-a", "data": "b", "name": "x"}],
+        [{"suite": ["fgsm"]}, {"suite": ["pgd", "fgsm"]}],
+        [{"suite": ["clean"]}],
+        [{"suite": ["clean"], "data": "a", "name": "test"}],
+    ],
+)
+def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
+    from nst_data.errors import UsageError
+    from nst_train.recipe import read_recipe
+
+    with pytest.raises(
+        UsageError, match=r"records two results as '(x-imagenet-a|test-fgsm|test)' in metrics\.json; give one of them another"
+    ):
+        read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+
+
 NST = ["-c", "from nst_cli.main import run; run()"]
 SUITES = ["--suite", "clean", "--suite", "corruptions", "--suite", "pgd", "--steps", "2", "--random-start", "--epsilon", "4/255"]
 
