@@ -2,6 +2,7 @@
 
 Work is cut into chunks of whole batches; each is written once it is done, whole or not at all. Processes share the chunks out between
 them, and what is there already is not made again: killed and run again, on as many processes as may be, the numbers are the same.
+Chunks with images that could not be read are made again by the next run: those may have been put in order.
 """
 
 import json
@@ -93,7 +94,7 @@ class Keeping:
         if self._folder is None:
             with under_way(images):
                 return np.concatenate([work(rows) for rows in parts], axis=1)
-        missing = [rows for rows in parts if not self._path(rows).exists()]
+        missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
         state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
         own = missing[state.process_index :: state.num_processes]
         if own:

@@ -19,7 +19,7 @@ from nst_data.progress import Progress, Task
 from nst_data.sources import Source, match_classes
 from nst_train.attacks import PixelClassifier, normalization_of
 from nst_train.conditions import Condition
-from nst_train.device import cpus_of_this_process, set_threads, this_device
+from nst_train.device import agreed_text, cpus_of_this_process, set_threads, this_device
 from nst_train.inference import PlainBatch, batches_of, choose_computation, in_threads, load_images, placed, predict
 from nst_train.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
 from nst_train.preprocessing import Preprocessing, TimmPreprocessing
@@ -93,6 +93,8 @@ def observe(
         "computation": asdict(computation),
         "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
     }
+    if kept is not None:
+        identity["modified"] = agreed_text(trial.source.modified)
     passes = computation.batch_size * max(1, len(conditions))
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
     keeping = Keeping(kept, identity)

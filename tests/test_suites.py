@@ -219,6 +219,30 @@ def test_another_model_seed_or_set_of_images_is_other_work(source, tmp_path):
     assert {one["model"] for one in about} == {"net 0", "net 1"}
 
 
+def test_an_image_that_could_not_be_read_or_was_written_again_is_looked_at_again(folder, tmp_path):
+    import os
+    import shutil
+
+    images, kept = tmp_path / "images", Effort(tmp_path / "kept")
+    shutil.copytree(folder, images)
+    image = images / NAMES[0] / "0.png"
+    encoded, stamp = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(bytes(len(encoded)))
+    os.utime(image, ns=(stamp, stamp))
+
+    def measured():
+        return suite("clean", open_source(str(images), labeled=True)).measure(candidate_of(0), kept).result
+
+    assert measured()["errors"] == 1
+    image.write_bytes(encoded)
+    os.utime(image, ns=(stamp, stamp))
+    whole = measured()
+    assert (whole["images"], whole["errors"]) == (IMAGES, 0)
+    image.write_bytes(bytes(len(encoded)))
+    os.utime(image, ns=(stamp, stamp + 1))
+    assert measured()["errors"] == 1
+
+
 def test_a_damaged_file_of_outcomes_is_named(source, tmp_path):
     trial = Trial.of("trial", source, candidate_of(0).classifier)
     observe(candidate_of(0), trial, [], tmp_path)

@@ -43,6 +43,10 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    def _paths(self) -> Iterator[str]:
+        for piece in self._keys():
+            yield from (os.path.join(self._top, name) for name in piece.to_pylist())
+
     def _keys(self) -> Iterator[pa.Array]:
         yield from self._listing.table["name"].chunks
 
