@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo
 
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
+from nst_data.sources.sequences import Sequences
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
 from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of
@@ -222,6 +223,16 @@ def test_flip_rates_follow_from_what_each_frame_alone_is_taken_for(tmp_path, can
     )
     assert found.by_image["mfr"].mean() == pytest.approx(found.result["mfr"])
     assert (found.result["frames"]["snow"], found.result["sequences"]) == (4, 20)
+
+
+def test_frames_of_another_size_are_other_sequences_though_their_sum_is_the_same(tmp_path):
+    for folder in ("one", "other"):
+        write_sequences(tmp_path / folder, [[0, 1]])
+    first, second = (tmp_path / "other" / WNIDS[0] / "s0" / name for name in ("1.png", "2.png"))
+    first.write_bytes(first.read_bytes() + b"0")
+    second.write_bytes(second.read_bytes()[:-1])
+    assert Sequences(str(tmp_path / "one")).fingerprint != Sequences(str(tmp_path / "other")).fingerprint
+    assert Sequences(str(tmp_path / "one")).modified != Sequences(str(tmp_path / "other")).modified
 
 
 def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate):

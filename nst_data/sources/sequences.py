@@ -37,8 +37,7 @@ class Sequences(Source):
         self.frames = self._most_frequent_length()
         labels, self.class_names = encode([name.partition("/")[0] for name in self._names])
         self.labels = np.repeat(labels, self.frames)
-        sizes = [_size(os.path.join(location, name)) for name in self._names]
-        self._listing = listed([(self._names, sizes)])
+        self._listing = listed(map(partial(_files, location), self._names))
         self._pins = (f"{self.frames} frames",)
 
     def __len__(self) -> int:
@@ -65,6 +64,9 @@ class Sequences(Source):
                 number = row // self.frames
                 content = self._content(number)
             yield Row(row, self.key(row), content[row % self.frames])
+
+    def _paths(self) -> Iterator[str]:
+        return (os.path.join(self.location, name) for name in self._listing.table["name"].to_pylist())
 
     def _content(self, number: int) -> list[Frame]:
         """The frames of a sequence, or why there are none, for each."""
@@ -96,7 +98,7 @@ def frames_of(path: str) -> list[Frame]:
     Raises NstError for a video that cannot be decoded, or a missing decoder.
     """
     if os.path.isdir(path):
-        names = sorted((name for name in os.listdir(path) if has_image_suffix(name) and name[0] != "."), key=_by_number)
+        names = sorted(filter(_is_frame, os.listdir(path)), key=_by_number)
         files = [os.path.join(path, name) for name in names]
         return [partial(read_file, file, os.path.getsize(file)) for file in files]
     try:
@@ -117,7 +119,7 @@ def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
 
 def _by_number(name: str) -> list[tuple[int, str]]:
     """2.png before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _folders(location: str) -> list[str]:
@@ -130,9 +132,15 @@ def _sequences(folder: str) -> list[str]:
         return [entry.name for entry in entries if entry.name[0] != "." and (entry.is_dir() or entry.name.lower().endswith(VIDEO_SUFFIXES))]
 
 
-def _size(path: str) -> int:
-    """Bytes of a video, or of all frames in a folder."""
+def _files(location: str, sequence: str) -> tuple[list[str], list[int]]:
+    """Names below `location` and sizes in bytes: of a video, or of all frames in a folder."""
+    path = os.path.join(location, sequence)
     if not os.path.isdir(path):
-        return os.path.getsize(path)
+        return [sequence], [os.path.getsize(path)]
     with os.scandir(path) as entries:
-        return sum(regular_size(entry) for entry in entries)
+        frames = sorted((entry for entry in entries if _is_frame(entry.name)), key=lambda entry: entry.name)
+    return [f"{sequence}/{entry.name}" for entry in frames], [regular_size(entry) for entry in frames]
+
+
+def _is_frame(name: str) -> bool:
+    return has_image_suffix(name) and name[0] != "."
