@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import TINY, picture, write_tiny_recipe
+from nst_cli.evaluation_tables import print_results
 from nst_cli.main import app
 from typer.testing import CliRunner
 
@@ -116,6 +117,15 @@ def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_pat
         assert "under an attack of 8/255" in card
         assert (version.folder / "test-corruptions.png").is_file()
         assert version.verify() == []
+
+
+def test_models_with_long_names_are_told_apart_by_numbers(capsys):
+    names = ["butterflies-teacher@gen-0", "butterflies-teacher@gen-1"]
+    results = {name: {"top1": 0.5, "images": 2, "errors": 0, "by_epsilon": [{"epsilon": 0, "top1": 0.5}]} for name in names}
+    print_results({"fgsm": results})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["  (1) butterflies-teacher@gen-0", "  (2) butterflies-teacher@gen-1"]
+    assert [line.split()[0] for line in lines[3:]] == ["model", "(1)", "(2)"]
 
 
 def test_differences_are_those_of_the_two_tables(copied):
