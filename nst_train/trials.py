@@ -27,7 +27,7 @@ from nst_train.settings import ReadSettings
 from nst_train.teachers import Classifier, Teacher
 
 _FORWARD_PASSES = 8_192  # of a chunk of work, the piece that a kill loses
-_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy")
+_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy", "opencv-python-headless", "xxhash", "av")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def observe(
         **trial.identity,
         "conditions": [condition.identity for condition in conditions],
         "computation": asdict(computation),
-        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "packages": {package: _version_of(package) for package in _PACKAGES},
     }
     if kept is not None:
         identity["modified"] = agreed_text(trial.source.modified)
@@ -99,6 +99,14 @@ def observe(
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
     keeping = Keeping(kept, identity)
     return keeping.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.under_way)
+
+
+def _version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class _Observation:
