@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from nst_data.errors import NstError
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, match_classes
@@ -117,7 +118,8 @@ class _Observation:
     ) -> None:
         self._trial, self._conditions, self._threads, self._progress = trial, conditions, run.decode_threads, progress
         self._teacher = Teacher.of(classifier)
-        self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False)
+        attacks = any(condition.attacks for condition in conditions)
+        self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False, backward=attacks)
         self._task: Task | None = None
         if conditions:
             smallest = 2 ** (len(trial.source) - 1).bit_length()  # of a few images whole batches would be mostly padding
@@ -186,9 +188,15 @@ class _Observation:
             rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
             padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
             images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
-            images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
-            with torch.inference_mode():
-                log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+            try:
+                images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
+                with torch.inference_mode():
+                    log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+            except torch.OutOfMemoryError:
+                raise NstError(
+                    f"{self._trial.name}: {len(images)} images at once do not fit into the memory of the {self.computation.device}; free "
+                    "what other programs use of it, or compute on the CPU with CUDA_VISIBLE_DEVICES= before the command"
+                ) from None
         return loaded.rows[0], view.condition, outcomes_of(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
 
     def _labels(self, batch: PlainBatch, readable: Sequence[int]) -> Int[Tensor, " readable"]:

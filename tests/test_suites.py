@@ -15,10 +15,11 @@ from nst_data.sources import open_source
 from nst_train.attacks import PixelClassifier, fgsm, pgd
 from nst_train.conditions import Corrupted, seed_of
 from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.inference import choose_computation
 from nst_train.preprocessing import TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.suites import Effort, open_suite
-from nst_train.teachers import Classifier
+from nst_train.teachers import Classifier, Teacher
 from nst_train.trials import Candidate, Trial, observe
 
 NAMES = ["ant", "bee", "cat"]
@@ -241,6 +242,23 @@ def test_an_image_that_could_not_be_read_or_was_written_again_is_looked_at_again
     image.write_bytes(bytes(len(encoded)))
     os.utime(image, ns=(stamp, stamp + 1))
     assert measured()["errors"] == 1
+
+
+def test_attacks_get_smaller_batches_on_a_gpu_than_what_goes_forward_alone(monkeypatch):
+    teacher = Teacher.of(candidate_of(0).classifier)
+    monkeypatch.setattr("nst_train.inference.this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("nst_train.inference._GPU_BATCH_PIXELS", 128 * 32 * 32)
+    sizes = [choose_computation(teacher, None, "fp32", False, backward).batch_size for backward in (False, True)]
+    assert sizes == [128, 8]
+
+
+def test_memory_that_does_not_suffice_is_one_line(source, monkeypatch):
+    def attacked(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("nst_train.conditions.fgsm", attacked)
+    with pytest.raises(NstError, match="fgsm on net 0: 8 images at once do not fit into the memory of the cpu; free what other programs"):
+        suite("fgsm", source).measure(candidate_of(0), Effort())
 
 
 def test_a_damaged_file_of_outcomes_is_named(source, tmp_path):
