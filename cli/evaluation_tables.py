@@ -5,7 +5,7 @@ from typing import Any
 
 from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
 
-from .tables import NAME_WIDTH, Cell, as_text, print_table
+from .tables import NAME_WIDTH, Cell, as_text, print_table, print_wrapped
 
 _WORST = 5
 ByModel = Mapping[str, Mapping[str, Any]]
@@ -70,6 +70,8 @@ def _print_corruptions(suite: str, by_model: ByModel) -> None:
     first = next(iter(by_model.values()))
     relative = "ce" in first
     print(f"{_title(suite, by_model)}: " + (f"error relative to {as_text(first['relative_to'])}'s, in %" if relative else "error, in %"))
+    if "mce_missing" in first:
+        print_wrapped(f"no mCE: {as_text(first['mce_missing'])}")
     names = list(first["error"])
     columns = [
         [one["ce"][name] if relative else sum(one["error"][name]) / len(one["error"][name]) for name in names] for one in by_model.values()

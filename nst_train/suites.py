@@ -151,15 +151,17 @@ class Corruptions:
         return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """As `of_corruptions`."""
+        """As `of_corruptions`; where the reference is never wrong under some corruption, `mce_missing` says so in place of `mce`."""
         reference = None
         if self.reference:
             errors = self._right(self.reference, effort)
             reference = {name: 1 - float(np.nanmean(values)) for name, values in errors.items()}
             if flawless := [name for name, error in reference.items() if error == 0]:
-                raise NstError(
-                    f"{self.reference.ref}: makes no error under {flawless[0]}, so that none can be relative to it; leave it out"
+                found = of_corruptions(self._right(candidate, effort), None, None)
+                found.result["mce_missing"] = (
+                    f"{self.reference.ref} makes no error under {', '.join(flawless)} to which one could be relative"
                 )
+                return found
         return of_corruptions(self._right(candidate, effort), reference, self.reference.ref if self.reference else None)
 
     def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:

@@ -262,6 +262,26 @@ def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
         read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "size", "said"),
+    [
+        ({"suite": "corruptions", "relative_to": "other-teacher@gen-0"}, 32, "other-teacher@gen-0"),
+        ({"suite": "corruptions", "relative_to": "bugs-teacher@gen-1"}, 32, "bugs-teacher@gen-1"),
+        ({"suite": "corruptions"}, 24, "generation 0: corruptions take images of 32 px or more, found 24; give it a larger `image_size`"),
+    ],
+)
+def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_path, evaluate, size, said):
+    write_images(tmp_path / "labeled", 1)
+    write_images(tmp_path / "test", 1, first=50)
+    write_images(tmp_path / "pool", 1, first=70)
+    generation = SETTINGS | {"image_size": size}
+    recipe = write_tiny_recipe(tmp_path, generations=[generation, generation], evaluate=evaluate)
+    result = CliRunner().invoke(app, ["run", str(recipe), "--store", str(tmp_path / "store")])
+    assert result.exit_code != 0
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "store" / "teachers").exists()
+
+
 NST = ["-c", "from nst_cli.main import run; run()"]
 SUITES = ["--suite", "clean", "--suite", "corruptions", "--suite", "pgd", "--steps", "2", "--random-start", "--epsilon", "4/255"]
 

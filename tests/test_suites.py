@@ -33,6 +33,13 @@ def candidate_of(seed):
     return Candidate(f"net {seed}", Classifier(network, preprocessing, NAMES), f"net {seed}")
 
 
+class Constant(torch.nn.Module):
+    """Takes every image for the first class."""
+
+    def forward(self, images):
+        return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     top = tmp_path_factory.mktemp("images")
@@ -85,6 +92,16 @@ def test_a_model_relative_to_itself_is_at_100(source):
     assert relative["ce"] == dict.fromkeys(CORRUPTIONS, pytest.approx(1.0))
     assert relative["mce"] == pytest.approx(1.0)
     assert relative["relative_to"] == "net 0"
+
+
+def test_errors_are_absolute_where_the_reference_makes_none(source):
+    candidate = candidate_of(0)
+    perfect = Candidate("perfect", Classifier(Constant(), candidate.classifier.preprocessing, NAMES), "perfect")
+    source.labels[:] = 0
+    found = suite("corruptions", source, perfect).measure(candidate, Effort()).result
+    assert "mce" not in found
+    assert "relative_to" not in found
+    assert found["mce_missing"].startswith("perfect makes no error under gaussian_noise, shot_noise")
 
 
 def test_each_image_is_read_once_for_its_75_copies(source, monkeypatch):
