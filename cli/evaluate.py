@@ -54,6 +54,7 @@ def evaluate(
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
+    from nst_data.store import check_name
     from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
     from nst_train.suites import Effort, open_suite
@@ -62,6 +63,8 @@ def evaluate(
     there, models = open_store(store), list(dict.fromkeys(models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected two models or more, found {models[0]} alone; name another")
+    if record is not None:
+        check_name(record)
     for model in models if record is not None else []:
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")

@@ -85,7 +85,9 @@ class EvaluationSettings(EvaluateSettings):
     """What is measured of every generation of a recipe, beside its accuracy on the test images."""
 
     data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
-    name: str | None = Field(None, description="What its suites' names in metrics.json begin with: test; a published one has its own.")
+    name: Annotated[str, AfterValidator(check_name)] | None = Field(
+        None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
+    )
 
     @field_validator("data", mode="before")
     @classmethod

@@ -157,6 +157,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
         (["--relative-to", "net@gen-0"], "--relative-to speaks of the suite corruptions"),
         (["--partial"], "--partial speaks of the suite imagenet-a or imagenet-r"),
         (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others apart"),
+        (["--record", "../test"], "name '../test': expected letters, digits"),
         (["--record", "test", "test_resnet"], "--record: test_resnet is no teacher in the store"),
     ],
 )
@@ -219,6 +220,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     [
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
+        ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
         ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],
 )
