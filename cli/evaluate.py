@@ -60,7 +60,8 @@ def evaluate(
     from nst_train.suites import Effort, open_suite
     from nst_train.teachers import is_in_store
 
-    there, models = open_store(store), list(dict.fromkeys(models))
+    there = open_store(store)
+    models = list(dict.fromkeys(_settled(model, there) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected two models or more, found {models[0]} alone; name another")
     if record is not None:
@@ -69,7 +70,7 @@ def evaluate(
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
     source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream)
-    reference = load_candidate(settings.relative_to, there) if settings.relative_to else None
+    reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())
     found: Found = {suite.name: {} for suite in suites}
@@ -88,6 +89,13 @@ def evaluate(
         return
     print_results(results)
     print_comparisons(comparisons)
+
+
+def _settled(model: str, store: "Store") -> str:
+    """The version that a name of the store means now: its newest may be another one when it is loaded."""
+    from nst_train.teachers import is_in_store
+
+    return store.open(model, "teacher").ref if is_in_store(model, store) else model
 
 
 def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:

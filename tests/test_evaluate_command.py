@@ -71,6 +71,12 @@ def test_models_stand_side_by_side(copied):
         assert sum(one["images"] for one in result["classes"].values()) == result["images"] == 15
 
 
+def test_a_name_alone_is_the_newest_version_by_its_number(copied):
+    store, test = copied
+    words = ["evaluate", "net", "net@gen-1", "--data", str(test), "--store", str(store.root), "--json"]
+    assert list(json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)) == ["net@gen-1"]
+
+
 def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
     store, test = copied
     words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root)]
