@@ -98,6 +98,10 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column):
+            raise ValueError(
+                f"`class_names` and `image_column` say nothing to {self.suite[0]}, which is read from folders as published; leave them out"
+            )
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self
@@ -173,4 +177,8 @@ class Recipe(Settings):
                 parts[name] = {"seed": seed, **parts[name]}
         if isinstance(parts["generations"], list):
             parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        evaluate = content.get("evaluate", [])
+        if evaluate and isinstance(evaluate, dict | list):
+            several = evaluate if isinstance(evaluate, list) else [evaluate]
+            parts["evaluate"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in several]
         return content | parts

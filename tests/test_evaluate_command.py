@@ -163,6 +163,8 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
         (["--relative-to", "net@gen-0"], "--relative-to speaks of the suite corruptions"),
         (["--partial"], "--partial speaks of the suite imagenet-a or imagenet-r"),
         (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others apart"),
+        (["--suite", "imagenet-c", "--class-names", "names"], "--class-names: imagenet-c is read from folders as published"),
+        (["--suite", "imagenet-c", "--stream"], "--stream: imagenet-c is read from folders as published"),
         (["--record", "../test"], "name '../test': expected letters, digits"),
         (["--record", "test", "test_resnet"], "--record: test_resnet is no teacher in the store"),
     ],
@@ -227,6 +229,10 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
         ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
+        (
+            {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
+            "`class_names` and `image_column` say nothing to imagenet-c",
+        ),
         ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],
 )
@@ -236,7 +242,7 @@ def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_pa
 
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
     lines = recipe.read_text().splitlines()
-    line = lines.index("  size: 3" if "size" in evaluate else "evaluate:") + 1
+    line = 1 + next((lines.index(key) for key in ("  size: 3", "  name: ../x") if key in lines), lines.index("evaluate:"))
     with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
         read_recipe(recipe)
 
@@ -288,6 +294,14 @@ def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_
     assert result.exit_code != 0
     assert said in result.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "store" / "teachers").exists()
+
+
+def test_an_evaluation_has_the_recipes_seed_where_it_names_none(tmp_path):
+    from nst_train.recipe import read_recipe
+
+    evaluate = [{"suite": "corruptions"}, {"suite": "fgsm", "seed": 3}]
+    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))
+    assert [one.seed for one in recipe.evaluate] == [5, 3]
 
 
 NST = ["-c", "from nst_cli.main import run; run()"]
