@@ -93,8 +93,10 @@ def _print_attacks(suite: str, by_model: ByModel) -> None:
 
 
 def _print_flips(by_model: ByModel) -> None:
-    print(f"imagenet-p, {next(iter(by_model.values()))['sequences']:,} sequences: flip rate relative to AlexNet's, in %")
-    names = next(iter(by_model.values()))["fr"]
+    first = next(iter(by_model.values()))
+    lost = f", {first['errors']:,} left out that cannot be read whole" if first["errors"] else ""
+    print(f"imagenet-p, {first['sequences']:,} sequences{lost}: flip rate relative to AlexNet's, in %")
+    names = first["fr"]
     rows = [[name.replace("_", " "), *(f"{100 * one['fr'][name]:.1f}" for one in by_model.values())] for name in names]
     means = [["mFR", *(f"{100 * one['mfr']:.1f}" for one in by_model.values())]]
     accuracy = [["top-1 of all frames", *(f"{100 * one['top1']:.1f}" for one in by_model.values())]]

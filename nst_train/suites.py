@@ -254,7 +254,10 @@ class PublishedPerturbations:
             accuracies.append(np.nanmean(right_by_image(outcomes)))
             outcomes = outcomes.reshape(-1, source.frames)  # type: ignore[attr-defined]
             shares = flips(outcomes["predicted"], place.name in NOISE)
-            by_sequence[place.name] = np.where(is_read(outcomes).all(axis=1), shares, np.nan)
+            whole = is_read(outcomes).all(axis=1)
+            if not whole.any():
+                raise NstError(f"{place.folder}: none of its {len(whole):,} sequences can be read whole; unpack {place.name} again")
+            by_sequence[place.name] = np.where(whole, shares, np.nan)
             frames[place.name] = outcomes.shape[1]
         found = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
         rates = {name: share / ALEXNET_FLIPS[name] for name, share in found.items()}

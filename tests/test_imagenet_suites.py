@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import picture
+from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
 
@@ -235,10 +236,21 @@ def test_frames_of_another_size_are_other_sequences_though_their_sum_is_the_same
     assert Sequences(str(tmp_path / "one")).modified != Sequences(str(tmp_path / "other")).modified
 
 
-def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate):
+def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate, capsys):
     for name in ALEXNET_FLIPS:
         write_sequences(tmp_path / name, [[0, 1, 2]] * 4)
     (tmp_path / "snow" / WNIDS[0] / "s3" / "2.png").unlink()
     opened = suite("imagenet-p", tmp_path, **PARTIAL)
     found = opened.measure(candidate, Effort())
     assert (found.result["sequences"], found.result["errors"]) == (39, 1)
+    print_results({"imagenet-p": {"tiny": found.result}})
+    assert capsys.readouterr().out.startswith("imagenet-p, 39 sequences, 1 left out that cannot be read whole: flip rate")
+
+
+def test_a_perturbation_without_one_whole_sequence_is_an_error(tmp_path, candidate):
+    for name in ALEXNET_FLIPS:
+        write_sequences(tmp_path / name, [[0, 1, 2]] * 2)
+    for number in range(2):
+        (tmp_path / "snow" / WNIDS[0] / f"s{number}" / "2.png").write_text("no image")
+    with pytest.raises(NstError, match="snow: none of its 2 sequences can be read whole; unpack snow again"):
+        suite("imagenet-p", tmp_path, **PARTIAL).measure(candidate, Effort())
