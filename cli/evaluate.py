@@ -119,6 +119,8 @@ def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
     for suite, by_model in found.items():
         for earlier, later in itertools.combinations(by_model, 2):
             first, second = by_model[earlier].by_image, by_model[later].by_image
+            if by_model[earlier].result.get("partial") != by_model[later].result.get("partial"):
+                raise UsageError(f"--compare: {earlier} and {later} know different classes of {suite}, so they saw different images")
             if not first:
                 raise UsageError(f"--compare: the folders of {suite} hold different images, which cannot be compared one by one")
             for metric in first:

@@ -5,7 +5,7 @@ from typing import Any
 
 from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
 
-from .tables import NAME_WIDTH, Cell, as_text, print_table, print_wrapped
+from .tables import NAME_WIDTH, Cell, as_text, named, print_table, print_wrapped
 
 _WORST = 5
 ByModel = Mapping[str, Mapping[str, Any]]
@@ -24,6 +24,15 @@ def print_results(results: Mapping[str, ByModel]) -> None:
             _print_flips(by_model)
         else:
             _print_accuracy(suite, by_model)
+        for text in dict.fromkeys(_partial(one["partial"]) for one in by_model.values() if one.get("partial")):
+            print_wrapped(text)
+
+
+def _partial(left_out: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in left_out.items():
+        parts.append(f"{name.replace('_', ' ')}: {named(value, 5) if isinstance(value, list) else value}")
+    return f"partial, not to be compared with published numbers; {'; '.join(parts)}"
 
 
 def print_comparisons(comparisons: list[dict[str, Any]]) -> None:

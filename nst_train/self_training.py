@@ -23,7 +23,7 @@ from nst_data.store import Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
 from nst_train.evaluation_settings import CORRUPTED
-from nst_train.imagenet_classes import columns_of
+from nst_train.imagenet_classes import columns_of, known_wnids
 from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
 from nst_train.models import check_names, published_size
@@ -176,7 +176,9 @@ def _check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[Eva
         if isinstance(data, Source):
             match_classes(data.class_names or [], class_names, data.location, subset=True)
         else:
-            columns_of(class_names, classes_of(settings.suite[0]), f"{labeled.location}, for {settings.suite[0]}")
+            wnids = classes_of(settings.suite[0])
+            known = known_wnids(class_names, wnids) if settings.partial else []
+            columns_of(class_names, known or wnids, f"{labeled.location}, for {settings.suite[0]}")
             open_suite(settings.suite[0], data, settings)
 
 

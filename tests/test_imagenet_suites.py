@@ -11,6 +11,7 @@ from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from nst_data.card_metadata import scores
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
 from nst_data.sources.sequences import Sequences
@@ -142,7 +143,7 @@ def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
     assert found.by_image["mce"].shape == (6,)
 
 
-def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate):
+def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate, capsys):
     for name in CORRUPTIONS[:3]:
         for severity in range(1, 6):
             write_classes(tmp_path / name / str(severity), WNIDS[:2])
@@ -153,6 +154,17 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
         suite("imagenet-c", tmp_path)
     found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort())
     assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
+    assert found.result["partial"]["missing"] == ["shot_noise", *CORRUPTIONS[3:]]
+    assert len(found.result["partial"]["missing_classes"]) == 998
+    assert scores({"imagenet-c": found.result}) == {}
+    print_results({"imagenet-c": {"tiny": found.result}})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "partial, not to be compared with published numbers; missing: shot_noise, defocus_blur, " in shown
+    shutil.rmtree(tmp_path / "impulse_noise" / "2")
+    (tmp_path / "impulse_noise" / "2").mkdir()  # as a broken unpacking leaves it
+    with pytest.raises(NstError, match="missing: shot_noise/4, impulse_noise/2"):
+        suite("imagenet-c", tmp_path)
+    assert list(suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort()).result["ce"]) == ["gaussian_noise"]
     with pytest.raises(
         NstError, match=r"expected the folders of 10 perturbations, missing: motion_blur, zoom_blur, snow, .* and 3 more\. "
     ):
@@ -161,10 +173,33 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
         suite("imagenet-c", tmp_path / "nowhere")
 
 
-def test_a_folder_of_no_class_is_named(tmp_path):
+def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
     write_classes(tmp_path / "r", [*classes_of("imagenet-r"), "zebra"])
     with pytest.raises(NstError, match="unknown class folder 'zebra'; expected imagenet-r's 200, named by WordNet ids such as n01443537"):
-        suite("imagenet-r", tmp_path / "r", **PARTIAL)
+        suite("imagenet-r", tmp_path / "r")
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
+    assert (found["images"], found["partial"]) == (200, {"unknown_folders": ["zebra"]})
+    write_classes(tmp_path / "none", ["zebra"])
+    with pytest.raises(NstError, match="unknown class folder 'zebra'"):
+        suite("imagenet-r", tmp_path / "none", **PARTIAL)
+
+
+def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_for(tmp_path, candidate):
+    wnids = classes_of("imagenet-r")
+    write_classes(tmp_path / "r", wnids, images=2)
+    torch.manual_seed(1)
+    known = [wnid for wnid in WNIDS if wnid != wnids[3]]
+    fewer = Classifier(timm.create_model("test_resnet", num_classes=999).eval(), candidate.classifier.preprocessing, known)
+    with pytest.raises(NstError, match=r"found 999 .* without 1 of the 200"):
+        suite("imagenet-r", tmp_path / "r").measure(Candidate("fewer", fewer, "fewer"), Effort())
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(Candidate("fewer", fewer, "fewer"), Effort()).result
+    assert (found["images"], found["partial"]) == (398, {"classes_the_model_lacks": [wnids[3]]})
+    assert set(found["classes"]) == set(wnids) - {wnids[3]}
+
+
+def test_a_whole_suite_is_not_marked_as_partial(tmp_path, candidate):
+    write_classes(tmp_path / "r", classes_of("imagenet-r"))
+    assert "partial" not in suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
 
 
 def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):

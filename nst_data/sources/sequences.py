@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,13 +23,14 @@ class Sequences(Source):
     """`location`/CLASS/SEQUENCE, each sequence a video or a folder of images, all of as many frames; rows are frames, in order.
 
     Labels are the classes. With `partly`, the frames of a sequence that has another number of them than the first are unreadable; else
-    that is an NstError when it is met.
+    that is an NstError when it is met. With `classes` other folders are left out.
     """
 
-    def __init__(self, location: str, partly: bool = False) -> None:
+    def __init__(self, location: str, partly: bool = False, classes: Container[str] | None = None) -> None:
         super().__init__(location)
         self._partly = partly
-        self._names = sorted(f"{kind}/{name}" for kind in _folders(location) for name in _sequences(os.path.join(location, kind)))
+        kinds = [kind for kind in _folders(location) if classes is None or kind in classes]
+        self._names = sorted(f"{kind}/{name}" for kind in kinds for name in _sequences(os.path.join(location, kind)))
         if not self._names:
             raise NstError(
                 f"{location}: expected class folders with sequences, each a video ({', '.join(VIDEO_SUFFIXES)}) or a folder of frames"
@@ -84,8 +85,20 @@ class Sequences(Source):
         return frames
 
     def _most_frequent_length(self) -> int:
-        """Frames of the first sequences: where one of them is broken, the others agree."""
-        lengths = [len(frames_of(os.path.join(self.location, name))) for name in self._names[:_LOOKED_AT]]
+        """Frames of the first sequences, with `partly` of those that can be read: where one of them is broken, the others agree."""
+        lengths: list[int] = []
+        problem: NstError | None = None
+        for name in self._names:
+            try:
+                lengths.append(len(frames_of(os.path.join(self.location, name))))
+            except NstError as error:
+                if not self._partly:
+                    raise
+                problem = problem or error
+            if len(lengths) == _LOOKED_AT:
+                break
+        if problem and not lengths:
+            raise problem
         frames = max(lengths, key=lambda length: (lengths.count(length), length))
         if frames < 2:
             raise NstError(f"{self.location}: expected sequences of two frames or more, found {frames} in {self._names[0]}")
