@@ -96,7 +96,8 @@ class Keeping:
                 return np.concatenate([work(rows) for rows in parts], axis=1)
         missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
         state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
-        own = missing[state.process_index :: state.num_processes]
+        first, last = (len(missing) * (state.process_index + one) // state.num_processes for one in (0, 1))
+        own = missing[first:last]  # next to each other: `work` may read on where it stopped
         if own:
             with under_way(sum(map(len, own))):
                 for rows in own:

@@ -205,10 +205,11 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
     files, asked = type(source).rows, []
 
     def rows(self, wanted):
-        asked.extend(wanted)
-        if len(asked) > 4:
-            raise StoppedError
-        return files(self, wanted)
+        for row in files(self, wanted):
+            asked.append(row.id)
+            if len(asked) > 4:
+                raise StoppedError
+            yield row
 
     with monkeypatch.context() as patched:
         patched.setattr(type(source), "rows", rows)
@@ -220,6 +221,20 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
         again = observe(candidate, trial, CONDITIONS, tmp_path / "stopped")
     assert asked[4:] == [4, 5, 6]
     assert again.tolist() == never.tolist()
+
+
+def test_chunks_that_follow_each_other_are_read_in_one_pass(source, tmp_path, monkeypatch):
+    candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
+    monkeypatch.setattr("nst_train.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
+    files, passes = type(source).rows, []
+    monkeypatch.setattr(type(source), "rows", lambda self, wanted: passes.append(wanted.start) or files(self, wanted))
+    whole = observe(candidate, trial, CONDITIONS, tmp_path)
+    assert passes == [0]
+    for first in (0, 4, 6):
+        next(tmp_path.rglob(f"{first:010d}-*.npy")).unlink()
+    assert observe(candidate, trial, CONDITIONS, tmp_path).tolist() == whole.tolist()
+    assert passes == [0, 0, 4]
 
 
 def test_another_model_seed_or_set_of_images_is_other_work(source, tmp_path):
