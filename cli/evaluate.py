@@ -54,19 +54,27 @@ def evaluate(
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
+    from nst_data.store import check_name
     from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
     from nst_train.suites import Effort, open_suite
     from nst_train.teachers import is_in_store
 
-    there, models = open_store(store), list(dict.fromkeys(models))
+    there = open_store(store)
+    models = list(dict.fromkeys(_settled(model, there) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected two models or more, found {models[0]} alone; name another")
+    if record is not None:
+        check_name(record)
     for model in models if record is not None else []:
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
+    if settings.of_published:
+        given = {"--class-names": class_names, "--image-column": image_column, "--stream": stream}
+        for option in (option for option, value in given.items() if value):
+            raise UsageError(f"{option}: {settings.suite[0]} is read from folders as published, to which it says nothing; leave it out")
     source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream)
-    reference = load_candidate(settings.relative_to, there) if settings.relative_to else None
+    reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())
     found: Found = {suite.name: {} for suite in suites}
@@ -87,6 +95,13 @@ def evaluate(
     print_comparisons(comparisons)
 
 
+def _settled(model: str, store: "Store") -> str:
+    """The version that a name of the store means now: its newest may be another one when it is loaded."""
+    from nst_train.teachers import is_in_store
+
+    return store.open(model, "teacher").ref if is_in_store(model, store) else model
+
+
 def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:
     from nst_train.evaluate import record
 
@@ -104,6 +119,8 @@ def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
     for suite, by_model in found.items():
         for earlier, later in itertools.combinations(by_model, 2):
             first, second = by_model[earlier].by_image, by_model[later].by_image
+            if by_model[earlier].result.get("partial") != by_model[later].result.get("partial"):
+                raise UsageError(f"--compare: {earlier} and {later} know different classes of {suite}, so they saw different images")
             if not first:
                 raise UsageError(f"--compare: the folders of {suite} hold different images, which cannot be compared one by one")
             for metric in first:

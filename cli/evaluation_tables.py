@@ -1,11 +1,11 @@
 """What `nst evaluate` prints: models side by side, suite by suite."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
 
-from .tables import as_text, print_table
+from .tables import NAME_WIDTH, Cell, as_text, named, print_table, print_wrapped
 
 _WORST = 5
 ByModel = Mapping[str, Mapping[str, Any]]
@@ -24,6 +24,15 @@ def print_results(results: Mapping[str, ByModel]) -> None:
             _print_flips(by_model)
         else:
             _print_accuracy(suite, by_model)
+        for text in dict.fromkeys(_partial(one["partial"]) for one in by_model.values() if one.get("partial")):
+            print_wrapped(text)
+
+
+def _partial(left_out: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in left_out.items():
+        parts.append(f"{name.replace('_', ' ')}: {named(value, 5) if isinstance(value, list) else value}")
+    return f"partial, not to be compared with published numbers; {'; '.join(parts)}"
 
 
 def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
@@ -46,12 +55,13 @@ def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
 def _print_accuracy(suite: str, by_model: ByModel) -> None:
     has_top5 = any("top5" in result for result in by_model.values())
     print(_title(suite, by_model))
-    print_table(
-        ["model", "top-1", *(["top-5"] if has_top5 else []), "NLL", "ECE", "images"],
+    _print_models(
+        ["top-1", *(["top-5"] if has_top5 else []), "NLL", "ECE", "images"],
         (
-            [model, one["top1"], *([one.get("top5")] if has_top5 else []), f"{one['nll']:.4f}", f"{one['ece']:.4f}", one["images"]]
-            for model, one in by_model.items()
+            [one["top1"], *([one.get("top5")] if has_top5 else []), f"{one['nll']:.4f}", f"{one['ece']:.4f}", one["images"]]
+            for one in by_model.values()
         ),
+        by_model,
     )
     if len(by_model) > 1:
         return
@@ -69,6 +79,8 @@ def _print_corruptions(suite: str, by_model: ByModel) -> None:
     first = next(iter(by_model.values()))
     relative = "ce" in first
     print(f"{_title(suite, by_model)}: " + (f"error relative to {as_text(first['relative_to'])}'s, in %" if relative else "error, in %"))
+    if "mce_missing" in first:
+        print_wrapped(f"no mCE: {as_text(first['mce_missing'])}")
     names = list(first["error"])
     columns = [
         [one["ce"][name] if relative else sum(one["error"][name]) / len(one["error"][name]) for name in names] for one in by_model.values()
@@ -78,36 +90,49 @@ def _print_corruptions(suite: str, by_model: ByModel) -> None:
     _print_wide(["corruption", *by_model], [*rows, ["mCE" if relative else "mean error", *(f"{100 * mean:.1f}" for mean in means)]])
     print("top-1 by severity")
     severities = ["1", "2", "3", "4", "5"]
-    by_severity = (
-        [model, *(1 - sum(one["error"][name][place] for name in names) / len(names) for place in range(5))]
-        for model, one in by_model.items()
-    )
-    print_table(["model", *severities], by_severity)
+    by_severity = ([1 - sum(one["error"][name][place] for name in names) / len(names) for place in range(5)] for one in by_model.values())
+    _print_models(severities, by_severity, by_model)
 
 
 def _print_attacks(suite: str, by_model: ByModel) -> None:
     print(f"{_title(suite, by_model)}: top-1 by epsilon")
     points = next(iter(by_model.values()))["by_epsilon"]
     header = [f"{255 * point['epsilon']:.3g}/255" if point["epsilon"] else "0" for point in points]
-    print_table(["model", *header], ([model, *(point["top1"] for point in one["by_epsilon"])] for model, one in by_model.items()))
+    _print_models(header, ([point["top1"] for point in one["by_epsilon"]] for one in by_model.values()), by_model)
 
 
 def _print_flips(by_model: ByModel) -> None:
-    print(f"imagenet-p, {next(iter(by_model.values()))['sequences']:,} sequences: flip rate relative to AlexNet's, in %")
-    names = next(iter(by_model.values()))["fr"]
+    first = next(iter(by_model.values()))
+    lost = f", {first['errors']:,} left out that cannot be read whole" if first["errors"] else ""
+    print(f"imagenet-p, {first['sequences']:,} sequences{lost}: flip rate relative to AlexNet's, in %")
+    names = first["fr"]
     rows = [[name.replace("_", " "), *(f"{100 * one['fr'][name]:.1f}" for one in by_model.values())] for name in names]
     means = [["mFR", *(f"{100 * one['mfr']:.1f}" for one in by_model.values())]]
     accuracy = [["top-1 of all frames", *(f"{100 * one['top1']:.1f}" for one in by_model.values())]]
     _print_wide(["perturbation", *by_model], [*rows, *means, *accuracy])
 
 
+def _print_models(header: list[str], rows: Iterable[Sequence[Cell]], models: Iterable[str]) -> None:
+    """A row for each model; models by their numbers where their names would be cut, and two of them might look the same."""
+    models = list(models)
+    names = _numbered(models) if max(map(len, map(as_text, models))) > NAME_WIDTH else models
+    print_table(["model", *header], ([name, *row] for name, row in zip(names, rows, strict=True)))
+
+
 def _print_wide(header: list[str], rows: list[list[str]]) -> None:
     """A column for each model; models by their numbers where their names would not fit."""
     if sum(map(len, header[1:])) > 50:
-        for number, model in enumerate(header[1:], start=1):
-            print(f"  ({number}) {as_text(model)}")
-        header = [header[0], *(f"({number})" for number in range(1, len(header)))]
+        header = [header[0], *_numbered(header[1:])]
     print_table([header[0], *map(as_text, header[1:])], rows)
+
+
+def _numbered(models: Iterable[str]) -> list[str]:
+    """Print which model has which number, and return the numbers."""
+    numbers = []
+    for number, model in enumerate(models, start=1):
+        print(f"  ({number}) {as_text(model)}")
+        numbers.append(f"({number})")
+    return numbers
 
 
 def _title(suite: str, by_model: ByModel) -> str:

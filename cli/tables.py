@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 WIDTH = 80
-_NAME_WIDTH = 24
+NAME_WIDTH = 24
 
 Cell = str | int | float | None
 
@@ -20,7 +20,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: in
 
     lines = [header, *([_written(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
-    widths[:names] = [min(width, _NAME_WIDTH) for width in widths[:names]]
+    widths[:names] = [min(width, NAME_WIDTH) for width in widths[:names]]
     for line in lines:
         left = [set_cell_size(cell, width) for cell, width in zip(line[:names], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(line[names:], widths[names:], strict=True)]

@@ -137,7 +137,7 @@ def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     `mfr`; the size of an attack, `epsilon`; `images`, what errors are `relative_to`, and where from."""
     found = {}
     for name, result in metrics.items():
-        if not isinstance(result, dict):
+        if not isinstance(result, dict) or result.get("partial"):  # not comparable with what others report under its name
             continue
         measured = {key: result[key] for key in ("top1", "top5", "ece") if _is_fraction(result.get(key))}
         measured |= {key: result[key] for key in ("mce", "mfr") if _is_number(result.get(key))}

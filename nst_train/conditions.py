@@ -6,7 +6,7 @@ sets were made. Classifiers of different input sizes see different pictures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
@@ -21,6 +21,8 @@ from nst_train.attacks import fgsm, pgd, random_start
 @dataclass(frozen=True)
 class Condition:
     """The images as they are."""
+
+    attacks: ClassVar[bool] = False  # whether it takes gradients of the network
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class Corrupted(Condition):
 class FastGradientSign(Condition):
     """One signed step of epsilon (section 4.3 of the paper)."""
 
+    attacks: ClassVar[bool] = True
     epsilon: float
 
     def attacked(
@@ -68,6 +71,7 @@ class FastGradientSign(Condition):
 class ProjectedGradient(Condition):
     """Several signed steps within epsilon; from a random place there, drawn by seed and row, where a seed is given."""
 
+    attacks: ClassVar[bool] = True
     epsilon: float
     steps: int
     step_size: float

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
@@ -60,6 +61,13 @@ def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
     if this_process().num_processes == 1:
         return None
     return lambda values: over_processes(torch.tensor(values), "max").tolist()
+
+
+def agreed_text(text: str) -> str:
+    """The text of the first process, on all. All must ask together."""
+    this_process()
+    texts: list[str] = broadcast_object_list([text])
+    return texts[0]
 
 
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it

@@ -112,5 +112,5 @@ class EvaluateSettings(Settings):
 
 
 def recorded_name(name: str, suite: str) -> str:
-    """Under which name a suite stands in a teacher's metrics.json, where the user says `name`: test, test-corruptions, imagenet-a."""
-    return name if suite == CLEAN or suite in PUBLISHED else f"{name}-{suite}"
+    """Under which name a suite stands in a teacher's metrics.json, where the user says `name`: test, test-corruptions, test-imagenet-c."""
+    return name if suite in (CLEAN, name) else f"{name}-{suite}"

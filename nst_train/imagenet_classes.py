@@ -33,18 +33,25 @@ def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> N
     Its class names are WordNet ids, or ImageNet's own names in the order of its labels, as transformers models have them. Raises
     NstError for a classifier of other classes.
     """
-    where = {name: index for index, name in enumerate(class_names)}
-    missing = [wnid for wnid in wnids if wnid not in where]
-    if missing and _are_imagenets_names(class_names):
-        where = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
-        missing = []
-    if missing:
+    where = _places(class_names)
+    if missing := [wnid for wnid in wnids if wnid not in where]:
         shown, lacking = (", ".join(names[:3]) + (", ..." if names[3:] else "") for names in (class_names, missing))
         raise NstError(
             f"{what}: expected a classifier of ImageNet's classes, by WordNet ids or ImageNet's names, "
             f"found {len(class_names)} ({shown}) without {len(missing)} of the {len(wnids)} ({lacking})"
         )
     return np.array([where[wnid] for wnid in wnids], dtype=np.int64)
+
+
+def known_wnids(class_names: Sequence[str], wnids: Sequence[str]) -> list[str]:
+    """Those that a classifier knows, as `columns_of` finds them."""
+    where = _places(class_names)
+    return [wnid for wnid in wnids if wnid in where]
+
+
+def _places(class_names: Sequence[str]) -> dict[str, int]:
+    names = imagenet_wnids() if _are_imagenets_names(class_names) else class_names
+    return {name: index for index, name in enumerate(names)}
 
 
 def _are_imagenets_names(class_names: Sequence[str]) -> bool:

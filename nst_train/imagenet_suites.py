@@ -5,7 +5,7 @@ ImageNet-C and its mean corruption error (mCE), ImageNet-P and its mean flip rat
 AlexNet's numbers stand in mappings by name: out of order they would be silently wrong.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from nst_data.corruptions import SEVERITIES
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
+from nst_data.sources.folder import ImageFolder
 from nst_data.sources.sequences import Sequences
 from nst_train.evaluation_settings import IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R
-from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
+from nst_train.imagenet_classes import columns_of, imagenet_wnids, known_wnids, subset_wnids
 from nst_train.teachers import Classifier
 from nst_train.trials import Trial
 
@@ -87,24 +88,60 @@ def classes_of(suite: str) -> list[str]:
 def open_classes(suite: str, folder: Path, partly: bool) -> Source:
     """Class folders of a suite, or the sequences in them.
 
-    Raises NstError for an unknown class folder and, unless `partly`, for a class that is missing.
+    Raises NstError for an unknown class folder and for a class that is missing; with `partly` for a folder without any known one.
     """
     wnids = classes_of(suite)
-    source = Sequences(str(folder), partly) if suite == IMAGENET_P else open_source(str(folder), labeled=True)
-    found = source.class_names or []
-    if unknown := sorted(set(found) - set(wnids)):
+    unknown = unknown_folders(suite, folder)
+    if unknown and (not partly or not any((folder / wnid).is_dir() for wnid in wnids)):
         raise NstError(
             f"{folder}: unknown class folder {unknown[0]!r}; expected {suite}'s {len(wnids)}, named by WordNet ids such as {wnids[0]}"
+            + ("" if partly else _WAY_OUT)
         )
+    source = _of_classes(suite, str(folder.absolute()), set(wnids)) if partly else _whole(suite, folder)
+    found = source.class_names or []
     if not partly and (missing := [wnid for wnid in wnids if wnid not in set(found)]):
         raise NstError(f"{folder}: expected the {len(wnids)} classes of {suite}, found {len(found)}; missing: {_shown(missing)}{_WAY_OUT}")
     return source
 
 
-def trial_of(suite: str, name: str, source: Source, classifier: Classifier) -> Trial:
-    """What a classifier is shown of a suite. All the suite's classes compete, and no others. Raises NstError for other classes."""
+def unknown_folders(suite: str, folder: Path) -> list[str]:
+    """The folders beside those of a suite's classes."""
+    wnids = set(classes_of(suite))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in wnids and path.name[0] != ".")
+
+
+def _whole(suite: str, folder: Path) -> Source:
+    return Sequences(str(folder)) if suite == IMAGENET_P else open_source(str(folder), labeled=True)
+
+
+def _of_classes(suite: str, folder: str, wnids: set[str]) -> Source:
+    """Some class folders. Raises NstError where they hold nothing."""
+    source = Sequences(folder, True, wnids) if suite == IMAGENET_P else ImageFolder(folder, True, wnids)
+    if not len(source):
+        raise NstError(f"{folder}: expected images in class folders named by WordNet ids such as {min(wnids)}, found none")
+    return source
+
+
+def known_to(classifier: Classifier, suite: str, source: Source) -> tuple[Source, list[str]]:
+    """The images of a suite whose classes a classifier knows, and the suite's classes that it lacks.
+
+    Raises NstError where it knows none.
+    """
+    wnids, there = classes_of(suite), set(source.class_names or [])
+    known = set(known_wnids(classifier.class_names, wnids))
+    if not known & there:
+        columns_of(classifier.class_names, wnids, suite)
+    lacking = [wnid for wnid in wnids if wnid not in known]
+    return (source if there <= known else _of_classes(suite, source.location, known & there)), lacking
+
+
+def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lacking: Container[str] = ()) -> Trial:
+    """What a classifier is shown of a suite. All the suite's classes compete, but for those that it is `lacking`, and no others.
+
+    Raises NstError for other classes.
+    """
     assert source.labels is not None
-    wnids = classes_of(suite)
+    wnids = [wnid for wnid in classes_of(suite) if wnid not in lacking]
     columns = columns_of(classifier.class_names, wnids, suite)
     where = {wnid: place for place, wnid in enumerate(wnids)}
     labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[source.labels]
@@ -128,7 +165,7 @@ def corrupted_places(folder: Path, partly: bool) -> list[Place]:
     Raises NstError that names what is missing; with `partly` a corruption counts where all its severities are there.
     """
     wanted = {name: [(severity, _below(folder, name) / str(severity)) for severity in SEVERITIES] for name in ALEXNET_ERROR}
-    missing = {name: [f"{name}/{severity}" for severity, path in places if not path.is_dir()] for name, places in wanted.items()}
+    missing = {name: [f"{name}/{severity}" for severity, path in places if not _is_filled(path)] for name, places in wanted.items()}
     names = _there(folder, missing, partly, "15 corruptions with severities 1 to 5")
     return [Place(name, severity, path) for name in names for severity, path in wanted[name]]
 
@@ -136,8 +173,13 @@ def corrupted_places(folder: Path, partly: bool) -> list[Place]:
 def perturbed_places(folder: Path, partly: bool) -> list[Place]:
     """The folders PERTURBATION of ImageNet-P, in the paper's order. Raises NstError that names what is missing."""
     wanted = {name: _below(folder, name) for name in ALEXNET_FLIPS}
-    missing = {name: [] if path.is_dir() else [name] for name, path in wanted.items()}
+    missing = {name: [] if _is_filled(path) else [name] for name, path in wanted.items()}
     return [Place(name, None, wanted[name]) for name in _there(folder, missing, partly, "10 perturbations")]
+
+
+def _is_filled(folder: Path) -> bool:
+    """Whether something lies in folders there."""
+    return next(folder.glob("*/*"), None) is not None
 
 
 def _there(folder: Path, missing: Mapping[str, Sequence[str]], partly: bool, expected: str) -> list[str]:

@@ -30,6 +30,7 @@ from nst_train.teachers import Teacher
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
+_BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
 
 
@@ -105,13 +106,18 @@ def batches_of(source: Source, batch_size: int, which: range | None = None) -> I
         yield PlainBatch(batch)
 
 
-def choose_computation(teacher: Teacher, batch_size: int | None, precision: str, compile_network: bool) -> Computation:
-    """Settle what was left open: the batch size (0: the largest that fits, by trial) and the precision of this device."""
+def choose_computation(
+    teacher: Teacher, batch_size: int | None, precision: str, compile_network: bool, backward: bool = False
+) -> Computation:
+    """Settle what was left open: the batch size (0: the largest that fits, by trial) and the precision of this device.
+
+    `backward` says that gradients are taken too, for which a GPU gets smaller batches.
+    """
     device = this_device()
     precision = settled_precision(precision, device)
     pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
     if batch_size is None:
-        at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS
+        at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS // (_BACKWARD_MEMORY if backward else 1)
         batch_size = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, at_once / pixels)))))
     computation = Computation(batch_size, precision, device.type, compile=compile_network)
     return computation if batch_size else _largest_batch(teacher, computation)

@@ -168,6 +168,12 @@ def _has_fixed_size(name: str) -> bool:
     return bool(config and config.fixed_input_size)
 
 
+def published_size(name: str) -> int | None:
+    """The side in pixels of the images that a timm name takes; None for other networks, which tell when they are loaded."""
+    config = None if "/" in name or name.startswith(FOLDER) else timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    return config.input_size[-1] if config else None
+
+
 def check_name(name: str, others: Sequence[str] = ()) -> None:
     """Raises UsageError for a name that means nothing, with near ones among timm's and `others`."""
     if name.startswith(FOLDER):

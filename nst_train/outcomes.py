@@ -2,6 +2,7 @@
 
 Work is cut into chunks of whole batches; each is written once it is done, whole or not at all. Processes share the chunks out between
 them, and what is there already is not made again: killed and run again, on as many processes as may be, the numbers are the same.
+Chunks with images that could not be read are made again by the next run: those may have been put in order.
 """
 
 import json
@@ -93,9 +94,10 @@ class Keeping:
         if self._folder is None:
             with under_way(images):
                 return np.concatenate([work(rows) for rows in parts], axis=1)
-        missing = [rows for rows in parts if not self._path(rows).exists()]
+        missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
         state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
-        own = missing[state.process_index :: state.num_processes]
+        first, last = (len(missing) * (state.process_index + one) // state.num_processes for one in (0, 1))
+        own = missing[first:last]  # next to each other: `work` may read on where it stopped
         if own:
             with under_way(sum(map(len, own))):
                 for rows in own:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store import check_name
-from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
 
 
@@ -85,7 +85,9 @@ class EvaluationSettings(EvaluateSettings):
     """What is measured of every generation of a recipe, beside its accuracy on the test images."""
 
     data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
-    name: str | None = Field(None, description="Its name in metrics.json: test by default, of a published suite the suite's.")
+    name: Annotated[str, AfterValidator(check_name)] | None = Field(
+        None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
+    )
 
     @field_validator("data", mode="before")
     @classmethod
@@ -96,9 +98,17 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column):
+            raise ValueError(
+                f"`class_names` and `image_column` say nothing to {self.suite[0]}, which is read from folders as published; leave them out"
+            )
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self
+
+    def recorded(self, suite: str) -> str:
+        """The name of one of its suites in metrics.json: with `name` or test before it, a published suite's alone by default."""
+        return recorded_name(self.name or (suite if self.of_published else "test"), suite)
 
 
 class Recipe(Settings):
@@ -143,6 +153,17 @@ class Recipe(Settings):
             raise ValueError("`evaluate` takes the test images where it names no `data`; add a line `test: {source: ...}` or name some")
         return self
 
+    @model_validator(mode="after")
+    def _results_have_names_of_their_own(self) -> Self:
+        """One would be written over the other."""
+        names = ["test"] if self.test else []
+        for one in self.evaluate:
+            for name in map(one.recorded, one.suite):
+                if name in names:
+                    raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")
+                names.append(name)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _spread_seed(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
@@ -156,4 +177,8 @@ class Recipe(Settings):
                 parts[name] = {"seed": seed, **parts[name]}
         if isinstance(parts["generations"], list):
             parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        evaluate = content.get("evaluate", [])
+        if evaluate and isinstance(evaluate, dict | list):
+            several = evaluate if isinstance(evaluate, list) else [evaluate]
+            parts["evaluate"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in several]
         return content | parts

@@ -12,8 +12,9 @@ Where it departs from the paper:
 from dataclasses import dataclass
 from pathlib import Path
 
+from nst_data.corruptions import LEAST_SIDE_PX
 from nst_data.editions import balance, check_classes
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.push import PushSettings, is_pushed, push
 from nst_data.settings import BalanceSettings
@@ -21,16 +22,17 @@ from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store import Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
-from nst_train.evaluation_settings import recorded_name
-from nst_train.imagenet_classes import columns_of
+from nst_train.evaluation_settings import CORRUPTED
+from nst_train.imagenet_classes import columns_of, known_wnids
 from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
-from nst_train.models import check_names
+from nst_train.models import check_names, published_size
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.suites import open_suite
 from nst_train.trackers import check_trackers
 from nst_train.train import train
+from nst_train.trials import Trial
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     validation = _open(recipe.validation, labeled=True) if recipe.validation else None
     evaluations = [(one, _data_of(one, test)) for one in recipe.evaluate]
     _check(recipe, labeled, validation, test)
-    _check_evaluations(evaluations, labeled)
+    _check_evaluations(recipe, store, evaluations, labeled)
     held_out = [source for source in (labeled, validation, test) if source]
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
@@ -103,19 +105,18 @@ class _Trainings:
             first = first.model_copy(update={"start": teacher.ref})
         if settings.finetune is None:
             return self._train(name, first, number, edition)
-        before = self._train(f"{name}-before-finetuning", first, number, edition)
+        before = self._train(f"{name}-before-finetuning", first, number, edition, whole=False)
         return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
 
-    def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None) -> Version:
+    def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None, whole: bool = True) -> Version:
         pool, run = self.pool if edition else None, self.recipe.run
         trained = train(self.store, name, training, self.labeled, edition, pool, number, run, self.progress, self.validation)
         if self.test is not None:
             measure(self.store, trained, self.test, "test", run, self.progress)
-        for settings, data in self.evaluations:
+        for settings, data in self.evaluations if whole else []:
             reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
             for suite in settings.suite:
-                recorded = recorded_name(settings.name or "test", suite)
-                measure(self.store, trained, open_suite(suite, data, settings, reference), recorded, run, self.progress)
+                measure(self.store, trained, open_suite(suite, data, settings, reference), settings.recorded(suite), run, self.progress)
         return self.publish(trained)
 
 
@@ -170,14 +171,32 @@ def _data_of(settings: EvaluationSettings, test: Source | None) -> Path | Source
     return Path(settings.data.source) if settings.of_published else _open(settings.data, labeled=True)
 
 
-def _check_evaluations(evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
+def _check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
     class_names = labeled.class_names or []
     for settings, data in evaluations:
+        if CORRUPTED in settings.suite:
+            _check_sizes(recipe)
+        reference = settings.relative_to
+        if reference and reference != f"{recipe.name}-teacher@gen-0" and isinstance(data, Source):
+            Trial.of(reference, data, load_candidate(reference, store).classifier)
         if isinstance(data, Source):
             match_classes(data.class_names or [], class_names, data.location, subset=True)
         else:
-            columns_of(class_names, classes_of(settings.suite[0]), f"{labeled.location}, for {settings.suite[0]}")
+            wnids = classes_of(settings.suite[0])
+            known = known_wnids(class_names, wnids) if settings.partial else []
+            columns_of(class_names, known or wnids, f"{labeled.location}, for {settings.suite[0]}")
             open_suite(settings.suite[0], data, settings)
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    for number, settings in enumerate(recipe.generations):
+        last = settings.finetune or settings
+        size = last.image_size or published_size(last.model)
+        if size is not None and size < LEAST_SIDE_PX:
+            raise UsageError(
+                f"generation {number}: corruptions take images of {LEAST_SIDE_PX} px or more, found {size}; give it a larger `image_size`, "
+                "or leave them out of `evaluate`"
+            )
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:

@@ -16,6 +16,7 @@ from nst_data.errors import NstError
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
+from nst_data.sources.sequences import Sequences
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (
@@ -29,21 +30,26 @@ from nst_train.evaluation_settings import (
     STEPS_LENGTH,
     EvaluateSettings,
 )
+from nst_train.imagenet_classes import known_wnids
 from nst_train.imagenet_suites import (
     ALEXNET_ERROR,
     ALEXNET_FLIPS,
     NOISE,
     Place,
+    classes_of,
     corrupted_places,
     corruption_errors,
     flips,
+    known_to,
     mean_of,
     open_classes,
     perturbed_places,
     trial_of,
+    unknown_folders,
 )
 from nst_train.outcomes import Outcomes, is_read, is_right
 from nst_train.settings import ReadSettings
+from nst_train.teachers import Classifier
 from nst_train.trials import Candidate, Trial, observe
 
 
@@ -74,6 +80,44 @@ class Measured:
     by_image: dict[str, NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a published suite is measured without, with --partial: corruptions or perturbations, class folders; folders of no class."""
+
+    partly: bool = False
+    missing: tuple[str, ...] = ()
+    missing_classes: tuple[str, ...] = ()
+    unknown_folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, suite: str, sources: "list[tuple[Place, Source]]", missing: list[str]) -> "Part":
+        """Of what was opened; a class is missing where one of the folders lacks it."""
+        classes = [wnid for wnid in classes_of(suite) if any(wnid not in (source.class_names or []) for _, source in sources)]
+        unknown = sorted({name for place, _ in sources for name in unknown_folders(suite, place.folder)})
+        return cls(True, tuple(missing), tuple(classes), tuple(unknown))
+
+    def trial(self, suite: str, name: str, source: Source, classifier: Classifier) -> Trial:
+        """As `trial_of`; with --partial of the classes alone that the classifier knows."""
+        if not self.partly:
+            return trial_of(suite, name, source, classifier)
+        shown, lacking = known_to(classifier, suite, source)
+        return trial_of(suite, name, shown, classifier, set(lacking))
+
+    def marks(self, suite: str, classifier: Classifier, lost_sequences: int = 0) -> dict[str, Any]:
+        """`partial` with what was left out, as JSON values; nothing where all of the suite was measured."""
+        wnids = classes_of(suite)
+        known = set(known_wnids(classifier.class_names, wnids)) if self.partly else set(wnids)
+        found = {
+            "missing": list(self.missing),
+            "missing_classes": list(self.missing_classes),
+            "unknown_folders": list(self.unknown_folders),
+            "classes_the_model_lacks": [wnid for wnid in wnids if wnid not in known],
+            "lost_sequences": lost_sequences,
+        }
+        found = {name: value for name, value in found.items() if value}
+        return {"partial": found} if found else {}
+
+
 class Suite(Protocol):
     """Opened on data. `identity` is all that decides its numbers beside the classifier."""
 
@@ -99,6 +143,7 @@ class Accuracy:
 
     name: str
     source: Source
+    part: "Part | None" = None
 
     @property
     def location(self) -> str:
@@ -107,16 +152,16 @@ class Accuracy:
 
     @property
     def identity(self) -> str:
-        """The source's fingerprint."""
-        return self.source.fingerprint
+        """The source's fingerprint; of ImageNet-A or -R with the name, as other classes compete on the same images."""
+        return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""
-        clean = self.name == CLEAN
+        part = self.part or Part()
         trial = (
             Trial.of("evaluate", self.source, candidate.classifier)
-            if clean
-            else trial_of(self.name, self.name, self.source, candidate.classifier)
+            if self.name == CLEAN
+            else part.trial(self.name, self.name, self.source, candidate.classifier)
         )
         outcomes = effort.observe(candidate, trial)[0]
         result = {
@@ -124,6 +169,7 @@ class Accuracy:
             "reliability": metrics.reliability(outcomes),
             "classes": metrics.by_class(outcomes, trial.class_names),
             "confusions": metrics.confusions(outcomes, trial.class_names),
+            **part.marks(self.name, candidate.classifier),
         }
         return Measured(result, {"top1": right_by_image(outcomes)})
 
@@ -151,15 +197,17 @@ class Corruptions:
         return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """As `of_corruptions`."""
+        """As `of_corruptions`; where the reference is never wrong under some corruption, `mce_missing` says so in place of `mce`."""
         reference = None
         if self.reference:
             errors = self._right(self.reference, effort)
             reference = {name: 1 - float(np.nanmean(values)) for name, values in errors.items()}
             if flawless := [name for name, error in reference.items() if error == 0]:
-                raise NstError(
-                    f"{self.reference.ref}: makes no error under {flawless[0]}, so that none can be relative to it; leave it out"
+                found = of_corruptions(self._right(candidate, effort), None, None)
+                found.result["mce_missing"] = (
+                    f"{self.reference.ref} makes no error under {', '.join(flawless)} to which one could be relative"
                 )
+                return found
         return of_corruptions(self._right(candidate, effort), reference, self.reference.ref if self.reference else None)
 
     def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:
@@ -215,6 +263,7 @@ class PublishedCorruptions:
     location: str
     sources: list[tuple[Place, Source]]
     name: str = IMAGENET_C
+    part: "Part | None" = None
 
     @property
     def identity(self) -> str:
@@ -224,10 +273,14 @@ class PublishedCorruptions:
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """As `of_corruptions`, relative to AlexNet."""
         right: dict[str, list[NDArray[np.float64]]] = {}
+        part, shown = self.part or Part(), []
         for place, source in self.sources:
-            trial = trial_of(self.name, f"{place.name} {place.severity}", source, candidate.classifier)
+            trial = part.trial(self.name, f"{place.name} {place.severity}", source, candidate.classifier)
+            shown.append(trial.source)
             right.setdefault(place.name, []).append(right_by_image(effort.observe(candidate, trial)[0]))
-        return of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images([source for _, source in self.sources]))
+        found = of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images(shown))
+        found.result.update(part.marks(self.name, candidate.classifier))
+        return found
 
 
 @dataclass(frozen=True)
@@ -237,6 +290,7 @@ class PublishedPerturbations:
     location: str
     sources: list[tuple[Place, Source]]
     name: str = IMAGENET_P
+    part: "Part | None" = None
 
     @property
     def identity(self) -> str:
@@ -246,13 +300,20 @@ class PublishedPerturbations:
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """`mfr` and `fr` of each perturbation relative to AlexNet's, `flips`: their flip probabilities; `top1` over all frames."""
         by_sequence: dict[str, NDArray[np.float64]] = {}
-        accuracies, frames = [], {}
+        accuracies, frames, names = [], {}, []
+        part = self.part or Part()
         for place, source in self.sources:
-            outcomes = effort.observe(candidate, trial_of(self.name, place.name, source, candidate.classifier))[0]
+            trial = part.trial(self.name, place.name, source, candidate.classifier)
+            assert isinstance(trial.source, Sequences)
+            names.append(trial.source.names)
+            outcomes = effort.observe(candidate, trial)[0]
             accuracies.append(np.nanmean(right_by_image(outcomes)))
-            outcomes = outcomes.reshape(-1, source.frames)  # type: ignore[attr-defined]
+            outcomes = outcomes.reshape(-1, trial.source.frames)
             shares = flips(outcomes["predicted"], place.name in NOISE)
-            by_sequence[place.name] = np.where(is_read(outcomes).all(axis=1), shares, np.nan)
+            whole = is_read(outcomes).all(axis=1)
+            if not whole.any():
+                raise NstError(f"{place.folder}: none of its {len(shares):,} sequences can be read whole; unpack {place.name} again")
+            by_sequence[place.name] = np.where(whole, shares, np.nan)
             frames[place.name] = outcomes.shape[1]
         found = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
         rates = {name: share / ALEXNET_FLIPS[name] for name, share in found.items()}
@@ -266,8 +327,8 @@ class PublishedPerturbations:
             "sequences": sum(map(len, by_sequence.values())) - lost,
             "images": sum((len(shares) - int(np.isnan(shares).sum())) * frames[name] for name, shares in by_sequence.items()),
             "errors": lost,
+            **part.marks(self.name, candidate.classifier, lost),
         }
-        names = [source.names for _, source in self.sources]  # type: ignore[attr-defined]
         paired = all(one == names[0] for one in names)
         weighted = [shares / ALEXNET_FLIPS[name] for name, shares in by_sequence.items()]
         return Measured(result, {"mfr": np.mean(weighted, axis=0)} if paired else {})
@@ -315,10 +376,14 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, refer
         raise NstError(f"{data}: no such folder; expected {name} as published")
     partly = settings.partial
     if name in (IMAGENET_A, IMAGENET_R):
-        return Accuracy(name, open_classes(name, data, partly))
+        source = open_classes(name, data, partly)
+        return Accuracy(name, source, Part.of(name, [(Place(name, None, data), source)], []) if partly else None)
     places = corrupted_places(data, partly) if name == IMAGENET_C else perturbed_places(data, partly)
     sources = [(place, open_classes(name, place.folder, partly)) for place in places]
-    return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(str(data.absolute()), sources)
+    there = {place.name for place in places}
+    missing = [one for one in (ALEXNET_ERROR if name == IMAGENET_C else ALEXNET_FLIPS) if one not in there]
+    part = Part.of(name, sources, missing) if partly else None
+    return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(str(data.absolute()), sources, part=part)
 
 
 def _identity(sources: list[tuple[Place, Source]]) -> str:

@@ -146,18 +146,17 @@ def load_classifier(name: str, store: Store, exact: bool = False, stochastic_dep
         classifier = _load_folder(name, version.folder, exact, version.manifest.class_names, stochastic_depth)
         return classifier, teacher_input(name, store)
     check_name(name, [version.ref for version in store.versions() if version.is_readable and version.manifest.kind == "teacher"])
-    revision = None
-    if name.startswith(FOLDER):
-        classifier = _load_folder(name, Path(name.removeprefix(FOLDER)), exact, None, stochastic_depth)
-    elif "/" in name:
-        folder, revision = download(name)
+    revision, architecture = None, name.partition(".")[0]
+    if name.startswith(FOLDER) or "/" in name:
+        folder, revision = (Path(name.removeprefix(FOLDER)), None) if name.startswith(FOLDER) else download(name)
         classifier = _load_folder(name, folder, exact, None, stochastic_depth)
+        architecture = (folder / CONFIG).read_text("utf-8")  # its arguments too, such as an activation, which no weight shows
     else:
         network, revision = _published(name, stochastic_depth)
         classifier = _of_timm(network, exact)
     weights = _weights_sha256(classifier.network)
     shown = {key: value for key, value in vars(classifier.preprocessing).items() if key in _SHAPING}
-    identity = json_digest([weights, sorted((key, str(value)) for key, value in shown.items()), classifier.class_names])
+    identity = json_digest([weights, sorted((key, str(value)) for key, value in shown.items()), classifier.class_names, architecture])
     return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision)
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from nst_data.errors import NstError
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress, Task
-from nst_data.sources import Source, match_classes
+from nst_data.sources import Row, Source, match_classes
 from nst_train.attacks import PixelClassifier, normalization_of
 from nst_train.conditions import Condition
-from nst_train.device import cpus_of_this_process, set_threads, this_device
-from nst_train.inference import PlainBatch, batches_of, choose_computation, in_threads, load_images, placed, predict
+from nst_train.device import agreed_text, cpus_of_this_process, set_threads, this_device
+from nst_train.inference import PlainBatch, choose_computation, in_threads, load_images, placed, predict
 from nst_train.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
 from nst_train.preprocessing import Preprocessing, TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.teachers import Classifier, Teacher
 
 _FORWARD_PASSES = 8_192  # of a chunk of work, the piece that a kill loses
-_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy")
+_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy", "opencv-python-headless", "xxhash", "av")
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,22 @@ def observe(
         **trial.identity,
         "conditions": [condition.identity for condition in conditions],
         "computation": asdict(computation),
-        "packages": {package: importlib.metadata.version(package) for package in _PACKAGES},
+        "packages": {package: _version_of(package) for package in _PACKAGES},
     }
+    if kept is not None:
+        identity["modified"] = agreed_text(trial.source.modified)
     passes = computation.batch_size * max(1, len(conditions))
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
     keeping = Keeping(kept, identity)
     return keeping.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.under_way)
+
+
+def _version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class _Observation:
@@ -107,8 +119,11 @@ class _Observation:
     ) -> None:
         self._trial, self._conditions, self._threads, self._progress = trial, conditions, run.decode_threads, progress
         self._teacher = Teacher.of(classifier)
-        self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False)
+        attacks = any(condition.attacks for condition in conditions)
+        self.computation = choose_computation(self._teacher, None, "fp32", compile_network=False, backward=attacks)
         self._task: Task | None = None
+        self._rows: Iterator[Row] = iter(())
+        self._at = -1  # the row that comes next there
         if conditions:
             smallest = 2 ** (len(trial.source) - 1).bit_length()  # of a few images whole batches would be mostly padding
             self.computation = replace(self.computation, batch_size=min(self.computation.batch_size, smallest))
@@ -120,6 +135,7 @@ class _Observation:
         """While so many rows are worked at."""
         with self._progress.task(self._trial.name, rows * max(1, len(self._conditions)), "images") as self._task:
             yield
+        self._rows, self._at = iter(()), -1
 
     def __call__(self, rows: range) -> Outcomes:
         """Outcomes of these rows under each condition, shape (conditions, rows)."""
@@ -131,9 +147,17 @@ class _Observation:
             self._task.advance(len(outcomes))
         return found
 
+    def _batches(self, rows: range) -> Iterator[PlainBatch]:
+        """One pass over the source serves ranges that follow each other: a row group of parquet is decoded once for all in it."""
+        if rows.start != self._at:
+            self._rows = self._trial.source.rows(range(rows.start, len(self._trial.source)))
+        self._at = rows.stop
+        wanted = islice(self._rows, len(rows))
+        while batch := list(islice(wanted, self.computation.batch_size)):
+            yield PlainBatch(batch)
+
     def _as_they_are(self, rows: range) -> Iterator[tuple[int, int, Outcomes]]:
-        batches = batches_of(self._trial.source, self.computation.batch_size, rows)
-        for batch, prediction in predict(self._teacher, self.computation, batches, hashes=False, threads=self._threads):
+        for batch, prediction in predict(self._teacher, self.computation, self._batches(rows), hashes=False, threads=self._threads):
             readable = prediction.images.readable
             log_probs = competing(prediction.log_probs, self._trial.columns)
             yield batch.rows[0].id, 0, outcomes_of(log_probs, self._labels(batch, readable), readable, len(batch.rows))
@@ -145,8 +169,7 @@ class _Observation:
         """
         set_threads(self.computation.threads)
         threads = self._threads or cpus_of_this_process()
-        batches = batches_of(self._trial.source, self.computation.batch_size, rows)
-        loaded = in_threads(self._load, batches, max(1, threads // 8))  # decoding is little beside what follows
+        loaded = in_threads(self._load, self._batches(rows), max(1, threads // 8))  # decoding is little beside what follows
         views = (_View(images, condition) for _, images in loaded for condition in range(len(self._conditions)))
         if self.computation.device == "cpu":
             yield from (found for _, found in in_threads(lambda view: self._classified(view, self._shown(view)), views, threads))
@@ -176,9 +199,15 @@ class _Observation:
             rows = loaded.rows + [0] * (len(shown) - len(loaded.rows))  # whole batches, as ever
             padded = F.pad(labels, (0, len(shown) - len(labels))).to(self._network.mean.device)
             images = torch.from_numpy(shown).to(self._network.mean.device).float().div_(255).permute(0, 3, 1, 2)  # channels last
-            images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
-            with torch.inference_mode():
-                log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+            try:
+                images = self._conditions[view.condition].attacked(self._network, images, padded, rows)
+                with torch.inference_mode():
+                    log_probs = self._network(images).float().log_softmax(dim=1).cpu()[loaded.readable]
+            except torch.OutOfMemoryError:
+                raise NstError(
+                    f"{self._trial.name}: {len(images)} images at once do not fit into the memory of the {self.computation.device}; free "
+                    "what other programs use of it, or compute on the CPU with CUDA_VISIBLE_DEVICES= before the command"
+                ) from None
         return loaded.rows[0], view.condition, outcomes_of(log_probs, labels[loaded.readable], loaded.readable, len(loaded.rows))
 
     def _labels(self, batch: PlainBatch, readable: Sequence[int]) -> Int[Tensor, " readable"]:

@@ -175,7 +175,7 @@ def test_help_shows_the_papers_defaults():
 def test_a_test_set_with_some_of_the_classes_is_scored(tiny_store, tmp_path):
     write_class_folders(tmp_path / "data", ["cat"], 2)
     words = ["evaluate", "tiny-teacher", "--data", str(tmp_path / "data"), "--json", "--store", str(tiny_store[0].root)]
-    assert json.loads(CliRunner().invoke(app, words).stdout)["tiny-teacher"]["images"] == 2
+    assert json.loads(CliRunner().invoke(app, words).stdout)["tiny-teacher@gen-0"]["images"] == 2
 
 
 def test_class_names_are_for_labels_that_have_none(tiny_store, tmp_path):

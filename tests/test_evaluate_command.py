@@ -8,13 +8,14 @@ import time
 
 import pytest
 from conftest import TINY, picture, write_tiny_recipe
+from nst_cli.evaluation_tables import print_results
 from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
 
@@ -70,6 +71,12 @@ def test_models_stand_side_by_side(copied):
         assert sum(one["images"] for one in result["classes"].values()) == result["images"] == 15
 
 
+def test_a_name_alone_is_the_newest_version_by_its_number(copied):
+    store, test = copied
+    words = ["evaluate", "net", "net@gen-1", "--data", str(test), "--store", str(store.root), "--json"]
+    assert list(json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)) == ["net@gen-1"]
+
+
 def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
     store, test = copied
     words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root)]
@@ -118,6 +125,15 @@ def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_pat
         assert version.verify() == []
 
 
+def test_models_with_long_names_are_told_apart_by_numbers(capsys):
+    names = ["butterflies-teacher@gen-0", "butterflies-teacher@gen-1"]
+    results = {name: {"top1": 0.5, "images": 2, "errors": 0, "by_epsilon": [{"epsilon": 0, "top1": 0.5}]} for name in names}
+    print_results({"fgsm": results})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:3] == ["  (1) butterflies-teacher@gen-0", "  (2) butterflies-teacher@gen-1"]
+    assert [line.split()[0] for line in lines[3:]] == ["model", "(1)", "(2)"]
+
+
 def test_differences_are_those_of_the_two_tables(copied):
     found = json.loads(evaluated(0, copied, "--suite", "clean", "--suite", "fgsm", "--epsilon", "4/255", "--compare", "--json"))
     first, second = found["net@gen-0"], found["net@gen-1"]
@@ -147,6 +163,9 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
         (["--relative-to", "net@gen-0"], "--relative-to speaks of the suite corruptions"),
         (["--partial"], "--partial speaks of the suite imagenet-a or imagenet-r"),
         (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others apart"),
+        (["--suite", "imagenet-c", "--class-names", "names"], "--class-names: imagenet-c is read from folders as published"),
+        (["--suite", "imagenet-c", "--stream"], "--stream: imagenet-c is read from folders as published"),
+        (["--record", "../test"], "name '../test': expected letters, digits"),
         (["--record", "test", "test_resnet"], "--record: test_resnet is no teacher in the store"),
     ],
 )
@@ -209,6 +228,11 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     [
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
+        ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
+        (
+            {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
+            "`class_names` and `image_column` say nothing to imagenet-c",
+        ),
         ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],
 )
@@ -218,9 +242,66 @@ def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_pa
 
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
     lines = recipe.read_text().splitlines()
-    line = lines.index("  size: 3" if "size" in evaluate else "evaluate:") + 1
+    line = 1 + next((lines.index(key) for key in ("  size: 3", "  name: ../x") if key in lines), lines.index("evaluate:"))
     with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
         read_recipe(recipe)
+
+
+def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
+    from nst_train.recipe import read_recipe
+
+    evaluate = [{"suite": "imagenet-a", "data": "a"}, {"suite": "imagenet-c", "data": "c", "name": "small"}, {"suite": ["fgsm"]}]
+    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+    assert [one.recorded(one.suite[0]) for one in recipe.evaluate] == ["imagenet-a", "small-imagenet-c", "test-fgsm"]
+    assert [recorded_name("test", suite) for suite in ("clean", "imagenet-c")] == ["test", "test-imagenet-c"]
+    assert recorded_name("imagenet-c", "imagenet-c") == "imagenet-c"
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        [{"suite": "imagenet-a", "data": "a", "name": "x"}, {"suite": "imagenet-a", "data": "b", "name": "x"}],
+        [{"suite": ["fgsm"]}, {"suite": ["pgd", "fgsm"]}],
+        [{"suite": ["clean"]}],
+        [{"suite": ["clean"], "data": "a", "name": "test"}],
+    ],
+)
+def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
+    from nst_data.errors import UsageError
+    from nst_train.recipe import read_recipe
+
+    with pytest.raises(
+        UsageError, match=r"records two results as '(x-imagenet-a|test-fgsm|test)' in metrics\.json; give one of them another"
+    ):
+        read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "size", "said"),
+    [
+        ({"suite": "corruptions", "relative_to": "other-teacher@gen-0"}, 32, "other-teacher@gen-0"),
+        ({"suite": "corruptions", "relative_to": "bugs-teacher@gen-1"}, 32, "bugs-teacher@gen-1"),
+        ({"suite": "corruptions"}, 24, "generation 0: corruptions take images of 32 px or more, found 24; give it a larger `image_size`"),
+    ],
+)
+def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_path, evaluate, size, said):
+    write_images(tmp_path / "labeled", 1)
+    write_images(tmp_path / "test", 1, first=50)
+    write_images(tmp_path / "pool", 1, first=70)
+    generation = SETTINGS | {"image_size": size}
+    recipe = write_tiny_recipe(tmp_path, generations=[generation, generation], evaluate=evaluate)
+    result = CliRunner().invoke(app, ["run", str(recipe), "--store", str(tmp_path / "store")])
+    assert result.exit_code != 0
+    assert said in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "store" / "teachers").exists()
+
+
+def test_an_evaluation_has_the_recipes_seed_where_it_names_none(tmp_path):
+    from nst_train.recipe import read_recipe
+
+    evaluate = [{"suite": "corruptions"}, {"suite": "fgsm", "seed": 3}]
+    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))
+    assert [one.seed for one in recipe.evaluate] == [5, 3]
 
 
 NST = ["-c", "from nst_cli.main import run; run()"]

@@ -8,17 +8,20 @@ import pytest
 import timm
 import torch
 from conftest import picture
+from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from nst_data.card_metadata import scores
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
 from nst_data.sources import open_source
+from nst_data.sources.sequences import Sequences
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.imagenet_classes import columns_of, imagenet_wnids, subset_wnids
 from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
 from nst_train.preprocessing import TimmPreprocessing
-from nst_train.suites import Effort, of_corruptions, open_suite
+from nst_train.suites import Accuracy, Effort, of_corruptions, open_suite
 from nst_train.teachers import Classifier
 from nst_train.trials import Candidate, competing, observe
 
@@ -119,6 +122,7 @@ def test_imagenet_a_is_scored_among_its_200_classes(tmp_path, candidate):
     assert found.result["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert found.result["top1"] == int((logits.argmax(dim=1) == labels).sum()) / 200
     assert found.result["images"] == 200
+    assert opened.identity != Accuracy("clean", opened.source).identity
 
 
 def test_imagenet_c_is_shown_whole_and_relative_to_alexnet(tmp_path, candidate):
@@ -152,7 +156,7 @@ def test_images_that_are_cut_already_are_not_cropped_again(tmp_path, candidate):
     assert observe(candidate, replace(trial, uncropped=False))["nll"][0] != pytest.approx(costs.numpy(), rel=1e-3)
 
 
-def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate):
+def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_asked_for(tmp_path, candidate, capsys):
     for name in CORRUPTIONS[:3]:
         for severity in range(1, 6):
             write_classes(tmp_path / name / str(severity), WNIDS[:2])
@@ -163,6 +167,17 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
         suite("imagenet-c", tmp_path)
     found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort())
     assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
+    assert found.result["partial"]["missing"] == ["shot_noise", *CORRUPTIONS[3:]]
+    assert len(found.result["partial"]["missing_classes"]) == 998
+    assert scores({"imagenet-c": found.result}) == {}
+    print_results({"imagenet-c": {"tiny": found.result}})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "partial, not to be compared with published numbers; missing: shot_noise, defocus_blur, " in shown
+    shutil.rmtree(tmp_path / "impulse_noise" / "2")
+    (tmp_path / "impulse_noise" / "2").mkdir()  # as a broken unpacking leaves it
+    with pytest.raises(NstError, match="missing: shot_noise/4, impulse_noise/2"):
+        suite("imagenet-c", tmp_path)
+    assert list(suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort()).result["ce"]) == ["gaussian_noise"]
     with pytest.raises(
         NstError, match=r"expected the folders of 10 perturbations, missing: motion_blur, zoom_blur, snow, .* and 3 more\. "
     ):
@@ -171,10 +186,33 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
         suite("imagenet-c", tmp_path / "nowhere")
 
 
-def test_a_folder_of_no_class_is_named(tmp_path):
+def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
     write_classes(tmp_path / "r", [*classes_of("imagenet-r"), "zebra"])
     with pytest.raises(NstError, match="unknown class folder 'zebra'; expected imagenet-r's 200, named by WordNet ids such as n01443537"):
-        suite("imagenet-r", tmp_path / "r", **PARTIAL)
+        suite("imagenet-r", tmp_path / "r")
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
+    assert (found["images"], found["partial"]) == (200, {"unknown_folders": ["zebra"]})
+    write_classes(tmp_path / "none", ["zebra"])
+    with pytest.raises(NstError, match="unknown class folder 'zebra'"):
+        suite("imagenet-r", tmp_path / "none", **PARTIAL)
+
+
+def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_for(tmp_path, candidate):
+    wnids = classes_of("imagenet-r")
+    write_classes(tmp_path / "r", wnids, images=2)
+    torch.manual_seed(1)
+    known = [wnid for wnid in WNIDS if wnid != wnids[3]]
+    fewer = Classifier(timm.create_model("test_resnet", num_classes=999).eval(), candidate.classifier.preprocessing, known)
+    with pytest.raises(NstError, match=r"found 999 .* without 1 of the 200"):
+        suite("imagenet-r", tmp_path / "r").measure(Candidate("fewer", fewer, "fewer"), Effort())
+    found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(Candidate("fewer", fewer, "fewer"), Effort()).result
+    assert (found["images"], found["partial"]) == (398, {"classes_the_model_lacks": [wnids[3]]})
+    assert set(found["classes"]) == set(wnids) - {wnids[3]}
+
+
+def test_a_whole_suite_is_not_marked_as_partial(tmp_path, candidate):
+    write_classes(tmp_path / "r", classes_of("imagenet-r"))
+    assert "partial" not in suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
 
 
 def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
@@ -236,10 +274,31 @@ def test_flip_rates_follow_from_what_each_frame_alone_is_taken_for(tmp_path, can
     assert (found.result["frames"]["snow"], found.result["sequences"]) == (4, 20)
 
 
-def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate):
+def test_frames_of_another_size_are_other_sequences_though_their_sum_is_the_same(tmp_path):
+    for folder in ("one", "other"):
+        write_sequences(tmp_path / folder, [[0, 1]])
+    first, second = (tmp_path / "other" / WNIDS[0] / "s0" / name for name in ("1.png", "2.png"))
+    first.write_bytes(first.read_bytes() + b"0")
+    second.write_bytes(second.read_bytes()[:-1])
+    assert Sequences(str(tmp_path / "one")).fingerprint != Sequences(str(tmp_path / "other")).fingerprint
+    assert Sequences(str(tmp_path / "one")).modified != Sequences(str(tmp_path / "other")).modified
+
+
+def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate, capsys):
     for name in ALEXNET_FLIPS:
         write_sequences(tmp_path / name, [[0, 1, 2]] * 4)
     (tmp_path / "snow" / WNIDS[0] / "s3" / "2.png").unlink()
     opened = suite("imagenet-p", tmp_path, **PARTIAL)
     found = opened.measure(candidate, Effort())
     assert (found.result["sequences"], found.result["errors"]) == (39, 1)
+    print_results({"imagenet-p": {"tiny": found.result}})
+    assert capsys.readouterr().out.startswith("imagenet-p, 39 sequences, 1 left out that cannot be read whole: flip rate")
+
+
+def test_a_perturbation_without_one_whole_sequence_is_an_error(tmp_path, candidate):
+    for name in ALEXNET_FLIPS:
+        write_sequences(tmp_path / name, [[0, 1, 2]] * 2)
+    for number in range(2):
+        (tmp_path / "snow" / WNIDS[0] / f"s{number}" / "2.png").write_text("no image")
+    with pytest.raises(NstError, match="snow: none of its 2 sequences can be read whole; unpack snow again"):
+        suite("imagenet-p", tmp_path, **PARTIAL).measure(candidate, Effort())

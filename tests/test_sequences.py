@@ -86,3 +86,13 @@ def test_a_broken_video_is_named(tmp_path):
     (tmp_path / "cat" / "a.mp4").write_bytes(b"no video")
     with pytest.raises(NstError, match=r"a\.mp4: expected a video, found none that can be decoded"):
         Sequences(str(tmp_path))
+
+
+def test_the_first_video_may_be_broken_where_part_of_them_is_enough(tmp_path):
+    for name in "abcd":
+        write_video(tmp_path / "cat" / f"{name}.mp4", [10, 20, 30])
+    (tmp_path / "cat" / "a.mp4").write_text("no video")
+    with pytest.raises(NstError, match="expected a video, found none that can be decoded"):
+        Sequences(str(tmp_path))
+    source = Sequences(str(tmp_path), partly=True)
+    assert (source.frames, len(source)) == (3, 12)

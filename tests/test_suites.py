@@ -17,10 +17,11 @@ from nst_data.sources import open_source
 from nst_train.attacks import PixelClassifier, fgsm, pgd
 from nst_train.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.inference import choose_computation
 from nst_train.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.suites import Effort, open_suite
-from nst_train.teachers import Classifier
+from nst_train.teachers import Classifier, Teacher
 from nst_train.trials import Candidate, Trial, observe
 
 NAMES = ["ant", "bee", "cat"]
@@ -32,6 +33,13 @@ def candidate_of(seed):
     network = timm.create_model("test_resnet", num_classes=3).eval()
     preprocessing = TimmPreprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.25, 0.2, 0.2), 1.0, None, exact=True)
     return Candidate(f"net {seed}", Classifier(network, preprocessing, NAMES), f"net {seed}")
+
+
+class Constant(torch.nn.Module):
+    """Takes every image for the first class."""
+
+    def forward(self, images):
+        return torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), 3)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,16 @@ def test_a_model_relative_to_itself_is_at_100(source):
     assert relative["ce"] == dict.fromkeys(CORRUPTIONS, pytest.approx(1.0))
     assert relative["mce"] == pytest.approx(1.0)
     assert relative["relative_to"] == "net 0"
+
+
+def test_errors_are_absolute_where_the_reference_makes_none(source):
+    candidate = candidate_of(0)
+    perfect = Candidate("perfect", Classifier(Constant(), candidate.classifier.preprocessing, NAMES), "perfect")
+    source.labels[:] = 0
+    found = suite("corruptions", source, perfect).measure(candidate, Effort()).result
+    assert "mce" not in found
+    assert "relative_to" not in found
+    assert found["mce_missing"].startswith("perfect makes no error under gaussian_noise, shot_noise")
 
 
 def test_each_image_is_read_once_for_its_75_copies(source, monkeypatch):
@@ -213,10 +231,11 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
     files, asked = type(source).rows, []
 
     def rows(self, wanted):
-        asked.extend(wanted)
-        if len(asked) > 4:
-            raise StoppedError
-        return files(self, wanted)
+        for row in files(self, wanted):
+            asked.append(row.id)
+            if len(asked) > 4:
+                raise StoppedError
+            yield row
 
     with monkeypatch.context() as patched:
         patched.setattr(type(source), "rows", rows)
@@ -228,6 +247,20 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
         again = observe(candidate, trial, CONDITIONS, tmp_path / "stopped")
     assert asked[4:] == [4, 5, 6]
     assert again.tolist() == never.tolist()
+
+
+def test_chunks_that_follow_each_other_are_read_in_one_pass(source, tmp_path, monkeypatch):
+    candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
+    monkeypatch.setattr("nst_train.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
+    files, passes = type(source).rows, []
+    monkeypatch.setattr(type(source), "rows", lambda self, wanted: passes.append(wanted.start) or files(self, wanted))
+    whole = observe(candidate, trial, CONDITIONS, tmp_path)
+    assert passes == [0]
+    for first in (0, 4, 6):
+        next(tmp_path.rglob(f"{first:010d}-*.npy")).unlink()
+    assert observe(candidate, trial, CONDITIONS, tmp_path).tolist() == whole.tolist()
+    assert passes == [0, 0, 4]
 
 
 def test_another_model_seed_or_set_of_images_is_other_work(source, tmp_path):
@@ -243,6 +276,47 @@ def test_another_model_seed_or_set_of_images_is_other_work(source, tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
     about = [json.loads(path.read_text()) for path in Path(tmp_path).glob("*/about.json")]
     assert {one["model"] for one in about} == {"net 0", "net 1"}
+
+
+def test_an_image_that_could_not_be_read_or_was_written_again_is_looked_at_again(folder, tmp_path):
+    import os
+    import shutil
+
+    images, kept = tmp_path / "images", Effort(tmp_path / "kept")
+    shutil.copytree(folder, images)
+    image = images / NAMES[0] / "0.png"
+    encoded, stamp = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(bytes(len(encoded)))
+    os.utime(image, ns=(stamp, stamp))
+
+    def measured():
+        return suite("clean", open_source(str(images), labeled=True)).measure(candidate_of(0), kept).result
+
+    assert measured()["errors"] == 1
+    image.write_bytes(encoded)
+    os.utime(image, ns=(stamp, stamp))
+    whole = measured()
+    assert (whole["images"], whole["errors"]) == (IMAGES, 0)
+    image.write_bytes(bytes(len(encoded)))
+    os.utime(image, ns=(stamp, stamp + 1))
+    assert measured()["errors"] == 1
+
+
+def test_attacks_get_smaller_batches_on_a_gpu_than_what_goes_forward_alone(monkeypatch):
+    teacher = Teacher.of(candidate_of(0).classifier)
+    monkeypatch.setattr("nst_train.inference.this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("nst_train.inference._GPU_BATCH_PIXELS", 128 * 32 * 32)
+    sizes = [choose_computation(teacher, None, "fp32", False, backward).batch_size for backward in (False, True)]
+    assert sizes == [128, 8]
+
+
+def test_memory_that_does_not_suffice_is_one_line(source, monkeypatch):
+    def attacked(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("nst_train.conditions.fgsm", attacked)
+    with pytest.raises(NstError, match="fgsm on net 0: 8 images at once do not fit into the memory of the cpu; free what other programs"):
+        suite("fgsm", source).measure(candidate_of(0), Effort())
 
 
 def test_a_damaged_file_of_outcomes_is_named(source, tmp_path):

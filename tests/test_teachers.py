@@ -124,6 +124,16 @@ def test_another_image_processor_is_another_teacher(store, tmp_path, processing)
     assert digests[0].digest != digests[1].digest
 
 
+def test_the_same_weights_with_other_arguments_are_another_teacher(store, tmp_path):
+    first, second = (write_transformer(tmp_path / name) for name in ("first", "second"))
+    config = tmp_path / "second" / "config.json"
+    assert '"hidden_act": "gelu"' in config.read_text()
+    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    digests = [load_classifier(name, store)[1] for name in (first, second)]
+    assert digests[0].weights_sha256 == digests[1].weights_sha256
+    assert digests[0].digest != digests[1].digest
+
+
 def test_a_copied_folder_in_transformers_format_is_the_same_teacher(store, tmp_path):
     first = write_transformer(tmp_path / "first")
     copied = f"local-dir:{shutil.copytree(tmp_path / 'first', tmp_path / 'copied')}"

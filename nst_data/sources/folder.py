@@ -1,7 +1,7 @@
 """Image files below a folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import partial
 
 import numpy as np
@@ -43,6 +43,10 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    def _paths(self) -> Iterator[str]:
+        for piece in self._keys():
+            yield from (os.path.join(self._top, name) for name in piece.to_pylist())
+
     def _keys(self) -> Iterator[pa.Array]:
         yield from self._listing.table["name"].chunks
 
@@ -53,12 +57,16 @@ class Files(Source):
 
 
 class ImageFolder(Files):
-    """Image files below a folder in bytewise order of their relative paths; with labels, the first folder level names the class."""
+    """Image files below a folder in bytewise order of their relative paths; with labels, the first folder level names the class.
 
-    def __init__(self, location: str, labeled: bool) -> None:
+    With `classes` those below other folders are left out.
+    """
+
+    def __init__(self, location: str, labeled: bool, classes: Container[str] | None = None) -> None:
         super().__init__(location)
         self._top = location
-        self._listing = listed(walk(location, IMAGE_SUFFIXES))
+        entries = walk(location, IMAGE_SUFFIXES)
+        self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
         if labeled and len(self):
             self.labels, self.class_names = self._class_folders()
 
@@ -72,6 +80,11 @@ class ImageFolder(Files):
                 )
             folders.append(folder)
         return encode(folders)
+
+
+def _of_classes(classes: Container[str], names: list[str], sizes: list[int]) -> Entries:
+    kept = [(name, size) for name, size in zip(names, sizes, strict=True) if name.partition("/")[0] in classes]
+    return [name for name, _ in kept], [size for _, size in kept]
 
 
 def walk(top: str, suffixes: frozenset[str]) -> Iterator[Entries]:

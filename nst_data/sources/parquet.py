@@ -125,6 +125,9 @@ class ParquetFiles(Source):
         labels = pa.concat_tables(tables, promote_options="permissive").column(column)
         self.labels, self.class_names = labels_of(labels, names, self.location, column)
 
+    def _paths(self) -> Sequence[str]:
+        return self._files
+
     def _file_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1
 

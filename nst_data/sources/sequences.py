@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 
 import numpy as np
@@ -23,13 +23,14 @@ class Sequences(Source):
     """`location`/CLASS/SEQUENCE, each sequence a video or a folder of images, all of as many frames; rows are frames, in order.
 
     Labels are the classes. With `partly`, the frames of a sequence that has another number of them than the first are unreadable; else
-    that is an NstError when it is met.
+    that is an NstError when it is met. With `classes` other folders are left out.
     """
 
-    def __init__(self, location: str, partly: bool = False) -> None:
+    def __init__(self, location: str, partly: bool = False, classes: Container[str] | None = None) -> None:
         super().__init__(location)
         self._partly = partly
-        self._names = sorted(f"{kind}/{name}" for kind in _folders(location) for name in _sequences(os.path.join(location, kind)))
+        kinds = [kind for kind in _folders(location) if classes is None or kind in classes]
+        self._names = sorted(f"{kind}/{name}" for kind in kinds for name in _sequences(os.path.join(location, kind)))
         if not self._names:
             raise NstError(
                 f"{location}: expected class folders with sequences, each a video ({', '.join(VIDEO_SUFFIXES)}) or a folder of frames"
@@ -37,8 +38,7 @@ class Sequences(Source):
         self.frames = self._most_frequent_length()
         labels, self.class_names = encode([name.partition("/")[0] for name in self._names])
         self.labels = np.repeat(labels, self.frames)
-        sizes = [_size(os.path.join(location, name)) for name in self._names]
-        self._listing = listed([(self._names, sizes)])
+        self._listing = listed(map(partial(_files, location), self._names))
         self._pins = (f"{self.frames} frames",)
 
     def __len__(self) -> int:
@@ -66,6 +66,9 @@ class Sequences(Source):
                 content = self._content(number)
             yield Row(row, self.key(row), content[row % self.frames])
 
+    def _paths(self) -> Iterator[str]:
+        return (os.path.join(self.location, name) for name in self._listing.table["name"].to_pylist())
+
     def _content(self, number: int) -> list[Frame]:
         """The frames of a sequence, or why there are none, for each."""
         path = os.path.join(self.location, self._names[number])
@@ -82,8 +85,20 @@ class Sequences(Source):
         return frames
 
     def _most_frequent_length(self) -> int:
-        """Frames of the first sequences: where one of them is broken, the others agree."""
-        lengths = [len(frames_of(os.path.join(self.location, name))) for name in self._names[:_LOOKED_AT]]
+        """Frames of the first sequences, with `partly` of those that can be read: where one of them is broken, the others agree."""
+        lengths: list[int] = []
+        problem: NstError | None = None
+        for name in self._names:
+            try:
+                lengths.append(len(frames_of(os.path.join(self.location, name))))
+            except NstError as error:
+                if not self._partly:
+                    raise
+                problem = problem or error
+            if len(lengths) == _LOOKED_AT:
+                break
+        if problem and not lengths:
+            raise problem
         frames = max(lengths, key=lambda length: (lengths.count(length), length))
         if frames < 2:
             raise NstError(f"{self.location}: expected sequences of two frames or more, found {frames} in {self._names[0]}")
@@ -96,7 +111,7 @@ def frames_of(path: str) -> list[Frame]:
     Raises NstError for a video that cannot be decoded, or a missing decoder.
     """
     if os.path.isdir(path):
-        names = sorted((name for name in os.listdir(path) if has_image_suffix(name) and name[0] != "."), key=_by_number)
+        names = sorted(filter(_is_frame, os.listdir(path)), key=_by_number)
         files = [os.path.join(path, name) for name in names]
         return [partial(read_file, file, os.path.getsize(file)) for file in files]
     try:
@@ -117,7 +132,7 @@ def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
 
 def _by_number(name: str) -> list[tuple[int, str]]:
     """2.png before 10.png."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _folders(location: str) -> list[str]:
@@ -130,9 +145,15 @@ def _sequences(folder: str) -> list[str]:
         return [entry.name for entry in entries if entry.name[0] != "." and (entry.is_dir() or entry.name.lower().endswith(VIDEO_SUFFIXES))]
 
 
-def _size(path: str) -> int:
-    """Bytes of a video, or of all frames in a folder."""
+def _files(location: str, sequence: str) -> tuple[list[str], list[int]]:
+    """Names below `location` and sizes in bytes: of a video, or of all frames in a folder."""
+    path = os.path.join(location, sequence)
     if not os.path.isdir(path):
-        return os.path.getsize(path)
+        return [sequence], [os.path.getsize(path)]
     with os.scandir(path) as entries:
-        return sum(regular_size(entry) for entry in entries)
+        frames = sorted((entry for entry in entries if _is_frame(entry.name)), key=lambda entry: entry.name)
+    return [f"{sequence}/{entry.name}" for entry in frames], [regular_size(entry) for entry in frames]
+
+
+def _is_frame(name: str) -> bool:
+    return has_image_suffix(name) and name[0] != "."

@@ -5,6 +5,7 @@ The order is part of the format: files sorted bytewise by relative path (a list:
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,6 +116,19 @@ class Source(ABC):
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def modified(self) -> str:
+        """Digest of when the local files with the images were last written: what changed in them at the same size, which no fingerprint
+        tells. Empty where a commit pins the images, or no file of their own does.
+        """
+        paths = () if self.revision else self._paths()
+        stamps = np.fromiter(map(_modified_ns, paths), dtype=np.int64)
+        return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+
+    def _paths(self) -> Iterable[str]:
+        """The local files that hold the images, in order."""
+        return ()
+
     @property
     def lineage(self) -> Input:
         """How this source stands in the manifest of what is made from it."""
@@ -200,6 +214,13 @@ class Source(ABC):
             if key in keys:
                 where.setdefault(key, row)
         return where
+
+
+def _modified_ns(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:  # its rows say so when they are read
+        return 0
 
 
 def within(wanted: Wanted, start: int, stop: int) -> Wanted:

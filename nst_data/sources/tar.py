@@ -59,6 +59,9 @@ class TarFiles(Source):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, f"{self._names[entry['file']]}:{entry['name']}", self._content(entry))
 
+    def _paths(self) -> Sequence[str]:
+        return self._files
+
     def _keys(self) -> Iterator[pa.Array]:
         for batch in self._index.to_batches():
             columns = batch["file"].to_pylist(), batch["name"].to_pylist()
