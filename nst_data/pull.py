@@ -22,9 +22,8 @@ from nst_data.staging import discard
 from nst_data.store import PULLS, Store, check_name
 from nst_data.version import Version
 
-_BESIDE = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII
-)  # what a version has beside its sealed files
+# what a version has beside its sealed files
+_BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)
 _MOST_BESIDE_BYTES = 64 * 2**20
 _AT_ONCE = 8
 
