@@ -108,7 +108,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
         names = [option_of(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
-        option = typer.Option(*names, help=field.description, metavar=metavar, rich_help_panel=model.panel)
+        shown = field.examples[0] if field.examples else True  # a default as a user would write it
+        option = typer.Option(*names, help=field.description, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
     return options

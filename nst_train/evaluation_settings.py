@@ -57,7 +57,8 @@ class EvaluateSettings(Settings):
     )
     epsilon: Annotated[_Sizes, AfterValidator(_are_levels)] = Field(
         (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
-        description="fgsm, pgd: largest change of a pixel in [0, 1], as in 1/255,2/255.",
+        description="fgsm, pgd: largest change of a pixel in [0, 1].",
+        examples=["1/255,2/255,4/255,8/255,16/255"],
     )
     steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
     step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
