@@ -47,6 +47,7 @@ def page(data, tmp_path_factory):
     return done.stdout, store
 
 
+@pytest.mark.slow
 def test_each_comparison_has_its_table_with_scores_by_seed_mean_and_difference(page):
     tables = {part.partition("`")[0]: part.splitlines()[2:] for part in page[0].split("## `")[1:]}
     assert list(tables) == ["student", "noise", "hard", "balance", "joint"]
@@ -57,6 +58,7 @@ def test_each_comparison_has_its_table_with_scores_by_seed_mean_and_difference(p
         assert float(difference) == pytest.approx(float(one) - float(other), abs=0.011)
 
 
+@pytest.mark.slow
 def test_run_again_it_trains_nothing(page, data, cifar10, capsys, monkeypatch):
     before = sorted(version.ref for version in Store(page[1]).versions())
     monkeypatch.setattr(sys, "argv", ["cifar10.py", str(data), "--store", str(page[1]), *OPTIONS])
@@ -67,6 +69,7 @@ def test_run_again_it_trains_nothing(page, data, cifar10, capsys, monkeypatch):
     assert sorted(version.ref for version in Store(page[1]).versions()) == before
 
 
+@pytest.mark.slow
 def test_a_comparison_that_turns_more_than_its_switch_is_refused(page, data, cifar10):
     lab = cifar10.Lab(data, Store(page[1]), cifar10.TrainSettings(**cifar10.SCALES["cpu"] | {"epochs": 2}, seed=0))
     students = {"soft": (cifar10.Lab.student, set()), "hard": (lambda lab: lab.student("hard", hard=True), {"noise.dropout"})}
@@ -74,6 +77,7 @@ def test_a_comparison_that_turns_more_than_its_switch_is_refused(page, data, cif
         cifar10.scores(lab, students)
 
 
+@pytest.mark.slow
 def test_the_unbalanced_pool_keeps_all_of_one_class_and_a_tenth_of_another(page, data):
     pool = pl.read_parquet(page[1] / "unbalanced" / "pool.parquet").select(pl.col("image").struct.field("bytes"))
     truth = (

@@ -46,6 +46,7 @@ def test_a_filter_of_ones_own_drops_small_images_and_none_of_unknown_size(genera
     assert pl.read_parquet(tmp_path / "selected.parquet")["id"].to_list() == [1, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_teacher_and_student_and_a_second_run_does_nothing(tmp_path):
     folders = [write_class_folders(tmp_path / name, ["ant", "bee"], 4, first) for name, first in (("labeled", 0), ("test", 50))]
     folders.insert(1, write_pool(tmp_path / "pool", 2, 6))
