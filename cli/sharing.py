@@ -20,7 +20,8 @@ def push(
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Another name than the version's number.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Everybody may see it; else a new repository is private.")] = False,
     anonymous: Annotated[
-        bool, typer.Option("--anonymous", help="Leave keys out and put row numbers for hashes, which tell who holds an image.")
+        bool,
+        typer.Option("--anonymous", help="Leave keys out, put row numbers for hashes, which tell who holds an image, and name no source."),
     ] = False,
     license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as cc-by-4.0; else that of the card there.")] = None,
     pool_source: Annotated[str | None, typer.Option(metavar="TEXT", help="For the card: where the pool's images come from.")] = None,

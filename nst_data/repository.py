@@ -219,17 +219,18 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without huggingface_hub's own bars: ours tell how far a push or pull is."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
+    """Without huggingface_hub's own bars and remarks: ours tell how far a push or pull is."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging  # type: ignore[attr-defined]
 
-    if are_progress_bars_disabled():
-        yield
-        return
+    had_bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     disable_progress_bars()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        enable_progress_bars()
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            enable_progress_bars()
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value

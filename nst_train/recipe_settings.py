@@ -33,7 +33,7 @@ class PushToSettings(Settings):
     corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
     teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
     public: bool = Field(False, description="Everybody may see them; else new repositories are private.")
-    anonymous: bool = Field(False, description="Leave keys out of the dataset and put row numbers for hashes.")
+    anonymous: bool = Field(False, description="Leave keys out of the dataset, put row numbers for hashes, and name no source in either.")
     license: str | None = Field(None, description="For the cards, such as cc-by-4.0.")
     pool_source: str | None = Field(None, description="For the cards: where the pool's images come from.")
 

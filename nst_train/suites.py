@@ -25,7 +25,6 @@ from nst_train.evaluation_settings import (
     FGSM,
     IMAGENET_A,
     IMAGENET_C,
-    IMAGENET_P,
     IMAGENET_R,
     STEPS_LENGTH,
     EvaluateSettings,
@@ -257,18 +256,22 @@ class Attacks:
 
 
 @dataclass(frozen=True)
-class PublishedCorruptions:
-    """ImageNet-C."""
+class _PublishedFolders:
+    """A published suite of several folders, all of them or, with `part`, some."""
 
+    name: str
     location: str
     sources: list[tuple[Place, Source]]
-    name: str = IMAGENET_C
     part: "Part | None" = None
 
     @property
     def identity(self) -> str:
         """All the folders'."""
-        return _identity(self.sources)
+        return json_digest([[place.name, place.severity, source.fingerprint] for place, source in self.sources])
+
+
+class PublishedCorruptions(_PublishedFolders):
+    """ImageNet-C."""
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """As `of_corruptions`, relative to AlexNet."""
@@ -283,19 +286,8 @@ class PublishedCorruptions:
         return found
 
 
-@dataclass(frozen=True)
-class PublishedPerturbations:
+class PublishedPerturbations(_PublishedFolders):
     """ImageNet-P."""
-
-    location: str
-    sources: list[tuple[Place, Source]]
-    name: str = IMAGENET_P
-    part: "Part | None" = None
-
-    @property
-    def identity(self) -> str:
-        """All the folders'."""
-        return _identity(self.sources)
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """`mfr` and `fr` of each perturbation relative to AlexNet's, `flips`: their flip probabilities; `top1` over all frames."""
@@ -383,11 +375,7 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, refer
     there = {place.name for place in places}
     missing = [one for one in (ALEXNET_ERROR if name == IMAGENET_C else ALEXNET_FLIPS) if one not in there]
     part = Part.of(name, sources, missing) if partly else None
-    return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(str(data.absolute()), sources, part=part)
-
-
-def _identity(sources: list[tuple[Place, Source]]) -> str:
-    return json_digest([[place.name, place.severity, source.fingerprint] for place, source in sources])
+    return (PublishedCorruptions if name == IMAGENET_C else PublishedPerturbations)(name, str(data.absolute()), sources, part)
 
 
 def _are_same_images(sources: list[Source]) -> bool:
