@@ -15,6 +15,11 @@ from PIL import Image, UnidentifiedImageError
 
 from nst_data.errors import NstError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
+"""What is opened, by Pillow's names, whatever a file is called; others' decoders start programs (EPS: Ghostscript) or are little tried.
+
+TGA, which has no mark at its start, comes last.
+"""
 MAX_PIXELS = 178_956_970  # Pillow's own bound for "decompression bomb": 0.5 GB as RGB
 PHASH_SIZE_PX = 32
 _PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
@@ -119,12 +124,12 @@ def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
     if not encoded:
         raise ImageError("empty file")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             yield image
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
-        reason = "not an image in a known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = f"not an image in a known format ({', '.join(FORMATS)})" if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
 
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from nst_data.images import ImageError, decode, image_hash, jpeg_header, phash, phash_thumbnail, reduced_size
+from nst_data.images import FORMATS, ImageError, decode, image_hash, jpeg_header, phash, phash_thumbnail, reduced_size
+from nst_data.sources.files import IMAGE_SUFFIXES
 
 
 def encode(image, kind="PNG", **options):
@@ -111,6 +112,54 @@ def test_a_truncated_jpeg_is_an_error_with_the_decoders_reason():
     encoded = encode(picture(0, 0, 64), "JPEG")
     with pytest.raises(ImageError, match="truncated"):
         decode(encoded[: len(encoded) // 2])
+
+
+OTHERS = ["EPS", "PCX", "ICO", "SGI", "DDS", "DIB"]
+STARTS = {
+    "WMF": b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(12) + b"\x01\x00\x09\x00" + bytes(40),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(40),
+    "GRIB": b"GRIB" + bytes(3) + b"\x01" + bytes(40),
+    "BUFR": b"BUFR" + bytes(40),
+    "FITS": b"SIMPLE  =                    T".ljust(80) + b"END".ljust(80) + bytes(2720),
+    "PSD": b"8BPS\x00\x01" + bytes(6) + b"\x00\x03" + bytes(40),
+    "PDF": b"%PDF-1.7\n",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>",
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_format_that_is_not_listed_is_not_opened_though_pillow_could(kind):
+    encoded = encode(Image.new("RGB", (32, 32)), kind)
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert image.format == kind
+    with pytest.raises(ImageError, match="not an image in a known format .JPEG, PNG, "):
+        decode(encoded)
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_what_is_no_picture_is_not_opened(kind):
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        decode(STARTS[kind])
+
+
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\necho called >> {tmp_path}/called\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # as if nobody had looked for it yet
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        decode(encode(Image.new("RGB", (32, 32), "red"), "EPS"))
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
+def test_a_file_of_each_suffix_is_opened(suffix, tmp_path):
+    path, image = tmp_path / f"a{suffix}", Image.new("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB", (6, 4), "white")
+    image.save(path)
+    assert (pixels(path.read_bytes()) == 255).all()
+    with Image.open(path) as written:
+        assert written.format in FORMATS
 
 
 def test_an_empty_file_is_an_error():

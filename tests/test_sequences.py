@@ -14,10 +14,10 @@ def gray(level, size_px=32):
     return np.full((size_px, size_px, 3), level, dtype=np.uint8)
 
 
-def write_video(path, levels):
+def write_video(path, levels, codec="mpeg4"):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
+        stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         for level in levels:
@@ -79,6 +79,23 @@ def test_a_sequence_of_another_length_is_named_or_passed_over(tmp_path):
     for row in rows[9:]:
         with pytest.raises(NstError, match="expected 3 frames"):
             row.read()
+
+
+def test_a_play_list_that_calls_itself_a_video_opens_no_other_file(tmp_path):
+    write_video(tmp_path / "cat" / "b.avi", [10, 20])
+    play_list = tmp_path / "cat" / "a.mp4"
+    play_list.write_text("ffconcat version 1.0\nfile b.avi\n")
+    with av.open(str(play_list)) as container:
+        assert len(list(container.decode(video=0))) == 2
+    with pytest.raises(NstError, match=r"a\.mp4: expected a video, found none that can be decoded"):
+        Sequences(str(tmp_path))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".avi", ".mkv", ".webm"])
+def test_a_video_of_each_suffix_is_read(suffix, tmp_path):
+    codec = "libvpx" if suffix == ".webm" else "mpeg4"
+    write_video(tmp_path / "cat" / f"a{suffix}", [40, 200], codec)
+    assert levels_of(Sequences(str(tmp_path))) == pytest.approx([40, 200], abs=4)
 
 
 def test_a_broken_video_is_named(tmp_path):

@@ -50,7 +50,7 @@ def jpeg_compression(pixels: NDArray[np.uint8], random: Generator, quality: floa
     """Pillow's JPEG at this quality, and back."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=int(quality))
-    return np.array(Image.open(file))
+    return np.array(Image.open(file, formats=["JPEG"]))
 
 
 def saturate(pixels: NDArray[np.uint8], random: Generator, factor: float, shift: float) -> Levels:

@@ -15,6 +15,8 @@ from nst_data.sources.listing import listed
 from nst_data.sources.source import Row, Source, Wanted
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm")
+_DEMUXERS = {"format_whitelist": "mov,avi,matroska,webm", "protocol_whitelist": "file"}
+"""FFmpeg's readers for these suffixes, whatever a file holds: others are play lists, which open the files and addresses they name."""
 _LOOKED_AT = 3
 Frame = bytes | NstError | Callable[[], bytes]
 
@@ -119,7 +121,7 @@ def frames_of(path: str) -> list[Frame]:
     except ImportError:
         raise NstError(f"{path}: reading videos takes PyAV; pip install 'nst[video]', or give folders of frames") from None
     try:
-        with av.open(path) as container:
+        with av.open(path, options=_DEMUXERS) as container:
             return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError, OSError) as error:
         raise NstError(f"{path}: expected a video, found none that can be decoded ({error})") from None
