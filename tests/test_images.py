@@ -132,7 +132,7 @@ def test_a_format_that_is_not_listed_is_not_opened_though_pillow_could(kind):
     encoded = encode(Image.new("RGB", (32, 32)), kind)
     with Image.open(io.BytesIO(encoded)) as image:
         assert image.format == kind
-    with pytest.raises(ImageError, match="not an image in a known format .JPEG, PNG, "):
+    with pytest.raises(ImageError, match="not an image in a known format"):
         decode(encoded)
 
 
