@@ -111,17 +111,14 @@ def _check_usage(
 
 def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":
     """The pool that the user names, else the one that was labeled before."""
-    from nst_data.errors import NstError
+    from nst_data.labeled_pool import open_labeled_pool
     from nst_data.sources import open_source
 
     if source:
         return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)
     assert earlier, "checked"
-    pool = earlier.manifest.request.inputs["pool"]
-    try:
-        return open_source(pool.ref, image_column=image_column or pool.image_column, stream=stream, indexes=store.indexes)
-    except NstError as error:
-        raise NstError(f"{error}. {earlier.ref} was labeled there; name SOURCE to say where it is now") from None
+    hint = "was labeled there; name SOURCE to say where it is now"
+    return open_labeled_pool(earlier, store.indexes, hint, image_column, stream)
 
 
 def _print(version: "Version", json: bool) -> None:

@@ -114,7 +114,8 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 def _open_pool(location: str | None, edition: "Version | StreamedEdition", store: "Store") -> "Source | None":
     """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
     from nst_data.embedded_images import holds_images
-    from nst_data.errors import NstError, UsageError
+    from nst_data.errors import UsageError
+    from nst_data.labeled_pool import open_labeled_pool
     from nst_data.sources import open_source
     from nst_data.store import Version
 
@@ -122,8 +123,7 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition", store
         if location:
             raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; leave --pool out")
         return None
-    labeled = edition.manifest.request.inputs["pool"]
-    try:
-        return open_source(location or labeled.ref, image_column=labeled.image_column, indexes=store.indexes)
-    except NstError as error:
-        raise (error if location else NstError(f"{error}. {edition.ref} was drawn from it; --pool says where it is now")) from None
+    if location:
+        image_column = edition.manifest.request.inputs["pool"].image_column
+        return open_source(location, image_column=image_column, indexes=store.indexes)
+    return open_labeled_pool(edition, store.indexes, "was drawn from it; --pool says where it is now")

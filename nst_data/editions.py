@@ -20,6 +20,7 @@ from nst_data import cards, engines
 from nst_data.errors import NstError, UsageError
 from nst_data.files import clear_abandoned, temporary
 from nst_data.label_tables import damage_is_named
+from nst_data.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.progress import Progress
@@ -37,7 +38,7 @@ from nst_data.selected_rows import label_batches, rows_in_order
 from nst_data.selection import REASONS, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings
-from nst_data.sources import Source, open_source
+from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
 
 SHARD_BYTES = 256 * 2**20
@@ -77,7 +78,7 @@ def balance(
     """
     manifest, progress = generation.manifest, progress or Progress()
     check_classes(settings, manifest.class_names)
-    inputs = {"generation": generation.lineage, "pool": manifest.request.inputs["pool"]}
+    inputs = {"generation": generation.lineage, "pool": pool_entry(manifest.request.inputs["pool"], pool)}
     for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
         inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
@@ -180,12 +181,10 @@ class _Images:
 
     def open(self, why: str) -> Source:
         """Raises NstError with `why` where the pool is not there."""
-        labeled = self._generation.manifest.request.inputs["pool"]
         if self._pool is None:
-            try:
-                self._pool = open_source(labeled.ref, image_column=labeled.image_column, indexes=self._store.indexes)
-            except NstError as error:
-                raise NstError(f"{error}. {self._generation.ref} was labeled there, and {why}; --pool says where it is now") from None
+            self._pool = open_labeled_pool(
+                self._generation, self._store.indexes, f"was labeled there, and {why}; --pool says where it is now"
+            )
         return self._pool
 
 

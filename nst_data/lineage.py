@@ -88,5 +88,5 @@ class _Walk:
     def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> Node | None:
         """A version that only the Hub has; None for a model that nst did not make."""
         of_model = role.startswith("teacher") or role == "initial_weights"
-        manifest = Repository(repo, "model" if of_model else "dataset").manifest(revision)
+        manifest = Repository.named(repo, "model" if of_model else "dataset").manifest(revision)
         return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None

@@ -7,9 +7,9 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from nst_data.errors import NstError
 
@@ -33,6 +33,12 @@ class Input(_Frozen):
     revision: str | None = Field(None, description="commit on the Hub")
     repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
+    pulled: bool = Field(False, description="a manifest of the Hub says so: `ref` is shown, and never opened for that")
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = plain(self)
+        return values if self.pulled else {name: value for name, value in values.items() if name != "pulled"}
 
 
 class Request(_Frozen):
@@ -76,6 +82,11 @@ class Manifest(_Frozen):
     def kind(self) -> Kind:
         """What sort of version this is."""
         return self.request.kind
+
+    def marked_as_pulled(self) -> Self:
+        """The same, whatever it was made from named by the Hub: its digest stays, and nothing is opened because it says so."""
+        inputs = {role: entry.model_copy(update={"pulled": True}) for role, entry in self.request.inputs.items()}
+        return self.model_copy(update={"request": self.request.model_copy(update={"inputs": inputs})})
 
 
 def json_digest(value: Any) -> str:  # noqa: ANN401 - any JSON value

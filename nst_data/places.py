@@ -1,7 +1,7 @@
 """Where on the Hub a version stands, as this store knows from its own pushes and pulls."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nst_data.errors import NstError
@@ -13,13 +13,17 @@ PLACES = "hub.json"  # beside the sealed files, never published
 
 @dataclass(frozen=True)
 class Place:
-    """Where a version stands on the Hub: `owner/name`, a tag and the commit that it names."""
+    """Where a version stands on the Hub: `owner/name`, a tag and the commit that it names.
+
+    `pulled` says whether it came from there; None where an earlier nst noted the place, which did not tell.
+    """
 
     repo: str
     tag: str
     commit: str
     digest: str
     anonymous: bool = False
+    pulled: bool | None = None
 
     @property
     def ref(self) -> str:
@@ -37,6 +41,16 @@ def places_of(folder: Path) -> list[Place]:
 
 
 def remember_place(folder: Path, place: Place) -> None:
-    """Note where a version is on the Hub; the newest stands last."""
-    places = [one for one in places_of(folder) if one != place] + [place]
+    """Note where a version is on the Hub; the newest stands last. Whether it came from a place that was known stays as it was."""
+    known = places_of(folder)
+    same = [one for one in known if replace(one, pulled=place.pulled) == place]
+    places = [one for one in known if one not in same] + (same[:1] or [place])
     write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
+
+
+def may_be_pulled(folder: Path) -> bool:
+    """Whether a version came from the Hub, or may have: an earlier nst did not note which, and a damaged note says nothing."""
+    try:
+        return any(place.pulled is not False for place in places_of(folder))
+    except NstError:
+        return True

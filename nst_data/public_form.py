@@ -21,7 +21,7 @@ def published_manifest(version: Version, store: Store) -> Manifest:
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
     inputs = {}
     for role, entry in manifest.request.inputs.items():
-        entry = entry.model_copy(update={"ref": public_name(entry.ref)})
+        entry = entry.model_copy(update={"ref": public_name(entry.ref), "pulled": False})
         if entry.repo is None and entry.digest in here:
             place = here[entry.digest].lineage
             entry = entry.model_copy(update={"repo": place.repo, "revision": place.revision})

@@ -78,18 +78,18 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
     repository, revision, commit, manifest = find(reference, *kinds)
     if "@" not in reference:
         progress.say(f"{repository.id}: the newest version is {revision}")
-    place = Place(repository.id, revision, commit, manifest.digest)
     name = check_name(name or manifest.name)
     folder = store.root / "runs" / PULLS / name / manifest.version
     with _alone(folder), quietly():
         version = _there(store, name, manifest)
+        is_new = version is None
         if version is None:
             _check_space(store, manifest, folder)
             version = _download(store, repository, commit, manifest, name, folder, progress)
         else:
             discard(folder)
             progress.say(f"{version.ref} is there already: the same content")
-        remember_place(version.folder, place)
+        remember_place(version.folder, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
     return version
 
 

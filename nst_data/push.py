@@ -147,7 +147,7 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
             f"{repository.id}: the tag {tag} names {content}, yours has digest {manifest.digest[:12]}; tags are never moved: "
             "give another name with --tag, or take another repository"
         )
-    return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest))
+    return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest), pulled=False)
 
 
 def _commit(

@@ -110,7 +110,10 @@ class Repository:
         return self.asked(read)
 
     def manifest(self, commit: str) -> Manifest | None:
-        """The version that stands at a commit; None where it is none of nst's. Raises NstError for a manifest that cannot be trusted."""
+        """The version that stands at a commit, marked as pulled; None where it is none of nst's.
+
+        Raises NstError for a manifest that cannot be trusted.
+        """
         text = self.text(MANIFEST_NAME, commit)
         if text is None:
             return None
@@ -119,7 +122,7 @@ class Repository:
             check_foreign(manifest, self)
         except NstError as error:
             raise UntrustedError(str(error)) from None
-        return manifest
+        return manifest.marked_as_pulled()
 
     def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
         """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""

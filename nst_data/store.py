@@ -28,7 +28,9 @@ class Store:
         self.root = Path(root).absolute()
 
     def versions(self, name: str | None = None) -> list[Version]:
-        """Sealed versions, by name and number."""
+        """Sealed versions, by name and number. A name that none can have, such as a path in a manifest of the Hub, finds nothing."""
+        if name is not None and not _NAME.fullmatch(name):
+            return []
         found = [
             Version(folder)
             for room in _ROOMS

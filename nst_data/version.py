@@ -9,7 +9,7 @@ from typing import Self
 from nst_data.errors import NstError, UsageError
 from nst_data.files import hash_file
 from nst_data.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
-from nst_data.places import places_of
+from nst_data.places import may_be_pulled, places_of
 
 _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
 VERSION_REF = re.compile(r"[^@/:]+@gen-\d+(?:\.\d+)?")  # name@version in a store
@@ -52,8 +52,9 @@ class Version:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The version's `nst.json`."""
-        return read_manifest(self.folder)
+        """The version's `nst.json`; of a version of the Hub with a mark at all that it says of where it was made from."""
+        manifest = read_manifest(self.folder)
+        return manifest.marked_as_pulled() if may_be_pulled(self.folder) else manifest
 
     @property
     def is_readable(self) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, Part, PartMaker, WholePart
 from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.teacher_calibration import calibration_input, fit
-from nst_train.teachers import Teacher, load_teacher, teacher_entries
+from nst_train.teachers import Teacher, is_in_store, load_teacher, teacher_entries
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
 _ROW_BYTES = 100  # key, hashes and numbers
@@ -78,6 +78,7 @@ def extend(
     settings = LabelSettings.model_validate(request.settings | {"limit": None})  # the whole of the pool, whatever was labeled before
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
+    _check_not_strange(generation, earlier, store)
     inputs = work.inputs([_at_its_commit(entry) for role, entry in earlier.items() if role != "calibration"])
     for role in inputs.keys() - {"pool"}:
         if inputs[role].digest != earlier[role].digest:
@@ -102,6 +103,16 @@ def _check_not_like(store: Store, corpus: str, generation: int | None) -> None:
     for ref, request in requests:
         if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:
             raise NstError(f"{ref} is an edition that was labeled again, without its pool; leave the generation out for the next free one")
+
+
+def _check_not_strange(generation: Version, earlier: Mapping[str, Input], store: Store) -> None:
+    """Raises UsageError where the Hub names a teacher that is not in the store: a folder or a repository is not opened for that."""
+    for role, entry in earlier.items():
+        if role != "calibration" and entry.pulled and not is_in_store(entry.ref, store):
+            raise UsageError(
+                f"--extend {generation.ref}: it is the Hub that names its teacher {entry.ref!r}, and nst opens none for that but one in "
+                "the store; `nst pull` it, or label the whole pool by a teacher that you name, without --extend"
+            )
 
 
 def _at_its_commit(teacher: Input) -> str:

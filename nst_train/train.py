@@ -14,6 +14,7 @@ from nst_data.curves import write_curves
 from nst_data.described import Described
 from nst_data.errors import NstError
 from nst_data.files import hash_file, write_text
+from nst_data.labeled_pool import pool_entry
 from nst_data.manifest import Input, Request
 from nst_data.places import METRICS
 from nst_data.progress import Progress
@@ -68,7 +69,7 @@ def train(
         settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
     state = this_process()
     with state.main_process_first():
-        staging = store.begin(_request(store, settings, labeled, edition, validation), name, generation, first=0)
+        staging = store.begin(_request(store, settings, labeled, edition, pool, validation), name, generation, first=0)
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
@@ -93,14 +94,19 @@ def train(
 
 
 def _request(
-    store: Store, settings: TrainSettings, labeled: Source, edition: Version | StreamedEdition | None, validation: Source | None
+    store: Store,
+    settings: TrainSettings,
+    labeled: Source,
+    edition: Version | StreamedEdition | None,
+    pool: Source | None,
+    validation: Source | None,
 ) -> Request:
     inputs = {"labeled": labeled.lineage}
     if validation is not None:
         inputs["validation"] = validation.lineage
     if edition is not None:
         inputs["edition"] = edition.lineage
-        inputs["pool"] = edition.manifest.request.inputs["pool"]
+        inputs["pool"] = pool_entry(edition.manifest.request.inputs["pool"], pool)
     if settings.pretrained and (weights := local_weights(settings.model)):
         inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
     if settings.start:

@@ -127,3 +127,34 @@ def test_names_of_a_repository_stand_as_text_in_what_is_made_from_it(sound, tmp_
         assert "<script>" not in html
         assert "http://y" not in [part.partition('"')[0] for part in html.split('href="')[1:]]
         assert "<strong>b</strong>" not in html
+
+
+def test_a_pulled_manifest_makes_no_command_read_a_folder_or_ask_a_repository_that_it_names(sound, tiny_store, tmp_path):
+    """Whatever it says of itself, and also where what the pull has noted beside it is deleted."""
+    top, manifest = tmp_path / "hub", json.loads(sound["nst.json"])
+    _, labeled, pool = tiny_store
+    for kind, ref in (("folder", str(pool)), ("repository", "eve/images@main:default/train")):
+        request = json.loads(json.dumps(manifest["request"]))
+        request["inputs"]["pool"] |= {"ref": ref, "pulled": False}
+        request["inputs"]["teacher"] |= {"ref": "eve/model", "repo": "../../eve/model", "revision": None, "pulled": False}
+        name(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", changed(sound, request=request)))
+    with serving(top) as (url, answers):
+        done = nst(url, tmp_path, ["pull", "eve/folder", "--as", "folder"], ["pull", "eve/repository", "--as", "repository"])
+        assert [one.status for one in done] == [0, 0], done
+        for hub in (tmp_path / "store").rglob("hub.json"):
+            hub.unlink()
+        before = len(answers)
+        done = nst(
+            url,
+            tmp_path,
+            *(["balance", kind, "--embed-images"] for kind in ("folder", "repository")),
+            ["balance", "folder", "--min-confidence", 0, "--per-class", 5],
+            ["train", "--labeled", labeled, "--pseudo", "folder@gen-1.1", "--model", "test_resnet", "--name", "x"],
+            ["label", pool, "--extend", "folder@gen-1"],
+            ["show", "folder@gen-1"],
+        )
+        assert answers[before:] == []
+        (tree,) = nst(url, tmp_path, ["lineage", "folder@gen-1"])
+    assert [one.status for one in done] == [2, 2, 0, 2, 2, 0], [one.err for one in done]
+    assert all("it is the Hub that names its" in one.err for one in done if one.status)
+    assert (tree.status, "../../eve/model: expected a repository of the Hub" in tree.out) == (0, True), tree

@@ -1,0 +1,30 @@
+"""The pool that a version's images are in: where the user says, else where they were labeled, unless it was the Hub that said so."""
+
+from pathlib import Path
+
+from nst_data.errors import NstError, UsageError
+from nst_data.manifest import Input
+from nst_data.sources import Source, open_source
+from nst_data.version import Version
+
+
+def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False) -> Source:
+    """Open the pool that a manifest names. `hint` ends the error: what the pool is opened for, and how to name another.
+
+    Raises UsageError for a version that came from the Hub, or was drawn from one that did: a path or an address in it is a stranger's.
+    """
+    entry = version.manifest.request.inputs["pool"]
+    if entry.pulled:
+        raise UsageError(
+            f"{version.ref}: it is the Hub that names its pool {entry.ref!r}, and nst opens no path or address for that. "
+            f"{version.ref} {hint}"
+        )
+    try:
+        return open_source(entry.ref, image_column=image_column or entry.image_column, stream=stream, indexes=indexes)
+    except NstError as error:
+        raise NstError(f"{error}. {version.ref} {hint}") from None
+
+
+def pool_entry(entry: Input, pool: Source | None) -> Input:
+    """A pool in the lineage of what is drawn from a version: as it stands there or, where the user has named the same, where that is."""
+    return pool.lineage if entry.pulled and pool is not None and pool.fingerprint == entry.digest else entry

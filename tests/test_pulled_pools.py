@@ -1,0 +1,168 @@
+"""What a manifest of the Hub names is shown, and opened only where the user names it too: paths, addresses, repositories, teachers."""
+
+import json
+import shutil
+
+import pytest
+from conftest import TINY, write_class_folders, write_pool
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.lineage import lineage
+from nst_data.manifest import Input, read_manifest
+from nst_data.places import Place, may_be_pulled, places_of, remember_place
+from nst_data.public_form import published_manifest
+from nst_data.store import Store
+
+NETWORK = [word for name, value in TINY.items() if name != "noise" for word in (f"--{name.replace('_', '-')}", str(value))]
+PLACE = Place("eve/bugs", "gen-1", "0" * 40, "1" * 64)
+
+
+@pytest.fixture
+def store(tiny_store, tmp_path):
+    """A store of the test's own, whose versions name the folders that they were made from."""
+    return Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
+
+
+def pulled(store, ref, **changed):
+    """Make of a version what a pull would have brought: `changed` replaces what its inputs are called."""
+    version = store.open(ref)
+    request = version.manifest.request
+    inputs = {role: entry.model_copy(update={"ref": changed.get(role, entry.ref)}) for role, entry in request.inputs.items()}
+    strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})}).marked_as_pulled()
+    (version.folder / "nst.json").write_text(strange.model_dump_json())
+    return store.open(ref)
+
+
+def run(store, *words):
+    return CliRunner().invoke(app, [*map(str, words), "--store", str(store.root)], catch_exceptions=False)
+
+
+def commands(labeled):
+    """Each command that looks for the images of a version by itself."""
+    train = ["train", "--labeled", labeled, "--name", "student", *NETWORK, "--workers", 0, "--pseudo"]
+    return {
+        "train": [*train, "tiny@gen-1.1"],
+        "balance for near-duplicates": ["balance", "tiny@gen-1", "--exclude", labeled, "--min-confidence", 0],
+        "balance with images": ["balance", "tiny@gen-1", "--embed-images", "--min-confidence", 0],
+        "label like": ["label", "--like", "tiny@gen-1.1", "--teacher", "tiny-teacher"],
+        "label more": ["label", "--extend", "tiny@gen-1"],
+    }
+
+
+@pytest.mark.parametrize("kind", commands(""))
+def test_a_pool_that_a_pulled_version_names_is_not_opened(store, tiny_store, tmp_path, kind):
+    _, _, pool = tiny_store
+    for ref in ("tiny@gen-1", "tiny@gen-1.1"):
+        pulled(store, ref, pool=str(pool))
+    labeled = write_class_folders(tmp_path / "copies", ["ant", "bee", "cat"], 3, first=100)  # of images of the pool
+    for number, image in enumerate(sorted(labeled.rglob("*.png"))):
+        image.write_bytes(image.read_bytes() + b"\0" * (number % 2))  # near-duplicates, not the same bytes
+    done = run(store, *commands(labeled)[kind])
+    assert done.exit_code == 2, done.output
+    assert f"it is the Hub that names its pool '{pool}', and nst opens no path or address for that" in done.stderr
+    assert "SOURCE" in done.stderr if kind.startswith("label") else "--pool says where it is" in done.stderr
+    assert store.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        "../../photos",
+        "~/photos",
+        "//server/share",
+        r"\\server\share",
+        "file:///etc",
+        "hf://datasets/eve/pool",
+        "http://eve/pool.tar",
+        "/etc/*.txt",
+        "list.txt",
+        "eve/pool@main:default/train",
+    ],
+)
+def test_no_form_of_address_is_tried(store, tiny_store, strange):
+    pulled(store, "tiny@gen-1", pool=strange)
+    done = run(store, "balance", "tiny@gen-1", "--embed-images")
+    assert done.exit_code == 2
+    assert f"names its pool {strange!r}, and nst opens no path or address" in done.stderr
+
+
+def test_what_is_drawn_from_a_pulled_version_does_not_open_its_pool_either_until_the_user_names_it(store, tiny_store):
+    _, labeled, pool = tiny_store
+    pulled(store, "tiny@gen-1", pool=str(pool))
+    train = commands(labeled)["train"][:-1]
+    assert run(store, "balance", "tiny@gen-1", "--min-confidence", 0, "--per-class", 7).exit_code == 0
+    assert "names its pool" in run(store, *train, "tiny@gen-1.2").stderr
+    named = run(store, "balance", "tiny@gen-1", "--exclude", labeled, "--pool", pool, "--min-confidence", 0, "--per-class", 7)
+    assert named.exit_code == 0, named.stderr
+    own = store.open("tiny@gen-1.3").manifest.request.inputs
+    assert (own["pool"].ref, own["pool"].pulled, own["generation"].pulled) == (str(pool), False, False)
+    assert run(store, *train, "tiny@gen-1.3").exit_code == 0
+
+
+def test_a_training_on_a_pulled_edition_knows_the_pool_that_the_user_named_and_no_other(store, tiny_store, tmp_path):
+    _, labeled, pool = tiny_store
+    pulled(store, "tiny@gen-1.1", pool="/strange")
+    done = run(store, *commands(labeled)["train"], "--pool", pool)
+    assert done.exit_code == 0, done.stderr
+    assert store.open("student").manifest.request.inputs["pool"].ref == str(pool)
+    other = write_pool(tmp_path / "more", 3, 6)  # the images of the pool and others: not the pool that was labeled
+    done = run(store, *commands(labeled)["train"], "--epochs", 3, "--pool", other)
+    assert done.exit_code == 0, done.stderr
+    entry = store.open("student@gen-1").manifest.request.inputs["pool"]
+    assert (entry.ref, entry.pulled) == ("/strange", True)
+
+
+@pytest.mark.parametrize("teacher", ["local-dir:{store}/teachers/tiny-teacher/gen-0", "hf-hub:eve/model", "eve/model", "resnet50"])
+def test_a_teacher_that_a_pulled_generation_names_is_not_opened(store, tiny_store, teacher):
+    teacher = teacher.format(store=store.root)
+    pulled(store, "tiny@gen-1", teacher=teacher)
+    done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
+    assert done.exit_code == 2
+    assert f"names its teacher {teacher!r}, and nst opens none for that but one in the store" in done.stderr
+
+
+def test_a_pulled_generation_is_extended_by_its_teacher_in_the_store(store, tiny_store, tmp_path):
+    pulled(store, "tiny@gen-1")
+    grown = write_pool(shutil.copytree(tiny_store[2], tmp_path / "grown"), 3, 2, first=200)
+    done = run(store, "label", grown, "--extend", "tiny@gen-1")
+    assert done.exit_code == 0, done.stderr
+    assert store.open("tiny@gen-2").manifest.request.inputs["pool"].ref == str(grown)
+
+
+def test_a_pushed_version_keeps_its_pool_and_one_of_which_nobody_knows_whether_it_was_pulled_does_not(store, tiny_store):
+    labeled = tiny_store[1]
+    folder = store.open("tiny@gen-1.1").folder
+    remember_place(folder, Place(**{**vars(PLACE), "pulled": False}))
+    assert run(store, *commands(labeled)["train"]).exit_code == 0
+    (folder / "hub.json").write_text(json.dumps([{name: value for name, value in vars(PLACE).items() if name != "pulled"}]))
+    assert "names its pool" in run(store, *commands(labeled)["train"], "--epochs", 3).stderr
+    (folder / "hub.json").write_text("[")
+    assert may_be_pulled(folder)
+
+
+def test_a_place_that_was_known_stays_as_it_was_whether_the_version_came_from_there(tmp_path):
+    for first, later in ((True, False), (None, False), (False, True)):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        remember_place(folder, Place(**{**vars(PLACE), "pulled": first}))
+        remember_place(folder, Place(**{**vars(PLACE), "pulled": later}))
+        assert [one.pulled for one in places_of(folder)] == [first]
+
+
+def test_the_mark_changes_no_digest_and_is_not_published(store):
+    before = store.open("tiny@gen-1").manifest
+    version = pulled(store, "tiny@gen-1")
+    assert (version.verify(), version.manifest.digest, version.manifest.request.digest) == ([], before.digest, before.request.digest)
+    assert "pulled" in (version.folder / "nst.json").read_text()
+    assert "pulled" not in published_manifest(version, store).model_dump_json()
+    assert "pulled" not in Input(ref="x", digest="y").model_dump_json(), "manifests that an earlier nst wrote stay as they are"
+    assert read_manifest(store.open("tiny@gen-1.1").folder).request.inputs["generation"].pulled is False
+
+
+@pytest.mark.parametrize("strange", ["../../../tmp@gen-1", "**@gen-1", "[a-z]*@gen-1", "@gen-1"])
+def test_a_name_that_none_can_have_is_looked_for_nowhere(store, strange):
+    version = pulled(store, "tiny@gen-1.1", generation=strange)
+    assert store.versions(strange.partition("@")[0]) == []
+    assert run(store, "show", version.ref).exit_code == 0
+    assert lineage(store, version.ref).inputs
