@@ -33,6 +33,7 @@ class Input(_Frozen):
     revision: str | None = Field(None, description="commit on the Hub")
     repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
+    label_column: str | None = Field(None, description="the column with the labels that was asked for")
 
 
 class Request(_Frozen):
