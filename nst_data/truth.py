@@ -46,7 +46,7 @@ def read_truth(
     class_names_file: str | None = None,
     image_column: str | None = None,
     progress: Progress | None = None,
-    asked_label_column: str | None = None,
+    label_column: str | None = None,
 ) -> Truth:
     """The truth about the images of a generation or an edition.
 
@@ -56,8 +56,8 @@ def read_truth(
     """
     files = [] if image_column else _tables_without_images(location)
     if files:
-        return _from_tables(location, files, version, store, class_names_file, asked_label_column)
-    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes, label_column=asked_label_column)
+        return _from_tables(location, files, version, store, class_names_file, label_column)
+    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes, label_column=label_column)
     return _from_source(source, version, progress or Progress())
 
 

@@ -39,6 +39,9 @@ def open_source(
     where the images lie in tar files.
     Raises NstError or UsageError where there is nothing usable, and says what was expected.
     """
+    for option, value in (("--class-names", class_names_file), ("--label-column", label_column)):
+        if value is not None and not labeled:
+            raise UsageError(f"{option} {value}: {location} is read without labels, to which it says nothing; leave it out")
     path = Path(location).absolute()
     names = names_in(class_names_file) if class_names_file is not None else []
     labels = LabelsAsked(label_column, len(names)) if labeled else None
@@ -50,7 +53,7 @@ def open_source(
         source = _local(location, path, labels, image_column, indexes)
     for option, asked, taken in (
         ("--image-column", image_column, source.image_column),
-        ("--label-column", label_column if labeled else None, source.label_column),
+        ("--label-column", label_column, source.label_column),
     ):
         if asked is not None and taken is None:
             raise UsageError(f"{option} {asked}: {location} holds image files, which have no columns; leave {option} out")

@@ -49,13 +49,20 @@ def classes_of(members: Sequence[tuple[str, str | None]], where: str) -> list[st
         for image in sample.images:
             stem = sample.stem_for(image)
             chosen = _from_afar(image, alone, lonely, where) if stem is None else sample.classes[stem]
-            for nearer in _stems(image)[: 2 if stem == key_of(image) else 1] if stem is not None else ():
-                if any(other != chosen for other in alone.get(nearer, [])):
-                    raise _again(where, nearer + CLASS_SUFFIX, "with different classes")
+            if stem is not None:
+                _check_no_other(image, stem, chosen, alone, where)
             if not chosen:
                 raise NstError(f"{where}: {image} has no class, its .cls member is empty")
             found.append(chosen)
     return found
+
+
+def _check_no_other(image: str, stem: str, chosen: str, alone: dict[str, list[str]], where: str) -> None:
+    """Raises NstError where another class stands alone under the same name, or one that is nearer to the image's."""
+    stems = _stems(image)
+    for name in stems[: stems.index(stem) + 1]:
+        if any(text != chosen for text in alone.get(name, [])):
+            raise _again(where, name + CLASS_SUFFIX, "with different classes")
 
 
 def _sample(members: list[tuple[str, str | None]], where: str) -> _Sample:
