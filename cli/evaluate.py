@@ -16,6 +16,7 @@ from .options import (
     ClassNamesOption,
     ImageColumnOption,
     JsonOption,
+    LabelColumnOption,
     StoreOption,
     StreamOption,
     open_store,
@@ -37,6 +38,7 @@ def evaluate(
     settings: EvaluateSettings,
     run: ReadSettings,
     image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     stream: StreamOption = False,
     record: Annotated[
         str | None,
@@ -70,10 +72,10 @@ def evaluate(
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
     if settings.of_published:
-        given = {"--class-names": class_names, "--image-column": image_column, "--stream": stream}
+        given = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column, "--stream": stream}
         for option in (option for option, value in given.items() if value):
             raise UsageError(f"{option}: {settings.suite[0]} is read from folders as published, to which it says nothing; leave it out")
-    source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream)
+    source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream, label_column=label_column)
     reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())

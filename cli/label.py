@@ -11,6 +11,7 @@ from .options import (
     ClassNamesOption,
     ImageColumnOption,
     JsonOption,
+    LabelColumnOption,
     StoreOption,
     StreamOption,
     open_store,
@@ -43,6 +44,7 @@ def label(
         str | None, typer.Option(metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on.")
     ] = None,
     class_names: ClassNamesOption = None,
+    label_column: LabelColumnOption = None,
     extend: Annotated[
         str | None,
         typer.Option(metavar="CORPUS@gen-N", help="Take over what this generation has; its teacher labels only what the pool has more."),
@@ -63,7 +65,7 @@ def label(
     from nst_data.sources import open_source
 
     there = open_store(store)
-    _check_usage(source, teacher, corpus, calibrate, class_names, extend, like, generation, settings)
+    _check_usage(source, teacher, corpus, calibrate, class_names, label_column, extend, like, generation, settings)
     earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
     pool = _open_pool(source, earlier, image_column, stream, there)
     progress = on_this_terminal()
@@ -77,7 +79,7 @@ def label(
         version = label_like(there, earlier, teacher or [], pool, settings, generation, run, progress)
     else:
         assert corpus, "checked"
-        labeled = open_source(calibrate, labeled=True, class_names_file=class_names) if calibrate else None
+        labeled = open_source(calibrate, True, class_names, label_column=label_column) if calibrate else None
         version = label_pool(there, corpus, teacher or [], pool, settings, generation, run, progress, labeled)
     _print(version, json)
 
@@ -88,6 +90,7 @@ def _check_usage(
     corpus: str | None,
     calibrate: str | None,
     class_names: str | None,
+    label_column: str | None,
     extend: str | None,
     like: str | None,
     generation: int | None,
@@ -107,6 +110,8 @@ def _check_usage(
         raise UsageError(f"nst label SOURCE --teacher MODEL --corpus NAME: {missing[0]} is missing")
     if class_names and not calibrate:
         raise UsageError("--class-names names the integer labels of --calibrate SOURCE; a pool has none")
+    if label_column and not calibrate:
+        raise UsageError("--label-column names the labels of --calibrate SOURCE; a pool has none")
 
 
 def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":

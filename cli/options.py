@@ -30,6 +30,9 @@ ShowSettingsOption = Annotated[
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
 ]
+LabelColumnOption = Annotated[
+    str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels, where none is called label.")
+]
 ImageColumnOption = Annotated[
     str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
 ]

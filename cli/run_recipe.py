@@ -77,7 +77,8 @@ def _show_settings(path: Path, json: bool) -> None:
 
     recipe, written, labeled = read_recipe(path), as_written(path), None
     try:
-        labeled = open_source(recipe.labeled.source, True, recipe.labeled.class_names, recipe.labeled.image_column)
+        asked = recipe.labeled
+        labeled = open_source(asked.source, True, asked.class_names, asked.image_column, label_column=asked.label_column)
     except NstError as error:
         on_this_terminal().say(f"no steps: {error}")
     shown = {}

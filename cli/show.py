@@ -8,7 +8,7 @@ import typer
 from nst_data.errors import UsageError
 from nst_data.store import Store, Version
 
-from .options import ClassNamesOption, ImageColumnOption, JsonOption, StoreOption, open_store, print_json
+from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, print_json
 from .tables import WIDTH, as_text, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
@@ -25,19 +25,21 @@ def show(
     ] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a version is, what it was made from, how confident its labels are and, with --truth, how good."""
-    if truth is None and (class_names or image_column):
-        raise UsageError("--class-names and --image-column speak of labels to measure against; name their source with --truth SOURCE")
+    if truth is None and (class_names or image_column or label_column):
+        options = "--class-names, --image-column and --label-column"
+        raise UsageError(f"{options} are read for labels to measure against; name their source with --truth SOURCE")
     there = open_store(store)
     version = there.open(ref)
     result = version.manifest.model_dump(mode="json")
     if version.manifest.kind != "teacher":
         result["confidence"] = _confidence(version, there)
     if truth is not None:
-        result["quality"] = _quality(version, there, truth, class_names, image_column)
+        result["quality"] = _quality(version, there, truth, class_names, image_column, label_column)
     if json:
         print_json(result)
         return
@@ -65,7 +67,9 @@ def _bins(histogram: "Histogram") -> dict[str, Any]:
     return {"bins": bins, "outside": histogram.outside}
 
 
-def _quality(version: Version, store: Store, location: str, class_names: str | None, image_column: str | None) -> dict[str, Any]:
+def _quality(
+    version: Version, store: Store, location: str, class_names: str | None, image_column: str | None, label_column: str | None
+) -> dict[str, Any]:
     from nst_data.label_tables import scan_labels
     from nst_data.progress import on_this_terminal
     from nst_data.quality import measure
@@ -73,7 +77,7 @@ def _quality(version: Version, store: Store, location: str, class_names: str | N
 
     if version.manifest.kind == "teacher":
         raise UsageError(f"--truth: {version.ref} is a teacher and has no labels; `nst evaluate {version.ref} --data SOURCE` measures it")
-    truth = read_truth(location, version, store, class_names, image_column, on_this_terminal())
+    truth = read_truth(location, version, store, class_names, image_column, on_this_terminal(), label_column)
     quality = measure(scan_labels(version), truth.table.lazy(), truth.by, version.manifest.class_names, version.ref)
     known = {"truth": truth.location, "joined_by": truth.by, "truth_rows": truth.rows}
     return known | {"ambiguous": truth.ambiguous, "unreadable": truth.unreadable} | asdict(quality)

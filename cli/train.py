@@ -10,6 +10,7 @@ from .options import (
     ClassNamesOption,
     ImageColumnOption,
     JsonOption,
+    LabelColumnOption,
     ShowSettingsOption,
     StoreOption,
     open_store,
@@ -51,6 +52,7 @@ def train(
     ] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     store: StoreOption = None,
     show_settings: ShowSettingsOption = False,
     json: JsonOption = False,
@@ -69,14 +71,14 @@ def train(
     if validation is None and "validate_every" in given["settings"]:
         raise UsageError("--validate-every speaks of validation images; name them with --validation SOURCE")
     if show_settings:
-        source = open_source(labeled, True, class_names, image_column) if labeled else None
+        source = open_source(labeled, True, class_names, image_column, label_column=label_column) if labeled else None
         found = look_up(settings, run, given, _as_option, source, edition, student)
         (print_json if json else print_settings)(found)
         return
     if labeled is None or name is None:
         raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
-    images = open_source(labeled, True, class_names, image_column)
-    validation_images = open_source(validation, True, class_names, image_column) if validation else None
+    images = open_source(labeled, True, class_names, image_column, label_column=label_column)
+    validation_images = open_source(validation, True, class_names, image_column, label_column=label_column) if validation else None
     pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.train import train as train_network
 

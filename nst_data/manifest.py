@@ -24,6 +24,9 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_LATER = ("label_column", "pulled")  # fields of an input that earlier versions of nst do not know
+
+
 class Input(_Frozen):
     """One thing a version was made from. Only `digest` decides whether two inputs are the same."""
 
@@ -33,12 +36,14 @@ class Input(_Frozen):
     revision: str | None = Field(None, description="commit on the Hub")
     repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
+    label_column: str | None = Field(None, description="the column with the labels that was asked for")
     pulled: bool = Field(False, description="a manifest of the Hub says so: `ref` is shown, and never opened for that")
 
     @model_serializer(mode="wrap")
     def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later where they say nothing, so that earlier versions of nst can read it."""
         values: dict[str, Any] = plain(self)
-        return values if self.pulled else {name: value for name, value in values.items() if name != "pulled"}
+        return {name: value for name, value in values.items() if name not in _LATER or value}
 
 
 class Request(_Frozen):

@@ -9,6 +9,7 @@ import yaml
 
 from nst_data.anonymous import ANONYMOUS
 from nst_data.described import Described
+from nst_data.manifest import Request
 from nst_data.published import Published, is_local, place_of, public_name
 
 _WIDTH = 120
@@ -36,13 +37,20 @@ def command(described: Described, published: Published | None = None) -> str:
         words = [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
     else:
         words = [sources["generation"], *sources.exclude]
-    if image_column := request.inputs["pool"].image_column if "pool" in request.inputs and request.kind == "generation" else None:
-        words += ["--image-column", image_column]
+    words += _columns(request)
     verb = "label" if "like" in request.inputs else "adopt" if "adopted" in request.inputs else _VERBS[request.kind]
     options = _options(
         request.settings, with_pseudo=request.kind != "teacher" or "edition" in request.inputs, in_public=published is not None
     )
     return _lines([*sources.pulls, _wrapped(["nst", verb, *words, *options])])
+
+
+def _columns(request: Request) -> list[str]:
+    """The columns that were asked for, of the source that the options speak of."""
+    roles = {"teacher": ("labeled", "labeled"), "generation": ("pool", "calibration")}.get(request.kind, ("", ""))
+    of_images, of_labels = map(request.inputs.get, roles)
+    image_column, label_column = of_images and of_images.image_column, of_labels and of_labels.label_column
+    return [*(["--image-column", image_column] if image_column else []), *(["--label-column", label_column] if label_column else [])]
 
 
 def thresholds(described: Described) -> str | None:

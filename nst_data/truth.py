@@ -15,7 +15,8 @@ from nst_data.label_tables import collect, parent_of, scan_labels
 from nst_data.progress import Progress
 from nst_data.sources import Source, match_classes, open_source
 from nst_data.sources.cells import holds_images
-from nst_data.sources.labels import feature_names, label_column, labels_of, renamed
+from nst_data.sources.features import feature_names
+from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store import Store, Version
 
@@ -45,6 +46,7 @@ def read_truth(
     class_names_file: str | None = None,
     image_column: str | None = None,
     progress: Progress | None = None,
+    label_column: str | None = None,
 ) -> Truth:
     """The truth about the images of a generation or an edition.
 
@@ -54,8 +56,8 @@ def read_truth(
     """
     files = [] if image_column else _tables_without_images(location)
     if files:
-        return _from_tables(location, files, version, store, class_names_file)
-    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes)
+        return _from_tables(location, files, version, store, class_names_file, label_column)
+    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes, label_column=label_column)
     return _from_source(source, version, progress or Progress())
 
 
@@ -72,12 +74,12 @@ def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
     return Truth(source.location, "image_hash", table, len(source), ambiguous, hashes.null_count())
 
 
-def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names_file: str | None) -> Truth:
-    table = _read(location, files)
-    column = label_column(table.column_names, location)
-    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column)
+def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names_file: str | None, asked: str | None) -> Truth:
+    table, column = _read(location, files, asked)
+    given = names_in(class_names_file) if class_names_file is not None else []
+    labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given))
     if class_names_file is not None:
-        names = renamed(names, location, class_names_file)
+        labels, names = renamed(labels, names, location, given, class_names_file)
     truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
     by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
     if by == "id":
@@ -137,15 +139,20 @@ def _tables_without_images(location: str) -> list[str]:
     return []
 
 
-def _read(location: str, files: list[str]) -> pa.Table:
-    """The columns that a truth can have, of all files."""
+def _read(location: str, files: list[str], asked: str | None) -> tuple[pa.Table, str]:
+    """The columns that a truth can have, of all files, and which of them holds the labels."""
     try:
         schemas = [pq.read_schema(file) for file in files]
-        label = label_column(schemas[0].names, location)
+        label = label_column(schemas[0], location, asked)
         if any(feature_names(schema, label) != feature_names(schemas[0], label) for schema in schemas):
             raise NstError(f"{location}: expected one set of classes in all files, found others than in {files[0]}")
-        columns = [name for name in (label, "image_hash", "key") if name in schemas[0].names]
-        return pa.concat_tables([pq.read_table(file, columns=columns, partitioning=None) for file in files])
+        columns = [name for name in ("image_hash", "key") if name in schemas[0].names and name != label]
+        tables = []
+        for file in files:
+            table = pq.read_table(file, columns=[label, *columns], partitioning=None)
+            values = class_values(table[label], file, label)
+            tables.append(table.set_column(table.column_names.index(label), label, values))
+        return pa.concat_tables(tables), label
     except (pa.ArrowException, OSError) as error:
         raise NstError(f"{location}: expected parquet files of one schema, found {first_line(error)}") from None
 

@@ -17,6 +17,7 @@ class SourceSettings(Settings):
     source: str
     image_column: str | None = Field(None, description="The column with the images, where there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
+    label_column: str | None = Field(None, description="The column with the labels, where none is called label.")
 
 
 class SelectSettings(BalanceSettings):
@@ -98,9 +99,10 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
-        if self.of_published and self.data and (self.data.class_names or self.data.image_column):
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
             raise ValueError(
-                f"`class_names` and `image_column` say nothing to {self.suite[0]}, which is read from folders as published; leave them out"
+                f"`class_names`, `image_column` and `label_column` say nothing to {self.suite[0]}, "
+                "which is read from folders as published; leave them out"
             )
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")

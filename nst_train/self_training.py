@@ -200,4 +200,6 @@ def _check_sizes(recipe: Recipe) -> None:
 
 
 def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:
-    return open_source(settings.source, labeled, settings.class_names, settings.image_column, indexes=indexes)
+    return open_source(
+        settings.source, labeled, settings.class_names, settings.image_column, indexes=indexes, label_column=settings.label_column
+    )

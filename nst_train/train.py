@@ -165,6 +165,9 @@ class _Training:
                     pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, progress)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
+        for images in filter(None, (source, pool)):
+            if why := images.slow_reads():
+                progress.say(f"{images.location}: reading single images is slow: {why}")
         if settings.start:
             start_from(network, settings, store, class_names, progress)
         if edition is not None:

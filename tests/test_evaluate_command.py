@@ -231,7 +231,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
         ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
         (
             {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
-            "`class_names` and `image_column` say nothing to imagenet-c",
+            "`class_names`, `image_column` and `label_column` say nothing to imagenet-c",
         ),
         ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],

@@ -223,9 +223,9 @@ def test_a_file_that_lacks_the_column_is_an_error_that_names_it(tmp_path):
 
 
 def test_a_saved_dataset_is_read_in_slices_and_by_any_rows(tmp_path):
-    features = Features({"image": Image(), "thumbnail": Value("binary")})
+    features = Features({"image": Image(), "thumbnail": Image()})
     images = [png(0, index % 4) for index in range(600)]
-    rows = {"image": [{"bytes": image, "path": None} for image in images], "thumbnail": [png(1)] * 600}
+    rows = {"image": [{"bytes": image, "path": None} for image in images], "thumbnail": [{"bytes": png(1), "path": None}] * 600}
     Dataset.from_dict(rows, features=features).select(range(599, -1, -1)).save_to_disk(tmp_path / "saved")
     with pytest.raises(UsageError, match="found image, thumbnail; name one with --image-column"):
         open_source(str(tmp_path / "saved"))

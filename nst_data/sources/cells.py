@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.source import Content
 
 ByPath = Callable[[str], Content]
@@ -18,8 +19,10 @@ class NoImagesError(NstError):
     """A table that has no column with images."""
 
 
-def image_column(schema: pa.Schema, location: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+def image_column(schema: pa.Schema, location: str, asked: str | None, features: Features | None = None) -> tuple[str, tuple[str, ...]]:
     """The column with the images, and what pins the choice: its name where there were several. None is looked for with NO_IMAGES.
+
+    Of several that could hold images it is the one that `datasets` calls an Image, in the schema or in a card's `features`.
 
     Raises NstError where there is none, UsageError where the one asked for is not there or several are.
     """
@@ -29,6 +32,9 @@ def image_column(schema: pa.Schema, location: str, asked: str | None) -> tuple[s
     if asked is None and not candidates:
         raise NoImagesError(f"{location}: expected an image column (binary, or a struct with bytes), found {_columns(schema)}")
     if asked is None and len(candidates) > 1:
+        declared = [name for name in columns_of_kind("Image", schema, features) if name in candidates]
+        if len(declared) == 1:
+            return declared[0], (declared[0],)
         raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with --image-column")
     if asked is not None and asked not in candidates:
         what = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
@@ -46,6 +52,8 @@ def _columns(schema: pa.Schema) -> str:
 
 def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold encoded images."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0) and holds_images(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
@@ -57,6 +65,8 @@ class Cells:
     def __init__(self, column: pa.Array, by_path: ByPath) -> None:
         self._paths: pa.Array | None = None
         self._find = by_path
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = column.storage
         if pa.types.is_struct(column.type):
             fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
             column, self._paths = fields["bytes"], fields.get("path")

@@ -53,11 +53,12 @@ class OpenFile:
     def __init__(self, path: str, size: int) -> None:
         self.number = -1
         self.number = os.open(path, os.O_RDONLY)
+        self._size = size
         check_size(os.fstat(self.number).st_size, size)
 
     def read(self, size: int, offset: int) -> bytes:
         """The bytes at a place. Raises NstError where there are not as many."""
-        found = os.pread(self.number, size, offset)
+        found = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
         if len(found) != size:
             raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
         return found

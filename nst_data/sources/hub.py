@@ -11,7 +11,9 @@ from urllib.parse import quote, unquote
 from nst_data.errors import NstError, UsageError
 from nst_data.hub import plain_errors
 from nst_data.sources.cells import nowhere
+from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.parquet import ParquetFiles
+from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.saved import ArrowDataset
 from nst_data.sources.source import Content, Source
 from nst_data.sources.streamed import StreamedParquet
@@ -49,24 +51,24 @@ class HubReference:
         return self.repo + "".join(mark + part for mark, part in [*parts, ("/", self.split)] if part)
 
 
-def open_hub(reference: HubReference, labeled: bool, column: str | None, stream: bool, indexes: Path | None) -> Source:
+def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | None, stream: bool, indexes: Path | None) -> Source:
     """Open a dataset of the Hub at the commit that its revision names now.
 
     Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
     """
-    with plain_errors(str(reference), or_path=True):
+    with plain_errors(str(reference), or_path=True), quiet_datasets():
         sha = _commit(reference)
         builder = _builder(reference, sha)
         split = _choice(reference, "split", list(builder.config.data_files or {}), reference.split)
         found = HubSplit(reference, sha, builder, split)
         if all(file.endswith(".parquet") for file in found.files):
-            source: Source = found.parquet(labeled, column, stream)
+            source: Source = found.parquet(labels, column, stream)
         elif stream:
             raise UsageError(f"--stream: {reference} is not all parquet, which alone can be streamed; leave --stream out")
         elif all(file.endswith(".tar") for file in found.files):
-            source = TarFiles(found.location, found.download(), found.files, labeled, indexes)
+            source = TarFiles(found.location, found.download(), found.files, labels, indexes)
         else:
-            source = found.dataset(labeled, column)
+            source = found.dataset(labels, column)
         source.pin(sha)
     return source
 
@@ -93,24 +95,24 @@ class HubSplit:
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(one, self.files))
 
-    def parquet(self, labeled: bool, column: str | None, stream: bool) -> ParquetFiles:
+    def parquet(self, labels: LabelsAsked | None, column: str | None, stream: bool) -> ParquetFiles:
         """Parquet files, downloaded or read where they are: the same rows and keys."""
+        features = self.builder.info.features
         if stream:
             urls = [f"datasets/{self.reference.repo}@{self.sha}/{file}" for file in self.files]
-            source: ParquetFiles = StreamedParquet(self.location, urls, self.files, column, images_beside=False)
+            source: ParquetFiles = StreamedParquet(self.location, urls, self.files, column, False, features)
         else:
-            source = ParquetFiles(self.location, self.download(), self.files, column, images_beside=False)
-        source.features = self.builder.info.features
-        if labeled:
-            source.read_labels(source.features)
+            source = ParquetFiles(self.location, self.download(), self.files, column, False, features)
+        if labels is not None:
+            source.read_labels(labels)
         return source
 
-    def dataset(self, labeled: bool, column: str | None) -> ArrowDataset:
+    def dataset(self, labels: LabelsAsked | None, column: str | None) -> ArrowDataset:
         """Any other format, as `datasets` reads it."""
         from datasets import load_dataset
 
         dataset = load_dataset(self.reference.repo, self.builder.config.name, split=self.split, revision=self.sha)
-        return ArrowDataset(self.location, dataset, labeled, column, _in_cache)
+        return ArrowDataset(self.location, dataset, labels, column, _in_cache)
 
 
 def _commit(reference: HubReference) -> str:

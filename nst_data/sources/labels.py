@@ -1,16 +1,29 @@
 """Labels and class names: from columns, from a file of names, and matched by name."""
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.source import Source
+
+MOST_UNNAMED = 100_000  # how many classes integers without names may stand for, where there are not twice as many rows
+_MOST_BYTES_OF_NAMES = 2**26
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class LabelsAsked:
+    """What a user says about labels: the column that holds them, and how many names there are for integers."""
+
+    column: str | None = None
+    names: int = 0
 
 
 def check_trainable(source: Source) -> None:
@@ -23,10 +36,11 @@ def check_trainable(source: Source) -> None:
 
 
 def match_classes(found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False) -> NDArray[np.int64]:
-    """For each found class its index among the expected ones, by name; shape (found,).
+    """For each found class its index among the expected ones, by name, or by number where all are numbers; shape (found,).
 
     Another set of names is an error that shows both; `subset` allows classes that are missing.
     """
+    found, expected = _same_digits(found, expected)
     where = {name: index for index, name in enumerate(expected)}
     unknown = [name for name in found if name not in where]
     lacking = [name for name in expected if name not in set(found)]
@@ -39,51 +53,122 @@ def match_classes(found: Sequence[str], expected: Sequence[str], what: str, subs
     return np.array([where[name] for name in found], dtype=np.int64)
 
 
+def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Numbers that are padded with zeros on one side alone, without them."""
+    numbers = class_numbers(found), class_numbers(expected)
+    if numbers[0] is None or numbers[1] is None or any(len(set(one)) != len(one) for one in numbers if one):
+        return found, expected
+    return [str(number) for number in numbers[0]], [str(number) for number in numbers[1]]
+
+
 def _abridged(names: Sequence[str]) -> str:
     shown = ", ".join(names[:10])
     return f"{len(names)} ({shown}{', ...' if len(names) > 10 else ''})"
 
 
-def label_column(names: list[str], location: str) -> str:
-    """The column with the classes. Raises NstError where there is none."""
-    for name in ("label", "labels"):
-        if name in names:
-            return name
-    raise NstError(f"{location}: expected a column `label`, found {', '.join(names)}; rename the column that holds the classes")
+def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
+    """The column with the classes: the one asked for, `label`, `labels`, or the only ClassLabel of `datasets`.
+
+    Raises NstError where there is none, UsageError where the one asked for is not there.
+    """
+    found = ", ".join(schema.names) or "no column"
+    named = columns_of_kind("ClassLabel", schema, features)
+    candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
+    column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
+    if column is None:
+        as_in = f", as in {', '.join(candidates)}" if candidates else ""
+        raise NstError(
+            f"{location}: expected a column `label`, found {found}; name the one that holds the classes with --label-column{as_in}"
+        )
+    if asked is not None and asked not in schema.names:
+        raise UsageError(f"--label-column {asked}: {location} has no such column, found {found}")
+    if schema.names.count(column) > 1:
+        raise NstError(f"{location}: expected one column `{column}`, found {schema.names.count(column)}; rename the others")
+    return column
 
 
-def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """Class names that `datasets` wrote into the schema."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    try:
-        feature = json.loads(text)["info"]["features"][column] if text else {}
-        return feature["names"] if feature.get("_type") == "ClassLabel" else None
-    except (ValueError, LookupError, TypeError, AttributeError):  # anybody may have written there
-        return None
+def _may_hold_classes(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind))
 
 
-def class_columns(schema: pa.Schema, features: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
-    """The class names of each column that has some; `features` of `datasets` name them where the schema does not."""
-    known = features or {}
-    found = {name: feature_names(schema, name) or getattr(known.get(name), "names", None) for name in schema.names}
-    return {
-        name: names for name, names in found.items() if isinstance(names, list) and names and all(isinstance(one, str) for one in names)
-    }
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def labels_of(column: pa.ChunkedArray, names: list[str] | None, location: str, name: str) -> tuple[NDArray[np.int64], list[str]]:
-    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for any other."""
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.ChunkedArray:
+    """A label column as int64 or large_string, however it is stored: integers, booleans (0 and 1), text, all that in a dictionary.
+
+    Raises NstError for rows without a label, and for columns of other types.
+    """
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        chunks = [chunk.storage for chunk in column.chunks]
+        return class_values(pa.chunked_array(chunks, kind.storage_type), location, name)
+    if pa.types.is_dictionary(kind):
+        return class_values(column.cast(kind.value_type), location, name)
     if column.null_count:
-        raise NstError(f"{location}: column `{name}` has {column.null_count} rows without a label; a labeled set has one for every image")
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return encode(column.to_pylist())
-    if not pa.types.is_integer(column.type):
-        raise NstError(f"{location}: column `{name}` is {column.type}, expected integers or strings")
-    labels = column.to_numpy().astype(np.int64)
-    classes = len(names) if names else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= classes:
-        raise NstError(f"{location}: column `{name}` holds {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
-    return labels, names or [str(index) for index in range(classes)]
+        raise NstError(f"{location}: column `{name}` has {column.null_count:,} rows without a label; a labeled set has one for every image")
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:  # beyond 2^63
+            raise _too_many(pc.max(column).as_py(), len(column), MOST_UNNAMED, f"{location}: column `{name}`") from None
+    if not (_is_text(kind) or _is_binary(kind)):
+        raise NstError(f"{location}: column `{name}` is {kind}, expected integers or strings")
+    try:
+        texts = column.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        raise NstError(f"{location}: column `{name}` is {kind} and not text in UTF-8, expected integers or strings") from None
+    if blank := pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py():
+        raise NstError(f"{location}: column `{name}` has {blank:,} rows with an empty label; a labeled set has one for every image")
+    return texts
+
+
+def labels_of(
+    column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, most_names: int = 0
+) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names) of a column of integers, whose `names` may be known, or of strings. Raises NstError for any other.
+
+    `most_names` are there for integers without names.
+    """
+    values = class_values(column, location, name)
+    if pa.types.is_large_string(values.type):
+        return encode(values.to_pylist())
+    return number_labels(values.to_numpy(), names, f"{location}: column `{name}`", most_names)
+
+
+def number_labels(
+    numbers: Sequence[int] | NDArray[np.int64], names: list[str] | None, what: str, most_names: int = 0
+) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names) of class numbers. Raises NstError where they are out of range, before anything is made of them."""
+    if not len(numbers):
+        raise NstError(f"{what} has no rows, expected a label for each image")
+    in_array = isinstance(numbers, np.ndarray)
+    least, most = (int(np.min(numbers)), int(np.max(numbers))) if in_array else (min(numbers), max(numbers))
+    if names and len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise NstError(f"{what} has the class name {twice!r} twice, expected different names")
+    if most < 0:
+        raise NstError(f"{what} holds {least:,} to {most:,}: no row has a class, which are counted from 0")
+    if least < 0 or (names and most >= len(names)):
+        raise NstError(f"{what} holds {least} to {most}, expected 0 to {len(names) - 1 if names else most}; leave out rows without a class")
+    limit = max(MOST_UNNAMED, len(numbers) // 2, most_names)
+    if not names and most >= limit:
+        raise _too_many(most, len(numbers), limit, what)
+    return np.asarray(numbers, dtype=np.int64), names or [str(index) for index in range(most + 1)]
+
+
+def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
+    shown = f"{most:,}" if most < 10**30 else "a number of " + f"{len(str(most)):,} digits"
+    return NstError(
+        f"{what} holds classes up to {shown} in {rows:,} rows, without names for them; expected numbers below {limit:,}: "
+        "renumber the classes from 0, or give their names with --class-names FILE"
+    )
 
 
 def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
@@ -93,20 +178,45 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
     return np.fromiter((where[value] for value in values), dtype=np.int64, count=len(values)), names
 
 
-def renamed(class_names: Sequence[str], location: str, file: str) -> list[str]:
-    """Class names from a file with one a line, in place of a source's numbers. Raises UsageError where they do not fit."""
-    names = names_in(file)
-    if list(class_names) != [str(index) for index in range(len(class_names))]:
+def class_numbers(class_names: Sequence[str]) -> list[int] | None:
+    """The numbers that class names are, None where some are not."""
+    return [int(name) for name in class_names] if all(map(_NUMBER.fullmatch, class_names)) else None
+
+
+def renamed(
+    labels: NDArray[np.int64], class_names: Sequence[str], location: str, names: list[str], file: str
+) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names) with the names of a file in place of a source's numbers, from whatever they come: K is line K, from 0.
+
+    Raises UsageError where they do not fit.
+    """
+    numbers = class_numbers(class_names)
+    if numbers is None:
         raise UsageError(f"--class-names {file}: {location} has class names of its own ({_abridged(class_names)})")
-    if not class_names or len(names) < len(class_names) or len(set(names)) != len(names):
-        raise UsageError(f"--class-names {file}: expected {len(class_names)} or more different names, one a line, found {len(set(names))}")
-    return names
+    if len(set(numbers)) != len(numbers):
+        twice = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
+        raise UsageError(
+            f"--class-names {file}: {location} has {', '.join(map(repr, twice[:3]))} for one class; give each class one number"
+        )
+    least = max(numbers, default=0) + 1
+    if not numbers or len(names) < least or len(set(names)) != len(names):
+        counted = f", as {location} has the class {least - 1:,} and they are counted from 0" if len(names) < least else ""
+        raise UsageError(
+            f"--class-names {file}: expected {least:,} or more different names, one a line, found {len(set(names)):,}{counted}"
+        )
+    return np.array(numbers, dtype=np.int64)[labels], names
 
 
 def names_in(file: str) -> list[str]:
     """The class names in a file with one a line. Raises UsageError where it cannot be read."""
+    expected = "expected a text file with one class name a line"
     try:
-        return [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
+        with open(file, "rb") as lines:
+            content = lines.read(_MOST_BYTES_OF_NAMES + 1)
+        text = content.decode("utf-8-sig") if len(content) <= _MOST_BYTES_OF_NAMES else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
-        raise UsageError(f"--class-names {file}: {reason}; expected a text file with one class name a line") from None
+        raise UsageError(f"--class-names {file}: {reason}; {expected}") from None
+    if text is None:
+        raise UsageError(f"--class-names {file}: more than {_MOST_BYTES_OF_NAMES // 2**20} MB; {expected}")
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -7,9 +7,10 @@ from typing import BinaryIO, NamedTuple
 
 from nst_data.errors import UsageError
 from nst_data.sources.files import has_image_suffix
+from nst_data.sources.pairing import CLASS_SUFFIX
 
-CLASS_SUFFIX = ".cls"
 _END_BYTES = 2**20  # zeros that a packer may fill its last record with
+_MOST_BYTES = 2**62  # headers may claim more, which no column holds
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -37,7 +38,7 @@ def members(path: str) -> Iterator[Member]:
             if _is_wanted(info):
                 if info.issparse():
                     raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
-                yield Member(info.name, info.offset_data, info.size, _problem(info))
+                yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))
         end = min(position, length)
         if problem := _unfinished(file, end, cut=position > length):
             yield Member(f"@{end}", end, 0, problem)

@@ -9,7 +9,7 @@ from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import HubReference, open_hub
-from nst_data.sources.labels import renamed
+from nst_data.sources.labels import LabelsAsked, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.patterns import is_pattern, matching
@@ -29,25 +29,36 @@ def open_source(
     image_column: str | None = None,
     stream: bool = False,
     indexes: Path | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """Open a source; with `labeled`, read its labels too.
 
-    `class_names_file` lists one class name a line, for labels stored as integers without names. `image_column` names the column with
-    the images where there are several. `stream` reads parquet files of the Hub without downloading them. `indexes` is a folder that
-    keeps where the images lie in tar files.
+    `class_names_file` lists one class name a line, for classes that are integers without names, wherever they come from: class K is
+    line K, from 0. `image_column` names the column with the images where there are several, `label_column` the one with the labels
+    where none is called `label`. `stream` reads parquet files of the Hub without downloading them. `indexes` is a folder that keeps
+    where the images lie in tar files.
     Raises NstError or UsageError where there is nothing usable, and says what was expected.
     """
+    for option, value in (("--class-names", class_names_file), ("--label-column", label_column)):
+        if value is not None and not labeled:
+            raise UsageError(f"{option} {value}: {location} is read without labels, to which it says nothing; leave it out")
     path = Path(location).absolute()
+    names = names_in(class_names_file) if class_names_file is not None else []
+    labels = LabelsAsked(label_column, len(names)) if labeled else None
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
-        source = open_hub(reference, labeled, image_column, stream, indexes)
+        source = open_hub(reference, labels, image_column, stream, indexes)
     elif stream:
         raise UsageError(f"--stream: {location} is no dataset of the Hub; leave --stream out")
     else:
-        source = _local(location, path, labeled, image_column, indexes)
-    if image_column is not None and source.image_column is None:
-        raise UsageError(f"--image-column {image_column}: {location} holds image files, which have no columns; leave --image-column out")
-    if class_names_file is not None:
-        source.class_names = renamed(source.class_names or [], source.location, class_names_file)
+        source = _local(location, path, labels, image_column, indexes)
+    for option, asked, taken in (
+        ("--image-column", image_column, source.image_column),
+        ("--label-column", label_column, source.label_column),
+    ):
+        if asked is not None and taken is None:
+            raise UsageError(f"{option} {asked}: {location} holds image files, which have no columns; leave {option} out")
+    if class_names_file is not None and source.labels is not None:
+        source.labels, source.class_names = renamed(source.labels, source.class_names or [], source.location, names, class_names_file)
     return source
 
 
@@ -55,22 +66,22 @@ def open_table(location: str) -> Source:
     """Open parquet files, a saved dataset or one of the Hub for its `columns` alone: there need not be images in it."""
     path = Path(location).absolute()
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
-        return open_hub(reference, False, NO_IMAGES, False, None)
-    return _local(location, path, False, NO_IMAGES, None)
+        return open_hub(reference, None, NO_IMAGES, False, None)
+    return _local(location, path, None, NO_IMAGES, None)
 
 
-def _local(location: str, path: Path, labeled: bool, column: str | None, indexes: Path | None) -> Source:
+def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
-            return saved_dataset(str(path), labeled, column)
-        images = ImageFolder(str(path), labeled)
-        return images if len(images) else _files(str(path), _tables_and_tars(path), labeled, column, indexes)
+            return saved_dataset(str(path), labels, column)
+        images = ImageFolder(str(path), labels is not None)
+        return images if len(images) else _files(str(path), _tables_and_tars(path), labels, column, indexes)
     if path.is_file():
         if path.suffix.lower() == ".txt":
-            return ImageList(str(path), labeled)
-        return _files(str(path), [str(path)], labeled, column, indexes)
+            return ImageList(str(path), labels is not None)
+        return _files(str(path), [str(path)], labels, column, indexes)
     if is_pattern(location):
-        return _files(str(path), matching(location), labeled, column, indexes)
+        return _files(str(path), matching(location), labels, column, indexes)
     raise NstError(f"{location}: no such file or folder; {_EXPECTED}")
 
 
@@ -81,7 +92,7 @@ def _tables_and_tars(path: Path) -> list[str]:
     return files
 
 
-def _files(location: str, files: list[str], labeled: bool, column: str | None, indexes: Path | None) -> Source:
+def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
@@ -89,12 +100,12 @@ def _files(location: str, files: list[str], labeled: bool, column: str | None, i
     if any(name.endswith(_COMPRESSED_TARS) for name in names):
         raise UsageError(f"{location}: a compressed tar file cannot be read at any place; unpack it or write a plain .tar")
     if _all(names, lambda suffix: suffix == ".tar", location):
-        return TarFiles(location, files, names, labeled, indexes)
+        return TarFiles(location, files, names, labels, indexes)
     if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
         raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
     parquet = ParquetFiles(location, files, names, column)
-    if labeled:
-        parquet.read_labels()
+    if labels is not None:
+        parquet.read_labels(labels)
     return parquet
 
 

@@ -3,7 +3,7 @@
 import glob
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,14 +17,18 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, nowhere
+from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
-from nst_data.sources.labels import class_columns, feature_names, label_column, labels_of
+from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
 from nst_data.sources.listing import listed
-from nst_data.sources.plain_pages import PlainPages, plain_groups
+from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
+from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
+_MOST_ROWS_A_BYTE = 1000  # of a file: a page header of some bytes stands for at most so many thousand equal values
+_LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a column of classes has no more than the larger of both
 _BUILDING = Lock()
 
 Stretch = tuple[int, int, Cells | NstError]  # first row, row after the last, what they hold
@@ -34,29 +38,37 @@ class ParquetFiles(Source):
     """Parquet files with an image column: binary, or the `datasets` struct of bytes and path.
 
     `names` are the files' in keys and in the listing; rows are in the order of the files. Cells may name image files beside
-    their own parquet file, where `images_beside`. `features` are what `datasets` reads of the columns in a card.
+    their own parquet file, where `images_beside`. `features` are what `datasets` reads of the columns in a card. Columns are looked for
+    in the first file that has rows; what those without any look like does not matter.
     """
-
-    features: Mapping[str, Any] | None = None
 
     _footers_at_once = 8
     _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
+    _slow = ""  # why that is slow
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
 
-    def __init__(self, location: str, files: Sequence[str], names: Sequence[str], column: str | None, images_beside: bool = True) -> None:
+    def __init__(
+        self,
+        location: str,
+        files: Sequence[str],
+        names: Sequence[str],
+        column: str | None,
+        images_beside: bool = True,
+        features: Features | None = None,
+    ) -> None:
         super().__init__(location)
         self._files, self._names, self.image_column, self._images_beside = files, names, column or None, images_beside
+        self._features = features
         self._sizes: list[int] = []
         self._starts = [0]
+        first = ""
         with ThreadPoolExecutor(self._footers_at_once) as pool:
             for name, (size, rows, schema) in zip(names, pool.map(self._footer, files), strict=True):
-                if not self._sizes:
-                    self._schema = schema
-                    self._column, self._pins = image_column(schema, location, column)
-                if self._column and (self._column not in schema.names or not holds_images(schema.field(self._column).type)):
-                    raise NstError(
-                        f"{location}: {name} has no images in `{self._column}`, expected that column of {names[0]} in every file"
-                    )
+                if rows and not first:
+                    first, self._schema = name, schema
+                    self._column, self._pins = image_column(schema, location, column, features)
+                if rows and self._column and not _has_images(schema, self._column):
+                    raise NstError(f"{location}: {name} has no images in `{self._column}`, expected that column of {first} in every file")
                 self._sizes.append(size)
                 self._starts.append(self._starts[-1] + rows)
         if len(self) == 0:
@@ -81,6 +93,10 @@ class ParquetFiles(Source):
                 self._alone = self._alone or self._plain() or self._arrow_cache() or self._read_from_group
         return self._alone(row)
 
+    def slow_reads(self) -> str:
+        """Where `datasets` could make no Arrow copy."""
+        return self._slow
+
     def copy_of_images(self) -> str:
         """The Arrow copy of files that are compressed."""
         self._alone = self._alone or self._plain()
@@ -97,7 +113,7 @@ class ParquetFiles(Source):
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Row group by row group, whatever their size."""
         wanted = list(dict.fromkeys(names))
-        for file in self._files:
+        for file in self._files_with_rows():
             with self._readable(file), self._opened(file) as parquet:
                 self._check_there(wanted, parquet.schema_arrow, file)
                 for group in range(parquet.num_row_groups):
@@ -106,24 +122,43 @@ class ParquetFiles(Source):
 
     def class_columns(self) -> dict[str, list[str]]:
         """As the first file names them, or the card."""
-        return class_columns(self._schema, self.features)
+        return class_columns(self._schema, self._features)
 
-    def read_labels(self, features: Mapping[str, Any] | None = None) -> None:
-        """Read the label column. `features` of `datasets` name the classes where the files do not."""
-        column = label_column(self._schema.names, self.location)
-        names = feature_names(self._schema, column)
-        tables = []
-        for file in self._files:
+    def read_labels(self, asked: LabelsAsked) -> None:
+        """Read the label column. Raises NstError for files that hold other classes, or another type of labels, than the first."""
+        column = label_column(self._schema, self.location, asked.column, self._features)
+        names, files = feature_names(self._schema, column), self._files_with_rows()
+        pieces: list[pa.ChunkedArray] = []
+        for file in files:
             with self._readable(file), self._opened(file) as parquet:
+                if parquet.schema_arrow.names.count(column) != 1:
+                    raise NstError(f"{file}: has no column `{column}`, expected that of {files[0]} in every file")
                 if feature_names(parquet.schema_arrow, column) != names:
+                    raise NstError(f"{file}: its class names differ from those of {files[0]}; expected one set of classes in all files")
+                self._check_label_bytes(file, parquet, column)
+                found = parquet.read([column])
+                if len(found) != parquet.metadata.num_rows:
                     raise NstError(
-                        f"{file}: its class names differ from those of {self._files[0]}; expected one set of classes in all files"
+                        f"{file}: has {len(found):,} labels for {parquet.metadata.num_rows:,} rows, it is damaged; make it again"
                     )
-                tables.append(parquet.read([column]))
-        if names is None:
-            names = getattr((features or {}).get(column), "names", None)
-        labels = pa.concat_tables(tables, promote_options="permissive").column(column)
-        self.labels, self.class_names = labels_of(labels, names, self.location, column)
+                values = class_values(found.column(column), file, column)
+            if pieces and values.type != pieces[0].type:
+                kind, expected = found.schema.field(column).type, "text" if pa.types.is_large_string(pieces[0].type) else "numbers"
+                raise NstError(f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; write all files alike")
+            pieces.append(values)
+        labels = pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], type=pieces[0].type)
+        self.label_column = asked.column
+        self.labels, self.class_names = labels_of(labels, names or card_names(self._features, column), self.location, column, asked.names)
+
+    def _check_label_bytes(self, file: str, parquet: pq.ParquetFile, column: str) -> None:
+        """Raises NstError for a column of more than class names and numbers, before all of it is in memory."""
+        groups = range(parquet.num_row_groups)
+        size, most = sum(_bytes_of(parquet, group, [column]) for group in groups), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
+        if size > max(_LABEL_BYTES, most):
+            raise NstError(f"{file}: column `{column}` has {size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows, expected classes")
+
+    def _files_with_rows(self) -> list[str]:
+        return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
 
     def _paths(self) -> Sequence[str]:
         return self._files
@@ -148,11 +183,19 @@ class ParquetFiles(Source):
             yield
         except (pa.ArrowException, OSError) as error:
             self._stop_unless_damage(error)
+            if isinstance(error, OSError) and error.errno:
+                raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
             raise NstError(f"{file}: expected a parquet file, found damage ({_first_line(error)}); make it again") from None
 
     def _footer(self, file: str) -> tuple[int, int, pa.Schema]:
+        """(bytes, rows, schema) of a file. Raises NstError where it is damaged, or claims rows that it cannot hold."""
         with self._readable(file), self._opened(file) as parquet:
-            return self._size(file), parquet.metadata.num_rows, parquet.schema_arrow
+            size, footer = self._size(file), parquet.metadata
+            groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            if sum(groups) != footer.num_rows or min(groups, default=0) < 0 or footer.num_rows > _MOST_ROWS_A_BYTE * size:
+                claims = f"its {size:,} bytes claim {footer.num_rows:,} rows, its row groups {sum(groups):,}"
+                raise NstError(f"{file}: expected a parquet file, found damage ({claims}); make it again")
+            return size, footer.num_rows, parquet.schema_arrow
 
     def _stretches(self, file: int, wanted: Wanted) -> Iterator[Stretch]:
         if not len(wanted):
@@ -184,37 +227,48 @@ class ParquetFiles(Source):
 
     def _batch_rows(self, parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
         """Few enough rows that a batch is some megabytes, whatever the row group."""
-        footer = parquet.metadata.row_group(group)
-        columns = [footer.column(index) for index in range(footer.num_columns)]
-        tops = tuple(f"{name}." for name in names)
-        size = sum(column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(tops))
-        return int(np.clip(_BATCH_BYTES * footer.num_rows // max(size, 1), 1, _BATCH_ROWS))
+        rows, size = parquet.metadata.row_group(group).num_rows, _bytes_of(parquet, group, names)
+        return int(np.clip(_BATCH_BYTES * rows // max(size, 1), 1, _BATCH_ROWS))
 
     def _stop_unless_damage(self, error: Exception) -> None:
         """Raise what does not lie in the file's own bytes."""
 
     def _plain(self) -> Callable[[int], bytes] | None:
-        kind = self._schema.field(self._column).type
-        column = [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])]
         groups = []
-        for file in self._files:
+        for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True):
+            if start == stop:
+                groups.append(NO_GROUPS)
+                continue
             with self._readable(file), self._opened(file) as parquet:
-                found = plain_groups(parquet, column)
+                kind = parquet.schema_arrow.field(self._column).type
+                found = plain_groups(parquet, [self._column, *(["bytes"] if pa.types.is_struct(kind) else [])])
             if found is None:
                 return None
             groups.append(found)
         return PlainPages.of(self._files, self._sizes, groups).read
 
     def _arrow_cache(self) -> Callable[[int], bytes] | None:
-        from datasets import Dataset, disable_progress_bars
+        """The copy; None where `datasets` makes none, as of damaged files: the row groups that are whole can still be read."""
+        from datasets import Dataset
         from datasets.exceptions import DatasetGenerationError
 
-        disable_progress_bars()
+        files = self._files_with_rows()
+        # it takes the rows of the first row group for the size of its batches, which may be none
+        batches = {"batch_size": _BATCH_ROWS} if any(map(self._begins_without_rows, files)) else {}
         try:
-            dataset = Dataset.from_parquet([glob.escape(file) for file in self._files], columns=[self._column])
-        except DatasetGenerationError:  # of damage; the row groups that are whole can still be read
+            with quiet_datasets():
+                dataset = Dataset.from_parquet([glob.escape(file) for file in files], columns=[self._column], **batches)
+        except DatasetGenerationError as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError) and cause.errno:
+                raise cause from None  # a full disk, no permission
+            self._slow = f"whole row groups are decoded for each, as datasets could make no copy ({_first_line(cause)})"
             return None
         return partial(self._read_from_copy, dataset.with_format("arrow"))
+
+    def _begins_without_rows(self, file: str) -> bool:
+        with self._readable(file), self._opened(file) as parquet:
+            return bool(parquet.metadata.row_group(0).num_rows == 0)
 
     def _read_from_copy(self, arrow: Any, row: int) -> bytes:  # noqa: ANN401
         column = arrow[row : row + 1].column(0)
@@ -227,6 +281,18 @@ class ParquetFiles(Source):
             self._group = stretches[0][0], stretches[-1][1], stretches
         first, _, cells = next(stretch for stretch in stretches if stretch[0] <= row < stretch[1])
         return bytes(Row(row, "", cells[row - first] if isinstance(cells, Cells) else cells).read())
+
+
+def _has_images(schema: pa.Schema, column: str) -> bool:
+    return schema.names.count(column) == 1 and holds_images(schema.field(column).type)
+
+
+def _bytes_of(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
+    """What some columns of a row group have, decompressed, as its footer says."""
+    footer = parquet.metadata.row_group(group)
+    columns = [footer.column(index) for index in range(footer.num_columns)]
+    tops = tuple(f"{name}." for name in names)
+    return sum(column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(tops))
 
 
 def _hf_datasets_cache() -> str:

@@ -40,6 +40,9 @@ class Groups(NamedTuple):
     is_optional: bool
 
 
+NO_GROUPS = Groups(np.empty(0, np.int64), np.empty(0, np.int64), is_optional=False)  # of a file without rows
+
+
 def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | None:
     """The row groups of a file; None where some value of the column, a path of names, lacks or cannot be read alone."""
     footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
@@ -47,7 +50,7 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
     rows, offsets = [], []
     for group in map(footer.row_group, range(footer.num_row_groups)):
         chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column))
-        if not _is_plain(chunk):
+        if group.num_rows and not _is_plain(chunk):
             return None
         rows.append(group.num_rows)
         offsets.append(chunk.data_page_offset)

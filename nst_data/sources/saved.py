@@ -1,15 +1,19 @@
 """A dataset in Arrow files: saved to disk, or made by `datasets` from files of the Hub."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
 from nst_data.errors import NstError
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column
-from nst_data.sources.labels import class_columns, feature_names, label_column, labels_of
+from nst_data.sources.features import class_columns, feature_names
+from nst_data.sources.labels import LabelsAsked, label_column, labels_of
 from nst_data.sources.listing import listed
+from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.source import Row, Source, Wanted, in_pieces
 
 _PIECE = 256
@@ -18,7 +22,14 @@ _PIECE = 256
 class ArrowDataset(Source):
     """A `datasets.Dataset`; keys are row numbers."""
 
-    def __init__(self, location: str, dataset: Any, labeled: bool, column: str | None, by_path: ByPath) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        location: str,
+        dataset: Any,  # noqa: ANN401 - datasets ships no types
+        labels: LabelsAsked | None,
+        column: str | None,
+        by_path: ByPath,
+    ) -> None:
         super().__init__(location)
         if len(dataset) == 0:
             raise NstError(f"{location}: expected rows, found an empty dataset")
@@ -27,11 +38,10 @@ class ArrowDataset(Source):
         self._column, self._pins = image_column(schema, location, column)
         self._listing = listed([([f"fingerprint {dataset._fingerprint}"], [len(dataset)])])
         arrow = dataset.with_format("arrow")
-        if labeled:
-            label = label_column(schema.names, location)
-            self.labels, self.class_names = labels_of(
-                arrow.select_columns([label])[:].column(label), feature_names(schema, label), location, label
-            )
+        if labels is not None:
+            label, self.label_column = label_column(schema, location, labels.column), labels.column
+            values = arrow.select_columns([label])[:].column(label)
+            self.labels, self.class_names = labels_of(values, feature_names(schema, label), location, label, labels.names)
         self._whole, self._schema = arrow, schema
         self._arrow = arrow.select_columns([self._column]) if self._column else arrow
 
@@ -66,20 +76,38 @@ class ArrowDataset(Source):
         for start in range(0, len(self), _PIECE):
             yield from chosen[start : start + _PIECE].select(wanted).to_batches()
 
+    def check_holds_images(self) -> None:
+        """Raises NstError where all rows name files elsewhere, as `save_to_disk` leaves those of a folder of images."""
+        column = self._arrow.data.column(self._column) if self._column else None
+        if column is None or not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
+            return
+        if all(chunk.field("bytes").null_count == len(chunk) for chunk in column.chunks):
+            path = next((path for chunk in column.chunks for path in chunk.field("path") if path.is_valid), None)
+            if path is not None and PurePosixPath(path.as_py()).is_absolute():
+                raise NstError(
+                    f"{self.location}: names image files elsewhere, such as {path.as_py()!r}, and holds no images; give their folder, or "
+                    "write the dataset with `to_parquet`, which puts the images in"
+                )
+
     def class_columns(self) -> dict[str, list[str]]:
         """As `datasets` knows them."""
         return class_columns(self._schema)
 
 
-def saved_dataset(location: str, labeled: bool, column: str | None) -> ArrowDataset:
+def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None) -> ArrowDataset:
     """A folder written by `Dataset.save_to_disk`. Raises NstError for several splits, or one that cannot be loaded."""
     from datasets import DatasetDict, load_from_disk
 
     try:
-        dataset = load_from_disk(location)
+        with quiet_datasets():
+            dataset = load_from_disk(location)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:
+            raise NstError(f"{error.filename or location}: cannot be read: {os.strerror(error.errno)}") from None
         reason = str(error).partition("\n")[0]
         raise NstError(f"{location}: expected a dataset saved by datasets, found damage ({reason}); save it again") from None
     if isinstance(dataset, DatasetDict):
         raise NstError(f"{location}: expected one split, found {', '.join(dataset)}; name one, as in {Path(location, next(iter(dataset)))}")
-    return ArrowDataset(location, dataset, labeled, column, below(Path(location)))
+    source = ArrowDataset(location, dataset, labels, column, below(Path(location)))
+    source.check_holds_images()
+    return source

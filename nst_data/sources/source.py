@@ -50,13 +50,14 @@ class Source(ABC):
 
     `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
     `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
-    `image_column` is the column that was asked for, None where it was found.
+    `image_column` and `label_column` are the columns that were asked for, None where they were found.
     """
 
     labels: NDArray[np.int64] | None = None
     class_names: list[str] | None = None
     revision: str | None = None
     image_column: str | None = None
+    label_column: str | None = None
     _listing: Listing
     _pins: tuple[str, ...] = ()  # what beside the listing decides which images these are
 
@@ -76,6 +77,10 @@ class Source(ABC):
 
     def copy_of_images(self) -> str:
         """What must be copied before single rows can be read, in a phrase for a person; empty where nothing is."""
+        return ""
+
+    def slow_reads(self) -> str:
+        """Why reading single rows is slow, in a phrase for a person, known once one was read; empty where it is not."""
         return ""
 
     @abstractmethod
@@ -132,7 +137,8 @@ class Source(ABC):
     @property
     def lineage(self) -> Input:
         """How this source stands in the manifest of what is made from it."""
-        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, image_column=self.image_column)
+        columns = {"image_column": self.image_column, "label_column": self.label_column}
+        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, **columns)
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""

@@ -3,51 +3,61 @@
 import hashlib
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import OpenFile
-from nst_data.sources.labels import labels_of
+from nst_data.sources.labels import LabelsAsked, encode, number_labels
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
-from nst_data.sources.members import CLASS_SUFFIX, Member, members
+from nst_data.sources.members import Member, members
+from nst_data.sources.pairing import CLASS_SUFFIX, classes_of
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
 _INDEX = pa.schema(
     [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
 )
+_MOST_CLASS_BYTES = 1024
+_INTEGER = re.compile(r"-?\d+")
 
 
 class TarFiles(Source):
     """Images in plain tar files, in the order of the files and of the members in them.
 
-    `names` are the files' in keys and in the listing. A member `stem.cls` is the class of `stem.jpg`. Where the members lie is found
-    out once, by reading every header, and kept in the folder `indexes`.
+    `names` are the files' in keys and in the listing. The member `stem.cls` beside `stem.jpg` is its class. Where the members lie is
+    found out once, by reading every header, and kept in the folder `indexes`.
     """
 
-    def __init__(self, location: str, files: Sequence[str], names: Sequence[str], labeled: bool, indexes: Path | None = None) -> None:
+    def __init__(
+        self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Path | None = None
+    ) -> None:
         super().__init__(location)
         self._files, self._names = files, names
         found = [os.stat(file) for file in files]
         self._stamps = [(stat.st_size, stat.st_mtime_ns) for stat in found]
         self._listing = listed([(list(names), [stat.st_size for stat in found])])
-        classes: dict[tuple[int, str], str] = {}
-        self._index = self._read_index(classes) if labeled else self._kept_index(indexes)
+        classes: list[str] | None = [] if labels else None
+        self._index = self._kept_index(indexes) if classes is None else self._read_index(classes)
         if not len(self):
             raise NstError(f"{location}: expected images in the tar files, found none")
-        if labeled:
-            self._label(classes)
+        if labels is not None and classes is not None:
+            self.labels, self.class_names = _numbered(classes, location, labels.names)
 
     def __len__(self) -> int:
         return int(self._index.num_rows)
 
     def key(self, row: int) -> str:
-        """tar:member."""
-        return f"{self._names[self._index['file'][row].as_py()]}:{self._index['name'][row]}"
+        """tar:member; from the second member of a name on its number too, as in tar:member#2."""
+        return self._key(row, self._index["file"][row].as_py(), self._index["name"][row].as_py())
 
     def read(self, row: int) -> bytes:
         """The member's bytes."""
@@ -57,15 +67,40 @@ class TarFiles(Source):
         """The wanted members; each is read when its row is."""
         for piece in in_pieces(wanted, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
-                yield Row(row, f"{self._names[entry['file']]}:{entry['name']}", self._content(entry))
+                yield Row(row, self._key(row, entry["file"], entry["name"]), self._content(entry))
 
     def _paths(self) -> Sequence[str]:
         return self._files
 
     def _keys(self) -> Iterator[pa.Array]:
+        start = 0
         for batch in self._index.to_batches():
-            columns = batch["file"].to_pylist(), batch["name"].to_pylist()
-            yield pa.array([f"{self._names[file]}:{name}" for file, name in zip(*columns, strict=True)], type=pa.large_string())
+            rows = zip(range(start, start + len(batch)), batch["file"].to_pylist(), batch["name"].to_pylist(), strict=True)
+            yield pa.array([self._key(*row) for row in rows], type=pa.large_string())
+            start += len(batch)
+
+    def _key(self, row: int, file: int, name: str) -> str:
+        number = f"#{self._repeated[row]}" if row in self._repeated else ""
+        return f"{self._names[file]}:{name}{number}"
+
+    @cached_property
+    def _repeated(self) -> dict[int, int]:
+        """The rows whose name came before in their file, and how many times it has been there with each."""
+        found = {}
+        ends = np.searchsorted(self._index["file"].to_numpy(), np.arange(len(self._files) + 1))
+        for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            names = self._index["name"].slice(first, last - first)
+            hashes = pl.Series(names).hash().to_numpy()
+            values, counts = np.unique(hashes, return_counts=True)
+            if len(values) == len(hashes):
+                continue
+            counted = Counter[str]()
+            for row in np.flatnonzero(np.isin(hashes, values[counts > 1])).tolist():
+                name = names[row].as_py()
+                counted[name] += 1
+                if counted[name] > 1:
+                    found[first + row] = counted[name]
+        return found
 
     def _content(self, entry: dict[str, Any]) -> Content:
         problem = entry["problem"]
@@ -74,7 +109,7 @@ class TarFiles(Source):
     def _read(self, file: int, offset: int, size: int) -> bytes:
         return _opened(self._files[file], *self._stamps[file]).read(size, offset)
 
-    def _read_index(self, classes: dict[tuple[int, str], str] | None = None) -> pa.Table:
+    def _read_index(self, classes: list[str] | None = None) -> pa.Table:
         spool = Spool(_INDEX)
         for columns in self._indexed(classes):
             spool.append(columns)
@@ -91,40 +126,47 @@ class TarFiles(Source):
             write_listing(kept, index)
         return read_listing(kept)
 
-    def _indexed(self, classes: dict[tuple[int, str], str] | None) -> Iterator[list[pa.Array]]:
+    def _indexed(self, classes: list[str] | None) -> Iterator[list[pa.Array]]:
+        """The columns of the index, piece by piece; the class of each image is added to `classes`."""
         waiting: list[tuple[int, Member]] = []
         for file, path in enumerate(self._files):
+            samples: list[tuple[str, str | None]] = []
             for member in members(path):
-                if not member.name.endswith(CLASS_SUFFIX):
+                is_class = member.name.endswith(CLASS_SUFFIX)
+                if not is_class:
                     waiting.append((file, member))
-                elif classes is not None:
-                    classes[file, member.name.removesuffix(CLASS_SUFFIX)] = self._class(file, member)
+                if classes is not None and member.name.startswith("@"):
+                    raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
+                if classes is not None:
+                    samples.append((member.name, self._class(file, member) if is_class else None))
                 if len(waiting) == PIECE:
                     yield _columns(waiting)
                     waiting.clear()
+            if classes is not None:
+                classes += classes_of(samples, path)
         yield _columns(waiting)
 
     def _class(self, file: int, member: Member) -> str:
         where = f"{self._files[file]}: {member.name}"
+        expected = "expected a class as a number or text in UTF-8, in one line"
         if member.problem is not None:
             raise NstError(f"{where}: {member.problem}")
+        if member.size > _MOST_CLASS_BYTES:
+            raise NstError(f"{where}: has {member.size:,} bytes, {expected}")
         try:
-            return self._read(file, member.offset, min(member.size, 1024)).decode().strip()
+            text = self._read(file, member.offset, member.size).decode("utf-8-sig").strip()
         except UnicodeDecodeError:
-            raise NstError(f"{where}: expected a class as a number or text in UTF-8") from None
+            raise NstError(f"{where}: {expected}") from None
+        if len(text.splitlines()) > 1 or "\0" in text:
+            raise NstError(f"{where}: holds {text[:40]!r}, {expected}")
+        return text
 
-    def _label(self, classes: dict[tuple[int, str], str]) -> None:
-        values = []
-        for entry in (entry for batch in self._index.to_batches() for entry in batch.to_pylist()):
-            file, name = entry["file"], entry["name"]
-            value = classes.get((file, os.path.splitext(name)[0])) or classes.get((file, _webdataset_stem(name)))
-            if not value:
-                why = entry["problem"] if name.startswith("@") else f"{name} has no class; expected a member {_webdataset_stem(name)}.cls"
-                raise NstError(f"{self._files[file]}: {why}")
-            values.append(value)
-        numbers = all(value.isdecimal() for value in values)
-        column = pa.chunked_array([pa.array([int(value) for value in values] if numbers else values)])
-        self.labels, self.class_names = labels_of(column, None, self.location, CLASS_SUFFIX)
+
+def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArray[np.int64], list[str]]:
+    """(labels, class names): numbers, where all classes are, else text."""
+    if all(map(_INTEGER.fullmatch, classes)):
+        return number_labels([int(text) for text in classes], None, f"{location}: `{CLASS_SUFFIX}`", most_names)
+    return encode(classes)
 
 
 def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:
@@ -136,12 +178,6 @@ def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:
         pa.array(sizes, type=pa.int64()),
         pa.array(problems, type=pa.large_string()),
     ]
-
-
-def _webdataset_stem(name: str) -> str:
-    """A member's name up to the first dot after its folders."""
-    folders, slash, last = name.rpartition("/")
-    return folders + slash + last.partition(".")[0]
 
 
 @lru_cache(maxsize=64)

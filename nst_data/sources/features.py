@@ -1,0 +1,50 @@
+"""What `datasets` says of the columns of a table: in the metadata of its Arrow schema, or in the card of a repository."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+Features = Mapping[str, Any]  # of `datasets`: what a card says, by column
+
+
+def feature_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """Class names that `datasets` wrote into the schema."""
+    feature = _written(schema).get(column)
+    return _names(feature.get("names")) if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+
+
+def card_names(features: Features | None, column: str) -> list[str] | None:
+    """Class names that a card has."""
+    return _names(getattr((features or {}).get(column), "names", None))
+
+
+def class_columns(schema: pa.Schema, features: Features | None = None) -> dict[str, list[str]]:
+    """The class names of each column that has some; the card names them where the schema does not."""
+    found = {name: feature_names(schema, name) or card_names(features, name) for name in schema.names}
+    return {name: names for name, names in found.items() if names}
+
+
+def columns_of_kind(kind: str, schema: pa.Schema, features: Features | None = None) -> list[str]:
+    """The columns that are an `Image` or a `ClassLabel` by the schema, or by the card where the schema says nothing."""
+    written = _written(schema)
+
+    def kind_of(column: str) -> Any:  # noqa: ANN401 - anybody may have written there
+        feature = written.get(column)
+        return feature.get("_type") if isinstance(feature, dict) else type((features or {}).get(column)).__name__
+
+    return [name for name in schema.names if kind_of(name) == kind]
+
+
+def _written(schema: pa.Schema) -> dict[str, Any]:
+    text = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(text)["info"]["features"] if text else {}
+    except (ValueError, LookupError, TypeError, RecursionError):  # anybody may have written there
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _names(names: Any) -> list[str] | None:  # noqa: ANN401 - anybody may have written there
+    return names if isinstance(names, list) and names and all(isinstance(name, str) for name in names) else None

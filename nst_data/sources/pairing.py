@@ -1,0 +1,98 @@
+"""Which class in a tar file is which image's: that of its sample, the members of one key that stand side by side, as in WebDataset."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from nst_data.errors import NstError
+
+CLASS_SUFFIX = ".cls"
+
+
+def key_of(name: str) -> str:
+    """WebDataset's key of a member: its name up to the first dot after its folders."""
+    folders, slash, last = name.rpartition("/")
+    return folders + slash + last.partition(".")[0]
+
+
+@dataclass
+class _Sample:
+    """Members of one key side by side: images by name, and the text of each class by its name without .cls."""
+
+    images: list[str] = field(default_factory=list)
+    classes: dict[str, str] = field(default_factory=dict)
+
+    def stem_for(self, image: str) -> str | None:
+        """Which class is the image's: `a.1.cls` or else `a.cls` for `a.1.png`."""
+        return next((stem for stem in _stems(image) if stem in self.classes), None)
+
+
+def classes_of(members: Sequence[tuple[str, str | None]], where: str) -> list[str]:
+    """The class of each image of a tar file, in order. Members are (name, text of a .cls, None for an image).
+
+    An image has the class in its own sample. Where that has none, as in a tar file that is sorted by suffix, it has the one that stands
+    alone under its name, if neither comes again in the file. Raises NstError that names the member for an image without a class, and
+    where names come again so that the class is not certain.
+    """
+    samples = [_sample(list(run), where) for _, run in groupby(members, key=lambda member: key_of(member[0]))]
+    alone: dict[str, list[str]] = {}  # texts of the classes that no image of their sample takes, by stem
+    lonely = Counter[str]()  # in how many samples images lack a class, by key
+    for sample in samples:
+        taken = {sample.stem_for(image) for image in sample.images}
+        for untaken in sample.classes.keys() - taken:
+            alone.setdefault(untaken, []).append(sample.classes[untaken])
+        lonely.update({key_of(image) for image in sample.images if sample.stem_for(image) is None})
+    found = []
+    for sample in samples:
+        for image in sample.images:
+            stem = sample.stem_for(image)
+            chosen = _from_afar(image, alone, lonely, where) if stem is None else sample.classes[stem]
+            if stem is not None:
+                _check_no_other(image, stem, chosen, alone, where)
+            if not chosen:
+                raise NstError(f"{where}: {image} has no class, its .cls member is empty")
+            found.append(chosen)
+    return found
+
+
+def _check_no_other(image: str, stem: str, chosen: str, alone: dict[str, list[str]], where: str) -> None:
+    """Raises NstError where another class stands alone under the same name, or one that is nearer to the image's."""
+    stems = _stems(image)
+    for name in stems[: stems.index(stem) + 1]:
+        if any(text != chosen for text in alone.get(name, [])):
+            raise _again(where, name + CLASS_SUFFIX, "with different classes")
+
+
+def _sample(members: list[tuple[str, str | None]], where: str) -> _Sample:
+    sample, names = _Sample(), set[str]()
+    for name, text in members:
+        if name in names:
+            raise _again(where, name, "in one sample")
+        names.add(name)
+        if text is None:
+            sample.images.append(name)
+        else:
+            sample.classes[name.removesuffix(CLASS_SUFFIX)] = text
+    return sample
+
+
+def _from_afar(image: str, alone: dict[str, list[str]], lonely: Counter[str], where: str) -> str:
+    stem = next((stem for stem in _stems(image) if stem in alone), None)
+    if stem is None:
+        raise NstError(f"{where}: {image} has no class; expected a member {key_of(image)}{CLASS_SUFFIX} beside it")
+    if len(alone[stem]) > 1 or lonely[key_of(image)] > 1:
+        raise _again(where, image if lonely[key_of(image)] > 1 else stem + CLASS_SUFFIX, "away from each other")
+    return alone[stem][0]
+
+
+def _stems(image: str) -> tuple[str, str]:
+    return os.path.splitext(image)[0], key_of(image)
+
+
+def _again(where: str, name: str, how: str) -> NstError:
+    return NstError(
+        f"{where}: {name} stands there several times {how}, so that no image's class is certain; "
+        "expected each image beside its own .cls member; give each a name of its own"
+    )
