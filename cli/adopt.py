@@ -4,18 +4,19 @@ from typing import Annotated
 
 import typer
 
-from nst_data.settings import AdoptSettings
+from nst_data.settings import AdoptSettings, ReadableSettings
 
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
 
 
-@with_settings(settings=AdoptSettings)
+@with_settings(settings=AdoptSettings, run=ReadableSettings)
 def adopt(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="The labels: parquet files, a folder saved by datasets, or owner/name on the Hub.")
     ],
     corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
     settings: AdoptSettings,
+    run: ReadableSettings,
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="With --key: where the images are. Else SOURCE holds them beside the labels.")
     ] = None,
@@ -46,7 +47,8 @@ def adopt(
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name a column with the keys of images: --key COLUMN --pool SOURCE")) from None
     table = open_table(source) if pool else images
-    version = adopt_labels(there, corpus, table, settings, images if pool else None, class_names, teacher, generation, on_this_terminal())
+    separate, progress = images if pool else None, on_this_terminal()
+    version = adopt_labels(there, corpus, table, settings, separate, class_names, teacher, generation, progress, run.max_unreadable)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})

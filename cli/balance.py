@@ -5,16 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from nst_data.settings import BalanceSettings
+from nst_data.settings import BalanceSettings, ReadableSettings
 
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
 from .tables import named
 
 
-@with_settings(settings=BalanceSettings)
+@with_settings(settings=BalanceSettings, run=ReadableSettings)
 def balance(
     ref: Annotated[str, typer.Argument(metavar="CORPUS@gen-N", help="The generation to select from.")],
     settings: BalanceSettings,
+    run: ReadableSettings,
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="SOURCE", help="Leave out this source's images and their near-duplicates; several allowed.")
     ] = None,
@@ -53,7 +54,8 @@ def balance(
     labeled = generation.manifest.request.inputs["pool"]
     images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
-    version = balance_generation(there, generation, settings, held_out, edition, images, on_this_terminal(), chosen)
+    progress, allowed = on_this_terminal(), run.max_unreadable
+    version = balance_generation(there, generation, settings, held_out, edition, images, progress, chosen, allowed)
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
@@ -75,5 +77,7 @@ def _print_counts(counts: dict[str, Any], settings: dict[str, Any]) -> None:
         print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
     if unread := counts["near_duplicates"]["unreadable"]:
         print(f"  warning: {unread:,} that may be near-duplicates could not be read in the pool; none of them was dropped for that")
+    if unread := counts.get("held_out_unreadable"):
+        print(f"  warning: {unread:,} excluded images could not be read; copies of them may be in it")
     if empty := counts["classes_without_images"]:
         print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")

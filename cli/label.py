@@ -140,5 +140,7 @@ def _print(version: "Version", json: bool) -> None:
         before, after = calibration["ece_before"], calibration["ece_after"]
         if calibration["at_edge"]:
             print("  warning: no temperature fits; the teacher's answers say nothing of these images, or all of them are right")
+        if unread := calibration.get("unreadable"):
+            print(f"  {unread:,} of the images to calibrate on could not be read")
         print(f"  temperature {calibration['temperature']:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

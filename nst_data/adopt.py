@@ -21,12 +21,13 @@ from nst_data.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter
 from nst_data.schema import pseudo_labels_schema, soft_label_bytes
-from nst_data.settings import AdoptSettings, default_top_k
+from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.soft_label_column import SoftLabelColumn, as_columns
 from nst_data.sources import Row, Source
 from nst_data.sources.labels import names_in
 from nst_data.sources.source import Wanted
 from nst_data.store import Staging, Store, Version
+from nst_data.unreadable import are_too_many, check_readable
 
 _IMAGES_AT_ONCE = 512
 _ROW_BYTES = 100  # key, hashes and numbers
@@ -42,13 +43,15 @@ def adopt(
     teacher: str | None = None,
     generation: int | None = None,
     progress: Progress | None = None,
+    max_unreadable: float = ReadableSettings().max_unreadable,
 ) -> Version:
     """Seal the soft labels of a table as a generation of `corpus`.
 
     `table` holds the images too and is the pool, or its column `settings.key` names those of `pool`, whose other images stay unlabeled.
     `teacher` says what made the labels. All soft labels are checked before any work, and kept in a copy while the images are read, once
     each; what was done by a run that was killed is not done again. Each row ends in `pseudo_labels` or, with the reason, in `errors`.
-    Memory: 24 bytes a row with keys, else constant. Raises NstError or UsageError for what cannot be taken as it is.
+    Memory: 24 bytes a row with keys, else constant. Raises NstError or UsageError for what cannot be taken as it is, and where
+    more images than the share `max_unreadable`, or all, cannot be read: run again, it reads those anew.
     """
     progress = progress or Progress()
     column = SoftLabelColumn(table, settings.probs)
@@ -69,7 +72,7 @@ def adopt(
         progress.say(f"{staging.ref} is there already: the same labels, images and settings")
         return staging
     plan = ShardPlan(len(table), settings.rows_per_shard)
-    adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress)
+    adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress, max_unreadable)
     try:
         return adoption.make()
     except OSError:
@@ -187,6 +190,7 @@ class _Adoption:
     top_k: int | None
     plan: ShardPlan
     progress: Progress
+    max_unreadable: float
 
     def make(self) -> Version:
         """Make the shards that are missing, and seal."""
@@ -195,6 +199,9 @@ class _Adoption:
         if not self._kept.exists():
             self.column.keep(self._kept, self.top_k, self.progress)
         shards = Shards(self.staging.build, self.staging.work, self.plan)
+        for shard, errors in shards.errors():
+            if are_too_many(self.plan.size(shard), len(errors), self.max_unreadable):
+                shards.reopen(shard)
         done = self.plan.rows - sum(self.plan.size(shard) for shard in shards.missing())
         with self.progress.task(f"adopt {self.staging.ref}", self.plan.rows, "images", done) as task:
             for shard in shards.take():
@@ -202,6 +209,8 @@ class _Adoption:
                     task.advance(images)
                 since = self.staging.add_seconds(since)
         files, counts = shards.finish(self.class_names)
+        what = f"{self.staging.ref}: {self.pool.location}"
+        check_readable(what, self.plan.rows, counts["errors"], self.max_unreadable, shards.first_error())
         counts |= {"pool": len(self.pool), "unlabeled": len(self.pool) - self.plan.rows, "top_k": self.top_k, "teacher_parameters": 0}
         cards.write_dataset_card(self.staging, self.class_names, counts)
         return self.staging.seal(files, self.class_names, counts, {})

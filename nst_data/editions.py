@@ -37,9 +37,10 @@ from nst_data.schema import (
 from nst_data.selected_rows import label_batches, rows_in_order
 from nst_data.selection import REASONS, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
-from nst_data.settings import BalanceSettings
+from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
 from nst_data.store import Staging, Store, Version
+from nst_data.unreadable import check_readable
 
 SHARD_BYTES = 256 * 2**20
 _ADVICE = {
@@ -70,11 +71,13 @@ def balance(
     pool: Source | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
+    max_unreadable: float = ReadableSettings().max_unreadable,
 ) -> Version:
     """Select and balance the pseudo-labels of a generation into a sealed edition.
 
     Images of an `exclude` source are dropped first, and their near-duplicates (section 3.1: the evaluation set's images). To compare
-    those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled.
+    those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled. Raises
+    NstError where none of the images that must be compared can be read, or more than the share `max_unreadable` cannot.
     """
     manifest, progress = generation.manifest, progress or Progress()
     check_classes(settings, manifest.class_names)
@@ -87,7 +90,7 @@ def balance(
         progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
     try:
-        return _make(staging, generation, settings, exclude, _Images(store, generation, pool), progress, engine or Engine())
+        return _make(staging, generation, settings, exclude, _Images(store, generation, pool), progress, engine or Engine(), max_unreadable)
     except (OSError, NstError):  # what a process works at is gone once another one has sealed it
         if version := staging.sealed_by_another():
             return version
@@ -113,6 +116,7 @@ def _make(
     images: "_Images",
     progress: Progress,
     engine: Engine,
+    max_unreadable: float,
 ) -> Version:
     since, class_names = time.monotonic(), generation.manifest.class_names
     with staging.refusable(is_begun), _workspace(staging) as work:
@@ -121,13 +125,24 @@ def _make(
             labels = engines.scan(table_files(generation.folder, "pseudo_labels"), SELECTION_COLUMNS, engine.name, engine.master)
         if settings.embed_images:
             images.open("--embed-images writes the images too")
-        held_out = HeldOut.read(exclude, not settings.exact_overlap_only, progress if exclude else None)
+        near_too, shown = not settings.exact_overlap_only, progress if exclude else None
+        held_out = HeldOut.read(exclude, near_too, shown, max_unreadable=max_unreadable)
         near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
+        check_readable(
+            f"{generation.ref}: its pool",
+            near.compared,
+            near.unreadable,
+            max_unreadable,
+            near.first,
+            "images to compare with held-out ones",
+        )
         left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
         with damage_is_named(generation.ref):
             selection = select(labels, settings, class_names, left_out, work, generation.ref)
         counts = _counts(selection, generation, settings)
         counts["near_duplicates"] = {"compared": near.compared, "unreadable": near.unreadable}
+        if held_out.unreadable:
+            counts["held_out_unreadable"] = held_out.unreadable
         counts["teacher_parameters"] = generation.manifest.counts["teacher_parameters"]
         counts["top_k"] = top_k
         files = _write(staging, generation, selection, settings, counts, images, progress)

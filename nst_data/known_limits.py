@@ -63,6 +63,8 @@ def _of_selection(described: Described) -> Iterator[str]:
         yield "Held-out images were found by their very bytes alone: resized or re-encoded copies of them may be in it."
     elif isinstance(near, dict) and whole(near.get("unreadable")):
         yield f"{whole(near['unreadable']):,} images that may be copies of held-out ones could not be compared with them and are in it."
+    if unread := described.count("held_out_unreadable"):
+        yield f"{unread:,} images to hold out could not be read: copies of them may be in it."
     if "like" in inputs:
         yield "The images were selected by the labels of another teacher and were labeled again: their classes are not balanced any more."
     rows = described.per_class()

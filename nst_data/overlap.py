@@ -23,6 +23,7 @@ from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, 
 from nst_data.progress import Progress
 from nst_data.schema import OVERLAP_COLUMNS
 from nst_data.sources import Row, Source
+from nst_data.unreadable import check_readable
 
 # As measured in benchmarks/results/overlap.md: copies (resized to 50-150%, JPEGs of quality 50-95, brightness changed by 5%) nearly
 # all lie above it, pairs of distinct 8-pixel digits, which are as alike as distinct images get, at 0.961 and below.
@@ -77,10 +78,21 @@ class HeldOut:
     image_hashes: frozenset[str]
     looks: Looks
     index: HashIndex  # of the perceptual hashes, in the order of `looks`
+    unreadable: int = 0  # images that cannot be decoded: for these at most equal bytes are held out
 
     @classmethod
-    def read(cls, sources: Sequence[Source], near: bool, progress: Progress | None = None, threads: int | None = None) -> "HeldOut":
-        """Read each image once. What cannot be read is no image to hold out; with `near` what cannot be decoded has only its bytes."""
+    def read(
+        cls,
+        sources: Sequence[Source],
+        near: bool,
+        progress: Progress | None = None,
+        threads: int | None = None,
+        max_unreadable: float = 1.0,
+    ) -> "HeldOut":
+        """Read each image once; with `near` what cannot be decoded has only its bytes.
+
+        Raises NstError where none of a source's images can be read, or more than the share `max_unreadable` cannot.
+        """
         image_hashes: set[str] = set()
         thumbnails: list[NDArray[np.uint8]] = []
         phashes, looks = [phash(_stack([]))], [Looks.of(_stack([]))]
@@ -93,17 +105,23 @@ class HeldOut:
             looks.append(seen.taken(clear))
             thumbnails.clear()
 
-        rows = (row for source in sources for row in source.rows(range(len(source))))
+        unreadable = 0
         with (progress or Progress()).task("held-out images", sum(map(len, sources)), "images") as task:
-            for hashed, thumbnail in in_threads(lambda row: _looked_at(row, near), rows, threads):
-                task.advance(1)
-                image_hashes.update([hashed] if hashed is not None else [])
-                thumbnails.extend([thumbnail] if thumbnail is not None else [])
-                if len(thumbnails) == _LOOKS_AT_ONCE:
-                    keep()
+            for source in sources:
+                lost, rows = list[int](), source.rows(range(len(source)))
+                for row, (hashed, thumbnail) in enumerate(in_threads(lambda row: _looked_at(row, near), rows, threads)):
+                    task.advance(1)
+                    lost += [row] if hashed is None or (near and thumbnail is None) else []
+                    image_hashes.update([hashed] if hashed is not None else [])
+                    thumbnails.extend([thumbnail] if thumbnail is not None else [])
+                    if len(thumbnails) == _LOOKS_AT_ONCE:
+                        keep()
+                unreadable += len(lost)
+                first = repr(source.key(lost[0])) if lost else ""
+                check_readable(source.location, len(source), len(lost), max_unreadable, first, "images to hold out")
         keep()
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
-        return cls(frozenset(image_hashes), Looks(*columns), HashIndex(np.concatenate(phashes)))
+        return cls(frozenset(image_hashes), Looks(*columns), HashIndex(np.concatenate(phashes)), unreadable)
 
     def show(self, look: Looks, perceptual_hash: int) -> bool:
         """Whether one of these shows what the one image in `look`, which has this perceptual hash, shows."""
@@ -119,6 +137,7 @@ class Overlap:
     image_hashes: frozenset[str] = frozenset()
     compared: int = 0
     unreadable: int = 0
+    first: str = ""  # key of the first of those
 
 
 def near_duplicates(
@@ -140,13 +159,14 @@ def near_duplicates(
     rows, order = np.unique(rows, return_index=True)  # increasing; another pool may have one place for two keys
     known = candidates.take(pa.array(order))
     asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
-    found, unreadable = set(), candidates.num_rows - len(rows)
+    found, lost = set(), list[int]()
     with (progress or Progress()).task("near-duplicates", len(rows), "images") as task:
-        for hashed, is_near in in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads):
+        for at, (hashed, is_near) in enumerate(in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads)):
             task.advance(1)
             found.update([hashed] if is_near else [])
-            unreadable += is_near is None
-    return Overlap(frozenset(found), candidates.num_rows, unreadable)
+            lost += [at] if is_near is None else []
+    unreadable = candidates.num_rows - len(rows) + len(lost)
+    return Overlap(frozenset(found), candidates.num_rows, unreadable, repr(known["key"][lost[0]].as_py()) if lost else "")
 
 
 def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table:

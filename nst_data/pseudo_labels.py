@@ -148,6 +148,16 @@ class Shards:
         content: dict[str, Any] = json.loads(self._note(shard).read_text("utf-8"))
         return content
 
+    def errors(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Each shard that is done, with its images that could not be labeled."""
+        for shard in range(len(self.plan)):
+            with contextlib.suppress(FileNotFoundError):  # another process makes it anew
+                yield shard, self.note(shard)["errors"]
+
+    def first_error(self) -> str:
+        """The first image that could not be labeled and why, for a person; empty where all could."""
+        return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.errors() if errors), "")
+
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Say that a shard is done. Killed before this, the shard is made again."""
         note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}

@@ -17,6 +17,16 @@ class Settings(BaseModel):
         return self.model_dump(mode="json")
 
 
+class ReadableSettings(Settings):
+    """How many unreadable images are put up with; shapes no data."""
+
+    panel: ClassVar[str] = "How it runs (changes no result)"
+
+    max_unreadable: float = Field(
+        0.5, ge=0, le=1, description="Share of the images that may be unreadable; with more the command stops, and run again it goes on."
+    )
+
+
 def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
     if isinstance(value, bool):
         raise ValueError("expected a number from 0 to 1")  # else it would be 0 or 1

@@ -22,6 +22,7 @@ from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.staging import NotReadyError
 from nst_data.store import Staging, Store, Version
+from nst_data.unreadable import are_too_many, check_readable
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, Part, PartMaker, WholePart
@@ -186,7 +187,11 @@ class _Work:
         return self._teacher
 
     def begin(self, request: Request, corpus: str, generation: int | None, edition: int | None = None) -> Version | Staging:
-        """The version that is asked for, sealed or under way. Raises NstError where its pool or teacher changed on the way."""
+        """The version that is asked for, sealed or under way.
+
+        Raises NstError where its pool or teacher changed on the way, or too many images of the pool are not there.
+        """
+        self._check_there()
         for staging in self.store.stagings(corpus):
             begun_on = staging.work / "pool.arrow"  # not there yet: nothing was done
             moved = _moved(staging.request, request) if begun_on.exists() else None
@@ -198,10 +203,26 @@ class _Work:
                 )
         staged = self.store.begin(request, corpus, generation, edition)
         if isinstance(staged, Version):
-            self.progress.say(f"{staged.ref} is there already: the same teacher, images and settings")
+            self._say_found(staged)
         elif not (staged.work / "pool.arrow").exists():
             write_listing(staged.work / "pool.arrow", self.pool.listing())
         return staged
+
+    def _check_there(self) -> None:
+        """Else the pool would be another one with its images back, and what was begun be of no use."""
+        rows = min(len(self.pool), self.settings.limit or len(self.pool))
+        missing, first = self.pool.empty_files(rows)
+        check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or not there")
+
+    def _say_found(self, version: Version) -> None:
+        """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
+        counts = version.manifest.counts
+        errors, labels = counts.get("errors", 0), counts["unique" if version.manifest.kind == "edition" else "labeled"]
+        anew = f"`nst remove {version.ref}` and run this again to label them"
+        if not labels:
+            raise NstError(f"{version.ref} is there already and holds no label: none of its {errors:,} images could be read; {anew}")
+        left_out = f"; {errors:,} images that could not be read are not in it: {anew}" if errors else ""
+        self.progress.say(f"{version.ref} is there already: the same teacher, images and settings{left_out}")
 
     def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
         """Label what is missing and seal; where another process seals first, its version is the result."""
@@ -246,18 +267,32 @@ class _Work:
                 return staging.seal(files, teacher.class_names, counts, dataclasses.asdict(computation), partial(shards.are_as_in, files))
 
     def _label_all(self, labeling: Labeling, since: float) -> tuple[dict[str, SealedFile], dict[str, Any]]:
-        """Label until nothing is missing. A shard that was done is missing again while a process makes it anew for images that healed."""
+        """Label until nothing is missing. A shard that was done is missing again while a process makes it anew for images that healed.
+
+        Images that an earlier run could not read in large numbers are read again first. Raises NstError where too many cannot be read.
+        """
+        shards = labeling.shards
+        if any(are_too_many(shards.plan.size(shard), len(errors), self.run.max_unreadable) for shard, errors in shards.errors()):
+            self._retry_errors(labeling)
         self._label(labeling, since)
-        if self.run.retry_errors and (healed := labeling.retry_errors()):
-            self.progress.say(f"{labeling.staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
+        if self.run.retry_errors:
+            self._retry_errors(labeling)
         while True:
-            if labeling.shards.missing():
+            if shards.missing():
                 self._label(labeling, time.monotonic())
             try:
-                return labeling.shards.finish(labeling.teacher.class_names)
+                files, counts = shards.finish(labeling.teacher.class_names)
             except FileNotFoundError:
-                if not labeling.shards.missing():
+                if not shards.missing():
                     raise
+            else:
+                what = f"{labeling.staging.ref}: {self.pool.location}"
+                check_readable(what, counts["pool"], counts["errors"], self.run.max_unreadable, shards.first_error())
+                return files, counts
+
+    def _retry_errors(self, labeling: Labeling) -> None:
+        if healed := labeling.retry_errors():
+            self.progress.say(f"{labeling.staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
 
     def _label(self, labeling: Labeling, since: float) -> None:
         plan = labeling.shards.plan
@@ -284,7 +319,7 @@ class _Work:
         if source is None:
             return {}
         known = staging.work / "calibration.json"
-        fitted = {} if known.exists() else fit(teacher, computation, source, self.run.decode_threads)
+        fitted = {} if known.exists() else fit(teacher, computation, source, self.run.decode_threads, self.run.max_unreadable)
         return {"calibration": staging.remembered("calibration", fitted)}
 
     def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:

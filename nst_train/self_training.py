@@ -55,7 +55,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     _check_evaluations(recipe, store, evaluations, labeled)
     held_out = [source for source in (labeled, validation, test) if source]
     first, *students = recipe.generations
-    reading = LabelRunSettings(decode_threads=recipe.run.decode_threads)
+    reading = LabelRunSettings(decode_threads=recipe.run.decode_threads, max_unreadable=recipe.run.max_unreadable)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
     publish = _Publishing(recipe.name, recipe.push_to, store, progress)
     training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
@@ -70,7 +70,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
             assert corpus is not None
             publish(corpus)
             with this_process().main_process_first():
-                edition = balance(store, corpus, selection, held_out, 1, pool, progress)
+                edition = balance(store, corpus, selection, held_out, 1, pool, progress, max_unreadable=recipe.run.max_unreadable)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
         publish(edition)

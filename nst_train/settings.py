@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Settings
+from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, ReadableSettings, Settings
 from nst_train.presets import PRESETS, check_preset
 
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
@@ -232,10 +232,8 @@ class LabelSettings(Settings):
         return self.model_dump(mode="json", exclude=None if self.noise else {"seed"})
 
 
-class ReadSettings(Settings):
+class ReadSettings(ReadableSettings):
     """How images are read; shapes no data."""
-
-    panel: ClassVar[str] = "How it runs (changes no result)"
 
     decode_threads: int | None = Field(None, ge=1, description="Threads that read, decode and, on a CPU, compute; one per CPU by default.")
 

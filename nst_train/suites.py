@@ -17,6 +17,7 @@ from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.sequences import Sequences
+from nst_data.unreadable import check_readable
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (
@@ -61,10 +62,11 @@ class Effort:
     progress: Progress = field(default_factory=Progress)
 
     def observe(self, candidate: Candidate, trial: Trial, *conditions: Condition) -> Outcomes:
-        """As `trials.observe`. Raises NstError where not one image can be read."""
+        """As `trials.observe`. Raises NstError where none of the images can be read, or more of them cannot than the run allows."""
         found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
-        if not is_read(found).any():
-            raise NstError(f"{trial.source.location}: none of its {len(trial.source)} images could be read")
+        lost = np.flatnonzero(~is_read(found).any(axis=0))
+        first = repr(trial.source.key(int(lost[0]))) if len(lost) else ""
+        check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
         return found
 
 

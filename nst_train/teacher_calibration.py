@@ -11,6 +11,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.manifest import Input
 from nst_data.sources import Source, match_classes
 from nst_data.store import Store
+from nst_data.unreadable import check_readable
 from nst_train.calibration import calibrate
 from nst_train.inference import Computation, batches_of, predict
 from nst_train.settings import LabelSettings
@@ -37,15 +38,24 @@ def _trained_on(store: Store, teacher: Input) -> str | None:
     return None
 
 
-def fit(teacher: Teacher, computation: Computation, source: Source, threads: int | None) -> dict[str, Any]:
-    """The fitted `Calibration` as JSON values, from the readable images of a labeled source. Raises NstError where there are none."""
+def fit(
+    teacher: Teacher, computation: Computation, source: Source, threads: int | None = None, max_unreadable: float = 1.0
+) -> dict[str, Any]:
+    """The fitted `Calibration` as JSON values, with the number of `unreadable` images where there are any.
+
+    Raises NstError where no image of the labeled source can be read, or more than the share `max_unreadable` cannot.
+    """
     assert source.labels is not None, "opened with its labels"
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
-    log_probs, labels = [], []
+    log_probs, labels, first = [], [], ""
     for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
         log_probs.append(prediction.log_probs.float())
         labels.append(torch.from_numpy(columns[source.labels[rows]]))
-    if not sum(map(len, labels)):
+        for at, reason in prediction.images.reasons[: not first]:
+            first = f"{batch.rows[at].key!r}: {reason}"
+    unreadable = len(source) - sum(map(len, labels))
+    if unreadable == len(source):
         raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
-    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
+    check_readable(source.location, len(source), unreadable, max_unreadable, first)
+    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels))) | ({"unreadable": unreadable} if unreadable else {})

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition
+from nst_data.unreadable import check_readable
 from nst_train.batches import Entries, LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, set_threads, settled_precision, this_process
@@ -124,8 +125,10 @@ class _Training:
     labeled: LabeledImages
     pseudo: Entries | None
     unreadable: list[str]
+    classes_without_images: list[str]
     data_config: dict[str, Any]
     validation: Validation | None
+    unreadable_validation: int
 
     @classmethod
     def prepare(
@@ -145,15 +148,9 @@ class _Training:
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
-        with this_process().main_process_first():  # all images are decoded once, by one process, and not again to go on
-            known = (staging.work / "unreadable.json").exists()
-            faults = {} if known else unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)))
-            faults = staging.remembered("unreadable", faults)
+        faults = _unreadable(staging, "unreadable", source, "labeled images", run, progress)
         labeled, lines = without(source, faults), list(faults.values())
-        for line in lines[:3]:
-            progress.say(f"left out, cannot be read: {line}")
-        if not len(labeled):
-            raise NstError(f"{source.location}: none of its {len(source)} labeled images can be read; the first is {lines[0]}")
+        empty = _check_classes(source, labeled, faults, progress)
         source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
         class_names = source.class_names or []
         pseudo: Entries | None = None
@@ -175,11 +172,12 @@ class _Training:
         data_config = data_config_of(network, settings)
         check_size(network, settings, data_config, len(class_names))
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
-        scores = None
+        scores, unscored = None, 0
         if validation is not None:
+            unscored = len(_unreadable(staging, "unreadable_validation", validation, "validation images", run, progress))
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
             scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
-        return cls(staging, step, labeled, pseudo, lines, data_config, scores)
+        return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""
@@ -252,6 +250,43 @@ class _Training:
         return self.staging.work / "checkpoints"
 
 
+def _unreadable(staging: Staging, name: str, source: Source, noun: str, run: RunSettings, progress: Progress) -> dict[str, str]:
+    """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
+
+    Raises NstError where none can be, or fewer than the run allows.
+    """
+    with this_process().main_process_first():
+        known = (staging.work / f"{name}.json").exists()
+        faults = {} if known else unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)))
+        if not known:  # else it would be remembered for when the images are back
+            check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
+        faults = staging.remembered(name, faults)
+    for line in list(faults.values())[:3]:
+        progress.say(f"left out, cannot be read: {line}")
+    if len(faults) > 3:
+        progress.say(f"{source.location}: {len(faults):,} of {len(source):,} {noun} are left out, which cannot be read")
+    return faults
+
+
+def _check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
+    """The classes without any labeled image. Raises NstError for one whose images are there and cannot be read."""
+    assert source.labels is not None, "training needs labels"
+    names, readable = source.class_names or [], set(labeled.labels.tolist())
+    for row, why in faults.items():
+        label = int(source.labels[int(row)])
+        if label not in readable:
+            images = int((source.labels == label).sum())
+            raise NstError(
+                f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
+                "put them back, or take the class out"
+            )
+    empty = [name for label, name in enumerate(names) if label not in readable]
+    if empty:
+        shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
+        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes have no image: {shown}")
+    return empty
+
+
 def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
     """How many images a step has for each of its `batch_size`."""
     return (0 if settings.pseudo_only else 1) + (settings.ratio if with_pseudo else 0)
@@ -292,6 +327,8 @@ def _seal(staging: Staging, settings: TrainSettings, training: _Training, class_
         **({"best_step": best.step} if best else {}),
         "labeled": len(training.labeled),
         "unreadable": len(training.unreadable),
+        **({"unreadable_validation": training.unreadable_validation} if training.unreadable_validation else {}),
+        **({"classes_without_images": training.classes_without_images} if training.classes_without_images else {}),
         "pseudo_labeled": len(training.pseudo.rows) if training.pseudo else 0,
         "entries": len(training.pseudo) if training.pseudo else 0,
     }

@@ -98,7 +98,12 @@ def finished(tmp_path_factory):
     write_teacher(top / "teacher", ["ant", "bee", "cat"])
     pool = write_damaged(top / "pool")
     words = ["label", pool, "--teacher", f"local-dir:{top / 'teacher'}", "--corpus", "damaged", "--store", top / "store"]
-    done = subprocess.run([sys.executable, "-c", NST, *map(str, words), "--batch-size", "16"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", NST, *map(str, words), "--batch-size", "16", "--max-unreadable", "0.7"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     return done, Store(top / "store").open("damaged"), pool, int(done.stdout.splitlines()[-1])
 
 

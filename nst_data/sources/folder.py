@@ -43,6 +43,12 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    def empty_files(self, rows: int) -> tuple[int, str]:
+        """Those of size 0."""
+        empty = pc.equal(self._listing.table["bytes"].slice(0, rows), 0)
+        count = pc.sum(empty).as_py()
+        return count, self.key(pc.index(empty, True).as_py()) if count else ""
+
     def _paths(self) -> Iterator[str]:
         for piece in self._keys():
             yield from (os.path.join(self._top, name) for name in piece.to_pylist())

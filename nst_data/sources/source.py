@@ -91,6 +91,10 @@ class Source(ABC):
         """Columns beside the images, all rows in order, some megabytes at a time. Raises NstError where there are none of these names."""
         raise NstError(f"{self.location}: holds image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
 
+    def empty_files(self, rows: int) -> tuple[int, str]:
+        """How many of the first rows are files without bytes, or not there, as far as the listing tells; and the key of the first."""
+        return 0, ""
+
     def class_columns(self) -> dict[str, list[str]]:
         """The class names of each column that has some."""
         return {}

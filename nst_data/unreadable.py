@@ -1,0 +1,26 @@
+"""How many images of a source may be unreadable before work on it stops."""
+
+import math
+
+from nst_data.errors import NstError
+
+
+def are_too_many(images: int, unreadable: int, max_unreadable: float) -> bool:
+    """Whether all of some images are unreadable, or more than the share `max_unreadable` of them."""
+    return unreadable > 0 and (unreadable == images or unreadable > max_unreadable * images)
+
+
+def check_readable(what: str, images: int, unreadable: int, max_unreadable: float, first: str, noun: str = "images") -> None:
+    """Raises NstError where none of so many `images` could be read, or more than the share `max_unreadable` of them could not.
+
+    `what` says in the error whose they are, `first` is a line about the first that could not be read.
+    """
+    if not are_too_many(images, unreadable, max_unreadable):
+        return
+    back = f"the first is {first}; put them back (is a disk not mounted, has a folder moved?) and run the same command again"
+    if unreadable == images:
+        raise NstError(f"{what}: none of its {images:,} {noun} could be read; {back}")
+    share = unreadable / images
+    found = f"{unreadable:,} of its {images:,} {noun} ({share:.0%}) could not be read, more than the {max_unreadable:.0%} allowed"
+    allow = f"--max-unreadable {math.ceil(share * 100) / 100:g} (in a recipe `max_unreadable` under `run`)"
+    raise NstError(f"{what}: {found}; {back}, or go on without them: {allow}")
