@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nst_data.errors import NstError
 from nst_data.files import write_text
+from nst_data.ownership import beside, owned
 
 METRICS = "metrics.json"  # of a teacher, beside the sealed files too
 PLACES = "hub.json"  # beside the sealed files, never published
@@ -38,5 +39,6 @@ def places_of(folder: Path) -> list[Place]:
 
 def remember_place(folder: Path, place: Place) -> None:
     """Note where a version is on the Hub; the newest stands last."""
-    places = [one for one in places_of(folder) if one != place] + [place]
-    write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
+    with owned(beside(folder), f"{folder.parent.name}@{folder.name}", wait=True):
+        places = [one for one in places_of(folder) if one != place] + [place]
+        write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
