@@ -21,6 +21,7 @@ from nst_data.errors import NstError, UsageError
 from nst_train.interruption import Interrupted, stop_at_once
 
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
+_FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
 _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
@@ -99,6 +100,11 @@ class _Group(TyperGroup):
         except Exception as error:
             if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in a class of their own
                 _fail("the disk is full; make room and run the same command again, it goes on from what is done", 1)
+            if os.strerror(errno.EFBIG) in str(error):
+                _fail("a file grew larger than the file system takes (FAT: 4 GB); keep the store on another disk (--store)", 1)
+            if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_LACKS:
+                where = f"{error.filename}: " if error.filename else ""
+                _fail(f"{where}the file system cannot do this ({error.strerror}); keep the store on another disk (--store)", 1)
             if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
                 _fail(f"{error.filename}: {error.strerror}", 1)
             raise

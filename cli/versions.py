@@ -83,7 +83,9 @@ def remove(ref: Ref, store: StoreOption = None) -> None:
     """Delete a version that nothing else was made from, or one under way."""
     if "@" not in ref:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
-    print(f"removed {open_store(store).remove(ref)}")
+    from nst_data.progress import on_this_terminal
+
+    print(f"removed {open_store(store).remove(ref, on_this_terminal().say)}")
 
 
 def _summary(version: Version) -> dict[str, Any]:

@@ -73,12 +73,7 @@ def adopt(
         return staging
     plan = ShardPlan(len(table), settings.rows_per_shard)
     adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress, max_unreadable)
-    try:
-        return adoption.make()
-    except OSError:
-        if version := staging.sealed_by_another():
-            return version
-        raise
+    return staging.shared(adoption.make)
 
 
 @dataclass(frozen=True)

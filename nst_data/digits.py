@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from nst_data.errors import NstError
+from nst_data.files import place_once, temporary
 
 LABELED_PER_CLASS, TEST = 10, 500
 
@@ -24,11 +25,12 @@ def write_digits(folder: Path, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(len(images))
     test, rest = order[:TEST], order[TEST:]
     labeled = np.concatenate([rest[digits.target[rest] == digit][:LABELED_PER_CLASS] for digit in range(10)])
-    fresh = folder.with_name(f".{folder.name}.fresh")
+    fresh = temporary(folder.with_name(f".{folder.name}"))
     shutil.rmtree(fresh, ignore_errors=True)
     for index in order:
         part = "test" if index in test else "labeled" if index in labeled else "pool"
         place = fresh / part if part == "pool" else fresh / part / str(digits.target[index])
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[index]).save(place / f"{index:04d}.png")
-    fresh.rename(folder)
+    place_once(fresh, folder)
+    shutil.rmtree(fresh, ignore_errors=True)  # another process was first, with the same images

@@ -89,12 +89,8 @@ def balance(
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
-    try:
-        return _make(staging, generation, settings, exclude, _Images(store, generation, pool), progress, engine or Engine(), max_unreadable)
-    except (OSError, NstError):  # what a process works at is gone once another one has sealed it
-        if version := staging.sealed_by_another():
-            return version
-        raise
+    images, engine = _Images(store, generation, pool), engine or Engine()
+    return staging.shared(lambda: _make(staging, generation, settings, exclude, images, progress, engine, max_unreadable))
 
 
 def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:

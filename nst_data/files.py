@@ -1,20 +1,30 @@
-"""Writing files that are whole or not there: hashed as they are written, fsynced, then renamed."""
+"""Files and folders that are whole or not there: hashed as they are written, fsynced, then renamed.
+
+What a file system cannot do of fsync is left out. The one thing that every store needs is a folder's move to a new name that fails where
+another folder stands (`place_once`): by it processes agree on who was first. No hard links, locks or permissions are used.
+"""
 
 import contextlib
+import errno
 import hashlib
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
+from nst_data.errors import NstError
 from nst_data.manifest import SealedFile
 
 _OWNER = platform.node() or "localhost"
 _ABANDONED_SECONDS = 600
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF)
 
 
 class HashedWriter:
@@ -67,7 +77,7 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
         with part.open("wb") as file:
             yield HashedWriter(file)
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -90,26 +100,72 @@ def hash_file(path: Path) -> SealedFile:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames in a folder survive a power cut, where its file system can."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return
+    try:
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def fsync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` survive a power cut."""
+    """Make every file and folder below `folder` survive a power cut, where its file system can."""
     for parent, _, names in os.walk(folder):
         for name in names:
             with (Path(parent) / name).open("rb") as file:
-                os.fsync(file.fileno())
+                _fsync(file.fileno())
         fsync_folder(Path(parent))
+
+
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+
+
+def place_once(fresh: Path, place: Path) -> bool:
+    """Move a folder that is not empty to `place`, in one step; False, and it stays where it is, where another one is there already.
+
+    Raises NstError where the file system cannot do that.
+    """
+    try:
+        fresh.rename(place)
+    except OSError as error:
+        if place.is_dir():
+            return False
+        if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
+            raise NstError(
+                f"{place.parent}: its file system cannot give a folder another name ({error.strerror}), which a store requires; "
+                "keep the store on another disk (--store)"
+            ) from None
+        raise
+    fsync_folder(place.parent)
+    return True
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(FileNotFoundError):  # another process discards it too
+        doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
+        try:
+            folder.rename(doomed / folder.name)
+        finally:
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clear_abandoned(parts: Path) -> None:
     """Delete temporary files and folders that nobody has written to for ten minutes, of processes of this machine that are gone."""
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # another process clears too
-            if not Path("/proc", path.name.split(".")[-2]).exists() and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
+            if is_gone and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

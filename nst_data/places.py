@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nst_data.errors import NstError
 from nst_data.files import write_text
+from nst_data.ownership import beside, owned
 
 METRICS = "metrics.json"  # of a teacher, beside the sealed files too
 PLACES = "hub.json"  # beside the sealed files, never published
@@ -42,10 +43,11 @@ def places_of(folder: Path) -> list[Place]:
 
 def remember_place(folder: Path, place: Place) -> None:
     """Note where a version is on the Hub; the newest stands last. Whether it came from a place that was known stays as it was."""
-    known = places_of(folder)
-    same = [one for one in known if replace(one, pulled=place.pulled) == place]
-    places = [one for one in known if one not in same] + (same[:1] or [place])
-    write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
+    with owned(beside(folder), f"{folder.parent.name}@{folder.name}", wait=True):
+        known = places_of(folder)
+        same = [one for one in known if replace(one, pulled=place.pulled) == place]
+        places = [one for one in known if one not in same] + (same[:1] or [place])
+        write_text(folder / PLACES, json.dumps([asdict(one) for one in places], indent=2) + "\n")
 
 
 def may_be_pulled(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ ROW_GROUP_ROWS = 10_000
 STALLED_SECONDS = 30.0
 _ROW_GROUP_BYTES = 2**25
 _LOOK_EVERY_SECONDS = 0.5
+_ALIVE_EVERY_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class ShardPlan:
         return f"{self.table}/train-{shard:05d}-of-{len(self):05d}.parquet"
 
 
+_Life = tuple[int, str]
+"""When a claim was written, and what: file systems without fine times, or without any, still show a change."""
+
+
 class Shards:
     """The shards of a version under way: which are done, and which this process takes next.
 
@@ -64,6 +70,7 @@ class Shards:
     def __init__(self, build: Path, work: Path, plan: ShardPlan) -> None:
         self.build, self.work, self.plan = build, work, plan
         self.stopped = threading.Event()  # ends a wait for others
+        self._shown = 0.0
         for folder in (self._notes, self._claims, self.parts, build / plan.table):
             folder.mkdir(exist_ok=True)
 
@@ -96,14 +103,14 @@ class Shards:
         """
         start = len(self.plan) * worker // workers
         tried: set[int] = set()
-        signs: dict[int, tuple[float, float]] = {}  # of each claimed shard: the sign of life last seen, and when
+        signs: dict[int, tuple[_Life, float]] = {}  # of each claimed shard: the sign of life last seen, and when
         while missing := [shard for shard in self.missing() if shard not in tried]:
             claimed = self._claimed()
             free = [shard for shard in missing if self._is_free(shard, claimed, signs)]
             if free:
                 shard = min(free, key=lambda shard: (shard in claimed, (shard - start) % len(self.plan)))
                 tried.add(shard)
-                self._claim(shard).touch()
+                self._claim(shard).write_text("0")
                 yield shard
             else:
                 on_wait(len(missing))
@@ -112,25 +119,29 @@ class Shards:
 
     def show_life(self, shard: int) -> None:
         """Tell the others that this process still works at a shard."""
-        with contextlib.suppress(FileNotFoundError):  # sealed meanwhile
-            os.utime(self._claim(shard))
+        now = time.monotonic()
+        if now - self._shown < _ALIVE_EVERY_SECONDS:
+            return
+        self._shown = now
+        with contextlib.suppress(OSError), self._claim(shard).open("r+") as file:  # a hint; sealed meanwhile, it is not made anew
+            file.write(str(time.time_ns()))
 
-    def _claimed(self) -> dict[int, float]:
-        """For each shard that a process works at, unless it is known to be dead: when it last showed life, in the file system's time."""
-        newest: dict[int, float] = {}
+    def _claimed(self) -> dict[int, _Life]:
+        """For each shard that a process works at, unless it is known to be dead: its newest sign of life, to be told from the next one."""
+        newest: dict[int, _Life] = {}
         for path in self._claims.iterdir():
             shard, owner = path.name.split(".", 1)
             node, _, process = owner.rpartition(".")
-            if node == platform.node() and (int(process) == os.getpid() or not Path("/proc", process).exists()):
+            if node == platform.node() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
                 continue
             with contextlib.suppress(FileNotFoundError):
-                newest[int(shard)] = max(newest.get(int(shard), 0.0), path.stat().st_mtime)
+                newest[int(shard)] = max(newest.get(int(shard), (0, "")), (path.stat().st_mtime_ns, path.read_text("utf-8")))
         return newest
 
-    def _is_free(self, shard: int, claimed: dict[int, float], signs: dict[int, tuple[float, float]]) -> bool:
+    def _is_free(self, shard: int, claimed: dict[int, _Life], signs: dict[int, tuple[_Life, float]]) -> bool:
         if shard not in claimed:
             return True
-        sign, seen = signs.get(shard, (None, 0.0))
+        sign, seen = signs.get(shard, (None, 0.0))  # by this machine's clock alone
         if sign != claimed[shard]:
             signs[shard] = claimed[shard], time.monotonic()
             return False

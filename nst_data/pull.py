@@ -3,22 +3,20 @@
 Files come straight to their place, without a second copy in the Hub's cache. Interrupted, the same command goes on.
 """
 
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import fsync_folder, fsync_tree, hash_file, write_text
+from nst_data.files import discard, fsync_tree, hash_file, place_once, write_text
 from nst_data.manifest import MANIFEST_NAME, Kind, Manifest
+from nst_data.ownership import beside, owned
 from nst_data.places import METRICS, PLACES, Place, remember_place
 from nst_data.progress import Progress
 from nst_data.repository import Repository, newest, quietly
-from nst_data.staging import discard
 from nst_data.store import PULLS, Store, check_name
 from nst_data.version import Version
 
@@ -80,7 +78,8 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
         progress.say(f"{repository.id}: the newest version is {revision}")
     name = check_name(name or manifest.name)
     folder = store.root / "runs" / PULLS / name / manifest.version
-    with _alone(folder), quietly():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True), quietly():  # those that waited find it there
         version = _there(store, name, manifest)
         is_new = version is None
         if version is None:
@@ -91,15 +90,6 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
             progress.say(f"{version.ref} is there already: the same content")
         remember_place(version.folder, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
     return version
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Of several processes that pull one version into a store, one at a time; those that waited find it there."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file, also by a process that is killed
-        yield
 
 
 def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
@@ -164,12 +154,7 @@ def _download(
     fsync_tree(build)
     target = store.target(manifest.kind, name, manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        build.rename(target)
-    except OSError:  # another process pulled it at the same time
-        if not (target / MANIFEST_NAME).is_file():
-            raise
-    fsync_folder(target.parent)
+    place_once(build, target)
     discard(folder)
     version = Version(target)
     if version.manifest.digest != manifest.digest:

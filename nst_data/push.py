@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nst_data import cards
@@ -119,13 +120,21 @@ def _as_published(store: Store, version: Version, settings: PushSettings, progre
         for name in {*beside, *version.manifest.files} - own:
             if not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
-                (folder / name).symlink_to(version.folder / name)
+                _link(folder / name, version.folder / name)
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         if metrics := public_metrics(version, settings.anonymous):
             write_text(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
         yield Version(folder)
     finally:
         shutil.rmtree(top, ignore_errors=True)
+
+
+def _link(place: Path, file: Path) -> None:
+    """The file at another place for a while: a link, or a copy where the file system has none."""
+    try:
+        place.symlink_to(file)
+    except OSError:  # exFAT, FAT, some network disks
+        shutil.copyfile(file, place)
 
 
 def _make_room(repository: Repository, settings: PushSettings, progress: Progress) -> None:

@@ -5,22 +5,20 @@ a folder of its own, with what was made of it beside it, which appears when all 
 uses the shards that are whole and deletes the rest.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from nst_data.errors import NstError
-from nst_data.files import fsync_tree, write_text
+from nst_data.files import discard, fsync_tree, place_once, write_text
+from nst_data.ownership import AtWorkError, is_owned, owned
 from nst_data.repository import quietly
-from nst_data.staging import discard
 from nst_data.streamed_edition import DamagedShardError, StreamedEdition
 
 SHARD = "shard.parquet"
@@ -58,7 +56,7 @@ class ShardWindow:
         while not place.is_dir():
             with suppress(FileNotFoundError):
                 raise NstError(self._failure.read_text("utf-8"))
-            if self._is_kept():
+            if is_owned(self._keeper):
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > _NOBODY_SECONDS:
                 raise NstError(f"{self.edition.place}: the process that fetches its shards ended; run the same command again")
@@ -76,8 +74,7 @@ class ShardWindow:
         if self.process:
             yield self._note
             return
-        with (self.folder / "lock").open("w") as lock:
-            self._take(lock)
+        with self._alone():
             stopped = threading.Event()
             thread = threading.Thread(target=self._keep, args=(start, wanted, stopped), daemon=True)
             thread.start()
@@ -107,25 +104,19 @@ class ShardWindow:
             found.append(int(path.read_text()) if path.exists() else start)
         return min(found)
 
-    def _take(self, lock: TextIO) -> None:
-        """Be the one that fetches here; one that looks whether somebody does is in the way for a moment."""
-        give_up = time.monotonic() + _STOP_SECONDS
-        while True:
-            try:
-                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > give_up:
-                    raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
-            time.sleep(_LOOK_EVERY_SECONDS)
+    @property
+    def _keeper(self) -> Path:
+        return self.folder / "keeper"
 
-    def _is_kept(self) -> bool:
-        """Whether a process fetches here."""
-        with suppress(FileNotFoundError), (self.folder / "lock").open() as lock:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the one that fetches here."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-        return False
+                stack.enter_context(owned(self._keeper, str(self.folder)))
+            except AtWorkError:
+                raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
+            yield
 
     def _keep(self, start: int, wanted: Wanted, stopped: threading.Event) -> None:
         try:
@@ -173,7 +164,7 @@ class ShardWindow:
                     shutil.rmtree(other)
             self.prepare(part, shard)
             fsync_tree(part)
-            part.rename(self.place(shard))
+            place_once(part, self.place(shard))
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

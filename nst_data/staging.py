@@ -1,20 +1,19 @@
 """Versions under way: staged in `runs/`, sealed by one rename."""
 
 import json
-import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.files import fsync_folder, fsync_tree, write_text
+from nst_data.files import discard, fsync_tree, place_once, write_text
 from nst_data.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
+from nst_data.ownership import Sign, owned, present
 from nst_data.version import Version
 
 
@@ -60,13 +59,36 @@ class Staging:
         """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
         path = self.work / f"{name}.json"
         if not path.exists():
-            mine = self.work / f".{name}.{platform.node()}.{os.getpid()}.json"
-            write_text(mine, json.dumps(value))
-            with suppress(FileExistsError):  # another process came first: its value stands
-                os.link(mine, path)
-            mine.unlink()
+            first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
+            write_text(mine / "value.json", json.dumps(value))
+            place_once(mine, first)  # or another process came first: its value stands
+            shutil.rmtree(mine, ignore_errors=True)
+            write_text(path, (first / "value.json").read_text("utf-8"))
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return content
+
+    def shared(self, make: Callable[[], Version]) -> Version:
+        """What `make` gives, with any number of processes at it; where it fails since another one has sealed the version, that version."""
+        try:
+            with present(self.folder / "worker"):
+                return make()
+        except Exception:
+            if version := self.sealed_by_another():
+                return version
+            if not self.folder.is_dir():
+                raise NstError(f"{self.ref} was removed while this process worked at it; run this command again") from None
+            raise
+
+    @contextmanager
+    def owned(self, say: Callable[[str], None]) -> Iterator[Sign]:
+        """While this lasts no other process owns this. Raises AtWorkError, and NstError where it is sealed or removed meanwhile."""
+        try:
+            with owned(self.folder / "owner", self.ref, say) as sign:
+                yield sign
+        except FileNotFoundError:
+            if self.folder.is_dir():
+                raise
+            raise NstError(f"{self.ref} was sealed or removed by another process meanwhile; run this command again") from None
 
     def sealed_by_another(self) -> Version | None:
         """The version, where another process that worked at it has sealed it meanwhile."""
@@ -109,20 +131,10 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if not is_ready():
                 raise NotReadyError
-            self.build.rename(self.target)
+            place_once(self.build, self.target)
         except OSError:
             if self.sealed_by_another() is None:
                 raise
-        fsync_folder(self.target.parent)
+        self.sealed_by_another()  # where another one was first, it must be the same version
         discard(self.folder)
         return Version(self.target)
-
-
-def discard(folder: Path) -> None:
-    """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
-    if not folder.is_dir():
-        return
-    doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
-    with suppress(FileNotFoundError):  # another process discards it too
-        folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)

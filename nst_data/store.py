@@ -3,14 +3,15 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import write_text
+from nst_data.files import discard, place_once, write_text
 from nst_data.manifest import MANIFEST_NAME, Kind, Request
-from nst_data.staging import Staging, discard
+from nst_data.ownership import beside, check_nobody_at_work
+from nst_data.staging import Staging
 from nst_data.version import Number, Version
 
 __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
@@ -101,13 +102,14 @@ class Store:
         number = self._number(request, taken, generation, edition, first)
         return self._stage(request, name, number)
 
-    def remove(self, ref: str) -> Path:
-        """Delete a sealed or unfinished version that nothing else in the store was made from."""
+    def remove(self, ref: str, say: Callable[[str], None] = lambda _: None) -> Path:
+        """Delete a sealed or unfinished version that nothing else in the store was made from. AtWorkError where it is being made."""
         name, _, number = ref.partition("@")
         check_name(name)
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)] if number else []
         for folder in run:
             if folder.is_dir():
+                check_nobody_at_work(ref, folder / "owner", folder / "worker", beside(folder), say=say)
                 discard(folder)
                 return folder
         damaged = [version for version in self.versions(name) if str(version.number) == number and not version.is_readable]
@@ -163,15 +165,15 @@ class Store:
         folder = self._run_folder(request.kind, name, number)
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        for part in ("build", "work"):
-            (fresh / part).mkdir()
-        write_text(fresh / "request.json", request.model_dump_json(indent=2))
         try:
-            fresh.rename(folder)
-        except OSError:  # another process staged this number first
-            shutil.rmtree(fresh)
-            return self._same_or_error(folder, request)
-        return replace(self._read_staging(folder), fresh=True)
+            for part in ("build", "work"):
+                (fresh / part).mkdir()
+            write_text(fresh / "request.json", request.model_dump_json(indent=2))
+            if place_once(fresh, folder):
+                return replace(self._read_staging(folder), fresh=True)
+            return self._same_or_error(folder, request)  # another process staged this number first
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
     def _same_or_error(self, folder: Path, request: Request) -> Staging:
         staging = self._read_staging(folder)

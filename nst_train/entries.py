@@ -17,6 +17,7 @@ from torch import Tensor
 from nst_data.anonymous import is_anonymous
 from nst_data.embedded_images import EmbeddedImages, holds_images
 from nst_data.errors import NstError
+from nst_data.files import place_once
 from nst_data.images import image_hash
 from nst_data.label_tables import damage_is_named
 from nst_data.progress import Progress
@@ -95,7 +96,8 @@ def open_edition(
             fresh.mkdir(parents=True)
             _lay_out_rows(edition, source, fresh, progress or Progress())
             lay_out(table_files(edition.folder, "balanced"), edition.manifest.counts["unique"], order, fresh, targets, is_along)
-            fresh.rename(folder)
+            place_once(fresh, folder)
+            shutil.rmtree(fresh, ignore_errors=True)  # another machine's process was first
     rows, hashes, ends = (mapped(folder, name) for name in ("rows", "hashes", "ends"))
     pseudo = PseudoLabeledImages(source, is_along, rows, hashes, ends, {name: mapped(folder, name) for name in targets})
     for index in np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64):

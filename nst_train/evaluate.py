@@ -17,6 +17,7 @@ from nst_data import cards
 from nst_data.described import Described
 from nst_data.evaluation_plots import write_plots
 from nst_data.files import write_text
+from nst_data.ownership import beside, owned
 from nst_data.places import METRICS
 from nst_data.progress import Progress
 from nst_data.public_form import read_metrics
@@ -136,12 +137,14 @@ def record(teacher: Version, suite: Suite, name: str, result: dict[str, Any], pr
     """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
     state = this_process()
     if state.is_main_process:
-        metrics, shown = read_metrics(teacher), {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
+        shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
-        metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity}
-        write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
-        write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
-        own = cards.write_model_card(Described.of(teacher), metrics)
+        with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
+            metrics = read_metrics(teacher)
+            metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity}
+            write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+            write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
+            own = cards.write_model_card(Described.of(teacher), metrics)
         if own.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()

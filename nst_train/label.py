@@ -226,12 +226,7 @@ class _Work:
 
     def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
         """Label what is missing and seal; where another process seals first, its version is the result."""
-        try:
-            return self._make(staging, rows, table, part, **about)
-        except (OSError, NstError):  # what a process works at is gone once another one has sealed it
-            if version := staging.sealed_by_another():
-                return version
-            raise
+        return staging.shared(lambda: self._make(staging, rows, table, part, **about))
 
     def _make(
         self,

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nst_data.errors import NstError
 from nst_data.files import hash_file, write_text
 from nst_data.labeled_pool import pool_entry
 from nst_data.manifest import Input, Request
+from nst_data.ownership import Sign
 from nst_data.places import METRICS
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
@@ -24,7 +25,7 @@ from nst_data.streamed_edition import STREAMED, StreamedEdition
 from nst_data.unreadable import check_readable
 from nst_train.batches import Entries, LabeledImages, TrainingBatch, training_batches, unreadable, without
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, agreed_maxima, set_threads, settled_precision, this_process
+from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, set_threads, settled_precision, this_process
 from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
@@ -73,7 +74,41 @@ def train(
         staging = store.begin(_request(store, settings, labeled, edition, pool, validation), name, generation, first=0)
     if isinstance(staging, Version):
         return staging
-    since = time.monotonic()
+    with _alone(staging, progress) as sign:
+        _train(store, staging, sign, settings, labeled, edition, pool, run, progress, validation, trackers)
+    return Version(staging.target)
+
+
+@contextmanager
+def _alone(staging: Staging, progress: Progress) -> Iterator[Sign | None]:
+    """The processes of one training together own it: the first of them for all. Raises AtWorkError, in all, where others train it."""
+    with ExitStack() as stack:
+        sign, refused = None, ""
+        if this_process().is_main_process:
+            try:
+                sign = stack.enter_context(staging.owned(progress.say))
+            except NstError as error:
+                refused = str(error)
+        if refused := agreed_text(refused):
+            raise NstError(refused)
+        yield sign
+
+
+def _train(
+    store: Store,
+    staging: Staging,
+    sign: Sign | None,
+    settings: TrainSettings,
+    labeled: Source,
+    edition: Version | StreamedEdition | None,
+    pool: Source | None,
+    run: RunSettings,
+    progress: Progress,
+    validation: Source | None,
+    trackers: list[str],
+) -> None:
+    """Train what is left, and seal. `sign` is the main process's."""
+    since, state = time.monotonic(), this_process()
     chosen = {"device": state.device.type, "precision": settled_precision(settings.precision, state.device)}
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
     if machine["device"] != state.device.type:
@@ -85,13 +120,14 @@ def train(
     set_threads(machine["threads"])
     with staging.refusable():
         training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
+    training.sign = sign
     entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
     training.run(run, progress, since, trackers)
-    if state.is_main_process:
+    if sign is not None:
+        sign.check(staging.ref)
         _seal(staging, settings, training, labeled.class_names or [], machine)
     state.wait_for_everyone()
-    return Version(staging.target)
 
 
 def _request(
@@ -129,6 +165,7 @@ class _Training:
     data_config: dict[str, Any]
     validation: Validation | None
     unreadable_validation: int
+    sign: Sign | None = None  # of the main process, that nobody else trains this
 
     @classmethod
     def prepare(
@@ -205,6 +242,8 @@ class _Training:
         with StopRequests(agreed_maxima(), steps.start) as stops:
             for index, batch in zip(steps, batches, strict=True):
                 done = index + 1
+                if self.sign:
+                    self.sign.check(self.staging.ref)
                 self._check(log.add(done, *step(index, batch)))
                 is_validated = self.validation is not None and self.validation.is_due(done)
                 if self.validation and is_validated:

@@ -1,0 +1,259 @@
+"""Who is at work on what: a sign of life that a process leaves beside its work, on any file system and for any number of machines.
+
+A sign is a folder `PLACE.NUMBER` that appears whole, by one move that fails where another folder stands: of two that take a number one
+gets it. Nothing else is asked of the file system: no hard links, no locks, no permissions, no file times. A thread writes into the sign
+every ten seconds. A process that ended without taking its sign away is dead at once for others of its machine (its id is gone), and for
+other machines when they have watched its sign for two minutes without a change; their clocks are not compared. Who takes a dead one's
+place takes the next number, so that nobody ever deletes a sign that somebody else has just made.
+
+filelock's soft locks were tried: they never take a dead process's lock over where names cannot be exchanged (exFAT, NFS, SMB).
+"""
+
+import json
+import os
+import platform
+import random
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from nst_data.errors import NstError
+from nst_data.files import clear_abandoned, discard, place_once, temporary, write_text
+
+ALIVE_EVERY_SECONDS = 10.0
+DEAD_AFTER_SECONDS = 120.0
+_LOOK_EVERY_SECONDS = 0.5
+_RECORD, _ALIVE = "process.json", "alive"
+_NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many
+State = Literal["alive", "dead", "unknown"]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of any machine. `machine` is one boot of one of them, and one space of process ids in it; times are seconds since 1970."""
+
+    host: str = "a machine that left no name"
+    machine: str = ""
+    pid: int = 0
+    started: float = 0.0
+    since: float = 0.0
+
+    @classmethod
+    def this(cls) -> "Process":
+        """This one, at work from now on."""
+        return cls(platform.node() or "localhost", _this_machine(), os.getpid(), psutil.Process().create_time(), time.time())
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether it runs; None where that cannot be known from here."""
+        if self.machine != _this_machine():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            return True if abs(process.create_time() - self.started) < 1 else None  # else another with its id, or the clock was set
+        except psutil.NoSuchProcess:
+            return None if psutil.pid_exists(self.pid) else False
+        except psutil.Error:
+            return None
+
+    def __str__(self) -> str:
+        since = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}" if self.since else ""
+        return f"process {self.pid} on {self.host}{since}"
+
+
+class AtWorkError(NstError):
+    """A living process is at work there."""
+
+    def __init__(self, what: str, process: Process) -> None:
+        super().__init__(
+            f"{what}: {process} is at work on it; wait until it has ended, or end it, then run this command again. Nothing was changed"
+        )
+
+
+class Sign:
+    """The sign of life of this process, shown by a thread until `end`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.is_lost = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._show_life, name=f"alive-{folder.name}", daemon=True).start()
+
+    def check(self, what: str) -> None:
+        """Raises NstError where others took this process for dead, or removed what it works at."""
+        if self.is_lost:
+            raise NstError(
+                f"{what}: this process showed no sign of life for {DEAD_AFTER_SECONDS:.0f} s and another one took its place, or the work "
+                "was removed; this one stops"
+            )
+
+    def end(self) -> None:
+        """Take the sign away."""
+        self._ended.set()
+        discard(self.folder)
+
+    def _show_life(self) -> None:
+        beats = 0
+        while not self._ended.wait(ALIVE_EVERY_SECONDS):
+            beats += 1
+            try:
+                with (self.folder / _ALIVE).open("r+") as file:  # written in place: never made anew where it was taken away
+                    file.write(f"{beats:012d}")
+            except (FileNotFoundError, NotADirectoryError):
+                self.is_lost = True
+                return
+            except OSError:  # a full disk, a server that does not answer: tried again
+                continue
+
+
+@contextmanager
+def owned(place: Path, what: str, say: Callable[[str], None] = lambda _: None, wait: bool = False) -> Iterator[Sign]:
+    """While this lasts no other process owns `place`, whose folder must be there; `what` names it to a person.
+
+    Where a living process owns it: AtWorkError, or with `wait` its end is waited for. A dead one's place is taken.
+    """
+    sign = _own(place, what, say, wait)
+    try:
+        yield sign
+    finally:
+        sign.end()
+
+
+@contextmanager
+def present(place: Path) -> Iterator[Sign]:
+    """While this lasts, this process is one of any number that are at work at `place`."""
+    sign = None
+    while sign is None:
+        sign = _leave(place, secrets.token_hex(8))
+    try:
+        yield sign
+    finally:
+        sign.end()
+
+
+def check_nobody_at_work(what: str, *places: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    """Raises AtWorkError where a living process is at one of the places. What another machine left is watched until that is known."""
+    watch = _Watch()
+    while unknown := [sign for place in places for sign in _signs(place) if watch.state(sign, what) != "dead"]:
+        watch.say_once(say, what, unknown[0])
+        time.sleep(_LOOK_EVERY_SECONDS)
+
+
+def beside(folder: Path) -> Path:
+    """The place of signs for a folder that may not hold any itself, or comes and goes."""
+    return folder.with_name(f".{folder.name}")
+
+
+def is_owned(place: Path) -> bool:
+    """Whether a process of this machine that runs owns a place."""
+    return any(_process_of(sign).is_alive for sign in _signs(place))
+
+
+def _own(place: Path, what: str, say: Callable[[str], None], wait: bool) -> Sign:
+    watch = _Watch()
+    clear_abandoned(place.parent)
+    while True:
+        signs = _signs(place)
+        others = [sign for sign in signs if watch.state(sign, None if wait else what) != "dead"]
+        if others:
+            watch.say_once(say, what, others[0])
+            time.sleep(_LOOK_EVERY_SECONDS * random.uniform(0.5, 1))
+            continue
+        number = 1 + max((int(sign.name.rpartition(".")[2]) for sign in signs), default=0)
+        sign = _leave(place, f"{number:06d}")
+        if sign is None:
+            continue
+        for dead in signs:
+            discard(dead)
+        if _signs(place) == [sign.folder]:
+            return sign
+        sign.end()  # another one came in the same moment: both look again
+        time.sleep(_LOOK_EVERY_SECONDS * random.random())
+
+
+class _Watch:
+    """What is known of the signs of others."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[str, float]] = {}
+        self._said = False
+
+    def state(self, sign: Path, refused: str | None) -> State:
+        """Whether a process lives. Raises AtWorkError for one that does where `refused` names what it works at."""
+        process = _process_of(sign)
+        is_alive = process.is_alive
+        if is_alive is None:
+            is_alive = self._is_changing(sign)
+        if is_alive and refused is not None:
+            raise AtWorkError(refused, process)
+        return "unknown" if is_alive is None else "alive" if is_alive else "dead"
+
+    def say_once(self, say: Callable[[str], None], what: str, sign: Path) -> None:
+        """Tell whom this process waits for."""
+        process = _process_of(sign)
+        if not self._said:
+            until = "its end" if process.is_alive else f"its end, or {DEAD_AFTER_SECONDS:.0f} s without a sign of life"
+            say(f"{what}: {process} works at it; waiting for {until}")
+        self._said = True
+
+    def _is_changing(self, sign: Path) -> bool | None:
+        shown = ""
+        with suppress(OSError):
+            shown = (sign / _ALIVE).read_text("utf-8")
+        before, since = self._seen.setdefault(sign, (shown, time.monotonic()))
+        if shown != before:
+            self._seen[sign] = shown, time.monotonic()
+            return True
+        return False if time.monotonic() - since > DEAD_AFTER_SECONDS else None
+
+
+def _leave(place: Path, number: str) -> Sign | None:
+    """A sign of this process; None where the number is taken."""
+    folder = place.with_name(f"{place.name}.{number}")
+    fresh = temporary(place.with_name(f".{place.name}.{secrets.token_hex(4)}"))
+    fresh.mkdir()
+    try:
+        write_text(fresh / _ALIVE, f"{0:012d}")
+        write_text(fresh / _RECORD, json.dumps(asdict(Process.this())))
+        if place_once(fresh, folder):
+            return Sign(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return None
+
+
+def _signs(place: Path) -> list[Path]:
+    with suppress(FileNotFoundError):
+        prefix = f"{place.name}."
+        names = [name for name in os.listdir(place.parent) if name.startswith(prefix) and _NUMBER.fullmatch(name.removeprefix(prefix))]
+        return [place.with_name(name) for name in sorted(names)]
+    return []
+
+
+def _process_of(sign: Path) -> Process:
+    try:
+        return Process(**json.loads((sign / _RECORD).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # going away, or written by a newer nst
+        return Process()
+
+
+@cache
+def _this_machine() -> str:
+    """One boot of a machine and one space of process ids: containers may share a host's name, clones of a machine too."""
+    parts = [platform.node()]
+    with suppress(OSError):  # Linux alone
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip())
+        parts.append(f"{os.stat('/proc/self/ns/pid').st_ino:x}")
+    return "/".join(parts)
