@@ -1,6 +1,6 @@
 """The app, and the one place where an error becomes a line and an exit status.
 
-0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1.
+0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP.
 """
 
 import ast
@@ -10,15 +10,19 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from nst_data.errors import NstError, UsageError
-from nst_train.interruption import Interrupted, stop_at_once
+from nst_data.errors import NstError, UsageError, is_out_of_memory
+from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
+
+from .output import lost_output, nowhere, open_output
 
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
 _FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
@@ -28,8 +32,8 @@ _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, whereve
 
 
 _STOPS = (
-    "Ctrl-C, SIGTERM and SIGUSR1 (SLURM's advance warning) let the step end, write a checkpoint and exit with 130, 143 and 138; "
-    "the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
+    "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP let the step end, write a checkpoint and exit with 130, 143, 138 "
+    "and 129; the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
 )
 
 
@@ -40,6 +44,7 @@ class _Command:
     module: str
     function: str
     epilog: str | None = None
+    only_shows: bool = False
 
     def outline(self, name: str) -> TyperCommand:
         """Its name and help, read from the source of its function."""
@@ -62,15 +67,15 @@ _COMMANDS = {
     "evaluate": _Command("evaluate", "evaluate"),
     "run": _Command("run_recipe", "run", _STOPS),
     "demo": _Command("run_recipe", "demo"),
-    "list": _Command("versions", "list_versions"),
-    "show": _Command("show", "show"),
-    "diff": _Command("diff", "diff"),
-    "verify": _Command("versions", "verify"),
+    "list": _Command("versions", "list_versions", only_shows=True),
+    "show": _Command("show", "show", only_shows=True),
+    "diff": _Command("diff", "diff", only_shows=True),
+    "verify": _Command("versions", "verify", only_shows=True),
     "remove": _Command("versions", "remove"),
     "push": _Command("sharing", "push"),
     "pull": _Command("sharing", "pull"),
     "adopt": _Command("adopt", "adopt"),
-    "lineage": _Command("sharing", "lineage"),
+    "lineage": _Command("sharing", "lineage", only_shows=True),
 }
 
 
@@ -88,7 +93,9 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _tell_lost_output(_COMMANDS[ctx.invoked_subcommand].only_shows)
+            return result
         except _WRONG_USE as error:
             message, command = error.format_message().rstrip("."), " ".join(filter(None, ["nst", ctx.invoked_subcommand]))
             _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
@@ -107,7 +114,18 @@ class _Group(TyperGroup):
                 _fail(f"{where}the file system cannot do this ({error.strerror}); keep the store on another disk (--store)", 1)
             if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
                 _fail(f"{error.filename}: {error.strerror}", 1)
+            if is_out_of_memory(error):
+                _fail("out of memory; a smaller --batch-size, or fewer workers or threads, take less", 1)
             raise
+
+
+def _tell_lost_output(is_all: bool) -> None:
+    """Say that standard output could not be written: a failure for a command whose output is all that it makes."""
+    if reason := lost_output():
+        message = f"standard output could not be written: {reason}"
+        if is_all:
+            _fail(message, 1)
+        print(f"nst: {message}; the work itself is done", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> None:
@@ -144,9 +162,33 @@ def _print_version(asked: bool) -> None:
 
 def run() -> None:
     """The `nst` command."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop_at_once)
-    if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            app()
-    app()
+    open_output()
+    for number in filter(is_heeded, STOP_SIGNALS):
+        signal.signal(number, _stop)
+    try:
+        if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
+            with nowhere() as silent, contextlib.redirect_stdout(silent):
+                app()
+        app()
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code - 128 in STOP_SIGNALS:
+            _end_soon(end.code - 128)
+        raise
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    _end_soon(number)
+    stop_at_once(number, frame)
+
+
+def _end_soon(number: int) -> None:
+    """End this process if it still waits after some seconds, such as for a read that never comes back."""
+    timer = threading.Timer(LONGEST_WAIT_SECONDS, _end, (number,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end(number: int) -> None:
+    stopped = Interrupted(number)
+    print(f"nst: {stopped}", file=sys.stderr, flush=True)
+    os._exit(stopped.status)

@@ -38,6 +38,8 @@ ImageColumnOption = Annotated[
 ]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
 MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of transformers, local-dir:FOLDER, timm name."
+_OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
+_FORMER = {"start": "--start"}  # still understood, not shown
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -78,7 +80,10 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
 
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
-            typed = {name: value for name, value in values.items() if _is_typed(context, name)}
+            typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
+            for name, former in _FORMER.items():
+                if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
+                    raise UsageError(f"{former} is the former name of {option_of(name)}; give one of them")
             given = {name: _nested(model, typed) for name, model in models.items()}
             settings: dict[str, Any] = {name: _validated(model, given[name], typed) for name, model in models.items()}
             if "given" in wanted:
@@ -108,13 +113,17 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
             continue
         name = prefix + field_name
         default = None if field.is_required() else field.default  # what is missing the model says: another setting may stand for it
-        names = [option_of(name)] if field.annotation is bool else []  # no --no-...: every flag is off by default
+        is_named = field.annotation is bool or name in _OPTIONS  # no --no-...: every flag is off by default
+        names = [option_of(name)] if is_named else []
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         shown = field.examples[0] if field.examples else True  # a default as a user would write it
         option = typer.Option(*names, help=field.description, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        if name in _FORMER:
+            former = Annotated[kind, typer.Option(_FORMER[name], hidden=True)]  # type: ignore[valid-type]
+            options.append(inspect.Parameter(f"former_{name}", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=former))
     return options
 
 
@@ -169,7 +178,7 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
 
 def option_of(name: str) -> str:
     """The option of a setting: `--batch-size` of `batch_size`."""
-    return "--" + name.replace("_", "-")
+    return _OPTIONS.get(name) or "--" + name.replace("_", "-")
 
 
 def _as_typed(value: Any) -> str:  # noqa: ANN401 - what a user wrote

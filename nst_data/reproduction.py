@@ -15,6 +15,7 @@ from nst_data.published import Published, is_local, place_of, public_name
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
+_OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
 _VERBS = {"generation": "label", "edition": "balance", "teacher": "train"}
 
 
@@ -113,7 +114,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
             or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key))
         ):
             continue
-        option = "--" + (prefix + key).replace("_", "-")
+        option = "--" + _OPTIONS.get(prefix + key, prefix + key).replace("_", "-")
         if key == _THRESHOLDS:
             yield from (option, "thresholds.yaml")
         elif isinstance(value, dict):  # those of `noise` by their names, those of `pseudo_noise` as --pseudo-...

@@ -1,6 +1,10 @@
 """Training batches: labeled and pseudo-labeled images side by side, each batch a pure function of (seed, step)."""
 
+import errno
+import multiprocessing
+import multiprocessing.queues
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -8,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.images import ImageError, decode
 from nst_data.sources import Source
 from nst_train.entries import PseudoLabeledImages
@@ -28,6 +34,10 @@ from nst_train.streamed_entries import StreamedEntries
 
 Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
+_AHEAD = 4  # batches of each worker
+_ENDING_SECONDS = 5.0
+_REMEDIES = "take --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`"
+_SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on Linux
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,10 @@ class _Steps(Dataset[TrainingBatch | NstError]):
             return self._batch(step)
         except NstError as error:
             return error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return NstError("out of memory while a batch was made; take fewer --workers or a smaller --batch-size")
 
     def _batch(self, step: int) -> TrainingBatch:
         positions = self._positions(step, 0 if self._settings.pseudo_only else self._settings.batch_size)
@@ -173,21 +187,64 @@ def training_batches(
         batch_size=None,
         sampler=steps,
         num_workers=min(workers, len(steps)),
-        prefetch_factor=4 if workers and len(steps) else None,
+        prefetch_factor=_AHEAD if workers and len(steps) else None,
         worker_init_fn=_end_quietly,
         pin_memory=torch.cuda.is_available(),
     )
+    others = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a worker is born deaf to them, and stays so
     try:
         items = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with _shards_kept(settings, pseudo, steps) as reached:  # from here on a thread runs, which forked workers must not inherit
-        for step, item in zip(steps, items, strict=True):
-            if isinstance(item, NstError):
-                raise item
-            yield item
-            reached(step + 1)
+    try:
+        with _shards_kept(settings, pseudo, steps) as reached:  # from here on a thread runs, which forked workers must not inherit
+            for step in steps:
+                with worker_failures():
+                    item = next(items)
+                if isinstance(item, NstError):
+                    raise item
+                yield item
+                reached(step + 1)
+    finally:
+        if hasattr(items, "_shutdown_workers"):  # DataLoader's own way when `items` is collected, which an error under way puts off
+            items._shutdown_workers()
+        for worker in set(multiprocessing.active_children()) - others:  # one that cannot, such as in a read that never comes back
+            worker.kill()
+            worker.join(_ENDING_SECONDS)
+
+
+@contextmanager
+def worker_failures() -> Iterator[None]:
+    """A worker process that died as one line: DataLoader tells of it wherever this process is at that moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error) and "Communication with the workers" not in str(error):
+            raise
+        raise NstError(f"a worker process that makes batches is lost ({first_line(error)}); its memory may be full: {_REMEDIES}") from None
+
+
+def check_room(images: int, side_px: int, workers: int, processes_here: int = 1) -> None:
+    """Raises NstError where batches of so many images do not fit in memory, or those that workers hold ready not in shared memory."""
+    batch = images * 3 * side_px**2
+    if batch > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise NstError(
+            f"a batch of {images:,} images of {side_px} px takes {_gigabytes(batch)}, this machine has {_gigabytes(memory)}; "
+            "take a smaller --batch-size or --image-size"
+        )
+    if not workers or not _SHARED_MEMORY.is_dir():
+        return
+    needed = batch * (workers * _AHEAD + 1) * processes_here
+    if needed > (free := shutil.disk_usage(_SHARED_MEMORY).free):
+        raise NstError(
+            f"the shared memory ({_SHARED_MEMORY}) is too small: the batches that {workers} workers hold ready take {_gigabytes(needed)}, "
+            f"{_gigabytes(free)} are free; {_REMEDIES}"
+        )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"
 
 
 def _shards_kept(settings: TrainSettings, pseudo: Entries | None, steps: range) -> AbstractContextManager[Callable[[int], None]]:
@@ -200,10 +257,24 @@ def _shards_kept(settings: TrainSettings, pseudo: Entries | None, steps: range) 
 def _end_quietly(worker: int) -> None:
     """When the parent is interrupted or killed, the thread that hands it tensors would print a stack trace for each of them.
 
-    Errors in making a batch do not pass here: they travel to the parent.
+    Errors in making a batch do not pass here: they travel to the parent, and so do those of handing it over.
     """
     sys.excepthook = lambda *_: None
+    multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_the_error  # type: ignore[attr-defined] # a hook of Python's own
     threading.Thread(target=_heed_the_parent, daemon=True).start()
+
+
+def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exception, item: object) -> None:
+    """In place of a batch that could not be handed over, for which the parent would wait for ever: Python would print it and go on."""
+    if not isinstance(item, tuple):  # some of it may be on its way
+        os._exit(1)
+    is_full = os.strerror(errno.ENOSPC) in str(error)
+    what = (
+        f"the workers' shared memory ({_SHARED_MEMORY}) is full"
+        if is_full
+        else f"a worker cannot hand over its batch ({first_line(error)})"
+    )
+    queue.put((item[0], NstError(f"{what}; {_REMEDIES}")))
 
 
 def _heed_the_parent() -> None:

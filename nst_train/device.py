@@ -1,8 +1,8 @@
 """This process among its peers, the device it computes on, and its threads."""
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -10,6 +10,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, distributed
+
+from nst_data.errors import NstError, is_out_of_memory
 
 _LONGEST_WAIT = timedelta(hours=3)  # for the first process, which looks through all labeled images or selects for all
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,3 +79,17 @@ def set_threads(threads: int) -> None:
     """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def memory_failures() -> Iterator[None]:
+    """No memory left, of this machine or of its GPU, as one line."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NstError(
+            "out of memory: the network and the images of a step do not fit; take a smaller --batch-size or --image-size, "
+            "or cut steps into parts by --accumulate"
+        ) from None

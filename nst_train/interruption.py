@@ -6,12 +6,15 @@ Imports no torch, so that the command line can know these signals before any wor
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})  # Ctrl-C, pre-emption, SLURM's advance warning
+# Ctrl-C, pre-emption, SLURM's advance warning, a terminal that is gone
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP})
 AGREE_EVERY_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,7 +27,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status, as a shell gives it to what a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1."""
+        """The exit status, as a shell gives it to what a signal ended: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP."""
         return 128 + self.number
 
 
@@ -33,9 +36,15 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
+def is_heeded(number: int) -> bool:
+    """Whether a signal is to stop the work: `nohup` asks to ignore SIGHUP."""
+    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+
+
 class StopRequests:
     """While it is open, a stop signal is kept until `agreed` is asked; a second Ctrl-C ends the work at once.
 
+    One that comes within `waiting` raises Interrupted: at once in one process alone, after some seconds where others have to agree.
     `maximum` gives the largest of each number over all processes, which must ask together; None where there is one process alone.
     `begun` are the steps that were done before.
     """
@@ -43,18 +52,33 @@ class StopRequests:
     def __init__(self, maximum: Callable[[list[float]], list[float]] | None = None, begun: int = 0) -> None:
         self._maximum = maximum
         self._received = 0
+        self._is_waiting = False
         self._next = self._before = begun
         self._asked = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+            self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS if is_heeded(number)}
+            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._wait_no_longer)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For what may never end, such as a wait for a batch: a stop signal ends it."""
+        self._is_waiting = True
+        try:
+            if self._received:  # before: the step after it is nearly there
+                signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_SECONDS)
+            yield
+        finally:
+            self._is_waiting = False
+            if self._received:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def agreed(self, step: int) -> int:
         """After a step: the signal on which all processes stop now, 0 for none.
@@ -77,3 +101,12 @@ class StopRequests:
         if self._received == number == signal.SIGINT:
             raise Interrupted(number)
         self._received = self._received or number
+        if self._is_waiting and self._maximum is None:
+            self._wait_no_longer(number, frame)
+        elif self._is_waiting:
+            signal.setitimer(signal.ITIMER_REAL, LONGEST_WAIT_SECONDS)
+
+    def _wait_no_longer(self, number: int, frame: FrameType | None) -> None:
+        if self._is_waiting:
+            self._is_waiting = False  # a further signal must not end what is done now, such as writing a checkpoint
+            raise Interrupted(self._received)

@@ -1,5 +1,6 @@
 """Networks to train, by name; a trained network to a teacher's folder in timm's Hub format."""
 
+import copy
 import difflib
 import json
 import re
@@ -13,7 +14,7 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.optim import list_optimizers
-from torch import nn
+from torch import Tensor, nn
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.files import hash_file
@@ -116,8 +117,11 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
 
 
 @torch.no_grad()
-def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int) -> None:
-    """Raises NstError where the network does not take images of this size, or does not give a number for each class."""
+def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
+    """Raises NstError where the network does not take images of this size, or does not give a number for each class.
+
+    `at_once` images pass it together in training: batch-norm, for one, refuses a single value for each channel.
+    """
     network.eval()
     size = data_config["input_size"]
     try:
@@ -128,6 +132,28 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
         ) from None
     if found != (1, classes):
         raise NstError(f"{settings.model}: expected logits of shape (1, {classes}) for one image, found {found}")
+    _check_training(network, settings, torch.zeros(min(at_once, 2), *size), classes)
+
+
+def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
+    """Let a copy see images as in training; what it draws and counts changes nothing. Raises NstError."""
+    trial = copy.deepcopy(network).train()
+    freeze(trial, settings.freeze)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            logits = trial(images)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise NstError(
+            f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
+            "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"
+        ) from None
+    if tuple(logits.shape) != (len(images), classes):
+        found = tuple(logits.shape)
+        raise NstError(f"{settings.model}: expected logits of shape ({len(images)}, {classes}) in training, found {found}")
+
+
+def _images(number: int) -> str:
+    return "one image" if number == 1 else f"{number} images"
 
 
 def save_teacher(network: nn.Module, folder: Path, class_names: list[str], settings: TrainSettings) -> dict[str, SealedFile]:

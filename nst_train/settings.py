@@ -140,7 +140,7 @@ class TrainSettings(Settings):
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
     freeze: float = Field(
-        0, ge=0, lt=1, description="Keep this share of the layers, from the first on, as they are; with --start, to finetune."
+        0, ge=0, lt=1, description="Keep this share of the layers, from the first on, as they are; with --start-from, to finetune."
     )
     clip_grad: float | None = Field(None, gt=0, description="Largest norm of the gradient; longer ones are shortened to it.")
     accumulate: int = Field(1, ge=1, description="Cut each step into so many parts, one after the other, to fit in memory.")

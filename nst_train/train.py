@@ -23,9 +23,9 @@ from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition
 from nst_data.unreadable import check_readable
-from nst_train.batches import Entries, LabeledImages, TrainingBatch, training_batches, unreadable, without
-from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, load_checkpoint, save_checkpoint
-from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, set_threads, settled_precision, this_process
+from nst_train.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, unreadable, without, worker_failures
+from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
@@ -38,6 +38,8 @@ from nst_train.trackers import Trackers, check_trackers
 from nst_train.training_log import TrainingLog
 from nst_train.validation import Validation
 from nst_train.warm_start import start_from, start_input
+
+_OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
 
 
 def train(
@@ -123,7 +125,8 @@ def _train(
     training.sign = sign
     entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
     progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
-    training.run(run, progress, since, trackers)
+    with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
+        training.run(run, progress, since, trackers)
     if sign is not None:
         sign.check(staging.ref)
         _seal(staging, settings, training, labeled.class_names or [], machine)
@@ -166,6 +169,7 @@ class _Training:
     validation: Validation | None
     unreadable_validation: int
     sign: Sign | None = None  # of the main process, that nobody else trains this
+    is_begun: bool = False
 
     @classmethod
     def prepare(
@@ -207,7 +211,10 @@ class _Training:
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
         data_config = data_config_of(network, settings)
-        check_size(network, settings, data_config, len(class_names))
+        images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
+        check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
+        check_size(network, settings, data_config, len(class_names), at_once)
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         scores, unscored = None, 0
         if validation is not None:
@@ -231,24 +238,36 @@ class _Training:
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
-            for _ in self._steps(steps, batches, log, run, since):
+            for _ in self._steps(steps, batches, log, run, since, is_owed=bool(resumed.notes.get(_OWED))):
                 task.advance(per_step, log.note)
         if not is_finite(step.averaged.module):
             raise diverged(self.staging.ref, self._checkpoints, step.schedule.steps, "the averaged weights are")
 
-    def _steps(self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float) -> Iterator[None]:
-        """Take the steps; after each, what is due: log, validation, checkpoint."""
+    def _steps(
+        self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float, is_owed: bool
+    ) -> Iterator[None]:
+        """Take the steps; after each, what is due: log, validation, checkpoint. `is_owed`: so is the validation before the first."""
         step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
         with StopRequests(agreed_maxima(), steps.start) as stops:
-            for index, batch in zip(steps, batches, strict=True):
+            if is_owed:
+                self._validate(steps.start, log, stops, run, since)
+            for index in steps:
                 done = index + 1
                 if self.sign:
                     self.sign.check(self.staging.ref)
+                try:
+                    with stops.waiting():
+                        batch = next(batches)
+                except (NstError, Interrupted) as error:
+                    if index > steps.start and last_checkpoint(self._checkpoints) != index:
+                        self._save(index, log, run.keep_checkpoints, since)
+                    raise self._interrupted(error, index) from None
                 self._check(log.add(done, *step(index, batch)))
+                self.is_begun = True
                 is_validated = self.validation is not None and self.validation.is_due(done)
-                if self.validation and is_validated:
-                    log.validated(done, self.validation.score(step.averaged.module, done))
-                if is_validated or log.is_row_due(done):
+                if is_validated:
+                    self._validate(done, log, stops, run, since)
+                elif log.is_row_due(done):
                     self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
                 stop = stops.agreed(done)
                 if stop or (index + 1 < steps.stop and clock.is_due(step.schedule.ends_epoch(done))):
@@ -256,10 +275,28 @@ class _Training:
                     clock.restart()
                 if stop:
                     this_process().wait_for_everyone()  # else torchrun would end the one that writes
-                    raise Interrupted(stop, f"after step {done:,} of {self.staging.ref}")
+                    raise self._interrupted(Interrupted(stop), done)
                 yield
         if this_process().is_main_process:
             self.staging.add_seconds(since)
+
+    def _validate(self, done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
+        """Score the averaged weights after step `done`. Told to stop, it is the first that the same command does again."""
+        assert self.validation is not None, "asked for by a training with validation images"
+        try:
+            with stops.waiting():
+                scores = self.validation.score(self.step.averaged.module, done)
+        except Interrupted as error:
+            self._save(done, log, run.keep_checkpoints, since, {_OWED: True})
+            raise self._interrupted(error, done) from None
+        log.validated(done, scores)
+        self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
+
+    def _interrupted(self, error: BaseException, done: int) -> BaseException:
+        """A stop by its place in the training, another error as it is."""
+        if not isinstance(error, Interrupted):
+            return error
+        return Interrupted(error.number, f"after step {done:,} of {self.staging.ref}")
 
     def _load(self, progress: Progress) -> Resumed:
         network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
@@ -270,12 +307,13 @@ class _Training:
             self.validation.go_on(resumed.notes, resumed.best)
         return resumed
 
-    def _save(self, done: int, log: TrainingLog, keep: int, since: float) -> float:
+    def _save(self, done: int, log: TrainingLog, keep: int, since: float, more: Mapping[str, Any] | None = None) -> float:
         """Write a checkpoint, unless a number in it is finite no more: the log will say so. Gives the time of now."""
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
         notes = {"log": log.notes, "loss_scale": self.step.scaler.state_dict()} | (self.validation.notes if self.validation else {})
+        notes |= more or {}
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
         return self.staging.add_seconds(since)

@@ -40,7 +40,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
         if shapes[0] != shapes[1]:
             raise NstError(
                 f"start {settings.start}: expected the weights of {settings.model}, which has {name} of shape {shapes[0]}, "
-                f"found {shapes[1]}; name a network of the same kind by --start, or another by --model"
+                f"found {shapes[1]}; name a network of the same kind by --start-from, or another by --model"
             )
     network.load_state_dict(weights)
     if not same_classes:
