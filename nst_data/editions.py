@@ -79,18 +79,23 @@ def balance(
     those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled. Raises
     NstError where none of the images that must be compared can be read, or more than the share `max_unreadable` cannot.
     """
-    manifest, progress = generation.manifest, progress or Progress()
-    check_classes(settings, manifest.class_names)
-    inputs = {"generation": generation.lineage, "pool": pool_entry(manifest.request.inputs["pool"], pool)}
-    for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
-        inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
-    request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
+    progress = progress or Progress()
+    check_classes(settings, generation.manifest.class_names)
+    request = balance_request(generation, settings, exclude, pool)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
     images, engine = _Images(store, generation, pool), engine or Engine()
     return staging.shared(lambda: _make(staging, generation, settings, exclude, images, progress, engine, max_unreadable))
+
+
+def balance_request(generation: Version, settings: BalanceSettings, exclude: Sequence[Source] = (), pool: Source | None = None) -> Request:
+    """What `balance` asks the store for."""
+    inputs = {"generation": generation.lineage, "pool": pool_entry(generation.manifest.request.inputs["pool"], pool)}
+    for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
+        inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
+    return Request(kind="edition", settings=settings.for_request(), inputs=inputs)
 
 
 def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """A recipe's YAML file to settings; what is wrong in it is said with its line."""
 
 import difflib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
+from nst_train.recipe_dead_keys import dead_keys
 from nst_train.recipe_settings import Recipe
+from nst_train.recipe_sources import with_sources_beside
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe. Relative sources start at the recipe's folder. Raises UsageError that names the key and its line."""
+    """Read a recipe; relative sources lie beside it or on the Hub. Raises UsageError that names the key and its line."""
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
@@ -31,13 +34,37 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
+    _check_keys(path, tree, set())
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}, {_explain(error, tree)}") from None
-    sources = {name: _beside(path, getattr(recipe, name)) for name in ("labeled", "validation", "test", "pool")}
-    evaluations = [one.model_copy(update={"data": _beside(path, one.data)}) for one in recipe.evaluate]
-    return recipe.model_copy(update={**sources, "evaluate": evaluations})
+        raise UsageError(f"{path}{_explain(error, tree)}") from None
+    for place, reason in dead_keys(content, recipe):
+        key = ".".join(map(str, place))
+        raise UsageError(f"{path}, line {_line(tree, place)}: {key}: nothing would follow from it: {reason}; leave it out")
+    try:
+        return with_sources_beside(path, recipe)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
+    """Raises UsageError for a key that stands twice in one place, of which YAML drops the first."""
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(path, value, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[Hashable, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines and key.value != "<<":
+            raise UsageError(f"{path}, line {line}: {key.value}: stands in line {lines[key.value]} already; leave one of them out")
+        lines[key.value] = line
+        _check_keys(path, value, seen)
 
 
 def as_written(path: Path) -> dict[str, Any]:
@@ -47,19 +74,11 @@ def as_written(path: Path) -> dict[str, Any]:
     return content | {"generations": [seed | one for one in content["generations"]]}
 
 
-def _beside(recipe: Path, source: Any) -> Any:  # noqa: ANN401 - SourceSettings or None
-    if source is None:
-        return None
-    folder = recipe.absolute().parent
-    paths = {name: str(folder / value) for name in ("source", "class_names") if (value := getattr(source, name)) is not None}
-    return source.model_copy(update=paths)
-
-
 def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
     """The first error as one line: line number, place, what came and what was expected."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
-    line = f"line {_line(tree, first['loc'])}: {place}: "
+    line = f", line {_line(tree, first['loc'])}: {place}: " if place else ": "
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)

@@ -12,12 +12,18 @@ from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
 
 
 class SourceSettings(Settings):
-    """A source in a recipe; a relative path starts at the recipe's folder."""
+    """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
 
-    source: str
+    source: str = Field(min_length=1)
     image_column: str | None = Field(None, description="The column with the images, where there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
     label_column: str | None = Field(None, description="The column with the labels, where none is called label.")
+    stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
+
+    @property
+    def of_table(self) -> bool:
+        """Whether something is said that only tables have a use for."""
+        return bool(self.class_names or self.image_column or self.label_column or self.stream)
 
 
 class SelectSettings(BalanceSettings):
@@ -99,9 +105,9 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
-        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
+        if self.of_published and self.data and self.data.of_table:
             raise ValueError(
-                f"`class_names`, `image_column` and `label_column` say nothing to {self.suite[0]}, "
+                f"`class_names`, `image_column`, `label_column` and `stream` say nothing to {self.suite[0]}, "
                 "which is read from folders as published; leave them out"
             )
         if self.data and not self.of_published and not self.name:
@@ -148,6 +154,21 @@ class Recipe(Settings):
     @classmethod
     def _may_be_one(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _what_is_streamed_is_read_in_order(self) -> Self:
+        """Training reads single images, again and again; over the network that would take many times as long."""
+        for role in ("labeled", "validation"):
+            if (source := getattr(self, role)) and source.stream:
+                raise ValueError(
+                    f"`stream` is for `pool`, `test` and the `data` of `evaluate`; `{role}` images are read often: leave it out there"
+                )
+        if self.pool.stream and not (self.select.embed_images and self.select.when == "every_generation"):
+            raise ValueError(
+                "`stream` of the pool: students read its images in each epoch; add `select: {embed_images: true}` with "
+                "`when: every_generation`, which keeps those that are selected, or leave `stream` out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _evaluation_has_images(self) -> Self:

@@ -4,22 +4,23 @@ Where it departs from the paper:
 - the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
   by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
 - copies of a class are spread evenly instead of drawn at random;
-- images of the labeled, the validation and the test set are taken out of the pool, with their near-duplicates; the paper names only
-  evaluation sets;
+- images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
+  near-duplicates; the paper names only evaluation sets;
 - finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.corruptions import LEAST_SIDE_PX
-from nst_data.editions import balance, check_classes
+from nst_data.editions import balance, balance_request, check_classes
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.push import PushSettings, is_pushed, push
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
-from nst_data.store import Store, Version
+from nst_data.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
 from nst_train.evaluation_settings import CORRUPTED
@@ -47,13 +48,14 @@ class Generation:
 def self_training(recipe: Recipe, store: Store, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop, or what is left of it; the generations in order, the control last where the recipe asks for one."""
     progress = progress or Progress()
-    labeled, pool = _open(recipe.labeled, labeled=True), _open(recipe.pool, indexes=store.indexes)
-    test = _open(recipe.test, labeled=True) if recipe.test else None
-    validation = _open(recipe.validation, labeled=True) if recipe.validation else None
-    evaluations = [(one, _data_of(one, test)) for one in recipe.evaluate]
+    labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
+    test = _open("test", recipe.test, progress) if recipe.test else None
+    validation = _open("validation", recipe.validation, progress) if recipe.validation else None
+    evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
     _check(recipe, labeled, validation, test)
     _check_evaluations(recipe, store, evaluations, labeled)
     held_out = [source for source in (labeled, validation, test) if source]
+    evaluated = _of_other_images([data for _, data in evaluations if isinstance(data, Source)], held_out)
     first, *students = recipe.generations
     reading = LabelRunSettings(decode_threads=recipe.run.decode_threads, max_unreadable=recipe.run.max_unreadable)
     selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
@@ -70,7 +72,7 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
             assert corpus is not None
             publish(corpus)
             with this_process().main_process_first():
-                edition = balance(store, corpus, selection, held_out, 1, pool, progress, max_unreadable=recipe.run.max_unreadable)
+                edition = _selected(store, corpus, selection, held_out, evaluated, pool, progress, recipe.run.max_unreadable)
         else:
             corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
         publish(edition)
@@ -163,12 +165,45 @@ def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
         match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
 
 
-def _data_of(settings: EvaluationSettings, test: Source | None) -> Path | Source:
+def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
+    """Those that hold other images than the known ones and those before them."""
+    found = {source.images_fingerprint: source for source in sources}
+    return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
+
+
+def _selected(
+    store: Store,
+    corpus: Version,
+    selection: BalanceSettings,
+    held_out: list[Source],
+    evaluated: list[Source],
+    pool: Source,
+    progress: Progress,
+    max_unreadable: float,
+) -> Version:
+    """The edition of a generation, without the images that are evaluated on.
+
+    One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
+    were trained on it.
+    """
+    number = Number(corpus.number.generation, 1)
+    earlier = balance_request(corpus, selection, held_out, pool).digest if evaluated else None
+    for version in store.versions(corpus.folder.parent.name):
+        if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
+            progress.say(
+                f"warning: {version.ref} was made without holding out {', '.join(source.location for source in evaluated)}: images that "
+                "`evaluate` measures on may be among its pseudo-labels; to leave them out run the recipe under another `name`"
+            )
+            return version
+    return balance(store, corpus, selection, [*held_out, *evaluated], 1, pool, progress, max_unreadable=max_unreadable)
+
+
+def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
     """A published suite's folder, or labeled images: the test images where it names none."""
     if settings.data is None:
         assert test is not None, "the recipe was checked"
         return test
-    return Path(settings.data.source) if settings.of_published else _open(settings.data, labeled=True)
+    return Path(settings.data.source) if settings.of_published else _open("evaluate", settings.data, progress)
 
 
 def _check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
@@ -199,7 +234,15 @@ def _check_sizes(recipe: Recipe) -> None:
             )
 
 
-def _open(settings: SourceSettings, labeled: bool = False, indexes: Path | None = None) -> Source:
-    return open_source(
-        settings.source, labeled, settings.class_names, settings.image_column, indexes=indexes, label_column=settings.label_column
-    )
+def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
+    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
+    is_path = os.path.isabs(settings.source)
+    beside = f"{role}: no path {settings.source} lies beside the recipe"
+    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
+    try:
+        source = open_source(settings.source, role != "pool", settings.class_names, stream=settings.stream, indexes=indexes, **columns)
+    except NstError as error:
+        raise (error if is_path else type(error)(f"{beside}, and on the Hub: {error}")) from None
+    if not is_path:
+        progress.say(f"{beside}; it is {source.location} of the Hub")
+    return source

@@ -21,9 +21,10 @@ def parsed(*change):
     return parse_recipe(RECIPE.replace(*change) if change else RECIPE, PLACE)
 
 
-def test_relative_sources_start_at_the_recipes_folder():
-    recipe = parsed()
-    assert recipe.labeled.source == "/recipes/photos/labeled"
+def test_relative_sources_start_at_the_recipes_folder(tmp_path):
+    (tmp_path / "photos" / "labeled").mkdir(parents=True)
+    recipe = parse_recipe(RECIPE, tmp_path / "flowers.yaml")
+    assert recipe.labeled.source == str(tmp_path / "photos" / "labeled")
     assert recipe.pool.source == "/data/pool"
 
 

@@ -1,0 +1,52 @@
+"""What is written in a recipe and could change nothing: each such key has a reason, and is refused. Imports no torch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from nst_train.evaluation_settings import CORRUPTED, PGD
+from nst_train.recipe_settings import Recipe
+from nst_train.settings import OF_PSEUDO_LABELS
+
+Place = tuple[str | int, ...]
+
+
+def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    """The place of each, such as ("generations", 0, "ratio"), and why nothing follows from it.
+
+    `content` is what the YAML file holds, of which `recipe` was made: only what is written is looked at, no default and no preset.
+    """
+    for number, written in enumerate(content["generations"]):
+        yield from _of_generation(number, written, recipe)
+    if "class_names" in content["pool"] and content["pool"]["class_names"] is not None:
+        yield ("pool", "class_names"), "a pool has no labels that could be named"
+    if "seed" in (content.get("label") or {}) and not recipe.label.noise:
+        yield ("label", "seed"), "it decides the noise of labeling, and there is none without `noise: true`"
+    evaluate = content.get("evaluate") or []
+    for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
+        place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)
+        one = recipe.evaluate[number]
+        if "seed" in written and CORRUPTED not in one.suite and not (PGD in one.suite and one.random_start):
+            yield (*place, "seed"), "it decides corruptions and random starts of pgd, which are not asked for"
+    to = content.get("push_to") or {}
+    if to.get("pool_source") is not None and to.get("corpus") is None:
+        yield ("push_to", "pool_source"), "it stands in the cards of the corpus, which goes nowhere without `corpus: OWNER/NAME`"
+
+
+def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
+    place: Place = ("generations", number)
+    if number == 0:
+        for key in OF_PSEUDO_LABELS:
+            if key in written:
+                yield (*place, key), "it is about pseudo-labels, and the first generation is trained on labeled images alone"
+    second = written.get("finetune")
+    if not second:
+        return
+    for key in OF_PSEUDO_LABELS:
+        if key in second:
+            yield (*place, "finetune", key), "it is about pseudo-labels, and finetuning is on labeled images alone"
+    for key in ("start", "pretrained"):
+        if second.get(key):
+            yield (*place, "finetune", key), "finetuning starts from the weights of the training before it"
+    settings = recipe.generations[number]
+    if settings.finetune and settings.finetune.model != settings.model:
+        yield (*place, "finetune", "model"), f"finetuning goes on with the network of the training before it, {settings.model}"

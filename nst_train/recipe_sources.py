@@ -1,0 +1,54 @@
+"""Where the sources of a recipe are: beside it, at an absolute path or a home, else on the Hub. Imports no torch."""
+
+import glob
+import os
+from pathlib import Path
+
+from nst_data.errors import UsageError
+from nst_data.sources.hub import HubReference
+from nst_data.sources.patterns import is_pattern
+from nst_train.recipe_settings import EvaluationSettings, Recipe, SourceSettings
+
+
+def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe at `path` with sources as a command takes them. Raises UsageError for one that means two things."""
+    folder = path.absolute().parent
+
+    def beside(settings: SourceSettings | None) -> SourceSettings | None:
+        return settings and settings.model_copy(
+            update={"source": located(folder, settings.source), "class_names": _file(folder, settings.class_names)}
+        )
+
+    def of_evaluation(one: EvaluationSettings) -> EvaluationSettings:
+        if one.data is None or not one.of_published:
+            return one.model_copy(update={"data": beside(one.data)})
+        return one.model_copy(update={"data": one.data.model_copy(update={"source": _file(folder, one.data.source)})})
+
+    sources = {role: beside(getattr(recipe, role)) for role in ("labeled", "validation", "test", "pool")}
+    return recipe.model_copy(update={**sources, "evaluate": [of_evaluation(one) for one in recipe.evaluate]})
+
+
+def located(folder: Path, source: str) -> str:
+    """A source of a recipe in `folder` as a command takes it: a path or pattern that is absolute, or a reference of the Hub.
+
+    What lies beside the recipe is meant first. Raises UsageError for a reference that a command would take for a path somewhere else.
+    """
+    path = str(Path(folder, os.path.expanduser(source)))
+    if os.path.exists(path):
+        return path
+    if is_pattern(source):
+        return str(Path(glob.escape(str(folder)), os.path.expanduser(source)))
+    reference = HubReference.parse(source)
+    if reference is None:
+        return path
+    if os.path.exists(source):
+        pinned = HubReference(reference.repo, reference.revision or "main", reference.config, reference.split)
+        raise UsageError(
+            f"{source}: lies in the current folder and not beside the recipe, in {folder}, where its paths start; give the whole path, "
+            f"or for the dataset of the Hub {pinned}"
+        )
+    return source
+
+
+def _file(folder: Path, name: str | None) -> str | None:
+    return None if name is None else str(Path(folder, os.path.expanduser(name)))
