@@ -1,19 +1,23 @@
 """Encoded bytes to the RGB image that a person sees, and the two hashes of an image."""
 
+import ctypes
 import io
-import struct
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
+from nst_data.deep_gray import gray_levels, is_deep_gray
 from nst_data.errors import NstError
+from nst_data.jpeg import jpeg_header as jpeg_header
+from nst_data.orientation import LYING, ORIENTATION_TAG, orientation_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
 """What is opened, by Pillow's names, whatever a file is called; others' decoders start programs (EPS: Ghostscript) or are little tried.
@@ -25,8 +29,8 @@ PHASH_SIZE_PX = 32
 _PHASH_ROWS = 128  # of the image that a thumbnail is made from: four for each of its own
 _LARGE_PIXELS, _LONGEST = 16_000_000, 250
 _one_large_image = threading.Lock()  # decoded one after the other: memory is that of the largest, not of as many as there are threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python writes its errors to the screen
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what Pillow thinks of an image is that image's affair, not the screen's
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,43 +40,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LIES = {5, 6, 7, 8}  # orientations in which width and height change places
+_PNG_BIT_DEPTH = 24  # where it stands in the file
 _ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
+
+
+def _hush_libtiff() -> None:
+    """Pillow's libtiff tells file descriptor 2, past Python, of each damaged file; Pillow's own error says so again."""
+    with suppress(AttributeError, OSError):  # a build without libtiff
+        libtiff = ctypes.CDLL(_imaging.__file__)
+        libtiff.TIFFSetWarningHandler(None)
+        libtiff.TIFFSetErrorHandler(None)
+
+
+_hush_libtiff()
 
 
 class ImageError(NstError):
     """The bytes are not an image that can be decoded; the message is the reason."""
-
-
-class JpegHeader(NamedTuple):
-    """What a JPEG says of itself before its pixels; `components` is 1 for gray, 3 for color, 4 for CMYK."""
-
-    width: int
-    height: int
-    components: int
-
-
-def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
-    """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else (ITU T.81, B.2.2)."""
-    encoded = memoryview(encoded).cast("B")  # Arrow's views hold signed bytes
-    if encoded[:2].tobytes() != b"\xff\xd8":
-        return None
-    position, end = 2, len(encoded) - 9
-    while position < end and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker in (0xC0, 0xC1, 0xC2):
-            precision, height, width, components = _FRAME.unpack_from(encoded, position + 4)
-            return JpegHeader(width, height, components) if precision == 8 else None
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif 0xC3 <= marker <= 0xCF and marker != 0xC4 and marker != 0xCC:
-            return None  # lossless, arithmetic or hierarchical
-        else:
-            position += 2 + (encoded[position + 2] << 8 | encoded[position + 3])
-    return None
-
-
-_FRAME = struct.Struct(">BHHB")
 
 
 def image_hash(encoded: bytes | memoryview) -> str:
@@ -108,15 +92,22 @@ def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Ima
         with large_images_alone(image.width * image.height):
             if least_side_px and image.format == "JPEG":
                 image.draft(None, reduced_size(image.width, image.height, least_side_px))
+            if isinstance(image, TiffImageFile):  # Pillow turns these while it loads them; by our reading, then
+                image.getexif()[ORIENTATION_TAG] = orientation_of(image, encoded)
+                image.load()
+                return _to_rgb(image, encoded)
             image.load()
-            return _upright(_to_rgb(image), _orientation(image))
+            return _upright(_to_rgb(image, encoded), orientation_of(image, encoded))
 
 
 def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
     """(width, height) of the image as `decode` gives it, read from its header. Raises ImageError with the reason."""
     with _opened(encoded) as image:
-        lies = _orientation(image) in _LIES
-        return (image.height, image.width) if lies else (image.width, image.height)
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # Pillow has changed them already
+            width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+        check_size(width, height)
+        return (height, width) if orientation_of(image, encoded) in LYING else (width, height)
 
 
 @contextmanager
@@ -129,8 +120,14 @@ def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; each becomes this image's reason
-        reason = f"not an image in a known format ({', '.join(FORMATS)})" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = _unidentified(encoded) if isinstance(error, UnidentifiedImageError) else str(error)
         raise ImageError(reason.splitlines()[0] if reason else type(error).__name__) from error
+
+
+def _unidentified(encoded: bytes | memoryview) -> str:
+    if bytes(encoded[:4]) in (b"II*\0", b"MM\0*"):
+        return "a TIFF that is damaged, or has pixels of a kind that is not decoded"
+    return "not an image in a known format"
 
 
 def reduced_factor(width: int, height: int, least_side_px: int) -> int:
@@ -144,36 +141,31 @@ def reduced_size(width: int, height: int, least_side_px: int) -> tuple[int, int]
     return width // factor, height // factor
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (OSError, SyntaxError, TypeError, ValueError, struct.error):
-        return 1  # viewers show an image with broken EXIF as it is stored
-
-
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_gray_to_rgb(image)
+def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
+    if is_deep_gray(image):
+        return Image.fromarray(gray_levels(image)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow goes no further in one step
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        if image.format == "PNG":
+            _rescale_transparent_color(image, encoded[_PNG_BIT_DEPTH])
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _deep_gray_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit integers by 257; floats taken as [0, 1] where they fit, else as [0, 255]."""
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode != "F":
-        values = values / 257.0
-    elif (values <= 1.0).all():
-        values = values * 255.0
-    gray = np.clip(np.nan_to_num(values), 0, 255).round().astype(np.uint8)
-    return Image.fromarray(gray).convert("RGB")
+def _rescale_transparent_color(image: Image.Image, bits: int) -> None:
+    """Pillow has brought a PNG's pixels to 8 bits, but not the color that is transparent."""
+    color = image.info.get("transparency")
+    if image.mode == "L" and isinstance(color, int) and bits < 8:
+        image.info["transparency"] = color * 255 // (2**bits - 1)
+    elif image.mode == "RGB" and isinstance(color, tuple) and bits == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
 def phash_thumbnail(image: Image.Image) -> NDArray[np.uint8]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from nst_data.images import jpeg_header, reduced_factor, upright_size
+from nst_data.images import reduced_factor, upright_size
+from nst_data.jpeg import jpeg_header
 from nst_train.preprocessing import decode_pixels
 
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has no less than twice the size that it is then resized to
@@ -73,7 +74,7 @@ class RandomResizedCrop:
         pixels = decode_pixels(encoded, least_side_px).permute(1, 2, 0)
         if box is None:
             box = random_box(pixels.shape[1], pixels.shape[0], self._scale_min, random)
-        elif least_side_px is not None:
+        else:
             box = _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         return Image.fromarray(_resized(part, self._size, self._interpolation))

@@ -80,9 +80,10 @@ def test_floats_up_to_one_fill_the_range():
     assert pixels(encode(Image.fromarray(np.array([[0, 0.2, 1]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 51, 255]
 
 
-def test_floats_above_one_are_taken_as_eight_bits_and_clipped():
-    image = Image.fromarray(np.array([[-5, 100, 300, np.nan]], np.float32))
-    assert pixels(encode(image, "TIFF"))[0, :, 0].tolist() == [0, 100, 255, 0]
+def test_floats_whose_range_is_not_known_are_an_error():
+    image = Image.fromarray(np.array([[0, 0.2, 1.02]], np.float32))
+    with pytest.raises(ImageError, match=r"the range of its gray values, 0 to 1\.02, is not known; .* SMinSampleValue"):
+        decode(encode(image, "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])

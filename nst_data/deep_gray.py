@@ -1,0 +1,88 @@
+"""Gray pictures of more than 8 bits, or with signed or real values, to levels from 0 to 255.
+
+What black and white are must be known: by the type (16-bit counts, 12-bit TIFFs), by a TIFF's SMinSampleValue and SMaxSampleValue,
+or because no other reading is likely: all values from 0 to 1, or whole numbers from 0 to 255. Else the picture has no levels.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
+
+_SMALLEST_TAG, _LARGEST_TAG, _NO_DATA_TAG = 340, 341, 42113  # TIFF 6.0, section 19; the last is GDAL's
+_SIGNED = (2,)
+_WHITE_IS_ZERO = 0
+_HALF_A_LEVEL = 0.5 / 255  # so much above 1 or below 0 is rounding: it moves no pixel by more than the step to 8 bits does
+
+
+def is_deep_gray(image: Image.Image) -> bool:
+    """Whether `gray_levels` is to be asked, for a loaded image: Pillow's own conversion would clip or wrap."""
+    return image.mode.startswith("I") or image.mode == "F" or (image.mode == "L" and _tag(image, SAMPLEFORMAT) == _SIGNED)
+
+
+def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
+    """Levels of shape (height, width). No data (NaN, GDAL's value for it) is black. Raises ValueError where the range is not known."""
+    values = _stored(image).astype(np.float64)
+    if isinstance(no_data := _tag(image, _NO_DATA_TAG), str):
+        values[values == _number(no_data)] = np.nan
+    missing = np.isnan(values)
+    hidden = values == image.info["transparency"] if image.format == "PNG" and "transparency" in image.info else None
+    black, white = _range_of(image, values)
+    values[missing] = black
+    values -= black  # in place: large pictures are large in float64
+    values *= 255
+    values /= white - black
+    levels: NDArray[np.uint8] = values.clip(0, 255, out=values).round(out=values).astype(np.uint8)
+    if _tag(image, PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    levels[missing] = 0
+    if hidden is not None:
+        levels[hidden] = 255  # transparent: white, as in pictures of 8 bits
+    return levels
+
+
+def _stored(image: Image.Image) -> NDArray[np.generic]:
+    """Pillow's array, in the type that the file says."""
+    pixels: NDArray[np.generic] = np.asarray(image)
+    if image.mode == "L":
+        return pixels.view(np.int8)
+    if image.mode == "I" and isinstance(image, TiffImageFile) and _tag(image, SAMPLEFORMAT) != _SIGNED:
+        return pixels.view(np.uint32)
+    return pixels
+
+
+def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, float]:
+    """The values that are black and white."""
+    if image.mode.startswith("I;16"):
+        return 0, 4095 if _tag(image, BITSPERSAMPLE) == (12,) else 65535
+    if image.mode == "I" and not isinstance(image, TiffImageFile):
+        return 0, 65535  # Pillow's form of 16 bits in other formats
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        raise ValueError("no value in the picture is a finite number")
+    black, white = _number(_tag(image, _SMALLEST_TAG)), _number(_tag(image, _LARGEST_TAG))
+    if black < white:
+        return black, white
+    smallest, largest = values.min(), values.max()
+    if smallest >= -_HALF_A_LEVEL and largest <= 1 + _HALF_A_LEVEL:
+        return 0, 1
+    if smallest >= 0 and largest <= 255 and (values == np.rint(values)).all():
+        return 0, 255
+    raise ValueError(
+        f"the range of its gray values, {smallest:g} to {largest:g}, is not known; expected 0 to 1, whole numbers from 0 to 255, "
+        "or a TIFF with SMinSampleValue and SMaxSampleValue"
+    )
+
+
+def _tag(image: Image.Image, number: int) -> object:
+    return image.tag_v2.get(number) if isinstance(image, TiffImageFile) else None
+
+
+def _number(value: object) -> float:
+    """A tag's value as a number; NaN, which equals nothing, where it is missing, not finite or not one."""
+    single = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    try:
+        found = float(single.strip(" \0") if isinstance(single, str) else single)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return np.nan
+    return found if np.isfinite(found) else np.nan

@@ -1,0 +1,60 @@
+"""A JPEG's segments before its first scan, without decoding it (ITU T.81, annex B)."""
+
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)  # fill bytes and junk before a marker are passed over, as decoders do
+_STARTS_WITH, _SCAN = b"\xff\xd8", 0xDA
+_WITHOUT_CONTENT = frozenset({0x01, *range(0xD0, 0xDA)})
+_LENGTH, _FRAME = struct.Struct(">H"), struct.Struct(">BHHB")
+_HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xCC}  # lossless, arithmetic, hierarchical
+_APP1, _EXIF = 0xE1, b"Exif\0\0"
+
+
+class JpegHeader(NamedTuple):
+    """What a JPEG says of itself before its pixels; `components` is 1 for gray, 3 for color, 4 for CMYK."""
+
+    width: int
+    height: int
+    components: int
+
+
+def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
+    """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else."""
+    for marker, content in _segments(encoded):
+        if marker in _HUFFMAN_FRAMES and len(content) >= _FRAME.size:
+            precision, height, width, components = _FRAME.unpack_from(content)
+            return JpegHeader(width, height, components) if precision == 8 else None
+        if marker in _OTHER_FRAMES:
+            return None
+    return None
+
+
+def jpeg_exif(encoded: bytes | memoryview) -> bytes:
+    """The EXIF of a JPEG, wherever among its segments; what is split over several is joined. Empty where there is none."""
+    found = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
+    return b"".join(content[len(_EXIF) :] for content in found)
+
+
+def _segments(encoded: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(marker, content) of each whole segment."""
+    encoded = memoryview(encoded).cast("B")  # Arrow's views hold signed bytes
+    position = len(_STARTS_WITH)
+    if encoded[:position] != _STARTS_WITH:
+        return
+    while found := _MARKER.search(encoded, position):
+        marker, position = found[1][0], found.end()
+        if marker == _SCAN:
+            return
+        if marker in _WITHOUT_CONTENT:
+            continue
+        if position + _LENGTH.size > len(encoded):
+            return
+        (length,) = _LENGTH.unpack_from(encoded, position)
+        if length < _LENGTH.size or position + length > len(encoded):
+            return
+        yield marker, encoded[position + _LENGTH.size : position + length]
+        position += length
