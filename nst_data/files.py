@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -72,7 +73,7 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
 
     The folder must be there. The temporary file lies beside it, or in the folder `parts` of the same file system.
     """
-    part = temporary((parts or path.parent) / f".{path.name}")
+    part = temporary((parts or path.parent) / f".{path.name}.{secrets.token_hex(4)}")  # containers may share name and process id
     try:
         with part.open("wb") as file:
             yield HashedWriter(file)

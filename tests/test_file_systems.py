@@ -1,0 +1,106 @@
+"""A store on a file system without links, locks, permissions, file times or fsync of folders."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import write_class_folders, write_pool
+from file_systems import LACKING, without_links_locks_and_times, without_renames_of_folders
+
+from nst_data.errors import NstError
+from nst_data.files import fsync_tree, write_text
+from nst_data.manifest import Input, Request
+from nst_data.pseudo_labels import ShardPlan, Shards
+from nst_data.push import _link
+from nst_data.store import Store
+
+NST = "from nst_cli.main import run; run()"
+HOOKED = "import sys; sys.path.insert(0, {tests!r}); import pytest, file_systems as f; f.without_links_locks_and_times(pytest.MonkeyPatch(), {number}); "
+
+
+def begin(store):
+    request = Request(kind="generation", settings={"seed": 0}, inputs={"pool": Input(ref="photos", digest="pool-digest")})
+    return store.begin(request, "flowers")
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_versions_are_staged_settled_and_sealed(tmp_path, monkeypatch, number):
+    without_links_locks_and_times(monkeypatch, number)
+    staging = begin(Store(tmp_path / "store"))
+    assert staging.remembered("machine", {"threads": 4}) == staging.remembered("machine", {"threads": 8}) == {"threads": 4}
+    with staging.owned(print):
+        (staging.build / "data").mkdir()
+        files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", "labels")}
+        version = staging.seal(files, ["ant"], {"labeled": 1}, {})
+    assert version.verify() == []
+    assert begin(Store(tmp_path / "store")) == version
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_a_process_shows_life_where_file_times_cannot_be_set(tmp_path, monkeypatch, number):
+    (tmp_path / "build").mkdir()
+    (tmp_path / "work").mkdir()
+    shards = Shards(tmp_path / "build", tmp_path / "work", ShardPlan(4, 2))
+    without_links_locks_and_times(monkeypatch, number)
+    (shard, *_) = shards.take()
+    (claim,) = (path for path in (tmp_path / "work" / "claims").iterdir() if path.name.startswith(f"{shard:05d}"))
+    before = claim.read_text()
+    shards.show_life(shard)
+    assert claim.read_text() != before
+
+
+def test_a_push_copies_files_where_there_are_no_links(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("labels")
+    without_links_locks_and_times(monkeypatch, errno.EPERM)
+    _link(tmp_path / "b", tmp_path / "a")
+    assert (tmp_path / "b").read_text() == "labels"
+    assert not (tmp_path / "b").is_symlink()
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_what_cannot_rename_folders_is_said_at_once_and_nothing_is_left(tmp_path, monkeypatch, number):
+    without_renames_of_folders(monkeypatch, number)
+    store = Store(tmp_path / "store")
+    with pytest.raises(NstError, match=r"store/runs/corpora/flowers: its file system cannot give a folder another name .*--store"):
+        begin(store)
+    assert store.unfinished() == []
+    assert os.listdir(store.root / "runs" / "corpora" / "flowers") == []
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_that_lacks_something(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("labels")
+
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        fsync_tree(tmp_path)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "b", "labels")
+
+
+def hooked(number, *words):
+    code = HOOKED.format(tests=os.path.dirname(__file__), number=number) + NST
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_whole_loop_runs_there(tmp_path):
+    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
+    pool, store = write_pool(tmp_path / "pool", 3, 5), tmp_path / "store"
+    tiny = ["--model", "test_resnet", "--image-size", 16, "--batch-size", 4, "--epochs", 1, "--tracker", "none", "--store", store]
+    for number, words in (
+        (errno.EPERM, ["train", "--labeled", labeled, "--name", "teacher", *tiny]),
+        (errno.ENOTSUP, ["label", pool, "--teacher", "teacher@gen-0", "--corpus", "bugs", "--batch-size", 4, "--store", store]),
+        (errno.ENOSYS, ["balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 20, "--embed-images", "--store", store]),
+        (errno.ENOSYS, ["train", "--labeled", labeled, "--pseudo", "bugs@gen-1.1", "--name", "student", "--workers", 1, *tiny]),
+    ):
+        done = hooked(number, *words)
+        assert done.returncode == 0, done.stderr
+    versions = Store(store).versions()
+    assert [version.ref for version in versions] == ["bugs@gen-1", "bugs@gen-1.1", "student@gen-0", "teacher@gen-0"]
+    assert all(version.verify() == [] for version in versions)
+    assert Store(store).unfinished() == []
