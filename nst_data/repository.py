@@ -3,7 +3,10 @@
 What huggingface_hub does not try again itself is tried again here, where that is right: nothing that could be done twice.
 """
 
+import errno
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ _REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<r
 _WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
 _TIMEOUT_SECONDS = 30
+_NO_LOCKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # for ENOSYS the client knows another way
 _CONFLICT, _CHANGED, _TOO_MANY = 409, 412, 429
 
 
@@ -155,6 +159,25 @@ class Repository:
             return True
 
         return self.changed(name_it)
+
+    def download(self, file: str, commit: str, folder: Path) -> None:
+        """Bring a file of a commit below a folder. Raises NstError with one line."""
+
+        def bring(place: Path | str) -> None:
+            self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit, local_dir=place)
+
+        def call() -> None:
+            try:
+                return bring(folder)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+            with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:  # the client locks what it writes
+                bring(elsewhere)
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(elsewhere, file), folder / file)
+
+        self.asked(call)
 
     def asked(self, call: Callable[[], T]) -> T:
         """What a question to the Hub gives. Raises NstError with one line."""

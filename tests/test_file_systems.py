@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import write_class_folders, write_pool
 from file_systems import LACKING, without_links_locks_and_times, without_renames_of_folders
+from hub import serving
+from streamed import REF, process, publish, seal
 
 from nst_data.errors import NstError
 from nst_data.files import fsync_tree, write_text
@@ -17,7 +19,8 @@ from nst_data.push import _link
 from nst_data.store import Store
 
 NST = "from nst_cli.main import run; run()"
-HOOKED = "import sys; sys.path.insert(0, {tests!r}); import pytest, file_systems as f; f.without_links_locks_and_times(pytest.MonkeyPatch(), {number}); "
+LACKS = "import sys; sys.path.insert(0, {tests!r}); from file_systems import *; import pytest; "
+HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}); "
 
 
 def begin(store):
@@ -82,9 +85,23 @@ def test_a_disk_that_fails_is_not_taken_for_one_that_lacks_something(tmp_path, m
         write_text(tmp_path / "b", "labels")
 
 
-def hooked(number, *words):
-    code = HOOKED.format(tests=os.path.dirname(__file__), number=number) + NST
-    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
+def test_a_file_is_replaced_where_the_file_system_replaces_none(tmp_path, monkeypatch):
+    write_text(tmp_path / "a", "first")
+    whole = os.replace
+
+    def replace(source, target):
+        if os.path.exists(target):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), source, None, target)
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "second"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def hooked(number):
+    return [sys.executable, "-c", HOOKED.format(tests=os.path.dirname(__file__), number=number) + NST]
 
 
 @pytest.mark.slow
@@ -98,9 +115,22 @@ def test_the_whole_loop_runs_there(tmp_path):
         (errno.ENOSYS, ["balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 20, "--embed-images", "--store", store]),
         (errno.ENOSYS, ["train", "--labeled", labeled, "--pseudo", "bugs@gen-1.1", "--name", "student", "--workers", 1, *tiny]),
     ):
-        done = hooked(number, *words)
+        done = subprocess.run([*hooked(number), *map(str, words)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     versions = Store(store).versions()
     assert [version.ref for version in versions] == ["bugs@gen-1", "bugs@gen-1.1", "student@gen-0", "teacher@gen-0"]
     assert all(version.verify() == [] for version in versions)
     assert Store(store).unfinished() == []
+
+
+@pytest.mark.slow
+def test_an_edition_is_pulled_there(tmp_path):
+    edition, _ = seal(tmp_path, shards=2)
+    publish(tmp_path / "hub", edition)
+    with serving(tmp_path / "hub") as (url, _):
+        for number in LACKING:
+            store = tmp_path / f"store-{number}"
+            process(url, tmp_path / "home", *hooked(number), "pull", REF, "--store", store)
+            pulled = Store(store).open("bugs@gen-1.1")
+            assert pulled.verify() == []
+            assert not list((store / "runs" / "pulls" / "bugs").iterdir())
