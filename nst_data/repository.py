@@ -3,7 +3,6 @@
 What huggingface_hub does not try again itself is tried again here, where that is right: nothing that could be done twice.
 """
 
-import errno
 import re
 import shutil
 import tempfile
@@ -30,7 +29,6 @@ _REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<r
 _WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
 _TIMEOUT_SECONDS = 30
-_NO_LOCKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # for ENOSYS the client knows another way
 _CONFLICT, _CHANGED, _TOO_MANY = 409, 412, 429
 
 
@@ -167,12 +165,9 @@ class Repository:
             self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit, local_dir=place)
 
         def call() -> None:
-            try:
+            if _locks_files(folder):  # the client locks what it writes
                 return bring(folder)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-            with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:  # the client locks what it writes
+            with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:
                 bring(elsewhere)
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(Path(elsewhere, file), folder / file)
@@ -199,6 +194,20 @@ def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
     wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+
+
+def _locks_files(folder: Path) -> bool:
+    """Whether files of a folder can be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows can
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 _NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)

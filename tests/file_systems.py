@@ -9,23 +9,32 @@ from pathlib import Path
 LACKING = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
-def without_links_locks_and_times(patch, number: int) -> None:
-    """Have hard and symbolic links, locks, permissions, file times and fsync of folders fail, for a test, with an error number."""
+def without_links_locks_and_times(patch, number: int, below: str = "/") -> None:
+    """Have links, locks, permissions, file times and fsync of folders fail with an error number, for whatever is `below` a folder."""
 
-    def refused(*where, **_):
-        raise OSError(number, os.strerror(number), *where[:1])
+    def place(what):
+        descriptor = what.fileno() if hasattr(what, "fileno") else what
+        return os.readlink(f"/proc/self/fd/{descriptor}") if isinstance(descriptor, int) else os.fspath(descriptor)
 
+    def lacking(whole, places):
+        def call(*arguments, **options):
+            if any(place(one).startswith(below) for one in arguments[:places]):
+                raise OSError(number, os.strerror(number))
+            return whole(*arguments, **options)
+
+        return call
+
+    calls = {"link": 2, "symlink": 2, "chmod": 1, "fchmod": 1, "utime": 1, "flock": 1, "lockf": 1}  # how many arguments name a file
+    for name, places in calls.items():
+        module = fcntl if name.startswith(("fl", "lo")) else os
+        patch.setattr(module, name, lacking(getattr(module, name), places))
     whole = os.fsync
 
     def fsync(descriptor):
-        return refused() if stat.S_ISDIR(os.fstat(descriptor).st_mode) else whole(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) and place(descriptor).startswith(below):
+            raise OSError(number, os.strerror(number))
+        whole(descriptor)
 
-    for name in ("link", "symlink", "chmod", "fchmod", "utime"):
-        patch.setattr(os, name, refused)
-    for name in ("symlink_to", "hardlink_to", "chmod"):
-        patch.setattr(Path, name, refused)
-    for name in ("flock", "lockf"):
-        patch.setattr(fcntl, name, refused)
     patch.setattr(os, "fsync", fsync)
 
 

@@ -2,25 +2,30 @@
 
 import errno
 import os
-import subprocess
 import sys
 
 import pytest
-from conftest import write_class_folders, write_pool
+from conftest import TINY
 from file_systems import LACKING, without_links_locks_and_times, without_renames_of_folders
 from hub import serving
 from streamed import REF, process, publish, seal
 
+from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.files import fsync_tree, write_text
 from nst_data.manifest import Input, Request
 from nst_data.pseudo_labels import ShardPlan, Shards
 from nst_data.push import _link
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
 from nst_data.store import Store
+from nst_train.label import label
+from nst_train.settings import LabelSettings, RunSettings, TrainSettings
+from nst_train.train import train
 
 NST = "from nst_cli.main import run; run()"
 LACKS = "import sys; sys.path.insert(0, {tests!r}); from file_systems import *; import pytest; "
-HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}); "
+HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}, {below!r}); "
 
 
 def begin(store):
@@ -100,27 +105,18 @@ def test_a_file_is_replaced_where_the_file_system_replaces_none(tmp_path, monkey
     assert os.listdir(tmp_path) == ["a"]
 
 
-def hooked(number):
-    return [sys.executable, "-c", HOOKED.format(tests=os.path.dirname(__file__), number=number) + NST]
-
-
 @pytest.mark.slow
-def test_the_whole_loop_runs_there(tmp_path):
-    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
-    pool, store = write_pool(tmp_path / "pool", 3, 5), tmp_path / "store"
-    tiny = ["--model", "test_resnet", "--image-size", 16, "--batch-size", 4, "--epochs", 1, "--tracker", "none", "--store", store]
-    for number, words in (
-        (errno.EPERM, ["train", "--labeled", labeled, "--name", "teacher", *tiny]),
-        (errno.ENOTSUP, ["label", pool, "--teacher", "teacher@gen-0", "--corpus", "bugs", "--batch-size", 4, "--store", store]),
-        (errno.ENOSYS, ["balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 20, "--embed-images", "--store", store]),
-        (errno.ENOSYS, ["train", "--labeled", labeled, "--pseudo", "bugs@gen-1.1", "--name", "student", "--workers", 1, *tiny]),
-    ):
-        done = subprocess.run([*hooked(number), *map(str, words)], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-    versions = Store(store).versions()
-    assert [version.ref for version in versions] == ["bugs@gen-1", "bugs@gen-1.1", "student@gen-0", "teacher@gen-0"]
-    assert all(version.verify() == [] for version in versions)
-    assert Store(store).unfinished() == []
+def test_pools_are_labeled_and_students_trained_there(tiny_store, monkeypatch):
+    store, labeled_folder, pool_folder = tiny_store
+    labeled, pool = open_source(str(labeled_folder), labeled=True), open_source(str(pool_folder))
+    run = RunSettings(workers=1, decode_threads=1, tracker=["none"], checkpoint_minutes=0)
+    without_links_locks_and_times(monkeypatch, errno.EPERM, str(store.root))
+    corpus = label(store, "bare", "tiny-teacher", pool, LabelSettings(batch_size=4, rows_per_shard=6))
+    edition = balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20, embed_images=True))
+    student = train(store, "student", TrainSettings(**TINY, ratio=1), labeled, edition, run=run)
+    assert [version.verify() for version in (corpus, edition, student)] == [[], [], []]
+    assert store.unfinished() == []
+    assert corpus.manifest.files == store.open("tiny@gen-1").manifest.files
 
 
 @pytest.mark.slow
@@ -130,7 +126,8 @@ def test_an_edition_is_pulled_there(tmp_path):
     with serving(tmp_path / "hub") as (url, _):
         for number in LACKING:
             store = tmp_path / f"store-{number}"
-            process(url, tmp_path / "home", *hooked(number), "pull", REF, "--store", store)
+            code = HOOKED.format(tests=os.path.dirname(__file__), number=number, below=str(store)) + NST
+            process(url, tmp_path / "home", sys.executable, "-c", code, "pull", REF, "--store", store)
             pulled = Store(store).open("bugs@gen-1.1")
             assert pulled.verify() == []
             assert not list((store / "runs" / "pulls" / "bugs").iterdir())
