@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -72,17 +73,34 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
 
     The folder must be there. The temporary file lies beside it, or in the folder `parts` of the same file system.
     """
-    part = temporary((parts or path.parent) / f".{path.name}")
+    part = temporary((parts or path.parent) / f".{path.name}.{secrets.token_hex(4)}")  # containers may share name and process id
     try:
         with part.open("wb") as file:
             yield HashedWriter(file)
             file.flush()
             _fsync(file.fileno())
-        part.replace(path)
+        move_over(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def move_over(part: Path, path: Path) -> None:
+    """Give a file the name of another, which it replaces; in one step, or in two where the file system cannot replace."""
+    try:
+        part.replace(path)
+    except OSError:
+        if not path.is_file():
+            raise
+        aside = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+        path.rename(aside)
+        try:
+            part.rename(path)
+        except OSError:
+            aside.rename(path)
+            raise
+        aside.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, parts: Path | None = None) -> SealedFile:

@@ -69,7 +69,7 @@ class Process:
             return None
 
     def __str__(self) -> str:
-        since = f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}" if self.since else ""
+        since = f" (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))})" if self.since else ""
         return f"process {self.pid} on {self.host}{since}"
 
 
@@ -205,7 +205,7 @@ class _Watch:
         process = _process_of(sign)
         if not self._said:
             until = "its end" if process.is_alive else f"its end, or {DEAD_AFTER_SECONDS:.0f} s without a sign of life"
-            say(f"{what}: {process} works at it; waiting for {until}")
+            say(f"{what}: {process} is at work on it; waiting for {until}")
         self._said = True
 
     def _is_changing(self, sign: Path) -> bool | None:

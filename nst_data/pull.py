@@ -167,9 +167,7 @@ class _DamagedError(Exception):
 
 
 def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None:
-    repository.asked(
-        lambda: repository.api.hf_hub_download(repository.id, file, repo_type=repository.kind, revision=commit, local_dir=folder)
-    )
+    repository.download(file, commit, folder)
 
 
 def _beside(repository: Repository, commit: str) -> list[str]:

@@ -4,6 +4,8 @@ What huggingface_hub does not try again itself is tried again here, where that i
 """
 
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,6 +161,22 @@ class Repository:
 
         return self.changed(name_it)
 
+    def download(self, file: str, commit: str, folder: Path) -> None:
+        """Bring a file of a commit below a folder. Raises NstError with one line."""
+
+        def bring(place: Path | str) -> None:
+            self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit, local_dir=place)
+
+        def call() -> None:
+            if _locks_files(folder):  # the client locks what it writes
+                return bring(folder)
+            with tempfile.TemporaryDirectory(prefix="nst-") as elsewhere:
+                bring(elsewhere)
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(elsewhere, file), folder / file)
+
+        self.asked(call)
+
     def asked(self, call: Callable[[], T]) -> T:
         """What a question to the Hub gives. Raises NstError with one line."""
         with plain_errors(self.id, self.kind):
@@ -179,6 +197,20 @@ def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
     wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+
+
+def _locks_files(folder: Path) -> bool:
+    """Whether files of a folder can be locked."""
+    try:
+        import fcntl
+    except ImportError:  # Windows can
+        return True
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
 
 
 _NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.files import discard, fsync_tree, place_once, write_text
+from nst_data.files import discard, fsync_tree, move_over, place_once, write_text
 from nst_data.ownership import AtWorkError, is_owned, owned
 from nst_data.repository import quietly
 from nst_data.streamed_edition import DamagedShardError, StreamedEdition
@@ -94,7 +94,7 @@ class ShardWindow:
     def _note(self, position: int) -> None:
         mine = self.folder / f".reached.{self.process}"
         mine.write_text(str(position))
-        mine.replace(self._reached(self.process))
+        move_over(mine, self._reached(self.process))
 
     def _slowest(self, start: int) -> int:
         """The position that all processes have reached."""

@@ -114,11 +114,7 @@ class StreamedEdition:
     def download(self, shard: int, folder: Path) -> Path:
         """Bring a shard below `folder`. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
         name = self.files[shard]
-        self.repository.asked(
-            lambda: self.repository.api.hf_hub_download(
-                self.repository.id, name, repo_type=self.repository.kind, revision=self.commit, local_dir=folder
-            )
-        )
+        self.repository.download(name, self.commit, folder)
         path = folder / name
         if hash_file(path) != self.manifest.files[name]:
             path.unlink()

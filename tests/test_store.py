@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from nst_data.errors import NstError, UsageError
 from nst_data.files import clear_abandoned, temporary, write_text
 from nst_data.manifest import MANIFEST_NAME, Input, Request, read_manifest
+from nst_data.ownership import AtWorkError, present
 from nst_data.store import Number, Staging, Store, Version
 
 
@@ -340,3 +342,79 @@ def test_what_processes_that_are_gone_left_behind_is_cleared_when_it_is_old(tmp_
         os.utime(path, (seconds, seconds))
     clear_abandoned(tmp_path)
     assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["alive", "young"]
+
+
+def test_a_value_that_its_writer_did_not_finish_counts_for_nothing(store):
+    staging = store.begin(request(), "flowers")
+    (staging.work / ".machine.abcd").mkdir()  # killed before the move
+    assert staging.remembered("machine", {"threads": 4}) == {"threads": 4}
+
+
+def test_of_a_value_that_its_writer_settled_and_did_not_copy_the_first_stands(store):
+    staging = store.begin(request(), "flowers")
+    staging.remembered("machine", {"threads": 4})
+    (staging.work / "machine.json").unlink()  # killed between the move and the copy
+    assert staging.remembered("machine", {"threads": 8}) == {"threads": 4}
+    assert json.loads((staging.work / "machine.json").read_text()) == {"threads": 4}
+
+
+def test_of_a_staging_that_an_earlier_nst_began_the_values_stand(store):
+    staging = store.begin(request(), "flowers")
+    (staging.work / "machine.json").write_text('{"threads": 2}')
+    assert staging.remembered("machine", {"threads": 8}) == {"threads": 2}
+
+
+def test_of_many_values_that_come_at_once_all_get_one(store):
+    staging = store.begin(request(), "flowers")
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: staging.remembered("machine", {"threads": number})["threads"], range(8)))
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("error", [NstError("gone"), FileNotFoundError("gone"), ValueError("gone")])
+def test_what_fails_since_another_process_sealed_the_version_ends_with_that_version(store, error):
+    staging = store.begin(request(), "flowers")
+
+    def lose():
+        seal(store.begin(request(), "flowers"))
+        raise error
+
+    assert staging.shared(lose) == store.open("flowers@gen-1")
+
+
+def test_what_fails_of_itself_fails(store):
+    staging = store.begin(request(), "flowers")
+    with pytest.raises(ValueError, match="broken"):
+        staging.shared(lambda: (_ for _ in ()).throw(ValueError("broken")))
+    assert store.unfinished() == ["flowers@gen-1"]
+
+
+def test_work_whose_folder_was_deleted_ends_in_one_line(store):
+    staging = store.begin(request(), "flowers")
+
+    def lose():
+        shutil.rmtree(staging.folder)
+        raise FileNotFoundError(staging.work)
+
+    with pytest.raises(NstError, match=r"flowers@gen-1 was removed while .*; run this command again"):
+        staging.shared(lose)
+
+
+def test_a_version_that_a_process_makes_is_not_removed(store):
+    staging = store.begin(request(), "flowers")
+    with present(staging.folder / "worker"), pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on"):
+        store.remove("flowers@gen-1")
+    with staging.owned(print), pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on"):
+        store.remove("flowers@gen-1")
+    assert store.unfinished() == ["flowers@gen-1"]
+    store.remove("flowers@gen-1")
+    assert store.unfinished() == []
+
+
+def test_nothing_of_owners_is_sealed(store):
+    staging = store.begin(request(), "flowers")
+    with staging.owned(print), present(staging.folder / "worker"):
+        staging.remembered("machine", {"threads": 2})
+        version = seal(staging)
+    assert sorted(path.name for path in version.folder.rglob("*")) == ["a.txt", "data", MANIFEST_NAME]
+    assert sorted(path.name for path in (store.root / "runs" / "corpora" / "flowers").iterdir()) == []

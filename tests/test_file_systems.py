@@ -1,0 +1,133 @@
+"""A store on a file system without links, locks, permissions, file times or fsync of folders."""
+
+import errno
+import os
+import sys
+
+import pytest
+from conftest import TINY
+from file_systems import LACKING, without_links_locks_and_times, without_renames_of_folders
+from hub import serving
+from streamed import REF, process, publish, seal
+
+from nst_data.editions import balance
+from nst_data.errors import NstError
+from nst_data.files import fsync_tree, write_text
+from nst_data.manifest import Input, Request
+from nst_data.pseudo_labels import ShardPlan, Shards
+from nst_data.push import _link
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.label import label
+from nst_train.settings import LabelSettings, RunSettings, TrainSettings
+from nst_train.train import train
+
+NST = "from nst_cli.main import run; run()"
+LACKS = "import sys; sys.path.insert(0, {tests!r}); from file_systems import *; import pytest; "
+HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}, {below!r}); "
+
+
+def begin(store):
+    request = Request(kind="generation", settings={"seed": 0}, inputs={"pool": Input(ref="photos", digest="pool-digest")})
+    return store.begin(request, "flowers")
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_versions_are_staged_settled_and_sealed(tmp_path, monkeypatch, number):
+    without_links_locks_and_times(monkeypatch, number)
+    staging = begin(Store(tmp_path / "store"))
+    assert staging.remembered("machine", {"threads": 4}) == staging.remembered("machine", {"threads": 8}) == {"threads": 4}
+    with staging.owned(print):
+        (staging.build / "data").mkdir()
+        files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", "labels")}
+        version = staging.seal(files, ["ant"], {"labeled": 1}, {})
+    assert version.verify() == []
+    assert begin(Store(tmp_path / "store")) == version
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_a_process_shows_life_where_file_times_cannot_be_set(tmp_path, monkeypatch, number):
+    (tmp_path / "build").mkdir()
+    (tmp_path / "work").mkdir()
+    shards = Shards(tmp_path / "build", tmp_path / "work", ShardPlan(4, 2))
+    without_links_locks_and_times(monkeypatch, number)
+    (shard, *_) = shards.take()
+    (claim,) = (path for path in (tmp_path / "work" / "claims").iterdir() if path.name.startswith(f"{shard:05d}"))
+    before = claim.read_text()
+    shards.show_life(shard)
+    assert claim.read_text() != before
+
+
+def test_a_push_copies_files_where_there_are_no_links(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("labels")
+    without_links_locks_and_times(monkeypatch, errno.EPERM)
+    _link(tmp_path / "b", tmp_path / "a")
+    assert (tmp_path / "b").read_text() == "labels"
+    assert not (tmp_path / "b").is_symlink()
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_what_cannot_rename_folders_is_said_at_once_and_nothing_is_left(tmp_path, monkeypatch, number):
+    without_renames_of_folders(monkeypatch, number)
+    store = Store(tmp_path / "store")
+    with pytest.raises(NstError, match=r"store/runs/corpora/flowers: its file system cannot give a folder another name .*--store"):
+        begin(store)
+    assert store.unfinished() == []
+    assert os.listdir(store.root / "runs" / "corpora" / "flowers") == []
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_that_lacks_something(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("labels")
+
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        fsync_tree(tmp_path)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "b", "labels")
+
+
+def test_a_file_is_replaced_where_the_file_system_replaces_none(tmp_path, monkeypatch):
+    write_text(tmp_path / "a", "first")
+    whole = os.replace
+
+    def replace(source, target):
+        if os.path.exists(target):
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), source, None, target)
+        whole(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "a", "second")
+    assert (tmp_path / "a").read_text() == "second"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.slow
+def test_pools_are_labeled_and_students_trained_there(tiny_store, monkeypatch):
+    store, labeled_folder, pool_folder = tiny_store
+    labeled, pool = open_source(str(labeled_folder), labeled=True), open_source(str(pool_folder))
+    run = RunSettings(workers=1, decode_threads=1, tracker=["none"], checkpoint_minutes=0)
+    without_links_locks_and_times(monkeypatch, errno.EPERM, str(store.root))
+    corpus = label(store, "bare", "tiny-teacher", pool, LabelSettings(batch_size=4, rows_per_shard=6))
+    edition = balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20, embed_images=True))
+    student = train(store, "student", TrainSettings(**TINY, ratio=1), labeled, edition, run=run)
+    assert [version.verify() for version in (corpus, edition, student)] == [[], [], []]
+    assert store.unfinished() == []
+    assert corpus.manifest.files == store.open("tiny@gen-1").manifest.files
+
+
+@pytest.mark.slow
+def test_an_edition_is_pulled_there(tmp_path):
+    edition, _ = seal(tmp_path, shards=2)
+    publish(tmp_path / "hub", edition)
+    with serving(tmp_path / "hub") as (url, _):
+        for number in LACKING:
+            store = tmp_path / f"store-{number}"
+            code = HOOKED.format(tests=os.path.dirname(__file__), number=number, below=str(store)) + NST
+            process(url, tmp_path / "home", sys.executable, "-c", code, "pull", REF, "--store", store)
+            pulled = Store(store).open("bugs@gen-1.1")
+            assert pulled.verify() == []
+            assert not list((store / "runs" / "pulls" / "bugs").iterdir())

@@ -1,0 +1,196 @@
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+import pytest
+
+from nst_data import ownership
+from nst_data.errors import NstError
+from nst_data.files import discard
+from nst_data.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
+from nst_data.places import Place, places_of, remember_place
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "owner"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(ownership, "ALIVE_EVERY_SECONDS", 0.02)
+    monkeypatch.setattr(ownership, "DEAD_AFTER_SECONDS", 0.5)
+    monkeypatch.setattr(ownership, "_LOOK_EVERY_SECONDS", 0.02)
+
+
+@pytest.fixture
+def dead_process():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def leave(place, process, number="000001"):
+    """The sign of a process that was here before."""
+    sign = place.with_name(f"{place.name}.{number}")
+    sign.mkdir()
+    (sign / "process.json").write_text(json.dumps(asdict(process)))
+    (sign / "alive").write_text("000000000000")
+    return sign
+
+
+def elsewhere():
+    return replace(Process.this(), host="node-7", machine="node-7/boot/1", pid=4711)
+
+
+def signs(place):
+    return sorted(path.name for path in place.parent.iterdir())
+
+
+def test_one_owns_a_place_and_leaves_nothing_there(place):
+    with owned(place, "flowers@gen-1") as sign:
+        assert signs(place) == ["owner.000001"]
+        assert is_owned(place)
+        sign.check("flowers@gen-1")
+    assert (signs(place), is_owned(place)) == ([], False)
+
+
+def test_the_second_is_told_who_is_at_work_and_since_when(place):
+    today = time.strftime("%Y-%m-%d")
+    with owned(place, "flowers@gen-1"):
+        with (
+            pytest.raises(AtWorkError, match=rf"flowers@gen-1: process {os.getpid()} on {platform.node()} .since {today} .*; wait") as told,
+            owned(place, "flowers@gen-1"),
+        ):
+            pass
+        assert "\n" not in str(told.value)
+        assert signs(place) == ["owner.000001"]
+
+
+def test_a_dead_process_of_this_machine_is_followed_at_once(place, dead_process):
+    leave(place, replace(Process.this(), pid=dead_process))
+    began = time.monotonic()
+    with owned(place, "flowers@gen-1"):
+        assert signs(place) == ["owner.000002"]
+    assert time.monotonic() - began < 5
+    assert signs(place) == []
+
+
+def test_a_process_that_ended_and_whose_parent_has_not_asked_is_dead(place):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        there = replace(Process.this(), pid=process.pid, started=ownership.psutil.Process(process.pid).create_time())
+        assert there.is_alive is True
+        os.kill(process.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while there.is_alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert there.is_alive is False
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_process_that_got_the_id_of_a_dead_one_is_not_taken_for_it(place):
+    leave(place, replace(Process.this(), started=1.0))
+    with owned(place, "flowers@gen-1"):
+        assert signs(place) == ["owner.000002"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_another_machine_left_holds_until_it_was_watched_without_a_change(place):
+    leave(place, elsewhere())
+    said, began = [], time.monotonic()
+    with owned(place, "flowers@gen-1", said.append):
+        assert time.monotonic() - began > 0.5
+    assert len(said) == 1
+    assert "process 4711 on node-7" in said[0]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_process_of_another_machine_that_shows_life_refuses_the_second(place):
+    sign = leave(place, elsewhere())
+    os.utime(sign / "alive", (1, 1))  # clocks and file times count for nothing
+    writing = threading.Timer(0.2, (sign / "alive").write_text, ("000000000001",))
+    writing.start()
+    with pytest.raises(AtWorkError, match=r"process 4711 on node-7 .since .* is at work"), owned(place, "flowers@gen-1"):
+        pass
+    writing.join()
+    assert signs(place) == ["owner.000001"]
+
+
+def test_a_sign_that_was_left_half_made_counts_for_nothing(place):
+    (place.parent / ".owner.12ab.host.1.tmp").mkdir()
+    with owned(place, "flowers@gen-1"):
+        assert "owner.000001" in signs(place)
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_many_that_wait_one_owns_at_a_time_also_when_a_dead_one_is_followed(place, dead_process):
+    leave(place, replace(Process.this(), pid=dead_process))
+    inside, most = [], []
+
+    def work(number):
+        with owned(place, "flowers@gen-1", wait=True):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.002)
+            inside.remove(number)
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(12)))
+    assert most == [1] * 12
+    assert signs(place) == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("gone", ["taken over", "removed with all the work"])
+def test_an_owner_that_was_taken_for_dead_stops_and_makes_nothing_anew(tmp_path, gone):
+    place = tmp_path / "staging" / "owner"
+    place.parent.mkdir()
+    with owned(place, "flowers@gen-1") as sign:
+        sign.check("flowers@gen-1")
+        discard(sign.folder if gone == "taken over" else place.parent)
+        deadline = time.monotonic() + 10
+        while not sign.is_lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(NstError, match=r"flowers@gen-1: .*another one took its place.*this one stops"):
+            sign.check("flowers@gen-1")
+    assert not any(place.parent.glob("*"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_full_disk_is_no_death(place, monkeypatch):
+    sign = Sign(leave(place, Process.this()))
+    monkeypatch.setattr("pathlib.Path.open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    time.sleep(0.1)
+    assert not sign.is_lost
+    monkeypatch.undo()
+    sign.end()
+
+
+def test_any_number_may_be_present_and_who_would_remove_their_work_is_refused(place):
+    with present(place), present(place):
+        assert len(signs(place)) == 2
+        with pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on "):
+            check_nobody_at_work("flowers@gen-1", place.with_name("other"), place)
+    check_nobody_at_work("flowers@gen-1", place)
+
+
+def test_a_generation_and_its_editions_have_owners_of_their_own(tmp_path):
+    with owned(beside(tmp_path / "gen-1.1"), "flowers@gen-1.1"), owned(beside(tmp_path / "gen-1"), "flowers@gen-1"):
+        assert len(os.listdir(tmp_path)) == 2
+
+
+def test_places_on_the_hub_that_are_noted_at_once_are_all_kept(tmp_path):
+    folder = tmp_path / "flowers" / "gen-1"
+    folder.mkdir(parents=True)
+    places = [Place("alice/flowers", f"tag-{number}", "c" * 40, "d" * 64) for number in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda place: remember_place(folder, place), places))
+    assert sorted(places_of(folder), key=lambda place: place.tag) == places
+    assert os.listdir(folder.parent) == ["gen-1"]
