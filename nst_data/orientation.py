@@ -38,7 +38,7 @@ def orientation_of(image: Image.Image, encoded: bytes | memoryview) -> int:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The number in the first directory; 1 (as stored) where it is missing, damaged, no single integer or none from 1 to 8."""
+    """The number in the first directory; 1 (as stored) where it is missing, damaged, no integer or none from 1 to 8."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = _BYTE_ORDERS.get(tiff[:4])
     if order is None:
@@ -48,15 +48,18 @@ def exif_orientation(exif: bytes) -> int:
         (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
             tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, entry)
-            if tag == ORIENTATION_TAG and kind in _INTEGERS and count == 1:
-                return _valid(struct.unpack_from(f"{order}{_INTEGERS[kind]}", tiff, entry + 8)[0])
+            if tag == ORIENTATION_TAG and kind in _INTEGERS and count > 0:
+                form, place = f"{order}{_INTEGERS[kind]}", entry + 8
+                if struct.calcsize(form) * count > 4:  # more values than fit here stand elsewhere
+                    (place,) = struct.unpack_from(f"{order}I", tiff, place)
+                return _valid(struct.unpack_from(form, tiff, place))
     except struct.error:  # cut off
         pass
     return _AS_STORED
 
 
 def _valid(value: object) -> int:
-    if isinstance(value, bytes) and len(value) == 1:  # Pillow's form of a BYTE
+    if isinstance(value, bytes | tuple) and value:  # Pillow's forms of BYTEs, and of several values
         value = value[0]
     return value if isinstance(value, int) and 1 <= value <= 8 else _AS_STORED
 

@@ -151,7 +151,7 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
         if least_side_px is None or reduced_size(*size, least_side_px) == size:
             try:
                 with large_images_alone(header.width * header.height):
-                    pixels = torch.from_numpy(decode_jpeg(encoded, "RGB")).permute(2, 0, 1)
+                    pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB")).permute(2, 0, 1)
                 return _upright(pixels, jpeg_orientation(encoded))
             except ValueError:
                 pass  # what it refuses Pillow decides, and gives the reason

@@ -70,6 +70,19 @@ def test_a_large_jpeg_is_decoded_smaller_and_gives_the_same_part_of_it(orientati
         assert np.abs(smaller.astype(int) - whole).mean() < 2
 
 
+def test_a_crop_is_a_part_of_the_upright_image_where_exif_follows_xmp():
+    large = photograph(480, 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpeg = encoded(large, quality=95, exif=exif)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    jpeg = jpeg[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + jpeg[2:]
+    upright = large.rotate(-90, expand=True)
+    for seed in range(20):
+        ours = np.asarray(RandomResizedCrop(0.2, (32, 32), "bicubic")(jpeg, random.Random(seed)))
+        assert np.abs(ours.astype(int) - crop(upright, (32, 32), 0.2, seed, "BMP")).mean() < 3
+
+
 @pytest.mark.parametrize(("size", "smaller"), [((255, 300), False), ((256, 300), True), ((600, 500), True), ((1024, 1024), True)])
 def test_only_a_jpeg_whose_crop_keeps_twice_its_size_is_decoded_smaller(size, smaller):
     jpeg = encoded(photograph(*size).effect_spread(8), quality=95)

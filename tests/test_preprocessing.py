@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from timm.data import create_transform
 from transformers import ViTImageProcessor
 
 from nst_data.errors import NstError
-from nst_data.images import decode, image_hash, phash, phash_thumbnail
+from nst_data.images import decode, image_hash, phash, phash_thumbnail, upright_size
 from nst_data.sources import Row
 from nst_train.inference import load_images
 from nst_train.preprocessing import _OVERSIZE, ProcessorPreprocessing, TimmPreprocessing, decode_pixels, thumbnail
@@ -59,6 +60,14 @@ def turned(orientation):
     return exif
 
 
+def app1(kind):
+    """A JPEG's segment that says that the sixth orientation is up: XMP, or EXIF with an integer of some type."""
+    number = {"EXIF": 3, "LONG": 4, "BYTE": 1}.get(kind)
+    directory = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x0112, number or 0, 1, 6, 0)
+    content = directory if number else b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
 def all_kinds():
     image = photograph(131, 90)
     jpegs = {
@@ -74,6 +83,8 @@ def all_kinds():
         "with broken EXIF": {"exif": b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01\x12"},
     }
     found = {name: encode(image, **options) for name, options in jpegs.items()}
+    for segments in ("XMP, EXIF", "EXIF, XMP", "LONG", "BYTE", "XMP"):
+        found[f"turned by {segments}"] = found["4:2:0"][:2] + b"".join(app1(kind) for kind in segments.split(", ")) + found["4:2:0"][2:]
     found |= {f"JPEG {mode}": encode(image.convert(mode)) for mode in ("L", "CMYK")}
     found["JPEG of one pixel"] = encode(image.resize((1, 1)))
     found |= {f"PNG {mode}": encode(image.convert(mode), "PNG") for mode in ("RGB", "L", "P", "LA", "RGBA", "1", "I;16")}
@@ -94,6 +105,22 @@ def test_an_image_is_decoded_to_the_pixels_that_pillow_gives(name):
     expected = np.asarray(decode(KINDS[name]))
     for exact in (False, True):
         np.testing.assert_array_equal(decode_pixels(KINDS[name], exact=exact).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("segments", "is_turned"), [("XMP, EXIF", True), ("EXIF, XMP", True), ("LONG", True), ("BYTE", True), ("XMP", False)]
+)
+def test_exif_says_which_side_is_up_wherever_it_stands_and_xmp_does_not(segments, is_turned):
+    expected = decode_pixels(KINDS["turned by EXIF 6" if is_turned else "4:2:0"])
+    assert expected.shape == ((3, 131, 90) if is_turned else (3, 90, 131))
+    assert torch.equal(decode_pixels(KINDS[f"turned by {segments}"]), expected)
+    assert upright_size(KINDS[f"turned by {segments}"]) == (expected.shape[2], expected.shape[1])
+
+
+def test_a_jpeg_in_arrows_signed_bytes_is_not_left_to_pillow(monkeypatch):
+    monkeypatch.setattr("nst_train.preprocessing.decode", None)
+    encoded = KINDS["4:2:0"]
+    assert torch.equal(decode_pixels(memoryview(encoded).cast("b")), decode_pixels(encoded))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -202,7 +229,7 @@ def test_an_image_that_the_transform_refuses_is_an_error_and_its_neighbors_are_n
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_without_torchvisions_decoder_the_pixels_are_the_same(name, monkeypatch):
+def test_without_the_faster_decoder_the_pixels_are_the_same(name, monkeypatch):
     expected = decode_pixels(KINDS[name])
     monkeypatch.setattr("nst_train.preprocessing.decode_jpeg", None)
     assert torch.equal(decode_pixels(KINDS[name]), expected)

@@ -1,0 +1,51 @@
+"""Every decoder on odd images of strangers: the RGB that each must give, or the reason of its error, and nothing on the screen."""
+
+import numpy as np
+import pytest
+from odd_images import all_odd_images
+
+from nst_data.images import ImageError, decode, image_hash, upright_size
+from nst_train.preprocessing import decode_pixels
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # users see no warning of Pillow's: `nst_data.images`
+ALL = all_odd_images()
+ODD = {one.name: one for one in ALL}
+
+
+def exactly(encoded):
+    return np.asarray(decode(encoded))
+
+
+def fast(encoded):
+    return decode_pixels(encoded).permute(1, 2, 0).numpy()
+
+
+def fast_from_arrow(encoded):
+    return fast(memoryview(encoded).cast("b"))
+
+
+DECODERS = [exactly, fast, fast_from_arrow]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_image_gives_its_rgb_or_the_reason_of_its_error(name, capfd):
+    _, encoded, expected, off = ODD[name]
+    hashed = image_hash(encoded)
+    if isinstance(expected, str):
+        for decoder in DECODERS:
+            with pytest.raises(ImageError, match=expected) as caught:
+                decoder(encoded)
+            assert "\n" not in str(caught.value)
+    else:
+        found = [decoder(encoded) for decoder in DECODERS]
+        for pixels in found:
+            assert pixels.shape == expected.shape
+            assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= off
+            np.testing.assert_array_equal(pixels, found[0])
+        assert upright_size(encoded) == (expected.shape[1], expected.shape[0])
+    assert image_hash(encoded) == hashed
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_odd_images_are_many_and_no_two_the_same():
+    assert len(ALL) == len(ODD) == len({one.encoded for one in ALL}) >= 150
