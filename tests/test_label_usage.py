@@ -91,6 +91,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--limit", "0"), "--limit: input should be greater than or equal to 1, got 0"),
         (("--decode-threads", "0"), "--decode-threads: input should be greater than or equal to 1, got 0"),
         (("--class-names", "names.txt"), "--class-names names the integer labels of --calibrate SOURCE; a pool has none"),
+        (("--label-column", "kind"), "--label-column names the labels of --calibrate SOURCE; a pool has none"),
         (("--image-column", "image"), "holds image files, which have no columns; leave --image-column out"),
         (("--corpus", "../outside"), "name '../outside': expected letters, digits"),
         (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher in the store"),

@@ -28,6 +28,12 @@ def test_relative_sources_start_at_the_recipes_folder(tmp_path):
     assert recipe.pool.source == "/data/pool"
 
 
+def test_a_source_with_labels_may_name_their_column():
+    recipe = parsed("labeled: {source: photos/labeled}", "labeled: {source: x.parquet, label_column: kind}")
+    assert recipe.labeled.label_column == "kind"
+    assert recipe.pool.label_column is None
+
+
 def test_each_part_takes_the_recipes_seed_unless_it_names_its_own():
     recipe = parsed()
     assert [settings.seed for settings in recipe.generations] == [3, 7]

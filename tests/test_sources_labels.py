@@ -5,6 +5,7 @@ from pictures import images_and_labels, png, write_files, write_table
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import check_trainable, match_classes, open_source
+from nst_data.sources.labels import names_in, number_labels
 
 
 def test_class_names_are_read_from_parquet_metadata_in_their_order(tmp_path):
@@ -82,6 +83,58 @@ def test_a_file_names_the_classes_of_integer_labels(tmp_path):
     (tmp_path / "names.txt").write_text("ant\n\n bee \ncat\n")
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
     assert open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_file_names_class_folders_that_are_numbers(tmp_path, width):
+    write_files(tmp_path / "in", *(f"{index:0{width}d}/x.png" for index in range(12)))
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf" + "".join(f"kind {index}\r\n" for index in range(12)).encode())
+    source = open_source(str(tmp_path / "in"), labeled=True, class_names_file=str(tmp_path / "names.txt"))
+    named = {source.key(row): source.class_names[label] for row, label in enumerate(source.labels)}
+    assert named == {f"{index:0{width}d}/x.png": f"kind {index}" for index in range(12)}
+
+
+def test_numbers_without_a_file_of_names_stay_classes_in_the_order_of_their_text(tmp_path):
+    source = open_source(write_files(tmp_path, "0/x.png", "2/x.png", "10/x.png"), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["0", "10", "2"], [0, 1, 2])
+
+
+def test_padded_numbers_are_the_classes_of_plain_ones():
+    assert match_classes(["00", "01", "10"], ["0", "1", "2", "10"], "test", subset=True).tolist() == [0, 1, 3]
+    with pytest.raises(NstError, match=r"not expected: 1 \(3\)"):
+        match_classes(["00", "03"], ["0", "1"], "test", subset=True)
+    with pytest.raises(NstError, match=r"not expected: 1 \(00\)"):
+        match_classes(["0", "00"], ["0", "1"], "test", subset=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "names", "count"),
+    [([5, 99_999], 2, 0, 100_000), ([5, 100_000], 200_002, 0, 100_001), ([5, 100_000], 2, 100_001, 100_001)],
+)
+def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, count):
+    numbers = np.resize(np.array(labels), rows)
+    assert len(number_labels(numbers, None, "test", names)[1]) == count
+    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows.*numbers below {count:,}: .* names with --class-names FILE"):
+        number_labels(np.append(numbers[1:], count), None, "test", names)
+
+
+def test_a_file_of_class_names_that_does_not_end_is_an_error():
+    with pytest.raises(UsageError, match=r"--class-names /dev/zero: more than 64 MB; expected a text file with one class name a line"):
+        names_in("/dev/zero")
+
+
+def test_what_is_said_of_labels_of_a_source_without_any_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match=r"--label-column kind: .* is read without labels"):
+        open_source(write_files(tmp_path, "a.png"), label_column="kind")
+
+
+def test_the_label_column_that_was_asked_for_stands_in_the_lineage_and_changes_no_fingerprint(tmp_path):
+    images = [png(0), png(1)]
+    path = write_table(tmp_path / "x.parquet", image=images, label=["a", "b"], kind=["b", "a"])
+    found, named, other = (open_source(path, labeled=True, label_column=column) for column in (None, "label", "kind"))
+    assert [source.lineage.label_column for source in (found, named, other)] == [None, "label", "kind"]
+    assert found.fingerprint == named.fingerprint != other.fingerprint
+    assert other.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("text", ["ant\n", "ant\nant\n", ""])

@@ -1,3 +1,7 @@
+import os
+import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +170,70 @@ def test_single_images_are_read_out_of_files_that_hold_them_as_they_are_and_of_o
     before = set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow"))
     assert [source.read(row) for row in (19, 3, 0)] == [images[19], images[3], images[0]]
     assert (set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow")) != before) == is_copied
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy"])
+def test_a_file_without_rows_changes_no_way_of_reading_the_others(tmp_path, compression, capfd):
+    table = pa.table({"image": IMAGES})
+    for name, part in (("a", table.slice(0, 0)), ("b", table.slice(0, 4)), ("c", table.slice(0, 0)), ("d", table.slice(4))):
+        pq.write_table(part, tmp_path / f"{name}.parquet", compression=compression, use_dictionary=False)
+    source = open_source(str(tmp_path))
+    before = set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    assert [source.read(row) for row in (5, 0, 4, 3)] == [IMAGES[row] for row in (5, 0, 4, 3)]
+    assert (set(Path(config.HF_DATASETS_CACHE).rglob("*.arrow")) != before) == (compression == "snappy")
+    assert (source.slow_reads(), capfd.readouterr()) == ("", ("", ""))
+
+
+def test_a_column_that_datasets_does_not_know_keeps_no_images_from_being_copied(tmp_path):
+    odd = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1] * 6, pa.int8()))
+    source = open_source(write_table(tmp_path / "x.parquet", image=IMAGES, odd=odd))
+    assert [source.read(row) for row in (5, 0)] == [IMAGES[5], IMAGES[0]]
+    assert source.slow_reads() == ""
+
+
+def test_where_no_copy_can_be_made_that_is_said_in_one_line(tmp_path, capfd):
+    path = tmp_path / "x.parquet"
+    write_table(path, row_group_size=2, image=IMAGES)
+    damage(path, of_group(path, 1))
+    source = open_source(str(path))
+    assert source.slow_reads() == ""
+    assert source.read(0) == IMAGES[0]
+    assert source.slow_reads().startswith("whole row groups are decoded for each, as datasets could make no copy (")
+    assert "\n" not in source.slow_reads()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_file_that_may_not_be_read_is_an_error_that_says_so(tmp_path, kind):
+    """Seen by a user without rights: root may read all."""
+    top = Path(tempfile.mkdtemp(dir=tmp_path.parent.parent.parent))
+    try:
+        data = Dataset.from_dict({"image": IMAGES}, features=Features({"image": Value("binary")}))
+        data.to_parquet(top / "x.parquet") if kind == "parquet" else data.save_to_disk(top / "x")
+        place = top / ("x.parquet" if kind == "parquet" else "x")
+        (place if kind == "parquet" else next(place.glob("*.arrow"))).chmod(0)
+        top.chmod(0o755)
+        assert as_nobody(lambda: open_source(str(place))) == f"NstError: {place}: cannot be read: Permission denied"
+    finally:
+        shutil.rmtree(top)
+
+
+def as_nobody(work):
+    """What the error of some work says in a child process without root's rights."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        with suppress(PermissionError):
+            os.setuid(65_534)
+        try:
+            work()
+        except Exception as error:
+            os.write(writer, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        os.waitpid(child, 0)
+        return said.read()
 
 
 @pytest.mark.parametrize(("compression", "said"), [("none", ""), ("snappy", "a copy of its 0 MB in ")])

@@ -3,6 +3,8 @@ import os
 import tarfile
 import threading
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pictures import contents, keys, png, tar_bytes, write_tar
 
@@ -30,6 +32,17 @@ def test_members_of_one_name_are_rows_of_their_own(tmp_path):
     source = opened(tmp_path, tar_bytes([("a.png", b"first"), ("a.png", b"second")]))
     assert contents(source) == [b"first", b"second"]
     assert source.rows_of(["x.tar:a.png"]).tolist() == [0]
+
+
+def test_members_of_one_name_have_keys_of_their_own(tmp_path):
+    write_tar(tmp_path / "a.tar", [("x.png", b"1"), ("y.png", b"2"), ("x.png", b"3"), ("x.png", b"4")])
+    write_tar(tmp_path / "b.tar", [("x.png", b"5")])
+    source = open_source(str(tmp_path))
+    expected = ["a.tar:x.png", "a.tar:y.png", "a.tar:x.png#2", "a.tar:x.png#3", "b.tar:x.png"]
+    assert keys(source) == [row.key for row in source.rows(range(5))] == expected
+    rows = np.zeros(5, np.int64)
+    source.find_all(lambda: [pa.array(expected[::-1])], rows)
+    assert rows.tolist() == source.rows_of(expected[::-1]).tolist() == [4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

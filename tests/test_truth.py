@@ -181,6 +181,22 @@ def test_the_column_with_the_images_can_be_named(store, tmp_path):
     assert read_truth(str(tmp_path / "truth.parquet"), generation, store, image_column="photo").table.height == 6
 
 
+def test_the_column_with_the_labels_can_be_named(store, tmp_path):
+    labels = {"label": ["cat"] * 6, "checked": [NAMES[label] for label, _ in IMAGES]}
+    generation = seal_pool(store, folder_keys())
+    for columns in (labels | {"key": folder_keys()}, labels | {"photo": [png(*image) for image in IMAGES]}):
+        pq.write_table(pa.table(columns), tmp_path / "truth.parquet")
+        truth = read_truth(str(tmp_path / "truth.parquet"), generation, store, label_column="checked")
+        assert sorted(truth.table["truth"]) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_truth_of_numbers_takes_names_from_a_file(store, tmp_path):
+    path = write_labels(tmp_path / "truth.parquet", {"key": folder_keys(), "label": ["2", "2", "0", "0", "10", "10"]})
+    (tmp_path / "names.txt").write_text("bee\nx0\nant\n" + "".join(f"x{index}\n" for index in range(3, 10)) + "cat\n")
+    with pytest.raises(NstError, match=r"not expected: 8 \(x0, x3"):
+        read_truth(path, seal_pool(store, folder_keys()), store, str(tmp_path / "names.txt"))
+
+
 def test_labels_alone_without_a_label_column_are_an_error(store, tmp_path):
     path = write_labels(tmp_path / "truth.parquet", {"key": ["a"]})
     with pytest.raises(NstError, match="expected a column `label`, found key"):

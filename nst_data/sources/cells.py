@@ -54,6 +54,8 @@ def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold encoded images."""
     if isinstance(kind, pa.BaseExtensionType):
         kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         return bool(kind.get_field_index("bytes") >= 0) and holds_images(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
@@ -67,6 +69,8 @@ class Cells:
         self._find = by_path
         if isinstance(column.type, pa.BaseExtensionType):
             column = column.storage
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         if pa.types.is_struct(column.type):
             fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
             column, self._paths = fields["bytes"], fields.get("path")

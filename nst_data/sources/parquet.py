@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
@@ -185,7 +185,7 @@ class ParquetFiles(Source):
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
                 raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
-            raise NstError(f"{file}: expected a parquet file, found damage ({_first_line(error)}); make it again") from None
+            raise NstError(f"{file}: expected a parquet file, found damage ({first_line(error)}); make it again") from None
 
     def _footer(self, file: str) -> tuple[int, int, pa.Schema]:
         """(bytes, rows, schema) of a file. Raises NstError where it is damaged, or claims rows that it cannot hold."""
@@ -211,7 +211,7 @@ class ParquetFiles(Source):
                     start = stop
         except (pa.ArrowException, OSError, NstError) as error:
             self._stop_unless_damage(error)
-            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {_first_line(error)}")
+            yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {first_line(error)}")
 
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
@@ -221,7 +221,7 @@ class ParquetFiles(Source):
             reason = "its pages end early"
         except (pa.ArrowException, OSError) as error:
             self._stop_unless_damage(error)
-            reason = _first_line(error)
+            reason = first_line(error)
         if start < stop:
             yield start, stop, NstError(f"row group {group} of {self._names[file]} is damaged ({reason})")
 
@@ -249,22 +249,32 @@ class ParquetFiles(Source):
 
     def _arrow_cache(self) -> Callable[[int], bytes] | None:
         """The copy; None where `datasets` makes none, as of damaged files: the row groups that are whole can still be read."""
-        from datasets import Dataset
+        from datasets import Features
         from datasets.exceptions import DatasetGenerationError
+
+        try:
+            try:
+                dataset = self._copied()
+            except DatasetGenerationError:
+                raise
+            except (ValueError, TypeError, NotImplementedError, RecursionError):  # it does not know the type of some other column
+                dataset = self._copied(features=Features.from_arrow_schema(pa.schema([self._schema.field(self._column)])))
+        except (DatasetGenerationError, ValueError, TypeError, NotImplementedError) as error:
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError) and cause.errno:
+                raise cause from None  # a full disk, no permission
+            self._slow = f"whole row groups are decoded for each, as datasets could make no copy ({first_line(cause)})"
+            return None
+        return partial(self._read_from_copy, dataset.with_format("arrow"))
+
+    def _copied(self, **features: Any) -> Any:  # noqa: ANN401 - datasets ships no types
+        from datasets import Dataset
 
         files = self._files_with_rows()
         # it takes the rows of the first row group for the size of its batches, which may be none
         batches = {"batch_size": _BATCH_ROWS} if any(map(self._begins_without_rows, files)) else {}
-        try:
-            with quiet_datasets():
-                dataset = Dataset.from_parquet([glob.escape(file) for file in files], columns=[self._column], **batches)
-        except DatasetGenerationError as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, OSError) and cause.errno:
-                raise cause from None  # a full disk, no permission
-            self._slow = f"whole row groups are decoded for each, as datasets could make no copy ({_first_line(cause)})"
-            return None
-        return partial(self._read_from_copy, dataset.with_format("arrow"))
+        with quiet_datasets():
+            return Dataset.from_parquet([glob.escape(file) for file in files], columns=[self._column], **batches, **features)
 
     def _begins_without_rows(self, file: str) -> bool:
         with self._readable(file), self._opened(file) as parquet:
@@ -299,7 +309,3 @@ def _hf_datasets_cache() -> str:
     from datasets import config
 
     return str(config.HF_DATASETS_CACHE)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

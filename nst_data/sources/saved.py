@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -76,19 +76,6 @@ class ArrowDataset(Source):
         for start in range(0, len(self), _PIECE):
             yield from chosen[start : start + _PIECE].select(wanted).to_batches()
 
-    def check_holds_images(self) -> None:
-        """Raises NstError where all rows name files elsewhere, as `save_to_disk` leaves those of a folder of images."""
-        column = self._arrow.data.column(self._column) if self._column else None
-        if column is None or not pa.types.is_struct(column.type) or column.type.get_field_index("path") < 0:
-            return
-        if all(chunk.field("bytes").null_count == len(chunk) for chunk in column.chunks):
-            path = next((path for chunk in column.chunks for path in chunk.field("path") if path.is_valid), None)
-            if path is not None and PurePosixPath(path.as_py()).is_absolute():
-                raise NstError(
-                    f"{self.location}: names image files elsewhere, such as {path.as_py()!r}, and holds no images; give their folder, or "
-                    "write the dataset with `to_parquet`, which puts the images in"
-                )
-
     def class_columns(self) -> dict[str, list[str]]:
         """As `datasets` knows them."""
         return class_columns(self._schema)
@@ -101,6 +88,8 @@ def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None)
     try:
         with quiet_datasets():
             dataset = load_from_disk(location)
+    except IndexError:  # of the first file, where there is none
+        raise NstError(f"{location}: expected rows, found an empty dataset") from None
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:
             raise NstError(f"{error.filename or location}: cannot be read: {os.strerror(error.errno)}") from None
@@ -108,6 +97,4 @@ def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None)
         raise NstError(f"{location}: expected a dataset saved by datasets, found damage ({reason}); save it again") from None
     if isinstance(dataset, DatasetDict):
         raise NstError(f"{location}: expected one split, found {', '.join(dataset)}; name one, as in {Path(location, next(iter(dataset)))}")
-    source = ArrowDataset(location, dataset, labels, column, below(Path(location)))
-    source.check_holds_images()
-    return source
+    return ArrowDataset(location, dataset, labels, column, below(Path(location)))
