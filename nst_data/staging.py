@@ -72,10 +72,10 @@ class Staging:
         try:
             with present(self.folder / "worker"):
                 return make()
-        except Exception:
+        except Exception as error:
             if version := self.sealed_by_another():
                 return version
-            if not self.folder.is_dir():
+            if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` clears away too, and says why
                 raise NstError(f"{self.ref} was removed while this process worked at it; run this command again") from None
             raise
 
