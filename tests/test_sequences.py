@@ -14,9 +14,10 @@ def gray(level, size_px=32):
     return np.full((size_px, size_px, 3), level, dtype=np.uint8)
 
 
-def write_video(path, levels, codec="mpeg4"):
+def write_video(path, levels, codec="mpeg4", **metadata):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
+        container.metadata.update(metadata)
         stream = container.add_stream(codec, rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
@@ -95,6 +96,14 @@ def test_a_play_list_that_calls_itself_a_video_opens_no_other_file(tmp_path):
 def test_a_video_of_each_suffix_is_read(suffix, tmp_path):
     codec = "libvpx" if suffix == ".webm" else "mpeg4"
     write_video(tmp_path / "cat" / f"a{suffix}", [40, 200], codec)
+    assert levels_of(Sequences(str(tmp_path))) == pytest.approx([40, 200], abs=4)
+
+
+def test_a_video_whose_title_is_not_in_utf8_is_read(tmp_path):
+    write_video(tmp_path / "cat" / "a.mkv", [40, 200], title="a title")
+    content = (tmp_path / "cat" / "a.mkv").read_bytes()
+    assert b"a title" in content
+    (tmp_path / "cat" / "a.mkv").write_bytes(content.replace(b"a title", b"\xff title"))
     assert levels_of(Sequences(str(tmp_path))) == pytest.approx([40, 200], abs=4)
 
 

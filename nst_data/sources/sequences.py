@@ -121,9 +121,9 @@ def frames_of(path: str) -> list[Frame]:
     except ImportError:
         raise NstError(f"{path}: reading videos takes PyAV; pip install 'nst[video]', or give folders of frames") from None
     try:
-        with av.open(path, options=_DEMUXERS) as container:
+        with av.open(path, options=_DEMUXERS, metadata_errors="replace") as container:
             return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise NstError(f"{path}: expected a video, found none that can be decoded ({error})") from None
 
 
