@@ -10,6 +10,16 @@ from pictures import contents, images_and_labels, png, tar_bytes
 from nst_data.sources import open_source, what_changed
 
 CARD = b"---\nconfigs:\n- config_name: %s\n  data_files: %s\n- config_name: other\n  data_files: b/*.parquet\n---\n"
+DECLARED = b"""---
+dataset_info:
+  features:
+  - {name: thumb, dtype: binary}
+  - {name: photo, dtype: image}
+  - {name: n, dtype: int64}
+  - name: kind
+    dtype: {class_label: {names: {'0': ant, '1': bee}}}
+---
+"""
 
 
 def fill(top):
@@ -47,6 +57,8 @@ def fill(top):
     damaged[start : start + 36] = bytes(36)
     commit(top, "me/damaged", {"x.parquet": bytes(damaged)})
     commit(top, "me/several", {"x.parquet": parquet(pa.table({"image": [png(0)], "thumbnail": [png(1)]}))})
+    declared = pa.table({"thumb": [png(1)] * 2, "photo": [png(0), png(1)], "n": [7, 8], "kind": [1, 0]})
+    commit(top, "me/declared", {"README.md": DECLARED, "x.parquet": parquet(declared)})
     commit(top, "me/text", {"README.md": b"nothing here"})
     commit(top, "me/script", {"script.py": b"raise SystemExit"})
     for secret in ("private", "gated"):
@@ -82,6 +94,8 @@ CASES = {
     "streamed damaged": ("me/damaged", {"stream": True}),
     "several": ("me/several", {}),
     "one of several": ("me/several", {"image_column": "thumbnail"}),
+    "declared": ("me/declared", {"labeled": True}),
+    "streamed declared": ("me/declared", {"labeled": True, "stream": True}),
     "text": ("me/text", {}),
     "script": ("me/script", {}),
     "private": ("me/private", {}),
@@ -183,6 +197,12 @@ def test_rows_of_a_damaged_row_group_on_the_hub_say_so(found, case):
     assert found[case]["found"] == found[case]["single"]
     assert (found[case]["found"][:2], found[case]["found"][4:]) == (before, after)
     assert all(text.startswith("row group 1 of x.parquet is damaged (") for text in found[case]["found"][2:4])
+
+
+@pytest.mark.parametrize("case", ["declared", "streamed declared"])
+def test_a_card_says_which_column_is_the_image_and_which_the_label(found, case):
+    assert found[case]["found"] == found[case]["single"] == [png(0).hex(), png(1).hex()]
+    assert (found[case]["labels"], found[case]["class_names"]) == ([1, 0], ["ant", "bee"])
 
 
 def test_one_of_several_columns_is_taken_by_name(found):

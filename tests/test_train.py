@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, png
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
@@ -14,6 +14,7 @@ from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
+from nst_data.store import Store
 from nst_train.batches import TrainingBatch
 from nst_train.evaluate import evaluate, measure
 from nst_train.models import create_network
@@ -246,3 +247,19 @@ def test_a_version_that_a_start_leaves_open_is_settled_when_training_begins(tiny
     settings = TrainSettings(**TINY | {"start": "tiny-teacher", "epochs": 0.5})
     version = train(store, "from-newest", settings, open_source(str(labeled), labeled=True), run=RUN)
     assert version.manifest.request.settings["start"] == "tiny-teacher@gen-0"
+
+
+@pytest.mark.slow
+def test_slow_reads_are_said_before_training(tmp_path):
+    """Of a file with a damaged row group no copy can be made."""
+    images = [png(row % 2, row) for row in range(8)]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": images, "label": [0, 1] * 4}), path, row_group_size=2)
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(3).column(0).data_page_offset
+    content[start : start + 36] = bytes(36)
+    path.write_bytes(content)
+    said = Said()
+    train(Store(tmp_path / "store"), "slow", TrainSettings(**TINY), open_source(str(path), labeled=True), run=RUN, progress=said)
+    (line,) = (line for line in said.lines if "reading single images is slow" in line)
+    assert line.startswith(f"{path}: reading single images is slow: whole row groups are decoded for each, as datasets could make no copy")

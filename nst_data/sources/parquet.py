@@ -27,7 +27,7 @@ from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
-_MOST_ROWS_A_BYTE = 1000  # of a file: a page header of some bytes stands for at most so many thousand equal values
+_MOST_ROWS_A_BYTE = 10_000  # of a file; a page of equal values has some thousand
 _LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a column of classes has no more than the larger of both
 _BUILDING = Lock()
 
