@@ -102,7 +102,10 @@ class Sign:
     def end(self) -> None:
         """Take the sign away."""
         self._ended.set()
-        discard(self.folder)
+        try:
+            discard(self.folder)
+        except OSError:  # a full disk: what is done is done
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _show_life(self) -> None:
         beats = 0
