@@ -183,7 +183,7 @@ def discard(folder: Path) -> None:
 def clear_abandoned(parts: Path) -> None:
     """Delete temporary files and folders that nobody has written to for ten minutes, of processes of this machine that are gone."""
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process clears too
+        with contextlib.suppress(FileNotFoundError, ValueError):  # another process clears too; no name of ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
             if is_gone and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -102,7 +102,10 @@ class Sign:
     def end(self) -> None:
         """Take the sign away."""
         self._ended.set()
-        discard(self.folder)
+        try:
+            discard(self.folder)
+        except OSError:  # a full disk: what is done is done
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _show_life(self) -> None:
         beats = 0
@@ -175,9 +178,14 @@ def _own(place: Path, what: str, say: Callable[[str], None], wait: bool) -> Sign
         sign = _leave(place, f"{number:06d}")
         if sign is None:
             continue
-        for dead in signs:
-            discard(dead)
-        if _signs(place) == [sign.folder]:
+        try:
+            for dead in signs:
+                discard(dead)
+            is_alone = _signs(place) == [sign.folder]
+        except BaseException:
+            sign.end()
+            raise
+        if is_alone:
             return sign
         sign.end()  # another one came in the same moment: both look again
         time.sleep(_LOOK_EVERY_SECONDS * random.random())

@@ -20,6 +20,7 @@ from nst_cli.main import app
 from pictures import png, tar_bytes, write_table, write_tar
 from typer.testing import CliRunner
 
+from nst_data import adopt as adopting
 from nst_data.adopt import adopt
 from nst_data.editions import balance
 from nst_data.errors import NstError, UsageError
@@ -459,3 +460,16 @@ def test_datasets_of_the_hub_are_adopted_at_their_commit(tmp_path):
     assert theirs.manifest.class_names == keyed.manifest.class_names == NAMES
     inputs = keyed.manifest.request.inputs
     assert (inputs["adopted"].revision, inputs["pool"].revision) == (head(top, "me/keyed"), head(top, "me/pool"))
+
+
+def test_who_is_second_to_seal_the_same_labels_ends_with_the_version_of_the_first(store, table, monkeypatch):
+    whole = adopting.cards.write_dataset_card
+
+    def second(*_):
+        monkeypatch.setattr(adopting.cards, "write_dataset_card", whole)
+        adopt(store, "theirs", open_source(str(table)), SETTINGS)
+        raise NstError("expected parquet files in pseudo_labels/, found none")  # what they lay in was moved to its place
+
+    monkeypatch.setattr(adopting.cards, "write_dataset_card", second)
+    assert adopt(store, "theirs", open_source(str(table)), SETTINGS) == store.open("theirs@gen-1")
+    assert store.unfinished() == []
