@@ -97,7 +97,7 @@ class TrainSettings(Settings):
     )
     model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
-    image_size: int | None = Field(None, ge=8, description="Side of the training images in pixels; the network's own by default.")
+    image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
     epochs: float = Field(PAPER_EPOCHS, gt=0, description="Passes over the labeled images.")
     batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
