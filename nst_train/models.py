@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, UsageError, first_line
@@ -53,6 +53,11 @@ def check_names(settings: TrainSettings) -> None:
     if settings.optimizer not in list_optimizers():
         hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
         raise UsageError(f"optimizer {settings.optimizer}: not in timm; {hint}")
+
+
+def takes_momentum(optimizer: str) -> bool:
+    """Whether `momentum` is a setting of an optimizer of timm."""
+    return bool(get_optimizer_info(optimizer).has_momentum)
 
 
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:

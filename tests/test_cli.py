@@ -236,3 +236,27 @@ def test_the_former_name_of_start_from_is_understood(tmp_path, store, labeled_fo
     words = ["--labeled", labeled_folder, "--name", "started", *NETWORK, "--start", "test_resnett", "--store", store]
     assert "test_resnett: no network of timm and no teacher in the store" in fails(2, "train", *words)
     assert "--start is the former name of --start-from; give one of them" in fails(2, "train", *words, "--start-from", "other")
+
+
+def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_folder):
+    words = ["train", "--labeled", labeled_folder, "--name", "net", *NETWORK, "--momentum", 0.5, "--batch-size", 1, "--store", store]
+    for optimizer, is_said in (("adamw", True), ("sgd", False)):
+        result = CliRunner().invoke(app, [str(word) for word in [*words, "--optimizer", optimizer]])
+        assert ("--momentum changes nothing: adamw has none" in result.stderr) == is_said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-size", 10**9], "--image-size: input should be less than or equal to 8192"),
+        (["--workers", 10**6], "--workers: input should be less than or equal to 1024"),
+        (["--compute-threads", 10**6], "--compute-threads: input should be less than or equal to 1024"),
+        (["--decode-threads", 10**6], "--decode-threads: input should be less than or equal to 1024"),
+        (["--learning-rate", 1e300], "--learning-rate: input should be less than or equal to 1000000000"),
+        (["--weight-decay", 1e300], "--weight-decay: input should be less than or equal to 1000000000"),
+        (["--epochs", 1e300], "--epochs: input should be less than or equal to 1000000000"),
+    ],
+)
+def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words, said):
+    assert said in fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, *words, "--store", store)
+    assert files_in(store) == []
