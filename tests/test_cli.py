@@ -260,3 +260,9 @@ def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_
 def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words, said):
     assert said in fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, *words, "--store", store)
     assert files_in(store) == []
+
+
+@pytest.mark.parametrize("option", ["--labeled", "--start-from", "--validation"])
+def test_an_empty_value_is_refused_and_not_taken_for_the_current_folder_or_for_none(store, labeled_folder, option):
+    line = fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, option, "", "--store", store)
+    assert f"{option}: expected a value, got an empty one" in line
