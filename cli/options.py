@@ -81,6 +81,8 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
             typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
+            if empty := [name for name, value in values.items() if value == "" and _is_typed(context, name)]:
+                raise UsageError(f"{option_of(empty[0])}: expected a value, got an empty one")  # such as of a variable that is not set
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
                     raise UsageError(f"{former} is the former name of {option_of(name)}; give one of them")

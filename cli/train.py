@@ -80,9 +80,13 @@ def train(
     images = open_source(labeled, True, class_names, image_column, label_column=label_column)
     validation_images = open_source(validation, True, class_names, image_column, label_column=label_column) if validation else None
     pool_images = _open_pool(pool, edition, there) if edition else None
+    from nst_train.models import check_names, takes_momentum
     from nst_train.train import train as train_network
 
     progress = on_this_terminal()
+    check_names(settings)
+    if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
+        progress.say(f"--momentum changes nothing: {settings.optimizer} has none")
     version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
     counts = version.manifest.counts
     if json:

@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, UsageError, first_line
@@ -53,6 +53,11 @@ def check_names(settings: TrainSettings) -> None:
     if settings.optimizer not in list_optimizers():
         hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
         raise UsageError(f"optimizer {settings.optimizer}: not in timm; {hint}")
+
+
+def takes_momentum(optimizer: str) -> bool:
+    """Whether `momentum` is a setting of an optimizer of timm."""
+    return bool(get_optimizer_info(optimizer).has_momentum)
 
 
 def create_network(settings: TrainSettings, classes: int) -> nn.Module:
@@ -147,8 +152,8 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
             f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
             "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"
         ) from None
-    if tuple(logits.shape) != (len(images), classes):
-        found = tuple(logits.shape)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if found != (len(images), classes):
         raise NstError(f"{settings.model}: expected logits of shape ({len(images)}, {classes}) in training, found {found}")
 
 
@@ -212,6 +217,18 @@ def check_name(name: str, others: Sequence[str] = ()) -> None:
     elif not timm.is_model(name.split(".")[0]):
         hint = _suggestion(name, [*others, *timm.list_models()], "list_models")
         raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")
+    else:
+        _check_tag(name)
+
+
+def _check_tag(name: str) -> None:
+    """Raises UsageError for weights (`resnet18.a1_in1k`) that timm does not list for a network."""
+    try:
+        timm.models.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:
+        network = name.split(".")[0]
+        known = [one.partition(".")[2] for one in timm.list_models(f"{network}.*", pretrained=True)]
+        raise UsageError(f"{name}: {network} has no weights of this name; expected one of {', '.join(known)}, or {network} alone") from None
 
 
 def _suggestion(name: str, known: list[str], function: str) -> str:

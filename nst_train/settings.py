@@ -9,6 +9,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, ReadableSettings, Settings
 from nst_train.presets import PRESETS, check_preset
 
+MOST_THREADS = 1024  # more are a slip, and take the machine down
+LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 # settings of TrainSettings that labeled images alone do not know
@@ -97,17 +99,17 @@ class TrainSettings(Settings):
     )
     model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
-    image_size: int | None = Field(None, ge=8, description="Side of the training images in pixels; the network's own by default.")
-    epochs: float = Field(PAPER_EPOCHS, gt=0, description="Passes over the labeled images.")
+    image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
+    epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Passes over the labeled images.")
     batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
-    learning_rate: float = Field(0.016, gt=0, description="Per 256 labeled images of a step; grows with the batch size.")
+    learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images of a step; grows with the batch size.")
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
-    weight_decay: float = Field(1e-5, ge=0, description="Weight decay, on all but biases and normalization.")
+    weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay, on all but biases and normalization.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
     loss: Weighing = Field(
         "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
@@ -131,7 +133,10 @@ class TrainSettings(Settings):
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
     )
     compute_threads: int | None = Field(
-        None, ge=1, description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1."
+        None,
+        ge=1,
+        le=MOST_THREADS,
+        description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1.",
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
     pseudo_noise: PseudoNoise = Field(PseudoNoise(), description="Where the noise of pseudo-labeled images differs (Table 6).")
@@ -235,7 +240,9 @@ class LabelSettings(Settings):
 class ReadSettings(ReadableSettings):
     """How images are read; shapes no data."""
 
-    decode_threads: int | None = Field(None, ge=1, description="Threads that read, decode and, on a CPU, compute; one per CPU by default.")
+    decode_threads: int | None = Field(
+        None, ge=1, le=MOST_THREADS, description="Threads that read, decode and, on a CPU, compute; one per CPU by default."
+    )
 
 
 class LabelRunSettings(ReadSettings):
@@ -264,7 +271,7 @@ class LabelRunSettings(ReadSettings):
 class RunSettings(ReadSettings):
     """How training runs; shapes no data."""
 
-    workers: int = Field(2, ge=0, description="Processes that decode and augment; 0 does it in the training process.")
+    workers: int = Field(2, ge=0, le=MOST_THREADS, description="Processes that decode and augment; 0 does it in the training process.")
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,

@@ -210,3 +210,59 @@ def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
 def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
     (tmp_path / "store").write_text("")
     assert "Not a directory" in fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")
+
+
+@pytest.mark.parametrize("words", [["--batch-size", 1], ["--batch-size", 4, "--accumulate", 4]])
+def test_too_few_images_at_once_for_batch_norm_are_refused_and_leave_nothing(tmp_path, store, labeled_folder, words):
+    line = fails(1, "train", "--labeled", labeled_folder, "--name", "one", *NETWORK, *words, "--store", store)
+    assert "test_resnet cannot be trained on one image of 16 px at once (Expected more than 1 value per channel when training" in line
+    assert "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate" in line
+    assert files_in(store) == []
+
+
+def test_weights_that_a_network_does_not_have_name_those_that_it_has(tmp_path, store, labeled_folder):
+    words = ["--labeled", labeled_folder, "--name", "tagged", *NETWORK, "--model", "test_resnet.none_of_timm"]
+    assert "test_resnet has no weights of this name; expected one of r160_in1k" in fails(2, "train", *words, "--store", store)
+    assert files_in(store) == []
+
+
+def test_a_batch_larger_than_the_machine_is_refused_and_leaves_nothing(tmp_path, store, labeled_folder):
+    words = ["--labeled", labeled_folder, "--name", "large", *NETWORK, "--image-size", 512, "--batch-size", 10_000_000]
+    assert "10,000,000 images of 512 px takes" in fails(1, "train", *words, "--store", store)
+    assert files_in(store) == []
+
+
+def test_the_former_name_of_start_from_is_understood(tmp_path, store, labeled_folder):
+    words = ["--labeled", labeled_folder, "--name", "started", *NETWORK, "--start", "test_resnett", "--store", store]
+    assert "test_resnett: no network of timm and no teacher in the store" in fails(2, "train", *words)
+    assert "--start is the former name of --start-from; give one of them" in fails(2, "train", *words, "--start-from", "other")
+
+
+def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_folder):
+    words = ["train", "--labeled", labeled_folder, "--name", "net", *NETWORK, "--momentum", 0.5, "--batch-size", 1, "--store", store]
+    for optimizer, is_said in (("adamw", True), ("sgd", False)):
+        result = CliRunner().invoke(app, [str(word) for word in [*words, "--optimizer", optimizer]])
+        assert ("--momentum changes nothing: adamw has none" in result.stderr) == is_said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image-size", 10**9], "--image-size: input should be less than or equal to 8192"),
+        (["--workers", 10**6], "--workers: input should be less than or equal to 1024"),
+        (["--compute-threads", 10**6], "--compute-threads: input should be less than or equal to 1024"),
+        (["--decode-threads", 10**6], "--decode-threads: input should be less than or equal to 1024"),
+        (["--learning-rate", 1e300], "--learning-rate: input should be less than or equal to 1000000000"),
+        (["--weight-decay", 1e300], "--weight-decay: input should be less than or equal to 1000000000"),
+        (["--epochs", 1e300], "--epochs: input should be less than or equal to 1000000000"),
+    ],
+)
+def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words, said):
+    assert said in fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, *words, "--store", store)
+    assert files_in(store) == []
+
+
+@pytest.mark.parametrize("option", ["--labeled", "--start-from", "--validation"])
+def test_an_empty_value_is_refused_and_not_taken_for_the_current_folder_or_for_none(store, labeled_folder, option):
+    line = fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, option, "", "--store", store)
+    assert f"{option}: expected a value, got an empty one" in line

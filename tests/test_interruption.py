@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import TINY, write_class_folders
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_train.interruption import Interrupted, StopRequests, stop_at_once
+from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
 
@@ -37,13 +38,13 @@ class SignalAt(Progress):
         yield self
 
 
-def train_in(folder, progress=None):
-    """12 labeled images, 6 for validation, 3 steps an epoch."""
+def train_in(folder, progress=None, shown=lambda source: source):
+    """12 labeled images, 6 for validation, 3 steps an epoch. `shown` is what the validation source is taken through."""
     labeled = write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)
     validation = write_class_folders(folder / "validation", ["ant", "bee", "cat"], 2, first=50)
     sources = [open_source(str(where), labeled=True) for where in (labeled, validation)]
     run = RunSettings(workers=0, decode_threads=1, keep_checkpoints=3)
-    return train(Store(folder / "store"), "net", SETTINGS, sources[0], run=run, progress=progress, validation=sources[1])
+    return train(Store(folder / "store"), "net", SETTINGS, sources[0], run=run, progress=progress, validation=shown(sources[1]))
 
 
 def logs(version):
@@ -60,7 +61,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("steps", "number"), [(1, signal.SIGTERM), (5, signal.SIGTERM), (13, signal.SIGINT), (19, signal.SIGTERM), (20, signal.SIGUSR1)]
+    ("steps", "number"), [(1, signal.SIGTERM), (5, signal.SIGTERM), (13, signal.SIGHUP), (19, signal.SIGINT), (20, signal.SIGUSR1)]
 )
 def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -133,6 +134,7 @@ def test_slow_steps_are_asked_after_each():
         (signal.SIGINT, 130, "interrupted; what is done is kept, the same command goes on from there"),
         (signal.SIGTERM, 143, "interrupted by SIGTERM; what is done is kept, the same command goes on from there"),
         (signal.SIGUSR1, 138, "interrupted by SIGUSR1; what is done is kept, the same command goes on from there"),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP; what is done is kept, the same command goes on from there"),
     ],
 )
 def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_its_own(number, status, line):
@@ -145,3 +147,48 @@ def test_steps_from_before_do_not_count_when_processes_agree_how_often_to_ask():
     stops = StopRequests(lambda own: [own[0], 1.0], begun=10_000)
     assert stops.agreed(10_001) == 0
     assert stops._next == 10_002
+
+
+class TellsToStop:
+    """A source that sends this process a signal at one of its rows, and then lets itself be waited for."""
+
+    def __init__(self, source, read):
+        self._source, self._left = source, read
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def rows(self, wanted):
+        for row in self._source.rows(wanted):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+            yield row
+
+
+@pytest.mark.parametrize(("read", "step"), [(9, 9), (5 * 6 + 2, STEPS)])
+def test_a_training_stopped_within_a_validation_does_it_again_and_ends_with_equal_weights_scores_and_logs(
+    undisturbed, tmp_path, read, step
+):
+    with pytest.raises(Interrupted, match=f"by SIGTERM after step {step} of net@gen-0"):
+        train_in(tmp_path, shown=lambda source: TellsToStop(source, read))
+    assert (tmp_path / "store/runs/teachers/net/gen-0/work/checkpoints" / f"step-{step:09d}").is_dir()
+    resumed = train_in(tmp_path)
+    assert resumed.manifest.files == undisturbed.manifest.files
+    assert resumed.manifest.counts == undisturbed.manifest.counts
+    assert logs(resumed) == logs(undisturbed)
+
+
+def test_under_nohup_a_lost_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert not is_heeded(signal.SIGHUP)
+        with StopRequests() as stops:
+            signal.raise_signal(signal.SIGHUP)
+            assert stops.agreed(1) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -120,3 +120,43 @@ def test_a_size_that_the_network_takes_passes():
     check_size(network, settings, data_config_of(network, settings), 3)
     with pytest.raises(NstError, match=r"expected logits of shape \(1, 4\) for one image, found \(1, 3\)"):
         check_size(network, settings, data_config_of(network, settings), 4)
+
+
+def test_images_that_a_network_cannot_be_trained_on_together_are_refused_and_the_trial_changes_nothing():
+    settings = TrainSettings(model="test_resnet", image_size=16)
+    network = create_network(settings, 3)
+    before, drawn = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
+    with pytest.raises(
+        NstError, match=r"test_resnet cannot be trained on one image of 16 px at once \(Expected more than 1 value.*accumulate"
+    ):
+        check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
+    check_size(network, settings, data_config_of(network, settings), 3, at_once=2)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize(("model", "size"), [("test_resnet", 64), ("test_vit", None)])
+def test_one_image_at_once_is_enough_where_a_channel_has_more_values_or_layers_normalize_by_image(model, size):
+    settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0.1})
+    network = create_network(settings, 3)
+    check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
+
+
+def test_frozen_batch_norm_takes_one_image_at_once():
+    settings = TrainSettings(model="test_resnet", image_size=16, pretrained=True, freeze=0.99)
+    network = create_network(settings.model_copy(update={"pretrained": False}), 3)
+    check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
+
+
+class _OtherInTraining(torch.nn.Module):
+    """Gives two outputs in training, as networks with an auxiliary classifier do."""
+
+    def forward(self, images):
+        logits = images.mean(dim=(2, 3))
+        return (logits, logits) if self.training else logits
+
+
+def test_a_network_that_gives_something_else_in_training_is_refused():
+    settings = TrainSettings(model="test_resnet", image_size=16)
+    with pytest.raises(NstError, match=r"test_resnet: expected logits of shape \(2, 3\) in training, found tuple"):
+        check_size(_OtherInTraining(), settings, {"input_size": (3, 16, 16)}, 3)

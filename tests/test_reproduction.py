@@ -100,6 +100,7 @@ def test_in_public_no_path_of_this_machine_is_shown(store):
         shown = published(store, ref)
         assert "/" not in shown.replace("local-dir:", "")
     assert published(store, "tiny-teacher@gen-0").startswith("nst train --labeled LABELED --name tiny-teacher ")
+    assert " --start-from tiny-teacher@gen-0" in published(store, "student@gen-0")
     assert published(store, "both@gen-1").startswith("nst label POOL --teacher tiny-teacher@gen-0 --teacher student@gen-0 --corpus both ")
     assert "--exclude EXCLUDE_1 --min-confidence" in published(store, "tiny@gen-1.2").replace(" \\\n    ", " ")
 

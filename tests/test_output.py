@@ -1,0 +1,114 @@
+"""What a terminal cannot show, a reader does not want, or a disk does not take never fails what is done."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import picture
+from nst_cli import main, output
+
+NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
+ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+
+
+def nst(*words, env=None, **options):
+    return subprocess.run([*NST, *map(str, words)], text=True, timeout=120, env=os.environ | (env or {}), **options)
+
+
+@pytest.mark.parametrize("env", ASCII)
+def test_names_that_the_terminal_lacks_are_escaped(tmp_path, env):
+    done = nst("list", "櫻", "--store", tmp_path, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert r"nothing called \u6afb yet" in done.stdout.replace(r"\udce6\udcab\udcbb", r"\u6afb")  # bytes that the locale cannot read
+
+
+def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path):
+    done = nst("list", b"\xff".decode("utf-8", "surrogateescape"), "--store", tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert r"nothing called \udcff yet" in done.stdout
+
+
+def test_a_result_that_no_disk_takes_fails_a_command_that_only_shows(tmp_path):
+    with open("/dev/full", "w") as full:
+        done = nst("list", "--json", "--store", tmp_path, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == "nst: standard output could not be written: No space left on device\n"
+
+
+def test_a_reader_who_has_seen_enough_is_no_failure(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = nst("list", "--json", "--store", tmp_path, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_output_is_no_file_that_is_opened_next(tmp_path):
+    script = f'exec "$@" >&- 2>&-; {sys.executable}'
+    code = (
+        "import os, sys\nfrom nst_cli.output import open_output\nopen_output()\n"
+        f"file = open({str(tmp_path / 'file')!r}, 'w')\nassert file.fileno() > 2\nos.write(1, b'of a library')\nprint('of ours')\n"
+    )
+    done = subprocess.run(["sh", "-c", script, "sh", sys.executable, "-c", code], timeout=60)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_result_that_no_disk_takes_is_said_of_a_command_whose_work_is_done(monkeypatch, capsys):
+    with output._Output(open("/dev/full", "wb"), encoding="utf-8", line_buffering=True) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        print("made")
+        main._tell_lost_output(is_all=False)
+        print("more")
+        assert output.lost_output() == "No space left on device"
+        monkeypatch.undo()
+    assert capsys.readouterr().err == "nst: standard output could not be written: No space left on device; the work itself is done\n"
+
+
+def test_the_standard_streams_of_another_program_stay_as_they_are():
+    own = io.StringIO()
+    assert output._safe(own) is own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ASCII)
+def test_class_names_that_the_terminal_lacks_pass_every_command(tmp_path, env):
+    for label, kind in enumerate(("rose", "櫻", "🌻")):
+        (tmp_path / "labeled" / kind).mkdir(parents=True)
+        for index in range(4):
+            picture(label, index).save(tmp_path / "labeled" / kind / f"{index}.png")
+    labeled, store = tmp_path / "labeled", ["--store", tmp_path / "store"]
+    network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 1, "--batch-size", 4, "--workers", 0, "--tracker", "none"]
+    for words in (
+        ["train", "--labeled", labeled, "--name", "net", *network],
+        ["label", labeled, "--teacher", "net", "--corpus", "flowers"],
+        ["balance", "flowers", "--min-confidence", 0, "--per-class", 20],
+        ["evaluate", "net", "--data", labeled],
+        ["show", "flowers@gen-1.1"],
+    ):
+        done = nst(*words, *store, env=env, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Warning" not in done.stderr
+    shown = json.loads(nst("show", "flowers@gen-1.1", "--json", *store, env=env, capture_output=True).stdout)
+    assert "櫻" in json.dumps(shown, ensure_ascii=False)
+
+
+def test_a_stop_is_not_waited_for_longer_than_some_seconds():
+    code = (
+        "import os, signal, threading, time\n"
+        "from nst_cli import main\n"
+        "from nst_train.interruption import Interrupted\n"
+        "main.LONGEST_WAIT_SECONDS = 0.2\n"
+        "signal.signal(signal.SIGTERM, main._stop)\n"
+        "stuck = threading.Thread(target=time.sleep, args=(60,))\n"  # such as a read that never comes back; Python waits for it at its end
+        "stuck.start()\n"
+        "try:\n    signal.raise_signal(signal.SIGTERM)\nexcept Interrupted:\n    pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "nst: interrupted by SIGTERM; what is done is kept, the same command goes on from there\n"

@@ -1,0 +1,161 @@
+"""Nothing is waited for without a sign of life: workers that die, hang or cannot hand over what they made."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+from conftest import TINY, write_class_folders
+
+from nst_data.errors import NstError
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_train.batches import check_room, training_batches, without
+from nst_train.interruption import Interrupted, StopRequests
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+PIXELS = np.zeros((16, 16, 3), np.uint8)
+
+
+def batches(folder, transform, workers=1):
+    """Steps over 12 labeled images whose transform is given."""
+    labeled = without(open_source(str(write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)), labeled=True), {})
+    return training_batches(TrainSettings(**TINY), labeled, None, {"labeled": transform}, range(8), workers)
+
+
+def test_a_batch_that_its_worker_cannot_hand_over_is_an_error_of_the_parent(tmp_path, capfd):
+    def transform(encoded, seed):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # of shared memory too
+        return PIXELS
+
+    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot hand over its batch .*; take --workers 0"):
+        next(items)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_is_killed_is_an_error_that_says_what_may_be_full(tmp_path):
+    def transform(encoded, seed):
+        os.kill(os.getpid(), signal.SIGKILL)
+        return PIXELS
+
+    expected = r"worker process .* is lost \(.*(Killed|exited).*\); its memory may be full: take --workers 0, a smaller --batch-size or"
+    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=expected):
+        next(items)
+
+
+@pytest.mark.parametrize(
+    ("cause", "left"), [(MemoryError(), "fewer --workers"), (RuntimeError("can't allocate memory"), "fewer --workers")]
+)
+def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
+    def transform(encoded, seed):
+        raise cause
+
+    with (
+        closing(batches(tmp_path, transform)) as items,
+        pytest.raises(NstError, match=f"^out of memory while a batch was made; take {left}"),
+    ):
+        next(items)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_ended_with_the_training(tmp_path):
+    started = tmp_path / "worker"
+
+    def transform(encoded, seed):
+        started.write_text(str(os.getpid()))
+        time.sleep(600)
+        return PIXELS
+
+    since = time.monotonic()
+    with closing(batches(tmp_path, transform)) as items, StopRequests() as stops:
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        with pytest.raises(Interrupted, match="by SIGTERM"), stops.waiting():
+            next(items)
+    assert time.monotonic() - since < 30
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_of_several_processes_one_waits_some_seconds_for_the_others_to_agree(monkeypatch):
+    monkeypatch.setattr("nst_train.interruption.LONGEST_WAIT_SECONDS", 0.05)
+    with StopRequests(lambda own: own) as stops:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="by SIGTERM"), stops.waiting():
+            time.sleep(10)
+        with stops.waiting():  # what comes in time is no longer counted
+            pass
+        time.sleep(0.1)
+
+
+class Stuck:
+    """A source whose images stop coming in workers: after eight the training is told to end."""
+
+    def __init__(self, source):
+        self._source, self._parent, self._reads = source, os.getpid(), 0
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self):
+        return len(self._source)
+
+    def read(self, row):
+        if os.getpid() != self._parent:
+            self._reads += 1
+            if self._reads > 8:
+                time.sleep(3)  # the parent takes its two steps
+                os.kill(self._parent, signal.SIGTERM)
+                time.sleep(600)
+        return self._source.read(row)
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_path):
+    source = open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
+    settings, store = TrainSettings(**TINY), Store(tmp_path / "store")
+    with pytest.raises(Interrupted, match="by SIGTERM after step 2 of net@gen-0; what is done is kept"):
+        train(store, "net", settings, Stuck(source), run=RunSettings(workers=1, checkpoint_minutes=60))
+    assert [path.name for path in store.root.glob("runs/teachers/net/gen-0/work/checkpoints/*")] == ["step-000000002"]
+    resumed = train(store, "net", settings, source, run=RunSettings(workers=0))
+    whole = train(Store(tmp_path / "other"), "net", settings, source, run=RunSettings(workers=0))
+    assert resumed.manifest.files == whole.manifest.files
+
+
+def test_batches_that_do_not_fit_are_refused_before_any_work():
+    with pytest.raises(
+        NstError, match=r"1,000,000,000 images of 224 px takes [\d,.]+ GB, this machine has .*; take a smaller --batch-size"
+    ):
+        check_room(10**9, 224, workers=0)
+    free = shutil.disk_usage("/dev/shm").free
+    held = 9 * 3 * 224**2  # bytes of one image in four batches of each of two workers and in the one in use
+    images = free // held + 10
+    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; take --workers 0, .*`docker run --shm-size`"):
+        check_room(images, 224, workers=2)
+    check_room(images, 224, workers=0)
+    check_room(images // 2, 224, workers=2)
+    with pytest.raises(NstError, match="too small"):
+        check_room(images // 2 + 10, 224, workers=2, processes_here=2)
+
+
+@pytest.mark.slow
+def test_where_shared_memory_is_small_training_is_one_line_and_leaves_nothing(tmp_path):
+    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 4)
+    nst = [sys.executable, "-c", "from nst_cli.main import run; run()"]
+    words = ["--labeled", labeled, "--model", "test_resnet", "--image-size", "128", "--batch-size", "64", "--name", "net"]
+    train = [*nst, "train", *map(str, words), "--store", str(tmp_path / "store")]
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=16m tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    done = subprocess.run([*small, *train], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "take --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`" in line
+    assert Store(tmp_path / "store").unfinished() == []
