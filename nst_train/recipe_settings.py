@@ -99,11 +99,12 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
-        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.stream):
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column):
             raise ValueError(
-                f"`class_names`, `image_column` and `stream` say nothing to {self.suite[0]}, which is read from folders as published; "
-                "leave them out"
+                f"`class_names` and `image_column` say nothing to {self.suite[0]}, which is read from folders as published; leave them out"
             )
+        if self.of_published and self.data and self.data.stream:
+            raise ValueError(f"`stream` says nothing to {self.suite[0]}, which is read from folders as published; leave it out")
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self
