@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
 
 def push(
-    ref: Annotated[
-        str, typer.Argument(metavar="REF", help="A version in the store: name@gen-N or name@gen-N.K; a name alone: its newest.")
+    refs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REF...",
+            help="Versions in the store: name@gen-N or name@gen-N.K; a name alone: its newest. What others come from goes first.",
+        ),
     ],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Another name than the version's number.")] = None,
@@ -28,20 +32,33 @@ def push(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Upload a version to the Hub and tag it. Done again it does nothing; a tag that is there is never moved."""
+    """Upload versions to the Hub, a commit and a tag each. Done again only the card, metrics and links on the main branch follow; a tag
+    that is there is never moved."""
+    from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
-    from nst_data.push import PushSettings
+    from nst_data.push import PushSettings, parents_first
     from nst_data.push import push as push_version
 
     there = open_store(store)
-    version = there.open(ref)
+    versions = parents_first({version.ref: version for version in map(there.open, refs)}.values())
+    if tag and len(versions) > 1:
+        raise UsageError(f"--tag {tag}: names one version, here are {len(versions)}; push that one alone, or leave --tag out")
+    rooms = {version.manifest.kind == "teacher" for version in versions}
+    if len(rooms) > 1:
+        raise UsageError(f"{repo}: labels go to a dataset and teachers to a model; push {', '.join(refs)} in two commands")
+    if same := [one.ref for one in versions if sum(one.number == other.number for other in versions) > 1]:
+        raise UsageError(f"{' and '.join(same)} would have the same tag in {repo}; push them to repositories of their own")
     settings = PushSettings(public, anonymous, license, pool_source)
-    place = push_version(there, version, repo, settings, tag, on_this_terminal())
+    pushed = []
+    for version in versions:
+        place = push_version(there, version, repo, settings, tag, on_this_terminal())
+        pushed.append({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
+        if not json:
+            print(f"{version.ref} is {place.ref}, commit {place.commit[:12]}")
     if json:
-        print_json({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
+        print_json(pushed if len(pushed) > 1 else pushed[0])
         return
-    print(f"{version.ref} is {place.ref}, commit {place.commit[:12]}")
-    use = f"nst label POOL --teacher hf-hub:{place.ref} --corpus NAME" if version.manifest.kind == "teacher" else f"nst pull {place.ref}"
+    use = f"nst pull {place.ref}" if rooms == {False} else f"nst label POOL --teacher hf-hub:{place.ref} --corpus NAME"
     print(f"  next: {use}")
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from nst_data.places import METRICS, PLACES, Place, places_of, remember_place
 from nst_data.progress import Progress
 from nst_data.public_form import links, public_metrics, published_manifest, read_metrics
 from nst_data.published import Published
-from nst_data.repository import Repository, kind_of_repo, quietly
+from nst_data.repository import Repository, UntrustedError, kind_of_repo, quietly
 from nst_data.store import Store
 from nst_data.version import Number, Version
 
@@ -57,7 +57,8 @@ def push(
     tag: str | None = None,
     progress: Progress | None = None,
 ) -> Place:
-    """Upload a version and tag it, by default with its number. The same content under that tag is there already: nothing is done.
+    """Upload a version and tag it, by default with its number. The same content under that tag is there already: its files and its tag
+    stay, and where card, metrics or links have changed since, the main branch shows them anew (not where it has a later version).
 
     Raises NstError where the tag names other content, the version is damaged, or the Hub refuses; what was uploaded by then is not sent
     again by the next push.
@@ -68,12 +69,14 @@ def push(
         raise UsageError(f"--anonymous: {version.ref} holds no keys and no hashes already; leave --anonymous out")
     with quietly(), _as_published(store, version, settings, progress) as form:
         _make_room(repository, settings, progress)
+        outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
         commit = repository.tags().get(tag)
         if commit is not None:
             place = _same_or_error(repository, tag, commit, form.manifest)
             progress.say(f"{place.ref} is there already: the same content")
+            outgoing.renew(commit)
         else:
-            commit = _commit(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
+            commit = outgoing.commit()
             if not repository.tag(tag, commit):  # somebody was faster, or our first try came through
                 commit = repository.tags().get(tag)
                 if commit is None:
@@ -83,6 +86,11 @@ def push(
             place = _same_or_error(repository, tag, commit, form.manifest)
     remember_place(version.folder, place)
     return place
+
+
+def parents_first(versions: Iterable[Version]) -> list[Version]:
+    """Versions in the order in which they were made: each links to what it was made from, if that is on the Hub before it."""
+    return sorted(versions, key=lambda version: (version.manifest.created, version.number.order))
 
 
 def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
@@ -159,41 +167,81 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
     return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest), pulled=False)
 
 
-def _commit(
-    repository: Repository,
-    form: Version,
-    version: Version,
-    tag: str,
-    settings: PushSettings,
-    on_the_hub: Mapping[str, str],
-    progress: Progress,
-) -> str:
-    """Bring all files there, in one commit on top of whatever the main branch has meanwhile; the commit."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+@dataclass(frozen=True)
+class _Outgoing:
+    """A version on its way: `form` is what the repository gets, `version` that in the store."""
 
-    manifest = form.manifest
-    while True:
-        parent, there = repository.head()
-        earlier = repository.text(CARD, parent) if CARD in there else None
-        published = Published(repository.id, tag, on_the_hub, settings.license, settings.pool_source, is_anonymous(manifest), earlier or "")
-        if manifest.kind == "teacher":
-            card = cards.model_card(form, read_metrics(form), published, version.folder)
+    repository: Repository
+    form: Version
+    version: Version
+    tag: str
+    settings: PushSettings
+    on_the_hub: Mapping[str, str]
+    progress: Progress
+
+    def commit(self) -> str:
+        """Bring all files there, in one commit on top of whatever the main branch has meanwhile; the commit."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        repository, folder, manifest = self.repository, self.form.folder, self.form.manifest
+        while True:
+            parent, there = repository.head()
+            self._write_card(parent, there)
+            files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+            adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+            _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, self.progress)
+            before = repository.manifest(parent) if MANIFEST_NAME in there else None
+            stale = [name for name in there if name not in files and _is_of_nst(name, before)]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
+            commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
+            if commit is not None:
+                return commit
+
+    def renew(self, tagged: str) -> None:
+        """Of a version that has its tag, at the commit `tagged`: show on the main branch what has changed beside its sealed files."""
+        parent, there = self.repository.head()
+        try:
+            on_main = self.repository.manifest(parent) if MANIFEST_NAME in there else None
+        except UntrustedError:
+            on_main = None
+        if on_main is None:
+            return
+        manifest = self.form.manifest
+        if on_main.digest == manifest.digest:
+            self._write_card(parent, there)
+            changed = self._changed(parent, CARD, METRICS, MANIFEST_NAME)
         else:
-            if not (form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
-                write_pictures(Described.of(form, version.folder))
-            card = cards.dataset_card(form, published, target=version.folder)
+            changed = self._changed(tagged, METRICS, MANIFEST_NAME)
+        if not changed:
+            return
+        if on_main.digest != manifest.digest and Number.parse(on_main.version).order >= Number.parse(manifest.version).order:
+            self.progress.say(
+                f"{', '.join(changed)} of {self.tag} changed since; main shows {on_main.version}, and the tag stays as it is: not sent"
+            )
+            return
+        self.commit()
+        self.progress.say(f"{', '.join(changed)} changed since: main shows them anew, the tag {self.tag} stays as it is")
+
+    def _changed(self, commit: str, *names: str) -> list[str]:
+        """Those of some small files that the repository has otherwise at a commit."""
+        here = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
+        return [name for name in names if here.get(name) != self.repository.text(name, commit)]
+
+    def _write_card(self, parent: str, there: list[str]) -> None:
+        """The card, with what users wrote into the one that is there."""
+        manifest = self.form.manifest
+        earlier = self.repository.text(CARD, parent) if CARD in there else None
+        about = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
+        published = Published(self.repository.id, self.tag, *about)
+        if manifest.kind == "teacher":
+            card = cards.model_card(self.form, read_metrics(self.form), published, self.version.folder)
+        else:
+            if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
+                write_pictures(Described.of(self.form, self.version.folder))
+            card = cards.dataset_card(self.form, published, target=self.version.folder)
         if problem := own_text(published.earlier).problem:
-            progress.say(f"{repository.id}: {problem}")
-        write_text(form.folder / CARD, card)
-        files = {path.relative_to(form.folder).as_posix(): path for path in sorted(form.folder.rglob("*")) if path.is_file()}
-        adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-        _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, progress)
-        before = repository.manifest(parent) if MANIFEST_NAME in there else None
-        stale = [name for name in there if name not in files and _is_of_nst(name, before)]
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
-        commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
-        if commit is not None:
-            return commit
+            self.progress.say(f"{self.repository.id}: {problem}")
+        write_text(self.form.folder / CARD, card)
 
 
 def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: Manifest, progress: Progress) -> None:

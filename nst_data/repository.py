@@ -216,6 +216,8 @@ def _locks_files(folder: Path) -> bool:
 _NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 _COUNTS = {"generation": ("labeled", "pool", "errors"), "edition": ("labeled", "unique", "copies"), "teacher": ("parameters", "steps")}
+# an adapter_config.json, say, would have transformers load what it names
+_OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
 _FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
 
 
@@ -228,7 +230,8 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
     except UsageError:
         is_number = False
-    odd = next((name for name in manifest.files if not _FILE.fullmatch(name) or name in _NOT_SEALED), None)
+    known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
+    odd = next((name for name in manifest.files if not known.fullmatch(name) or name in _NOT_SEALED), None)
     if not is_number:
         problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
     elif kind_of_repo(manifest.kind) != repository.kind:

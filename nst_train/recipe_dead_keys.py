@@ -5,7 +5,7 @@ from typing import Any
 
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import OF_PSEUDO_LABELS
+from nst_train.settings import OF_PSEUDO_LABELS, TrainSettings
 
 Place = tuple[str | int, ...]
 
@@ -13,19 +13,19 @@ Place = tuple[str | int, ...]
 def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
     """The place of each, such as ("generations", 0, "ratio"), and why nothing follows from it.
 
-    `content` is what the YAML file holds, of which `recipe` was made: only what is written is looked at, no default and no preset.
+    `content` is what the YAML file holds, of which `recipe` was made: only what is written is looked at, and no value that is the default.
     """
     for number, written in enumerate(content["generations"]):
         yield from _of_generation(number, written, recipe)
     if "class_names" in content["pool"] and content["pool"]["class_names"] is not None:
         yield ("pool", "class_names"), "a pool has no labels that could be named"
-    if "seed" in (content.get("label") or {}) and not recipe.label.noise:
+    if "seed" in (content.get("label") or {}) and recipe.label.seed and not recipe.label.noise:
         yield ("label", "seed"), "it decides the noise of labeling, and there is none without `noise: true`"
     evaluate = content.get("evaluate") or []
     for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
         place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)
         one = recipe.evaluate[number]
-        if "seed" in written and CORRUPTED not in one.suite and not (PGD in one.suite and one.random_start):
+        if "seed" in written and one.seed and CORRUPTED not in one.suite and not (PGD in one.suite and one.random_start):
             yield (*place, "seed"), "it decides corruptions and random starts of pgd, which are not asked for"
     to = content.get("push_to") or {}
     if to.get("pool_source") is not None and to.get("corpus") is None:
@@ -34,19 +34,23 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
 
 def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
     place: Place = ("generations", number)
+    settings = recipe.generations[number]
     if number == 0:
         for key in OF_PSEUDO_LABELS:
-            if key in written:
+            if key in written and _is_set(settings, key):
                 yield (*place, key), "it is about pseudo-labels, and the first generation is trained on labeled images alone"
     second = written.get("finetune")
-    if not second:
+    if not second or settings.finetune is None:
         return
     for key in OF_PSEUDO_LABELS:
-        if key in second:
+        if key in second and _is_set(settings.finetune, key):
             yield (*place, "finetune", key), "it is about pseudo-labels, and finetuning is on labeled images alone"
     for key in ("start", "pretrained"):
         if second.get(key):
             yield (*place, "finetune", key), "finetuning starts from the weights of the training before it"
-    settings = recipe.generations[number]
-    if settings.finetune and settings.finetune.model != settings.model:
+    if settings.finetune.model != settings.model:
         yield (*place, "finetune", "model"), f"finetuning goes on with the network of the training before it, {settings.model}"
+
+
+def _is_set(settings: TrainSettings, key: str) -> bool:
+    return bool(getattr(settings, key) != TrainSettings.model_fields[key].default)

@@ -20,11 +20,6 @@ class SourceSettings(Settings):
     label_column: str | None = Field(None, description="The column with the labels, where none is called label.")
     stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
 
-    @property
-    def of_table(self) -> bool:
-        """Whether something is said that only tables have a use for."""
-        return bool(self.class_names or self.image_column or self.label_column or self.stream)
-
 
 class SelectSettings(BalanceSettings):
     """The selection of a recipe."""
@@ -105,11 +100,13 @@ class EvaluationSettings(EvaluateSettings):
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
             raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
-        if self.of_published and self.data and self.data.of_table:
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
             raise ValueError(
-                f"`class_names`, `image_column`, `label_column` and `stream` say nothing to {self.suite[0]}, "
+                f"`class_names`, `image_column` and `label_column` say nothing to {self.suite[0]}, "
                 "which is read from folders as published; leave them out"
             )
+        if self.of_published and self.data and self.data.stream:
+            raise ValueError(f"`stream` says nothing to {self.suite[0]}, which is read from folders as published; leave it out")
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self

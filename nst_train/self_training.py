@@ -20,6 +20,7 @@ from nst_data.progress import Progress
 from nst_data.push import PushSettings, is_pushed, push
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
+from nst_data.sources.hub import HubReference
 from nst_data.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
@@ -236,7 +237,7 @@ def _check_sizes(recipe: Recipe) -> None:
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
     """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
-    is_path = os.path.isabs(settings.source)
+    is_path = os.path.exists(settings.source) or HubReference.parse(settings.source) is None
     beside = f"{role}: no path {settings.source} lies beside the recipe"
     columns = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:

@@ -299,7 +299,7 @@ def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_
 def test_an_evaluation_has_the_recipes_seed_where_it_names_none(tmp_path):
     from nst_train.recipe import read_recipe
 
-    evaluate = [{"suite": "corruptions"}, {"suite": "fgsm", "seed": 3}]
+    evaluate = [{"suite": "corruptions"}, {"suite": "pgd", "random_start": True, "seed": 3}]
     recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))
     assert [one.seed for one in recipe.evaluate] == [5, 3]
 

@@ -8,10 +8,12 @@ from conftest import TINY, write_class_folders, write_pool
 from nst_cli.main import app
 from typer.testing import CliRunner
 
+from nst_data.errors import NstError
 from nst_data.lineage import lineage
 from nst_data.manifest import Input, read_manifest
 from nst_data.places import Place, may_be_pulled, places_of, remember_place
 from nst_data.public_form import published_manifest
+from nst_data.repository import Repository, check_foreign
 from nst_data.store import Store
 
 NETWORK = [word for name, value in TINY.items() if name != "noise" for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -166,3 +168,12 @@ def test_a_name_that_none_can_have_is_looked_for_nowhere(store, strange):
     assert store.versions(strange.partition("@")[0]) == []
     assert run(store, "show", version.ref).exit_code == 0
     assert lineage(store, version.ref).inputs
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "tokenizer.json", "modeling.txt", "data/model.safetensors", "pytorch_model.bin"])
+def test_a_teacher_of_the_hub_brings_its_network_and_nothing_that_names_another(store, file):
+    manifest = store.open("tiny-teacher").manifest
+    repository = Repository("eve/model", "model")
+    check_foreign(manifest, repository)
+    with pytest.raises(NstError, match=rf"its manifest has the file name '{file}', which nst does not write"):
+        check_foreign(manifest.model_copy(update={"files": manifest.files | {file: manifest.files["config.json"]}}), repository)

@@ -155,7 +155,7 @@ EMBED = {"min_confidence": 0.0, "per_class": 8, "embed_images": True}
         ({"validation": STREAM}, "`validation` images are read often"),
         ({"pool": STREAM}, "add `select: {embed_images: true}`"),
         ({"pool": STREAM, "select": EMBED | {"when": "once"}}, "with `when: every_generation`"),
-        ({"evaluate": {"suite": "imagenet-a", "data": STREAM}}, "`stream` say nothing to imagenet-a"),
+        ({"evaluate": {"suite": "imagenet-a", "data": STREAM}}, "`stream` says nothing to imagenet-a"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(tmp_path, parts, message):

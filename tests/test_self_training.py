@@ -187,3 +187,29 @@ def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_
     assert result.exit_code in (1, 2)
     assert message in result.stderr
     assert not (tmp_path / "store").exists()
+
+
+def test_images_that_evaluate_names_are_held_out_of_the_pool_and_an_edition_that_was_made_before_stays(tmp_path):
+    photos = tmp_path / "photos"
+    write_images(photos)
+    write_pool(photos / "unlabeled", 1, 2, first=90)
+    write_class_folders(photos / "more", CLASSES, 1, first=90)  # one of these is in the pool
+    parts = {"label": {"batch_size": 4}, "select": {"min_confidence": 0.0, "per_class": "none"}, "run": RUN, "generations": [TINY, TINY]}
+    more = [{"name": "more", "data": {"source": "more"}}, {"name": "again", "data": {"source": "test"}}]
+
+    def keys_and_excluded(**also):
+        done = nst("run", write_tiny_recipe(photos, pool="unlabeled", **parts, **also), "--store", tmp_path / "store")
+        edition = Store(tmp_path / "store").open(f"{also.get('name', 'bugs')}@gen-1.1")
+        excluded = [Path(entry.ref).name for role, entry in edition.manifest.request.inputs.items() if role.startswith("exclude")]
+        return set(pq.read_table(edition.folder / "balanced")["key"].to_pylist()), sorted(excluded), done.stderr
+
+    keys, excluded, _ = keys_and_excluded()
+    assert {"0-090.png", "0-091.png"} <= keys
+    assert excluded == ["labeled", "test"]
+    named = keys_and_excluded(evaluate=more)
+    assert named[:2] == (keys, excluded), "students were trained on it"
+    assert f"warning: bugs@gen-1.1 was made without holding out {photos / 'more'}: images that `evaluate` measures on may be" in named[2]
+    fresh, excluded, said = keys_and_excluded(evaluate=more, name="fresh")
+    assert fresh & {"0-090.png", "0-091.png"} == {"0-091.png"}
+    assert excluded == ["labeled", "more", "test"], "the test images are named once"
+    assert "without holding out" not in said

@@ -1,0 +1,208 @@
+"""What is written in a recipe has an effect, or is refused with its place."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nst_data.errors import UsageError
+from nst_data.settings import BalanceSettings
+from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.recipe import parse_recipe
+from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
+from nst_train.settings import LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
+
+NETWORK = {"model": "test_resnet"}
+BASE = {"name": "a", "labeled": {"source": "/l"}, "pool": {"source": "/p"}, "validation": {"source": "/v"}, "test": {"source": "/t"}}
+# a value that is not the default, for each setting of a training; `also` is what it needs beside it
+TRAINING = {
+    **{"preset": "svhn", "model": "resnet10t", "pretrained": True, "image_size": 64, "epochs": 3, "batch_size": 8, "ratio": 3},
+    **{"optimizer": "adamw", "learning_rate": 0.5, "warmup_epochs": 1, "decay_rate": 0.5, "decay_epochs": 2, "momentum": 0.5},
+    **{"weight_decay": 0.5, "label_smoothing": 0.5, "loss": "sum", "hard": True, "pseudo_temperature": 2, "pseudo_only": True},
+    **{"ema_decay": 0.5, "flip": 0, "crop_scale_min": 0.5, "crop_padding": 4, "crop_pct": 0.5, "compute_threads": 1},
+    **{"noise": {"magnitude": 3}, "pseudo_noise": {"magnitude": 3}, "start": "other@gen-1", "freeze": 0.5, "clip_grad": 1, "accumulate": 2},
+    **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
+}
+ALSO = {"freeze": {"start": "other@gen-1"}}
+NOISE = {"magnitude": 3, "operations": 3, "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
+
+
+def parsed(**parts):
+    return parse_recipe(yaml.safe_dump(BASE | {"generations": [NETWORK, NETWORK]} | parts), Path("/recipes/a.yaml"))
+
+
+def outcome(place, **parts):
+    """The recipe, or None where it is refused by a line that names the place."""
+    try:
+        return parsed(**parts)
+    except UsageError as error:
+        message = str(error)
+    assert f"{place}: nothing would follow from it: " in message or "the first generation has no teacher" in message
+    return None
+
+
+@pytest.mark.parametrize("setting", TrainSettings.model_fields)
+def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
+    written = {**NETWORK, **ALSO.get(setting, {}), setting: TRAINING[setting]}
+    plain = {**NETWORK, **ALSO.get(setting, {})}
+    settings = outcome(f"generations.0.{setting}", generations=[written, NETWORK])
+    before = parsed(generations=[plain, NETWORK])
+    if settings is not None:  # as `train` takes it where there are no pseudo-labels
+        trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
+        assert trained != other or (setting == "preset" and trained.epochs != other.epochs)
+    settings = outcome(f"generations.1.{setting}", generations=[NETWORK, written])
+    assert settings is not None, "a student knows all of them"
+    assert settings.generations[1].first != parsed(generations=[NETWORK, plain]).generations[1].first
+
+
+@pytest.mark.parametrize("setting", [name for name in TrainSettings.model_fields if name != "freeze"])
+def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
+    parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: TRAINING[setting]}}]}
+    if setting == "pretrained":
+        with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both say where weights come from"):
+            parsed(**parts)
+        return
+    after = outcome(f"generations.1.finetune.{setting}", **parts)
+    if after is None:
+        return
+    settled = [
+        one.generations[1].finetune.model_copy(update={"start": "before"}).of_labeled_alone()
+        for one in (after, parsed(generations=[NETWORK, NETWORK | {"finetune": {"freeze": 0.25}}]))
+    ]
+    assert settled[0] != settled[1].model_copy(update={"freeze": 0})
+
+
+@pytest.mark.parametrize(("model", "where"), [(Noise, "noise"), (PseudoNoise, "pseudo_noise")])
+def test_each_setting_of_noise_changes_it_or_is_refused(model, where):
+    for setting in model.model_fields:
+        changed = parsed(generations=[NETWORK, NETWORK | {where: {setting: NOISE[setting]}}]).generations[1].first
+        assert changed != parsed().generations[1].first, setting
+
+
+LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "limit": 5, "noise": True, "exact_transform": True}
+LABEL |= {"precision": "fp32", "compile": True, "seed": 9}
+SELECT = {"min_confidence": 0.1, "class_min_confidence": {"rose": 0.1}, "confidence_range": [0.1, 0.2], "exclude_class": ["rose"]}
+SELECT |= {"fraction": 0.5, "per_class": 5, "auto_quantile": 0.1, "max_copies": 2, "method": "official", "exact_overlap_only": True}
+SELECT |= {"embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
+SELECT_ALSO = {"auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
+
+
+@pytest.mark.parametrize("setting", LabelSettings.model_fields)
+def test_each_setting_of_labeling_changes_the_labels_or_is_refused(setting):
+    found = outcome(f"label.{setting}", label={setting: LABEL[setting]})
+    assert (found is None) == (setting == "seed")
+    assert found is None or found.label.for_request() != parsed().label.for_request()
+    assert parsed(label={"noise": True, "seed": 9}).label.for_request()["seed"] == 9
+
+
+@pytest.mark.parametrize("setting", SelectSettings.model_fields)
+def test_each_setting_of_the_selection_changes_it(setting):
+    assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "when"}
+    also = SELECT_ALSO.get(setting, {})
+    assert parsed(select={setting: SELECT[setting], **also}).select != parsed(select=also).select
+
+
+EVALUATE = {"suite": ["corruptions"], "relative_to": "other", "epsilon": 0.5, "steps": 3, "step_size": 0.5, "random_start": True}
+EVALUATE |= {"partial": True, "seed": 9}
+SUITES = {
+    "relative_to": "corruptions",
+    "epsilon": "fgsm",
+    "steps": "pgd",
+    "step_size": "pgd",
+    "random_start": "pgd",
+    "partial": "imagenet-a",
+}
+
+
+@pytest.mark.parametrize("setting", EvaluateSettings.model_fields)
+def test_each_setting_of_an_evaluation_changes_what_is_measured_or_is_refused(setting):
+    suite = SUITES.get(setting, "corruptions")
+    data = {"data": "/a"} if setting == "partial" else {}
+    found = parsed(evaluate={"suite": suite, setting: EVALUATE[setting], **data}).evaluate[0]
+    plain = parsed(evaluate={"suite": "clean" if setting == "suite" else suite, "name": "x", **data}).evaluate[0]
+    assert (found.of_suite(found.suite[0]), found.relative_to, found.suite) != (plain.of_suite(suite), plain.relative_to, plain.suite)
+    if setting not in ("suite", "seed"):
+        with pytest.raises(UsageError, match=rf"evaluate.*`{setting}` speaks of the suite"):
+            parsed(evaluate={"name": "x", setting: EVALUATE[setting]})
+
+
+@pytest.mark.parametrize("suite", ["clean", "fgsm", "pgd"])
+def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
+    with pytest.raises(UsageError, match=r"line \d+: evaluate.0.seed: nothing would follow from it: it decides corruptions"):
+        parsed(evaluate=[{"suite": suite, "name": "x", "seed": 1}])
+    assert parsed(evaluate=[{"suite": "pgd", "random_start": True, "seed": 1}]).evaluate[0].seed == 1
+
+
+PARTS = {
+    **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
+    **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
+    **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
+}
+
+
+def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
+    assert Recipe.model_fields.keys() == PARTS.keys()
+    for key, value in PARTS.items():
+        assert getattr(parsed(**{key: value}), key) != getattr(parsed(), key), key
+    assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
+    assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
+    assert [one.seed for one in parsed(seed=5).generations] == [5, 5]
+    assert (parsed(seed=5).select.seed, parsed(seed=5, evaluate={"suite": "corruptions"}).evaluate[0].seed) == (5, 5)
+
+
+def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
+    source = {"image_column": "x", "class_names": "/names.txt"}
+    for name in SourceSettings.model_fields.keys() & source.keys():
+        assert getattr(parsed(labeled={"source": "/l", name: source[name]}).labeled, name) == source[name]
+    run = {"workers": 0, "checkpoint_minutes": 1, "keep_checkpoints": 3, "tracker": ["wandb"], "decode_threads": 1}
+    assert run.keys() == RunSettings.model_fields.keys()
+    assert parsed(run=run).run != parsed().run
+    to = {"corpus": "me/a", "teacher": "me/b", "public": True, "anonymous": True, "license": "mit", "pool_source": "the web"}
+    assert to.keys() == PushToSettings.model_fields.keys()
+    assert parsed(push_to=to).push_to.model_dump() == to
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"pool": {"source": "/p", "class_names": "/n"}},
+            r"line \d+: pool.class_names: nothing would follow from it: a pool has no labels",
+        ),
+        (
+            {"push_to": {"teacher": "me/b", "pool_source": "web"}},
+            r"push_to.pool_source: nothing would follow.* without `corpus: OWNER/NAME`",
+        ),
+        ({"generations": [NETWORK | {"ratio": 3}, NETWORK]}, r"generations.0.ratio: nothing would follow.* the first generation"),
+        ({"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]}, r"generations.1.finetune.model: .* before it, test_resnet"),
+    ],
+)
+def test_a_key_that_changes_nothing_is_refused_with_its_line_and_why(parts, message):
+    with pytest.raises(UsageError, match=message):
+        parsed(**parts)
+
+
+def test_what_only_a_default_or_a_preset_says_is_not_refused():
+    default = {"ratio": 1, "hard": False, "pseudo_noise": {}}
+    assert parsed(label={"seed": 0}, generations=[NETWORK | default, NETWORK]) == parsed()
+    assert parsed(generations=[{"preset": "svhn"}, {"preset": "svhn", "finetune": {"epochs": 1}}]).generations[0].ratio == 5
+
+
+@pytest.mark.parametrize(
+    "twice",
+    ["seed: 1\nseed: 2\n", "select: {per_class: 1, fraction: 0.5, per_class: 2}\n", "run: &r {workers: 0}\nlabel: {seed: 1, seed: 1}\n"],
+)
+def test_a_key_that_stands_twice_is_refused(twice):
+    with pytest.raises(UsageError, match=r"a.yaml, line \d+: (seed|per_class): stands in line \d+ already; leave one of them out"):
+        parse_recipe(yaml.safe_dump(BASE | {"generations": [NETWORK] * 2}) + twice, Path("/recipes/a.yaml"))
+
+
+def test_merged_mappings_may_be_written_over():
+    text = "generations:\n- &net {model: test_resnet, epochs: 3}\n- {<<: *net, epochs: 4}\n- {<<: *net, ratio: 2}\n"
+    recipe = parse_recipe(yaml.safe_dump(BASE) + text, Path("/recipes/a.yaml"))
+    assert [(one.epochs, one.ratio) for one in recipe.generations] == [(3, 1), (4, 1), (3, 2)]
+
+
+def test_a_recipe_that_refers_to_itself_is_one_line():
+    with pytest.raises(UsageError, match=r"a.yaml"):
+        parse_recipe("name: a\ngenerations: &g [*g, *g]\n", Path("/recipes/a.yaml"))
