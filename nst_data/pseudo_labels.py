@@ -22,6 +22,7 @@ from nst_data.files import HashedWriter, replacing, write_text
 from nst_data.manifest import SealedFile
 from nst_data.schema import errors_schema, soft_label_bytes
 
+NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
 ROW_GROUP_ROWS = 10_000
 STALLED_SECONDS = 30.0
 _ROW_GROUP_BYTES = 2**25
@@ -162,10 +163,12 @@ class Shards:
         schema = errors_schema()
         files[name] = write_parquet(self.build / name, [pa.Table.from_pylist(errors, schema=schema)], schema, self.parts)
         per_class = np.sum([note["per_class"] for note in notes], axis=0)
+        no_answer = sum(error["reason"] == NO_ANSWER for error in errors)
         counts = {
             "pool": self.plan.rows,
             "labeled": int(per_class.sum()),
             "errors": len(errors),
+            **({"no_answer": no_answer} if no_answer else {}),
             "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
         }
         return files, counts

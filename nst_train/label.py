@@ -20,11 +20,11 @@ from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
-from nst_data.staging import NotReadyError
+from nst_data.staging import NotReadyError, discard
 from nst_data.store import Staging, Store, Version
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
-from nst_train.labeling import Labeling, Part, PartMaker, WholePart
+from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart
 from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.teacher_calibration import calibration_input, fit
 from nst_train.teachers import Teacher, load_teacher, teacher_entries
@@ -199,6 +199,8 @@ class _Work:
         except (OSError, NstError):  # what a process works at is gone once another one has sealed it
             if version := staging.sealed_by_another():
                 return version
+            if not staging.folder.is_dir():
+                raise NstError(f"{staging.ref}: another process gave this labeling up and says why") from None
             raise
 
     def _make(
@@ -226,7 +228,11 @@ class _Work:
         )
         about |= {"top_k": top_k, "teacher_parameters": teacher.parameters}
         while True:
-            files, counts = self._label_all(labeling, since)
+            try:
+                files, counts = self._label_all(labeling, since)
+            except NoAnswerError:
+                discard(staging.folder)
+                raise
             counts |= about
             if like is not None:
                 counts = _counts_like(like, staging, counts)
@@ -243,7 +249,10 @@ class _Work:
             if labeling.shards.missing():
                 self._label(labeling, time.monotonic())
             try:
-                return labeling.shards.finish(labeling.teacher.class_names)
+                files, counts = labeling.shards.finish(labeling.teacher.class_names)
+                if counts.get("no_answer") and not counts["labeled"]:
+                    raise labeling.no_answers(f"{counts['no_answer']:,}")
+                return files, counts
             except FileNotFoundError:
                 if not labeling.shards.missing():
                     raise
@@ -296,7 +305,8 @@ def _moved(there: Request, asked: Request) -> str | None:
 
 def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dict[str, Any]:
     """The counts of an edition: its parent's, with the classes that the new labels give."""
-    parent, errors = like.manifest.counts, counts["errors"]
+    parent, errors, no_answer = like.manifest.counts, counts["errors"], counts.get("no_answer", 0)
+    lost = {"unreadable": errors - no_answer, "no_answer": no_answer}
     rows = pl.scan_parquet(staging.build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
     found = {label: {"unique": unique, "copies": copies} for label, copies, unique in rows.iter_rows()}
     none = {"unique": 0, "copies": 0}
@@ -304,7 +314,7 @@ def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dic
     return {
         **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
         "labeled": parent["labeled"],
-        "dropped": {**parent["dropped"], **({"unreadable": errors} if errors else {})},
+        "dropped": {**parent["dropped"], **{reason: images for reason, images in lost.items() if images}},
         "kept": parent["kept"] - errors,
         "unique": counts["labeled"],
         "copies": sum(one["copies"] for one in per_class.values()),

@@ -13,6 +13,7 @@ from nst_data.sources import Source, match_classes
 from nst_data.store import Store
 from nst_train.calibration import calibrate
 from nst_train.inference import Computation, batches_of, predict
+from nst_train.labeling import has_answer
 from nst_train.settings import LabelSettings
 from nst_train.teachers import Teacher
 
@@ -38,14 +39,22 @@ def _trained_on(store: Store, teacher: Input) -> str | None:
 
 
 def fit(teacher: Teacher, computation: Computation, source: Source, threads: int | None) -> dict[str, Any]:
-    """The fitted `Calibration` as JSON values, from the readable images of a labeled source. Raises NstError where there are none."""
+    """The fitted `Calibration` as JSON values, from the readable images of a labeled source; `no_answer` counts those of them that the
+    teacher has no finite answer to, where there are any. Raises NstError where no image is left.
+    """
     assert source.labels is not None, "opened with its labels"
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
-    log_probs, labels = [], []
+    log_probs, labels, unanswered = [], [], 0
     for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
-        log_probs.append(prediction.log_probs.float())
-        labels.append(torch.from_numpy(columns[source.labels[rows]]))
+        found, truth = prediction.log_probs.float(), torch.from_numpy(columns[source.labels[rows]])
+        is_answered = has_answer(found)
+        unanswered += int((~is_answered).sum())
+        log_probs.append(found[is_answered])
+        labels.append(truth[is_answered])
+    if unanswered and not sum(map(len, labels)):
+        raise NstError(f"{source.location}: the teacher has no finite answer to any of its {unanswered} images; use another teacher")
     if not sum(map(len, labels)):
         raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
-    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
+    fitted = dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
+    return fitted | ({"no_answer": unanswered} if unanswered else {})

@@ -11,6 +11,7 @@ from nst_data.store import Store
 from nst_train.network_noise import classifiers_of
 from nst_train.settings import TrainSettings
 from nst_train.teachers import is_in_store, load_classifier, teacher_input
+from nst_train.weights import differences
 
 
 def start_input(name: str, store: Store) -> Input:
@@ -35,13 +36,14 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     for name, value in network.state_dict(keep_vars=True).items():
         if id(value) in last and name in weights:
             weights[name] = own[name] if order is None else weights[name][order]
-    for name in dict.fromkeys([*own, *weights]):
-        shapes = [tuple(one[name].shape) if name in one else "none" for one in (own, weights)]
-        if shapes[0] != shapes[1]:
-            raise NstError(
-                f"start {settings.start}: expected the weights of {settings.model}, which has {name} of shape {shapes[0]}, "
-                f"found {shapes[1]}; name a network of the same kind by --start, or another by --model"
-            )
+    missing, unexpected = ([name for name in one if name not in other] for one, other in ((own, weights), (weights, own)))
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own if name in weights}
+    reshaped = {name: (found, expected) for name, (found, expected) in shapes.items() if found != expected}
+    if missing or unexpected or reshaped:
+        raise NstError(
+            f"start {settings.start}: expected the weights of {settings.model}, found others: "
+            f"{differences(missing, unexpected, reshaped)}; name a network of the same kind by --start, or another by --model"
+        )
     network.load_state_dict(weights)
     if not same_classes:
         progress.say(f"{settings.start} knows other classes: the last layer starts anew")
