@@ -13,7 +13,10 @@ FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError,
 
 @torch.no_grad()
 def probe(network: nn.Module, preprocessing: Preprocessing, class_names: list[str]) -> None:
-    """Show a network one gray image, as it will see others. Raises NstError where it does not take it, or gives no number for each class."""
+    """Show a network one gray image, as it will see others.
+
+    Raises NstError where it does not take it, or gives no number for each class.
+    """
     if len(class_names) < 2:
         raise NstError(f"expected a classifier of two classes or more, found {len(class_names)} ({', '.join(class_names)})")
     if damaged := _damaged(network):

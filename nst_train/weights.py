@@ -51,14 +51,12 @@ def largest_dimension(name: str, folder: Path) -> int:
             with safe_open(path, "pt") as file:
                 largest = max(largest, *(max(file.get_slice(key).get_shape(), default=0) for key in file.keys()), 0)  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise NstError(f"{name}: expected a network with trained weights; {path.name} cannot be read ({first_line(error)})") from None
+            raise NstError(f"{name}: expected a network with trained weights; loading failed ({path.name}: {first_line(error)})") from None
     return largest
 
 
 _SHOWN = 3
-_MISMATCH = re.compile(
-    r"size mismatch for (\S+): copying a param with shape (.+?) from checkpoint, the shape in current model is (.+?)\.$", re.M
-)
+_MISMATCH = re.compile(r"size mismatch for (\S+): .*? shape (.+?) from checkpoint, the shape in current model is (.+?)\.$", re.M)
 
 
 def why_not_loaded(error: BaseException) -> str:
