@@ -32,6 +32,8 @@ from nst_train.settings import Noise
 from nst_train.transformers_networks import Logits
 from nst_train.weights import CONFIG, FOLDER, WEIGHTS, differences, download, published_weights, require_safetensors, why_not_loaded
 
+_OF_ENSEMBLES = "Name teachers of the same classes, or write the same label_names (timm) or id2label (transformers) into config.json"
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -61,7 +63,7 @@ class Teacher:
         names = members[0].class_names
         columns: list[Tensor | None] = [None]
         for number, member in enumerate(members[1:], start=2):
-            order = np.argsort(match_classes(member.class_names, names, f"teacher {number} of the ensemble"))
+            order = np.argsort(match_classes(member.class_names, names, f"teacher {number} of the ensemble", advice=_OF_ENSEMBLES))
             columns.append(None if (order == range(len(names))).all() else torch.from_numpy(order))
         return cls(members, tuple(columns))
 

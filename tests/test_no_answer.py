@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from labels import RUN, SETTINGS, rows, write_teacher
+from labels import RUN, SETTINGS, write_teacher
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -55,9 +55,3 @@ def overflowing(folder, pool):
 
 def labeled(store, pool, teacher, corpus="bugs", run=RUN, **settings):
     return label(store, corpus, teacher, open_source(str(pool)), LabelSettings(**SETTINGS.model_dump() | settings), run=run)
-
-
-def test_x(store, pool, tmp_path):
-    v = labeled(store, pool, overflowing(tmp_path / "t", pool))
-    print(v.manifest.counts, rows(v, "errors"), [r["confidence"] for r in rows(v)])
-    assert 0
