@@ -49,7 +49,8 @@ class EvaluateSettings(Settings):
     suite: tuple[str, ...] = Field(
         (CLEAN,),
         min_length=1,
-        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images (extra-corruptions: the four that do not count towards mCE). {', '.join(PUBLISHED)}: "
+        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images "
+        f"(extra-corruptions: the four that do not count towards mCE). {', '.join(PUBLISHED)}: "
         "on the published folders.",
     )
     relative_to: str | None = Field(
