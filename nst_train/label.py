@@ -196,10 +196,10 @@ class _Work:
         """Label what is missing and seal; where another process seals first, its version is the result."""
         try:
             return self._make(staging, rows, table, part, **about)
-        except (OSError, NstError):  # what a process works at is gone once another one has sealed it
+        except (OSError, NstError) as error:  # what a process works at is gone once another one has sealed it
             if version := staging.sealed_by_another():
                 return version
-            if not staging.folder.is_dir():
+            if isinstance(error, OSError) and not staging.folder.is_dir():
                 raise NstError(f"{staging.ref}: another process gave this labeling up and says why") from None
             raise
 

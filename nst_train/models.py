@@ -89,13 +89,13 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
     """What a library refuses as one line."""
     try:
         yield
-    except TypeError as error:
-        raise NstError(
-            f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
-        ) from None
     except NstError:
         raise
     except (*FAILURES, OSError, ImportError, SafetensorError) as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise NstError(
+                f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
+            ) from None
         raise NstError(f"{settings.model}: cannot be made with these settings ({why_not_loaded(error)})") from None
 
 

@@ -31,7 +31,7 @@ from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.teachers import load_classifier
 
 NAMES = ["ant", "bee", "cat"]
-ALL = BalanceSettings(min_confidence=0, per_class=5)
+ALL = BalanceSettings(min_confidence=0, per_class=20)
 
 
 class Overflows(nn.Module):
