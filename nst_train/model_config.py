@@ -54,6 +54,9 @@ def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
     for place, value in (("pretrained_cfg", stored), ("model_args", arguments)):
         if not isinstance(value, dict):
             raise NstError(f"{name}: {CONFIG}: {place}: expected names and values, found {_shown(value)}")
+    size = stored.get("input_size", [3, 1, 1])
+    if not isinstance(size, list) or len(size) != 3 or not all(isinstance(one, int) for one in size):
+        raise NstError(f"{name}: {CONFIG}: input_size: expected channels, height and width, found {_shown(size)}")
     architecture = config.get("architecture") or stored.get("architecture")
     if not isinstance(architecture, str):
         raise NstError(f"{name}: {CONFIG}: architecture: expected the name of a network of timm, found {_shown(architecture)}")

@@ -28,6 +28,7 @@ except ImportError:  # later versions hand decoding over to another package; Pil
 
 _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
 _THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
+_CROP_MODES = (None, "", "center", "squash", "border")
 _BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision resizes no tensors by these
 
 
@@ -150,6 +151,8 @@ def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
         raise NstError(f"mean, std: expected three numbers each, none of std 0, found {c['mean']!r} and {c['std']!r}")
     if not _are_numbers([c["crop_pct"]], 1) or not max(size) / LARGEST_SIDE_PX <= c["crop_pct"]:
         raise NstError(f"crop_pct: expected the share of the image that is kept, such as 0.875, found {c['crop_pct']!r}")
+    if c.get("crop_mode") not in _CROP_MODES:  # timm would take the center
+        raise NstError(f"crop_mode: expected center, squash or border, found {c['crop_mode']!r}")
     try:
         str_to_interp_mode(c["interpolation"])
     except (KeyError, TypeError):

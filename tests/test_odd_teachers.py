@@ -71,7 +71,7 @@ def of_transformers(tmp_path, transformers, processor=None, **changes):
 
 def refused(name, tmp_path):
     """The line that loading ends in."""
-    with pytest.raises(NstError, match="^local-dir:") as caught:
+    with pytest.raises(NstError, match=r"^local-dir:") as caught:
         load_classifier(name, Store(tmp_path / "store"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "store").exists()
@@ -87,10 +87,10 @@ def refused(name, tmp_path):
         ({"label_names": "abc"}, "label_names: expected a list of 3 texts that are not empty, found abc"),
         ({"label_names": ["ant", "ant", "ant (0)"]}, "expected class names that differ and are not empty"),
         ({"model_args": {"global_pool": ""}}, "it does not take an RGB image of 16x16 pixels, as its own settings prepare it: "),
-        ({"model_args": {"num_classes": 5}}, "config.json: model_args.num_classes is 5, but"),
-        ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but its weights have at most"),
+        ({"model_args": {"num_classes": 5}}, "config.json: expected one number of classes, found num_classes 3, model_args.num_classes 5"),
+        ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but no tensor of its weights has more"),
         ({"num_classes": "3"}, 'config.json: num_classes: expected a number of classes, found "3"'),
-        ({"num_classes": 32}, "label_names: expected one for each of its 32 classes"),
+        ({"num_classes": 32}, "of another shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
         ({"model_args": ["in_chans"]}, 'config.json: model_args: expected names and values, found ["in_chans"]'),
         ({"pretrained_cfg": 7}, "config.json: pretrained_cfg: expected names and values, found 7"),
         ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
@@ -103,7 +103,7 @@ def refused(name, tmp_path):
         ({"inside": {"interpolation": "magic"}}, "interpolation: expected bicubic, bilinear or another of timm's, found 'magic'"),
         ({"inside": {"input_size": [3, 16]}}, "input_size: expected channels, height and width"),
         ({"inside": {"input_size": [3, 90_000, 90_000]}}, "input_size: expected channels, height and width, up to 8192 pixels"),
-        ({"inside": {"crop_mode": "around"}}, "it does not take an image: "),
+        ({"inside": {"crop_mode": "around"}}, "crop_mode: expected center, squash or border, found 'around'"),
     ],
 )
 def test_a_config_of_timm_that_does_not_fit_is_one_line(tmp_path, timms, changes, says):
@@ -152,12 +152,14 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
         ({"num_channels": 1}, "takes RGB images (3 channels), found one of num_channels 1"),
         ({"processor": {"size": {"height": 32, "width": 32}}}, "it does not take an RGB image of 32x32 pixels"),
         ({"processor": {"size": {"height": 10**6, "width": 10**6}}}, "expected a side of 1 to 8192 pixels, found 1000000"),
-        ({"processor": {"image_mean": [0.5]}}, "loading failed (mean must have 3 elements"),
         ({"id2label": {"0": "ant", "2": "cat", "3": "dog"}}, "id2label: expected a name for each of the classes 0 to 2, found"),
         ({"id2label": ["ant", "bee", "cat"]}, "id2label: expected a name for each class, found"),
         ({"id2label": {"0": "ant", "1": "bee", "2": " "}}, "expected class names that differ and are not empty"),
         ({"id2label": {"0": "ant", "1": "bee"}}, "not a trained classifier, of another shape 2 tensors (classifier.bias 3 instead of 2"),
-        ({"id2label": None, "num_labels": 3_000_000_000}, "config.json: num_labels is 3,000,000,000, but its weights have at most"),
+        (
+            {"id2label": None, "num_labels": 3_000_000_000},
+            "config.json: num_labels is 3,000,000,000, but no tensor of its weights has more",
+        ),
         ({"num_labels": 5}, "config.json: expected one number of classes, found num_labels 5, id2label 3"),
         ({"problem_type": "regression"}, "expected a classifier of one class an image, found problem_type regression"),
         ({"problem_type": "multi_label_classification"}, "found problem_type multi_label_classification"),
