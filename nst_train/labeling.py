@@ -225,7 +225,8 @@ def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " ima
 
 def _of(images: Images, which: NDArray[np.bool_]) -> Images:
     """Some of the readable images of a batch, shape (readable,)."""
-    readable, hashes = ([one for one, kept in zip(values, which, strict=True) if kept] for values in (images.readable, images.hashes))
+    readable = [place for place, kept in zip(images.readable, which, strict=True) if kept]
+    hashes = [one for one, kept in zip(images.hashes, which, strict=True) if kept]
     return replace(images, readable=readable, hashes=hashes, phashes=images.phashes[which])
 
 
