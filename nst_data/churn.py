@@ -68,7 +68,6 @@ def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:
     image = pl.col("image_hash").str.to_integer(base=16, dtype=pl.UInt128)  # half the size of the text, and joined twice as fast
     copies = [name for name in ("copies",) if name in labels.collect_schema()]
     chosen = labels.select(image.alias("image"), "id", pl.col("label").cast(pl.Int32), "confidence", *copies)
-    chosen = chosen.filter(pl.col("confidence").is_nan().not_().fill_null(value=True))  # no answer is no label
     return chosen.group_by("image").agg(pl.col("label", "confidence", *copies).min_by("id"))
 
 

@@ -59,11 +59,7 @@ class Quality:
 
 
 def with_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
-    """Add `truth` (int64) to the labels whose value in column `by` is among the truth's; the others go, and labels without a number.
-
-    `by` is unique in the truth.
-    """
-    labels = labels.filter(pl.col("confidence").is_nan().not_().fill_null(value=True))  # no answer is no label
+    """Add `truth` (int64) to the labels whose value in column `by` is among the truth's; the others go. `by` is unique in the truth."""
     return labels.select(by, "label", "confidence").join(truth.select(by, "truth"), on=by, how="inner")
 
 
