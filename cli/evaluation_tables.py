@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from nst_train.evaluation_settings import CLEAN, CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
+from nst_train.evaluation_settings import CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
 
 from .tables import NAME_WIDTH, Cell, as_text, named, print_table, print_wrapped
 
@@ -16,7 +16,7 @@ def print_results(results: Mapping[str, ByModel]) -> None:
     for number, (suite, by_model) in enumerate(results.items()):
         if number:
             print()
-        if suite in (CORRUPTED, IMAGENET_C):
+        if suite in (CORRUPTED, EXTRA_CORRUPTED, IMAGENET_C):
             _print_corruptions(suite, by_model)
         elif suite in (FGSM, PGD):
             _print_attacks(suite, by_model)

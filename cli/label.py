@@ -135,12 +135,17 @@ def _print(version: "Version", json: bool) -> None:
         print(f"{version.ref}: {counts['unique']:,} images labeled again, {counts['copies']:,} entries")
         print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
         return
-    print(f"{version.ref}: {counts['labeled']:,} of {counts['pool']:,} images labeled, {counts['errors']:,} could not be read")
+    no_answer = counts.get("no_answer", 0)
+    lost = f"{counts['errors'] - no_answer:,} could not be read"
+    lost += f", {no_answer:,} without a finite answer of the teacher" if no_answer else ""
+    print(f"{version.ref}: {counts['labeled']:,} of {counts['pool']:,} images labeled, {lost}")
     if calibration := counts.get("calibration"):
         before, after = calibration["ece_before"], calibration["ece_after"]
         if calibration["at_edge"]:
             print("  warning: no temperature fits; the teacher's answers say nothing of these images, or all of them are right")
         if unread := calibration.get("unreadable"):
             print(f"  {unread:,} of the images to calibrate on could not be read")
+        if unanswered := calibration.get("no_answer"):
+            print(f"  {unanswered:,} images to calibrate on were left out: the teacher has no finite answer to them")
         print(f"  temperature {calibration['temperature']:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

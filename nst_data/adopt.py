@@ -194,7 +194,7 @@ class _Adoption:
         if not self._kept.exists():
             self.column.keep(self._kept, self.top_k, self.progress)
         shards = Shards(self.staging.build, self.staging.work, self.plan)
-        for shard, errors in shards.errors():
+        for shard, errors in shards.unread():
             if are_too_many(self.plan.size(shard), len(errors), self.max_unreadable):
                 shards.reopen(shard)
         done = self.plan.rows - sum(self.plan.size(shard) for shard in shards.missing())
@@ -205,7 +205,7 @@ class _Adoption:
                 since = self.staging.add_seconds(since)
         files, counts = shards.finish(self.class_names)
         what = f"{self.staging.ref}: {self.pool.location}"
-        check_readable(what, self.plan.rows, counts["errors"], self.max_unreadable, shards.first_error())
+        check_readable(what, self.plan.rows, counts["errors"], self.max_unreadable, shards.first_unread())
         counts |= {"pool": len(self.pool), "unlabeled": len(self.pool) - self.plan.rows, "top_k": self.top_k, "teacher_parameters": 0}
         cards.write_dataset_card(self.staging, self.class_names, counts)
         return self.staging.seal(files, self.class_names, counts, {})

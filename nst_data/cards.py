@@ -89,6 +89,8 @@ def _dataset_card(described: Described, published: Published | None, teacher_met
         teachers=_teachers(described, published, teacher_metrics or {}),
         calibration=described.calibration,
         limits=known_limits(described, published),
+        no_answer=described.count("no_answer"),
+        unread=described.count("errors") - described.count("no_answer"),
         pool_source=pool_source_of(published, earlier),
         dropped=_reasons(described),
         empty=_names(described.counts.get("classes_without_images")),

@@ -35,7 +35,7 @@ from nst_data.schema import (
     top_k_of,
 )
 from nst_data.selected_rows import label_batches, rows_in_order
-from nst_data.selection import REASONS, Selection, select
+from nst_data.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
@@ -51,6 +51,7 @@ _ADVICE = {
     "low_confidence": "lower --min-confidence, or train a better teacher",
     "outside_range": "widen --confidence-range",
     "over_quota": "raise --per-class",
+    UNANSWERED: "the teacher gave no finite answer; label again with another, or with --precision fp32",
 }
 
 
@@ -220,7 +221,7 @@ def _counts(selection: Selection, generation: Version, settings: BalanceSettings
     labeled, class_names = selection.labeled, generation.manifest.class_names
     chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
     by_reason = dict(selection.dropped.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
-    dropped = {reason: by_reason.get(reason, 0) for reason in REASONS}
+    dropped = {reason: by_reason.get(reason, 0) for reason in (*REASONS, *({UNANSWERED} & by_reason.keys()))}
     unique = sum(images for images, _ in chosen.values())
     if not labeled:
         raise NstError(f"{generation.ref}: expected labels, found none: no image was labeled; its table errors says why")

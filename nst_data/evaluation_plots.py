@@ -109,7 +109,7 @@ def _flips(results: Results) -> tuple["Figure", str]:
 
 _PLOTS: dict[str, Callable[[Results], tuple["Figure", str]]] = {
     **dict.fromkeys(("clean", "imagenet-a", "imagenet-r"), _reliability),
-    **dict.fromkeys(("corruptions", "imagenet-c"), _corruptions),
+    **dict.fromkeys(("corruptions", "extra-corruptions", "imagenet-c"), _corruptions),
     **dict.fromkeys(("fgsm", "pgd"), _attacks),
     "imagenet-p": _flips,
 }

@@ -44,7 +44,11 @@ def _of_pool(described: Described) -> Iterator[str]:
     if limit := whole(described.request.settings.get("limit")):
         yield f"Only the first {limit:,} images of the pool were labeled."
     if errors := described.count("errors"):
-        yield f"{errors:,} images of the pool could not be read; they stand in `errors`."
+        lost = described.count("no_answer") or 0
+        if errors > lost:
+            yield f"{errors - lost:,} images of the pool could not be read; they stand in `errors`."
+        if lost:
+            yield f"To {lost:,} images of the pool the teacher has no finite answer; they stand in `errors`."
     if unlabeled := described.count("unlabeled"):
         yield f"{unlabeled:,} images of the pool have no label in it."
     yield "Nothing was left out: images that are in a labeled or a test set, and duplicates, are still in it."

@@ -23,6 +23,7 @@ from nst_data.files import HashedWriter, replacing, write_text
 from nst_data.manifest import SealedFile
 from nst_data.schema import errors_schema, soft_label_bytes
 
+NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
 ROW_GROUP_ROWS = 10_000
 STALLED_SECONDS = 30.0
 _ROW_GROUP_BYTES = 2**25
@@ -159,15 +160,15 @@ class Shards:
         content: dict[str, Any] = json.loads(self._note(shard).read_text("utf-8"))
         return content
 
-    def errors(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Each shard that is done, with its images that could not be labeled."""
+    def unread(self) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Each shard that is done, with the errors of its images that could not be read."""
         for shard in range(len(self.plan)):
             with contextlib.suppress(FileNotFoundError):  # another process makes it anew
-                yield shard, self.note(shard)["errors"]
+                yield shard, [error for error in self.note(shard)["errors"] if error["reason"] != NO_ANSWER]
 
-    def first_error(self) -> str:
-        """The first image that could not be labeled and why, for a person; empty where all could."""
-        return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.errors() if errors), "")
+    def first_unread(self) -> str:
+        """The first image that could not be read and why, for a person; empty where all could."""
+        return next((f"{errors[0]['key']!r}: {errors[0]['reason']}" for _, errors in self.unread() if errors), "")
 
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Say that a shard is done. Killed before this, the shard is made again."""
@@ -183,10 +184,12 @@ class Shards:
         schema = errors_schema()
         files[name] = write_parquet(self.build / name, [pa.Table.from_pylist(errors, schema=schema)], schema, self.parts)
         per_class = np.sum([note["per_class"] for note in notes], axis=0)
+        no_answer = sum(error["reason"] == NO_ANSWER for error in errors)
         counts = {
             "pool": self.plan.rows,
             "labeled": int(per_class.sum()),
             "errors": len(errors),
+            **({"no_answer": no_answer} if no_answer else {}),
             "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
         }
         return files, counts

@@ -23,6 +23,7 @@ REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
     *("low_confidence", "outside_range", "over_quota"),
 )
+UNANSWERED = "no_answer"  # only in generations of earlier versions, which kept rows without a number; counted where there are any
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def judged(
     work: Path,
 ) -> nw.LazyFrame[Any]:
     """The labels with `duplicates` and `reason`, before any quota."""
-    rows = filters.reject(labels, "invalid", _is_invalid(len(class_names)))
+    rows = filters.reject(labels, UNANSWERED, _is_unanswered())
+    rows = filters.reject(rows, "invalid", _is_invalid(len(class_names)))
     for reason, hashes in held_out.items():
         if hashes:
             found = kept(nw.from_native(filters.held_out_rows(labels, hashes)), work / reason)
@@ -106,6 +108,10 @@ def judged(
     return cast("nw.LazyFrame[Any]", nw.from_native(rows))
 
 
+def _is_unanswered() -> nw.Expr:
+    return ~nw.col("confidence").is_null() & nw.col("confidence").is_nan()
+
+
 def _is_invalid(classes: int) -> nw.Expr:
     confidence, label = nw.col("confidence"), nw.col("label")
     is_number = ~confidence.is_null() & ~confidence.is_nan() & (confidence >= 0) & (confidence <= 1)
@@ -121,7 +127,8 @@ def _counted(rows: LazyFrameT) -> pl.DataFrame:
 def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401
     invalid = counted.filter(pl.col("reason") == "invalid")["rows"].sum()
     if invalid:
-        rows = nw.from_native(labels).filter(_is_invalid(len(class_names))).select("id", "label", "confidence").head(1)
+        rows = nw.from_native(labels).filter(_is_invalid(len(class_names)) & ~_is_unanswered())
+        rows = rows.select("id", "label", "confidence").head(1)
         first = collected(rows).row(0, named=True)
         found = f"{invalid:,} row{'s' * (invalid > 1)} with others"
         raise NstError(

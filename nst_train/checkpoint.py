@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from nst_data.errors import NstError, first_line
 from nst_data.files import fsync_folder, fsync_tree, write_text
+from nst_train.weights import differences
 
 EPOCH_END_SECONDS = 60.0
 
@@ -141,15 +142,12 @@ def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module)
     found = {key: tuple(tensor.shape) for key, tensor in saved.items()}
     if found == expected:
         return
-    key = min(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    reshaped = {key: (found[key], expected[key]) for key in sorted(expected.keys() & found.keys()) if found[key] != expected[key]}
     raise NstError(
-        f"checkpoint {name} is of another network: {key}: expected {_shape(expected.get(key))}, found {_shape(found.get(key))}. "
+        f"checkpoint {name} is of another network: {differences(missing, unexpected, reshaped)}. "
         "Take the version of timm that began this training, or `nst remove` it and begin again"
     )
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "none" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

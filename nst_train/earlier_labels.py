@@ -37,8 +37,13 @@ class EarlierLabels:
         self._positions = np.load(work / "earlier_positions.npy", mmap_mode="r")
 
     def _write_index(self, work: Path) -> None:
-        hashes = np.concatenate([np.empty(0, _HASH), *(_as_bytes(column["image_hash"]) for column in self._table.batches(["image_hash"]))])
-        order = np.argsort(hashes, kind="stable")
+        batches = [
+            (_as_bytes(one["image_hash"]), one["confidence"].to_numpy()) for one in self._table.batches(["image_hash", "confidence"])
+        ]
+        hashes = np.concatenate([np.empty(0, _HASH), *(found for found, _ in batches)])
+        confidences = np.concatenate([np.empty(0, np.float32), *(found for _, found in batches)])
+        answered = np.flatnonzero(~np.isnan(confidences))  # the others are labeled again: they end in `errors`, with the reason
+        order = answered[np.argsort(hashes[answered], kind="stable")]
         for name, values in (("earlier_hashes", hashes[order]), ("earlier_positions", order)):
             with replacing(work / f"{name}.npy") as file:
                 np.lib.format.write_array(file, values)

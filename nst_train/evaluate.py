@@ -26,6 +26,7 @@ from nst_data.store import Store, Version
 from nst_train.device import this_process
 from nst_train.evaluation_settings import CLEAN
 from nst_train.inference import Computation, batches_of, predict
+from nst_train.outcomes import check_answers
 from nst_train.settings import ReadSettings
 from nst_train.suites import Accuracy, Effort, Suite
 from nst_train.teachers import Classifier, Teacher, load_classifier
@@ -56,7 +57,8 @@ class Score:
         return cls(int(top1), int(top5), nll, int(images), int(errors))
 
     def add(self, log_probs: Float[Tensor, "readable classes"], labels: Int[Tensor, " readable"], images: int) -> None:
-        """Count a batch of `images`, of which some can be read."""
+        """Count a batch of `images`, of which some can be read. Raises NstError as `check_answers` does."""
+        check_answers(log_probs)
         ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
         self.top1 += int(ranked[:, 0].sum())
         self.top5 += int(ranked.any(dim=1).sum())

@@ -6,9 +6,9 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_v
 
 from nst_data.settings import Settings
 
-CLEAN, CORRUPTED, FGSM, PGD = "clean", "corruptions", "fgsm", "pgd"
+CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, PGD = "clean", "corruptions", "extra-corruptions", "fgsm", "pgd"
 IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P = "imagenet-a", "imagenet-r", "imagenet-c", "imagenet-p"
-OF_OWN_IMAGES = (CLEAN, CORRUPTED, FGSM, PGD)
+OF_OWN_IMAGES = (CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, PGD)
 STEPS_LENGTH = 2.5  # of all steps of PGD together, in epsilons (Madry et al. 2018, arXiv 1706.06083)
 PUBLISHED = (IMAGENET_A, IMAGENET_R, IMAGENET_C, IMAGENET_P)
 
@@ -49,7 +49,8 @@ class EvaluateSettings(Settings):
     suite: tuple[str, ...] = Field(
         (CLEAN,),
         min_length=1,
-        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images. {', '.join(PUBLISHED)}: "
+        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images "
+        f"(extra-corruptions: the four that do not count towards mCE). {', '.join(PUBLISHED)}: "
         "on the published folders.",
     )
     relative_to: str | None = Field(
@@ -106,6 +107,7 @@ class EvaluateSettings(Settings):
         """What decides the numbers of a suite, as JSON values."""
         names = {
             CORRUPTED: {"seed"},
+            EXTRA_CORRUPTED: {"seed"},
             FGSM: {"epsilon"},
             PGD: {"epsilon", "steps", "step_size", "random_start"} | ({"seed"} if self.random_start else set()),
         }

@@ -13,6 +13,7 @@ import polars as pl
 
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
+from nst_data.files import discard
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
@@ -25,7 +26,7 @@ from nst_data.store import Staging, Store, Version
 from nst_data.unreadable import are_too_many, check_readable
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
-from nst_train.labeling import Labeling, Part, PartMaker, WholePart
+from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart
 from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.teacher_calibration import calibration_input, fit
 from nst_train.teachers import Teacher, is_in_store, load_teacher, teacher_entries
@@ -253,7 +254,11 @@ class _Work:
         )
         about |= {"top_k": top_k, "teacher_parameters": teacher.parameters}
         while True:
-            files, counts = self._label_all(labeling, since)
+            try:
+                files, counts = self._label_all(labeling, since)
+            except NoAnswerError:
+                discard(staging.folder)
+                raise
             counts |= about
             if like is not None:
                 counts = _counts_like(like, staging, counts)
@@ -267,7 +272,7 @@ class _Work:
         Images that an earlier run could not read in large numbers are read again first. Raises NstError where too many cannot be read.
         """
         shards = labeling.shards
-        if any(are_too_many(shards.plan.size(shard), len(errors), self.run.max_unreadable) for shard, errors in shards.errors()):
+        if any(are_too_many(shards.plan.size(shard), len(unread), self.run.max_unreadable) for shard, unread in shards.unread()):
             self._retry_errors(labeling)
         self._label(labeling, since)
         if self.run.retry_errors:
@@ -281,8 +286,11 @@ class _Work:
                 if not shards.missing():
                     raise
             else:
-                what = f"{labeling.staging.ref}: {self.pool.location}"
-                check_readable(what, counts["pool"], counts["errors"], self.run.max_unreadable, shards.first_error())
+                no_answer = counts.get("no_answer", 0)
+                if no_answer and not counts["labeled"]:
+                    raise labeling.no_answers(f"{no_answer:,}")
+                what, unread = f"{labeling.staging.ref}: {self.pool.location}", counts["errors"] - no_answer
+                check_readable(what, counts["pool"], unread, self.run.max_unreadable, shards.first_unread())
                 return files, counts
 
     def _retry_errors(self, labeling: Labeling) -> None:
@@ -337,7 +345,8 @@ def _moved(there: Request, asked: Request) -> str | None:
 
 def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dict[str, Any]:
     """The counts of an edition: its parent's, with the classes that the new labels give."""
-    parent, errors = like.manifest.counts, counts["errors"]
+    parent, errors, no_answer = like.manifest.counts, counts["errors"], counts.get("no_answer", 0)
+    lost = {"unreadable": errors - no_answer, "no_answer": no_answer}
     rows = pl.scan_parquet(staging.build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
     found = {label: {"unique": unique, "copies": copies} for label, copies, unique in rows.iter_rows()}
     none = {"unique": 0, "copies": 0}
@@ -345,7 +354,7 @@ def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dic
     return {
         **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
         "labeled": parent["labeled"],
-        "dropped": {**parent["dropped"], **({"unreadable": errors} if errors else {})},
+        "dropped": {**parent["dropped"], **{reason: images for reason, images in lost.items() if images}},
         "kept": parent["kept"] - errors,
         "unique": counts["labeled"],
         "copies": sum(one["copies"] for one in per_class.values()),

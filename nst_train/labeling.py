@@ -2,27 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nst_data.errors import NstError
 from nst_data.progress import Task
-from nst_data.pseudo_labels import Shards, ShardWriter
+from nst_data.pseudo_labels import NO_ANSWER, Shards, ShardWriter
 from nst_data.schema import top_k_of
 from nst_data.sources import Row, Source
 from nst_data.store import Staging
-from nst_train.inference import Computation, Prediction, load_images, predict
+from nst_train.inference import Computation, Images, Prediction, load_images, predict
 from nst_train.teachers import Teacher
 
 RowNumbers = range | NDArray[np.int64]
 Errors = list[dict[str, Any]]
 OTHER_BYTES = "holds other bytes than the image that was selected"
+_NOT_UNREAD = (OTHER_BYTES, NO_ANSWER)  # reasons that reading the image again changes nothing about
+_TRIED = 64  # images without one finite answer after which the teacher is given up
+
+
+class NoAnswerError(NstError):
+    """The teacher has no finite answer to any image: nothing of this labeling is worth keeping."""
 
 
 class Part(Protocol):
@@ -80,10 +87,12 @@ class Labeling:
     threads: int | None = None
     worker: tuple[int, int] = (0, 1)
     _writer: ShardWriter | None = field(default=None, init=False)
+    _answered: int = field(default=0, init=False)  # images that the teacher saw in this run
+    _any_label: bool = field(default=False, init=False)
 
     def run(self, task: Task, say: Callable[[str], None], since: float) -> None:
         """Label what is missing until nothing is: what this process takes, and what others leave. `since` is when this work began."""
-        counted = dict.fromkeys(set(range(len(self.shards.plan))) - set(self.shards.missing()), 0)
+        counted = dict.fromkeys(self._done(), 0)
         batches = predict(self.teacher, self.computation, self._batches(task, say, counted), self.temperature, threads=self.threads)
         writing, written = ThreadPoolExecutor(1), Future[None]()
         written.set_result(None)
@@ -107,7 +116,7 @@ class Labeling:
         healed = 0
         for shard in range(len(self.shards.plan)):
             errors = self.shards.note(shard)["errors"] if self.shards.is_done(shard) else []  # else another process makes it anew
-            failed = np.array([error["id"] for error in errors if error["reason"] != OTHER_BYTES], dtype=np.int64)
+            failed = np.array([error["id"] for error in errors if error["reason"] not in _NOT_UNREAD], dtype=np.int64)
             readable = sum(self._is_readable(row) for row in self.pool.rows(failed)) if len(failed) else 0
             if readable:
                 self.shards.reopen(shard)
@@ -164,22 +173,61 @@ class Labeling:
             self._writer = None
 
     def _answers(self, batch: Batch, prediction: Prediction) -> tuple[pa.Table, Errors]:
-        images = prediction.images
+        images, log_probs = prediction.images, prediction.log_probs
+        is_answered = has_answer(log_probs)
+        reasons = images.reasons
+        if not is_answered.all():
+            images, log_probs = _of(images, is_answered.numpy()), log_probs[is_answered]
+            reasons = sorted([*reasons, *((at, NO_ANSWER) for at in set(prediction.images.readable) - set(images.readable))])
+        self._give_up_without_answers(len(is_answered), len(log_probs))
         rows = [batch.rows[position] for position in images.readable]
         columns = {
             "id": np.array([row.id for row in rows], np.int64),
             "key": pa.array([row.key for row in rows], pa.string()),
             "image_hash": pa.array(images.hashes, pa.string()),
             "phash": images.phashes,
-            **soft_labels(prediction.log_probs, top_k_of(self.schema)),
+            **soft_labels(log_probs, top_k_of(self.schema)),
         }
-        errors = [{"id": batch.rows[at].id, "key": batch.rows[at].key, "reason": reason} for at, reason in images.reasons]
+        errors = [{"id": batch.rows[at].id, "key": batch.rows[at].key, "reason": reason} for at, reason in reasons]
         return pa.table(columns), errors
+
+    def _give_up_without_answers(self, seen: int, labeled: int) -> None:
+        """Count what the teacher saw and labeled. Raises NoAnswerError where it had no finite answer to any of the first images."""
+        self._answered += seen
+        self._any_label = self._any_label or labeled > 0
+        if self._answered >= _TRIED and not self._any_label:
+            self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in self._done())
+            if not self._any_label:
+                raise self.no_answers(f"the first {self._answered}")
+
+    def _done(self) -> set[int]:
+        return set(range(len(self.shards.plan))) - set(self.shards.missing())
+
+    def no_answers(self, images: str) -> "NoAnswerError":
+        """What to say of a teacher that has no finite answer to any of these images."""
+        at = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
+        advice = "label with --precision fp32" if self.computation.precision != "fp32" else "use another teacher"
+        return NoAnswerError(
+            f"{self.staging.ref}: expected probabilities, found no finite answer of the teacher to any of {images} images{at}: "
+            f"its weights are damaged, or its numbers overflow in {self.computation.precision}; {advice}"
+        )
 
     def _abandon(self) -> None:
         if self._writer:
             self._writer.abandon()
         self._writer = None
+
+
+def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
+    """Whether an image's probabilities are numbers. Where a logit is NaN or infinite, none of them is."""
+    return ~log_probs.isnan().any(dim=1)
+
+
+def _of(images: Images, which: NDArray[np.bool_]) -> Images:
+    """Some of the readable images of a batch, shape (readable,)."""
+    readable = [place for place, kept in zip(images.readable, which, strict=True) if kept]
+    hashes = [one for one, kept in zip(images.hashes, which, strict=True) if kept]
+    return replace(images, readable=readable, hashes=hashes, phashes=images.phashes[which])
 
 
 def soft_labels(log_probs: Float[Tensor, "images classes"], top_k: int | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.optim import get_optimizer_info, list_optimizers
@@ -21,9 +22,12 @@ from nst_data.files import hash_file
 from nst_data.manifest import SealedFile
 from nst_data.settings import DENSE_CLASSES
 from nst_train import small_efficientnet, transformers_networks
+from nst_train.model_config import check_config, read_config
+from nst_train.preprocessing import check_data_config
+from nst_train.probe import FAILURES, check_logits
 from nst_train.settings import TrainSettings
 from nst_train.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
-from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors
+from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors, why_not_loaded
 
 _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -68,6 +72,8 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     name = settings.model
     if "/" in name and not name.startswith(FOLDER):
         name = f"{FOLDER}{download(name)[0]}"
+    if name.startswith(FOLDER):
+        check_config(settings.model, Path(name.removeprefix(FOLDER)), read_config(settings.model, Path(name.removeprefix(FOLDER))))
     if name.startswith(FOLDER) and is_in_transformers_format(folder := Path(name.removeprefix(FOLDER))):
         with _refusals(settings):
             return create_transformer(folder, settings, classes)
@@ -89,12 +95,14 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
     """What a library refuses as one line."""
     try:
         yield
-    except TypeError as error:
-        raise NstError(
-            f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
-        ) from None
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise NstError(f"{settings.model}: cannot be made with these settings ({first_line(error)})") from None
+    except NstError:
+        raise
+    except (*FAILURES, OSError, ImportError, SafetensorError) as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            raise NstError(
+                f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
+            ) from None
+        raise NstError(f"{settings.model}: cannot be made with these settings ({why_not_loaded(error)})") from None
 
 
 def freeze(network: nn.Module, share: float) -> None:
@@ -110,10 +118,16 @@ def freeze(network: nn.Module, share: float) -> None:
 
 
 def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
-    """How images are prepared for a network: timm's `resolve_model_data_config` with what the settings change."""
-    if isinstance(network, Logits):
-        return transformers_networks.data_config_of(network, settings)
-    data_config = dict(resolve_model_data_config(network))
+    """How images are prepared for a network: timm's `resolve_model_data_config` with what the settings change.
+
+    Raises NstError for a network of other images than RGB, and for values that a config should not have.
+    """
+    try:
+        if isinstance(network, Logits):
+            return check_data_config(transformers_networks.data_config_of(network, settings))
+        data_config = check_data_config(dict(resolve_model_data_config(network)))
+    except (NstError, *FAILURES) as error:
+        raise NstError(f"{settings.model}: {error}") from None
     if settings.image_size:
         data_config["input_size"] = (3, settings.image_size, settings.image_size)
     if settings.crop_pct:
@@ -130,13 +144,15 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
     network.eval()
     size = data_config["input_size"]
     try:
-        found = tuple(network(torch.zeros(1, *size)).shape)
-    except (RuntimeError, ValueError, AssertionError) as error:
+        answer = network(torch.zeros(1, *size))
+    except FAILURES as error:
         raise NstError(
-            f"image size {size[-1]}: {settings.model} does not take it ({first_line(error)}); give another by --image-size, or none"
+            f"image size {size[-1]}: {settings.model} does not take it ({why_not_loaded(error)}); give another by --image-size, or none"
         ) from None
-    if found != (1, classes):
-        raise NstError(f"{settings.model}: expected logits of shape (1, {classes}) for one image, found {found}")
+    try:
+        check_logits(answer, classes)
+    except NstError as error:
+        raise NstError(f"{settings.model}: {error}") from None
     _check_training(network, settings, torch.zeros(min(at_once, 2), *size), classes)
 
 
@@ -147,7 +163,7 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
     try:
         with torch.random.fork_rng(devices=[]):
             logits = trial(images)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except FAILURES as error:
         raise NstError(
             f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
             "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"

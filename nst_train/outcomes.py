@@ -37,12 +37,11 @@ def outcomes_of(
 ) -> Outcomes:
     """The outcomes of a batch of `images`, of which those at the places `readable` could be read (all by default).
 
-    Raises NstError for a classifier whose probabilities are not numbers.
+    Raises NstError as `check_answers` does.
     """
     top = log_probs.max(dim=1)
     nll = -log_probs.gather(1, labels[:, None]).squeeze(1)
-    if nll.isnan().any():
-        raise NstError("probabilities that are not numbers: the network's weights are damaged; train it again")
+    check_answers(log_probs)
     found = np.zeros(images or len(labels), OUTCOME)
     found["label"] = UNREADABLE
     places = slice(None) if readable is None else readable
@@ -51,6 +50,16 @@ def outcomes_of(
     for name, values in columns.items():
         found[name][places] = values.numpy()
     return found
+
+
+def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
+    """Raises NstError where an image has no finite answer: accuracy over the others would not be the network's."""
+    unanswered = int(log_probs.isnan().any(dim=1).sum())
+    if unanswered:
+        raise NstError(
+            f"expected probabilities, found no finite answer of the network to {unanswered} of {len(log_probs)} images of a batch: "
+            "its weights are damaged, or its numbers overflow on these images; train it again"
+        )
 
 
 def is_right(outcomes: Outcomes) -> NDArray[np.bool_]:

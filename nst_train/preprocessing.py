@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
-from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import Resize
@@ -21,6 +21,7 @@ from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_size
 from nst_data.jpeg import jpeg_header
 from nst_data.orientation import LYING, jpeg_orientation
+from nst_train.model_config import LARGEST_SIDE_PX
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
@@ -31,6 +32,8 @@ _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it 
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 """Axes that an image of this orientation is mirrored along, after rows and columns have changed places where it lies."""
 _THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
+_CROP_MODES = (None, "", "center", "squash", "border")
+_BY_PILLOW_ALONE = ("lanczos", "hamming", "box")  # torchvision resizes no tensors by these
 
 
 class Preprocessing(Protocol):
@@ -69,8 +72,8 @@ class TimmPreprocessing:
 
     @classmethod
     def of(cls, data_config: dict[str, Any], exact: bool = False) -> "TimmPreprocessing":
-        """From timm's `resolve_model_data_config`."""
-        c = data_config
+        """From timm's `resolve_model_data_config`. Raises NstError as `check_data_config` does."""
+        c = check_data_config(data_config)
         return cls(
             tuple(c["input_size"]), c["interpolation"], tuple(c["mean"]), tuple(c["std"]), c["crop_pct"], c.get("crop_mode") or None, exact
         )
@@ -82,7 +85,8 @@ class TimmPreprocessing:
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 height width"]:
         """Resized and cropped."""
-        if self.exact or self.crop_mode == "border":  # timm pads tensors with one level only, not with a color
+        # timm pads tensors with one level only, not with a color
+        if self.exact or self.crop_mode == "border" or self.interpolation in _BY_PILLOW_ALONE:
             return self._transform(as_image(pixels))  # type: ignore[no-any-return]
         if pixels.shape[-2:] == self.input_size[1:] == self._resized_to:
             return pixels
@@ -137,6 +141,32 @@ class ProcessorPreprocessing:
     def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Done before."""
         return batch
+
+
+def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
+    """The same, where it is one for RGB images. Raises NstError that names the value: a stranger may have written it."""
+    c = data_config
+    size = c["input_size"]
+    if not _are_numbers(size, 3) or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE_PX for side in size):
+        raise NstError(f"input_size: expected channels, height and width, up to {LARGEST_SIDE_PX} pixels, found {size!r}")
+    if size[0] != 3:
+        raise NstError(f"expected a network that takes RGB images (3 channels), found one of {size[0]} channel{'s' * (size[0] != 1)}")
+    if not _are_numbers(c["mean"], 3) or not _are_numbers(c["std"], 3) or not all(c["std"]):
+        raise NstError(f"mean, std: expected three numbers each, none of std 0, found {c['mean']!r} and {c['std']!r}")
+    if not _are_numbers([c["crop_pct"]], 1) or not max(size) / LARGEST_SIDE_PX <= c["crop_pct"]:
+        raise NstError(f"crop_pct: expected the share of the image that is kept, such as 0.875, found {c['crop_pct']!r}")
+    if c.get("crop_mode") not in _CROP_MODES:  # timm would take the center
+        raise NstError(f"crop_mode: expected center, squash or border, found {c['crop_mode']!r}")
+    try:
+        str_to_interp_mode(c["interpolation"])
+    except (KeyError, TypeError):
+        raise NstError(f"interpolation: expected bicubic, bilinear or another of timm's, found {c['interpolation']!r}") from None
+    return data_config
+
+
+def _are_numbers(values: Any, count: int) -> bool:  # noqa: ANN401 - anything that JSON can hold
+    are_numbers = isinstance(values, list | tuple) and all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    return are_numbers and len(values) == count and bool(np.isfinite(values).all())
 
 
 def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:

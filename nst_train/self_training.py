@@ -24,7 +24,7 @@ from nst_data.sources.hub import HubReference
 from nst_data.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
-from nst_train.evaluation_settings import CORRUPTED
+from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.imagenet_classes import columns_of, known_wnids
 from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
@@ -210,7 +210,7 @@ def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progre
 def _check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
     class_names = labeled.class_names or []
     for settings, data in evaluations:
-        if CORRUPTED in settings.suite:
+        if {CORRUPTED, EXTRA_CORRUPTED} & set(settings.suite):
             _check_sizes(recipe)
         reference = settings.relative_to
         if reference and reference != f"{recipe.name}-teacher@gen-0" and isinstance(data, Source):

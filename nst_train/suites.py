@@ -1,6 +1,6 @@
 """What can be measured of a classifier: a suite is opened on data once and measured for each classifier.
 
-`clean`, `corruptions`, `fgsm` and `pgd` take any labeled images, the others the folders that were published.
+`clean`, `corruptions`, `extra-corruptions`, `fgsm` and `pgd` take any labeled images, the others the folders that were published.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_data.corruptions import CORRUPTIONS, SEVERITIES
+from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress
@@ -23,6 +23,7 @@ from nst_train.conditions import Condition, Corrupted, FastGradientSign, Project
 from nst_train.evaluation_settings import (
     CLEAN,
     CORRUPTED,
+    EXTRA_CORRUPTED,
     FGSM,
     IMAGENET_A,
     IMAGENET_C,
@@ -177,9 +178,9 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Corruptions:
-    """The fifteen corruptions at five severities, made of any labeled images of 32 pixels or more.
+    """The fifteen corruptions at five severities, made of any labeled images of 32 pixels or more; as `extra-corruptions` the other four.
 
-    Errors are relative to those of `reference`, where there is one.
+    Errors are relative to those of `reference`, where there is one; the extra ones have none, as they do not count towards mCE.
     """
 
     source: Source
@@ -194,8 +195,9 @@ class Corruptions:
 
     @property
     def identity(self) -> str:
-        """The source's, the seed and the reference's."""
-        return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity])
+        """The source's, the seed and the reference's; of the extra ones with the name."""
+        extra = [self.name] if self.name == EXTRA_CORRUPTED else []
+        return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity, *extra])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
         """As `of_corruptions`; where the reference is never wrong under some corruption, `mce_missing` says so in place of `mce`."""
@@ -213,9 +215,10 @@ class Corruptions:
 
     def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:
         trial = Trial.of(f"corruptions of {candidate.ref}", self.source, candidate.classifier)
-        conditions = [Corrupted(name, severity, self.seed) for name in CORRUPTIONS for severity in SEVERITIES]
+        names = EXTRA_CORRUPTIONS if self.name == EXTRA_CORRUPTED else CORRUPTIONS
+        conditions = [Corrupted(name, severity, self.seed) for name in names for severity in SEVERITIES]
         outcomes = iter(right_by_image(effort.observe(candidate, trial, *conditions)))
-        return {name: [next(outcomes) for _ in SEVERITIES] for name in CORRUPTIONS}
+        return {name: [next(outcomes) for _ in SEVERITIES] for name in names}
 
 
 @dataclass(frozen=True)
@@ -365,6 +368,8 @@ def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, refer
     if isinstance(data, Source):
         if name == CLEAN:
             return Accuracy(CLEAN, data)
+        if name == EXTRA_CORRUPTED:
+            return Corruptions(data, settings.seed, name=name)
         return Corruptions(data, settings.seed, reference) if name == CORRUPTED else Attacks(name, data, settings)
     if not data.is_dir():
         raise NstError(f"{data}: no such folder; expected {name} as published")

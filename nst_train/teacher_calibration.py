@@ -14,6 +14,7 @@ from nst_data.store import Store
 from nst_data.unreadable import check_readable
 from nst_train.calibration import calibrate
 from nst_train.inference import Computation, batches_of, predict
+from nst_train.labeling import has_answer
 from nst_train.settings import LabelSettings
 from nst_train.teachers import Teacher
 
@@ -41,21 +42,28 @@ def _trained_on(store: Store, teacher: Input) -> str | None:
 def fit(
     teacher: Teacher, computation: Computation, source: Source, threads: int | None = None, max_unreadable: float = 1.0
 ) -> dict[str, Any]:
-    """The fitted `Calibration` as JSON values, with the number of `unreadable` images where there are any.
+    """The fitted `Calibration` as JSON values, from the readable images of a labeled source that the teacher has a finite answer to.
 
-    Raises NstError where no image of the labeled source can be read, or more than the share `max_unreadable` cannot.
+    `unreadable` and `no_answer` count the others, where there are any. Raises NstError where no image is left, or more than the share
+    `max_unreadable` of them cannot be read.
     """
     assert source.labels is not None, "opened with its labels"
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
-    log_probs, labels, first = [], [], ""
+    log_probs, labels, read, first = [], [], 0, ""
     for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
-        log_probs.append(prediction.log_probs.float())
-        labels.append(torch.from_numpy(columns[source.labels[rows]]))
+        found, truth = prediction.log_probs.float(), torch.from_numpy(columns[source.labels[rows]])
+        is_answered = has_answer(found)
+        log_probs.append(found[is_answered])
+        labels.append(truth[is_answered])
+        read += len(rows)
         for at, reason in prediction.images.reasons[: not first]:
             first = f"{batch.rows[at].key!r}: {reason}"
-    unreadable = len(source) - sum(map(len, labels))
-    if unreadable == len(source):
+    lost = {"unreadable": len(source) - read, "no_answer": read - sum(map(len, labels))}
+    if not read:
         raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
-    check_readable(source.location, len(source), unreadable, max_unreadable, first)
-    return dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels))) | ({"unreadable": unreadable} if unreadable else {})
+    if lost["no_answer"] == read:
+        raise NstError(f"{source.location}: the teacher has no finite answer to any of its {read} images; use another teacher")
+    check_readable(source.location, len(source), lost["unreadable"], max_unreadable, first)
+    fitted = dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
+    return fitted | {name: images for name, images in lost.items() if images}

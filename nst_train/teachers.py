@@ -5,13 +5,11 @@ Only safetensors are read, and no code that comes with a model is run.
 
 import copy
 import hashlib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -21,16 +19,20 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 
-from nst_data.errors import NstError, first_line
+from nst_data.errors import NstError
 from nst_data.manifest import Input, json_digest
 from nst_data.sources import match_classes
 from nst_data.store import Store
+from nst_train.model_config import check_config, check_is_classifier, is_of_timm, read_config
 from nst_train.models import check_name, count_parameters
 from nst_train.noised_teacher import TeacherNoise
 from nst_train.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
+from nst_train.probe import FAILURES, probe
 from nst_train.settings import Noise
 from nst_train.transformers_networks import Logits
-from nst_train.weights import CONFIG, FOLDER, WEIGHTS, download, published_weights, require_safetensors
+from nst_train.weights import CONFIG, FOLDER, WEIGHTS, differences, download, published_weights, require_safetensors, why_not_loaded
+
+_OF_ENSEMBLES = "Name teachers of the same classes, or write the same label_names (timm) or id2label (transformers) into config.json"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Teacher:
         names = members[0].class_names
         columns: list[Tensor | None] = [None]
         for number, member in enumerate(members[1:], start=2):
-            order = np.argsort(match_classes(member.class_names, names, f"teacher {number} of the ensemble"))
+            order = np.argsort(match_classes(member.class_names, names, f"teacher {number} of the ensemble", advice=_OF_ENSEMBLES))
             columns.append(None if (order == range(len(names))).all() else torch.from_numpy(order))
         return cls(members, tuple(columns))
 
@@ -140,6 +142,7 @@ def load_classifier(name: str, store: Store, exact: bool = False, stochastic_dep
     or OWNER/NAME[@REVISION] of a transformers classifier. With `exact`, images are prepared by Pillow as the teacher's own code does.
 
     Returns it with its entry in the lineage of what it labels. With `stochastic_depth` a timm network has blocks that can be skipped.
+    Raises NstError for a network that is no classifier of RGB images: it has answered one when this returns.
     """
     if is_in_store(name, store):
         version = store.open(name, "teacher")
@@ -154,6 +157,7 @@ def load_classifier(name: str, store: Store, exact: bool = False, stochastic_dep
     else:
         network, revision = _published(name, stochastic_depth)
         classifier = _of_timm(network, exact)
+        _probe(name, classifier)
     weights = _weights_sha256(classifier.network)
     shown = {key: value for key, value in vars(classifier.preprocessing).items() if key in _SHAPING}
     identity = json_digest([weights, sorted((key, str(value)) for key, value in shown.items()), classifier.class_names, architecture])
@@ -176,31 +180,29 @@ def teacher_input(ref: str, store: Store) -> Input:
 
 def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:
     """A folder in timm's or in transformers' format; its config.json says which."""
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
-    of_timm = "pretrained_cfg" in config or "architecture" in config
-    if of_timm:
+    config = read_config(name, folder)
+    if is_of_timm(config):
         require_safetensors(name, folder)
-        _require_known(name, config)
+    check_config(name, folder, config)
     try:
-        if of_timm:
+        if is_of_timm(config):
             options = _skippable(stochastic_depth)
-            return _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True, **options), exact, class_names)
-        return _of_transformers(folder, exact, class_names)
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError, ImportError, AssertionError, SafetensorError) as error:
-        raise NstError(f"{name}: expected a network with trained weights; loading failed ({first_line(error)})") from None
+            classifier = _of_timm(timm.create_model(f"{FOLDER}{folder}", pretrained=True, **options), exact, class_names)
+        else:
+            classifier = _of_transformers(name, folder, exact, class_names)
+    except NstError as error:
+        raise NstError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    except (*FAILURES, OSError, ImportError, SafetensorError) as error:
+        raise NstError(f"{name}: expected a network with trained weights; loading failed ({why_not_loaded(error)})") from None
+    _probe(name, classifier)
+    return classifier
 
 
-def _require_known(name: str, config: dict[str, Any]) -> None:
-    """Raises NstError for a network that only a program of the user's knows."""
-    architecture = config.get("architecture") or config.get("pretrained_cfg", {}).get("architecture")
-    if architecture and not timm.is_model(architecture):
-        raise NstError(
-            f"{name}: {architecture} is no network of timm; if it is one of your own, load it in the program that registers it "
-            "(nst_train.own_networks.register_network)"
-        )
+def _probe(name: str, classifier: Classifier) -> None:
+    try:
+        probe(classifier.network, classifier.preprocessing, classifier.class_names)
+    except NstError as error:
+        raise NstError(f"{name}: {error}") from None
 
 
 def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = None) -> Classifier:
@@ -208,26 +210,42 @@ def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = No
     return Classifier(network.eval(), preprocessing, class_names or _timm_class_names(network))
 
 
-def _of_transformers(folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
+def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     network, info = AutoModelForImageClassification.from_pretrained(
-        folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+        *(folder,),
+        **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
+        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused below, by name
     )
-    if missing := sorted(info["missing_keys"]):  # transformers would give them random values
-        raise ValueError(f"the weights lack {missing[0]}{f' and {len(missing) - 1} more' if missing[1:] else ''}: not a trained classifier")
+    missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
+    if missing or reshaped:  # transformers would give them random values
+        raise ValueError(f"not a trained classifier, {differences(missing, sorted(info['unexpected_keys']), reshaped)}")
+    check_is_classifier(name, network.config)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     names = class_names or _told_apart([str(network.config.id2label[index]) for index in range(int(network.config.num_labels))])
     return Classifier(Logits(network.eval()), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
 
 
+def _checked(names: object, classes: int) -> list[str]:
+    """Names from a config. Raises NstError where they are not one text for each class."""
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one.strip() for one in names):
+        raise NstError(f"label_names: expected a list of {classes} texts that are not empty, found {str(names)[:80]}")
+    if len(names) != classes:
+        raise NstError(f"label_names: expected one for each of its {classes} classes, found {len(names)} ({', '.join(names[:5])})")
+    return list(names)
+
+
 def _told_apart(names: list[str]) -> list[str]:
     """Names that stand for several classes, such as ImageNet's two cranes, with the number of each."""
     classes = Counter(names)
-    return [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
+    told_apart = [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
+    if len(set(told_apart)) < len(names) or not all(name.strip() for name in names):
+        raise NstError(f"expected class names that differ and are not empty, found {', '.join(map(repr, names[:10]))}")
+    return told_apart
 
 
 def _skippable(stochastic_depth: float) -> dict[str, float]:
@@ -246,7 +264,7 @@ def _published(name: str, stochastic_depth: float = 0.0) -> tuple[nn.Module, str
 def _timm_class_names(network: nn.Module) -> list[str]:
     names = network.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
     if names:
-        return _told_apart(list(names))
+        return _told_apart(_checked(names, int(network.num_classes)))  # type: ignore[arg-type]
     subset = infer_imagenet_subset(network)
     if subset:
         return list(ImageNetInfo(subset).label_names())

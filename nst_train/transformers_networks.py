@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
+from nst_train.model_config import PROCESSOR
 from nst_train.settings import TrainSettings
-from nst_train.weights import CONFIG
+from nst_train.weights import CONFIG, differences
 
-PROCESSOR = "preprocessor_config.json"
 _DEFAULT_SIZE_PX = 224
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store
 _HALF = (0.5, 0.5, 0.5)
@@ -51,6 +51,8 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if config.problem_type is not None:
+        config.problem_type = "single_label_classification"  # as it is trained, whatever it was before
     config.num_labels = classes
     if settings.image_size and hasattr(config, "image_size"):
         config.image_size = settings.image_size
@@ -63,11 +65,11 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
         **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
         **{"ignore_mismatched_sizes": True, "output_loading_info": True},
     )
-    renewed = {str(one[0] if isinstance(one, tuple) else one) for key in ("missing_keys", "mismatched_keys") for one in info[key]}
-    if wrong := sorted(name for name in renewed if "classifier" not in name):
-        raise NstError(
-            f"{settings.model}: its weights do not fit at these settings, {wrong[0]} first; leave out --image-size or --pretrained"
-        )
+    missing = sorted(name for name in info["missing_keys"] if "classifier" not in name)
+    reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if "classifier" not in name}
+    if missing or reshaped:
+        wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
+        raise NstError(f"{settings.model}: its weights do not fit at these settings, {wrong}; leave out --image-size or --pretrained")
     return Logits(network, _processor(folder))
 
 

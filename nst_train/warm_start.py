@@ -1,16 +1,18 @@
 """Starting from a trained network: a student from its teacher (study 8), a finetuning from the training before it."""
 
-import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from nst_data.errors import NstError
 from nst_data.manifest import Input
 from nst_data.progress import Progress
+from nst_data.sources import match_classes
 from nst_data.store import Store
 from nst_train.network_noise import classifiers_of
 from nst_train.settings import TrainSettings
 from nst_train.teachers import is_in_store, load_classifier, teacher_input
+from nst_train.weights import differences
 
 
 def start_input(name: str, store: Store) -> Input:
@@ -27,21 +29,29 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     assert settings.start is not None, "asked for by settings that name a start"
     trained, _ = load_classifier(settings.start, store)
     weights, own = trained.network.state_dict(), network.state_dict()
-    same_classes = set(trained.class_names) == set(class_names)
-    order = torch.from_numpy(np.array([trained.class_names.index(name) for name in class_names])) if same_classes else None
+    order = _order_of(class_names, trained.class_names)
     layers = [one for top in classifiers_of(network, len(class_names)) for one in top.modules()]
     by_class = [one for one in layers if getattr(one, "out_features", getattr(one, "out_channels", None)) == len(class_names)]
     last = {id(weight) for layer in by_class for weight in layer.parameters(recurse=False)}
     for name, value in network.state_dict(keep_vars=True).items():
         if id(value) in last and name in weights:
             weights[name] = own[name] if order is None else weights[name][order]
-    for name in dict.fromkeys([*own, *weights]):
-        shapes = [tuple(one[name].shape) if name in one else "none" for one in (own, weights)]
-        if shapes[0] != shapes[1]:
-            raise NstError(
-                f"start {settings.start}: expected the weights of {settings.model}, which has {name} of shape {shapes[0]}, "
-                f"found {shapes[1]}; name a network of the same kind by --start-from, or another by --model"
-            )
+    missing, unexpected = ([name for name in one if name not in other] for one, other in ((own, weights), (weights, own)))
+    shapes = {name: (tuple(weights[name].shape), tuple(own[name].shape)) for name in own if name in weights}
+    reshaped = {name: (found, expected) for name, (found, expected) in shapes.items() if found != expected}
+    if missing or unexpected or reshaped:
+        raise NstError(
+            f"start {settings.start}: expected the weights of {settings.model}, found others: "
+            f"{differences(missing, unexpected, reshaped)}; name a network of the same kind by --start-from, or another by --model"
+        )
     network.load_state_dict(weights)
-    if not same_classes:
+    if order is None:
         progress.say(f"{settings.start} knows other classes: the last layer starts anew")
+
+
+def _order_of(class_names: list[str], trained: list[str]) -> Int[Tensor, " classes"] | None:
+    """For each class its place in the trained network; None where that knows other classes."""
+    try:
+        return torch.from_numpy(match_classes(class_names, trained, "start"))
+    except NstError:
+        return None

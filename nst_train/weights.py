@@ -1,11 +1,14 @@
 """The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import SafetensorError, safe_open
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_data.hub import plain_errors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -38,3 +41,55 @@ def require_safetensors(name: str, folder: Path) -> None:
     """Raises NstError for a folder in timm's format without safetensors: timm would go on to a pickle."""
     if not (folder / WEIGHTS).is_file():
         raise NstError(f"{name}: {WEIGHTS} is missing; pickles are not read")
+
+
+def largest_dimension(name: str, folder: Path) -> int:
+    """The most rows or columns that a tensor of a folder's safetensors has; only their headers are read. Raises NstError for others."""
+    largest = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                largest = max(largest, *(max(file.get_slice(key).get_shape(), default=0) for key in file.keys()), 0)  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise NstError(f"{name}: expected a network with trained weights; loading failed ({path.name}: {first_line(error)})") from None
+    return largest
+
+
+_SHOWN = 3
+_MISMATCH = re.compile(r"size mismatch for (\S+): .*? shape (.+?) from checkpoint, the shape in current model is (.+?)\.$", re.M)
+
+
+def why_not_loaded(error: BaseException) -> str:
+    """What a library's error says, in one line; of torch's `load_state_dict` all of it: what is missing, left over, of another shape."""
+    text = str(error)
+    if "loading state_dict for" not in text:
+        return first_line(error)
+    missing, unexpected = (_quoted(text, f"{kind} key(s) in state_dict: ") for kind in ("Missing", "Unexpected"))
+    return differences(missing, unexpected, {name: (found, expected) for name, found, expected in _MISMATCH.findall(text)})
+
+
+def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Mapping[str, tuple[object, object]]) -> str:
+    """How weights differ from those that a network has: tensors by name, of `reshaped` the shapes found and expected."""
+    parts = [f"missing {_some(missing)}"] if missing else []
+    if unexpected:
+        parts.append(f"not expected {_some(unexpected)}")
+    if reshaped:
+        shapes = [f"{name} {_shape(found)} instead of {_shape(expected)}" for name, (found, expected) in reshaped.items()]
+        parts.append(f"of another shape {_some(shapes)}")
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many tensors, and the first of them."""
+    more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"{len(names):,} tensor{'s' * (len(names) != 1)} ({', '.join(names[:_SHOWN])}{more})"
+
+
+def _quoted(text: str, before: str) -> list[str]:
+    line = next((line for line in text.splitlines() if before in line), "")
+    return re.findall(r'"([^"]*)"', line.partition(before)[2])
+
+
+def _shape(shape: object) -> str:
+    numbers = re.findall(r"\d+", str(shape))
+    return "x".join(numbers) or "a number"

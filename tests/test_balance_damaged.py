@@ -91,8 +91,6 @@ def test_a_column_of_a_wrong_type_or_with_gaps_is_named(store, generation, colum
 @pytest.mark.parametrize(
     ("column", "value", "row", "words"),
     [
-        ("confidence", float("nan"), "label 0, confidence nan", []),
-        ("confidence", float("nan"), "label 0, confidence nan", ["--method", "official"]),
         ("confidence", 1.5, "label 0, confidence 1.5", ["--confidence-range", 0, 1]),
         ("confidence", -0.25, "label 0, confidence -0.25", ["--per-class", "none"]),
         ("label", 3, "label 3, confidence 0.625", ["--class-min-confidence", "ant.yaml"]),

@@ -155,7 +155,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--suite", "blur"], "--suite: expected some of clean, corruptions, fgsm, pgd, imagenet-a"),
+        (["--suite", "blur"], "--suite: expected some of clean, corruptions, extra-corruptions, fgsm, pgd, imagenet-a"),
         (["--epsilon", "1/255"], "--epsilon speaks of the suite fgsm or pgd, which is not asked for; add it by --suite or leave it out"),
         (["--suite", "fgsm", "--steps", "3"], "--steps speaks of the suite pgd"),
         (["--suite", "fgsm", "--epsilon", "1/0"], "--epsilon: expected numbers such as 2/255 or 0.01, with commas between them, got 1/0"),

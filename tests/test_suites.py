@@ -11,7 +11,7 @@ import torch
 from conftest import picture
 from transformers import ViTImageProcessor
 
-from nst_data.corruptions import CORRUPTIONS, corrupt
+from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_train.attacks import PixelClassifier, fgsm, pgd
@@ -72,6 +72,22 @@ def by_hand(candidate, source):
 @torch.no_grad()
 def right(candidate, images, labels):
     return (PixelClassifier.of(candidate.classifier.network, candidate.classifier.preprocessing)(images).argmax(dim=1) == labels).numpy()
+
+
+def test_the_four_extra_corruptions_are_a_suite_of_their_own_without_mce(source):
+    candidate = candidate_of(0)
+    extra = suite("extra-corruptions", source, candidate, seed=5)
+    found = extra.measure(candidate, Effort()).result
+    images, labels = by_hand(candidate, source)
+    assert tuple(found["error"]) == EXTRA_CORRUPTIONS
+    assert not {"mce", "ce", "relative_to"} & set(found)
+    name = EXTRA_CORRUPTIONS[0]
+    shown = [corrupt(image.permute(1, 2, 0).numpy(), name, 5, seed_of(5, row)) for row, image in enumerate(images)]
+    assert found["error"][name][4] == pytest.approx(
+        1 - right(candidate, torch.tensor(np.stack(shown)).permute(0, 3, 1, 2) / 255, labels).mean()
+    )
+    assert found["mean_error"] == pytest.approx(np.mean(list(found["error"].values())))
+    assert extra.identity != suite("corruptions", source, seed=5).identity
 
 
 def test_errors_under_corruptions_are_those_of_each_image_corrupted_by_itself(source):

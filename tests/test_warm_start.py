@@ -79,7 +79,10 @@ def test_other_classes_start_the_last_layer_anew_and_that_is_said(tiny_store, tm
 def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothing(tiny_store):
     store, labeled, _ = tiny_store
     with pytest.raises(
-        NstError, match=r"start tiny-teacher@gen-0: expected the weights of test_efficientnet, which has conv_stem.weight of shape"
+        NstError,
+        match=r"start tiny-teacher@gen-0: expected the weights of test_efficientnet, found others: missing \d+ tensors "
+        r"\(conv_stem.weight, .+ and \d+ more\); not expected \d+ tensors \(conv1.0.weight, .+\); of another "
+        r"shape 4 tensors \(bn1.weight 32 instead of 24, ",
     ):
         started(store, labeled, model="test_efficientnet")
     assert all(one.manifest.request.settings["model"] != "test_efficientnet" for one in store.versions("warm"))

@@ -10,12 +10,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
+from nst_data.imagenet_names import places_of
 from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.source import Source
 
 MOST_UNNAMED = 100_000  # how many classes integers without names may stand for, where there are not twice as many rows
 _MOST_BYTES_OF_NAMES = 2**26
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_ADVICE = "Rename them, or give the names of integer labels with --class-names FILE"
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,29 @@ def check_trainable(source: Source) -> None:
         raise NstError(f"{source.location}: expected labels of two classes or more, found only {', '.join(map(repr, names))}")
 
 
-def match_classes(found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False) -> NDArray[np.int64]:
+def match_classes(
+    found: Sequence[str], expected: Sequence[str], what: str, subset: bool = False, advice: str = _ADVICE
+) -> NDArray[np.int64]:
     """For each found class its index among the expected ones, by name, or by number where all are numbers; shape (found,).
 
-    Another set of names is an error that shows both; `subset` allows classes that are missing.
+    ImageNet's WordNet ids and its words are the same names (`nst_data.imagenet_names`). Another set of names is an error that shows
+    both and ends in `advice`; `subset` allows classes that are missing.
     """
     found, expected = _same_digits(found, expected)
     where = {name: index for index, name in enumerate(expected)}
-    unknown = [name for name in found if name not in where]
-    lacking = [name for name in expected if name not in set(found)]
+    places = [where.get(name) for name in found]
+    if None in places or (len(set(places)) < len(where) and not subset):
+        places = places_of(found, expected) or places
+    unknown = [name for name, place in zip(found, places, strict=True) if place is None]
+    taken = set(places)
+    lacking = [name for index, name in enumerate(expected) if index not in taken]
     if unknown or (lacking and not subset):
         raise NstError(
             f"{what}: expected the classes {_abridged(expected)}, found {_abridged(found)}"
             + (f"; not expected: {_abridged(unknown)}" if unknown else f"; missing: {_abridged(lacking)}")
-            + ". Rename them, or give the names of integer labels with --class-names FILE"
+            + f". {advice}"
         )
-    return np.array([where[name] for name in found], dtype=np.int64)
+    return np.array(places, dtype=np.int64)
 
 
 def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

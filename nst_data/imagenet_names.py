@@ -1,0 +1,119 @@
+"""ImageNet's 1,000 classes have WordNet ids and words; which of them a list of class names means, and matching one with the other.
+
+The lists are timm's, read as files: importing timm would import torch.
+"""
+
+import importlib.util
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+CLASSES = 1000
+_SAME_NAMES = 950  # of 1,000 at the same place: versions of the list differ in a word here and there, other lists in nearly all
+_WNID = re.compile(r"n\d{8}")
+_NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.teachers` adds its number to a name that stands for several classes
+
+
+def imagenet_wnids() -> list[str]:
+    """The WordNet ids of ImageNet's 1,000 classes, in the order of its labels."""
+    return list(timms_list("imagenet_synsets.txt"))
+
+
+@cache
+def timms_list(file: str) -> tuple[str, ...]:
+    """The lines of one of timm's lists about ImageNet."""
+    timm = importlib.util.find_spec("timm")
+    assert timm is not None, "timm is installed with nst"
+    assert timm.origin is not None, "timm is a package with files"
+    return tuple((Path(timm.origin).parent / "data" / "_info" / file).read_text("utf-8").splitlines())
+
+
+def wnids_of(names: Sequence[str]) -> list[str] | None:
+    """The WordNet id of each name, all different; None where the names are not all ImageNet's, or might mean several of its classes.
+
+    They are WordNet ids; or ImageNet's 1,000 names in the order of its labels, a word here and there spelt otherwise; or full names
+    such as "tench, Tinca tinca"; or single words of them that no other class begins with, such as "tench".
+    """
+    known = set(imagenet_wnids())
+    if names and all(name in known for name in names):
+        found: list[str | None] = list(names)
+    elif _are_in_order(names):
+        found = list(imagenet_wnids())
+    else:
+        found = [_one_of(_words().full, name) for name in names]
+        if None in found:
+            found = [_numbered(name) or _by_word(name) for name in names]
+    wnids = [wnid for wnid in found if wnid is not None]
+    return wnids if len(set(wnids)) == len(names) else None
+
+
+def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None] | None:
+    """For each found class its place among the expected ones, None where it has none, if both are ImageNet's classes.
+
+    None where they are not, or where nothing shows it: names that are WordNet ids on one side, or all 1,000.
+    """
+    if not any(len(names) == CLASSES or (names and all(map(_WNID.fullmatch, names))) for names in (found, expected)):
+        return None
+    of_found, of_expected = wnids_of(found), wnids_of(expected)
+    if of_found is None or of_expected is None:
+        return None
+    where = {wnid: place for place, wnid in enumerate(of_expected)}
+    return [where.get(wnid) for wnid in of_found]
+
+
+class _Words:
+    """The classes by their names, which are in lower case: by the whole name, by its first word, by any of its words."""
+
+    def __init__(self) -> None:
+        lemmas = dict(line.split("\t", 1) for line in timms_list("imagenet_synset_to_lemma.txt"))
+        self.names = [_plain(lemmas[wnid]) for wnid in imagenet_wnids()]
+        self.full, self.first, self.any = (defaultdict[str, set[str]](set) for _ in range(3))
+        for wnid, name in zip(imagenet_wnids(), self.names, strict=True):
+            words = name.split(", ")
+            self.full[name].add(wnid)
+            self.first[words[0]].add(wnid)
+            for word in words:
+                self.any[word].add(wnid)
+
+
+@cache
+def _words() -> _Words:
+    return _Words()
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _one_of(classes: dict[str, set[str]], name: str) -> str | None:
+    found = classes.get(_plain(name), set())
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _by_word(name: str) -> str | None:
+    words = _words()
+    if _plain(name) in words.first:
+        return _one_of(words.first, name)
+    return _one_of(words.full, name) or _one_of(words.any, name)
+
+
+def _numbered(name: str) -> str | None:
+    """The class of a name such as "crane (517)", where that is its number."""
+    match = _NUMBERED.fullmatch(name)
+    if match is None or int(match[2]) >= CLASSES:
+        return None
+    wnid = imagenet_wnids()[int(match[2])]
+    return wnid if wnid in _words().any.get(_first(match[1]), set()) else None
+
+
+def _are_in_order(names: Sequence[str]) -> bool:
+    if len(names) != CLASSES:
+        return False
+    return sum(_first(name) == _first(known) for name, known in zip(names, _words().names, strict=True)) >= _SAME_NAMES
+
+
+def _first(name: str) -> str:
+    match = _NUMBERED.fullmatch(name)
+    return _plain(match[1] if match else name).split(",")[0].strip()

@@ -1,0 +1,112 @@
+"""A model's config.json, which a stranger wrote: read, and checked before anything is made of its numbers and names."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from nst_data.errors import NstError, first_line
+from nst_train.weights import CONFIG, largest_dimension
+
+PROCESSOR = "preprocessor_config.json"
+LARGEST_SIDE_PX = 8192  # of what a network takes; EfficientNet-L2 takes 800
+_NOT_OF_CLASSES = ("regression", "multi_label_classification")
+
+
+def read_config(name: str, folder: Path) -> dict[str, Any]:
+    """The config.json of a model's folder. Raises NstError where it is none."""
+    try:
+        config = json.loads((folder / CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
+    if not isinstance(config, dict):
+        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found a JSON {type(config).__name__}")
+    return config
+
+
+def is_of_timm(config: dict[str, Any]) -> bool:
+    """Whether a config is timm's rather than transformers'."""
+    return "pretrained_cfg" in config or "architecture" in config
+
+
+def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
+    """Raises NstError, in one line that begins with `name`, for numbers that the weights cannot have, for an architecture that timm does
+    not know, and for names of code. Nothing is made yet: a number may ask for more memory than there is.
+    """
+    classes = _of_timm(name, config) if is_of_timm(config) else _of_transformers(name, folder, config)
+    largest = largest_dimension(name, folder)
+    for place, number in classes.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise NstError(f"{name}: {CONFIG}: {place}: expected a number of classes, found {_shown(number)}")
+        if number > largest:
+            raise NstError(
+                f"{name}: {CONFIG}: {place} is {number:,}, but no tensor of its weights has more than {largest:,} rows or columns"
+            )
+    if len(set(classes.values())) > 1:  # the libraries would give the last layer random values
+        found = ", ".join(f"{place} {number:,}" for place, number in classes.items())
+        raise NstError(f"{name}: {CONFIG}: expected one number of classes, found {found}")
+
+
+def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of classes by their place."""
+    stored, arguments = config.get("pretrained_cfg", config), config.get("model_args") or {}
+    for place, value in (("pretrained_cfg", stored), ("model_args", arguments)):
+        if not isinstance(value, dict):
+            raise NstError(f"{name}: {CONFIG}: {place}: expected names and values, found {_shown(value)}")
+    size = stored.get("input_size", [3, 1, 1])
+    if not isinstance(size, list) or len(size) != 3 or not all(isinstance(one, int) for one in size):
+        raise NstError(f"{name}: {CONFIG}: input_size: expected channels, height and width, found {_shown(size)}")
+    architecture = config.get("architecture") or stored.get("architecture")
+    if not isinstance(architecture, str):
+        raise NstError(f"{name}: {CONFIG}: architecture: expected the name of a network of timm, found {_shown(architecture)}")
+    if not timm.is_model(architecture):
+        raise NstError(
+            f"{name}: {architecture[:80]} is no network of timm; if it is one of your own, load it in the program that registers it "
+            "(nst_train.own_networks.register_network)"
+        )
+    places = {"num_classes": config, "pretrained_cfg.num_classes": {} if "num_classes" in config else stored}
+    places["model_args.num_classes"] = arguments
+    return {place: holder["num_classes"] for place, holder in places.items() if "num_classes" in holder}
+
+
+def _of_transformers(name: str, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    attention = config.get("attn_implementation") or config.get("_attn_implementation")
+    if isinstance(attention, str) and "/" in attention:
+        raise NstError(f"{name}: {CONFIG}: attn_implementation {attention} names code of the Hub, which is not run; remove it there")
+    channels = config.get("num_channels", 3)
+    if channels != 3:
+        raise NstError(f"{name}: expected a network that takes RGB images (3 channels), found one of num_channels {_shown(channels)}")
+    _check_processor(name, folder)
+    classes = {"num_labels": config["num_labels"]} if "num_labels" in config else {}
+    names = config.get("id2label")
+    if names is None:
+        return classes
+    if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        expected = f"a name for each of the classes 0 to {len(names) - 1}" if isinstance(names, dict) else "a name for each class"
+        raise NstError(f"{name}: {CONFIG}: id2label: expected {expected}, found {_shown(names)}")
+    return {**classes, "id2label": len(names)}
+
+
+def _check_processor(name: str, folder: Path) -> None:
+    """Raises NstError for a size that an image could not be brought to."""
+    try:
+        stored = json.loads((folder / PROCESSOR).read_text("utf-8"))
+    except (OSError, ValueError):  # for transformers to describe
+        return
+    sizes = [stored.get(key) for key in ("size", "crop_size", "pad_size")] if isinstance(stored, dict) else []
+    for size in sizes:
+        for side in size.values() if isinstance(size, dict) else [size]:
+            if isinstance(side, int | float) and not 0 < side <= LARGEST_SIDE_PX:
+                raise NstError(f"{name}: {PROCESSOR}: expected a side of 1 to {LARGEST_SIDE_PX} pixels, found {side}")
+
+
+def check_is_classifier(name: str, config: Any) -> None:  # noqa: ANN401 - transformers' are not typed
+    """Raises NstError for a network whose outputs are no classes that exclude each other: its softmax would mean nothing."""
+    if config.problem_type in _NOT_OF_CLASSES:
+        raise NstError(f"{name}: expected a classifier of one class an image, found problem_type {config.problem_type}")
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - anything that JSON can hold
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,48 @@
+"""What a classifier takes and gives, settled by one forward pass when it is loaded."""
+
+import torch
+from torch import Tensor, nn
+
+from nst_data.errors import NstError
+from nst_train.preprocessing import Preprocessing
+from nst_train.weights import why_not_loaded
+
+FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ZeroDivisionError)
+"""What networks and image processors raise for images that they do not take."""
+
+
+@torch.no_grad()
+def probe(network: nn.Module, preprocessing: Preprocessing, class_names: list[str]) -> None:
+    """Show a network one gray image, as it will see others.
+
+    Raises NstError where it does not take it, or gives no number for each class.
+    """
+    if len(class_names) < 2:
+        raise NstError(f"expected a classifier of two classes or more, found {len(class_names)} ({', '.join(class_names)})")
+    if damaged := _damaged(network):
+        raise NstError(f"expected a trained network, found weights that are NaN or infinite: {damaged}; train it again")
+    shape = "an image"
+    try:
+        pixels = preprocessing.finish(preprocessing.prepare(torch.full((3, 48, 64), 128, dtype=torch.uint8))[None])
+        shape = f"an RGB image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels, as its own settings prepare it"
+        answer = network(pixels)
+    except FAILURES as error:
+        raise NstError(f"it does not take {shape}: {why_not_loaded(error)}") from None
+    check_logits(answer, len(class_names))
+
+
+def _damaged(network: nn.Module) -> str | None:
+    """The first weight or statistic that no network could compute with; an infinite buffer may be a mask."""
+    weights = {name for name, _ in network.named_parameters()}
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and (tensor.isnan().any() or (name in weights and tensor.isinf().any())):
+            return name
+    return None
+
+
+def check_logits(answer: object, classes: int) -> None:
+    """Raises NstError where a network's answer to one image is not one logit for each class."""
+    if not isinstance(answer, Tensor):
+        raise NstError(f"expected logits of shape (1, {classes}) for one image, found a {type(answer).__name__}")
+    if tuple(answer.shape) != (1, classes):
+        raise NstError(f"expected logits of shape (1, {classes}) for one image, found {tuple(answer.shape)}")

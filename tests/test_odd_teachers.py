@@ -1,0 +1,203 @@
+"""Models whose config, processor or outputs do not fit: one line before any image is read, and nothing left in the store."""
+
+import json
+
+import pytest
+import timm
+import torch
+from labels import write_teacher
+from safetensors.torch import load_file, save_file
+from test_teachers import write_transformer
+from torch import nn
+
+from nst_data.errors import NstError
+from nst_data.store import Store
+from nst_train.models import check_size, create_network, data_config_of
+from nst_train.own_networks import register_network
+from nst_train.settings import TrainSettings
+from nst_train.teachers import load_classifier
+from nst_train.weights import differences, why_not_loaded
+
+NAMES = ["ant", "bee", "cat"]
+SETTINGS = {"noise": {"stochastic_depth": 0}, "pretrained": True}
+
+
+class Pair(nn.Module):
+    """Answers with two tensors."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.layer = nn.Linear(3, classes)
+
+    def forward(self, images):
+        return self.layer(images.mean(dim=(2, 3))), images
+
+
+register_network("own_pair", Pair, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def timms(tmp_path_factory):
+    """The files of a teacher in timm's format."""
+    folder = tmp_path_factory.mktemp("timm") / "net"
+    write_teacher(folder, NAMES)
+    return (folder / "config.json").read_text(), load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory):
+    """The files of a teacher in transformers' format."""
+    folder = tmp_path_factory.mktemp("transformers") / "net"
+    write_transformer(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def of_timm(tmp_path, timms, weights=None, inside=None, **changes):
+    """A copy with other values in config.json, or `inside` its pretrained_cfg."""
+    config = json.loads(timms[0])
+    config["pretrained_cfg"].update(inside or {})
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    save_file(weights or timms[1], tmp_path / "model.safetensors", {"format": "pt"})
+    return f"local-dir:{tmp_path}"
+
+
+def of_transformers(tmp_path, transformers, processor=None, **changes):
+    for name, content in transformers.items():
+        (tmp_path / name).write_bytes(content)
+    for name, values in (("config.json", changes), ("preprocessor_config.json", processor or {})):
+        (tmp_path / name).write_text(json.dumps(json.loads(transformers[name]) | values))
+    return f"local-dir:{tmp_path}"
+
+
+def refused(name, tmp_path):
+    """The line that loading ends in."""
+    with pytest.raises(NstError, match=r"^local-dir:") as caught:
+        load_classifier(name, Store(tmp_path / "store"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
+    return str(caught.value).removeprefix(f"{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"label_names": ["ant", "bee"]}, "label_names: expected one for each of its 3 classes, found 2 (ant, bee)"),
+        ({"label_names": [0, 1, 2]}, "label_names: expected a list of 3 texts that are not empty, found [0, 1, 2]"),
+        ({"label_names": ["ant", "", "cat"]}, "label_names: expected a list of 3 texts that are not empty"),
+        ({"label_names": "abc"}, "label_names: expected a list of 3 texts that are not empty, found abc"),
+        ({"label_names": ["ant", "ant", "ant (0)"]}, "expected class names that differ and are not empty"),
+        ({"model_args": {"global_pool": ""}}, "it does not take an RGB image of 16x16 pixels, as its own settings prepare it: "),
+        ({"model_args": {"num_classes": 5}}, "config.json: expected one number of classes, found num_classes 3, model_args.num_classes 5"),
+        ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but no tensor of its weights has more"),
+        ({"num_classes": "3"}, 'config.json: num_classes: expected a number of classes, found "3"'),
+        ({"num_classes": 32}, "of another shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
+        ({"model_args": ["in_chans"]}, 'config.json: model_args: expected names and values, found ["in_chans"]'),
+        ({"pretrained_cfg": 7}, "config.json: pretrained_cfg: expected names and values, found 7"),
+        ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
+        ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
+        ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
+        ({"inside": {"crop_pct": "0.9"}}, "crop_pct: expected the share of the image that is kept, such as 0.875, found '0.9'"),
+        ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the share"),
+        ({"inside": {"mean": [0.5]}}, "mean, std: expected three numbers each, none of std 0, found [0.5]"),
+        ({"inside": {"std": [1, 0, 1]}}, "mean, std: expected three numbers each"),
+        ({"inside": {"interpolation": "magic"}}, "interpolation: expected bicubic, bilinear or another of timm's, found 'magic'"),
+        ({"inside": {"input_size": [3, 16]}}, "input_size: expected channels, height and width"),
+        ({"inside": {"input_size": [3, 90_000, 90_000]}}, "input_size: expected channels, height and width, up to 8192 pixels"),
+        ({"inside": {"crop_mode": "around"}}, "crop_mode: expected center, squash or border, found 'around'"),
+    ],
+)
+def test_a_config_of_timm_that_does_not_fit_is_one_line(tmp_path, timms, changes, says):
+    assert says in refused(of_timm(tmp_path, timms, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_images_than_rgb_is_refused_as_teacher_and_as_student(tmp_path, timms, channels):
+    weights = timm.create_model("test_resnet", num_classes=3, in_chans=channels).state_dict()
+    name = of_timm(tmp_path, timms, weights, {"input_size": [channels, 16, 16]}, model_args={"in_chans": channels})
+    assert f"takes RGB images (3 channels), found one of {channels} channel" in refused(name, tmp_path)
+    settings = TrainSettings(model=name, image_size=32, **SETTINGS)
+    with pytest.raises(NstError, match=rf"takes RGB images \(3 channels\), found one of {channels} channel"):
+        data_config_of(create_network(settings, 3), settings)
+
+
+def test_one_class_alone_is_no_classifier(tmp_path):
+    assert "expected a classifier of two classes or more, found 1 (ant)" in refused(write_teacher(tmp_path / "one", ["ant"]), tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path, timms):
+    weights = {key: value * float("nan") if key == "fc.weight" else value for key, value in timms[1].items()}
+    assert "found weights that are NaN or infinite: fc.weight" in refused(of_timm(tmp_path, timms, weights), tmp_path)
+
+
+def test_weights_of_another_network_are_named_whole(tmp_path, timms):
+    weights = {key: value for key, value in timms[1].items() if not key.startswith("conv1.")}
+    weights |= {"more.weight": torch.zeros(2), "fc.bias": torch.zeros(7)}
+    line = refused(of_timm(tmp_path, timms, weights), tmp_path)
+    assert "loading failed (missing " in line
+    assert "tensors (conv1.0.weight, " in line
+    assert "; not expected 1 tensor (more.weight); of another shape 1 tensor (fc.bias 7 instead of 3)" in line
+
+
+def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path, timms):
+    name = of_timm(tmp_path, timms, Pair(3).state_dict(), architecture="own_pair", model_args={})
+    assert "expected logits of shape (1, 3) for one image, found a tuple" in refused(name, tmp_path)
+    settings = TrainSettings(model="own_pair", image_size=16, noise={"stochastic_depth": 0})
+    with pytest.raises(NstError, match=r"own_pair: expected logits of shape \(1, 3\) for one image, found a tuple"):
+        check_size(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_channels": 1}, "takes RGB images (3 channels), found one of num_channels 1"),
+        ({"processor": {"size": {"height": 32, "width": 32}}}, "it does not take an RGB image of 32x32 pixels"),
+        ({"processor": {"size": {"height": 10**6, "width": 10**6}}}, "expected a side of 1 to 8192 pixels, found 1000000"),
+        ({"id2label": {"0": "ant", "2": "cat", "3": "dog"}}, "id2label: expected a name for each of the classes 0 to 2, found"),
+        ({"id2label": ["ant", "bee", "cat"]}, "id2label: expected a name for each class, found"),
+        ({"id2label": {"0": "ant", "1": "bee", "2": " "}}, "expected class names that differ and are not empty"),
+        ({"id2label": {"0": "ant", "1": "bee"}}, "not a trained classifier, of another shape 2 tensors (classifier.bias 3 instead of 2"),
+        (
+            {"id2label": None, "num_labels": 3_000_000_000},
+            "config.json: num_labels is 3,000,000,000, but no tensor",
+        ),
+        ({"num_labels": 5}, "config.json: expected one number of classes, found num_labels 5, id2label 3"),
+        ({"problem_type": "regression"}, "expected a classifier of one class an image, found problem_type regression"),
+        ({"problem_type": "multi_label_classification"}, "found problem_type multi_label_classification"),
+        ({"attn_implementation": "owner/kernel"}, "attn_implementation owner/kernel names code of the Hub, which is not run"),
+    ],
+)
+def test_a_config_of_transformers_that_does_not_fit_is_one_line(tmp_path, transformers, changes, says):
+    assert says in refused(of_transformers(tmp_path, transformers, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["vit", "stranger"])
+def test_code_beside_a_model_is_never_run(tmp_path, transformers, model_type):
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    code = {"AutoConfig": "code.Config", "AutoModelForImageClassification": "code.Net", "AutoImageProcessor": "code.Processor"}
+    name = of_transformers(tmp_path, transformers, processor={"auto_map": code}, auto_map=code, model_type=model_type)
+    if model_type == "vit":
+        assert load_classifier(name, Store(tmp_path / "store"))[0].class_names == NAMES
+    else:
+        assert "loading failed (" in refused(name, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_config_that_is_no_object_is_one_line(tmp_path, timms):
+    name = of_timm(tmp_path, timms)
+    (tmp_path / "config.json").write_text("[1]")
+    assert refused(name, tmp_path) == "expected config.json of timm or transformers, found a JSON list"
+
+
+def test_images_are_resized_by_pillow_where_torchvision_cannot(tmp_path, timms):
+    classifier, _ = load_classifier(of_timm(tmp_path, timms, inside={"interpolation": "lanczos"}), Store(tmp_path / "store"))
+    assert classifier.preprocessing.prepare(torch.zeros(3, 40, 50, dtype=torch.uint8)).shape == (3, 16, 16)
+
+
+def test_what_torch_says_of_weights_is_one_line_with_counts_and_the_first_names():
+    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    with pytest.raises(RuntimeError, match="size mismatch") as caught:
+        network.load_state_dict({"0.weight": torch.zeros(3, 2), "x": torch.zeros(1)})
+    expected = "missing 7 tensors (0.bias, 1.weight, 1.bias, and 4 more); not expected 1 tensor (x)"
+    assert why_not_loaded(caught.value) == f"{expected}; of another shape 1 tensor (0.weight 3x2 instead of 2x2)"
+    assert why_not_loaded(ValueError("first\nsecond")) == "first"
+    assert differences([], ["a"], {}) == "not expected 1 tensor (a)"
