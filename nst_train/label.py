@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from nst_data import cards
+from nst_data.anonymous import is_anonymous
 from nst_data.errors import NstError, UsageError
 from nst_data.manifest import Input, Request, SealedFile
 from nst_data.progress import Progress
@@ -19,6 +20,7 @@ from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
+from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.staging import NotReadyError
 from nst_data.store import Staging, Store, Version
@@ -191,6 +193,7 @@ class _Work:
                     f"put it back and run this again, or `nst remove {staging.ref}` and label anew"
                 )
         staged = self.store.begin(request, corpus, generation, edition)
+        self._check_unchanged(staged)
         if isinstance(staged, Version):
             self._say_found(staged)
         elif not (staged.work / "pool.arrow").exists():
@@ -202,6 +205,17 @@ class _Work:
         rows = min(len(self.pool), self.settings.limit or len(self.pool))
         missing, first = self.pool.empty_files(rows)
         check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or not there")
+
+    def _check_unchanged(self, staged: Version | Staging) -> None:
+        """Raises NstError where images that were labeled hold other bytes by now, at the same names and sizes."""
+        is_sealed = isinstance(staged, Version)
+        folder = staged.folder if is_sealed else staged.build
+        reading, made = Reading(folder, "pool"), staged.manifest.created if is_sealed else None
+        if self.run.share[0] == 0 and not (is_sealed and is_anonymous(staged.manifest)):
+            remedy = f"`nst remove {staged.ref}` and label anew" + (", or ask for another --generation N" if is_sealed else "")
+            reading.check(self.pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, self.progress, made)
+        if not is_sealed:
+            reading.begin(self.pool)
 
     def _say_found(self, version: Version) -> None:
         """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""

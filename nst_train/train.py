@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nst_data import cards
 from nst_data.curves import write_curves
 from nst_data.described import Described
@@ -18,6 +20,7 @@ from nst_data.manifest import Input, Request
 from nst_data.places import METRICS
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
+from nst_data.sources.changes import HASH, Reading
 from nst_data.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition
 from nst_data.unreadable import check_readable
@@ -70,6 +73,7 @@ def train(
     state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(store, settings, labeled, edition, validation), name, generation, first=0)
+        _check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
     since = time.monotonic()
@@ -142,7 +146,7 @@ class _Training:
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
-        faults = _unreadable(staging, "unreadable", source, "labeled images", run, progress)
+        faults = _unreadable(staging, "labeled", source, run, progress)
         labeled, lines = without(source, faults), list(faults.values())
         empty = _check_classes(source, labeled, faults, progress)
         source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
@@ -165,7 +169,7 @@ class _Training:
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         scores, unscored = None, 0
         if validation is not None:
-            unscored = len(_unreadable(staging, "unreadable_validation", validation, "validation images", run, progress))
+            unscored = len(_unreadable(staging, "validation", validation, run, progress))
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
             scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
@@ -241,17 +245,35 @@ class _Training:
         return self.staging.work / "checkpoints"
 
 
-def _unreadable(staging: Staging, name: str, source: Source, noun: str, run: RunSettings, progress: Progress) -> dict[str, str]:
+def _check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress) -> None:
+    """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes."""
+    if not this_process().is_main_process:
+        return
+    is_sealed = isinstance(staged, Version)
+    for role, source in sources.items():
+        reading = Reading(staged.folder if is_sealed else staged.build, role)
+        remedy = f"`nst remove {staged.ref}` and train anew" + (", or ask for another --generation N" if is_sealed else "")
+        reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress)
+        if not is_sealed:
+            reading.begin(source)
+
+
+def _unreadable(staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
     """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
 
     Raises NstError where none can be, or fewer than the run allows.
     """
+    name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
     with this_process().main_process_first():
-        known = (staging.work / f"{name}.json").exists()
-        faults = {} if known else unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)))
-        if not known:  # else it would be remembered for when the images are back
+        if (staging.work / f"{name}.json").exists():
+            faults = staging.remembered(name, {})
+        else:
+            hashes = np.zeros(len(source), HASH)
+            faults = unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)), hashes)
+            # before it is remembered for when the images are back
             check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
-        faults = staging.remembered(name, faults)
+            Reading(staging.build, role).keep(hashes)
+            faults = staging.remembered(name, faults)
     for line in list(faults.values())[:3]:
         progress.say(f"left out, cannot be read: {line}")
     if len(faults) > 3:

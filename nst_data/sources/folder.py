@@ -43,6 +43,15 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    @property
+    def rows_per_file(self) -> int:
+        """Each is one."""
+        return 1
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same numbers."""
+        return files
+
     def empty_files(self, rows: int) -> tuple[int, str]:
         """Those of size 0."""
         empty = pc.equal(self._listing.table["bytes"].slice(0, rows), 0)

@@ -125,9 +125,21 @@ class Source(ABC):
         """Digest of when the local files with the images were last written: what changed in them at the same size, which no fingerprint
         tells. Empty where a commit pins the images, or no file of their own does.
         """
-        paths = () if self.revision else self._paths()
-        stamps = np.fromiter(map(_modified_ns, paths), dtype=np.int64)
+        stamps = np.fromiter(map(_modified_ns, self.files()), dtype=np.int64)
         return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+
+    def files(self) -> Iterable[str]:
+        """The local files that hold the images, in order; none where a commit pins them."""
+        return () if self.revision else self._paths()
+
+    @property
+    def rows_per_file(self) -> int | None:
+        """1 where each row is a file of its own, in the order of `files`."""
+        return None
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that lie in some `files`, given by increasing numbers: all, where that is not known."""
+        return np.arange(len(self))
 
     def _paths(self) -> Iterable[str]:
         """The local files that hold the images, in order."""

@@ -8,7 +8,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import OpenFile
@@ -58,6 +61,10 @@ class TarFiles(Source):
         for piece in in_pieces(wanted, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, f"{self._names[entry['file']]}:{entry['name']}", self._content(entry))
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the index says."""
+        return np.flatnonzero(pc.is_in(self._index["file"], pa.array(files, pa.int32())).to_numpy(zero_copy_only=False))
 
     def _paths(self) -> Sequence[str]:
         return self._files
