@@ -61,6 +61,8 @@ def adopt(
     schema = pseudo_labels_schema(names, top_k)
     keys = _Keys(table, settings.key) if settings.key else None
     rows = keys.found_in(pool) if keys and pool else Rows(range(len(table)), range(len(table)))
+    for line in (pool or table).remarks():
+        progress.say(line)
     labels = column.digest(progress)
     inputs = {
         "pool": (pool or table).lineage,
@@ -86,7 +88,8 @@ def adopt(
 def _check_unchanged(staged: Version | Staging, pool: Source, progress: Progress) -> None:
     """Raises NstError where images that were adopted hold other bytes by now, at the same names and sizes."""
     is_sealed = isinstance(staged, Version)
-    folder, made = (staged.folder, staged.manifest.created) if is_sealed else (staged.build, None)
+    folder = staged.folder if isinstance(staged, Version) else staged.build
+    made = staged.manifest.created if isinstance(staged, Version) else None
     remedy = f"`nst remove {staged.ref}` and adopt anew"
     Reading(folder, "pool").check(pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
     if not is_sealed:

@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from nst_data.errors import NstError
 
@@ -33,6 +33,13 @@ class Input(_Frozen):
     revision: str | None = Field(None, description="commit on the Hub")
     repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
+    skipped: dict[str, int] | None = Field(None, description="files beside the images that may be images and were not read, by suffix")
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Earlier versions of nst, which know no `skipped`, read what was made where nothing was."""
+        values: dict[str, Any] = whole(self)
+        return {name: value for name, value in values.items() if name != "skipped" or value is not None}
 
 
 class Request(_Frozen):

@@ -105,9 +105,11 @@ class HeldOut:
             looks.append(seen.taken(clear))
             thumbnails.clear()
 
-        unreadable = 0
-        with (progress or Progress()).task("held-out images", sum(map(len, sources)), "images") as task:
+        unreadable, progress = 0, progress or Progress()
+        with progress.task("held-out images", sum(map(len, sources)), "images") as task:
             for source in sources:
+                for line in source.remarks():
+                    progress.say(line)
                 lost, rows = list[int](), source.rows(range(len(source)))
                 for row, (hashed, thumbnail) in enumerate(in_threads(lambda row: _looked_at(row, near), rows, threads)):
                     task.advance(1)

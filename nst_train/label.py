@@ -182,6 +182,8 @@ class _Work:
 
         Raises NstError where its pool or teacher changed on the way, or too many images of the pool are not there.
         """
+        for line in self.pool.remarks():
+            self.progress.say(line)
         self._check_there()
         for staging in self.store.stagings(corpus):
             begun_on = staging.work / "pool.arrow"  # not there yet: nothing was done
@@ -208,13 +210,16 @@ class _Work:
 
     def _check_unchanged(self, staged: Version | Staging) -> None:
         """Raises NstError where images that were labeled hold other bytes by now, at the same names and sizes."""
-        is_sealed = isinstance(staged, Version)
-        folder = staged.folder if is_sealed else staged.build
-        reading, made = Reading(folder, "pool"), staged.manifest.created if is_sealed else None
-        if self.run.share[0] == 0 and not (is_sealed and is_anonymous(staged.manifest)):
-            remedy = f"`nst remove {staged.ref}` and label anew" + (", or ask for another --generation N" if is_sealed else "")
-            reading.check(self.pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, self.progress, made)
-        if not is_sealed:
+        if isinstance(staged, Version):
+            folder, made, about = staged.folder, staged.manifest.created, ("made", ", or ask for another --generation N")
+            is_comparable = not is_anonymous(staged.manifest)
+        else:
+            folder, made, about, is_comparable = staged.build, None, ("begun", ""), True
+        reading, (verb, another) = Reading(folder, "pool"), about
+        if self.run.share[0] == 0 and is_comparable:
+            remedy = f"`nst remove {staged.ref}` and label anew{another}"
+            reading.check(self.pool, hashes_in(folder), f"{staged.ref} was {verb}", remedy, self.progress, made)
+        if isinstance(staged, Staging):
             reading.begin(self.pool)
 
     def _say_found(self, version: Version) -> None:

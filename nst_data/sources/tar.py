@@ -18,11 +18,13 @@ from nst_data.sources.files import OpenFile
 from nst_data.sources.labels import labels_of
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import CLASS_SUFFIX, Member, members
+from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
 _INDEX = pa.schema(
     [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
 )
+_SKIPPED = b"skipped"  # counts, in the metadata of an index
 
 
 class TarFiles(Source):
@@ -38,10 +40,13 @@ class TarFiles(Source):
         found = [os.stat(file) for file in files]
         self._stamps = [(stat.st_size, stat.st_mtime_ns) for stat in found]
         self._listing = listed([(list(names), [stat.st_size for stat in found])])
+        self._skipped = Skipped()
         classes: dict[tuple[int, str], str] = {}
         self._index = self._read_index(classes) if labeled else self._kept_index(indexes)
+        self.skipped = json.loads((self._index.schema.metadata or {}).get(_SKIPPED, b"{}"))
         if not len(self):
-            raise NstError(f"{location}: expected images in the tar files, found none")
+            but = f", but {phrase(self.skipped)}" if self.skipped else ""
+            raise NstError(f"{location}: expected images in the tar files, found none{but}")
         if labeled:
             self._label(classes)
 
@@ -85,7 +90,7 @@ class TarFiles(Source):
         spool = Spool(_INDEX)
         for columns in self._indexed(classes):
             spool.append(columns)
-        return spool.table()
+        return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(self._skipped.counts)})
 
     def _kept_index(self, indexes: Path | None) -> pa.Table:
         if indexes is None:
@@ -101,7 +106,7 @@ class TarFiles(Source):
     def _indexed(self, classes: dict[tuple[int, str], str] | None) -> Iterator[list[pa.Array]]:
         waiting: list[tuple[int, Member]] = []
         for file, path in enumerate(self._files):
-            for member in members(path):
+            for member in members(path, self._skipped):
                 if not member.name.endswith(CLASS_SUFFIX):
                     waiting.append((file, member))
                 elif classes is not None:
