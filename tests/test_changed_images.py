@@ -99,7 +99,7 @@ def test_a_version_of_an_earlier_nst_is_compared_with_when_it_was_made(store, te
     change(pool / "0-101.png")
     path = version.folder / "nst.json"
     path.write_text(path.read_text().replace(version.manifest.created[:4], "2020", 1))
-    with pytest.raises(NstError, match="1 image holds other bytes"):
+    with pytest.raises(NstError, match=r"1 image holds other bytes"):
         labeled(store, teacher, pool)
 
 
@@ -124,7 +124,7 @@ def test_images_in_tables_and_tar_files_are_compared_too(store, teacher, tmp_pat
     labeled(store, teacher, pool)
     write(changed)
     assert os.path.getsize(pool) == size
-    with pytest.raises(NstError, match="1 image holds other bytes than when bugs@gen-1 was made"):
+    with pytest.raises(NstError, match=r"1 image holds other bytes than when bugs@gen-1 was made"):
         labeled(store, teacher, pool)
     write(images)
     assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"

@@ -31,7 +31,7 @@ class Skipped:
     @property
     def counts(self) -> dict[str, int]:
         """Files by suffix, the most frequent first."""
-        return dict(self._counts.most_common())
+        return dict(sorted(self._counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _is_image(start: bytes) -> bool:
