@@ -38,6 +38,7 @@ from nst_data.selection import REASONS, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source, open_source
+from nst_data.sources.changes import Reading
 from nst_data.store import Staging, Store, Version
 from nst_data.unreadable import check_readable
 
@@ -81,10 +82,16 @@ def balance(
     manifest, progress = generation.manifest, progress or Progress()
     check_classes(settings, manifest.class_names)
     inputs = {"generation": generation.lineage, "pool": manifest.request.inputs["pool"]}
-    for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
-        inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
+    roles = _roles(exclude)
+    inputs |= {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in roles.items()}
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
+    for role, source in roles.items():
+        if isinstance(staging, Staging):
+            Reading(staging.build, role).begin(source)
+        else:
+            reading, remedy = Reading(staging.folder, role), f"`nst remove {staging.ref}` and balance anew"
+            reading.check(source, reading.kept(), f"{staging.ref} was made", remedy, progress)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
@@ -94,6 +101,12 @@ def balance(
         if version := staging.sealed_by_another():
             return version
         raise
+
+
+def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
+    """What each held-out source is called among the inputs, whatever the order in which they are named."""
+    ordered = sorted(exclude, key=lambda source: source.images_fingerprint)
+    return {f"exclude_{index}": source for index, source in enumerate(ordered, start=1)}
 
 
 def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
@@ -125,7 +138,12 @@ def _make(
         if settings.embed_images:
             images.open("--embed-images writes the images too")
         near_too, shown = not settings.exact_overlap_only, progress if exclude else None
-        held_out = HeldOut.read(exclude, near_too, shown, max_unreadable=max_unreadable)
+
+        def keep_hashes(source: Source, hashes: NDArray[np.void]) -> None:
+            role = next(role for role, one in _roles(exclude).items() if one is source)
+            Reading(staging.build, role).keep(hashes)
+
+        held_out = HeldOut.read(exclude, near_too, shown, None, max_unreadable, keep_hashes)
         near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
         check_readable(
             f"{generation.ref}: its pool",

@@ -7,10 +7,13 @@ import pyarrow as pa
 import pytest
 from conftest import TINY, write_class_folders, write_pool
 from labels import RUN, SETTINGS, write_teacher
-from pictures import write_table, write_tar
+from pictures import png, write_table, write_tar
+from sealed_labels import label_row, seal_generation
 from test_label_resumed import Told, stopped
 
+from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import Reading, newer_files, newest
 from nst_data.store import Store
@@ -154,3 +157,28 @@ def test_only_files_that_are_newer_are_newer(tmp_path):
     assert newer_files(source, before).tolist() == [1]
     reading = Reading(tmp_path, "pool")
     reading.check(source, (), "it was made", "label anew", Told())  # nothing is noted: nothing is said
+
+
+def test_held_out_images_are_compared_when_an_edition_is_found_again(store, tmp_path):
+    generation = seal_generation(store, [label_row(0, png(0, 1), 0, 0.9)], counts={"teacher_parameters": 0, "top_k": None})
+    test = write_pool(tmp_path / "test", 1, 3, first=500)
+
+    def balanced():
+        return balance(store, generation, BalanceSettings(min_confidence=0, per_class=2), [open_source(str(test))])
+
+    first = balanced()
+    (test / "0-500.png").touch()
+    assert balanced().ref == first.ref
+    change(test / "0-501.png")
+    with pytest.raises(NstError, match=r"test: 1 image holds other bytes than when bugs@gen-1.1 was made \('0-501.png'\); put it back"):
+        balanced()
+
+
+def test_another_pool_of_the_same_names_and_sizes_is_not_taken_for_the_first(store, teacher, tmp_path):
+    copy, other = (write_pool(tmp_path / name, 1, 3) for name in ("copy", "other"))
+    for path in other.iterdir():
+        change(path)
+    pool = write_pool(tmp_path / "pool", 1, 3)  # the newest of all
+    assert labeled(store, teacher, pool)[0].ref == labeled(store, teacher, copy)[0].ref
+    with pytest.raises(NstError, match=r"other: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
+        labeled(store, teacher, other)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from nst_data.sources.source import Row, Source
 
 _FOLDER = "read"  # in a version, beside its sealed files and never published
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
+_SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
 _AT_ONCE, _PIECE = 256, 65_536
 
 Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
@@ -38,6 +40,11 @@ class Times(NamedTuple):
     changed: int
 
 
+class _Noted(NamedTuple):
+    times: Times
+    location: str  # empty where it is not known
+
+
 class Reading:
     """What is known of the reading of one source (`role`) for the version in `folder`, under way or sealed."""
 
@@ -47,7 +54,7 @@ class Reading:
     def begin(self, source: Source) -> None:
         """Note before any image is read how new the files are, unless that was done."""
         if not self._times.exists():
-            self._note(newest(source))
+            self._note(source, newest(source))
 
     def keep(self, hashes: NDArray[np.void]) -> None:
         """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
@@ -65,23 +72,26 @@ class Reading:
                 yield start + rows, piece[rows]
 
     def check(self, source: Source, known: Known, what: str, remedy: str, progress: Progress, made: str | None = None) -> None:
-        """Raises NstError where images hold other bytes than `known` says; files that were but touched are not hashed again.
+        """Raises NstError where images hold other bytes than `known` says.
 
+        Files that are newer than noted are compared, and noted where they hold the same; a source in another place by a sample.
         `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes none.
         """
         before, now = self._read(made), newest(source)
-        files = newer_files(source, before) if before and before != now else np.empty(0, np.int64)
-        if not len(files):
+        if before is None:
             return
-        rows = source.rows_of_files(files)
-        total, wanted = len(rows), rows
-        if source.rows_per_file != 1 and total > _SAMPLED_ROWS:
-            wanted = rows[np.linspace(0, total - 1, _SAMPLED_ROWS, dtype=np.int64)]
-        only = f" ({len(wanted):,} of them, the others are taken for the same)" if len(wanted) < total else ""
-        progress.say(
-            f"{source.location}: {len(files):,} file{'s' * (len(files) > 1)} changed since {what}; "
-            f"{total:,} image{'s' * (total > 1)} compared with those that were read{only}"
-        )
+        if before.location not in ("", source.location):
+            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read when {what}"
+        else:
+            files = newer_files(source, before.times) if before.times != now else np.empty(0, np.int64)
+            rows, most = source.rows_of_files(files), len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
+            about = f"{len(files):,} file{'s' * (len(files) > 1)} changed since {what}"
+        if not len(rows) or not any(now):
+            return
+        wanted = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
+        only = f" ({len(wanted):,} of them, the others are taken for the same)" if len(wanted) < len(rows) else ""
+        images = f"{len(rows):,} image{'s' * (len(rows) > 1)}"
+        progress.say(f"{source.location}: {about}; {images} compared with those that were read{only}")
         changed, first = 0, -1
         with progress.task(f"compare images of {what}", len(wanted), "images") as task:
             for row, is_same in _compared(source, wanted, known, task.advance):
@@ -91,19 +101,22 @@ class Reading:
             which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
             hold = f"{changed:,} images hold" if changed > 1 else "1 image holds"
             raise NstError(f"{source.location}: {hold} other bytes than when {what} ({which}); put {them} back, or {remedy}")
-        self._note(now)
+        if before.location in ("", source.location):
+            with suppress(OSError):  # a store that is only read is compared with again
+                self._note(source, now)
 
-    def _note(self, times: Times) -> None:
+    def _note(self, source: Source, times: Times) -> None:
         self._times.parent.mkdir(exist_ok=True)
-        write_text(self._times, json.dumps(times._asdict()))
+        write_text(self._times, json.dumps(times._asdict() | {"location": source.location}))
 
-    def _read(self, made: str | None) -> Times | None:
+    def _read(self, made: str | None) -> _Noted | None:
         if self._times.exists():
-            return Times(**json.loads(self._times.read_text("utf-8")))
+            noted = json.loads(self._times.read_text("utf-8"))
+            return _Noted(Times(noted["written"], noted["changed"]), noted["location"])
         if made is None:
             return None
         moment = int(datetime.datetime.fromisoformat(made).timestamp()) * 10**9
-        return Times(moment, moment)
+        return _Noted(Times(moment, moment), "")
 
 
 def newest(source: Source) -> Times:
