@@ -55,7 +55,7 @@ def evaluate(
     """Measure accuracy, calibration and robustness of one or several models. Run again, it goes on where it stopped."""
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
-    from nst_data.sources import open_source
+    from nst_data.sources import Source, open_source
     from nst_data.store import check_name
     from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
@@ -76,6 +76,8 @@ def evaluate(
         for option in (option for option, value in given.items() if value):
             raise UsageError(f"{option}: {settings.suite[0]} is read from folders as published, to which it says nothing; leave it out")
     source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream, label_column=label_column)
+    for line in source.remarks() if isinstance(source, Source) else []:
+        on_this_terminal().say(line)
     reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())

@@ -24,6 +24,7 @@ from nst_data.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.soft_label_column import SoftLabelColumn, as_columns
 from nst_data.sources import Row, Source
+from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.labels import names_in
 from nst_data.sources.source import Wanted
 from nst_data.store import Staging, Store, Version
@@ -60,6 +61,8 @@ def adopt(
     schema = pseudo_labels_schema(names, top_k)
     keys = _Keys(table, settings.key) if settings.key else None
     rows = keys.found_in(pool) if keys and pool else Rows(range(len(table)), range(len(table)))
+    for line in (pool or table).remarks():
+        progress.say(line)
     labels = column.digest(progress)
     inputs = {
         "pool": (pool or table).lineage,
@@ -68,12 +71,24 @@ def adopt(
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     }
     staging = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
+    _check_unchanged(staging, pool or table, progress)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} is there already: the same labels, images and settings")
         return staging
     plan = ShardPlan(len(table), settings.rows_per_shard)
     adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress, max_unreadable)
     return staging.shared(adoption.make)
+
+
+def _check_unchanged(staged: Version | Staging, pool: Source, progress: Progress) -> None:
+    """Raises NstError where images that were adopted hold other bytes by now, at the same names and sizes."""
+    is_sealed = isinstance(staged, Version)
+    folder = staged.folder if isinstance(staged, Version) else staged.build
+    made = staged.manifest.created if isinstance(staged, Version) else None
+    remedy = f"`nst remove {staged.ref}` and adopt anew"
+    Reading(folder, "pool").check(pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
+    if not is_sealed:
+        Reading(folder, "pool").begin(pool)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from nst_data.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
+from nst_data.sources.changes import Reading
 from nst_data.store import Staging, Store, Version
 from nst_data.unreadable import check_readable
 
@@ -80,10 +81,16 @@ def balance(
     those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled. Raises
     NstError where none of the images that must be compared can be read, or more than the share `max_unreadable` cannot.
     """
-    progress = progress or Progress()
+    progress, roles = progress or Progress(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
     request = balance_request(generation, settings, exclude, pool)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
+    for role, source in roles.items():
+        if isinstance(staging, Staging):
+            Reading(staging.build, role).begin(source)
+        else:
+            reading, remedy = Reading(staging.folder, role), f"`nst remove {staging.ref}` and balance anew"
+            reading.check(source, reading.kept(), f"{staging.ref} was made", remedy, progress)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} is there already: the same generation, images and settings")
         return staging
@@ -94,9 +101,14 @@ def balance(
 def balance_request(generation: Version, settings: BalanceSettings, exclude: Sequence[Source] = (), pool: Source | None = None) -> Request:
     """What `balance` asks the store for."""
     inputs = {"generation": generation.lineage, "pool": pool_entry(generation.manifest.request.inputs["pool"], pool)}
-    for index, source in enumerate(sorted(exclude, key=lambda source: source.images_fingerprint), start=1):
-        inputs[f"exclude_{index}"] = Input(ref=source.location, digest=source.images_fingerprint)
+    inputs |= {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
     return Request(kind="edition", settings=settings.for_request(), inputs=inputs)
+
+
+def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
+    """What each held-out source is called among the inputs, whatever the order in which they are named."""
+    ordered = sorted(exclude, key=lambda source: source.images_fingerprint)
+    return {f"exclude_{index}": source for index, source in enumerate(ordered, start=1)}
 
 
 def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
@@ -128,7 +140,12 @@ def _make(
         if settings.embed_images:
             images.open("--embed-images writes the images too")
         near_too, shown = not settings.exact_overlap_only, progress if exclude else None
-        held_out = HeldOut.read(exclude, near_too, shown, max_unreadable=max_unreadable)
+
+        def keep_hashes(source: Source, hashes: NDArray[np.void]) -> None:
+            role = next(role for role, one in _roles(exclude).items() if one is source)
+            Reading(staging.build, role).keep(hashes)
+
+        held_out = HeldOut.read(exclude, near_too, shown, None, max_unreadable, keep_hashes)
         near = _near_duplicates(generation, held_out, images, progress) if len(held_out.index) else Overlap()
         check_readable(
             f"{generation.ref}: its pool",

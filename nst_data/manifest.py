@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_LATER = ("label_column", "pulled")  # fields of an input that earlier versions of nst do not know
+_LATER = ("label_column", "pulled", "skipped")  # fields of an input that earlier versions of nst do not know
 
 
 class Input(_Frozen):
@@ -38,6 +38,7 @@ class Input(_Frozen):
     image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
     label_column: str | None = Field(None, description="the column with the labels that was asked for")
     pulled: bool = Field(False, description="a manifest of the Hub says so: `ref` is shown, and never opened for that")
+    skipped: dict[str, int] | None = Field(None, description="files beside the images that may be images and were not read, by suffix")
 
     @model_serializer(mode="wrap")
     def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, 
 from nst_data.progress import Progress
 from nst_data.schema import OVERLAP_COLUMNS
 from nst_data.sources import Row, Source
+from nst_data.sources.changes import HASH
 from nst_data.unreadable import check_readable
 
 # As measured in benchmarks/results/overlap.md: copies (resized to 50-150%, JPEGs of quality 50-95, brightness changed by 5%) nearly
@@ -88,8 +89,11 @@ class HeldOut:
         progress: Progress | None = None,
         threads: int | None = None,
         max_unreadable: float = 1.0,
+        keep_hashes: Callable[[Source, NDArray[np.void]], None] = lambda source, hashes: None,
     ) -> "HeldOut":
         """Read each image once; with `near` what cannot be decoded has only its bytes.
+
+        `keep_hashes` is given the bytes of each `image_hash` of a source, shape (rows,), zeros for what cannot be read.
 
         Raises NstError where none of a source's images can be read, or more than the share `max_unreadable` cannot.
         """
@@ -105,20 +109,25 @@ class HeldOut:
             looks.append(seen.taken(clear))
             thumbnails.clear()
 
-        unreadable = 0
-        with (progress or Progress()).task("held-out images", sum(map(len, sources)), "images") as task:
+        unreadable, progress = 0, progress or Progress()
+        with progress.task("held-out images", sum(map(len, sources)), "images") as task:
             for source in sources:
-                lost, rows = list[int](), source.rows(range(len(source)))
+                for line in source.remarks():
+                    progress.say(line)
+                lost, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
                 for row, (hashed, thumbnail) in enumerate(in_threads(lambda row: _looked_at(row, near), rows, threads)):
                     task.advance(1)
                     lost += [row] if hashed is None or (near and thumbnail is None) else []
-                    image_hashes.update([hashed] if hashed is not None else [])
+                    if hashed is not None:
+                        image_hashes.add(hashed)
+                        hashes[row] = bytes.fromhex(hashed)
                     thumbnails.extend([thumbnail] if thumbnail is not None else [])
                     if len(thumbnails) == _LOOKS_AT_ONCE:
                         keep()
                 unreadable += len(lost)
                 first = repr(source.key(lost[0])) if lost else ""
                 check_readable(source.location, len(source), len(lost), max_unreadable, first, "images to hold out")
+                keep_hashes(source, hashes)
         keep()
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
         return cls(frozenset(image_hashes), Looks(*columns), HashIndex(np.concatenate(phashes)), unreadable)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
-from nst_data.images import ImageError, decode
+from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source
 from nst_train.entries import PseudoLabeledImages
 from nst_train.interruption import STOP_SIGNALS
@@ -78,14 +78,20 @@ class TrainingBatch:
         return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
 
 
-def unreadable(source: Source, threads: int) -> dict[str, str]:
-    """The rows of a source, as text, whose images cannot be decoded, with a line of the reason; each image is read and decoded."""
+def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None) -> dict[str, str]:
+    """The rows of a source, as text, whose images cannot be decoded, with a line of the reason; each image is read and decoded.
+
+    The bytes of each one's `image_hash` are put into `hashes`, shape (rows,), where its bytes can be had.
+    """
 
     def faults(start: int) -> dict[str, str]:
         found = {}
         for row in range(start, min(start + _CHECKED_AT_ONCE, len(source))):
             try:
-                decode(source.read(row))
+                encoded = source.read(row)
+                if hashes is not None:
+                    hashes[row] = bytes.fromhex(image_hash(encoded))
+                decode(encoded)
             except (NstError, OSError) as error:
                 found[str(row)] = f"{source.key(row)}: {error}"
         return found

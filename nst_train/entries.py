@@ -140,6 +140,7 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
     else:
         if _are_the_same(edition, pool, rows):
             return
+    pool.check_holds_some(lambda: column("image_hash"), len(rows))
     progress.say(
         f"{pool.location}: has other keys than {edition.ref}; its {len(pool):,} images are read once to find those by their hashes"
     )

@@ -23,7 +23,7 @@ from nst_data.progress import Progress
 from nst_data.public_form import read_metrics
 from nst_data.sources import Source
 from nst_data.store import Store, Version
-from nst_train.device import this_process
+from nst_train.device import agreed_text, this_process
 from nst_train.evaluation_settings import CLEAN
 from nst_train.inference import Computation, batches_of, predict
 from nst_train.outcomes import check_answers
@@ -127,23 +127,29 @@ def measure(
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
-    known = read_metrics(teacher).get(name)
+    known, modified = read_metrics(teacher).get(name), _modified(suite)
     this_process().wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
-    if known and known["fingerprint"] == suite.identity:
+    if known and known["fingerprint"] == suite.identity and known.get("modified", modified) == modified:
         return known
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
     return record(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
 
 
+def _modified(suite: Suite) -> str:
+    """Digest of when the images of a suite with one source were last written: one that changed at its size is measured again."""
+    source = getattr(suite, "source", None)
+    return agreed_text(source.modified) if isinstance(source, Source) else ""
+
+
 def record(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
-    state = this_process()
+    state, modified = this_process(), _modified(suite)
     if state.is_main_process:
         shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
         with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
-            metrics = read_metrics(teacher)
-            metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity}
+            metrics, times = read_metrics(teacher), {"modified": modified} if modified else {}
+            metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity} | times
             write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
             own = cards.write_model_card(Described.of(teacher), metrics)

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from nst_data import cards
+from nst_data.anonymous import is_anonymous
 from nst_data.errors import NstError, UsageError
 from nst_data.files import discard
 from nst_data.manifest import Input, Request, SealedFile
@@ -20,6 +21,7 @@ from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
+from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.staging import NotReadyError
 from nst_data.store import Staging, Store, Version
@@ -192,6 +194,8 @@ class _Work:
 
         Raises NstError where its pool or teacher changed on the way, or too many images of the pool are not there.
         """
+        for line in self.pool.remarks():
+            self.progress.say(line)
         self._check_there()
         for staging in self.store.stagings(corpus):
             begun_on = staging.work / "pool.arrow"  # not there yet: nothing was done
@@ -203,6 +207,7 @@ class _Work:
                     f"put it back and run this again, or `nst remove {staging.ref}` and label anew"
                 )
         staged = self.store.begin(request, corpus, generation, edition)
+        self._check_unchanged(staged)
         if isinstance(staged, Version):
             self._say_found(staged)
         elif not (staged.work / "pool.arrow").exists():
@@ -214,6 +219,20 @@ class _Work:
         rows = min(len(self.pool), self.settings.limit or len(self.pool))
         missing, first = self.pool.empty_files(rows)
         check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or not there")
+
+    def _check_unchanged(self, staged: Version | Staging) -> None:
+        """Raises NstError where images that were labeled hold other bytes by now, at the same names and sizes."""
+        if isinstance(staged, Version):
+            folder, made, about = staged.folder, staged.manifest.created, ("made", ", or ask for another --generation N")
+            is_comparable = not is_anonymous(staged.manifest)
+        else:
+            folder, made, about, is_comparable = staged.build, None, ("begun", ""), True
+        reading, (verb, another) = Reading(folder, "pool"), about
+        if self.run.share[0] == 0 and is_comparable:
+            remedy = f"`nst remove {staged.ref}` and label anew{another}"
+            reading.check(self.pool, hashes_in(folder), f"{staged.ref} was {verb}", remedy, self.progress, made)
+        if isinstance(staged, Staging):
+            reading.begin(self.pool)
 
     def _say_found(self, version: Version) -> None:
         """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""

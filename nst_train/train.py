@@ -22,14 +22,14 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
 from nst_data.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition
-from nst_data.unreadable import check_readable
-from nst_train.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, unreadable, without, worker_failures
+from nst_train.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
 from nst_train.noise import seed_network, seed_of, training_transforms
+from nst_train.readable import check_classes, check_unchanged, unreadable_images
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.step import Step, make_step
@@ -62,6 +62,8 @@ def train(
     Raises NstError for settings that the data or the network refuse, before any work starts.
     """
     run, progress = run or RunSettings(), progress or Progress()
+    for line in [line for source in filter(None, (labeled, validation)) for line in source.remarks()]:
+        progress.say(line)
     check_trainable(labeled)
     check_names(settings)
     trackers = check_trackers(run.tracker)
@@ -74,6 +76,7 @@ def train(
     state = this_process()
     with state.main_process_first():
         staging = store.begin(_request(store, settings, labeled, edition, pool, validation), name, generation, first=0)
+        check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
     with _alone(staging, progress) as sign:
@@ -189,9 +192,9 @@ class _Training:
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
-        faults = _unreadable(staging, "unreadable", source, "labeled images", run, progress)
+        faults = unreadable_images(staging, "labeled", source, run, progress)
         labeled, lines = without(source, faults), list(faults.values())
-        empty = _check_classes(source, labeled, faults, progress)
+        empty = check_classes(source, labeled, faults, progress)
         source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
         class_names = source.class_names or []
         pseudo: Entries | None = None
@@ -218,7 +221,7 @@ class _Training:
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         scores, unscored = None, 0
         if validation is not None:
-            unscored = len(_unreadable(staging, "unreadable_validation", validation, "validation images", run, progress))
+            unscored = len(unreadable_images(staging, "validation", validation, run, progress))
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
             scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
@@ -325,43 +328,6 @@ class _Training:
     @property
     def _checkpoints(self) -> Path:
         return self.staging.work / "checkpoints"
-
-
-def _unreadable(staging: Staging, name: str, source: Source, noun: str, run: RunSettings, progress: Progress) -> dict[str, str]:
-    """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
-
-    Raises NstError where none can be, or fewer than the run allows.
-    """
-    with this_process().main_process_first():
-        known = (staging.work / f"{name}.json").exists()
-        faults = {} if known else unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)))
-        if not known:  # else it would be remembered for when the images are back
-            check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
-        faults = staging.remembered(name, faults)
-    for line in list(faults.values())[:3]:
-        progress.say(f"left out, cannot be read: {line}")
-    if len(faults) > 3:
-        progress.say(f"{source.location}: {len(faults):,} of {len(source):,} {noun} are left out, which cannot be read")
-    return faults
-
-
-def _check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
-    """The classes without any labeled image. Raises NstError for one whose images are there and cannot be read."""
-    assert source.labels is not None, "training needs labels"
-    names, readable = source.class_names or [], set(labeled.labels.tolist())
-    for row, why in faults.items():
-        label = int(source.labels[int(row)])
-        if label not in readable:
-            images = int((source.labels == label).sum())
-            raise NstError(
-                f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
-                "put them back, or take the class out"
-            )
-    empty = [name for label, name in enumerate(names) if label not in readable]
-    if empty:
-        shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
-        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes have no image: {shown}")
-    return empty
 
 
 def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:

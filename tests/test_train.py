@@ -164,7 +164,7 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
         patched.setattr("nst_train.train._Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(store, "stopped", settings, source, run=RUN)
-    monkeypatch.setattr("nst_train.train.unreadable", None)
+    monkeypatch.setattr("nst_train.readable.unreadable", None)
     assert train(store, "stopped", settings, source, run=RUN).manifest.counts["labeled"] == 12
 
 

@@ -115,10 +115,15 @@ def below(folder: Path) -> ByPath:
 
 
 def _below(folder: Path, path: str) -> Content:
-    parts = PurePosixPath(path)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in path:
+    if not is_below(path):
         return NstError(f"names the file {path!r}, which is not below {folder}")
-    return (folder / parts).read_bytes
+    return (folder / PurePosixPath(path)).read_bytes
+
+
+def is_below(path: str) -> bool:
+    """Whether a path that a cell names leads nowhere but below its folder."""
+    parts = PurePosixPath(path)
+    return not (parts.is_absolute() or ".." in parts.parts or "\0" in path)
 
 
 def nowhere(path: str) -> Content:

@@ -34,6 +34,12 @@ def read_file(path: str, listed_bytes: int) -> bytes:
     return encoded
 
 
+def read_start(path: str, size: int) -> bytes:
+    """The first bytes of a file. Raises OSError."""
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        return bytes(file.read(size))
+
+
 def check_size(size: int, listed_bytes: int) -> None:
     """Raises NstError where a file has another size than the listing says."""
     if size != listed_bytes:

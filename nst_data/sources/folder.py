@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import IMAGE_SUFFIXES, read_file, regular_size
+from nst_data.sources.files import IMAGE_SUFFIXES, read_file, read_start, regular_size
 from nst_data.sources.labels import encode
 from nst_data.sources.listing import PIECE, listed, utf8
+from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 from nst_data.sources.source import Row, Source, Wanted, in_pieces, rows_of_table
+from nst_data.sources.splits import check_splits
 
 _FOLDER = -1  # in place of a size
 
@@ -43,6 +45,15 @@ class Files(Source):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Row(row, name, partial(read_file, os.path.join(self._top, name), size))
 
+    @property
+    def rows_per_file(self) -> int:
+        """Each is one."""
+        return 1
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same numbers."""
+        return files
+
     def empty_files(self, rows: int) -> tuple[int, str]:
         """Those of size 0."""
         empty = pc.equal(self._listing.table["bytes"].slice(0, rows), 0)
@@ -71,10 +82,23 @@ class ImageFolder(Files):
     def __init__(self, location: str, labeled: bool, classes: Container[str] | None = None) -> None:
         super().__init__(location)
         self._top = location
-        entries = walk(location, IMAGE_SUFFIXES)
+        skipped = Skipped()
+        entries = walk(location, IMAGE_SUFFIXES, skipped)
         self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
+        self.skipped = skipped.counts
         if labeled and len(self):
             self.labels, self.class_names = self._class_folders()
+            if classes is None:
+                check_splits(location, self.class_names)
+            self.empty_classes = sorted(_folders(location) - set(self.class_names))
+
+    def remarks(self) -> list[str]:
+        """With the class folders in which there is none."""
+        if not self.empty_classes:
+            return super().remarks()
+        folders = f"{len(self.empty_classes):,} folder{'s hold' if len(self.empty_classes) > 1 else ' holds'} no image"
+        shown = ", ".join(self.empty_classes[:5]) + ", ..." * (len(self.empty_classes) > 5)
+        return [*super().remarks(), f"{self.location}: {folders} and {'are' if len(self.empty_classes) > 1 else 'is'} no class: {shown}"]
 
     def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
         folders = []
@@ -88,35 +112,43 @@ class ImageFolder(Files):
         return encode(folders)
 
 
+def _folders(location: str) -> set[str]:
+    with os.scandir(location) as entries:
+        return {entry.name for entry in entries if entry.name[0] != "." and _is_folder(entry)}
+
+
 def _of_classes(classes: Container[str], names: list[str], sizes: list[int]) -> Entries:
     kept = [(name, size) for name, size in zip(names, sizes, strict=True) if name.partition("/")[0] in classes]
     return [name for name, _ in kept], [size for _, size in kept]
 
 
-def walk(top: str, suffixes: frozenset[str]) -> Iterator[Entries]:
+def walk(top: str, suffixes: frozenset[str], skipped: Skipped | None = None) -> Iterator[Entries]:
     """(names, sizes) of the files below a folder with one of the suffixes, piece by piece, in bytewise order of relative paths.
 
-    Hidden names are left out; links are followed, and a folder is entered once. A file that cannot be looked at has size 0.
+    Hidden names are left out; links are followed, and a folder is entered once. A file that cannot be looked at has size 0. `skipped`
+    sees the files with other suffixes.
     """
     seen: set[tuple[int, int]] = set()
-    inside = [_folder(top, "", suffixes, seen)]
+    inside = [_folder(top, "", suffixes, seen, skipped)]
     while inside:
         found = next(inside[-1], None)
         if found is None:
             inside.pop()
         elif isinstance(found, str):
-            inside.append(_folder(os.path.join(top, found), found, suffixes, seen))
+            inside.append(_folder(os.path.join(top, found), found, suffixes, seen, skipped))
         else:
             yield found
 
 
-def _folder(folder: str, prefix: str, suffixes: frozenset[str], seen: set[tuple[int, int]]) -> Iterator[Entries | str]:
+def _folder(
+    folder: str, prefix: str, suffixes: frozenset[str], seen: set[tuple[int, int]], skipped: Skipped | None
+) -> Iterator[Entries | str]:
     """What a folder holds, in order: files as pieces of (names, sizes), a folder as its path with a slash at the end."""
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in seen:
         return
     seen.add((stat.st_dev, stat.st_ino))
-    for names, sizes in _sorted_pieces(folder, suffixes):
+    for names, sizes in _sorted_pieces(folder, suffixes, skipped):
         start = 0
         for stop in [*(place for place, size in enumerate(sizes) if size == _FOLDER), len(names)]:
             if start < stop:
@@ -126,7 +158,7 @@ def _folder(folder: str, prefix: str, suffixes: frozenset[str], seen: set[tuple[
             start = stop + 1
 
 
-def _sorted_pieces(folder: str, suffixes: frozenset[str]) -> Iterator[Entries]:
+def _sorted_pieces(folder: str, suffixes: frozenset[str], skipped: Skipped | None) -> Iterator[Entries]:
     """Names (a folder's ends in a slash, where it belongs in the order) and sizes; a large folder is sorted in Arrow."""
     large: list[tuple[pa.Array, pa.Array]] = []
     names: list[str] = []
@@ -142,6 +174,8 @@ def _sorted_pieces(folder: str, suffixes: frozenset[str]) -> Iterator[Entries]:
             elif name[name.rfind(".") :].lower() in suffixes:
                 names.append(name)
                 sizes.append(regular_size(entry))
+            elif skipped is not None:
+                skipped.see(name, partial(_start, entry))
             if len(names) == PIECE:
                 large.append((utf8(names), pa.array(sizes)))
                 names, sizes = [], []
@@ -160,6 +194,14 @@ def _sorted_in_arrow(parts: list[tuple[pa.Array, pa.Array]]) -> Iterator[Entries
     for start in range(0, len(order), PIECE):
         piece = order.slice(start, PIECE)
         yield names.take(piece).to_pylist(), sizes.take(piece).to_pylist()
+
+
+def _start(entry: os.DirEntry[str]) -> bytes:
+    """The first bytes of a file; none of what is no file, or cannot be read."""
+    try:
+        return read_start(entry.path, LOOKED_AT_BYTES) if entry.is_file() else b""
+    except OSError:
+        return b""
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,11 +3,13 @@
 import os
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from nst_data.errors import UsageError
 from nst_data.sources.files import has_image_suffix
 from nst_data.sources.pairing import CLASS_SUFFIX
+from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 
 _END_BYTES = 2**20  # zeros that a packer may fill its last record with
 _MOST_BYTES = 2**62  # headers may claim more, which no column holds
@@ -23,8 +25,8 @@ class Member(NamedTuple):
     problem: str | None = None
 
 
-def members(path: str) -> Iterator[Member]:
-    """Images and .cls files of a tar file, in its order; hidden ones are left out.
+def members(path: str, skipped: Skipped | None = None) -> Iterator[Member]:
+    """Images and .cls files of a tar file, in its order; hidden ones are left out. `skipped` sees the others.
 
     Where the file does not end as a tar file does, one more member `@<byte offset>` says so: what followed is not known.
     Raises UsageError for a tar file that is compressed, or stores an image with holes.
@@ -39,6 +41,8 @@ def members(path: str) -> Iterator[Member]:
                 if info.issparse():
                     raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
                 yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))
+            elif skipped is not None and info.isreg() and not _is_hidden(info):
+                skipped.see(info.name.rpartition("/")[2], partial(_start, file, info))
         end = min(position, length)
         if problem := _unfinished(file, end, cut=position > length):
             yield Member(f"@{end}", end, 0, problem)
@@ -70,9 +74,18 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _is_wanted(info: tarfile.TarInfo) -> bool:
+    name = info.name.rpartition("/")[2]
+    return not _is_hidden(info) and not info.isdir() and (has_image_suffix(name) or name.endswith(CLASS_SUFFIX))
+
+
+def _is_hidden(info: tarfile.TarInfo) -> bool:
     *folders, name = info.name.split("/")
-    hidden = name.startswith(".") or any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
-    return not hidden and not info.isdir() and (has_image_suffix(name) or name.endswith(CLASS_SUFFIX))
+    return name.startswith(".") or any(folder.startswith(".") and folder not in (".", "..") for folder in folders)
+
+
+def _start(file: BinaryIO, info: tarfile.TarInfo) -> bytes:
+    file.seek(info.offset_data)
+    return file.read(min(info.size, LOOKED_AT_BYTES))
 
 
 def _problem(info: tarfile.TarInfo) -> str | None:

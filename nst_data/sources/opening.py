@@ -1,7 +1,7 @@
 """From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from nst_data.errors import NstError, UsageError
@@ -14,7 +14,9 @@ from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.sources.saved import saved_dataset
+from nst_data.sources.skipped import phrase
 from nst_data.sources.source import Source
+from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
@@ -75,7 +77,12 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
             return saved_dataset(str(path), labels, column)
         images = ImageFolder(str(path), labels is not None)
-        return images if len(images) else _files(str(path), _tables_and_tars(path), labels, column, indexes)
+        if len(images):
+            return images
+        files = _tables_and_tars(path, images.skipped)
+        if labels is not None:
+            check_split_files(str(path), (os.path.relpath(file, path) for file in files))
+        return _files(str(path), files, labels, column, indexes)
     if path.is_file():
         if path.suffix.lower() == ".txt":
             return ImageList(str(path), labels is not None)
@@ -85,10 +92,11 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
     raise NstError(f"{location}: no such file or folder; {_EXPECTED}")
 
 
-def _tables_and_tars(path: Path) -> list[str]:
+def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
     files = [str(path / name) for names, _ in walk(str(path), frozenset([".parquet", ".tar"])) for name in names]
     if not files:
-        raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder")
+        but = f", but {phrase(skipped)}" if skipped else ""
+        raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder{but}")
     return files
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError, first_line
-from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, nowhere
+from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
@@ -160,8 +162,36 @@ class ParquetFiles(Source):
     def _files_with_rows(self) -> list[str]:
         return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
 
-    def _paths(self) -> Sequence[str]:
-        return self._files
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """From the footers; each image beside the parquet files is a row."""
+        own, beside = files[files < len(self._files)], files[files >= len(self._files)] - len(self._files)
+        rows = [np.empty(0, np.int64), *(np.arange(*self._starts[file : file + 2]) for file in own.tolist())]
+        if len(beside):
+            rows.append(np.concatenate([np.arange(start, start + len(paths)) for start, paths in self._named_files()])[beside])
+        return np.unique(np.concatenate(rows))
+
+    def _paths(self) -> Iterator[str]:
+        yield from self._files
+        for start, paths in self._named_files():
+            folder = Path(self._files[self._file_of(start)]).parent
+            yield from (str(folder / path) if path and is_below(path) else "" for path in paths)
+
+    def _named_files(self) -> Iterator[tuple[int, list[str | None]]]:
+        """First row and paths of each row group in which cells name files in place of holding bytes."""
+        kind = self._schema.field(self._column).type if self._column else pa.null()
+        if not (self._images_beside and pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+            return
+        column = f"{self._column}.bytes"
+        for file, start in zip(self._files, self._starts, strict=False):
+            with self._readable(file), self._opened(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    footer = parquet.metadata.row_group(group)
+                    chunks = (footer.column(index) for index in range(footer.num_columns))
+                    known = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+                    if known is None or not known.has_null_count or known.null_count:
+                        named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(0)
+                        yield start, pc.struct_field(named, "path").to_pylist()
+                    start += footer.num_rows
 
     def _file_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1

@@ -45,6 +45,9 @@ class ArrowDataset(Source):
         self._whole, self._schema = arrow, schema
         self._arrow = arrow.select_columns([self._column]) if self._column else arrow
 
+    def _paths(self) -> Iterator[str]:
+        return (str(file["filename"]) for file in self._whole.cache_files)
+
     def __len__(self) -> int:
         return len(self._arrow)
 

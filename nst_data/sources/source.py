@@ -5,17 +5,20 @@ The order is part of the format: files sorted bytewise by relative path (a list:
 
 import hashlib
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
@@ -23,11 +26,13 @@ from nst_data.images import image_hash
 from nst_data.manifest import Input
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
+from nst_data.sources.skipped import phrase
 
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
 Wanted = range | NDArray[np.int64]
 _READ_AT_ONCE = 256  # images
+_LEAST_SAMPLE, _EXPECTED = 64, 20  # images of a pool that are looked at first; of those that are looked for among them, on average
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class Source(ABC):
 
     `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
     `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
-    `image_column` and `label_column` are the columns that were asked for, None where they were found.
+    `image_column` and `label_column` are the columns that were asked for, None where they were found. `skipped` counts by suffix the files
+    beside the images that may be images too and are not read, `empty_classes` names class folders without images.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -58,6 +64,8 @@ class Source(ABC):
     revision: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    skipped: Mapping[str, int] = MappingProxyType({})
+    empty_classes: Sequence[str] = ()
     _listing: Listing
     _pins: tuple[str, ...] = ()  # what beside the listing decides which images these are
 
@@ -99,6 +107,10 @@ class Source(ABC):
         """The class names of each column that has some."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """What is left out of it, in lines for a person."""
+        return [f"{self.location}: {phrase(self.skipped)}"] if self.skipped else []
+
     def listing(self) -> pa.Table:
         """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
         return self._listing.table
@@ -130,9 +142,21 @@ class Source(ABC):
         """Digest of when the local files with the images were last written: what changed in them at the same size, which no fingerprint
         tells. Empty where a commit pins the images, or no file of their own does.
         """
-        paths = () if self.revision else self._paths()
-        stamps = np.fromiter(map(_modified_ns, paths), dtype=np.int64)
+        stamps = np.fromiter(map(_modified_ns, self.files()), dtype=np.int64)
         return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+
+    def files(self) -> Iterable[str]:
+        """The local files that hold the images, in order; none where a commit pins them."""
+        return () if self.revision else self._paths()
+
+    @property
+    def rows_per_file(self) -> int | None:
+        """1 where each row is a file of its own, in the order of `files`."""
+        return None
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that lie in some `files`, given by increasing numbers: all, where that is not known."""
+        return np.arange(len(self))
 
     def _paths(self) -> Iterable[str]:
         """The local files that hold the images, in order."""
@@ -142,7 +166,8 @@ class Source(ABC):
     def lineage(self) -> Input:
         """How this source stands in the manifest of what is made from it."""
         columns = {"image_column": self.image_column, "label_column": self.label_column}
-        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, **columns)
+        skipped = dict(self.skipped) or None
+        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, skipped=skipped, **columns)
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""
@@ -156,6 +181,23 @@ class Source(ABC):
         """As `rows_of`, for as many keys as may be, given piece by piece: fill `rows` in memory that does not grow with them."""
         match_keys(keys(), self._keys(), rows)
         self._check_found(keys, rows)
+
+    def check_holds_some(self, hashes: Callable[[], Iterable[pa.Array]], images: int) -> None:
+        """Raises NstError where this is another pool than was labeled: no image of a sample has one of so many `image_hash`es.
+
+        Of a copy of the pool, whatever its names, that sample holds some twenty; a missing image is left to `find_by_hash`.
+        """
+        size = min(len(self), max(_LEAST_SAMPLE, math.ceil(_EXPECTED * len(self) / images)))
+        if size > len(self) // 2:  # reading all of it tells more
+            return
+        drawn = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
+        with ThreadPoolExecutor() as threads:
+            found = pa.array(list(threads.map(_hashed, self.rows(drawn))), type=pa.large_string())
+        if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
+            raise NstError(
+                f"{self.location}: holds other images than were labeled: of {size:,} that were looked at none is among the {images:,} that "
+                "are looked for; give the pool that was labeled (--pool)"
+            )
 
     def find_by_hash(
         self, hashes: Callable[[], Iterable[pa.Array]], keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64]
@@ -205,17 +247,10 @@ class Source(ABC):
 
     def _image_hashes(self) -> Iterator[pa.Array]:
         """Those of all images in order, piece by piece; empty for one that cannot be read."""
-
-        def hashed(row: Row) -> str:
-            try:
-                return image_hash(row.read())
-            except (OSError, NstError):
-                return ""
-
         rows = self.rows(range(len(self)))
         with ThreadPoolExecutor() as threads:
             while piece := list(islice(rows, _READ_AT_ONCE)):
-                yield pa.array(list(threads.map(hashed, piece)), type=pa.large_string())
+                yield pa.array(list(threads.map(_hashed, piece)), type=pa.large_string())
 
     def _where(self, keys: set[str]) -> dict[str, int]:
         where: dict[str, int] = {}
@@ -224,6 +259,13 @@ class Source(ABC):
             if key in keys:
                 where.setdefault(key, row)
         return where
+
+
+def _hashed(row: Row) -> str:
+    try:
+        return image_hash(row.read())
+    except (OSError, NstError):
+        return ""
 
 
 def _modified_ns(path: str) -> int:

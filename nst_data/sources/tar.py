@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
@@ -21,6 +22,7 @@ from nst_data.sources.labels import LabelsAsked, encode, number_labels
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import Member, members
 from nst_data.sources.pairing import CLASS_SUFFIX, classes_of
+from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
 _INDEX = pa.schema(
@@ -28,6 +30,7 @@ _INDEX = pa.schema(
 )
 _MOST_CLASS_BYTES = 1024
 _INTEGER = re.compile(r"-?\d+")
+_SKIPPED = b"skipped"  # counts, in the metadata of an index
 
 
 class TarFiles(Source):
@@ -45,10 +48,13 @@ class TarFiles(Source):
         found = [os.stat(file) for file in files]
         self._stamps = [(stat.st_size, stat.st_mtime_ns) for stat in found]
         self._listing = listed([(list(names), [stat.st_size for stat in found])])
+        self._skipped = Skipped()
         classes: list[str] | None = [] if labels else None
         self._index = self._kept_index(indexes) if classes is None else self._read_index(classes)
+        self.skipped = json.loads((self._index.schema.metadata or {}).get(_SKIPPED, b"{}"))
         if not len(self):
-            raise NstError(f"{location}: expected images in the tar files, found none")
+            but = f", but {phrase(self.skipped)}" if self.skipped else ""
+            raise NstError(f"{location}: expected images in the tar files, found none{but}")
         if labels is not None and classes is not None:
             self.labels, self.class_names = _numbered(classes, location, labels.names)
 
@@ -68,6 +74,10 @@ class TarFiles(Source):
         for piece in in_pieces(wanted, 1024):
             for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
                 yield Row(row, self._key(row, entry["file"], entry["name"]), self._content(entry))
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the index says."""
+        return np.flatnonzero(pc.is_in(self._index["file"], pa.array(files, pa.int32())).to_numpy(zero_copy_only=False))
 
     def _paths(self) -> Sequence[str]:
         return self._files
@@ -113,7 +123,7 @@ class TarFiles(Source):
         spool = Spool(_INDEX)
         for columns in self._indexed(classes):
             spool.append(columns)
-        return spool.table()
+        return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(self._skipped.counts)})
 
     def _kept_index(self, indexes: Path | None) -> pa.Table:
         if indexes is None:
@@ -131,7 +141,7 @@ class TarFiles(Source):
         waiting: list[tuple[int, Member]] = []
         for file, path in enumerate(self._files):
             samples: list[tuple[str, str | None]] = []
-            for member in members(path):
+            for member in members(path, self._skipped):
                 is_class = member.name.endswith(CLASS_SUFFIX)
                 if not is_class:
                     waiting.append((file, member))

@@ -1,0 +1,175 @@
+"""Which images of a local source are others than were read before, at the same names and sizes.
+
+Names and sizes are a source's identity. Beside what is made of it stands when its files were last written or replaced by then: files that
+are newer are hashed anew, and the hashes compared with those of the images that were read.
+"""
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.files import replacing, write_text
+from nst_data.images import image_hash
+from nst_data.progress import Progress
+from nst_data.sources.source import Row, Source
+
+_FOLDER = "read"  # in a version, beside its sealed files and never published
+_SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
+_SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
+_AT_ONCE, _PIECE = 256, 65_536
+
+Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
+HASH = np.dtype("V16")
+
+
+class Times(NamedTuple):
+    """When the newest of some files was written, and when the newest was put in its place or changed otherwise; nanoseconds."""
+
+    written: int
+    changed: int
+
+
+class _Noted(NamedTuple):
+    times: Times
+    location: str  # empty where it is not known
+
+
+class Reading:
+    """What is known of the reading of one source (`role`) for the version in `folder`, under way or sealed."""
+
+    def __init__(self, folder: Path, role: str) -> None:
+        self._times, self._hashes = (folder / _FOLDER / f"{role}.{kind}" for kind in ("json", "npy"))
+
+    def begin(self, source: Source) -> None:
+        """Note before any image is read how new the files are, unless that was done."""
+        if not self._times.exists():
+            self._note(source, newest(source))
+
+    def keep(self, hashes: NDArray[np.void]) -> None:
+        """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
+        self._hashes.parent.mkdir(exist_ok=True)
+        with replacing(self._hashes) as file:
+            np.lib.format.write_array(file, hashes)
+
+    def kept(self) -> Known:
+        """What `keep` kept, but for images that could not be read."""
+        if self._hashes.exists():
+            hashes = np.load(self._hashes, mmap_mode="r")
+            for start in range(0, len(hashes), _PIECE):
+                piece = np.asarray(hashes[start : start + _PIECE])
+                rows = np.flatnonzero(piece != np.zeros(1, HASH))
+                yield start + rows, piece[rows]
+
+    def check(self, source: Source, known: Known, what: str, remedy: str, progress: Progress, made: str | None = None) -> None:
+        """Raises NstError where images hold other bytes than `known` says.
+
+        Files that are newer than noted are compared, and noted where they hold the same; a source in another place by a sample.
+        `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes none.
+        """
+        before, now = self._read(made), newest(source)
+        if before is None:
+            return
+        if before.location not in ("", source.location):
+            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read when {what}"
+        else:
+            files = newer_files(source, before.times) if before.times != now else np.empty(0, np.int64)
+            rows, most = source.rows_of_files(files), len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
+            about = f"{len(files):,} file{'s' * (len(files) > 1)} changed since {what}"
+        if not len(rows) or not any(now):
+            return
+        wanted = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
+        only = f" ({len(wanted):,} of them, the others are taken for the same)" if len(wanted) < len(rows) else ""
+        images = f"{len(rows):,} image{'s' * (len(rows) > 1)}"
+        progress.say(f"{source.location}: {about}; {images} compared with those that were read{only}")
+        changed, first = 0, -1
+        with progress.task(f"compare images of {what}", len(wanted), "images") as task:
+            for row, is_same in _compared(source, wanted, known, task.advance):
+                changed += not is_same
+                first = row if not is_same and first < 0 else first
+        if changed:
+            which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
+            hold = f"{changed:,} images hold" if changed > 1 else "1 image holds"
+            raise NstError(f"{source.location}: {hold} other bytes than when {what} ({which}); put {them} back, or {remedy}")
+        if before.location in ("", source.location):
+            with suppress(OSError):  # a store that is only read is compared with again
+                self._note(source, now)
+
+    def _note(self, source: Source, times: Times) -> None:
+        self._times.parent.mkdir(exist_ok=True)
+        write_text(self._times, json.dumps(times._asdict() | {"location": source.location}))
+
+    def _read(self, made: str | None) -> _Noted | None:
+        if self._times.exists():
+            noted = json.loads(self._times.read_text("utf-8"))
+            return _Noted(Times(noted["written"], noted["changed"]), noted["location"])
+        if made is None:
+            return None
+        moment = int(datetime.datetime.fromisoformat(made).timestamp()) * 10**9
+        return _Noted(Times(moment, moment), "")
+
+
+def newest(source: Source) -> Times:
+    """Of all local files of a source; zeros where a commit of the Hub pins it, or none is there."""
+    written = changed = 0
+    for path in source.files():
+        one = _times(path)
+        written, changed = max(written, one.written), max(changed, one.changed)
+    return Times(written, changed)
+
+
+def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
+    """The numbers of the files that were written, replaced or otherwise changed since."""
+    found = (
+        number for number, path in enumerate(source.files()) if any(now > then for now, then in zip(_times(path), before, strict=True))
+    )
+    return np.fromiter(found, dtype=np.int64)
+
+
+def _times(path: str) -> Times:
+    try:
+        stat = os.stat(path)
+    except OSError:  # its rows say so when they are read
+        return Times(0, 0)
+    return Times(stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _compared(source: Source, wanted: NDArray[np.int64], known: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+    """The wanted rows whose hash is known and that can be read, each with whether its bytes are the same."""
+    with ThreadPoolExecutor() as threads:
+        for numbers, hashes in known:
+            both, places, _ = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
+            rows, expected = source.rows(both), iter(hashes[places])
+            while piece := list(islice(rows, _AT_ONCE)):
+                for row, found in zip(piece, threads.map(_hash, piece), strict=True):
+                    then = next(expected)
+                    if found is not None:
+                        yield row.id, found == then.tobytes()
+                advance(len(piece))
+
+
+def _hash(row: Row) -> bytes | None:
+    try:
+        return bytes.fromhex(image_hash(row.read()))
+    except (NstError, OSError):
+        return None
+
+
+def hashes_in(folder: Path) -> Known:
+    """From the labels of a version, sealed or under way."""
+    for file in sorted((*folder.glob("pseudo_labels/*.parquet"), *folder.glob("balanced/*.parquet"))):
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(_PIECE, columns=["id", "image_hash"]):
+                rows = batch["id"].to_numpy()
+                order = np.argsort(rows, kind="stable")
+                yield rows[order], np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), HASH)[order]

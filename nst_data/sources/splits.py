@@ -1,0 +1,50 @@
+"""Splits of a labeled set that lie side by side: to take them for one set, or for classes, would train on test images."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from nst_data.errors import UsageError
+
+_TRAINING = frozenset(("train", "training"))
+_SCORED = frozenset(("val", "valid", "validation", "dev", "test", "testing", "eval"))
+_WORDS = re.compile(r"[a-z]+")
+
+
+def check_splits(location: str, class_folders: Sequence[str]) -> None:
+    """Raises UsageError where the class folders of a labeled source are named as splits are."""
+    training, scored = _named(class_folders, _TRAINING), _named(class_folders, _SCORED)
+    if not (training and scored) and len(training + scored) < len(class_folders):
+        return
+    first = (training or scored)[0]
+    example = f"--labeled {os.path.join(location, first)}"
+    if training and scored:
+        example += f" --validation {os.path.join(location, scored[0])}"
+    raise UsageError(
+        f"{location}: expected a folder for each class, found {', '.join((*training, *scored))}, which look like splits; "
+        f"name one of them, as in {example}; if they are classes, give them other names, such as {first}_"
+    )
+
+
+def check_split_files(location: str, names: Iterable[str]) -> None:
+    """Raises UsageError where the tar or parquet files of a labeled source are those of several splits."""
+    words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
+    training = next((name for name, found in words if found & _TRAINING and not found & _SCORED), None)
+    scored = next((name for name, found in words if found & _SCORED and not found & _TRAINING), None)
+    if training and scored:
+        raise UsageError(
+            f"{location}: expected one labeled set, found {training} and {scored}, which look like files of two splits; "
+            f"name those of one, as in '{_pattern(location, training)}', or give them other names"
+        )
+
+
+def _named(folders: Sequence[str], kind: frozenset[str]) -> list[str]:
+    return [name for name in folders if name.lower() in kind]
+
+
+def _pattern(location: str, name: str) -> str:
+    """For all files of a split, from the name of its first."""
+    folder, base = os.path.split(name)
+    found = re.match(r"[A-Za-z]+", base)
+    start = found[0] if found and found[0].lower() in _TRAINING else ""
+    return os.path.join(location, folder, f"{start}*{os.path.splitext(base)[1]}")

@@ -1,0 +1,70 @@
+"""What a training finds of its labeled and validation images before any step: which cannot be read, and which are others by now."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.sources import Source
+from nst_data.sources.changes import HASH, Reading
+from nst_data.store import Staging, Version
+from nst_data.unreadable import check_readable
+from nst_train.batches import LabeledImages, unreadable
+from nst_train.device import this_process
+from nst_train.settings import RunSettings
+
+
+def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress) -> None:
+    """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes."""
+    if not this_process().is_main_process:
+        return
+    is_sealed = isinstance(staged, Version)
+    for role, source in sources.items():
+        reading = Reading(staged.folder if isinstance(staged, Version) else staged.build, role)
+        remedy = f"`nst remove {staged.ref}` and train anew" + (", or ask for another --generation N" if is_sealed else "")
+        reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress)
+        if not is_sealed:
+            reading.begin(source)
+
+
+def unreadable_images(staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
+    """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
+
+    Raises NstError where none can be, or fewer than the run allows.
+    """
+    name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
+    with this_process().main_process_first():
+        if (staging.work / f"{name}.json").exists():
+            faults = staging.remembered(name, {})
+        else:
+            hashes = np.zeros(len(source), HASH)
+            faults = unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)), hashes)
+            # before it is remembered for when the images are back
+            check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
+            Reading(staging.build, role).keep(hashes)
+            faults = staging.remembered(name, faults)
+    for line in list(faults.values())[:3]:
+        progress.say(f"left out, cannot be read: {line}")
+    if len(faults) > 3:
+        progress.say(f"{source.location}: {len(faults):,} of {len(source):,} {noun} are left out, which cannot be read")
+    return faults
+
+
+def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
+    """The classes without any labeled image. Raises NstError for one whose images are there and cannot be read."""
+    assert source.labels is not None, "training needs labels"
+    names, readable = source.class_names or [], set(labeled.labels.tolist())
+    for row, why in faults.items():
+        label = int(source.labels[int(row)])
+        if label not in readable:
+            images = int((source.labels == label).sum())
+            raise NstError(
+                f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
+                "put them back, or take the class out"
+            )
+    if empty := [name for label, name in enumerate(names) if label not in readable]:
+        shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
+        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes have no image: {shown}")
+    return [*empty, *source.empty_classes]

@@ -1,0 +1,184 @@
+"""Images that hold other bytes at the same names and sizes are found when what was made of them is found again."""
+
+import os
+import shutil
+
+import pyarrow as pa
+import pytest
+from conftest import TINY, write_class_folders, write_pool
+from labels import RUN, SETTINGS, write_teacher
+from pictures import png, write_table, write_tar
+from sealed_labels import label_row, seal_generation
+from test_label_resumed import Told, stopped
+
+from nst_data.editions import balance
+from nst_data.errors import NstError
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.sources.changes import Reading, newer_files, newest
+from nst_data.store import Store
+from nst_train.label import label
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+NAMES = ["ant", "bee", "cat"]
+TRAINED = TrainSettings(**TINY | {"epochs": 0.5})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher", NAMES)
+
+
+def change(path):
+    """One byte of a file, the last; its times of writing are put back, as a copying program does."""
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def labeled(store, teacher, pool, **more):
+    told = Told()
+    return label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN, progress=told, **more), told.lines
+
+
+def test_an_image_that_changed_at_its_size_is_named_and_one_that_was_touched_is_not(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 2, 3)
+    first, _ = labeled(store, teacher, pool)
+    (pool / "1-100.png").touch()
+    again, lines = labeled(store, teacher, pool)
+    assert again.ref == first.ref
+    assert any("1 file changed since bugs@gen-1 was made; 1 image compared" in line for line in lines)
+    assert not any("changed" in line for line in labeled(store, teacher, pool)[1])  # it was looked at, and is noted
+    kept = (pool / "0-101.png").read_bytes()
+    change(pool / "0-101.png")
+    says = r"pool: 1 image holds other bytes than when bugs@gen-1 was made \('0-101.png'\); put it back, or `nst remove bugs@gen-1`"
+    with pytest.raises(NstError, match=says):
+        labeled(store, teacher, pool)
+    assert labeled(store, teacher, pool, generation=2)[0].ref == "bugs@gen-2"
+    (pool / "0-101.png").write_bytes(kept)
+    assert labeled(store, teacher, pool, generation=1)[0].ref == "bugs@gen-1"
+
+
+def test_files_that_change_places_are_found(store, teacher, tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for name, byte in (("a", 1), ("b", 2)):
+        shutil.copy(write_pool(tmp_path / "one", 1, 1) / "0-100.png", pool / f"{name}.png")
+        with (pool / f"{name}.png").open("ab") as file:
+            file.write(bytes([byte]))
+    labeled(store, teacher, pool)
+    for old, new in (("a", "c"), ("b", "a"), ("c", "b")):
+        (pool / f"{old}.png").rename(pool / f"{new}.png")
+    with pytest.raises(NstError, match=r"2 images hold other bytes than when bugs@gen-1 was made \(the first is 'a.png'\)"):
+        labeled(store, teacher, pool)
+
+
+def test_a_labeling_under_way_does_not_mix_old_and_new_images(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 2, 11)
+    stopped(store, teacher, pool)
+    done = store.stagings("bugs")[0]
+    assert (done.work / "shards" / "00000.json").exists()
+    change(pool / "1-110.png")  # not labeled yet
+    change(pool / "0-100.png")
+    with pytest.raises(NstError, match=r"1 image holds other bytes than when bugs@gen-1 was begun \('0-100.png'\); put it back"):
+        labeled(store, teacher, pool)
+    assert (done.work / "shards" / "00000.json").exists()
+    change(pool / "0-100.png")
+    assert labeled(store, teacher, pool)[0].manifest.counts["labeled"] == 22
+
+
+def test_a_version_of_an_earlier_nst_is_compared_with_when_it_was_made(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    version, _ = labeled(store, teacher, pool)
+    shutil.rmtree(version.folder / "read")
+    assert version.verify() == []
+    change(pool / "0-101.png")
+    path = version.folder / "nst.json"
+    path.write_text(path.read_text().replace(version.manifest.created[:4], "2020", 1))
+    with pytest.raises(NstError, match=r"1 image holds other bytes"):
+        labeled(store, teacher, pool)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "beside"])
+def test_images_in_tables_and_tar_files_are_compared_too(store, teacher, tmp_path, kind):
+    files = sorted(write_pool(tmp_path / "files", 1, 3).iterdir())
+    images = [file.read_bytes() for file in files]
+    changed = [*images[:2], images[2][:-1] + b"\0"]
+    named = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+    def write(images):
+        if kind == "tar":
+            return write_tar(tmp_path / "pool.tar", [(file.name, image) for file, image in zip(files, images, strict=True)])
+        if kind == "parquet":
+            return write_table(tmp_path / "pool.parquet", image=pa.array(images, pa.binary()))
+        for file, image in zip(files, images, strict=True):
+            file.write_bytes(image)
+        rows = [{"bytes": None, "path": f"files/{file.name}"} for file in files]
+        return write_table(tmp_path / "pool.parquet", image=pa.array(rows, named))
+
+    size = os.path.getsize(pool := write(images))
+    labeled(store, teacher, pool)
+    write(changed)
+    assert os.path.getsize(pool) == size
+    with pytest.raises(NstError, match=r"1 image holds other bytes than when bugs@gen-1 was made"):
+        labeled(store, teacher, pool)
+    write(images)
+    assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"
+
+
+@pytest.mark.parametrize("role", ["labeled", "validation"])
+def test_labeled_and_validation_images_are_compared_when_a_training_is_found_again(store, tmp_path, role):
+    folders = {one: write_class_folders(tmp_path / one, NAMES, 4) for one in ("labeled", "validation")}
+
+    def trained(**more):
+        sources = [open_source(str(folder), labeled=True) for folder in folders.values()]
+        return train(store, "t", TRAINED, sources[0], validation=sources[1], run=RunSettings(workers=0, decode_threads=1), **more)
+
+    first = trained()
+    (folders[role] / "ant" / "000.png").touch()
+    assert trained().ref == first.ref
+    change(folders[role] / "bee" / "001.png")
+    with pytest.raises(NstError, match=rf"{role}: 1 image holds other bytes than when t@gen-0 was made \('bee/001.png'\)"):
+        trained()
+
+
+def test_only_files_that_are_newer_are_newer(tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    source = open_source(str(pool))
+    before = newest(source)
+    change(pool / "0-101.png")
+    assert newer_files(source, before).tolist() == [1]
+    reading = Reading(tmp_path, "pool")
+    reading.check(source, (), "it was made", "label anew", Told())  # nothing is noted: nothing is said
+
+
+def test_held_out_images_are_compared_when_an_edition_is_found_again(store, tmp_path):
+    generation = seal_generation(store, [label_row(0, png(0, 1), 0, 0.9)], counts={"teacher_parameters": 0, "top_k": None})
+    test = write_pool(tmp_path / "test", 1, 3, first=500)
+
+    def balanced():
+        return balance(store, generation, BalanceSettings(min_confidence=0, per_class=2), [open_source(str(test))])
+
+    first = balanced()
+    (test / "0-500.png").touch()
+    assert balanced().ref == first.ref
+    change(test / "0-501.png")
+    with pytest.raises(NstError, match=r"test: 1 image holds other bytes than when bugs@gen-1.1 was made \('0-501.png'\); put it back"):
+        balanced()
+
+
+def test_another_pool_of_the_same_names_and_sizes_is_not_taken_for_the_first(store, teacher, tmp_path):
+    copy, other = (write_pool(tmp_path / name, 1, 3) for name in ("copy", "other"))
+    for path in other.iterdir():
+        change(path)
+    pool = write_pool(tmp_path / "pool", 1, 3)  # the newest of all
+    assert labeled(store, teacher, pool)[0].ref == labeled(store, teacher, copy)[0].ref
+    with pytest.raises(NstError, match=r"other: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
+        labeled(store, teacher, other)

@@ -1,0 +1,93 @@
+"""What lies beside the images of a source and is not read is counted; splits side by side are asked about."""
+
+import pytest
+from conftest import write_class_folders, write_pool
+from pictures import png, write_files, write_table, write_tar
+
+from nst_data.errors import NstError, UsageError
+from nst_data.manifest import Input
+from nst_data.sources import open_source
+
+
+def test_files_that_may_be_images_are_counted_and_others_are_not(tmp_path):
+    write_files(tmp_path, "a.png", "deep/b.png", "noname", "deep/noname")
+    before = open_source(str(tmp_path / "deep")).fingerprint
+    for name in (
+        "one.heic",
+        "two.HEIC",
+        "raw.CR2",
+        "deep/new.jxl",
+        "pool.tar",
+        "notes.txt",
+        "a.json",
+        "Thumbs.db",
+        ".hidden.heic",
+        "LICENSE",
+    ):
+        (tmp_path / name).write_bytes(b"text")
+    source = open_source(str(tmp_path))
+    assert len(source) == 2
+    assert source.skipped == {".heic": 2, "without a suffix": 2, ".cr2": 1, ".jxl": 1, ".tar": 1}
+    (line,) = source.remarks()
+    assert line.startswith(f"{tmp_path}: skipped 7 files: 2 .heic, 2 without a suffix, 1 .cr2, 1 .jxl, 1 .tar; convert them,")
+    assert open_source(str(tmp_path / "deep")).fingerprint == before
+
+
+def test_members_of_tar_files_are_counted_also_when_the_index_was_kept(tmp_path):
+    image = png(0)
+    members = [("a.png", image), ("b.heic", b"x"), ("c", image), ("a.cls", b"0"), ("a.json", b"{}"), (".d.heic", b"x"), ("LICENSE", b"x")]
+    pool = write_tar(tmp_path / "pool.tar", [*members, ("e.png", image)])
+    for _ in range(2):
+        source = open_source(pool, indexes=tmp_path / "indexes")
+        assert source.skipped == {".heic": 1, "without a suffix": 1}
+        assert [bytes(row.read()) for row in source.rows(range(2))] == [image, image]
+
+
+def test_nothing_but_skipped_files_says_what_they_are(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"x")
+    with pytest.raises(NstError, match=r"found none below this folder, but skipped 1 file: 1 .heic; convert them, as to .jpg or .png"):
+        open_source(str(tmp_path))
+    with pytest.raises(NstError, match=r"found none, but skipped 1 file: 1 .heic"):
+        open_source(write_tar(tmp_path / "pool.tar", [("a.heic", b"x")]))
+
+
+def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 1)
+    assert "skipped" not in open_source(str(pool)).lineage.model_dump()
+    (pool / "a.heic").write_bytes(b"x")
+    entry = open_source(str(pool)).lineage
+    assert Input.model_validate_json(entry.model_dump_json()).skipped == {".heic": 1}
+
+
+@pytest.mark.parametrize(
+    ("folders", "says"),
+    [
+        (("train", "val"), r"--labeled .*/photos/train --validation .*/photos/val;"),
+        (("Training", "Test", "notes"), r"found Training, Test, .*--labeled .*/photos/Training --validation .*/photos/Test;"),
+        (("test", "validation"), r"--labeled .*/photos/test;"),
+        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, such as train_"),
+    ],
+)
+def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
+    photos = tmp_path / "photos"
+    for folder in folders:
+        write_class_folders(photos / folder, ["ant", "bee"], 1)
+    with pytest.raises(UsageError, match=says):
+        open_source(str(photos), labeled=True)
+    assert len(open_source(str(photos))) == 2 * len(folders)  # as a pool it is one
+
+
+def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path):
+    write_class_folders(tmp_path, ["bus", "train", "tram"], 1)
+    assert open_source(str(tmp_path), labeled=True).class_names == ["bus", "train", "tram"]
+
+
+@pytest.mark.parametrize("names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "val/0.parquet")])
+def test_tables_of_two_splits_are_no_labeled_set(tmp_path, names):
+    for name in names:
+        write_table(tmp_path / name, image=[png(0), png(1)], label=["ant", "bee"])
+    with pytest.raises(UsageError, match=r"which look like files of two splits; name those of one, as in"):
+        open_source(str(tmp_path), labeled=True)
+    assert len(open_source(str(tmp_path))) == 4
+    pattern = tmp_path / ("train*.parquet" if "/" not in names[0] else "train/*.parquet")
+    assert len(open_source(str(pattern), labeled=True)) == 2

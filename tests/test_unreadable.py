@@ -1,0 +1,265 @@
+"""Where no image can be read, or too few, nothing is sealed; with the images back the same command goes on."""
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import TINY, picture, write_class_folders, write_pool
+from labels import RUN, SETTINGS, rows, write_teacher
+from nst_cli.main import app
+from pictures import png, write_table
+from sealed_labels import label_row, seal_generation
+from test_label_resumed import Told
+from typer.testing import CliRunner
+
+from nst_data.adopt import adopt
+from nst_data.editions import balance
+from nst_data.errors import NstError
+from nst_data.settings import AdoptSettings, BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store import Store
+from nst_data.unreadable import check_readable
+from nst_train.label import extend, label, label_like
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.train import train
+
+NAMES = ["ant", "bee", "cat"]
+TRAINED = TrainSettings(**TINY | {"epochs": 0.5})
+TRAIN_RUN = RunSettings(workers=0, decode_threads=1)
+NAMED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher", NAMES)
+
+
+def table_over(folder, **columns):
+    """A parquet file beside `folder` whose rows name its images."""
+    cells = [{"bytes": None, "path": f"{folder.name}/{path.name}"} for path in sorted(folder.iterdir())]
+    return write_table(folder.parent / "pool.parquet", image=pa.array(cells, NAMED), **columns)
+
+
+@pytest.mark.parametrize(("unreadable", "allowed", "stops"), [(0, 0, False), (3, 0.3, False), (4, 0.3, True), (10, 1, True), (1, 0, True)])
+def test_up_to_the_allowed_share_may_be_unreadable_but_never_all(unreadable, allowed, stops):
+    if not stops:
+        check_readable("pool", 10, unreadable, allowed, "a.png")
+        return
+    says = "none of its 10 images" if unreadable == 10 else f"{unreadable} of its 10 images .* --max-unreadable 0.{unreadable}"
+    with pytest.raises(NstError, match=f"pool: {says}"):
+        check_readable("pool", 10, unreadable, allowed, "a.png")
+
+
+def test_a_pool_that_is_not_there_is_labeled_once_it_is_back(store, teacher, tmp_path):
+    folder = write_pool(tmp_path / "images", 2, 5)
+    pool = table_over(folder)
+    command = ["label", pool, "--teacher", teacher, "--corpus", "bugs", "--store", store.root, "--rows-per-shard", "4"]
+    folder.rename(tmp_path / "away")
+    for _ in range(2):
+        done = nst(command)
+        assert done.exit_code == 1
+        assert "none of its 10 images could be read; the first is 'pool.parquet:0': No such file" in done.stderr
+    assert store.versions() == []
+    (tmp_path / "away").rename(folder)
+    assert nst(command).exit_code == 0
+    assert [row["id"] for row in rows(store.open("bugs"))] == list(range(10))
+    assert rows(store.open("bugs"), "errors") == []
+
+
+def nst(words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit | NstError):
+        raise result.exception
+    return _Done(result.exit_code, result.output + str(result.exception or ""))
+
+
+class _Done:
+    def __init__(self, exit_code, stderr):
+        self.exit_code, self.stderr = exit_code, stderr
+
+
+def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_setting_of_the_labels(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 2, 5)
+    whole = label(store, "whole", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    kept = {path: path.read_bytes() for path in sorted(pool.iterdir())[:6]}
+    for path, content in kept.items():
+        path.write_bytes(bytes(len(content)))
+    with pytest.raises(NstError, match=r"bugs@gen-1: .*pool: 6 of its 10 images \(60%\) could not be read, more than the 50% allowed"):
+        label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    said = Told()
+    version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN, progress=said)
+    assert any("6 images that could not be read can be now" in line for line in said.lines)
+    assert version.manifest.files == whole.manifest.files
+    lenient = RUN.model_copy(update={"max_unreadable": 1.0})
+    assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=lenient).ref == version.ref
+
+
+def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    for path in sorted(pool.iterdir())[:2]:
+        path.write_bytes(b"text")
+    run = RUN.model_copy(update={"max_unreadable": 0.7})
+    version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run)
+    assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
+    (pool / "0-102.png").write_bytes(b"text")
+    with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
+        label(store, "none", teacher, open_source(str(pool)), SETTINGS, run=run.model_copy(update={"max_unreadable": 1.0}))
+
+
+@pytest.mark.parametrize("kind", ["list", "links"])
+def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, teacher, tmp_path, kind):
+    away = write_pool(tmp_path / "away", 2, 2)
+    names = sorted(path.name for path in away.iterdir())
+    if kind == "list":
+        pool = tmp_path / "pool.txt"
+        pool.write_text("".join(f"images/{name}\n" for name in names))
+    else:
+        pool = tmp_path / "links"
+        pool.mkdir()
+        for name in names:
+            (pool / name).symlink_to(tmp_path / "images" / name)
+    with pytest.raises(NstError, match=r"none of its 4 images could be read; the first is '.*0-100.png', which is empty or not there"):
+        label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    assert store.unfinished() == []
+    away.rename(tmp_path / "images")
+    assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN).manifest.counts["labeled"] == 4
+
+
+def test_extending_and_labeling_again_stop_too(store, teacher, tmp_path):
+    folder = write_pool(tmp_path / "images", 2, 4)
+    pool = table_over(folder)
+    first = label(store, "bugs", teacher, open_source(pool), SETTINGS, run=RUN)
+    edition = balance(store, first, BalanceSettings(min_confidence=0, per_class=4))
+    folder.rename(tmp_path / "away")
+    with pytest.raises(NstError, match=r"bugs@gen-2: .*none of its 8 images could be read"):
+        extend(store, first, open_source(pool), run=RUN)
+    other = write_teacher(tmp_path / "other", NAMES, seed=3)
+    images = edition.manifest.counts["unique"]
+    with pytest.raises(NstError, match=f"none of its {images} images could be read"):
+        label_like(store, edition, other, open_source(pool), SETTINGS, run=RUN)
+    (tmp_path / "away").rename(folder)
+    assert extend(store, first, open_source(pool), run=RUN).manifest.counts["labeled"] == 8
+    assert label_like(store, edition, other, open_source(pool), SETTINGS, run=RUN).manifest.counts["unique"] == images
+
+
+def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when_it_is_found(store, teacher, tmp_path, monkeypatch):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    (pool / "0.png").write_bytes(b"text")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("nst_train.label.check_readable", lambda *_: None)
+        label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    with pytest.raises(NstError, match=r"bugs@gen-1 is there already and holds no label: none of its 1 images .*`nst remove bugs@gen-1`"):
+        label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+
+
+def test_adopting_stops_and_goes_on(store, tmp_path):
+    folder = write_pool(tmp_path / "images", 1, 4)
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\n")
+    pool = table_over(folder, soft=[[0.2, 0.8]] * 4)
+    folder.rename(tmp_path / "away")
+
+    def adopted():
+        return adopt(store, "bugs", open_source(pool), AdoptSettings(probs="soft"), class_names_file=str(names))
+
+    with pytest.raises(NstError, match=r"bugs@gen-1: .*none of its 4 images could be read"):
+        adopted()
+    assert store.versions() == []
+    (tmp_path / "away").rename(folder)
+    assert adopted().manifest.counts["labeled"] == 4
+
+
+def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(store, tmp_path):
+    kept = [png(0, index) for index in range(3)]
+    generation = seal_generation(
+        store, [label_row(row, image, 0, 0.9) for row, image in enumerate(kept)], counts={"teacher_parameters": 0, "top_k": None}
+    )
+    test = write_pool(tmp_path / "test", 1, 4, first=500)
+    (test / "0-500.png").write_bytes(b"text")
+    settings = BalanceSettings(min_confidence=0, per_class=3, exact_overlap_only=True)
+    near = settings.model_copy(update={"exact_overlap_only": False})
+    assert balance(store, generation, near, [open_source(str(test))]).manifest.counts["held_out_unreadable"] == 1
+    source = open_source(str(test))
+    for path in test.iterdir():
+        path.rename(tmp_path / path.name)
+    with pytest.raises(NstError, match=r"test: none of its 4 images to hold out could be read; the first is '0-500.png'"):
+        balance(store, generation, settings, [source])
+    assert store.unfinished() == []
+
+
+def test_a_training_names_the_class_of_which_no_image_can_be_read(store, tmp_path):
+    labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
+    for path in (labeled / "bee").iterdir():
+        path.write_bytes(b"text")
+    with pytest.raises(NstError, match=r"none of the 2 images of class 'bee' can be read; the first is bee/000.png: not an image"):
+        train(store, "t", TRAINED, open_source(str(labeled), labeled=True), run=TRAIN_RUN)
+    assert store.unfinished() == []
+
+
+def test_classes_without_images_are_said_and_counted(store, tmp_path):
+    labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
+    (labeled / "dog").mkdir()
+    (labeled / "dog" / "0.heic").write_bytes(b"")
+    said = Told()
+    version = train(store, "t", TRAINED, open_source(str(labeled), labeled=True), run=TRAIN_RUN, progress=said)
+    assert f"{labeled}: 1 folder holds no image and is no class: dog" in said.lines
+    assert f"{labeled}: skipped 1 file: 1 .heic; convert them, as to .jpg or .png" in said.lines
+    assert version.manifest.counts["classes_without_images"] == ["dog"]
+    assert version.manifest.request.inputs["labeled"].skipped == {".heic": 1}
+
+
+@pytest.mark.parametrize("role", ["labeled", "validation"])
+def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_path, role):
+    folders = {one: write_class_folders(tmp_path / one, NAMES, 4) for one in ("labeled", "validation")}
+    files = sorted(folders[role].rglob("*.png"))
+    for path in files[1:]:
+        path.write_bytes(b"text")
+
+    def trained(**more):
+        sources = [open_source(str(folder), labeled=True) for folder in folders.values()]
+        return train(store, "t", TRAINED, sources[0], validation=sources[1], run=TRAIN_RUN.model_copy(update=more))
+
+    with pytest.raises(NstError, match=rf"{role}: 11 of its 12 {role} images \(92%\) could not be read"):
+        trained()
+    assert store.unfinished() == []
+    for path in files[3:]:
+        picture(0, int(path.stem)).save(path)
+    version = trained()
+    assert version.manifest.counts["unreadable" if role == "labeled" else "unreadable_validation"] == 2
+
+
+def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_path):
+    test = write_class_folders(tmp_path / "test", NAMES, 2)
+    for path in sorted(test.rglob("*.png"))[:4]:
+        os.truncate(path, 10)
+    command = ["evaluate", teacher, "--data", test, "--store", store.root]
+    done = nst(command)
+    assert done.exit_code == 1
+    assert "test: 4 of its 6 images (67%) could not be read" in done.stderr
+    assert nst([*command, "--max-unreadable", "0.7"]).exit_code == 0
+
+
+def test_a_wrong_pool_is_refused_by_a_sample(tmp_path):
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for index in range(400):
+        (wrong / f"{index:03d}.png").write_bytes(b"other %d" % index)
+    source, read = open_source(str(wrong)), []
+    source.rows = lambda wanted, rows=source.rows: (read.append(row.id) or row for row in rows(wanted))
+    hashes = [pa.array([f"{index:032x}" for index in range(300)])]
+    with pytest.raises(NstError, match=r"wrong: holds other images than were labeled: of 64 that were looked at none is among the 300"):
+        source.check_holds_some(lambda: hashes, 300)
+    assert len(np.unique(read)) == 64
+    from nst_data.images import image_hash
+
+    hashes.append(pa.array([image_hash(b"other %d" % read[-1])]))
+    source.check_holds_some(lambda: hashes, 300)
