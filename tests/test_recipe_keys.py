@@ -151,10 +151,11 @@ def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
 
 
 def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
-    source = {"image_column": "x", "class_names": "/names.txt"}
-    for name in SourceSettings.model_fields.keys() & source.keys():
+    source = {"image_column": "x", "class_names": "/names.txt", "label_column": "y"}
+    assert source.keys() == SourceSettings.model_fields.keys() - {"source", "stream"}
+    for name in source:
         assert getattr(parsed(labeled={"source": "/l", name: source[name]}).labeled, name) == source[name]
-    run = {"workers": 0, "checkpoint_minutes": 1, "keep_checkpoints": 3, "tracker": ["wandb"], "decode_threads": 1}
+    run = {"workers": 0, "checkpoint_minutes": 1, "keep_checkpoints": 3, "tracker": ["wandb"], "decode_threads": 1, "max_unreadable": 0.1}
     assert run.keys() == RunSettings.model_fields.keys()
     assert parsed(run=run).run != parsed().run
     to = {"corpus": "me/a", "teacher": "me/b", "public": True, "anonymous": True, "license": "mit", "pool_source": "the web"}
