@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate.utils import find_executable_batch_size
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -299,3 +299,8 @@ def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> It
     finally:  # whoever stops early need not wait for what nobody will use
         pool.shutdown(wait=False, cancel_futures=True)
         reader.shutdown(wait=False, cancel_futures=True)
+
+
+def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
+    """Whether an image's probabilities are numbers. Where a logit is NaN or infinite, none of them is."""
+    return ~log_probs.isnan().any(dim=1)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from nst_data.pseudo_labels import NO_ANSWER, Shards, ShardWriter
 from nst_data.schema import top_k_of
 from nst_data.sources import Row, Source
 from nst_data.store import Staging
-from nst_train.inference import Computation, Images, Prediction, load_images, predict
+from nst_train.inference import Computation, Images, Prediction, has_answer, load_images, predict
 from nst_train.teachers import Teacher
 
 RowNumbers = range | NDArray[np.int64]
@@ -216,11 +216,6 @@ class Labeling:
         if self._writer:
             self._writer.abandon()
         self._writer = None
-
-
-def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
-    """Whether an image's probabilities are numbers. Where a logit is NaN or infinite, none of them is."""
-    return ~log_probs.isnan().any(dim=1)
 
 
 def _of(images: Images, which: NDArray[np.bool_]) -> Images:

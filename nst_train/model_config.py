@@ -7,10 +7,10 @@ from typing import Any
 import timm
 
 from nst_data.errors import NstError, first_line
+from nst_train.preprocessing import LARGEST_SIDE_PX
 from nst_train.weights import CONFIG, largest_dimension
 
 PROCESSOR = "preprocessor_config.json"
-LARGEST_SIDE_PX = 8192  # of what a network takes; EfficientNet-L2 takes 800
 _NOT_OF_CLASSES = ("regression", "multi_label_classification")
 
 

@@ -21,13 +21,13 @@ from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_size
 from nst_data.jpeg import jpeg_header
 from nst_data.orientation import LYING, jpeg_orientation
-from nst_train.model_config import LARGEST_SIDE_PX
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
 except ImportError:  # no wheel for this machine; Pillow's pixels are the same
     decode_jpeg = None
 
+LARGEST_SIDE_PX = 8192  # of what a network takes; EfficientNet-L2 takes 800
 _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 """Axes that an image of this orientation is mirrored along, after rows and columns have changed places where it lies."""

@@ -13,8 +13,7 @@ from nst_data.sources import Source, match_classes
 from nst_data.store import Store
 from nst_data.unreadable import check_readable
 from nst_train.calibration import calibrate
-from nst_train.inference import Computation, batches_of, predict
-from nst_train.labeling import has_answer
+from nst_train.inference import Computation, batches_of, has_answer, predict
 from nst_train.settings import LabelSettings
 from nst_train.teachers import Teacher
 
