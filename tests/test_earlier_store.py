@@ -1,0 +1,77 @@
+"""A store of an earlier nst is listed, verified, found again by the same requests, and gone on from where it is half done."""
+
+import earlier_store
+import pytest
+from earlier_store import LABELS, OTHER_LABELS, READING, RUN, SELECTION, STUDENT, TEACHER, unpack
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.editions import balance
+from nst_data.files import hash_file
+from nst_data.progress import Progress
+from nst_data.store import Staging
+from nst_train.label import label
+from nst_train.train import train
+
+
+class Told(Progress):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    return unpack(tmp_path)
+
+
+def digests(store):
+    return {version.ref: version.manifest.digest for version in store.versions()}
+
+
+def test_it_is_listed_shown_and_verified(opened):
+    store, _, _ = opened
+    assert list(digests(store)) == ["bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-0"]
+    assert store.unfinished() == ["bugs-teacher@gen-1", "bugs@gen-2"]
+    for command in (["list"], ["show", "bugs@gen-1.1"], ["show", "bugs-teacher@gen-0"], ["verify", "bugs@gen-1"]):
+        done = CliRunner().invoke(app, [*command, "--store", str(store.root)], catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+    for version in store.versions():
+        assert version.verify() == []
+
+
+def test_the_same_requests_find_it_and_make_nothing_anew(opened):
+    store, labeled, pool = opened
+    before, told = digests(store), Told()
+    assert train(store, "bugs-teacher", TEACHER, labeled, run=RUN, progress=told).ref == "bugs-teacher@gen-0"
+    corpus = label(store, "bugs", "bugs-teacher@gen-0", pool, LABELS, run=READING, progress=told)
+    assert balance(store, corpus, SELECTION, [labeled], progress=told).ref == "bugs@gen-1.1"
+    assert digests(store) == before
+    assert sum("there already" in line for line in told.lines) == 2, told.lines  # a training that is there says nothing
+
+
+def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opened):
+    store, _, pool = opened
+    staging = next(one for one in store.stagings("bugs") if isinstance(one, Staging))
+    shard = "pseudo_labels/train-00000-of-00003.parquet"
+    kept = hash_file(staging.build / shard)
+    version = label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS, run=READING)
+    assert (version.ref, version.manifest.counts["labeled"], version.verify()) == ("bugs@gen-2", 15, [])
+    assert version.manifest.files[shard] == kept
+
+
+def test_a_training_that_is_half_done_goes_on_from_its_checkpoint(opened):
+    store, labeled, pool = opened
+    edition = store.open("bugs@gen-1.1")
+    version = train(store, "bugs-teacher", STUDENT, labeled, edition, pool, generation=1, run=RUN)
+    assert (version.ref, version.manifest.counts["steps"], version.verify()) == ("bugs-teacher@gen-1", 12, [])
+    (row,) = (version.folder / "metrics.jsonl").read_text().splitlines()
+    assert '"step": 12' in row
+
+
+def test_it_is_small_enough_to_be_kept():
+    assert earlier_store.ZIP.stat().st_size < 100_000
