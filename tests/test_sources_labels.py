@@ -80,7 +80,7 @@ def test_a_subset_of_the_classes_is_matched_where_it_is_allowed():
 
 
 def test_a_file_names_the_classes_of_integer_labels(tmp_path):
-    (tmp_path / "names.txt").write_text("ant\n\n bee \ncat\n")
+    (tmp_path / "names.txt").write_text("ant\n bee \ncat\n")
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
     assert open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
 
@@ -149,3 +149,31 @@ def test_a_missing_file_of_class_names_is_an_error(tmp_path):
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
     with pytest.raises(UsageError, match=r"--class-names nowhere\.txt: No such file"):
         open_source(path, labeled=True, class_names_file="nowhere.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("ant\r\nbee\r\n", ["ant", "bee"]), ("a\u2009b\nc\x20\n\n\n", ["a\u2009b", "c"]), ("\ufeffant\nbee", ["ant", "bee"]), (" \n", [])],
+)
+def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
+    (tmp_path / "names.txt").write_bytes(text.encode())
+    assert names_in(str(tmp_path / "names.txt")) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("zero\n\ntwo\n", "line 2 is empty; expected a name for class 1"),
+        ("\n \nzero\n", "line 1 is empty; expected a name for class 0"),
+        ('[\n"zero",\n"one"\n]\n', r"begins with '\[', as JSON does; expected a text file with one class name a line"),
+        ('{"0": "zero"}', r"begins with '{', as JSON does"),
+        ("zero\nred\x1b[31m\n", r"line 2 is 'red\\x1b\[31m'; expected a name without control characters"),
+        ("ze\x85ro\none\n", r"line 1 is 'ze\\x85ro'; expected a name without control characters"),
+        ("zero\rone\rtwo", r"line 1 is 'zero\\rone\\rtwo'; expected a name without control characters"),
+        ("a\u2028b\n", r"line 1 is 'a\\u2028b'; expected a name without control characters"),
+    ],
+)
+def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
+    (tmp_path / "names.txt").write_bytes(text.encode())
+    with pytest.raises(UsageError, match=rf"--class-names .*names\.txt: {message}"):
+        names_in(str(tmp_path / "names.txt"))

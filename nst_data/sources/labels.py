@@ -16,6 +16,7 @@ from nst_data.sources.source import Source
 
 MOST_UNNAMED = 100_000  # how many classes integers without names may stand for, where there are not twice as many rows
 _MOST_BYTES_OF_NAMES = 2**26
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals obey these, editors end lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _ADVICE = "Rename them, or give the names of integer labels with --class-names FILE"
 
@@ -217,7 +218,7 @@ def renamed(
 
 
 def names_in(file: str) -> list[str]:
-    """The class names in a file with one a line. Raises UsageError where it cannot be read."""
+    """The class names in a file with one a line. Raises UsageError where it cannot be read, or a line before the last name is blank."""
     expected = "expected a text file with one class name a line"
     try:
         with open(file, "rb") as lines:
@@ -228,4 +229,12 @@ def names_in(file: str) -> list[str]:
         raise UsageError(f"--class-names {file}: {reason}; {expected}") from None
     if text is None:
         raise UsageError(f"--class-names {file}: more than {_MOST_BYTES_OF_NAMES // 2**20} MB; {expected}")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    if text.lstrip()[:1] in ("[", "{"):
+        raise UsageError(f"--class-names {file}: begins with {text.lstrip()[0]!r}, as JSON does; {expected}")
+    names = [line.strip() for line in text.rstrip().split("\n")]
+    if len(names) > 1 and "" in names:
+        blank = names.index("")
+        raise UsageError(f"--class-names {file}: line {blank + 1} is empty; expected a name for class {blank}")
+    if odd := next((number for number, name in enumerate(names, 1) if _CONTROL.search(name)), 0):
+        raise UsageError(f"--class-names {file}: line {odd} is {names[odd - 1][:40]!r}; expected a name without control characters")
+    return names if names[0] else []
