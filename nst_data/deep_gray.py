@@ -20,6 +20,7 @@ def is_deep_gray(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F" or (image.mode == "L" and _tag(image, SAMPLEFORMAT) == _SIGNED)
 
 
+@np.errstate(invalid="ignore")  # signalling NaNs are NaNs
 def gray_levels(image: Image.Image) -> NDArray[np.uint8]:
     """Levels of shape (height, width). No data (NaN, GDAL's value for it) is black. Raises ValueError where the range is not known."""
     values = _stored(image).astype(np.float64)

@@ -150,22 +150,25 @@ def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
         return Image.fromarray(gray_levels(image)).convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")  # Pillow goes no further in one step
+    if image.format == "PNG":
+        _fit_transparent_color(image, encoded[_PNG_BIT_DEPTH])
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        if image.format == "PNG":
-            _rescale_transparent_color(image, encoded[_PNG_BIT_DEPTH])
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _rescale_transparent_color(image: Image.Image, bits: int) -> None:
-    """Pillow has brought a PNG's pixels to 8 bits, but not the color that is transparent."""
+def _fit_transparent_color(image: Image.Image, bits: int) -> None:
+    """Pillow has brought a PNG's pixels to 8 bits, but not the color that is transparent.
+
+    Of 16 bits no pixel can be told any more from those of nearly its color: none is transparent then, each is shown in its color.
+    """
     color = image.info.get("transparency")
     if image.mode == "L" and isinstance(color, int) and bits < 8:
         image.info["transparency"] = color * 255 // (2**bits - 1)
     elif image.mode == "RGB" and isinstance(color, tuple) and bits == 16:
-        image.info["transparency"] = tuple(value >> 8 for value in color)
+        del image.info["transparency"]
 
 
 def phash_thumbnail(image: Image.Image) -> NDArray[np.uint8]:

@@ -94,8 +94,8 @@ def png_transparency():
     yield Odd("png gray 8 bits, one transparent", png(2, 1, 8, 0, bytes([7, 200]), hidden(7)), gray(255, 200))
     yield Odd("png gray 16 bits, one transparent", png(3, 1, 16, 0, struct.pack(">3H", 256, 257, 0), hidden(257)), gray(1, 255, 0))
     yield Odd("png rgb, one transparent", png(2, 1, 8, 2, bytes([1, 2, 3, 4, 5, 6]), hidden(1, 2, 3)), colors((255,) * 3, (4, 5, 6)))
-    pair = struct.pack(">6H", 1000, 2000, 3000, 257, 514, 771)
-    yield Odd("png rgb 16 bits, one transparent", png(2, 1, 16, 2, pair, hidden(1000, 2000, 3000)), colors((255,) * 3, (1, 2, 3)))
+    pair = struct.pack(">6H", 1000, 2000, 3000, 1001, 2000, 3000)  # one color at 8 bits: both are shown in it
+    yield Odd("png rgb 16 bits, one transparent", png(2, 1, 16, 2, pair, hidden(1000, 2000, 3000)), colors(*[(3, 7, 11)] * 2))
     opacities = chunk(b"tRNS", bytes([255, 0, 51]))
     expected = colors((200, 0, 0), (255,) * 3, (204, 204, 224), (9, 8, 7))
     yield Odd("png palette, opacities", png(4, 1, 8, 3, bytes([0, 1, 2, 3]), PALETTE, opacities), expected)

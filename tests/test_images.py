@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -282,3 +284,20 @@ def test_reduced_decoding_asks_pillow_for_the_size_that_is_announced():
         width, height = reduced_size(101, 75, least_side_px)
         decoded = decode(encoded, least_side_px).size
         assert all(0 <= side - announced <= 1 for side, announced in zip(decoded, (width, height), strict=True))  # the decoder rounds up
+
+
+def test_a_dark_image_of_16_bits_with_a_transparent_color_stays_dark():
+    dark = encode(Image.fromarray(np.array([[[0, 1, 0]]], np.uint8)))
+    header, hidden = _chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)), _chunk(b"tRNS", bytes(6))
+    data = _chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", 1, 2, 3, 0, 0, 0)))
+    assert pixels(dark[:8] + header + hidden + data + _chunk(b"IEND", b"")).tolist() == [[[0] * 3, [0] * 3]]
+
+
+def _chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_signalling_nan_is_black_and_says_nothing():
+    half = encode(Image.fromarray(np.array([[0.5, 1]], np.float32)), "TIFF")
+    assert pixels(half.replace(struct.pack("<f", 0.5), bytes.fromhex("0100807f"))).tolist() == [[[0] * 3, [255] * 3]]
