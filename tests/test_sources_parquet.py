@@ -312,3 +312,16 @@ def test_a_damaged_saved_dataset_is_an_error_that_says_so(tmp_path):
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(NstError, match=r"saved: expected a dataset saved by datasets, found damage"):
         open_source(str(tmp_path / "saved"))
+
+
+def test_a_column_named_like_the_field_of_a_struct_is_read_for_itself(tmp_path):
+    thumbs = pa.array([{"thumb": b"other"}] * 3)
+    path = write_table(tmp_path / "x.parquet", image=thumbs, **{"image.thumb": IMAGES[:3]})
+    source = open_source(path, image_column="image.thumb")
+    assert contents(source) == IMAGES[:3] == [source.read(row) for row in range(3)]
+
+
+def test_a_struct_whose_bytes_are_a_struct_holds_no_images(tmp_path):
+    nested = pa.array([{"bytes": {"bytes": IMAGES[0]}}])
+    with pytest.raises(NstError, match=r"expected an image column .*found `image` \(struct<bytes: struct"):
+        open_source(write_table(tmp_path / "x.parquet", image=nested))

@@ -189,7 +189,7 @@ class ParquetFiles(Source):
                     chunks = (footer.column(index) for index in range(footer.num_columns))
                     known = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
                     if known is None or not known.has_null_count or known.null_count:
-                        named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(0)
+                        named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
                         yield start, pc.struct_field(named, "path").to_pylist()
                     start += footer.num_rows
 
@@ -246,7 +246,7 @@ class ParquetFiles(Source):
     def _group_stretches(self, file: int, parquet: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[Stretch]:
         try:
             for batch in parquet.iter_batches(self._batch_rows(parquet, group, [self._column]), row_groups=[group], columns=[self._column]):
-                yield start, min(start + len(batch), stop), Cells(batch.column(0), self._by_path(file))
+                yield start, min(start + len(batch), stop), Cells(batch.column(self._column), self._by_path(file))
                 start += len(batch)
             reason = "its pages end early"
         except (pa.ArrowException, OSError) as error:
@@ -311,7 +311,7 @@ class ParquetFiles(Source):
             return bool(parquet.metadata.row_group(0).num_rows == 0)
 
     def _read_from_copy(self, arrow: Any, row: int) -> bytes:  # noqa: ANN401
-        column = arrow[row : row + 1].column(0)
+        column = arrow[row : row + 1].column(self._column)
         return bytes(Row(row, "", cell_of(column, 0, self._by_path(self._file_of(row)))).read())
 
     def _read_from_group(self, row: int) -> bytes:

@@ -49,8 +49,8 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
     is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
     rows, offsets = [], []
     for group in map(footer.row_group, range(footer.num_row_groups)):
-        chunk = next(one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column))
-        if group.num_rows and not _is_plain(chunk):
+        chunk, *others = [one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column)]
+        if group.num_rows and (others or not _is_plain(chunk)):  # a column `a.b` beside a struct `a` with a field `b`
             return None
         rows.append(group.num_rows)
         offsets.append(chunk.data_page_offset)
