@@ -1,13 +1,13 @@
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.sources.pairing import classes_of, key_of
+from nst_data.sources.pairing import Part, classes_of, key_of
 
 
 def paired(spec):
     """The class of each image of a tar file with members such as `a.png a.cls:1`."""
     members = [member.partition(":") for member in spec.split()]
-    return classes_of([(name, text if colon else None) for name, colon, text in members], "x.tar")
+    return classes_of([Part(name, text if colon else None, name.endswith(".heic")) for name, colon, text in members], "x.tar")
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,10 @@ def test_a_key_ends_at_the_first_dot_of_the_name_without_its_folders(name, key):
         ("a.1.png a.2.png a.1.cls:1 a.2.cls:2", "12"),
         ("a.1.png a.2.png a.cls:1", "11"),
         ("a.png a.cls:1 b.png b.cls:2 a.cls:1", "12"),
+        ("a.heic a.cls:1 a.png b.cls:2 b.heic b.png", "12"),
+        ("a.heic b.png c.png a.cls:1 b.cls:2 c.cls:3", "23"),
+        ("./a.png a.cls:1 b.png ./b.cls:2", "12"),
+        ("a.png a.CLS:1 b.png c.png c.Cls:3 b.cLs:2", "123"),
     ],
 )
 def test_an_image_has_the_class_of_its_sample_or_else_the_only_one_of_its_name(spec, classes):
@@ -45,6 +49,9 @@ def test_an_image_has_the_class_of_its_sample_or_else_the_only_one_of_its_name(s
         ("a.png b.png a.cls:1 b.cls:2 a.png", r"a\.png stands there several times away from each other"),
         ("a.png b.png a.cls:1 b.cls:2 a.cls:1", r"a\.cls stands there several times away from each other"),
         ("a.png a.cls:1 b.png b.cls:2 a.png", r"a\.png has no class; expected a member a\.cls beside it"),
+        ("a.heic a.cls:1 b.png b.cls:2 a.png", r"a\.png has no class; expected a member a\.cls beside it"),
+        ("a.cls:1 b.cls:2 a.heic b.png a.png", r"a\.png stands there several times away from each other"),
+        ("a.png a.cls:1 a.CLS:2", r"a\.cls stands there several times in one sample"),
         ("a.png a.cls: b.png b.cls:2", r"a\.png has no class, its \.cls member is empty"),
     ],
 )

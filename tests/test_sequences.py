@@ -1,5 +1,7 @@
 """Sequences of frames: videos, and folders of images."""
 
+import os
+
 import av
 import numpy as np
 import pytest
@@ -122,3 +124,10 @@ def test_the_first_video_may_be_broken_where_part_of_them_is_enough(tmp_path):
         Sequences(str(tmp_path))
     source = Sequences(str(tmp_path), partly=True)
     assert (source.frames, len(source)) == (3, 12)
+
+
+def test_a_video_that_is_a_pipe_is_an_error_and_nobody_waits(tmp_path):
+    (tmp_path / "cat").mkdir()
+    os.mkfifo(tmp_path / "cat" / "one.mp4")
+    with pytest.raises(NstError, match=r"cat/one\.mp4: not a file, but a folder, a named pipe or a device"):
+        Sequences(str(tmp_path))

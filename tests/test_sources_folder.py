@@ -3,6 +3,7 @@ import random
 import threading
 
 import pytest
+from datasets import Dataset
 from pictures import contents, keys, png, write_files
 
 from nst_data.errors import NstError
@@ -123,4 +124,25 @@ def test_an_image_outside_of_a_class_folder_is_an_error(tmp_path):
 def test_a_folder_without_images_is_an_error(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(NstError, match=r"expected images .*\.png.*, found none"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.tar"])
+@pytest.mark.parametrize("labeled", [False, True])
+def test_tables_and_tar_files_that_are_pipes_or_devices_are_an_error(tmp_path, name, labeled):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(NstError, match=rf"{name}: not a file, but a folder, a named pipe or a device; take it out"):
+        open_source(str(tmp_path), labeled)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(NstError, match=f"{name}: not a file"):
+        open_source(str(tmp_path), labeled)
+
+
+def test_a_saved_dataset_with_a_pipe_in_it_is_an_error(tmp_path):
+    Dataset.from_dict({"image": [png(0)]}).save_to_disk(tmp_path)
+    (table,) = tmp_path.glob("*.arrow")
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(NstError, match=r"data-00000-of-00001\.arrow: not a file"):
         open_source(str(tmp_path))

@@ -325,3 +325,11 @@ def test_a_struct_whose_bytes_are_a_struct_holds_no_images(tmp_path):
     nested = pa.array([{"bytes": {"bytes": IMAGES[0]}}])
     with pytest.raises(NstError, match=r"expected an image column .*found `image` \(struct<bytes: struct"):
         open_source(write_table(tmp_path / "x.parquet", image=nested))
+
+
+def test_pipes_and_devices_that_cells_name_are_rows_with_their_error_and_nobody_waits(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    cells = pa.array([{"bytes": None, "path": name} for name in ("pipe.png", "zero.png")])
+    source = open_source(write_table(tmp_path / "x.parquet", image=cells))
+    assert contents(source) == ["NstError: not a file"] * 2

@@ -227,3 +227,13 @@ def test_an_image_without_a_class_is_an_error(tmp_path, members, message):
 def test_a_labeled_tar_file_must_be_whole(tmp_path):
     with pytest.raises(NstError, match=r"x\.tar: the tar file is damaged from byte 2,560 on"):
         opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED + HEADER + 512 + 100], labeled=True)
+
+
+def test_the_class_of_a_skipped_image_is_no_other_ones(tmp_path):
+    image = png(0)
+    members = [("a.heic", b"x"), ("a.cls", b"0"), ("b.png", image), ("b.CLS", b"1"), ("./c.png", image), ("c.cls", b"0")]
+    source = open_source(write_tar(tmp_path / "x.tar", members), labeled=True)
+    assert keys(source) == ["x.tar:b.png", "x.tar:./c.png"]
+    assert (source.labels.tolist(), source.skipped) == ([1, 0], {".heic": 1})
+    with pytest.raises(NstError, match=r"a\.png has no class; expected a member a\.cls beside it"):
+        open_source(write_tar(tmp_path / "y.tar", [*members, ("a.png", image)]), labeled=True)

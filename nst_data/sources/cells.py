@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.features import Features, columns_of_kind
+from nst_data.sources.files import read_file
 from nst_data.sources.source import Content
 
 ByPath = Callable[[str], Content]
@@ -121,7 +122,7 @@ def below(folder: Path) -> ByPath:
 def _below(folder: Path, path: str) -> Content:
     if not is_below(path):
         return NstError(f"names the file {path!r}, which is not below {folder}")
-    return (folder / PurePosixPath(path)).read_bytes
+    return partial(read_file, str(folder / PurePosixPath(path)))
 
 
 def is_below(path: str) -> bool:

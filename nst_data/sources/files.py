@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 
 from nst_data.errors import NstError
 
@@ -24,13 +25,21 @@ def regular_size(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def read_file(path: str, listed_bytes: int) -> bytes:
-    """All bytes of a file. Raises OSError, or NstError where there are not as many as were listed."""
+def check_regular(path: str) -> None:
+    """Raises NstError for a named pipe or a device, which would be waited for or never end. What is not there may say so itself."""
+    with suppress(OSError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise NstError(f"{path}: not a file, but a folder, a named pipe or a device; take it out")
+
+
+def read_file(path: str, listed_bytes: int | None = None) -> bytes:
+    """All bytes of a file. Raises OSError, or NstError for what is no file, or has not as many as were listed."""
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise NstError("not a file")
         encoded: bytes = file.readall()
-    check_size(len(encoded), listed_bytes)
+    if listed_bytes is not None:
+        check_size(len(encoded), listed_bytes)
     return encoded
 
 

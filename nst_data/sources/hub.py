@@ -4,6 +4,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -11,6 +12,7 @@ from urllib.parse import quote, unquote
 from nst_data.errors import NstError, UsageError
 from nst_data.hub import plain_errors
 from nst_data.sources.cells import nowhere
+from nst_data.sources.files import read_file
 from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.quiet import quiet_datasets
@@ -151,5 +153,5 @@ def _in_cache(path: str) -> Content:
 
     normal = os.path.normpath(path)
     if any(Path(normal).is_relative_to(top) for top in (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)):
-        return Path(normal).read_bytes
+        return partial(read_file, normal)
     return nowhere(path)

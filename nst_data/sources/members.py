@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from nst_data.errors import UsageError
 from nst_data.sources.files import has_image_suffix
-from nst_data.sources.pairing import CLASS_SUFFIX
+from nst_data.sources.pairing import is_class
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 
 _END_BYTES = 2**20  # zeros that a packer may fill its last record with
@@ -17,16 +17,17 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x
 
 
 class Member(NamedTuple):
-    """An image or the class of one: `size` bytes at `offset`, or a problem in their place."""
+    """An image or the class of one: `size` bytes at `offset`, or a problem in their place; or only the name of an image that is skipped."""
 
     name: str
     offset: int
     size: int
     problem: str | None = None
+    is_skipped: bool = False
 
 
 def members(path: str, skipped: Skipped | None = None) -> Iterator[Member]:
-    """Images and .cls files of a tar file, in its order; hidden ones are left out. `skipped` sees the others.
+    """Images and .cls files of a tar file, in its order; hidden ones are left out. `skipped` sees the others, and chooses those that come.
 
     Where the file does not end as a tar file does, one more member `@<byte offset>` says so: what followed is not known.
     Raises UsageError for a tar file that is compressed, or stores an image with holes.
@@ -41,8 +42,8 @@ def members(path: str, skipped: Skipped | None = None) -> Iterator[Member]:
                 if info.issparse():
                     raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
                 yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))
-            elif skipped is not None and info.isreg() and not _is_hidden(info):
-                skipped.see(info.name.rpartition("/")[2], partial(_start, file, info))
+            elif skipped is not None and _is_seen(skipped, file, info):
+                yield Member(info.name, info.offset_data, 0, is_skipped=True)
         end = min(position, length)
         if problem := _unfinished(file, end, cut=position > length):
             yield Member(f"@{end}", end, 0, problem)
@@ -75,7 +76,11 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 def _is_wanted(info: tarfile.TarInfo) -> bool:
     name = info.name.rpartition("/")[2]
-    return not _is_hidden(info) and not info.isdir() and (has_image_suffix(name) or name.endswith(CLASS_SUFFIX))
+    return not _is_hidden(info) and not info.isdir() and (has_image_suffix(name) or is_class(name))
+
+
+def _is_seen(skipped: Skipped, file: BinaryIO, info: tarfile.TarInfo) -> bool:
+    return info.isreg() and not _is_hidden(info) and skipped.see(info.name.rpartition("/")[2], partial(_start, file, info))
 
 
 def _is_hidden(info: tarfile.TarInfo) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.cells import NO_IMAGES
-from nst_data.sources.files import IMAGE_SUFFIXES
+from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import HubReference, open_hub
 from nst_data.sources.labels import LabelsAsked, names_in, renamed
@@ -102,6 +102,8 @@ def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
 
 def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
+    for file in files:
+        check_regular(file)
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
     names, files = [name for name, _ in named], [file for _, file in named]

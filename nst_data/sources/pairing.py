@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 from nst_data.errors import NstError
 
@@ -17,11 +18,25 @@ def key_of(name: str) -> str:
     return folders + slash + last.partition(".")[0]
 
 
+def is_class(name: str) -> bool:
+    """Whether a member's name is that of a class."""
+    return name.lower().endswith(CLASS_SUFFIX)
+
+
+class Part(NamedTuple):
+    """A member of a sample: an image, the text of a class, or an image that is skipped, which may have a class all the same."""
+
+    name: str
+    text: str | None = None
+    is_skipped: bool = False
+
+
 @dataclass
 class _Sample:
-    """Members of one key side by side: images by name, and the text of each class by its name without .cls."""
+    """Members of one key side by side: images by name, those that are skipped, and the text of each class by its name without .cls."""
 
     images: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
 
     def stem_for(self, image: str) -> str | None:
@@ -29,21 +44,23 @@ class _Sample:
         return next((stem for stem in _stems(image) if stem in self.classes), None)
 
 
-def classes_of(members: Sequence[tuple[str, str | None]], where: str) -> list[str]:
-    """The class of each image of a tar file, in order. Members are (name, text of a .cls, None for an image).
+def classes_of(members: Sequence[Part], where: str) -> list[str]:
+    """The class of each image of a tar file that is not skipped, in order.
 
     An image has the class in its own sample. Where that has none, as in a tar file that is sorted by suffix, it has the one that stands
     alone under its name, if neither comes again in the file. Raises NstError that names the member for an image without a class, and
     where names come again so that the class is not certain.
     """
-    samples = [_sample(list(run), where) for _, run in groupby(members, key=lambda member: key_of(member[0]))]
+    members = [member._replace(name=member.name.removeprefix("./")) for member in members]
+    samples = [_sample(list(run), where) for _, run in groupby(members, key=lambda member: key_of(member.name))]
     alone: dict[str, list[str]] = {}  # texts of the classes that no image of their sample takes, by stem
     lonely = Counter[str]()  # in how many samples images lack a class, by key
     for sample in samples:
-        taken = {sample.stem_for(image) for image in sample.images}
+        all_images = [*sample.images, *sample.skipped]
+        taken = {sample.stem_for(image) for image in all_images}
         for untaken in sample.classes.keys() - taken:
             alone.setdefault(untaken, []).append(sample.classes[untaken])
-        lonely.update({key_of(image) for image in sample.images if sample.stem_for(image) is None})
+        lonely.update({key_of(image) for image in all_images if sample.stem_for(image) is None})
     found = []
     for sample in samples:
         for image in sample.images:
@@ -65,9 +82,14 @@ def _check_no_other(image: str, stem: str, chosen: str, alone: dict[str, list[st
             raise _again(where, name + CLASS_SUFFIX, "with different classes")
 
 
-def _sample(members: list[tuple[str, str | None]], where: str) -> _Sample:
+def _sample(members: list[Part], where: str) -> _Sample:
     sample, names = _Sample(), set[str]()
-    for name, text in members:
+    for name, text, is_skipped in members:
+        if is_skipped:
+            sample.skipped.append(name)
+            continue
+        if text is not None:
+            name = name[: -len(CLASS_SUFFIX)] + CLASS_SUFFIX  # in any case
         if name in names:
             raise _again(where, name, "in one sample")
         names.add(name)

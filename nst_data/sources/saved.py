@@ -11,6 +11,7 @@ import pyarrow as pa
 from nst_data.errors import NstError
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column
 from nst_data.sources.features import class_columns, feature_names
+from nst_data.sources.files import check_regular
 from nst_data.sources.labels import LabelsAsked, label_column, labels_of
 from nst_data.sources.listing import listed
 from nst_data.sources.quiet import quiet_datasets
@@ -87,6 +88,10 @@ class ArrowDataset(Source):
 def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None) -> ArrowDataset:
     """A folder written by `Dataset.save_to_disk`. Raises NstError for several splits, or one that cannot be loaded."""
     from datasets import DatasetDict, load_from_disk
+
+    for pattern in ("*.json", "*.arrow"):
+        for file in [*Path(location).glob(pattern), *Path(location).glob(f"*/{pattern}")]:
+            check_regular(str(file))
 
     try:
         with quiet_datasets():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import has_image_suffix, read_file, regular_size
+from nst_data.sources.files import check_regular, has_image_suffix, read_file, regular_size
 from nst_data.sources.labels import encode
 from nst_data.sources.listing import listed
 from nst_data.sources.source import Row, Source, Wanted
@@ -116,6 +116,7 @@ def frames_of(path: str) -> list[Frame]:
         names = sorted(filter(_is_frame, os.listdir(path)), key=_by_number)
         files = [os.path.join(path, name) for name in names]
         return [partial(read_file, file, os.path.getsize(file)) for file in files]
+    check_regular(path)
     try:
         import av
     except ImportError:

@@ -19,14 +19,20 @@ class Skipped:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
-    def see(self, name: str, start: Callable[[], bytes]) -> None:
-        """A file that is not read: its name without folders; `start` gives its first bytes, which decide where it has no suffix."""
+    def see(self, name: str, start: Callable[[], bytes]) -> bool:
+        """A file that is not read: its name without folders; `start` gives its first bytes, which decide where it has no suffix.
+
+        True where it may be an image.
+        """
         dot = name.rfind(".")
         suffix = name[dot:].lower() if dot > 0 else ""
         if suffix in SUFFIXES:
             self._counts[suffix] += 1
-        elif not suffix and _is_image(start()):
+            return suffix not in _IS_PACKED
+        if not suffix and _is_image(start()):
             self._counts[NO_SUFFIX] += 1
+            return True
+        return False
 
     @property
     def counts(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from nst_data.sources.files import OpenFile
 from nst_data.sources.labels import LabelsAsked, encode, number_labels
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import Member, members
-from nst_data.sources.pairing import CLASS_SUFFIX, classes_of
+from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class
 from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
@@ -140,15 +140,15 @@ class TarFiles(Source):
         """The columns of the index, piece by piece; the class of each image is added to `classes`."""
         waiting: list[tuple[int, Member]] = []
         for file, path in enumerate(self._files):
-            samples: list[tuple[str, str | None]] = []
+            samples: list[Part] = []
             for member in members(path, self._skipped):
-                is_class = member.name.endswith(CLASS_SUFFIX)
-                if not is_class:
+                has_class = is_class(member.name)
+                if not (has_class or member.is_skipped):
                     waiting.append((file, member))
                 if classes is not None and member.name.startswith("@"):
                     raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
                 if classes is not None:
-                    samples.append((member.name, self._class(file, member) if is_class else None))
+                    samples.append(Part(member.name, self._class(file, member) if has_class else None, member.is_skipped))
                 if len(waiting) == PIECE:
                     yield _columns(waiting)
                     waiting.clear()
@@ -180,7 +180,7 @@ def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArr
 
 
 def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:
-    names, offsets, sizes, problems = zip(*(member for _, member in found), strict=True) if found else ((), (), (), ())
+    names, offsets, sizes, problems = zip(*(member[:4] for _, member in found), strict=True) if found else ((), (), (), ())
     return [
         pa.array([file for file, _ in found], type=pa.int32()),
         utf8(list(names)),
