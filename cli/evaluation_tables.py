@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nst_data.progress import as_text
 from nst_train.evaluation_settings import CLEAN, CORRUPTED, EXTRA_CORRUPTED, FGSM, IMAGENET_C, IMAGENET_P, PGD
 
-from .tables import NAME_WIDTH, Cell, as_text, named, print_table, print_wrapped
+from .tables import NAME_WIDTH, Cell, named, print_table, print_wrapped
 
 _WORST = 5
 ByModel = Mapping[str, Mapping[str, Any]]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nst_data.progress import as_text
+
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
@@ -114,12 +116,12 @@ def _in_a_line(node: "Node") -> "Text":
     from rich.text import Text
 
     line = Text(f"{node.role}: " if node.role else "", style="dim")
-    line.append(node.ref, style="bold" if node.kind != "source" else "")
+    line.append(as_text(node.ref), style="bold" if node.kind != "source" else "")
     about = [node.kind if node.kind not in ("source", "version") else "", node.created, f"hf:{node.place}" if node.place else ""]
     about += [f"test top-1 {100 * node.top1:.1f}%" if node.top1 is not None else "", node.digest[:12]]
     line.append("  " + "  ".join(filter(None, about)), style="dim")
     if node.is_repeated:
         line.append("  (as above)", style="dim")
     if node.note:
-        line.append(f"  ({node.note})", style="yellow")
+        line.append(f"  ({as_text(node.note)})", style="yellow")
     return line

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_data.errors import UsageError
+from nst_data.progress import as_text
 from nst_data.store import Store, Version
 
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, print_json
-from .tables import WIDTH, as_text, bar, named, print_table, print_wrapped
+from .tables import WIDTH, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _print_manifest(version: Version) -> None:
     print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
     for role, made_from in manifest.request.inputs.items():
-        print(f"  {role:<10} {made_from.ref}  {made_from.digest[:12]}")
+        print(f"  {role:<10} {as_text(made_from.ref)}  {made_from.digest[:12]}")
     print("settings")
     for key, value in manifest.request.settings.items():
         print(f"  {key:<24} {_text(value)}")
@@ -147,7 +148,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
     from nst_data.quality import ECE_BINS
 
     by = "row" if quality["joined_by"] == "id" else quality["joined_by"]
-    print(f"quality against {quality['truth']}")
+    print(f"quality against {as_text(quality['truth'])}")
     print_wrapped(f"{quality['joined']:,} of {quality['labels']:,} images have a true label there, joined by {by}")
     if quality["ambiguous"]:
         print_wrapped(

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nst_data.progress import as_text
 from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
-
-from .tables import as_text
 
 if TYPE_CHECKING:
     from nst_data.sources import Source

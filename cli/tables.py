@@ -3,15 +3,12 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from nst_data.progress import as_text
+
 WIDTH = 80
 NAME_WIDTH = 24
 
 Cell = str | int | float | None
-
-
-def as_text(name: str) -> str:
-    """A name as it is, but for what a terminal would not print but do: that is shown by its code."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: int = 1) -> None:
@@ -42,7 +39,7 @@ def bar(images: int, most: int, width: int) -> str:
 
 def print_wrapped(text: str, indent: str = "  ") -> None:
     """A sentence on as many lines as it needs."""
-    print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+    print(textwrap.fill(as_text(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def named(names: Sequence[str], most: int = 20) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nst_data.errors import NstError
+from nst_data.progress import as_text
 from nst_data.store import Version
 
 from .options import JsonOption, StoreOption, open_store, print_json
@@ -64,7 +65,7 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
         about = f"{in_a_line(one.manifest, None)}{score}" if one.manifest else one.problem or "no version of nst"
         teacher = f", by {', '.join(one.teachers)}" if one.teachers else ""
         made = one.manifest.created[:16] if one.manifest else ""
-        print(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<16}  {about}{teacher}{size}")
+        print(as_text(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<16}  {about}{teacher}{size}"))
 
 
 def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:

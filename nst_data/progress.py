@@ -10,6 +10,11 @@ from typing import Protocol
 LINE_EVERY_SECONDS = 10.0
 
 
+def as_text(name: str) -> str:
+    """A name as it is, but for what a terminal would not print but do: that is shown by its code."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
 class Task(Protocol):
     """Work under way."""
 
@@ -39,7 +44,7 @@ class Lines(Progress):
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(line, file=sys.stderr, flush=True)
+        print(as_text(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -66,7 +71,8 @@ class _LineTask:
         rate = (self._done - self._before) / max(self._printed - self._began, 1e-9)
         left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
         note = f", {self._note}" if self._note else ""
-        print(f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s{left}{note}", file=sys.stderr, flush=True)
+        line = f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s{left}{note}"
+        print(as_text(line), file=sys.stderr, flush=True)
 
 
 class Bars(Progress):
@@ -74,7 +80,7 @@ class Bars(Progress):
 
     def say(self, line: str) -> None:
         """Print a line above any bar."""
-        print(line, file=sys.stderr, flush=True)
+        print(as_text(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -95,7 +101,7 @@ class Bars(Progress):
             TextColumn("{task.fields[note]}"),
         )
         with Rich(*columns, console=Console(stderr=True)) as rich:
-            yield _BarTask(rich, rich.add_task(name, total=total, completed=done, rate="", note=""), done)
+            yield _BarTask(rich, rich.add_task(as_text(name), total=total, completed=done, rate="", note=""), done)
 
 
 class _BarTask:

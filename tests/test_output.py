@@ -11,6 +11,8 @@ import pytest
 from conftest import picture
 from nst_cli import main, output
 
+from nst_data.progress import Bars, Lines
+
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 ASCII = [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 
@@ -112,3 +114,24 @@ def test_a_stop_is_not_waited_for_longer_than_some_seconds():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr == "nst: interrupted by SIGTERM; what is done is kept, the same command goes on from there\n"
+
+
+NAME = "a\x1b[2Jb\x9b31m\u202e.png"
+ESCAPED = r"a\x1b[2Jb\x9b31m\u202e.png"
+
+
+@pytest.mark.parametrize("progress", [Lines(), Bars()])
+def test_what_a_terminal_would_obey_in_names_of_strangers_is_shown_by_its_code(capsys, progress):
+    progress.say(f"left out: {NAME}")
+    with progress.task(NAME, 1, "images") as task:
+        task.advance(1)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"left out: {ESCAPED}\n")
+    assert "\x1b[2J" not in shown
+    assert ESCAPED in shown.partition("\n")[2]
+
+
+def test_an_error_about_a_name_of_a_stranger_is_one_line_without_control_characters(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main.app(["label", str(tmp_path / NAME), "--teacher", "x", "--corpus", "y", "--store", str(tmp_path)])
+    assert capsys.readouterr().err.startswith(f"nst: {tmp_path}/{ESCAPED}: expected parquet or tar files")

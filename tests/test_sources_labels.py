@@ -177,3 +177,10 @@ def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
     (tmp_path / "names.txt").write_bytes(text.encode())
     with pytest.raises(UsageError, match=rf"--class-names .*names\.txt: {message}"):
         names_in(str(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("option", ["image_column", "label_column"])
+def test_an_empty_name_of_a_column_is_an_error(tmp_path, option):
+    path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
+    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} '': .* an empty name of a column; expected a name, or leave"):
+        open_source(path, labeled=True, **{option: ""})

@@ -330,6 +330,7 @@ def test_a_struct_whose_bytes_are_a_struct_holds_no_images(tmp_path):
 def test_pipes_and_devices_that_cells_name_are_rows_with_their_error_and_nobody_waits(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
-    cells = pa.array([{"bytes": None, "path": name} for name in ("pipe.png", "zero.png")])
+    cell = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    cells = pa.array([{"bytes": None, "path": name} for name in ("pipe.png", "zero.png")], cell)
     source = open_source(write_table(tmp_path / "x.parquet", image=cells))
     assert contents(source) == ["NstError: not a file"] * 2

@@ -41,9 +41,12 @@ def open_source(
     where the images lie in tar files.
     Raises NstError or UsageError where there is nothing usable, and says what was expected.
     """
+    for option, value in (("--image-column", image_column), ("--label-column", label_column)):
+        if value == "":
+            raise UsageError(f"{option} '': {location} is opened with an empty name of a column; expected a name, or leave {option} out")
     for option, value in (("--class-names", class_names_file), ("--label-column", label_column)):
         if value is not None and not labeled:
-            raise UsageError(f"{option} {value}: {location} is read without labels, to which it says nothing; leave it out")
+            raise UsageError(f"{option} {value or repr(value)}: {location} is read without labels, to which it says nothing; leave it out")
     path = Path(location).absolute()
     names = names_in(class_names_file) if class_names_file is not None else []
     labels = LabelsAsked(label_column, len(names)) if labeled else None
