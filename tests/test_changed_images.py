@@ -1,5 +1,6 @@
 """Images that hold other bytes at the same names and sizes are found when what was made of them is found again."""
 
+import json
 import os
 import shutil
 
@@ -15,7 +16,7 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.sources.changes import Reading, newer_files, newest
+from nst_data.sources.changes import Reading, Times, newer_files
 from nst_data.store import Store
 from nst_train.label import label
 from nst_train.settings import RunSettings, TrainSettings
@@ -152,7 +153,8 @@ def test_labeled_and_validation_images_are_compared_when_a_training_is_found_aga
 def test_only_files_that_are_newer_are_newer(tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
     source = open_source(str(pool))
-    before = newest(source)
+    stats = [path.stat() for path in pool.iterdir()]
+    before = Times(max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats))
     change(pool / "0-101.png")
     assert newer_files(source, before).tolist() == [1]
     reading = Reading(tmp_path, "pool")
@@ -182,3 +184,43 @@ def test_another_pool_of_the_same_names_and_sizes_is_not_taken_for_the_first(sto
     assert labeled(store, teacher, pool)[0].ref == labeled(store, teacher, copy)[0].ref
     with pytest.raises(NstError, match=r"other: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
         labeled(store, teacher, other)
+
+
+@pytest.mark.parametrize("swapped", ["link", "folder"])
+def test_an_older_copy_in_the_same_place_is_not_taken_for_what_was_read(store, teacher, tmp_path, swapped):
+    older, newer, pool = (tmp_path / name for name in ("older", "newer", "pool"))
+    for path in write_pool(older, 1, 3).iterdir():
+        change(path)
+    write_pool(newer, 1, 3)
+    for path in sorted(newer.iterdir()):
+        shutil.copystat(older / path.name, path)
+
+    def show(folder):
+        if swapped == "link":
+            pool.unlink(missing_ok=True)
+            return pool.symlink_to(folder)
+        if pool.exists():
+            pool.rename(newer)
+        return folder.rename(pool)
+
+    show(newer)
+    labeled(store, teacher, pool)
+    kept = Reading(store.open("bugs").folder, "pool")
+    show(older)
+    with pytest.raises(NstError, match=r"pool: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
+        labeled(store, teacher, pool)
+    about, stamps = (kept._about, kept._stamps)
+    stamps.unlink()  # as an earlier nst noted it: by the newest times alone
+    newest = max(max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in pool.iterdir())
+    about.write_text(json.dumps({"written": newest, "changed": newest, "location": str(pool)}))
+    assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"
+
+
+def test_only_images_that_were_read_are_counted_as_compared(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    (pool / "0-101.png").write_bytes(b"text")
+    labeled(store, teacher, pool)
+    for path in pool.iterdir():
+        path.touch()
+    _, lines = labeled(store, teacher, pool)
+    assert any("3 files changed since bugs@gen-1 was made; 2 images compared with those that were read" in line for line in lines)
