@@ -150,6 +150,21 @@ def test_labeled_and_validation_images_are_compared_when_a_training_is_found_aga
         trained()
 
 
+def test_images_that_a_temperature_was_fitted_on_are_compared_too(store, teacher, tmp_path):
+    pool, fitted = write_pool(tmp_path / "pool", 1, 3), write_class_folders(tmp_path / "fitted", NAMES, 2)
+
+    def calibrated():
+        return labeled(store, teacher, pool, calibration=open_source(str(fitted), labeled=True))[0].ref
+
+    (fitted / "cat" / "001.png").write_bytes(b"text")
+    assert calibrated() == "bugs@gen-1"
+    (fitted / "ant" / "001.png").touch()
+    assert calibrated() == "bugs@gen-1"
+    change(fitted / "bee" / "000.png")
+    with pytest.raises(NstError, match=r"fitted: 1 image holds other bytes than when bugs@gen-1 was made \('bee/000.png'\)"):
+        calibrated()
+
+
 def test_only_files_that_are_newer_are_newer(tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
     source = open_source(str(pool))
