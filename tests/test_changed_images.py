@@ -7,6 +7,7 @@ import shutil
 import pyarrow as pa
 import pytest
 from conftest import TINY, write_class_folders, write_pool
+from datasets import Dataset
 from labels import RUN, SETTINGS, write_teacher
 from pictures import png, write_table, write_tar
 from sealed_labels import label_row, seal_generation
@@ -18,8 +19,9 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import Reading, Times, newer_files
 from nst_data.store import Store
+from nst_train.evaluate import measure
 from nst_train.label import label
-from nst_train.settings import RunSettings, TrainSettings
+from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.train import train
 
 NAMES = ["ant", "bee", "cat"]
@@ -36,10 +38,10 @@ def teacher(tmp_path):
     return write_teacher(tmp_path / "teacher", NAMES)
 
 
-def change(path):
+def change(path, byte=-1):
     """One byte of a file, the last; its times of writing are put back, as a copying program does."""
     before, content = path.stat(), bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[byte] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -163,6 +165,39 @@ def test_images_that_a_temperature_was_fitted_on_are_compared_too(store, teacher
     change(fitted / "bee" / "000.png")
     with pytest.raises(NstError, match=r"fitted: 1 image holds other bytes than when bugs@gen-1 was made \('bee/000.png'\)"):
         calibrated()
+
+
+def test_images_that_changed_are_measured_again_and_what_an_earlier_nst_measured_is_not(store, tmp_path):
+    data = write_class_folders(tmp_path / "data", NAMES, 4)
+    teacher = train(store, "t", TRAINED, open_source(str(data), labeled=True), run=RunSettings(workers=0, decode_threads=1))
+
+    def measured(name="data"):
+        return measure(store, teacher, open_source(str(data), labeled=True), name, ReadSettings(decode_threads=1))
+
+    first = measured()
+    notes = teacher.folder / "metrics.json"
+    earlier = {"data": {**first, "modified": open_source(str(data)).modified, "nll": 0.5}}
+    del earlier["data"]["stamp"]
+    notes.write_text(json.dumps(earlier))
+    assert measured()["nll"] == 0.5
+    change(data / "bee" / "001.png", 0)  # no PNG by now
+    assert measured("again")["errors"] == 1
+    (data / "bee" / "001.png").touch()
+    assert measured()["errors"] == 1
+
+
+def test_image_files_that_a_saved_dataset_names_are_looked_at(store, teacher, tmp_path):
+    saved = tmp_path / "saved"
+    cells = [{"bytes": None, "path": f"images/0-10{row}.png"} for row in range(3)] + [{"bytes": png(0, 9), "path": "gone.png"}]
+    Dataset.from_dict({"image": cells}).save_to_disk(saved)
+    write_pool(saved / "images", 1, 3)
+    labeled(store, teacher, saved)
+    (saved / "images" / "0-100.png").touch()
+    assert any("compared" in line for line in labeled(store, teacher, saved)[1])
+    assert not any("compared" in line for line in labeled(store, teacher, saved)[1])
+    change(saved / "images" / "0-101.png")
+    with pytest.raises(NstError, match=r"saved: 1 image holds other bytes than when bugs@gen-1 was made \('1'\)"):
+        labeled(store, teacher, saved)
 
 
 def test_only_files_that_are_newer_are_newer(tmp_path):

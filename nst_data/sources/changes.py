@@ -5,7 +5,6 @@ the images in files with another stamp, newer or older, are hashed anew, and the
 """
 
 import datetime
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -56,7 +55,7 @@ class Reading:
     def begin(self, source: Source) -> None:
         """Note before any image is read which files they are in, unless that was done."""
         if not self._about.exists():
-            self._note(source, stamps(source))
+            self._note(source, source.stamps())
 
     def keep(self, hashes: NDArray[np.void]) -> None:
         """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
@@ -83,7 +82,7 @@ class Reading:
         before = self._read(made)
         if before is None:
             return
-        now, is_there = stamps(source), before.location in ("", source.location)
+        now, is_there = source.stamps(), before.location in ("", source.location)
         if is_there:
             files = _other_files(source, before, now)
             rows = np.arange(len(source)) if files is None else source.rows_of_files(files)
@@ -130,14 +129,6 @@ class Reading:
         return _Noted("", None, Times(moment, moment))
 
 
-def stamps(source: Source) -> NDArray[np.uint64]:
-    """Of each local file of a source, shape (files,): a hash of its times and its size, 0 for one that is not there.
-
-    Empty where a commit of the Hub pins the images.
-    """
-    return np.fromiter(map(_stamp, source.files()), dtype=np.uint64)
-
-
 def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDArray[np.int64] | None:
     """The numbers of the files that are others than were noted, but for those that are not there; None where all may be."""
     if before.stamps is None:
@@ -162,15 +153,6 @@ def _times(path: str) -> Times:
     except OSError:  # its rows say so when they are read
         return Times(0, 0)
     return Times(stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _stamp(path: str) -> int:
-    try:
-        stat = os.stat(path)
-    except OSError:  # as above
-        return 0
-    about = f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}".encode()
-    return int.from_bytes(hashlib.blake2b(about, digest_size=8).digest(), "little") or 1
 
 
 def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
