@@ -65,7 +65,11 @@ def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_pat
         (("train", "val"), r"--labeled .*/photos/train --validation .*/photos/val;"),
         (("Training", "Test", "notes"), r"found Training, Test, .*--labeled .*/photos/Training --validation .*/photos/Test;"),
         (("test", "validation"), r"--labeled .*/photos/test;"),
-        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, such as train_"),
+        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, for example train_"),
+        (("test_set", "training_set"), r"--labeled .*/training_set --validation .*/test_set;"),
+        (("train2017", "val2017"), r"--labeled .*/train2017 --validation .*/val2017;"),
+        (("extra", "train"), r"--labeled .*/train --validation .*/extra;"),
+        (("train_1", "train_2", "val_1"), r"found train_1, train_2, val_1, which look like splits"),
     ],
 )
 def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
@@ -77,9 +81,10 @@ def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
     assert len(open_source(str(photos))) == 2 * len(folders)  # as a pool it is one
 
 
-def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path):
-    write_class_folders(tmp_path, ["bus", "train", "tram"], 1)
-    assert open_source(str(tmp_path), labeled=True).class_names == ["bus", "train", "tram"]
+@pytest.mark.parametrize("names", [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"]])
+def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
+    write_class_folders(tmp_path, names, 1)
+    assert open_source(str(tmp_path), labeled=True).class_names == names
 
 
 @pytest.mark.parametrize("names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "val/0.parquet")])
