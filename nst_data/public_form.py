@@ -60,6 +60,6 @@ def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
 
 def public_metrics(version: Version, anonymous: bool = False) -> dict[str, Any]:
     """A teacher's metrics as others may see them; `anonymous` leaves out on which images they were measured."""
-    hidden = {"modified", *(("source", "fingerprint") if anonymous else ())}
+    hidden = {"modified", "stamp", *(("source", "fingerprint") if anonymous else ())}
     metrics: dict[str, Any] = without_paths(read_metrics(version))
     return {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}

@@ -127,28 +127,30 @@ def measure(
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
-    known, modified = read_metrics(teacher).get(name), _modified(suite)
+    known = read_metrics(teacher).get(name)
+    kind = "modified" if known and "modified" in known else "stamp"  # as an earlier nst kept it
+    stamp = _stamp(suite, kind)
     this_process().wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
-    if known and known["fingerprint"] == suite.identity and known.get("modified", modified) == modified:
+    if known and known["fingerprint"] == suite.identity and known.get(kind, stamp) == stamp:
         return known
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
     return record(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
 
 
-def _modified(suite: Suite) -> str:
-    """Digest of when the images of a suite with one source were last written: one that changed at its size is measured again."""
+def _stamp(suite: Suite, kind: str = "stamp") -> str:
+    """The stamp of a suite with one source, of its files' times: one whose images changed at their size is measured again."""
     source = getattr(suite, "source", None)
-    return agreed_text(source.modified) if isinstance(source, Source) else ""
+    return agreed_text(getattr(source, kind)) if isinstance(source, Source) else ""
 
 
 def record(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
-    state, modified = this_process(), _modified(suite)
+    state, stamp = this_process(), _stamp(suite)
     if state.is_main_process:
         shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
         with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
-            metrics, times = read_metrics(teacher), {"modified": modified} if modified else {}
+            metrics, times = read_metrics(teacher), {"stamp": stamp} if stamp else {}
             metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity} | times
             write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from nst_data import cards
@@ -21,7 +22,7 @@ from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
-from nst_data.sources.changes import Reading, hashes_in
+from nst_data.sources.changes import HASH, Reading, hashes_in
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.staging import NotReadyError
 from nst_data.store import Staging, Store, Version
@@ -62,11 +63,12 @@ def label(
         raise UsageError("--calibrate and --noise: a temperature is fitted to an un-noised teacher; leave one of them out")
     if calibration is not None:
         inputs["calibration"] = calibration_input(store, inputs, settings, calibration)
+        work.calibration = calibration
     staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
     if isinstance(staging, Version):
         return staging
     rows = min(len(pool), settings.limit or len(pool))
-    return work.make(staging, rows, "pseudo_labels", lambda start, stop, _: WholePart(range(start, stop)), calibration=calibration)
+    return work.make(staging, rows, "pseudo_labels", lambda start, stop, _: WholePart(range(start, stop)))
 
 
 def extend(
@@ -167,6 +169,7 @@ class _Work:
     settings: LabelSettings
     run: LabelRunSettings
     progress: Progress
+    calibration: Source | None = None
     _teacher: Teacher | None = None
     _names: tuple[str, ...] = ()
 
@@ -221,18 +224,21 @@ class _Work:
         check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or not there")
 
     def _check_unchanged(self, staged: Version | Staging) -> None:
-        """Raises NstError where images that were labeled hold other bytes by now, at the same names and sizes."""
+        """Raises NstError where images that were labeled or calibrated on hold other bytes by now, at the same names and sizes."""
         if isinstance(staged, Version):
             folder, made, about = staged.folder, staged.manifest.created, ("made", ", or ask for another --generation N")
             is_comparable = not is_anonymous(staged.manifest)
         else:
             folder, made, about, is_comparable = staged.build, None, ("begun", ""), True
-        reading, (verb, another) = Reading(folder, "pool"), about
-        if self.run.share[0] == 0 and is_comparable:
-            remedy = f"`nst remove {staged.ref}` and label anew{another}"
-            reading.check(self.pool, hashes_in(folder), f"{staged.ref} was {verb}", remedy, self.progress, made)
-        if isinstance(staged, Staging):
-            reading.begin(self.pool)
+        (verb, another), fitted = about, Reading(folder, "calibration")
+        read = [(self.pool, Reading(folder, "pool"), hashes_in(folder), made)]
+        read += [(self.calibration, fitted, fitted.kept(), None)] if self.calibration is not None else []
+        for source, reading, known, since in read:
+            if self.run.share[0] == 0 and is_comparable:
+                remedy = f"`nst remove {staged.ref}` and label anew{another}"
+                reading.check(source, known, f"{staged.ref} was {verb}", remedy, self.progress, since)
+            if isinstance(staged, Staging):
+                reading.begin(source)
 
     def _say_found(self, version: Version) -> None:
         """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
@@ -254,7 +260,6 @@ class _Work:
         rows: int,
         table: str,
         part: PartMaker,
-        calibration: Source | None = None,
         earlier: Version | None = None,
         like: Version | None = None,
     ) -> Version:
@@ -263,7 +268,7 @@ class _Work:
             teacher, computation = self.teacher, self._computation(staging)
             top_k = self._top_k(len(teacher.class_names))
             schema = (balanced_schema if like else pseudo_labels_schema)(teacher.class_names, top_k)
-            about = self._calibration(staging, teacher, computation, calibration, earlier)
+            about = self._calibration(staging, teacher, computation, earlier)
         plan = ShardPlan(rows, self.settings.rows_per_shard, table)
         shards = Shards(staging.build, staging.work, plan)
         self._say_size(staging, plan, top_k or len(teacher.class_names), top_k is not None)
@@ -332,16 +337,17 @@ class _Work:
     def _top_k(self, classes: int) -> int | None:
         return self.settings.top_k if self.settings.top_k is not None else default_top_k(classes)
 
-    def _calibration(
-        self, staging: Staging, teacher: Teacher, computation: Computation, source: Source | None, earlier: Version | None
-    ) -> dict[str, Any]:
+    def _calibration(self, staging: Staging, teacher: Teacher, computation: Computation, earlier: Version | None) -> dict[str, Any]:
         """The fitted temperature and what it did, for the manifest and the card; nothing where none was asked for."""
         if earlier is not None:
             return {name: value for name, value in earlier.manifest.counts.items() if name == "calibration"}
-        if source is None:
+        if self.calibration is None:
             return {}
-        known = staging.work / "calibration.json"
-        fitted = {} if known.exists() else fit(teacher, computation, source, self.run.decode_threads, self.run.max_unreadable)
+        fitted: dict[str, Any] = {}
+        if not (staging.work / "calibration.json").exists():
+            hashes = np.zeros(len(self.calibration), HASH)
+            fitted = fit(teacher, computation, self.calibration, self.run.decode_threads, self.run.max_unreadable, hashes)
+            Reading(staging.build, "calibration").keep(hashes)
         return {"calibration": staging.remembered("calibration", fitted)}
 
     def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.manifest import Input
@@ -39,18 +40,26 @@ def _trained_on(store: Store, teacher: Input) -> str | None:
 
 
 def fit(
-    teacher: Teacher, computation: Computation, source: Source, threads: int | None = None, max_unreadable: float = 1.0
+    teacher: Teacher,
+    computation: Computation,
+    source: Source,
+    threads: int | None = None,
+    max_unreadable: float = 1.0,
+    hashes: NDArray[np.void] | None = None,
 ) -> dict[str, Any]:
     """The fitted `Calibration` as JSON values, from the readable images of a labeled source that the teacher has a finite answer to.
 
-    `unreadable` and `no_answer` count the others, where there are any. Raises NstError where no image is left, or more than the share
-    `max_unreadable` of them cannot be read.
+    `unreadable` and `no_answer` count the others, where there are any. The bytes of each readable one's `image_hash` are put into `hashes`,
+    shape (rows,). Raises NstError where no image is left, or more than the share `max_unreadable` of them cannot be read.
     """
     assert source.labels is not None, "opened with its labels"
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
     log_probs, labels, read, first = [], [], 0, ""
-    for batch, prediction in predict(teacher, computation, batches_of(source, computation.batch_size), hashes=False, threads=threads):
+    batches = batches_of(source, computation.batch_size)
+    for batch, prediction in predict(teacher, computation, batches, hashes=hashes is not None, threads=threads):
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
+        if hashes is not None:
+            hashes[rows] = np.frombuffer(bytes.fromhex("".join(prediction.images.hashes)), hashes.dtype)
         found, truth = prediction.log_probs.float(), torch.from_numpy(columns[source.labels[rows]])
         is_answered = has_answer(found)
         log_probs.append(found[is_answered])

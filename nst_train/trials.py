@@ -96,7 +96,7 @@ def observe(
         "packages": {package: _version_of(package) for package in _PACKAGES},
     }
     if kept is not None:
-        identity["modified"] = agreed_text(trial.source.modified)
+        identity["stamp"] = agreed_text(trial.source.stamp)
     passes = computation.batch_size * max(1, len(conditions))
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
     keeping = Keeping(kept, identity)

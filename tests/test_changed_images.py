@@ -1,11 +1,13 @@
 """Images that hold other bytes at the same names and sizes are found when what was made of them is found again."""
 
+import json
 import os
 import shutil
 
 import pyarrow as pa
 import pytest
 from conftest import TINY, write_class_folders, write_pool
+from datasets import Dataset
 from labels import RUN, SETTINGS, write_teacher
 from pictures import png, write_table, write_tar
 from sealed_labels import label_row, seal_generation
@@ -15,10 +17,11 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.sources.changes import Reading, newer_files, newest
+from nst_data.sources.changes import Reading, Times, newer_files
 from nst_data.store import Store
+from nst_train.evaluate import measure
 from nst_train.label import label
-from nst_train.settings import RunSettings, TrainSettings
+from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.train import train
 
 NAMES = ["ant", "bee", "cat"]
@@ -35,10 +38,10 @@ def teacher(tmp_path):
     return write_teacher(tmp_path / "teacher", NAMES)
 
 
-def change(path):
+def change(path, byte=-1):
     """One byte of a file, the last; its times of writing are put back, as a copying program does."""
     before, content = path.stat(), bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[byte] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
@@ -149,10 +152,59 @@ def test_labeled_and_validation_images_are_compared_when_a_training_is_found_aga
         trained()
 
 
+def test_images_that_a_temperature_was_fitted_on_are_compared_too(store, teacher, tmp_path):
+    pool, fitted = write_pool(tmp_path / "pool", 1, 3), write_class_folders(tmp_path / "fitted", NAMES, 2)
+
+    def calibrated():
+        return labeled(store, teacher, pool, calibration=open_source(str(fitted), labeled=True))[0].ref
+
+    (fitted / "cat" / "001.png").write_bytes(b"text")
+    assert calibrated() == "bugs@gen-1"
+    (fitted / "ant" / "001.png").touch()
+    assert calibrated() == "bugs@gen-1"
+    change(fitted / "bee" / "000.png")
+    with pytest.raises(NstError, match=r"fitted: 1 image holds other bytes than when bugs@gen-1 was made \('bee/000.png'\)"):
+        calibrated()
+
+
+def test_images_that_changed_are_measured_again_and_what_an_earlier_nst_measured_is_not(store, tmp_path):
+    data = write_class_folders(tmp_path / "data", NAMES, 4)
+    teacher = train(store, "t", TRAINED, open_source(str(data), labeled=True), run=RunSettings(workers=0, decode_threads=1))
+
+    def measured(name="data"):
+        return measure(store, teacher, open_source(str(data), labeled=True), name, ReadSettings(decode_threads=1))
+
+    first = measured()
+    notes = teacher.folder / "metrics.json"
+    earlier = {"data": {**first, "modified": open_source(str(data)).modified, "nll": 0.5}}
+    del earlier["data"]["stamp"]
+    notes.write_text(json.dumps(earlier))
+    assert measured()["nll"] == 0.5
+    change(data / "bee" / "001.png", 0)  # no PNG by now
+    assert measured("again")["errors"] == 1
+    (data / "bee" / "001.png").touch()
+    assert measured()["errors"] == 1
+
+
+def test_image_files_that_a_saved_dataset_names_are_looked_at(store, teacher, tmp_path):
+    saved = tmp_path / "saved"
+    cells = [{"bytes": None, "path": f"images/0-10{row}.png"} for row in range(3)] + [{"bytes": png(0, 9), "path": "gone.png"}]
+    Dataset.from_dict({"image": cells}).save_to_disk(saved)
+    write_pool(saved / "images", 1, 3)
+    labeled(store, teacher, saved)
+    (saved / "images" / "0-100.png").touch()
+    assert any("compared" in line for line in labeled(store, teacher, saved)[1])
+    assert not any("compared" in line for line in labeled(store, teacher, saved)[1])
+    change(saved / "images" / "0-101.png")
+    with pytest.raises(NstError, match=r"saved: 1 image holds other bytes than when bugs@gen-1 was made \('1'\)"):
+        labeled(store, teacher, saved)
+
+
 def test_only_files_that_are_newer_are_newer(tmp_path):
     pool = write_pool(tmp_path / "pool", 1, 3)
     source = open_source(str(pool))
-    before = newest(source)
+    stats = [path.stat() for path in pool.iterdir()]
+    before = Times(max(stat.st_mtime_ns for stat in stats), max(stat.st_ctime_ns for stat in stats))
     change(pool / "0-101.png")
     assert newer_files(source, before).tolist() == [1]
     reading = Reading(tmp_path, "pool")
@@ -182,3 +234,43 @@ def test_another_pool_of_the_same_names_and_sizes_is_not_taken_for_the_first(sto
     assert labeled(store, teacher, pool)[0].ref == labeled(store, teacher, copy)[0].ref
     with pytest.raises(NstError, match=r"other: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
         labeled(store, teacher, other)
+
+
+@pytest.mark.parametrize("swapped", ["link", "folder"])
+def test_an_older_copy_in_the_same_place_is_not_taken_for_what_was_read(store, teacher, tmp_path, swapped):
+    older, newer, pool = (tmp_path / name for name in ("older", "newer", "pool"))
+    for path in write_pool(older, 1, 3).iterdir():
+        change(path)
+    write_pool(newer, 1, 3)
+    for path in sorted(newer.iterdir()):
+        shutil.copystat(older / path.name, path)
+
+    def show(folder):
+        if swapped == "link":
+            pool.unlink(missing_ok=True)
+            return pool.symlink_to(folder)
+        if pool.exists():
+            pool.rename(newer)
+        return folder.rename(pool)
+
+    show(newer)
+    labeled(store, teacher, pool)
+    kept = Reading(store.open("bugs").folder, "pool")
+    show(older)
+    with pytest.raises(NstError, match=r"pool: 3 images hold other bytes than when bugs@gen-1 was made \(the first is '0-100.png'\)"):
+        labeled(store, teacher, pool)
+    about, stamps = (kept._about, kept._stamps)
+    stamps.unlink()  # as an earlier nst noted it: by the newest times alone
+    newest = max(max(path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in pool.iterdir())
+    about.write_text(json.dumps({"written": newest, "changed": newest, "location": str(pool)}))
+    assert labeled(store, teacher, pool)[0].ref == "bugs@gen-1"
+
+
+def test_only_images_that_were_read_are_counted_as_compared(store, teacher, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    (pool / "0-101.png").write_bytes(b"text")
+    labeled(store, teacher, pool)
+    for path in pool.iterdir():
+        path.touch()
+    _, lines = labeled(store, teacher, pool)
+    assert any("3 files changed since bugs@gen-1 was made; 2 images compared with those that were read" in line for line in lines)

@@ -282,7 +282,7 @@ def test_frames_of_another_size_are_other_sequences_though_their_sum_is_the_same
     first.write_bytes(first.read_bytes() + b"0")
     second.write_bytes(second.read_bytes()[:-1])
     assert Sequences(str(tmp_path / "one")).fingerprint != Sequences(str(tmp_path / "other")).fingerprint
-    assert Sequences(str(tmp_path / "one")).modified != Sequences(str(tmp_path / "other")).modified
+    assert Sequences(str(tmp_path / "one")).stamp != Sequences(str(tmp_path / "other")).stamp
 
 
 def test_a_sequence_that_cannot_be_read_is_left_out_where_asked_for(tmp_path, candidate, capsys):

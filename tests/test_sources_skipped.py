@@ -33,6 +33,36 @@ def test_files_that_may_be_images_are_counted_and_others_are_not(tmp_path):
     assert open_source(str(tmp_path / "deep")).fingerprint == before
 
 
+def test_images_with_an_odd_suffix_are_counted_by_their_first_bytes(tmp_path):
+    image = png(0)
+    bmp = b"BM" + (70).to_bytes(4, "little") + bytes(10)
+    odd = {"a.jpg?width=600": image, "frame.0000": image, "b.jpg~": image, "c.JPG~": image, "d.jpg.1": image, "e.bak": image, "f.dat": bmp}
+    no_images = {"g.dat": b"BMI,age", "h.bin": bytes(16), "i.txt": image, "j.csv": b"x", "k.": b""}
+    write_files(tmp_path, "a.png")
+    for name, content in (odd | no_images).items():
+        (tmp_path / name).write_bytes(content)
+    source = open_source(str(tmp_path))
+    assert source.skipped == {"with other suffixes": 3, ".jpg~": 2, ".bak": 1, ".dat": 1}
+    assert "skipped 7 files: 3 with other suffixes, 2 .jpg~, 1 .bak, 1 .dat; rename those that are wanted" in source.remarks()[0]
+    for number in range(12):
+        (tmp_path / f"l.x{number:02d}").write_bytes(image)
+    assert sum(open_source(str(tmp_path)).skipped.values()) == 19
+    assert len(open_source(str(tmp_path)).skipped) == 8
+    packed = write_tar(tmp_path / "tar" / "pool.tar", [("a.png", image), *odd.items(), *no_images.items()])
+    assert open_source(packed).skipped == source.skipped
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_what_lies_beside_tables_and_tar_files_is_counted(tmp_path, kind):
+    if kind == "tar":
+        write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("b.heic", b"x")])
+    else:
+        write_table(tmp_path / "0.parquet", image=[png(0)])
+    for name in ("c.heic", "d.cr2", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert open_source(str(tmp_path)).skipped == {".heic": 1 + (kind == "tar"), ".cr2": 1}
+
+
 def test_members_of_tar_files_are_counted_also_when_the_index_was_kept(tmp_path):
     image = png(0)
     members = [("a.png", image), ("b.heic", b"x"), ("c", image), ("a.cls", b"0"), ("a.json", b"{}"), (".d.heic", b"x"), ("LICENSE", b"x")]
@@ -65,7 +95,11 @@ def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_pat
         (("train", "val"), r"--labeled .*/photos/train --validation .*/photos/val;"),
         (("Training", "Test", "notes"), r"found Training, Test, .*--labeled .*/photos/Training --validation .*/photos/Test;"),
         (("test", "validation"), r"--labeled .*/photos/test;"),
-        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, such as train_"),
+        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, for example train_"),
+        (("test_set", "training_set"), r"--labeled .*/training_set --validation .*/test_set;"),
+        (("train2017", "val2017"), r"--labeled .*/train2017 --validation .*/val2017;"),
+        (("extra", "train"), r"--labeled .*/train --validation .*/extra;"),
+        (("train_1", "train_2", "val_1"), r"found train_1, train_2, val_1, which look like splits"),
     ],
 )
 def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
@@ -77,9 +111,10 @@ def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
     assert len(open_source(str(photos))) == 2 * len(folders)  # as a pool it is one
 
 
-def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path):
-    write_class_folders(tmp_path, ["bus", "train", "tram"], 1)
-    assert open_source(str(tmp_path), labeled=True).class_names == ["bus", "train", "tram"]
+@pytest.mark.parametrize("names", [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"]])
+def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
+    write_class_folders(tmp_path, names, 1)
+    assert open_source(str(tmp_path), labeled=True).class_names == names
 
 
 @pytest.mark.parametrize("names", [("train-0.parquet", "test-0.parquet"), ("train/0.parquet", "val/0.parquet")])

@@ -1,7 +1,7 @@
 """Which images of a local source are others than were read before, at the same names and sizes.
 
-Names and sizes are a source's identity. Beside what is made of it stands when its files were last written or replaced by then: files that
-are newer are hashed anew, and the hashes compared with those of the images that were read.
+Names and sizes are a source's identity. Beside what is made of it stands a stamp of each file, of when it was written and put in its place:
+the images in files with another stamp, newer or older, are hashed anew, and the hashes compared with those of the images that were read.
 """
 
 import datetime
@@ -41,20 +41,21 @@ class Times(NamedTuple):
 
 
 class _Noted(NamedTuple):
-    times: Times
     location: str  # empty where it is not known
+    stamps: NDArray[np.uint64] | None  # of each file, or
+    times: Times | None  # as an earlier nst noted
 
 
 class Reading:
     """What is known of the reading of one source (`role`) for the version in `folder`, under way or sealed."""
 
     def __init__(self, folder: Path, role: str) -> None:
-        self._times, self._hashes = (folder / _FOLDER / f"{role}.{kind}" for kind in ("json", "npy"))
+        self._about, self._stamps, self._hashes = (folder / _FOLDER / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
 
     def begin(self, source: Source) -> None:
-        """Note before any image is read how new the files are, unless that was done."""
-        if not self._times.exists():
-            self._note(source, newest(source))
+        """Note before any image is read which files they are in, unless that was done."""
+        if not self._about.exists():
+            self._note(source, source.stamps())
 
     def keep(self, hashes: NDArray[np.void]) -> None:
         """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
@@ -74,58 +75,68 @@ class Reading:
     def check(self, source: Source, known: Known, what: str, remedy: str, progress: Progress, made: str | None = None) -> None:
         """Raises NstError where images hold other bytes than `known` says.
 
-        Files that are newer than noted are compared, and noted where they hold the same; a source in another place by a sample.
-        `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes none.
+        Those in files with other stamps than were noted are compared, and the stamps noted where they hold the same; a source in another
+        place by a sample. `what` was made of them, `remedy` says what to do. `made` is the time at which a version was sealed that notes
+        nothing.
         """
-        before, now = self._read(made), newest(source)
+        before = self._read(made)
         if before is None:
             return
-        if before.location not in ("", source.location):
-            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read when {what}"
+        now, is_there = source.stamps(), before.location in ("", source.location)
+        if is_there:
+            files = _other_files(source, before, now)
+            rows = np.arange(len(source)) if files is None else source.rows_of_files(files)
+            most = len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
+            about = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {what}"
         else:
-            files = newer_files(source, before.times) if before.times != now else np.empty(0, np.int64)
-            rows, most = source.rows_of_files(files), len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
-            about = f"{len(files):,} file{'s' * (len(files) > 1)} changed since {what}"
-        if not len(rows) or not any(now):
+            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read when {what}"
+        if not len(rows) or not now.any():
             return
         wanted = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
-        only = f" ({len(wanted):,} of them, the others are taken for the same)" if len(wanted) < len(rows) else ""
-        images = f"{len(rows):,} image{'s' * (len(rows) > 1)}"
-        progress.say(f"{source.location}: {about}; {images} compared with those that were read{only}")
+        pieces = _known_of(wanted, known)
+        if total := sum(len(numbers) for numbers, _ in pieces):
+            only = f" ({total:,} of them, the others are taken for the same)" if len(wanted) < len(rows) else ""
+            images = len(rows) if only else total
+            progress.say(f"{source.location}: {about}; {images:,} image{'s' * (images > 1)} compared with those that were read{only}")
         changed, first = 0, -1
-        with progress.task(f"compare images of {what}", len(wanted), "images") as task:
-            for row, is_same in _compared(source, wanted, known, task.advance):
+        with progress.task(f"compare images with those of {what.partition(' was ')[0]}", total, "images") as task:
+            for row, is_same in _compared(source, pieces, task.advance):
                 changed += not is_same
                 first = row if not is_same and first < 0 else first
         if changed:
             which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
             hold = f"{changed:,} images hold" if changed > 1 else "1 image holds"
             raise NstError(f"{source.location}: {hold} other bytes than when {what} ({which}); put {them} back, or {remedy}")
-        if before.location in ("", source.location):
+        if is_there:
             with suppress(OSError):  # a store that is only read is compared with again
                 self._note(source, now)
 
-    def _note(self, source: Source, times: Times) -> None:
-        self._times.parent.mkdir(exist_ok=True)
-        write_text(self._times, json.dumps(times._asdict() | {"location": source.location}))
+    def _note(self, source: Source, now: NDArray[np.uint64]) -> None:
+        self._about.parent.mkdir(exist_ok=True)
+        with replacing(self._stamps) as file:
+            np.lib.format.write_array(file, now)
+        write_text(self._about, json.dumps({"location": source.location}))
 
     def _read(self, made: str | None) -> _Noted | None:
-        if self._times.exists():
-            noted = json.loads(self._times.read_text("utf-8"))
-            return _Noted(Times(noted["written"], noted["changed"]), noted["location"])
+        if self._about.exists():
+            noted = json.loads(self._about.read_text("utf-8"))
+            if self._stamps.exists():
+                return _Noted(noted["location"], np.load(self._stamps), None)
+            return _Noted(noted["location"], None, Times(noted["written"], noted["changed"]))
         if made is None:
             return None
         moment = int(datetime.datetime.fromisoformat(made).timestamp()) * 10**9
-        return _Noted(Times(moment, moment), "")
+        return _Noted("", None, Times(moment, moment))
 
 
-def newest(source: Source) -> Times:
-    """Of all local files of a source; zeros where a commit of the Hub pins it, or none is there."""
-    written = changed = 0
-    for path in source.files():
-        one = _times(path)
-        written, changed = max(written, one.written), max(changed, one.changed)
-    return Times(written, changed)
+def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """The numbers of the files that are others than were noted, but for those that are not there; None where all may be."""
+    if before.stamps is None:
+        assert before.times is not None, "one of both is noted"
+        return newer_files(source, before.times)
+    if len(before.stamps) != len(now):
+        return None
+    return np.flatnonzero((now != before.stamps) & (now != 0))
 
 
 def newer_files(source: Source, before: Times) -> NDArray[np.int64]:
@@ -144,12 +155,20 @@ def _times(path: str) -> Times:
     return Times(stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _compared(source: Source, wanted: NDArray[np.int64], known: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
-    """The wanted rows whose hash is known and that can be read, each with whether its bytes are the same."""
+def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.int64], NDArray[np.bytes_]]]:
+    """The wanted rows whose hash is known, with it."""
+    found = []
+    for numbers, hashes in known:
+        both, places, _ = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
+        found.append((both, hashes[places]))
+    return found
+
+
+def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
+    """The rows whose hash is known and that can be read, each with whether its bytes are the same."""
     with ThreadPoolExecutor() as threads:
-        for numbers, hashes in known:
-            both, places, _ = np.intersect1d(numbers, wanted, assume_unique=True, return_indices=True)
-            rows, expected = source.rows(both), iter(hashes[places])
+        for numbers, hashes in pieces:
+            rows, expected = source.rows(numbers), iter(hashes)
             while piece := list(islice(rows, _AT_ONCE)):
                 for row, found in zip(piece, threads.map(_hash, piece), strict=True):
                     then = next(expected)

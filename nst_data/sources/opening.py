@@ -1,6 +1,7 @@
 """From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
+_READ_FROM_FOLDERS = frozenset([".parquet", ".tar"])
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _EXPECTED = "expected a folder of images, tar or parquet files, a .txt list of images, a folder saved by datasets or owner/name on the Hub"
 
@@ -85,7 +87,10 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         files = _tables_and_tars(path, images.skipped)
         if labels is not None:
             check_split_files(str(path), (os.path.relpath(file, path) for file in files))
-        return _files(str(path), files, labels, column, indexes)
+        source, beside = _files(str(path), files, labels, column, indexes), Counter(images.skipped)
+        beside -= Counter({kind: beside[kind] for kind in _READ_FROM_FOLDERS})
+        source.skipped = dict(beside + Counter(source.skipped))
+        return source
     if path.is_file():
         if path.suffix.lower() == ".txt":
             return ImageList(str(path), labels is not None)
@@ -96,7 +101,7 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
 
 
 def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
-    files = [str(path / name) for names, _ in walk(str(path), frozenset([".parquet", ".tar"])) for name in names]
+    files = [str(path / name) for names, _ in walk(str(path), _READ_FROM_FOLDERS) for name in names]
     if not files:
         but = f", but {phrase(skipped)}" if skipped else ""
         raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder{but}")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nst_data.errors import NstError
-from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column
+from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column, is_below
 from nst_data.sources.features import class_columns, feature_names
 from nst_data.sources.files import check_regular
 from nst_data.sources.labels import LabelsAsked, label_column, labels_of
@@ -47,7 +48,17 @@ class ArrowDataset(Source):
         self._arrow = arrow.select_columns([self._column]) if self._column else arrow
 
     def _paths(self) -> Iterator[str]:
-        return (str(file["filename"]) for file in self._whole.cache_files)
+        """The Arrow files, and the image files that cells name in place of holding bytes."""
+        yield from (str(file["filename"]) for file in self._whole.cache_files)
+        kind = self._schema.field(self._column).type if self._column else pa.null()
+        if not (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+            return
+        for start in range(0, len(self), _PIECE):
+            for chunk in self._arrow[start : start + _PIECE].column(0).chunks:
+                if pc.struct_field(chunk, "bytes").null_count:
+                    named = pc.struct_field(chunk, "path").filter(pc.struct_field(chunk, "bytes").is_null())
+                    paths = (path for path in named.to_pylist() if path and is_below(path))
+                    yield from (os.path.join(self.location, path) for path in paths)
 
     def __len__(self) -> int:
         return len(self._arrow)

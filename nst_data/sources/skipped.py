@@ -1,16 +1,22 @@
 """Files beside the images of a source that are not read and may be images, or hold some: counted, so that nobody takes them for read."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 _RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
-_OTHERS = "apng dds exr hdr heic heics heif hif ico j2c j2k jpf jpx jxl jxr mpo pcx psd qoi svg"
+_OTHERS = "apng dcm dds exr fits hdr heic heics heif hif ico j2c j2k jpf jpx jxl jxr mpo pcx psd qoi svg"
 _PACKED = "7z bz2 gz parquet rar tar tbz tgz txz xz zip zst"
 SUFFIXES = frozenset(f".{kind}" for kind in f"{_RAW} {_OTHERS} {_PACKED}".split())
 _IS_PACKED = frozenset(f".{kind}" for kind in _PACKED.split())
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_NO_IMAGES = "bib c cfg cls conf cpp css csv db doc docx h htm html ini ipynb js json jsonl key lock log mat md mp3 mp4 npy npz"
+_NO_IMAGES += " pdf pkl pth ps1 pt py pyc rst safetensors sh sha256 sql sqlite srt tex toml tsv txt url wav xls xlsx xml yaml yml"
+NO_IMAGES = frozenset(f".{kind}" for kind in _NO_IMAGES.split())
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 LOOKED_AT_BYTES = 16
-NO_SUFFIX = "without a suffix"
+NO_SUFFIX, OTHER_SUFFIXES = "without a suffix", "with other suffixes"
+_NAMED = re.compile(r"\.[a-z][a-z0-9~]{0,7}")  # others are more often a number, a date or the end of an address
+_MOST_NAMED = 8
 
 
 class Skipped:
@@ -18,9 +24,10 @@ class Skipped:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._odd: Counter[str] = Counter()
 
     def see(self, name: str, start: Callable[[], bytes]) -> bool:
-        """A file that is not read: its name without folders; `start` gives its first bytes, which decide where it has no suffix.
+        """A file that is not read: its name without folders; `start` gives its first bytes, which decide where the suffix does not.
 
         True where it may be an image.
         """
@@ -29,20 +36,31 @@ class Skipped:
         if suffix in SUFFIXES:
             self._counts[suffix] += 1
             return suffix not in _IS_PACKED
-        if not suffix and _is_image(start()):
+        if suffix in NO_IMAGES or not _is_image(start()):
+            return False
+        if suffix:
+            self._odd[suffix if _NAMED.fullmatch(suffix) else OTHER_SUFFIXES] += 1
+        else:
             self._counts[NO_SUFFIX] += 1
-            return True
-        return False
+        return True
 
     @property
     def counts(self) -> dict[str, int]:
-        """Files by suffix, the most frequent first."""
-        return dict(sorted(self._counts.items(), key=lambda one: (-one[1], one[0])))
+        """Files by suffix, the most frequent first; those with rare odd ones together."""
+        found = self._counts.copy()
+        for place, (suffix, count) in enumerate(_by_count(self._odd).items()):
+            found[suffix if place < _MOST_NAMED else OTHER_SUFFIXES] += count
+        return _by_count(found)
+
+
+def _by_count(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def _is_image(start: bytes) -> bool:
     return (
         start.startswith(_MAGIC)
+        or (start[:2] == b"BM" and start[6:10] == b"\0\0\0\0")
         or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
         or start[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1")
     )
@@ -54,7 +72,8 @@ def phrase(counts: Mapping[str, int]) -> str:
         return ""
     total = sum(counts.values())
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
-    todo = ["convert them, as to .jpg or .png"] if counts.keys() - _IS_PACKED - {NO_SUFFIX} else []
+    todo = ["convert them, as to .jpg or .png"] if counts.keys() & SUFFIXES - _IS_PACKED else []
+    todo += ["rename those that are wanted to end as images do, in .jpg or .png"] if counts.keys() - SUFFIXES - {NO_SUFFIX} else []
     todo += ["add the suffixes that are missing"] if NO_SUFFIX in counts else []
     todo += ["name packed files as a source of their own"] if counts.keys() & _IS_PACKED else []
     return f"skipped {total:,} file{'s' * (total > 1)}: {kinds}; {', '.join(todo)}"

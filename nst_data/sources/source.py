@@ -137,11 +137,22 @@ class Source(ABC):
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()
 
+    def stamps(self) -> NDArray[np.uint64]:
+        """Of each local file with images, shape (files,): a hash of its times and size, 0 for one that is not there.
+
+        They tell of other bytes at the same size, as no fingerprint does. Empty where a commit pins the images.
+        """
+        return np.fromiter(map(_stamp, self.files()), dtype=np.uint64)
+
+    @cached_property
+    def stamp(self) -> str:
+        """Digest of `stamps`; empty where there are none."""
+        stamps = self.stamps()
+        return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+
     @cached_property
     def modified(self) -> str:
-        """Digest of when the local files with the images were last written: what changed in them at the same size, which no fingerprint
-        tells. Empty where a commit pins the images, or no file of their own does.
-        """
+        """What an earlier nst kept in place of `stamp`: of the times of writing alone, which a copying program puts back."""
         stamps = np.fromiter(map(_modified_ns, self.files()), dtype=np.int64)
         return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
 
@@ -155,8 +166,8 @@ class Source(ABC):
         return None
 
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows that lie in some `files`, given by increasing numbers: all, where that is not known."""
-        return np.arange(len(self))
+        """The rows that lie in some `files`, given by increasing numbers: all, where that is not known and there is a file."""
+        return np.arange(len(self) if len(files) else 0)
 
     def _paths(self) -> Iterable[str]:
         """The local files that hold the images, in order."""
@@ -268,10 +279,19 @@ def _hashed(row: Row) -> str:
         return ""
 
 
+def _stamp(path: str) -> int:
+    try:
+        stat = os.stat(path)
+    except OSError:  # its rows say so when they are read
+        return 0
+    about = f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}".encode()
+    return int.from_bytes(hashlib.blake2b(about, digest_size=8).digest(), "little") or 1
+
+
 def _modified_ns(path: str) -> int:
     try:
         return os.stat(path).st_mtime_ns
-    except OSError:  # its rows say so when they are read
+    except OSError:  # as above
         return 0
 
 

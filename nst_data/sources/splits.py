@@ -8,29 +8,31 @@ from nst_data.errors import UsageError
 
 _TRAINING = frozenset(("train", "training"))
 _SCORED = frozenset(("val", "valid", "validation", "dev", "test", "testing", "eval"))
+_FOLDERS_TRAINING = _TRAINING | {"trainset", "trainval"}  # where every folder is called so
+_FOLDERS_SCORED = _SCORED | {"testset", "valset", "evaluation", "holdout", "heldout", "extra"}
 _WORDS = re.compile(r"[a-z]+")
 
 
 def check_splits(location: str, class_folders: Sequence[str]) -> None:
-    """Raises UsageError where the class folders of a labeled source are named as splits are."""
-    training, scored = _named(class_folders, _TRAINING), _named(class_folders, _SCORED)
+    """Raises UsageError where the class folders of a labeled source are named as splits are: some of them exactly, or all with a word."""
+    training, scored = ([name for name in class_folders if name.lower() in kind] for kind in (_TRAINING, _SCORED))
     if not (training and scored) and len(training + scored) < len(class_folders):
-        return
+        training, scored = _with_words(class_folders, _FOLDERS_TRAINING, _FOLDERS_SCORED)
+        if not (training and scored) or len(training + scored) < len(class_folders):
+            return
     first = (training or scored)[0]
     example = f"--labeled {os.path.join(location, first)}"
     if training and scored:
         example += f" --validation {os.path.join(location, scored[0])}"
     raise UsageError(
         f"{location}: expected a folder for each class, found {', '.join((*training, *scored))}, which look like splits; "
-        f"name one of them, as in {example}; if they are classes, give them other names, such as {first}_"
+        f"name one of them, as in {example}; if they are classes, give them other names, for example {first}_"
     )
 
 
 def check_split_files(location: str, names: Iterable[str]) -> None:
     """Raises UsageError where the tar or parquet files of a labeled source are those of several splits."""
-    words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
-    training = next((name for name, found in words if found & _TRAINING and not found & _SCORED), None)
-    scored = next((name for name, found in words if found & _SCORED and not found & _TRAINING), None)
+    training, scored = (next(iter(found), None) for found in _with_words(names, _TRAINING, _SCORED))
     if training and scored:
         raise UsageError(
             f"{location}: expected one labeled set, found {training} and {scored}, which look like files of two splits; "
@@ -38,8 +40,11 @@ def check_split_files(location: str, names: Iterable[str]) -> None:
         )
 
 
-def _named(folders: Sequence[str], kind: frozenset[str]) -> list[str]:
-    return [name for name in folders if name.lower() in kind]
+def _with_words(names: Iterable[str], training: frozenset[str], scored: frozenset[str]) -> tuple[list[str], list[str]]:
+    """The names with a word for training in them, and those with one for scoring; neither those with both."""
+    words = [(name, set(_WORDS.findall(name.lower()))) for name in names]
+    one = [name for name, found in words if found & training and not found & scored]
+    return one, [name for name, found in words if found & scored and not found & training]
 
 
 def _pattern(location: str, name: str) -> str:
