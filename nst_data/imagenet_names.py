@@ -33,14 +33,14 @@ def timms_list(file: str) -> tuple[str, ...]:
 def wnids_of(names: Sequence[str]) -> list[str] | None:
     """The WordNet id of each name, all different; None where the names are not all ImageNet's, or might mean several of its classes.
 
-    They are WordNet ids; or ImageNet's 1,000 names in the order of its labels, a word here and there spelt otherwise; or full names
-    such as "tench, Tinca tinca"; or single words of them that no other class begins with, such as "tench".
+    They are WordNet ids; or ImageNet's 1,000 names in the order of its labels, a word here and there spelt otherwise, or a few of them at
+    another's place; or full names such as "tench, Tinca tinca"; or single words of them that no other class begins with, such as "tench".
     """
     known = set(imagenet_wnids())
     if names and all(name in known for name in names):
         found: list[str | None] = list(names)
     elif _are_in_order(names):
-        found = list(imagenet_wnids())
+        found = [_at_place(name, wnid) for name, wnid in zip(names, imagenet_wnids(), strict=True)]
     else:
         found = [_one_of(_words().full, name) for name in names]
         if None in found:
@@ -106,6 +106,18 @@ def _numbered(name: str) -> str | None:
         return None
     wnid = imagenet_wnids()[int(match[2])]
     return wnid if wnid in _words().any.get(_first(match[1]), set()) else None
+
+
+def _at_place(name: str, wnid: str) -> str | None:
+    """The class of a name at the place of `wnid`: that one, unless the name means others and not it."""
+    words = _words()
+    numbered = _numbered(name)
+    full = words.full.get(_plain(name), set()) if "," in name else set()  # "cardigan" is one's full name, and how another one's begins
+    first = _first(name)
+    meant = {numbered} if numbered else full or words.first.get(first) or words.any.get(first) or {wnid}
+    if wnid in meant:
+        return wnid
+    return next(iter(meant)) if len(meant) == 1 else None
 
 
 def _are_in_order(names: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -40,13 +40,17 @@ State = Literal["alive", "dead", "unknown"]
 
 @dataclass(frozen=True)
 class Process:
-    """A process of any machine. `machine` is one boot of one of them, and one space of process ids in it; times are seconds since 1970."""
+    """A process of any machine. `machine` is one boot of one of them, and one space of process ids in it; times are seconds since 1970.
+
+    `sign` is the path of its sign of life: in a copy of the folders around it the sign is elsewhere. Earlier versions left none.
+    """
 
     host: str = "a machine that left no name"
     machine: str = ""
     pid: int = 0
     started: float = 0.0
     since: float = 0.0
+    sign: str = ""
 
     @classmethod
     def this(cls) -> "Process":
@@ -69,6 +73,8 @@ class Process:
             return None
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "another process that left no name"
         since = f" (since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))})" if self.since else ""
         return f"process {self.pid} on {self.host}{since}"
 
@@ -174,7 +180,7 @@ def _own(place: Path, what: str, say: Callable[[str], None], wait: bool) -> Sign
             watch.say_once(say, what, others[0])
             time.sleep(_LOOK_EVERY_SECONDS * random.uniform(0.5, 1))
             continue
-        number = 1 + max((int(sign.name.rpartition(".")[2]) for sign in signs), default=0)
+        number = 1 + max((int(sign.name.rpartition(".")[2]) for sign in _named(place)), default=0)
         sign = _leave(place, f"{number:06d}")
         if sign is None:
             continue
@@ -211,7 +217,9 @@ class _Watch:
     def say_once(self, say: Callable[[str], None], what: str, sign: Path) -> None:
         """Tell whom this process waits for."""
         process = _process_of(sign)
-        if not self._said:
+        if not self._said and not process.pid:
+            say(f"{what}: another process, which left no name, may be at work on it; waiting to see whether it still shows life")
+        elif not self._said:
             until = "its end" if process.is_alive else f"its end, or {DEAD_AFTER_SECONDS:.0f} s without a sign of life"
             say(f"{what}: {process} is at work on it; waiting for {until}")
         self._said = True
@@ -234,7 +242,7 @@ def _leave(place: Path, number: str) -> Sign | None:
     fresh.mkdir()
     try:
         write_text(fresh / _ALIVE, f"{0:012d}")
-        write_text(fresh / _RECORD, json.dumps(asdict(Process.this())))
+        write_text(fresh / _RECORD, json.dumps(asdict(replace(Process.this(), sign=str(folder.resolve())))))
         if place_once(fresh, folder):
             return Sign(folder)
     finally:
@@ -243,6 +251,11 @@ def _leave(place: Path, number: str) -> Sign | None:
 
 
 def _signs(place: Path) -> list[Path]:
+    return [sign for sign in _named(place) if sign.is_dir()]
+
+
+def _named(place: Path) -> list[Path]:
+    """What is named as a sign is; a file may be."""
     with suppress(FileNotFoundError):
         prefix = f"{place.name}."
         names = [name for name in os.listdir(place.parent) if name.startswith(prefix) and _NUMBER.fullmatch(name.removeprefix(prefix))]
@@ -252,9 +265,11 @@ def _signs(place: Path) -> list[Path]:
 
 def _process_of(sign: Path) -> Process:
     try:
-        return Process(**json.loads((sign / _RECORD).read_text("utf-8")))
+        process = Process(**json.loads((sign / _RECORD).read_text("utf-8")))
     except (OSError, ValueError, TypeError):  # going away, or written by a newer nst
         return Process()
+    is_copy = process.sign not in ("", str(sign.resolve()))  # that the process lives says nothing of it: a process of nowhere
+    return replace(process, machine="") if is_copy and process.is_alive else process
 
 
 @cache

@@ -8,9 +8,12 @@ import timm
 
 from nst_data.errors import NstError, first_line
 from nst_train.preprocessing import LARGEST_SIDE_PX
-from nst_train.weights import CONFIG, largest_dimension
+from nst_train.weights import CONFIG, extent
 
 PROCESSOR = "preprocessor_config.json"
+_SIDES = ("img_size", "input_size")  # in pixels, which no tensor may show
+_DEPTHS = ("layers", "depths", "depth", "num_layers", "num_hidden_layers", "num_blocks")
+_WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers, among many that weights do not show
 _NOT_OF_CLASSES = ("regression", "multi_label_classification")
 
 
@@ -35,7 +38,7 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
     not know, and for names of code. Nothing is made yet: a number may ask for more memory than there is.
     """
     classes = _of_timm(name, config) if is_of_timm(config) else _of_transformers(name, folder, config)
-    largest = largest_dimension(name, folder)
+    tensors, largest = extent(name, folder)
     for place, number in classes.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise NstError(f"{name}: {CONFIG}: {place}: expected a number of classes, found {_shown(number)}")
@@ -46,14 +49,39 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
     if len(set(classes.values())) > 1:  # the libraries would give the last layer random values
         found = ", ".join(f"{place} {number:,}" for place, number in classes.items())
         raise NstError(f"{name}: {CONFIG}: expected one number of classes, found {found}")
+    _check_numbers(name, config, tensors, largest)
+
+
+def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int) -> None:
+    """Raises NstError for a layer that is wider than any of the tensors, and for more layers than there are tensors."""
+    if is_of_timm(config):
+        asked = {f"model_args.{key}": value for key, value in config.get("model_args", {}).items() if key not in _SIDES}
+    else:
+        asked = {key: config[key] for key in (*_WIDTHS, *_DEPTHS) if key in config}
+    for place, value in asked.items():
+        numbers = _numbers(value)
+        number, most = max(numbers, default=0), max(tensors, largest)
+        if place.rpartition(".")[2] in _DEPTHS:
+            number, most = sum(numbers), tensors
+        if not number <= most:  # NaN is none either
+            raise NstError(
+                f"{name}: {CONFIG}: {place}: expected numbers that its {tensors:,} tensors of up to {largest:,} rows or columns can have, "
+                f"found {_shown(value)}"
+            )
+
+
+def _numbers(value: Any) -> list[int | float]:  # noqa: ANN401 - anything that JSON can hold
+    if isinstance(value, list | dict):
+        return [number for one in (value.values() if isinstance(value, dict) else value) for number in _numbers(one)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The numbers of classes by their place."""
-    stored, arguments = config.get("pretrained_cfg", config), config.get("model_args") or {}
+    stored, arguments = config.get("pretrained_cfg", config), config.get("model_args", {})
     for place, value in (("pretrained_cfg", stored), ("model_args", arguments)):
         if not isinstance(value, dict):
-            raise NstError(f"{name}: {CONFIG}: {place}: expected names and values, found {_shown(value)}")
+            raise NstError(f"{name}: {CONFIG}: {place}: expected an object, found {_shown(value)}")
     size = stored.get("input_size", [3, 1, 1])
     if not isinstance(size, list) or len(size) != 3 or not all(isinstance(one, int) for one in size):
         raise NstError(f"{name}: {CONFIG}: input_size: expected channels, height and width, found {_shown(size)}")

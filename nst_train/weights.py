@@ -43,16 +43,20 @@ def require_safetensors(name: str, folder: Path) -> None:
         raise NstError(f"{name}: {WEIGHTS} is missing; pickles are not read")
 
 
-def largest_dimension(name: str, folder: Path) -> int:
-    """The most rows or columns that a tensor of a folder's safetensors has; only their headers are read. Raises NstError for others."""
-    largest = 0
+def extent(name: str, folder: Path) -> tuple[int, int]:
+    """How many tensors a folder's safetensors hold, and the most rows or columns that one has; only their headers are read.
+
+    Raises NstError for files that are none.
+    """
+    tensors, largest = 0, 0
     for path in folder.glob("*.safetensors"):
         try:
             with safe_open(path, "pt") as file:
-                largest = max(largest, *(max(file.get_slice(key).get_shape(), default=0) for key in file.keys()), 0)  # noqa: SIM118
+                for key in file.keys():  # noqa: SIM118
+                    tensors, largest = tensors + 1, max(largest, *file.get_slice(key).get_shape(), 0)
         except (SafetensorError, OSError) as error:
             raise NstError(f"{name}: expected a network with trained weights; loading failed ({path.name}: {first_line(error)})") from None
-    return largest
+    return tensors, largest
 
 
 _SHOWN = 3

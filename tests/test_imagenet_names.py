@@ -1,3 +1,5 @@
+import itertools
+
 import polars as pl
 import pytest
 from timm.data import ImageNetInfo
@@ -27,6 +29,26 @@ def test_in_another_order_full_names_match_but_for_the_one_that_two_classes_have
     turned = [name for name in reversed(FULL) if name != "crane"]
     assert wnids_of(turned) == [wnid for wnid, name in zip(reversed(WNIDS), reversed(FULL), strict=True) if name != "crane"]
     assert wnids_of(FULL[::-1]) is None
+
+
+@pytest.mark.parametrize("names", [FULL, SHORT, TOLD_APART], ids=["full", "short", "told apart"])
+def test_of_two_exchanged_names_none_means_its_place(names):
+    twofold = [index for index, name in enumerate(SHORT) if SHORT.count(name) > 1]
+    for one, other in [(10, 11), (0, 999), *itertools.combinations([10, 657, 744, 836, *twofold], 2)]:
+        order = list(range(1000))
+        order[one], order[other] = other, one
+        found, right = wnids_of([names[index] for index in order]), [WNIDS[index] for index in order]
+        assert found == right or (found is None and {one, other} & set(twofold)) or names[one] == names[other]
+
+
+def test_a_stretch_that_is_moved_by_one_is_known_by_name_and_one_with_a_name_of_two_classes_refused():
+    assert wnids_of([*FULL[:200], *FULL[201:240], FULL[200], *FULL[240:]]) == [*WNIDS[:200], *WNIDS[201:240], WNIDS[200], *WNIDS[240:]]
+    assert wnids_of([*FULL[:120], *FULL[121:150], FULL[120], *FULL[150:]]) is None
+
+
+def test_a_name_that_means_nothing_is_known_by_its_place():
+    assert wnids_of(["a fish", *FULL[1:10], FULL[11], FULL[10], *FULL[12:]]) == [*WNIDS[:10], WNIDS[11], WNIDS[10], *WNIDS[12:]]
+    assert wnids_of([*SHORT[:10], "brambling, a bird", "goldfinch, too", *SHORT[12:]])[10] == WNIDS[SHORT.index("brambling")]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +92,10 @@ def test_folders_named_by_ids_are_classes_of_a_classifier_named_by_words():
 
 
 def test_classes_that_are_missing_are_an_error_by_either_name():
-    with pytest.raises(NstError, match=r"test: expected the classes 1000 \(tench, Tinca tinca, .*\), found 999 .*; missing: 1 \(toilet"):
+    with pytest.raises(
+        NstError,
+        match=r"test: expected the classes 1000 \(tench, Tinca tinca, .*, \.\.\.\), found 999 .*; missing: 1 \(toilet",
+    ):
         match_classes(WNIDS[:-1], FULL, "test")
 
 

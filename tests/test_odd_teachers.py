@@ -91,8 +91,15 @@ def refused(name, tmp_path):
         ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but no tensor of its weights has more"),
         ({"num_classes": "3"}, 'config.json: num_classes: expected a number of classes, found "3"'),
         ({"num_classes": 32}, "of another shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
-        ({"model_args": ["in_chans"]}, 'config.json: model_args: expected names and values, found ["in_chans"]'),
-        ({"pretrained_cfg": 7}, "config.json: pretrained_cfg: expected names and values, found 7"),
+        ({"model_args": ["in_chans"]}, 'config.json: model_args: expected an object, found ["in_chans"]'),
+        ({"model_args": []}, "config.json: model_args: expected an object, found []"),
+        ({"model_args": None}, "config.json: model_args: expected an object, found null"),
+        ({"model_args": {"layers": [1_000_000, 1, 1, 1]}}, "config.json: model_args.layers: expected numbers that its "),
+        ({"model_args": {"depths": [24, 24, 24, 24]}}, "rows or columns can have, found [24, 24, 24, 24]"),
+        ({"model_args": {"stem_width": 4_000_000}}, "config.json: model_args.stem_width: expected numbers that its "),
+        ({"model_args": {"block_args": {"rd_channels": [[8, 1e300]]}}}, "config.json: model_args.block_args: expected numbers that its "),
+        ({"model_args": {"mlp_ratio": float("nan")}}, "config.json: model_args.mlp_ratio: expected numbers that its "),
+        ({"pretrained_cfg": 7}, "config.json: pretrained_cfg: expected an object, found 7"),
         ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
         ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
         ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
@@ -108,6 +115,12 @@ def refused(name, tmp_path):
 )
 def test_a_config_of_timm_that_does_not_fit_is_one_line(tmp_path, timms, changes, says):
     assert says in refused(of_timm(tmp_path, timms, **changes), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 10_000_000}, {"hidden_size": 10_000_000}, {"depths": [10**9, 1]}])
+def test_layers_that_the_weights_of_transformers_cannot_fill_are_not_made(tmp_path, transformers, changes):
+    (key,) = changes
+    assert f"config.json: {key}: expected numbers that its " in refused(of_transformers(tmp_path, transformers, **changes), tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

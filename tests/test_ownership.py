@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,50 @@ def test_a_process_of_another_machine_that_shows_life_refuses_the_second(place):
         pass
     writing.join()
     assert signs(place) == ["owner.000001"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_a_copy_of_what_a_living_process_owns_it_holds_until_it_was_watched_without_a_change(tmp_path):
+    original, copy, link = (tmp_path / name / "owner" for name in ("original", "copy", "link"))
+    original.parent.mkdir()
+    link.parent.symlink_to(original.parent)
+    said, began = [], time.monotonic()
+    with owned(original, "flowers@gen-1"):
+        shutil.copytree(original.parent, copy.parent)
+        assert (is_owned(original), is_owned(link), is_owned(copy)) == (True, True, False)
+        with owned(copy, "flowers@gen-1", said.append):
+            assert time.monotonic() - began > 0.5
+        with pytest.raises(AtWorkError, match=f"flowers@gen-1: .*process {os.getpid()} on "), owned(link, "flowers@gen-1"):
+            pass
+    assert [f"process {os.getpid()} on" in line for line in said] == [True]
+
+
+def test_a_dead_process_is_followed_at_once_in_a_copy_too(place, dead_process):
+    leave(place, replace(Process.this(), pid=dead_process, sign="/elsewhere/owner.000001"))
+    said = []
+    with owned(place, "flowers@gen-1", said.append):
+        assert signs(place) == ["owner.000002"]
+    assert said == []
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_a_file_named_as_a_sign_is_holds_nobody_up(place, make):
+    make(place.with_name("owner.000007"))
+    said = []
+    with owned(place, "flowers@gen-1", said.append):
+        assert signs(place) == ["owner.000007", "owner.000008"]
+    check_nobody_at_work("flowers@gen-1", place)
+    assert said == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sign_without_a_record_is_waited_for_as_what_it_may_be(place):
+    (leave(place, Process.this()) / "process.json").unlink()
+    said = []
+    with owned(place, "flowers@gen-1", said.append):
+        pass
+    wait = "flowers@gen-1: another process, which left no name, may be at work on it; waiting to see whether it still shows life"
+    assert said == [wait]
 
 
 def test_a_sign_that_was_left_half_made_counts_for_nothing(place):

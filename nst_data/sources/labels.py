@@ -72,8 +72,8 @@ def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequenc
 
 
 def _abridged(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 10 else ''})"
+    shown = list(names) if len(names) <= 10 else [*names[:3], "..."]
+    return f"{len(names)} ({', '.join(shown)})"
 
 
 def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:
