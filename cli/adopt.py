@@ -31,7 +31,7 @@ def adopt(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take over soft labels that were made elsewhere, checked, as a generation. Killed and run again, it goes on where it stopped."""
+    """Take over soft labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
     from nst_data.adopt import adopt as adopt_labels
     from nst_data.errors import NstError, UsageError
     from nst_data.progress import on_this_terminal
@@ -39,8 +39,8 @@ def adopt(
     from nst_data.sources.cells import NoImagesError
 
     if bool(settings.key) != bool(pool):
-        given, lacking = ("--key names images", "--pool SOURCE") if settings.key else ("--pool is read for --key", "--key COLUMN")
-        raise UsageError(f"{given}; add {lacking}, or leave it out where SOURCE holds the images")
+        given, lacking = ("--key refers to images", "--pool SOURCE") if settings.key else ("--pool applies to --key", "--key COLUMN")
+        raise UsageError(f"{given}; add {lacking}, or remove it if SOURCE holds the images")
     there = open_store(store)
     try:
         images = open_source(pool or source, image_column=image_column, indexes=there.indexes)

@@ -41,15 +41,15 @@ def balance(
     there = open_store(store)
     generation = open_version(there, ref, "generation")
     if not exclude and settings.exact_overlap_only:
-        raise UsageError("--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE")
+        raise UsageError("--exact-overlap-only requires --exclude SOURCE")
     if image_column and not exclude:
-        raise UsageError("--image-column is read for --exclude SOURCE; name one, or leave it out")
+        raise UsageError("--image-column applies to --exclude SOURCE; add it, or remove --image-column")
     if pool and not exclude and not settings.embed_images:
-        raise UsageError("--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out")
+        raise UsageError("--pool applies to --exclude SOURCE and --embed-images; add one of them, or remove --pool")
     if engine not in ("polars", "spark"):
         raise UsageError(f"--engine {engine}: expected polars or spark")
     if master and engine != "spark":
-        raise UsageError("--master is Spark's; add --engine spark")
+        raise UsageError("--master requires --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
     labeled = generation.manifest.request.inputs["pool"]
     images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
@@ -76,8 +76,8 @@ def _print_counts(counts: dict[str, Any], settings: dict[str, Any]) -> None:
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
         print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
     if unread := counts["near_duplicates"]["unreadable"]:
-        print(f"  warning: {unread:,} that may be near-duplicates could not be read in the pool; none of them was dropped for that")
+        print(f"  warning: {unread:,} candidate near-duplicates could not be read in the pool, and were kept")
     if unread := counts.get("held_out_unreadable"):
-        print(f"  warning: {unread:,} excluded images could not be read; copies of them may be in it")
+        print(f"  warning: {unread:,} held-out images could not be read; this edition may contain copies of them")
     if empty := counts["classes_without_images"]:
         print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")

@@ -52,7 +52,7 @@ def evaluate(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure accuracy, calibration and robustness of one or several models. Run again, it goes on where it stopped."""
+    """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import Source, open_source
@@ -65,16 +65,16 @@ def evaluate(
     there = open_store(store)
     models = list(dict.fromkeys(_settled(model, there) for model in models))
     if compare and len(models) < 2:
-        raise UsageError(f"--compare: expected two models or more, found {models[0]} alone; name another")
+        raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
     if record is not None:
         check_name(record)
     for model in models if record is not None else []:
         if not is_in_store(model, there):
-            raise UsageError(f"--record: {model} is no teacher in the store, its metrics have no place there")
+            raise UsageError(f"--record: {model} is not a teacher in the store, so nothing can be recorded for it; remove --record")
     if settings.of_published:
         given = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column, "--stream": stream}
         for option in (option for option, value in given.items() if value):
-            raise UsageError(f"{option}: {settings.suite[0]} is read from folders as published, to which it says nothing; leave it out")
+            raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
     source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream, label_column=label_column)
     for line in source.remarks() if isinstance(source, Source) else []:
         on_this_terminal().say(line)

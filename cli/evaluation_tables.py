@@ -40,7 +40,7 @@ def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
     """Differences, their intervals, and whether chance explains them."""
     if not comparisons:
         return
-    print("\ndifferences in points, with the interval that holds 95% of those over images drawn anew")
+    print("\ndifferences in points, with the interval that holds 95% of those over resampled images")
     rows = []
     for row in comparisons:
         metric = row["metric"].replace("_", " ").replace("top1", "top-1")

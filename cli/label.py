@@ -60,7 +60,7 @@ def label(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Label every image of a pool with an un-noised teacher. Killed and run again, it goes on where it stopped."""
+    """Label every image of a pool with an un-noised teacher. Resumes where it stopped when rerun."""
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
 
@@ -100,18 +100,18 @@ def _check_usage(
     from nst_data.errors import UsageError
 
     if extend and like:
-        raise UsageError("--extend and --like are two different labelings; give one of them")
+        raise UsageError("--extend and --like exclude each other; give one of them")
     if extend and (teacher or corpus or calibrate or generation or settings != LabelSettings()):
-        raise UsageError(f"--extend {extend} takes its corpus, teacher and settings; give only SOURCE and how to run")
+        raise UsageError(f"--extend {extend} uses that version's corpus, teacher and settings; give only SOURCE and execution options")
     if like and (corpus or calibrate):
-        raise UsageError(f"--like {like}: leave out --corpus, which it names, and --calibrate; --temperature T is possible")
+        raise UsageError(f"--like {like}: remove --corpus, which it implies, and --calibrate; --temperature T is allowed")
     wanted = [("SOURCE", source or like), ("--teacher MODEL", teacher), ("--corpus NAME", corpus or like)]
     if not extend and (missing := [name for name, given in wanted if not given]):
         raise UsageError(f"nst label SOURCE --teacher MODEL --corpus NAME: {missing[0]} is missing")
     if class_names and not calibrate:
-        raise UsageError("--class-names names the integer labels of --calibrate SOURCE; a pool has none")
+        raise UsageError("--class-names applies to the integer labels of --calibrate SOURCE; the pool itself has no labels")
     if label_column and not calibrate:
-        raise UsageError("--label-column names the labels of --calibrate SOURCE; a pool has none")
+        raise UsageError("--label-column applies to --calibrate SOURCE; the pool itself has no labels")
 
 
 def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":
@@ -122,7 +122,7 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
     if source:
         return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)
     assert earlier, "checked"
-    hint = "was labeled there; name SOURCE to say where it is now"
+    hint = "was made from it; give its current location as SOURCE"
     return open_labeled_pool(earlier, store.indexes, hint, image_column, stream)
 
 
@@ -137,15 +137,15 @@ def _print(version: "Version", json: bool) -> None:
         return
     no_answer = counts.get("no_answer", 0)
     lost = f"{counts['errors'] - no_answer:,} could not be read"
-    lost += f", {no_answer:,} without a finite answer of the teacher" if no_answer else ""
+    lost += f", {no_answer:,} got non-finite outputs from the teacher" if no_answer else ""
     print(f"{version.ref}: {counts['labeled']:,} of {counts['pool']:,} images labeled, {lost}")
     if calibration := counts.get("calibration"):
         before, after = calibration["ece_before"], calibration["ece_after"]
         if calibration["at_edge"]:
-            print("  warning: no temperature fits; the teacher's answers say nothing of these images, or all of them are right")
+            print("  warning: no temperature fits: on these images the teacher's outputs are uninformative, or all correct")
         if unread := calibration.get("unreadable"):
-            print(f"  {unread:,} of the images to calibrate on could not be read")
+            print(f"  {unread:,} calibration images could not be read")
         if unanswered := calibration.get("no_answer"):
-            print(f"  {unanswered:,} images to calibrate on were left out: the teacher has no finite answer to them")
+            print(f"  {unanswered:,} calibration images were skipped: the teacher's output for them is not finite")
         print(f"  temperature {calibration['temperature']:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

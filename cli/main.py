@@ -33,8 +33,9 @@ _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, whereve
 
 
 _STOPS = (
-    "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP let the step end, write a checkpoint and exit with 130, 143, 138 "
-    "and 129; the same command goes on from there. A second Ctrl-C does not wait. Other exit statuses: 0 done, 1 failed, 2 wrong use."
+    "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP finish the current step, save a checkpoint and exit with 130, 143, 138 "
+    "and 129; the same command resumes from there. A second Ctrl-C exits immediately. Other exit statuses: 0 done, 1 failed, "
+    "2 usage error."
 )
 
 
@@ -107,16 +108,16 @@ class _Group(TyperGroup):
             _fail(str(stopped), stopped.status)
         except Exception as error:
             if os.strerror(errno.ENOSPC) in str(error):  # Arrow, safetensors and worker processes each wrap it in a class of their own
-                _fail("the disk is full; make room and run the same command again, it goes on from what is done", 1)
+                _fail("the disk is full; free some space and rerun the same command, which resumes", 1)
             if os.strerror(errno.EFBIG) in str(error):
-                _fail("a file grew larger than the file system takes (FAT: 4 GB); keep the store on another disk (--store)", 1)
+                _fail("a file exceeds the file system's size limit (FAT: 4 GB); put the store on another disk (--store)", 1)
             if isinstance(error, OSError) and error.errno in _FILE_SYSTEM_LACKS:
                 where = f"{error.filename}: " if error.filename else ""
-                _fail(f"{where}the file system cannot do this ({error.strerror}); keep the store on another disk (--store)", 1)
+                _fail(f"{where}operation not supported by the file system ({error.strerror}); put the store on another disk (--store)", 1)
             if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
                 _fail(f"{error.filename}: {error.strerror}", 1)
             if is_out_of_memory(error):
-                _fail("out of memory; a smaller --batch-size, or fewer workers or threads, take less", 1)
+                _fail("out of memory; reduce --batch-size, workers or threads", 1)
             raise
 
 
@@ -126,7 +127,7 @@ def _tell_lost_output(is_all: bool) -> None:
         message = f"standard output could not be written: {reason}"
         if is_all:
             _fail(message, 1)
-        print(f"nst: {message}; the work itself is done", file=sys.stderr)
+        print(f"nst: {message}; the work itself has completed", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> None:

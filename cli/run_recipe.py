@@ -20,7 +20,7 @@ def run(
     json: JsonOption = False,
     show_settings: ShowSettingsOption = False,
 ) -> None:
-    """Run the loop that a recipe describes. Run again, it goes on where it stopped and does nothing where all is done."""
+    """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
     if show_settings:
         _show_settings(recipe, json)
         return

@@ -19,23 +19,28 @@ def push(
         list[str],
         typer.Argument(
             metavar="REF...",
-            help="Versions in the store: name@gen-N or name@gen-N.K; a name alone: its newest. What others come from goes first.",
+            help="Versions in the store: name@gen-N or name@gen-N.K; a name alone: its newest. Parents "
+            "are uploaded before the versions derived from them.",
         ),
     ],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
-    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Another name than the version's number.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may see it; else a new repository is private.")] = False,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Tag name; the version's number by default.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private by default.")] = False,
     anonymous: Annotated[
         bool,
-        typer.Option("--anonymous", help="Leave keys out, put row numbers for hashes, which tell who holds an image, and name no source."),
+        typer.Option(
+            "--anonymous", help="Omit keys and source names, and replace image hashes by row numbers: a hash reveals who holds an image."
+        ),
     ] = False,
-    license: Annotated[str | None, typer.Option(metavar="ID", help="For the card, such as cc-by-4.0; else that of the card there.")] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="For the card, such as cc-by-4.0; by default that of the existing card.")
+    ] = None,
     pool_source: Annotated[str | None, typer.Option(metavar="TEXT", help="For the card: where the pool's images come from.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Upload versions to the Hub, a commit and a tag each. Done again only the card, metrics and links on the main branch follow; a tag
-    that is there is never moved."""
+    """Upload versions to the Hub, one commit and tag each. Pushing again updates only the card, metrics and links on main; existing tags
+    never move."""
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.push import PushSettings, parents_first
@@ -44,19 +49,19 @@ def push(
     there = open_store(store)
     versions = parents_first({version.ref: version for version in map(there.open, refs)}.values())
     if tag and len(versions) > 1:
-        raise UsageError(f"--tag {tag}: names one version, here are {len(versions)}; push that one alone, or leave --tag out")
+        raise UsageError(f"--tag {tag} applies to one version, but {len(versions)} were given; push that one alone, or remove --tag")
     rooms = {version.manifest.kind == "teacher" for version in versions}
     if len(rooms) > 1:
-        raise UsageError(f"{repo}: labels go to a dataset and teachers to a model; push {', '.join(refs)} in two commands")
+        raise UsageError(f"{repo}: datasets and models need separate repositories; push {' and '.join(refs)} separately")
     if same := [one.ref for one in versions if sum(one.number == other.number for other in versions) > 1]:
-        raise UsageError(f"{' and '.join(same)} would have the same tag in {repo}; push them to repositories of their own")
+        raise UsageError(f"{' and '.join(same)} would get the same tag in {repo}; push them to different repositories")
     settings = PushSettings(public, anonymous, license, pool_source)
     pushed = []
     for version in versions:
         place = push_version(there, version, repo, settings, tag, on_this_terminal())
         pushed.append({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
         if not json:
-            print(f"{version.ref} is {place.ref}, commit {place.commit[:12]}")
+            print(f"pushed {version.ref} to {place.ref}, commit {place.commit[:12]}")
     if json:
         print_json(pushed if len(pushed) > 1 else pushed[0])
         return
@@ -70,7 +75,7 @@ def pull(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Bring a version from the Hub into the store, each file checked. Interrupted and run again, it goes on."""
+    """Bring a version from the Hub into the store, each file checked. Resumes where it stopped when rerun."""
     from nst_data.progress import on_this_terminal
     from nst_data.pull import pull as pull_version
 

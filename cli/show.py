@@ -33,7 +33,7 @@ def show(
     """Show what a version is, what it was made from, how confident its labels are and, with --truth, how good."""
     if truth is None and (class_names or image_column or label_column):
         options = "--class-names, --image-column and --label-column"
-        raise UsageError(f"{options} are read for labels to measure against; name their source with --truth SOURCE")
+        raise UsageError(f"{options} require --truth SOURCE")
     there = open_store(store)
     version = there.open(ref)
     result = version.manifest.model_dump(mode="json")

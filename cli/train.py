@@ -67,9 +67,9 @@ def train(
     student = edition is not None or (show_settings and labeled is None)
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
-        raise UsageError(f"{options} speak of pseudo-labeled images; name an edition with --pseudo CORPUS@gen-N.K")
+        raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
     if validation is None and "validate_every" in given["settings"]:
-        raise UsageError("--validate-every speaks of validation images; name them with --validation SOURCE")
+        raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
     if show_settings:
         source = open_source(labeled, True, class_names, image_column, label_column=label_column) if labeled else None
         found = look_up(settings, run, given, _as_option, source, edition, student)
@@ -86,7 +86,7 @@ def train(
     progress = on_this_terminal()
     check_names(settings)
     if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
-        progress.say(f"--momentum changes nothing: {settings.optimizer} has none")
+        progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
     version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
     counts = version.manifest.counts
     if json:
@@ -110,8 +110,8 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
     if not stream:
         return open_version(store, ref, "edition") if ref else None
     if ref is None or "/" not in ref:
-        found = f", {ref} is of the store" if ref else ""
-        raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; name one, or leave --stream out")
+        found = f", found {ref}, which is in the store" if ref else ""
+        raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream")
     from nst_data.streamed_edition import StreamedEdition
 
     return StreamedEdition.open(ref, on_this_terminal())
@@ -127,9 +127,9 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition", store
 
     if not isinstance(edition, Version) or holds_images(edition):
         if location:
-            raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; leave --pool out")
+            raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
         return None
     if location:
         image_column = edition.manifest.request.inputs["pool"].image_column
         return open_source(location, image_column=image_column, indexes=store.indexes)
-    return open_labeled_pool(edition, store.indexes, "was drawn from it; --pool says where it is now")
+    return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with --pool")

@@ -52,7 +52,7 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
     from nst_data.remote_versions import remote_versions
 
     if name is not None:
-        raise UsageError(f"--remote {repo} lists a whole repository; leave {name} out")
+        raise UsageError(f"--remote {repo} lists a whole repository; remove {name}")
     versions = remote_versions(repo)
     if json:
         print_json({"repo": repo, "versions": [one.as_json() for one in versions]})

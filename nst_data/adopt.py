@@ -52,7 +52,7 @@ def adopt(
     `teacher` says what made the labels. All soft labels are checked before any work, and kept in a copy while the images are read, once
     each; what was done by a run that was killed is not done again. Each row ends in `pseudo_labels` or, with the reason, in `errors`.
     Memory: 24 bytes a row with keys, else constant. Raises NstError or UsageError for what cannot be taken as it is, and where
-    more images than the share `max_unreadable`, or all, cannot be read: run again, it reads those anew.
+    more images than the share `max_unreadable`, or all, cannot be read: rerun, it reads those again.
     """
     progress = progress or Progress()
     column = SoftLabelColumn(table, settings.probs)
@@ -73,7 +73,7 @@ def adopt(
     staging = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
     _check_unchanged(staging, pool or table, progress)
     if isinstance(staging, Version):
-        progress.say(f"{staging.ref} is there already: the same labels, images and settings")
+        progress.say(f"{staging.ref} already exists: same labels, images and settings")
         return staging
     plan = ShardPlan(len(table), settings.rows_per_shard)
     adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress, max_unreadable)
@@ -85,7 +85,7 @@ def _check_unchanged(staged: Version | Staging, pool: Source, progress: Progress
     is_sealed = isinstance(staged, Version)
     folder = staged.folder if isinstance(staged, Version) else staged.build
     made = staged.manifest.created if isinstance(staged, Version) else None
-    remedy = f"`nst remove {staged.ref}` and adopt anew"
+    remedy = f"`nst remove {staged.ref}` and adopt again"
     Reading(folder, "pool").check(pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
     if not is_sealed:
         Reading(folder, "pool").begin(pool)
@@ -147,7 +147,7 @@ def _class_names(table: Source, column: SoftLabelColumn, file: str | None) -> li
         found = "several columns have" if named else "no column has"
         raise UsageError(
             f"{table.location}: `{column.name}` has {column.classes} classes, and {found} as many class names; "
-            "name them with --class-names FILE"
+            "provide them with --class-names FILE"
         )
     names = names_in(file) if file is not None else named[0]
     where = f"--class-names {file}" if file is not None else table.location

@@ -45,14 +45,14 @@ from nst_data.unreadable import check_readable
 
 SHARD_BYTES = 256 * 2**20
 _ADVICE = {
-    "held_out": "name other sources with --exclude",
-    "near_held_out": "name other sources with --exclude",
-    "excluded_class": "name fewer classes with --exclude-class",
+    "held_out": "choose other sources with --exclude",
+    "near_held_out": "choose other sources with --exclude",
+    "excluded_class": "exclude fewer classes with --exclude-class",
     "not_sampled": "raise --fraction",
     "low_confidence": "lower --min-confidence, or train a better teacher",
     "outside_range": "widen --confidence-range",
     "over_quota": "raise --per-class",
-    UNANSWERED: "the teacher gave no finite answer; label again with another, or with --precision fp32",
+    UNANSWERED: "the teacher's output was not finite; relabel with another teacher or --precision fp32",
 }
 
 
@@ -89,10 +89,10 @@ def balance(
         if isinstance(staging, Staging):
             Reading(staging.build, role).begin(source)
         else:
-            reading, remedy = Reading(staging.folder, role), f"`nst remove {staging.ref}` and balance anew"
+            reading, remedy = Reading(staging.folder, role), f"`nst remove {staging.ref}` and balance again"
             reading.check(source, reading.kept(), f"{staging.ref} was made", remedy, progress)
     if isinstance(staging, Version):
-        progress.say(f"{staging.ref} is there already: the same generation, images and settings")
+        progress.say(f"{staging.ref} already exists: same generation, images and settings")
         return staging
     images, engine = _Images(store, generation, pool), engine or Engine()
     return staging.shared(lambda: _make(staging, generation, settings, exclude, images, progress, engine, max_unreadable))
@@ -153,7 +153,7 @@ def _make(
             near.unreadable,
             max_unreadable,
             near.first,
-            "images to compare with held-out ones",
+            "candidate duplicates of held-out images",
         )
         left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
         with damage_is_named(generation.ref):
@@ -217,7 +217,7 @@ class _Images:
         """Raises NstError with `why` where the pool is not there."""
         if self._pool is None:
             self._pool = open_labeled_pool(
-                self._generation, self._store.indexes, f"was labeled there, and {why}; --pool says where it is now"
+                self._generation, self._store.indexes, f"was made from it, and {why}; pass its current location with --pool"
             )
         return self._pool
 

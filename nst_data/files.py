@@ -160,8 +160,8 @@ def place_once(fresh: Path, place: Path) -> bool:
             return False
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
             raise NstError(
-                f"{place.parent}: its file system cannot give a folder another name ({error.strerror}), which a store requires; "
-                "keep the store on another disk (--store)"
+                f"{place.parent}: its file system cannot rename folders ({error.strerror}), which a store needs; "
+                "put the store on another disk (--store)"
             ) from None
         raise
     fsync_folder(place.parent)

@@ -68,7 +68,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if caused_by(DataFilesNotFoundError, EmptyDatasetError):
         return "the dataset on the Hub holds no data files that `datasets` knows; expected parquet, tar, images or the like"
     if caused_by(errors.EntryNotFoundError) and not caused_by(errors.LocalEntryNotFoundError):  # that stands for any failed call
-        return f"the {what} on the Hub lacks a file that is needed; try again or take another revision"
+        return f"the {what} on the Hub lacks a required file; retry, or use another revision"
     if caused_by(DatasetGenerationError):
         return f"datasets cannot read its files ({type(causes[-1]).__name__}); see `load_dataset` for the whole error"
     if status == _FORBIDDEN:

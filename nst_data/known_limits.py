@@ -46,31 +46,30 @@ def _of_pool(described: Described) -> Iterator[str]:
     if errors := described.count("errors"):
         lost = described.count("no_answer") or 0
         if errors > lost:
-            yield f"{errors - lost:,} images of the pool could not be read; they stand in `errors`."
+            yield f"{errors - lost:,} pool images could not be read; they are listed in `errors`."
         if lost:
-            yield f"To {lost:,} images of the pool the teacher has no finite answer; they stand in `errors`."
+            yield f"For {lost:,} pool images the teacher's output was not finite; they are listed in `errors`."
     if unlabeled := described.count("unlabeled"):
         yield f"{unlabeled:,} images of the pool have no label in it."
-    yield "Nothing was left out: images that are in a labeled or a test set, and duplicates, are still in it."
+    yield "Nothing was excluded: it may contain duplicates, and images of a labeled or test set."
 
 
 def _of_selection(described: Described) -> Iterator[str]:
     settings, inputs, counts = described.request.settings, described.request.inputs, described.counts
     yield (
-        "Images with the very bytes of another one stand in it once, counted in `duplicates`; resized or re-encoded copies of an image "
-        "count as different ones."
+        "Byte-identical images appear once, counted in `duplicates`; resized or re-encoded copies of an image count as different images."
     )
     near = counts.get("near_duplicates")
     if not any(role.startswith("exclude") for role in inputs) and "like" not in inputs:
-        yield "No labeled, validation or test images were held out: it may hold images that you test on."
+        yield "No labeled, validation or test images were held out: it may contain images that you test on."
     elif settings.get("exact_overlap_only") is True:
-        yield "Held-out images were found by their very bytes alone: resized or re-encoded copies of them may be in it."
+        yield "Only byte-identical copies of held-out images were excluded: it may contain resized or re-encoded ones."
     elif isinstance(near, dict) and whole(near.get("unreadable")):
-        yield f"{whole(near['unreadable']):,} images that may be copies of held-out ones could not be compared with them and are in it."
+        yield f"{whole(near['unreadable']):,} candidate duplicates of held-out images could not be compared with them and were kept."
     if unread := described.count("held_out_unreadable"):
-        yield f"{unread:,} images to hold out could not be read: copies of them may be in it."
+        yield f"{unread:,} held-out images could not be read: this edition may contain copies of them."
     if "like" in inputs:
-        yield "The images were selected by the labels of another teacher and were labeled again: their classes are not balanced any more."
+        yield "The images were selected by another teacher's labels and then relabeled: the classes are no longer balanced."
     rows = described.per_class()
     copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
     if copied:

@@ -35,10 +35,10 @@ class Input(_Frozen):
     weights_sha256: str | None = None
     revision: str | None = Field(None, description="commit on the Hub")
     repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
-    image_column: str | None = Field(None, description="the column that was asked for, in a source with several")
-    label_column: str | None = Field(None, description="the column with the labels that was asked for")
-    pulled: bool = Field(False, description="a manifest of the Hub says so: `ref` is shown, and never opened for that")
-    skipped: dict[str, int] | None = Field(None, description="files beside the images that may be images and were not read, by suffix")
+    image_column: str | None = Field(None, description="the requested image column, in a source with several")
+    label_column: str | None = Field(None, description="the requested label column")
+    pulled: bool = Field(False, description="taken from a downloaded manifest: `ref` is shown but never opened")
+    skipped: dict[str, int] | None = Field(None, description="skipped files that may be images, by suffix")
 
     @model_serializer(mode="wrap")
     def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

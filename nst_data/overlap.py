@@ -126,7 +126,7 @@ class HeldOut:
                         keep()
                 unreadable += len(lost)
                 first = repr(source.key(lost[0])) if lost else ""
-                check_readable(source.location, len(source), len(lost), max_unreadable, first, "images to hold out")
+                check_readable(source.location, len(source), len(lost), max_unreadable, first, "held-out images")
                 keep_hashes(source, hashes)
         keep()
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]

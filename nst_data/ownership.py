@@ -45,7 +45,7 @@ class Process:
     `sign` is the path of its sign of life: in a copy of the folders around it the sign is elsewhere. Earlier versions left none.
     """
 
-    host: str = "a machine that left no name"
+    host: str = "an unknown machine"
     machine: str = ""
     pid: int = 0
     started: float = 0.0
@@ -83,9 +83,7 @@ class AtWorkError(NstError):
     """A living process is at work there."""
 
     def __init__(self, what: str, process: Process) -> None:
-        super().__init__(
-            f"{what}: {process} is at work on it; wait until it has ended, or end it, then run this command again. Nothing was changed"
-        )
+        super().__init__(f"{what}: in use by {process}; wait for it or stop it, then rerun. Nothing was changed")
 
 
 class Sign:
@@ -101,8 +99,7 @@ class Sign:
         """Raises NstError where others took this process for dead, or removed what it works at."""
         if self.is_lost:
             raise NstError(
-                f"{what}: this process showed no sign of life for {DEAD_AFTER_SECONDS:.0f} s and another one took its place, or the work "
-                "was removed; this one stops"
+                f"{what}: this process sent no heartbeat for {DEAD_AFTER_SECONDS:.0f} s and was replaced, or its work was removed; stopping"
             )
 
     def end(self) -> None:
@@ -220,8 +217,8 @@ class _Watch:
         if not self._said and not process.pid:
             say(f"{what}: another process, which left no name, may be at work on it; waiting to see whether it still shows life")
         elif not self._said:
-            until = "its end" if process.is_alive else f"its end, or {DEAD_AFTER_SECONDS:.0f} s without a sign of life"
-            say(f"{what}: {process} is at work on it; waiting for {until}")
+            or_silent = "" if process.is_alive else f" (or {DEAD_AFTER_SECONDS:.0f} s without a heartbeat)"
+            say(f"{what}: in use by {process}; waiting for it to finish{or_silent}")
         self._said = True
 
     def _is_changing(self, sign: Path) -> bool | None:

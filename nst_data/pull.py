@@ -63,7 +63,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
             "`nst adopt` takes over pseudo-labels that were made elsewhere"
         )
     if kinds and manifest.kind not in kinds:
-        raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, this is a {manifest.kind}; name another version")
+        raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, found a {manifest.kind}; choose another version")
     return repository, revision, commit, manifest
 
 
@@ -87,7 +87,7 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
             version = _download(store, repository, commit, manifest, name, folder, progress)
         else:
             discard(folder)
-            progress.say(f"{version.ref} is there already: the same content")
+            progress.say(f"{version.ref} already exists: same content")
         remember_place(version.folder, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
     return version
 

@@ -58,7 +58,7 @@ def push(
     progress: Progress | None = None,
 ) -> Place:
     """Upload a version and tag it, by default with its number. The same content under that tag is there already: its files and its tag
-    stay, and where card, metrics or links have changed since, the main branch shows them anew (not where it has a later version).
+    stay, and where card, metrics or links have changed since, the main branch shows them again (not where it has a later version).
 
     Raises NstError where the tag names other content, the version is damaged, or the Hub refuses; what was uploaded by then is not sent
     again by the next push.
@@ -66,14 +66,14 @@ def push(
     settings, progress = settings or PushSettings(), progress or Progress()
     repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
-        raise UsageError(f"--anonymous: {version.ref} holds no keys and no hashes already; leave --anonymous out")
+        raise UsageError(f"--anonymous: {version.ref} already holds no keys and no hashes; remove --anonymous")
     with quietly(), _as_published(store, version, settings, progress) as form:
         _make_room(repository, settings, progress)
         outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
         commit = repository.tags().get(tag)
         if commit is not None:
             place = _same_or_error(repository, tag, commit, form.manifest)
-            progress.say(f"{place.ref} is there already: the same content")
+            progress.say(f"{place.ref} already exists: same content")
             outgoing.renew(commit)
         else:
             commit = outgoing.commit()
@@ -153,7 +153,7 @@ def _make_room(repository: Repository, settings: PushSettings, progress: Progres
     elif is_private and settings.public:
         progress.say(f"{repository.id} is private on the Hub and stays so; its settings page makes it public")
     elif not is_private and not settings.public:
-        raise UsageError(f"{repository.id} is public on the Hub: everybody would see this; say --public, or take another repository")
+        raise UsageError(f"{repository.id} is public on the Hub: anyone could see this; add --public, or use another repository")
 
 
 def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
@@ -162,7 +162,7 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
         content = f"content with digest {there.digest[:12]}" if there else "something that is no version of nst"
         raise NstError(
             f"{repository.id}: the tag {tag} names {content}, yours has digest {manifest.digest[:12]}; tags are never moved: "
-            "give another name with --tag, or take another repository"
+            "give another name with --tag, or use another repository"
         )
     return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest), pulled=False)
 
@@ -216,11 +216,11 @@ class _Outgoing:
             return
         if on_main.digest != manifest.digest and Number.parse(on_main.version).order >= Number.parse(manifest.version).order:
             self.progress.say(
-                f"{', '.join(changed)} of {self.tag} changed since; main shows {on_main.version}, and the tag stays as it is: not sent"
+                f"{', '.join(changed)} of {self.tag} changed, but main already shows the later {on_main.version}; not uploaded"
             )
             return
         self.commit()
-        self.progress.say(f"{', '.join(changed)} changed since: main shows them anew, the tag {self.tag} stays as it is")
+        self.progress.say(f"updated on main: {', '.join(changed)}; tag {self.tag} is unchanged")
 
     def _changed(self, commit: str, *names: str) -> list[str]:
         """Those of some small files that the repository has otherwise at a commit."""

@@ -20,10 +20,10 @@ class Settings(BaseModel):
 class ReadableSettings(Settings):
     """How many unreadable images are put up with; shapes no data."""
 
-    panel: ClassVar[str] = "How it runs (changes no result)"
+    panel: ClassVar[str] = "Execution (does not affect results)"
 
     max_unreadable: float = Field(
-        0.5, ge=0, le=1, description="Share of the images that may be unreadable; with more the command stops, and run again it goes on."
+        0.5, ge=0, le=1, description="Largest tolerated share of unreadable images; above it the command stops and can be resumed."
     )
 
 
@@ -121,15 +121,15 @@ class BalanceSettings(Settings):
     def _agree(self) -> Self:
         """Settings in backticks become options on the command line."""
         if self.confidence_range and (self.class_min_confidence or self._is_set("min_confidence")):
-            raise ValueError("`confidence_range` takes the place of `min_confidence` and `class_min_confidence`; leave those out")
+            raise ValueError("`confidence_range` replaces `min_confidence` and `class_min_confidence`; remove those")
         if self.per_class == "none" and self.max_copies:
-            raise ValueError("`max_copies` bounds copies, and `per_class` none makes none; leave one of them out")
+            raise ValueError("`max_copies` limits copies, and `per_class` none makes none; remove one of them")
         if self.per_class == "none" and self.method != "exact":
-            raise ValueError(f"`method` {self.method} is a way to balance, and `per_class` none does not balance; leave one of them out")
+            raise ValueError(f"`method` {self.method} is a balancing method, and `per_class` none does not balance; remove one of them")
         if self.per_class != "auto" and self._is_set("auto_quantile"):
-            raise ValueError("`auto_quantile` is read for `per_class` auto; add that, or leave it out")
+            raise ValueError("`auto_quantile` applies to `per_class` auto; add that, or remove it")
         if not self.embed_images and self._is_set("shard_mb"):
-            raise ValueError("`shard_mb` is the size of shards with images; add `embed_images`, or leave it out")
+            raise ValueError("`shard_mb` applies to shards with images; add `embed_images`, or remove it")
         return self
 
     def _is_set(self, name: str) -> bool:

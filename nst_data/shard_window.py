@@ -115,7 +115,7 @@ class ShardWindow:
             try:
                 stack.enter_context(owned(self._keeper, str(self.folder)))
             except AtWorkError:
-                raise NstError(f"{self.folder}: expected one training, another one streams there; wait for it, or end it") from None
+                raise NstError(f"{self.folder}: another training is streaming there; wait for it or stop it") from None
             yield
 
     def _keep(self, start: int, wanted: Wanted, stopped: threading.Event) -> None:

@@ -76,7 +76,7 @@ class Staging:
             if version := self.sealed_by_another():
                 return version
             if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` clears away too, and says why
-                raise NstError(f"{self.ref} was removed while this process worked at it; run this command again") from None
+                raise NstError(f"{self.ref} was removed while this process was working on it; rerun this command") from None
             raise
 
     @contextmanager
@@ -88,14 +88,14 @@ class Staging:
         except FileNotFoundError:
             if self.folder.is_dir():
                 raise
-            raise NstError(f"{self.ref} was sealed or removed by another process meanwhile; run this command again") from None
+            raise NstError(f"{self.ref} was sealed or removed by another process; rerun this command") from None
 
     def sealed_by_another(self) -> Version | None:
         """The version, where another process that worked at it has sealed it meanwhile."""
         if not (self.target / MANIFEST_NAME).is_file():
             return None
         if Version(self.target).manifest.request.digest != self.request.digest:
-            raise NstError(f"{self.ref} was sealed meanwhile with other settings; run this command again")
+            raise NstError(f"{self.ref} was sealed by another process with other settings; rerun this command")
         return Version(self.target)
 
     def add_seconds(self, since: float) -> float:

@@ -152,7 +152,7 @@ class Store:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
                 raise NstError(
                     f"{holder.ref} is taken by other settings ({_difference(other, request)}); "
-                    f"take another name, leave the number out for the next free one, or `nst remove {holder.ref}` first"
+                    f"choose another name, omit the number for the next free one, or `nst remove {holder.ref}` first"
                 )
             assert generation is not None
             return Number(generation, edition)

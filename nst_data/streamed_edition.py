@@ -53,7 +53,7 @@ class StreamedEdition:
         if "image" not in edition.schema.names:
             raise UsageError(
                 f"--stream {edition.place}: this edition holds no images (`nst balance --embed-images` makes one that does); "
-                "leave --stream out: it is small and pulled, its images come from --pool"
+                "remove --stream: it is small and pulled, its images come from --pool"
             )
         return edition
 

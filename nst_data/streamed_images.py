@@ -60,7 +60,7 @@ class StreamedImages(Source):
             with pq.ParquetFile(path) as parquet:
                 groups = plain_groups(parquet, _IMAGE)
             if groups is None:
-                raise NstError(f"{self.location}: its images are compressed inside parquet; `nst pull` it, and leave --stream out")
+                raise NstError(f"{self.location}: its images are compressed inside parquet; `nst pull` it, and remove --stream")
             self._open[number] = OpenShard(folder, PlainPages.of([str(path)], [path.stat().st_size], [groups]))
         return self._open[number]
 

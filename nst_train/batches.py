@@ -36,7 +36,7 @@ Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 _AHEAD = 4  # batches of each worker
 _ENDING_SECONDS = 5.0
-_REMEDIES = "take --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`"
+_REMEDIES = "use --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`"
 _SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on Linux
 
 
@@ -130,7 +130,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return NstError("out of memory while a batch was made; take fewer --workers or a smaller --batch-size")
+            return NstError("out of memory while preparing a batch; use fewer --workers or a smaller --batch-size")
 
     def _batch(self, step: int) -> TrainingBatch:
         positions = self._positions(step, 0 if self._settings.pseudo_only else self._settings.batch_size)
@@ -228,7 +228,7 @@ def worker_failures() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker (pid" not in str(error) and "Communication with the workers" not in str(error):
             raise
-        raise NstError(f"a worker process that makes batches is lost ({first_line(error)}); its memory may be full: {_REMEDIES}") from None
+        raise NstError(f"a data-loading worker died ({first_line(error)}), perhaps for lack of memory; {_REMEDIES}") from None
 
 
 def check_room(images: int, side_px: int, workers: int, processes_here: int = 1) -> None:
@@ -236,16 +236,16 @@ def check_room(images: int, side_px: int, workers: int, processes_here: int = 1)
     batch = images * 3 * side_px**2
     if batch > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise NstError(
-            f"a batch of {images:,} images of {side_px} px takes {_gigabytes(batch)}, this machine has {_gigabytes(memory)}; "
-            "take a smaller --batch-size or --image-size"
+            f"a batch of {images:,} images of {side_px} px needs {_gigabytes(batch)}, but this machine has {_gigabytes(memory)}; "
+            "use a smaller --batch-size or --image-size"
         )
     if not workers or not _SHARED_MEMORY.is_dir():
         return
     needed = batch * (workers * _AHEAD + 1) * processes_here
     if needed > (free := shutil.disk_usage(_SHARED_MEMORY).free):
         raise NstError(
-            f"the shared memory ({_SHARED_MEMORY}) is too small: the batches that {workers} workers hold ready take {_gigabytes(needed)}, "
-            f"{_gigabytes(free)} are free; {_REMEDIES}"
+            f"the shared memory ({_SHARED_MEMORY}) is too small: {workers} workers need {_gigabytes(needed)} for prefetched batches; "
+            f"{_gigabytes(free)} is free; {_REMEDIES}"
         )
 
 
@@ -276,9 +276,7 @@ def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exce
         os._exit(1)
     is_full = os.strerror(errno.ENOSPC) in str(error)
     what = (
-        f"the workers' shared memory ({_SHARED_MEMORY}) is full"
-        if is_full
-        else f"a worker cannot hand over its batch ({first_line(error)})"
+        f"the workers' shared memory ({_SHARED_MEMORY}) is full" if is_full else f"a worker cannot pass on its batch ({first_line(error)})"
     )
     queue.put((item[0], NstError(f"{what}; {_REMEDIES}")))
 

@@ -121,7 +121,7 @@ def _chunks(
         at = labels[start : start + images].cpu().long()[:, None]
         largest = rows.amax(dim=1, keepdim=True)
         if not largest.isfinite().all():
-            raise NstError("logits of which one is not a number or none is finite: the network's weights are damaged; train it again")
+            raise NstError("a logit is NaN, or none is finite: the network's weights are damaged; retrain it")
         rows = rows - largest
         of_label = rows.gather(1, at)
         of_label = of_label.masked_fill(of_label.isneginf(), _SMALLEST)

@@ -89,7 +89,7 @@ def _number(value: object) -> float:
     """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
-    raise NstError(f"the optimizer keeps a {type(value).__name__}, which no checkpoint can hold; take another --optimizer")
+    raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold; use another --optimizer")
 
 
 def load_checkpoint(
@@ -145,8 +145,8 @@ def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module)
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     reshaped = {key: (found[key], expected[key]) for key in sorted(expected.keys() & found.keys()) if found[key] != expected[key]}
     raise NstError(
-        f"checkpoint {name} is of another network: {differences(missing, unexpected, reshaped)}. "
-        "Take the version of timm that began this training, or `nst remove` it and begin again"
+        f"checkpoint {name} belongs to another network: {differences(missing, unexpected, reshaped)}. "
+        "Use the timm version this training was started with, or `nst remove` it and start over"
     )
 
 

@@ -86,16 +86,14 @@ class EvaluateSettings(Settings):
         of_attacks = dict.fromkeys(("epsilon",), (FGSM, PGD)) | dict.fromkeys(("steps", "step_size", "random_start"), (PGD,))
         for name, suites in {**of_attacks, "relative_to": (CORRUPTED,), "partial": PUBLISHED}.items():
             if name in self.model_fields_set and getattr(self, name) not in (None, False) and not set(suites) & set(self.suite):
-                raise ValueError(
-                    f"`{name}` speaks of the suite {' or '.join(suites)}, which is not asked for; add it by `suite` or leave it out"
-                )
+                raise ValueError(f"`{name}` applies to the suite {' or '.join(suites)}; add it to `suite` or remove this")
         return self
 
     @model_validator(mode="after")
     def _one_source_holds_them(self) -> Self:
         published = [name for name in self.suite if name in PUBLISHED]
         if published and len(self.suite) > 1:
-            raise ValueError(f"`suite` {published[0]} has a folder of its own; evaluate the others apart")
+            raise ValueError(f"`suite` {published[0]} has a folder of its own; evaluate the others separately")
         return self
 
     @property

@@ -60,7 +60,7 @@ def label(
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     inputs = work.inputs(teacher)
     if calibration is not None and settings.noise:
-        raise UsageError("--calibrate and --noise: a temperature is fitted to an un-noised teacher; leave one of them out")
+        raise UsageError("--calibrate and --noise: calibration needs an un-noised teacher; remove one of them")
     if calibration is not None:
         inputs["calibration"] = calibration_input(store, inputs, settings, calibration)
         work.calibration = calibration
@@ -80,7 +80,7 @@ def extend(
     """
     request = generation.manifest.request
     if "adopted" in request.inputs:
-        raise UsageError(f"{generation.ref} was adopted, and no teacher is known that could go on; label the pool anew, without --extend")
+        raise UsageError(f"{generation.ref} was adopted, so its teacher is unknown; label the whole pool without --extend")
     settings = LabelSettings.model_validate(request.settings | {"limit": None})  # the whole of the pool, whatever was labeled before
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
@@ -88,7 +88,7 @@ def extend(
     inputs = work.inputs([_at_its_commit(entry) for role, entry in earlier.items() if role != "calibration"])
     for role in inputs.keys() - {"pool"}:
         if inputs[role].digest != earlier[role].digest:
-            raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool anew")
+            raise NstError(f"{earlier[role].ref}: its weights are not those that labeled {generation.ref}; label the whole pool again")
     inputs |= earlier
     inputs["extended"] = generation.lineage
     staging = work.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), generation.folder.parent.name, None)
@@ -108,7 +108,7 @@ def _check_not_like(store: Store, corpus: str, generation: int | None) -> None:
     requests += [(one.ref, one.request) for one in store.stagings(corpus)]
     for ref, request in requests:
         if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:
-            raise NstError(f"{ref} is an edition that was labeled again, without its pool; leave the generation out for the next free one")
+            raise NstError(f"{ref} is a relabeled edition, without its pool; omit the generation for the next free one")
 
 
 def _check_not_strange(generation: Version, earlier: Mapping[str, Input], store: Store) -> None:
@@ -116,8 +116,8 @@ def _check_not_strange(generation: Version, earlier: Mapping[str, Input], store:
     for role, entry in earlier.items():
         if role != "calibration" and entry.pulled and not is_in_store(entry.ref, store):
             raise UsageError(
-                f"--extend {generation.ref}: it is the Hub that names its teacher {entry.ref!r}, and nst opens none for that but one in "
-                "the store; `nst pull` it, or label the whole pool by a teacher that you name, without --extend"
+                f"--extend {generation.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
+                "`nst pull` it, or label the whole pool with a teacher of your choice, without --extend"
             )
 
 
@@ -146,7 +146,7 @@ def label_like(
     corpus = edition.folder.parent.name
     taken = {one.ref for one in store.versions(corpus)} | {one.ref for one in store.stagings(corpus)}
     if generation is not None and f"{corpus}@gen-{generation}" in taken:
-        raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; leave the generation out for the next free one")
+        raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; omit the generation for the next free one")
     request = Request(kind="edition", settings=settings.for_request(), inputs=inputs)
     staging = work.begin(request, corpus, generation, edition=1 if generation is not None else None)
     if isinstance(staging, Version):
@@ -207,7 +207,7 @@ class _Work:
                 change = what_changed(read_listing(begun_on), self.pool.listing()) if moved == "pool" else "its weights are others"
                 raise NstError(
                     f"{request.inputs[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
-                    f"put it back and run this again, or `nst remove {staging.ref}` and label anew"
+                    f"restore it and rerun, or `nst remove {staging.ref}` and label again"
                 )
         staged = self.store.begin(request, corpus, generation, edition)
         self._check_unchanged(staged)
@@ -221,7 +221,7 @@ class _Work:
         """Else the pool would be another one with its images back, and what was begun be of no use."""
         rows = min(len(self.pool), self.settings.limit or len(self.pool))
         missing, first = self.pool.empty_files(rows)
-        check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or not there")
+        check_readable(self.pool.location, rows, missing, self.run.max_unreadable, f"{first!r}, which is empty or missing")
 
     def _check_unchanged(self, staged: Version | Staging) -> None:
         """Raises NstError where images that were labeled or calibrated on hold other bytes by now, at the same names and sizes."""
@@ -235,7 +235,7 @@ class _Work:
         read += [(self.calibration, fitted, fitted.kept(), None)] if self.calibration is not None else []
         for source, reading, known, since in read:
             if self.run.share[0] == 0 and is_comparable:
-                remedy = f"`nst remove {staged.ref}` and label anew{another}"
+                remedy = f"`nst remove {staged.ref}` and label again{another}"
                 reading.check(source, known, f"{staged.ref} was {verb}", remedy, self.progress, since)
             if isinstance(staged, Staging):
                 reading.begin(source)
@@ -244,11 +244,11 @@ class _Work:
         """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
         counts = version.manifest.counts
         errors, labels = counts.get("errors", 0), counts["unique" if version.manifest.kind == "edition" else "labeled"]
-        anew = f"`nst remove {version.ref}` and run this again to label them"
+        again = f"`nst remove {version.ref}` and rerun to label them"
         if not labels:
-            raise NstError(f"{version.ref} is there already and holds no label: none of its {errors:,} images could be read; {anew}")
-        left_out = f"; {errors:,} images that could not be read are not in it: {anew}" if errors else ""
-        self.progress.say(f"{version.ref} is there already: the same teacher, images and settings{left_out}")
+            raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
+        left_out = f"; {errors:,} unreadable images are missing from it: {again}" if errors else ""
+        self.progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")
 
     def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
         """Label what is missing and seal; where another process seals first, its version is the result."""
@@ -319,7 +319,7 @@ class _Work:
 
     def _retry_errors(self, labeling: Labeling) -> None:
         if healed := labeling.retry_errors():
-            self.progress.say(f"{labeling.staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
+            self.progress.say(f"{labeling.staging.ref}: {healed:,} previously unreadable images are readable now; rewriting their shards")
 
     def _label(self, labeling: Labeling, since: float) -> None:
         plan = labeling.shards.plan

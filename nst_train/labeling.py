@@ -208,8 +208,8 @@ class Labeling:
         at = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
         advice = "label with --precision fp32" if self.computation.precision != "fp32" else "use another teacher"
         return NoAnswerError(
-            f"{self.staging.ref}: expected probabilities, found no finite answer of the teacher to any of {images} images{at}: "
-            f"its weights are damaged, or its numbers overflow in {self.computation.precision}; {advice}"
+            f"{self.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{at}: "
+            f"its weights are damaged, or it overflows in {self.computation.precision}; {advice}"
         )
 
     def _abandon(self) -> None:

@@ -100,7 +100,7 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
     except (*FAILURES, OSError, ImportError, SafetensorError) as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
             raise NstError(
-                f"{settings.model}: does not take {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
+                f"{settings.model}: does not support {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
             ) from None
         raise NstError(f"{settings.model}: cannot be made with these settings ({why_not_loaded(error)})") from None
 
@@ -147,7 +147,7 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
         answer = network(torch.zeros(1, *size))
     except FAILURES as error:
         raise NstError(
-            f"image size {size[-1]}: {settings.model} does not take it ({why_not_loaded(error)}); give another by --image-size, or none"
+            f"image size {size[-1]}: not supported by {settings.model} ({why_not_loaded(error)}); choose another --image-size, or omit it"
         ) from None
     try:
         check_logits(answer, classes)
@@ -166,7 +166,7 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
     except FAILURES as error:
         raise NstError(
             f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
-            "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"
+            "use a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"
         ) from None
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (len(images), classes):
@@ -244,7 +244,7 @@ def _check_tag(name: str) -> None:
     except RuntimeError:
         network = name.split(".")[0]
         known = [one.partition(".")[2] for one in timm.list_models(f"{network}.*", pretrained=True)]
-        raise UsageError(f"{name}: {network} has no weights of this name; expected one of {', '.join(known)}, or {network} alone") from None
+        raise UsageError(f"{name}: {network} has no weights named so; expected one of {', '.join(known)}, or just {network}") from None
 
 
 def _suggestion(name: str, known: list[str], function: str) -> str:

@@ -57,8 +57,8 @@ def check_answers(log_probs: Float[Tensor, "images classes"]) -> None:
     unanswered = int(log_probs.isnan().any(dim=1).sum())
     if unanswered:
         raise NstError(
-            f"expected probabilities, found no finite answer of the network to {unanswered} of {len(log_probs)} images of a batch: "
-            "its weights are damaged, or its numbers overflow on these images; train it again"
+            f"expected probabilities, but the network's output is not finite for {unanswered} of {len(log_probs)} images in a batch: "
+            "its weights are damaged, or it overflows on these images; retrain it"
         )
 
 

@@ -150,11 +150,11 @@ def check_data_config(data_config: dict[str, Any]) -> dict[str, Any]:
     if not _are_numbers(size, 3) or not all(isinstance(side, int) and 0 < side <= LARGEST_SIDE_PX for side in size):
         raise NstError(f"input_size: expected channels, height and width, up to {LARGEST_SIDE_PX} pixels, found {size!r}")
     if size[0] != 3:
-        raise NstError(f"expected a network that takes RGB images (3 channels), found one of {size[0]} channel{'s' * (size[0] != 1)}")
+        raise NstError(f"expected a network for RGB images (3 channels), found one of {size[0]} channel{'s' * (size[0] != 1)}")
     if not _are_numbers(c["mean"], 3) or not _are_numbers(c["std"], 3) or not all(c["std"]):
         raise NstError(f"mean, std: expected three numbers each, none of std 0, found {c['mean']!r} and {c['std']!r}")
     if not _are_numbers([c["crop_pct"]], 1) or not max(size) / LARGEST_SIDE_PX <= c["crop_pct"]:
-        raise NstError(f"crop_pct: expected the share of the image that is kept, such as 0.875, found {c['crop_pct']!r}")
+        raise NstError(f"crop_pct: expected the kept share of the image, such as 0.875, found {c['crop_pct']!r}")
     if c.get("crop_mode") not in _CROP_MODES:  # timm would take the center
         raise NstError(f"crop_mode: expected center, squash or border, found {c['crop_mode']!r}")
     try:

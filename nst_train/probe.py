@@ -18,16 +18,16 @@ def probe(network: nn.Module, preprocessing: Preprocessing, class_names: list[st
     Raises NstError where it does not take it, or gives no number for each class.
     """
     if len(class_names) < 2:
-        raise NstError(f"expected a classifier of two classes or more, found {len(class_names)} ({', '.join(class_names)})")
+        raise NstError(f"expected a classifier with at least two classes, found {len(class_names)} ({', '.join(class_names)})")
     if damaged := _damaged(network):
-        raise NstError(f"expected a trained network, found weights that are NaN or infinite: {damaged}; train it again")
+        raise NstError(f"expected a trained network, found weights that are NaN or infinite: {damaged}; retrain it")
     shape = "an image"
     try:
         pixels = preprocessing.finish(preprocessing.prepare(torch.full((3, 48, 64), 128, dtype=torch.uint8))[None])
-        shape = f"an RGB image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels, as its own settings prepare it"
+        shape = f"an RGB image of {pixels.shape[-1]}x{pixels.shape[-2]} pixels prepared with its own settings"
         answer = network(pixels)
     except FAILURES as error:
-        raise NstError(f"it does not take {shape}: {why_not_loaded(error)}") from None
+        raise NstError(f"it rejects {shape}: {why_not_loaded(error)}") from None
     check_logits(answer, len(class_names))
 
 

@@ -34,7 +34,7 @@ class Noise(Settings):
     magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
     augmentation: str | None = Field(
-        None, description="In place of RandAugment, by timm's word: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
+        None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
     )
     cutout: int = Field(0, ge=0, description="Side in pixels of a gray square that covers a random part of each image; 0 for none.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
@@ -58,7 +58,7 @@ class Noise(Settings):
     def _augments_in_one_way(self) -> Self:
         fields = type(self).model_fields
         if self.augmentation and any(getattr(self, name) != fields[name].default for name in ("magnitude", "operations")):
-            raise ValueError("`augmentation` takes the place of RandAugment with its `magnitude` and `operations`; leave those out")
+            raise ValueError("`augmentation` replaces RandAugment and its `magnitude` and `operations`; remove those")
         return self
 
 
@@ -94,22 +94,24 @@ class TrainSettings(Settings):
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None,
         exclude=True,  # its values are what a training is known by
-        description="Published settings: efficientnet-b0 to -b7, efficientnet-l2, resnet-50, svhn; what is given beside it wins. "
-        "With -code behind: the released code's where they differ from the paper's.",
+        description="Published settings: efficientnet-b0 to -b7, efficientnet-l2, resnet-50, svhn; explicit values win. "
+        "With the suffix -code: the released code's where they differ from the paper's.",
     )
     model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
-    epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Passes over the labeled images.")
+    epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Epochs over the labeled images.")
     batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
-    learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images of a step; grows with the batch size.")
+    learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images in a step; grows with the batch size.")
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
-    weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay, on all but biases and normalization.")
+    weight_decay: float = Field(
+        1e-5, ge=0, le=LARGEST_RATE, description="Weight decay, for all parameters except biases and normalization."
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
     loss: Weighing = Field(
         "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
@@ -127,7 +129,7 @@ class TrainSettings(Settings):
     crop_padding: int = Field(
         0,
         ge=0,
-        description="Mirror so many pixels at each border and crop to the size, in place of a random resized crop; 0 does not.",
+        description="Mirror this many pixels at each border and crop to size, instead of a random resized crop; 0 turns it off.",
     )
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
@@ -136,7 +138,7 @@ class TrainSettings(Settings):
         None,
         ge=1,
         le=MOST_THREADS,
-        description="CPU threads of the network, torch's own number by default; sums depend on it. Small networks want 1.",
+        description="CPU threads of the network; default: torch's; affects floating-point sums. Use 1 for small networks.",
     )
     noise: Noise = Field(Noise(), description="Noise of the network under training.")
     pseudo_noise: PseudoNoise = Field(PseudoNoise(), description="Where the noise of pseudo-labeled images differs (Table 6).")
@@ -144,11 +146,9 @@ class TrainSettings(Settings):
         None,
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
-    freeze: float = Field(
-        0, ge=0, lt=1, description="Keep this share of the layers, from the first on, as they are; with --start-from, to finetune."
-    )
-    clip_grad: float | None = Field(None, gt=0, description="Largest norm of the gradient; longer ones are shortened to it.")
-    accumulate: int = Field(1, ge=1, description="Cut each step into so many parts, one after the other, to fit in memory.")
+    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with --start-from, to finetune.")
+    clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
+    accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
     channels_last: bool = Field(False, description="Keep images and weights in channels-last order; faster for convolutions on GPUs.")
@@ -175,9 +175,9 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.hard and self.pseudo_temperature != 1:
-            raise ValueError("`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them")
+            raise ValueError("`pseudo_temperature` applies to soft labels, which `hard` does not use; give one of them")
         if self.freeze and not (self.start or self.pretrained):
-            raise ValueError("`freeze` keeps layers of a trained network; say which by `start` or `pretrained`")
+            raise ValueError("`freeze` requires a trained network; add `start` or `pretrained`")
         if self.start and self.pretrained:
             raise ValueError("`start` and `pretrained` both say where weights come from; give one of them")
         return self
@@ -185,7 +185,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _crops_in_one_way(self) -> Self:
         if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
-            raise ValueError("`crop_padding` takes the place of a random resized crop with its `crop_scale_min`; leave one of them out")
+            raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
         return self
 
     def of_labeled_alone(self) -> Self:
@@ -225,7 +225,7 @@ class LabelSettings(Settings):
     noise: bool = Field(
         False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Decides the noise of --noise, and nothing without.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of --noise; unused without it.")
     exact_transform: bool = Field(
         False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
     )
@@ -251,7 +251,7 @@ class LabelRunSettings(ReadSettings):
     worker: str | None = Field(
         None, pattern=r"^\d+/[1-9]\d*$", description="i/n: this is worker i, from 0, of n on one store; torchrun's processes know theirs."
     )
-    retry_errors: bool = Field(False, description="Read images that could not be read once more before the generation is sealed.")
+    retry_errors: bool = Field(False, description="Retry unreadable images before the generation is sealed.")
 
     @model_validator(mode="after")
     def _worker_is_one_of_n(self) -> Self:

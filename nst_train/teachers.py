@@ -32,7 +32,7 @@ from nst_train.settings import Noise
 from nst_train.transformers_networks import Logits
 from nst_train.weights import CONFIG, FOLDER, WEIGHTS, differences, download, published_weights, require_safetensors, why_not_loaded
 
-_OF_ENSEMBLES = "Name teachers of the same classes, or write the same label_names (timm) or id2label (transformers) into config.json"
+_OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str
 def _checked(names: object, classes: int) -> list[str]:
     """Names from a config. Raises NstError where they are not one text for each class."""
     if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one.strip() for one in names):
-        raise NstError(f"label_names: expected a list of {classes} texts that are not empty, found {str(names)[:80]}")
+        raise NstError(f"label_names: expected a list of {classes} non-empty strings, found {str(names)[:80]}")
     if len(names) != classes:
         raise NstError(f"label_names: expected one for each of its {classes} classes, found {len(names)} ({', '.join(names[:5])})")
     return list(names)
@@ -244,7 +244,7 @@ def _told_apart(names: list[str]) -> list[str]:
     classes = Counter(names)
     told_apart = [f"{name} ({index})" if classes[name] > 1 else name for index, name in enumerate(names)]
     if len(set(told_apart)) < len(names) or not all(name.strip() for name in names):
-        raise NstError(f"expected class names that differ and are not empty, found {', '.join(map(repr, names[:10]))}")
+        raise NstError(f"expected unique, non-empty class names, found {', '.join(map(repr, names[:10]))}")
     return told_apart
 
 

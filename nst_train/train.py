@@ -285,7 +285,7 @@ class _Training:
 
     def _validate(self, done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
         """Score the averaged weights after step `done`. Told to stop, it is the first that the same command does again."""
-        assert self.validation is not None, "asked for by a training with validation images"
+        assert self.validation is not None, "expected by a training with validation images"
         try:
             with stops.waiting():
                 scores = self.validation.score(self.step.averaged.module, done)

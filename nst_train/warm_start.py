@@ -41,12 +41,12 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     reshaped = {name: (found, expected) for name, (found, expected) in shapes.items() if found != expected}
     if missing or unexpected or reshaped:
         raise NstError(
-            f"start {settings.start}: expected the weights of {settings.model}, found others: "
-            f"{differences(missing, unexpected, reshaped)}; name a network of the same kind by --start-from, or another by --model"
+            f"start {settings.start}: the weights do not match {settings.model}: {differences(missing, unexpected, reshaped)}; "
+            "choose matching weights with --start-from, or another --model"
         )
     network.load_state_dict(weights)
     if order is None:
-        progress.say(f"{settings.start} knows other classes: the last layer starts anew")
+        progress.say(f"{settings.start} has other classes: the last layer starts from scratch")
 
 
 def _order_of(class_names: list[str], trained: list[str]) -> Int[Tensor, " classes"] | None:

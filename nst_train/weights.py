@@ -76,10 +76,10 @@ def differences(missing: Sequence[str], unexpected: Sequence[str], reshaped: Map
     """How weights differ from those that a network has: tensors by name, of `reshaped` the shapes found and expected."""
     parts = [f"missing {_some(missing)}"] if missing else []
     if unexpected:
-        parts.append(f"not expected {_some(unexpected)}")
+        parts.append(f"unexpected {_some(unexpected)}")
     if reshaped:
         shapes = [f"{name} {_shape(found)} instead of {_shape(expected)}" for name, (found, expected) in reshaped.items()]
-        parts.append(f"of another shape {_some(shapes)}")
+        parts.append(f"wrong shape {_some(shapes)}")
     return "; ".join(parts)
 
 

@@ -253,7 +253,7 @@ def test_a_file_must_name_each_class_once(tmp_path, store, table, lines, line):
 
 def test_names_that_nobody_gives_are_asked_for(tmp_path, store):
     path = write_table(tmp_path / "t.parquet", image=IMAGES, probs=soft().tolist())
-    with pytest.raises(UsageError, match=r"`probs` has 3 classes, and no column has as many class names; name them with"):
+    with pytest.raises(UsageError, match=r"`probs` has 3 classes, and no column has as many class names; provide them with"):
         adopt(store, "bugs", open_source(path), SETTINGS)
 
 
@@ -287,7 +287,7 @@ def test_what_others_wrote_into_a_schema_is_used_or_passed_over(tmp_path, store,
 def test_two_columns_with_different_class_names_are_not_guessed_between(tmp_path, store):
     data = table_of().add_column("other", LABELS).cast_column("other", ClassLabel(names=["x", "y", "z"]))
     (tmp_path / "t.parquet").write_bytes(parquet(data))
-    with pytest.raises(UsageError, match="several columns have as many class names; name them with --class-names FILE"):
+    with pytest.raises(UsageError, match="several columns have as many class names; provide them with --class-names FILE"):
         adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), SETTINGS)
 
 
@@ -357,7 +357,7 @@ def test_what_was_killed_goes_on_and_has_the_same_bytes(store, table):
 def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, store, table):
     first, said = adopt(store, "bugs", open_source(table), SETTINGS), Counting()
     again = adopt(store, "bugs", open_source(table), SETTINGS, progress=said)
-    assert (again.ref, said.lines) == (first.ref, ["bugs@gen-1 is there already: the same labels, images and settings"])
+    assert (again.ref, said.lines) == (first.ref, ["bugs@gen-1 already exists: same labels, images and settings"])
     columns = {"image": IMAGES, "theirs": soft().tolist(), "probs": soft(seed=1).tolist()}
     names = tmp_path / "names.txt"
     names.write_text("\n".join(NAMES))
@@ -410,8 +410,8 @@ def test_wrong_use_is_one_line(tmp_path, store, table):
     several = write_table(tmp_path / "several.parquet", one=IMAGES, two=IMAGES, probs=soft().tolist())
     for status, words, line in (
         (2, [table], "--probs is missing: The column with the soft labels"),
-        (2, [table, "--probs", "probs", "--key", "file"], "--key names images; add --pool SOURCE, or leave it out"),
-        (2, [table, "--probs", "probs", "--pool", table], "--pool is read for --key; add --key COLUMN, or leave it out"),
+        (2, [table, "--probs", "probs", "--key", "file"], "--key refers to images; add --pool SOURCE, or remove it"),
+        (2, [table, "--probs", "probs", "--pool", table], "--pool applies to --key; add --key COLUMN, or remove it"),
         (2, [table, "--probs", "guess2"], "expected one column `guess2`, found `image`"),
         (1, [without, "--probs", "probs"], "or name a column with the keys of images: --key COLUMN --pool SOURCE"),
         (2, [several, "--probs", "probs"], "expected one image column, found one, two; name one with --image-column"),

@@ -185,7 +185,7 @@ def test_the_same_command_again_says_that_the_edition_is_there(generation, store
     words = ["balance", generation.ref, "--per-class", 3, "--embed-images"]
     first, second = nst(store, *words), nst(store, *words)
     assert second.stdout == first.stdout
-    assert second.stderr == "flowers@gen-1.1 is there already: the same generation, images and settings\n"
+    assert second.stderr == "flowers@gen-1.1 already exists: same generation, images and settings\n"
 
 
 def test_the_command_is_the_function(generation, store, tmp_path):
@@ -253,7 +253,7 @@ def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation,
     network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 1, "--batch-size", 4, "--ratio", 2, "--workers", 0]
     words = ["train", "--labeled", labeled, "--pseudo", edition.ref, "--name", "student", *network]
     refused = CliRunner().invoke(app, [*map(str, words), "--pool", str(tmp_path), "--store", str(store.root)])
-    assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} holds its images itself; leave --pool out\n")
+    assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} holds its images itself; remove --pool\n")
     nst(store, *words)
     counts = store.open("student@gen-0").manifest.counts
     assert (counts["pseudo_labeled"], counts["entries"]) == (6, 8)
@@ -311,7 +311,7 @@ def test_a_recipe_takes_each_setting(tmp_path, line, settings):
         (["confidence_range: [0.5, 0.2]"], "line 6: select.confidence_range: expected two numbers from 0 to 1, the smaller one first"),
         (
             ["min_confidence: 0.4", "confidence_range: [0.2, 0.5]"],
-            "line 5: select: `confidence_range` takes the place of `min_confidence` and `class_min_confidence`; leave those out",
+            "line 5: select: `confidence_range` replaces `min_confidence` and `class_min_confidence`; remove those",
         ),
         (["exclude_classes: [bee]"], "line 6: select.exclude_classes: unknown key; did you mean exclude_class?"),
     ],

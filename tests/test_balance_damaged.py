@@ -166,11 +166,11 @@ def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, word
         (["--min-confidence", 0.9], "(6 low confidence); lower --min-confidence, or train a better teacher"),
         (["--confidence-range", 0.9, 1], "(6 outside range); widen --confidence-range"),
         (["--fraction", 1e-9], "(6 not sampled); raise --fraction"),
-        (["--exclude-class", "ant", "--exclude-class", "bee"], "(6 excluded class); name fewer classes with --exclude-class"),
-        (["--exclude", "pool", "--exact-overlap-only"], "(6 held out); name other sources with --exclude"),
+        (["--exclude-class", "ant", "--exclude-class", "bee"], "(6 excluded class); exclude fewer classes with --exclude-class"),
+        (["--exclude", "pool", "--exact-overlap-only"], "(6 held out); choose other sources with --exclude"),
         (
             ["--exclude-class", "ant", "--min-confidence", 0.75],
-            "(4 excluded class, 2 low confidence); name fewer classes with --exclude-class; "
+            "(4 excluded class, 2 low confidence); exclude fewer classes with --exclude-class; "
             "lower --min-confidence, or train a better teacher",
         ),
     ],
@@ -200,30 +200,30 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
         (["--confidence-range", "0.5", "nan"], "--confidence-range: expected two numbers from 0 to 1, the smaller one first, got 0.5 nan"),
         (
             ["--confidence-range", "0.2", "0.5", "--min-confidence", "0.4"],
-            "--confidence-range takes the place of --min-confidence and --class-min-confidence; leave those out",
+            "--confidence-range replaces --min-confidence and --class-min-confidence; remove those",
         ),
         (
             ["--confidence-range", "0.2", "0.5", "--class-min-confidence", "ant.yaml"],
-            "--confidence-range takes the place of --min-confidence and --class-min-confidence; leave those out",
+            "--confidence-range replaces --min-confidence and --class-min-confidence; remove those",
         ),
         (["--max-copies", "0"], "--max-copies: input should be greater than or equal to 1, got 0"),
         (["--max-copies", "x"], "--max-copies: input should be a valid integer, unable to parse string as an integer, got x"),
         (
             ["--max-copies", "2", "--per-class", "none"],
-            "--max-copies bounds copies, and --per-class none makes none; leave one of them out",
+            "--max-copies limits copies, and --per-class none makes none; remove one of them",
         ),
         (
             ["--method", "official", "--per-class", "none"],
-            "--method official is a way to balance, and --per-class none does not balance; leave one of them out",
+            "--method official is a balancing method, and --per-class none does not balance; remove one of them",
         ),
         (["--method", "oficial"], "--method: input should be 'exact' or 'official', got oficial"),
-        (["--auto-quantile", "0.3"], "--auto-quantile is read for --per-class auto; add that, or leave it out"),
-        (["--shard-mb", "100"], "--shard-mb is the size of shards with images; add --embed-images, or leave it out"),
+        (["--auto-quantile", "0.3"], "--auto-quantile applies to --per-class auto; add that, or remove it"),
+        (["--shard-mb", "100"], "--shard-mb applies to shards with images; add --embed-images, or remove it"),
         (["--fraction", "0"], "--fraction: input should be greater than 0, got 0"),
         (["--min-confidence", "nan"], "--min-confidence: input should be a finite number, got nan"),
-        (["--master", "local[2]"], "--master is Spark's; add --engine spark"),
+        (["--master", "local[2]"], "--master requires --engine spark"),
         (["--engine", "sparc"], "--engine sparc: expected polars or spark"),
-        (["--pool", "pool"], "--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out"),
+        (["--pool", "pool"], "--pool applies to --exclude SOURCE and --embed-images; add one of them"),
     ],
 )
 @pytest.mark.usefixtures("generation")
@@ -273,7 +273,7 @@ def test_images_of_a_pool_that_is_gone_cannot_be_written(store, pool, tmp_path):
     shutil.rmtree(pool.location)
     line = refused(store, 1, "--embed-images")
     assert line.startswith(f"{pool.location}: no such file or folder; expected a folder of images")
-    assert line.endswith("flowers@gen-1 was labeled there, and --embed-images writes the images too; --pool says where it is now")
+    assert line.endswith("flowers@gen-1 was made from it, and --embed-images writes the images too; pass its current location with --pool")
     assert f"{tmp_path}/nowhere: no such file or folder" in refused(store, 1, "--embed-images", "--pool", tmp_path / "nowhere")
 
 

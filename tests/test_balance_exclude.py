@@ -106,8 +106,8 @@ def test_held_out_images_that_cannot_be_read_or_decoded_are_passed_over(store, p
 def test_a_pool_that_is_gone_is_an_error_that_says_what_to_do(store, pool, test_set):
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)
-    what = r"flowers@gen-1 was labeled there, and 2 images that may be near-duplicates of excluded ones must be compared"
-    message = rf"no such file or folder.*{what} \(--exact-overlap-only keeps them\); --pool says where it is now$"
+    what = r"flowers@gen-1 was made from it, and 2 images that may be near-duplicates of excluded ones must be compared"
+    message = rf"no such file or folder.*{what} \(--exact-overlap-only keeps them\); pass its current location with --pool$"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(), [test_set])
     assert store.unfinished() == []
@@ -153,20 +153,20 @@ def test_the_command_takes_the_pool_from_where_it_is_now_and_warns_of_what_it_co
     elsewhere = Path(pool.location).rename(tmp_path / "elsewhere")
     words = ["balance", "flowers@gen-1", "--exclude", test_set.location, "--store", str(store.root)]
     gone = CliRunner().invoke(app, words)
-    assert (gone.exit_code, gone.stderr.count("--pool says where it is now")) == (1, 1)
+    assert (gone.exit_code, gone.stderr.count("pass its current location with --pool")) == (1, 1)
     (elsewhere / "e.png").write_bytes(b"")
     done = CliRunner().invoke(app, [*words, "--pool", str(elsewhere)])
     assert done.exit_code == 0, done.output
     assert "dropped: 1 held out, 2 near held out\n" in done.stdout
-    assert "warning: 1 that may be near-duplicates could not be read" in done.stdout
+    assert "warning: 1 candidate near-duplicates could not be read" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--pool=here", "--pool is read for --exclude SOURCE and for --embed-images; give one of them, or leave it out"),
-        ("--image-column=here", "--image-column is read for --exclude SOURCE; name one, or leave it out"),
-        ("--exact-overlap-only", "--exact-overlap-only speaks of images to leave out; name a source of them with --exclude SOURCE"),
+        ("--pool=here", "--pool applies to --exclude SOURCE and --embed-images; add one of them"),
+        ("--image-column=here", "--image-column applies to --exclude SOURCE; add it"),
+        ("--exact-overlap-only", "--exact-overlap-only requires --exclude SOURCE"),
     ],
 )
 def test_options_of_the_overlap_want_a_source_to_exclude(store, pool, option, says):

@@ -172,5 +172,5 @@ def test_no_images_are_refused():
 
 @pytest.mark.parametrize("row", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])
 def test_logits_that_are_no_numbers_are_refused(row):
-    with pytest.raises(NstError, match=r"logits of which one is not a number or none is finite: the network's weights are damaged"):
+    with pytest.raises(NstError, match=r"a logit is NaN, or none is finite: the network's weights are damaged"):
         calibrate(torch.tensor([[0.0, 1.0], row]), torch.tensor([0, 1]))

@@ -330,7 +330,7 @@ def test_limits_are_those_of_this_version(store):
 
 def test_an_edition_says_whether_held_out_images_were_left_out(store):
     generation = seal_labels(store, {"teacher": seal_teacher(store)})
-    assert "may hold images that you test on" in section(dataset_card(seal_selection(store, generation)), "Known limits")
+    assert "may contain images that you test on" in section(dataset_card(seal_selection(store, generation)), "Known limits")
 
 
 def test_license_and_source_stand_in_the_users_words(store):

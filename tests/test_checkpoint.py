@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_network_is_one_line_that_names_a_weight(tmp_pat
     other, _ = step_and_batch(model="test_efficientnet")
     with pytest.raises(
         NstError,
-        match=r"^checkpoint step-000000003 is of another network: missing \d+ tensors .+; not expected .+\. Take the version",
+        match=r"^checkpoint step-000000003 belongs to another network: missing \d+ tensors .+; unexpected .+\. Use the timm version",
     ):
         load(tmp_path, other)
 

@@ -112,7 +112,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["balance", "tiny-teacher@gen-0"], "tiny-teacher@gen-0: expected a generation in the store"),
         (["show", "../tiny"], "name '../tiny': expected letters, digits"),
         (["show", "nothing"], "there is nothing called 'nothing', `nst list` shows what there is"),
-        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "name an edition with --pseudo"),
+        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "add an edition with --pseudo"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: input should be less than 1"),
         (
             ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--augmentation", "rand-x9"],
@@ -204,7 +204,7 @@ def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
         assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
     (tmp_path / "pool").rename(tmp_path / "elsewhere")
     words = ["train", "--labeled", tiny_store[1], "--pseudo", "moved@gen-1.1", "--name", "after-move", *NETWORK, *here]
-    assert "moved@gen-1.1 was drawn from it; --pool says where it is now" in fails(1, *words)
+    assert "moved@gen-1.1 was built from it; pass its current location with --pool" in fails(1, *words)
 
 
 def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
@@ -216,13 +216,13 @@ def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
 def test_too_few_images_at_once_for_batch_norm_are_refused_and_leave_nothing(tmp_path, store, labeled_folder, words):
     line = fails(1, "train", "--labeled", labeled_folder, "--name", "one", *NETWORK, *words, "--store", store)
     assert "test_resnet cannot be trained on one image of 16 px at once (Expected more than 1 value per channel when training" in line
-    assert "take a larger --batch-size or --image-size, fewer processes or a smaller --accumulate" in line
+    assert "use a larger --batch-size or --image-size, fewer processes or a smaller --accumulate" in line
     assert files_in(store) == []
 
 
 def test_weights_that_a_network_does_not_have_name_those_that_it_has(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "tagged", *NETWORK, "--model", "test_resnet.none_of_timm"]
-    assert "test_resnet has no weights of this name; expected one of r160_in1k" in fails(2, "train", *words, "--store", store)
+    assert "test_resnet has no weights named so; expected one of r160_in1k" in fails(2, "train", *words, "--store", store)
     assert files_in(store) == []
 
 
@@ -242,7 +242,7 @@ def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_
     words = ["train", "--labeled", labeled_folder, "--name", "net", *NETWORK, "--momentum", 0.5, "--batch-size", 1, "--store", store]
     for optimizer, is_said in (("adamw", True), ("sgd", False)):
         result = CliRunner().invoke(app, [str(word) for word in [*words, "--optimizer", optimizer]])
-        assert ("--momentum changes nothing: adamw has none" in result.stderr) == is_said
+        assert ("--momentum has no effect: adamw" in result.stderr) == is_said
 
 
 @pytest.mark.parametrize(

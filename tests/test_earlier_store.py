@@ -51,7 +51,7 @@ def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     corpus = label(store, "bugs", "bugs-teacher@gen-0", pool, LABELS, run=READING, progress=told)
     assert balance(store, corpus, SELECTION, [labeled], progress=told).ref == "bugs@gen-1.1"
     assert digests(store) == before
-    assert sum("there already" in line for line in told.lines) == 2, told.lines  # a training that is there says nothing
+    assert sum("already exists" in line for line in told.lines) == 2, told.lines  # a training that is there says nothing
 
 
 def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opened):

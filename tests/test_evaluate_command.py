@@ -156,17 +156,20 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
     ("words", "said"),
     [
         (["--suite", "blur"], "--suite: expected some of clean, corruptions, extra-corruptions, fgsm, pgd, imagenet-a"),
-        (["--epsilon", "1/255"], "--epsilon speaks of the suite fgsm or pgd, which is not asked for; add it by --suite or leave it out"),
-        (["--suite", "fgsm", "--steps", "3"], "--steps speaks of the suite pgd"),
+        (["--epsilon", "1/255"], "--epsilon applies to the suite fgsm or pgd; add it to --suite or remove this"),
+        (["--suite", "fgsm", "--steps", "3"], "--steps applies to the suite pgd"),
         (["--suite", "fgsm", "--epsilon", "1/0"], "--epsilon: expected numbers such as 2/255 or 0.01, with commas between them, got 1/0"),
         (["--suite", "fgsm", "--epsilon", "2"], "--epsilon: expected sizes above 0, up to 1"),
-        (["--relative-to", "net@gen-0"], "--relative-to speaks of the suite corruptions"),
-        (["--partial"], "--partial speaks of the suite imagenet-a or imagenet-r"),
-        (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others apart"),
-        (["--suite", "imagenet-c", "--class-names", "names"], "--class-names: imagenet-c is read from folders as published"),
-        (["--suite", "imagenet-c", "--stream"], "--stream: imagenet-c is read from folders as published"),
+        (["--relative-to", "net@gen-0"], "--relative-to applies to the suite corruptions"),
+        (["--partial"], "--partial applies to the suite imagenet-a or imagenet-r"),
+        (["--suite", "imagenet-c", "--suite", "clean"], "--suite imagenet-c has a folder of its own; evaluate the others separately"),
+        (
+            ["--suite", "imagenet-c", "--class-names", "names"],
+            "--class-names does not apply to imagenet-c, which is read from its published folders",
+        ),
+        (["--suite", "imagenet-c", "--stream"], "--stream does not apply to imagenet-c, which is read from its published folders"),
         (["--record", "../test"], "name '../test': expected letters, digits"),
-        (["--record", "test", "test_resnet"], "--record: test_resnet is no teacher in the store"),
+        (["--record", "test", "test_resnet"], "--record: test_resnet is not a teacher in the store"),
     ],
 )
 def test_what_makes_no_sense_is_said(copied, words, said):
@@ -178,7 +181,7 @@ def test_one_model_alone_cannot_be_compared(copied):
     words = ["evaluate", "net@gen-0", "--data", str(test), "--store", str(store.root), "--compare"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
-    assert "--compare: expected two models or more, found net@gen-0 alone" in result.stderr
+    assert "--compare: expected at least two models, found only net@gen-0" in result.stderr
 
 
 def test_a_folder_that_is_not_as_published_is_one_line(copied):

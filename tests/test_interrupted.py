@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(
         full = nst("run", recipe, "--store", disk / "store")
         assert full.returncode == 1
         line = full.stderr.strip().splitlines()[-1]
-        assert line == "nst: the disk is full; make room and run the same command again, it goes on from what is done"
+        assert line == "nst: the disk is full; free some space and rerun the same command, which resumes"
         sound = contents(disk / "store")
         assert sound.items() <= expected.items()
         subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)

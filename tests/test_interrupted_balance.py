@@ -147,7 +147,7 @@ def test_a_full_disk_is_one_line_and_after_making_room_the_same_command_goes_on(
         with start(EMBEDDED, disk / "store") as process:
             _, errors = process.communicate(timeout=120)
         assert process.returncode == 1, errors
-        line = "nst: the disk is full; make room and run the same command again, it goes on from what is done"
+        line = "nst: the disk is full; free some space and rerun the same command, which resumes"
         assert errors.splitlines()[-1] == line
         (disk / "rest").unlink()
         with start(EMBEDDED, disk / "store") as process:

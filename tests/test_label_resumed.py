@@ -124,7 +124,7 @@ def test_a_pool_that_changed_meanwhile_is_one_error_and_nothing_is_lost(store, t
         (pool / "1-104.png").unlink()
     else:
         (pool / "1-104.png").write_bytes(b"1234")
-    with pytest.raises(NstError, match=f"the pool has changed since bugs@gen-1 was begun with it: {says}; put it back and run this again"):
+    with pytest.raises(NstError, match=f"the pool has changed since bugs@gen-1 was begun with it: {says}; restore it and rerun"):
         labeled(store, teacher, pool)
     assert all(note.exists() for note in notes)
     (pool / "1-103b.png").unlink(missing_ok=True)
@@ -169,7 +169,7 @@ def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, te
     version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True), progress=told)
     assert version.manifest.files == expected.manifest.files
     assert [row["key"] for row in rows(version, "errors")] == ["1-110.png", "1-111.png"]
-    assert any("1 images that could not be read can be now" in line for line in told.lines)
+    assert any("1 previously unreadable images are readable now" in line for line in told.lines)
     (pool / "0-104.png").write_bytes(b"text".ljust(size))
     without = labeled(store, teacher, pool, "without", progress=Mending())
     assert [row["key"] for row in rows(without, "errors")] == ["0-104.png", "1-110.png", "1-111.png"]
@@ -248,7 +248,7 @@ def test_a_teacher_whose_weights_changed_meanwhile_is_one_error(store, pool, tmp
     shutil.rmtree(tmp_path / "moving")
     write_teacher(tmp_path / "moving", NAMES, seed=5)
     with pytest.raises(
-        NstError, match=r"moving: the teacher has changed since bugs@gen-1 was begun with it: its weights are others; put it back"
+        NstError, match=r"moving: the teacher has changed since bugs@gen-1 was begun with it: its weights are others; restore it"
     ):
         labeled(store, teacher, pool)
     assert store.unfinished() == ["bugs@gen-1"]

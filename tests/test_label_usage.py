@@ -59,7 +59,7 @@ def test_what_is_missing_is_named(known, pool_folder, words, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--extend", "tiny@gen-1", "--like", "tiny@gen-1.1"), "--extend and --like are two different labelings; give one of them"),
+        (("--extend", "tiny@gen-1", "--like", "tiny@gen-1.1"), "--extend and --like exclude each other; give one of them"),
         (("--extend", "tiny@gen-1", "--top-k", "2"), "--extend tiny@gen-1 takes its corpus, teacher and settings; give only SOURCE"),
         (("--extend", "tiny@gen-1", "--teacher", "tiny-teacher"), "--extend tiny@gen-1 takes its corpus, teacher and settings"),
         (("--extend", "tiny@gen-1", "--corpus", "other"), "--extend tiny@gen-1 takes its corpus, teacher and settings"),
@@ -90,8 +90,8 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--top-k", "0"), "--top-k: input should be greater than or equal to 1, got 0"),
         (("--limit", "0"), "--limit: input should be greater than or equal to 1, got 0"),
         (("--decode-threads", "0"), "--decode-threads: input should be greater than or equal to 1, got 0"),
-        (("--class-names", "names.txt"), "--class-names names the integer labels of --calibrate SOURCE; a pool has none"),
-        (("--label-column", "kind"), "--label-column names the labels of --calibrate SOURCE; a pool has none"),
+        (("--class-names", "names.txt"), "--class-names applies to the integer labels of --calibrate SOURCE"),
+        (("--label-column", "kind"), "--label-column applies to --calibrate SOURCE"),
         (("--image-column", "image"), "holds image files, which have no columns; leave --image-column out"),
         (("--corpus", "../outside"), "name '../outside': expected letters, digits"),
         (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher in the store"),

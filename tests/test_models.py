@@ -84,7 +84,7 @@ def test_an_unknown_name_suggests_near_ones():
 
 
 def test_stochastic_depth_on_a_network_without_it_is_one_line_that_says_so():
-    with pytest.raises(NstError, match=r"vgg11: does not take drop_path_rate; set noise.stochastic_depth"):
+    with pytest.raises(NstError, match=r"vgg11: does not support drop_path_rate; set noise.stochastic_depth"):
         create_network(TrainSettings(model="vgg11"), 3)
 
 
@@ -110,7 +110,7 @@ def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
 def test_a_size_that_the_network_refuses_is_one_line(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
     network = create_network(settings, 3)
-    with pytest.raises(NstError, match=rf"image size {size}: {model} does not take it \(.+\); give another by --image-size, or none"):
+    with pytest.raises(NstError, match=rf"image size {size}: not supported by {model} \(.+\); choose another --image-size"):
         check_size(network, settings, data_config_of(network, settings), 3)
 
 

@@ -96,7 +96,7 @@ def test_an_image_without_a_finite_answer_goes_to_errors_and_the_others_keep_the
     assert rows(version, "errors") == [{"id": 7, "key": "255.png", "reason": NO_ANSWER}]
     counts = version.manifest.counts
     assert (counts["labeled"], counts["errors"], counts["no_answer"]) == (7, 1, 1)
-    assert "0 could not be read, 1 got no finite answer of the teacher" in (version.folder / "README.md").read_text()
+    assert "0 could not be read, 1 got a non-finite output from the teacher" in (version.folder / "README.md").read_text()
     (pool / "255.png").unlink()
     without = labeled(store, pool, white, "dark")
     assert "no_answer" not in without.manifest.counts
@@ -124,7 +124,9 @@ def test_retrying_unread_images_does_not_label_it_again(store, pool, white, monk
 def test_a_teacher_without_any_finite_answer_stops_early_and_leaves_nothing(store, tmp_path, images, says):
     name = teacher(tmp_path / "teacher", "overflows")
     pool = write_images(tmp_path / "pool", range(160, 160 + images))
-    with pytest.raises(NstError, match=rf"bugs@gen-1: .*no finite answer of the teacher to {says}: .* overflow in fp32; use another"):
+    with pytest.raises(
+        NstError, match=rf"bugs@gen-1: .*the teacher's output is not finite for any of {says}: .* overflows in fp32; use another"
+    ):
         labeled(store, pool, name)
     assert store.unfinished() == []
 
@@ -154,7 +156,7 @@ def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts
 def test_a_generation_without_any_number_says_what_to_do(store, tmp_path, as_before):
     pool = write_images(tmp_path / "pool", range(200, 205))
     version = labeled(store, pool, teacher(tmp_path / "teacher", "overflows"))
-    with pytest.raises(NstError, match=r"no image is left of 5 \(5 no answer\); the teacher gave no finite answer; label again"):
+    with pytest.raises(NstError, match=r"no image is left of 5 \(5 no answer\); the teacher's output was not finite; relabel"):
         balance(store, version, ALL)
 
 
@@ -170,11 +172,11 @@ def test_accuracy_is_not_told_over_the_other_images_alone(store, white, tmp_path
     images = write_class_folders(tmp_path / "images", NAMES, 1)
     Image.new("RGB", (16, 16), "white").save(images / "ant" / "white.png")
     classifier, _ = load_classifier(white, store)
-    with pytest.raises(NstError, match=r"found no finite answer of the network to 1 of 4 images"):
+    with pytest.raises(NstError, match=r"the network's output is not finite for 1 of 4 images"):
         evaluate(classifier, open_source(str(images), labeled=True))
 
 
 def test_the_command_counts_them(store, pool, white):
     words = ["label", str(pool), "--teacher", white, "--corpus", "bugs", "--store", str(store.root), "--batch-size", "4"]
     output = CliRunner().invoke(app, words).output
-    assert "7 of 8 images labeled, 0 could not be read, 1 without a finite answer of the teacher" in re.sub(r"\s+", " ", output)
+    assert "7 of 8 images labeled, 0 could not be read, 1 got non-finite outputs from the teacher" in re.sub(r"\s+", " ", output)

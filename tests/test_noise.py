@@ -83,12 +83,12 @@ def test_other_words_are_refused(augmentation):
 
 @pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}])
 def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
-    with pytest.raises(ValidationError, match="`augmentation` takes the place of RandAugment with its `magnitude` and `operations`"):
+    with pytest.raises(ValidationError, match="`augmentation` replaces RandAugment and its `magnitude` and `operations`"):
         Noise(augmentation="v0", **changes)
 
 
 def test_a_padded_crop_beside_a_random_resized_crop_is_refused():
-    with pytest.raises(ValidationError, match="`crop_padding` takes the place of a random resized crop with its `crop_scale_min`"):
+    with pytest.raises(ValidationError, match="`crop_padding` replaces the random resized crop and its `crop_scale_min`"):
         settings(Noise(), crop_padding=4, crop_scale_min=0.5)
 
 

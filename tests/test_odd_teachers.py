@@ -82,15 +82,15 @@ def refused(name, tmp_path):
     ("changes", "says"),
     [
         ({"label_names": ["ant", "bee"]}, "label_names: expected one for each of its 3 classes, found 2 (ant, bee)"),
-        ({"label_names": [0, 1, 2]}, "label_names: expected a list of 3 texts that are not empty, found [0, 1, 2]"),
-        ({"label_names": ["ant", "", "cat"]}, "label_names: expected a list of 3 texts that are not empty"),
-        ({"label_names": "abc"}, "label_names: expected a list of 3 texts that are not empty, found abc"),
-        ({"label_names": ["ant", "ant", "ant (0)"]}, "expected class names that differ and are not empty"),
-        ({"model_args": {"global_pool": ""}}, "it does not take an RGB image of 16x16 pixels, as its own settings prepare it: "),
+        ({"label_names": [0, 1, 2]}, "label_names: expected a list of 3 non-empty strings, found [0, 1, 2]"),
+        ({"label_names": ["ant", "", "cat"]}, "label_names: expected a list of 3 non-empty strings"),
+        ({"label_names": "abc"}, "label_names: expected a list of 3 non-empty strings, found abc"),
+        ({"label_names": ["ant", "ant", "ant (0)"]}, "expected unique, non-empty class names"),
+        ({"model_args": {"global_pool": ""}}, "it rejects an RGB image of 16x16 pixels prepared with its own settings: "),
         ({"model_args": {"num_classes": 5}}, "config.json: expected one number of classes, found num_classes 3, model_args.num_classes 5"),
         ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but no tensor of its weights has more"),
         ({"num_classes": "3"}, 'config.json: num_classes: expected a number of classes, found "3"'),
-        ({"num_classes": 32}, "of another shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
+        ({"num_classes": 32}, "wrong shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
         ({"model_args": ["in_chans"]}, 'config.json: model_args: expected an object, found ["in_chans"]'),
         ({"model_args": []}, "config.json: model_args: expected an object, found []"),
         ({"model_args": None}, "config.json: model_args: expected an object, found null"),
@@ -103,7 +103,7 @@ def refused(name, tmp_path):
         ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
         ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
         ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
-        ({"inside": {"crop_pct": "0.9"}}, "crop_pct: expected the share of the image that is kept, such as 0.875, found '0.9'"),
+        ({"inside": {"crop_pct": "0.9"}}, "crop_pct: expected the kept share of the image, such as 0.875, found '0.9'"),
         ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the share"),
         ({"inside": {"mean": [0.5]}}, "mean, std: expected three numbers each, none of std 0, found [0.5]"),
         ({"inside": {"std": [1, 0, 1]}}, "mean, std: expected three numbers each"),
@@ -134,7 +134,7 @@ def test_a_network_of_other_images_than_rgb_is_refused_as_teacher_and_as_student
 
 
 def test_one_class_alone_is_no_classifier(tmp_path):
-    assert "expected a classifier of two classes or more, found 1 (ant)" in refused(write_teacher(tmp_path / "one", ["ant"]), tmp_path)
+    assert "expected a classifier with at least two classes, found 1 (ant)" in refused(write_teacher(tmp_path / "one", ["ant"]), tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_named(tmp_path, timms):
@@ -148,7 +148,7 @@ def test_weights_of_another_network_are_named_whole(tmp_path, timms):
     line = refused(of_timm(tmp_path, timms, weights), tmp_path)
     assert "loading failed (missing " in line
     assert "tensors (conv1.0.weight, " in line
-    assert "; not expected 1 tensor (more.weight); of another shape 1 tensor (fc.bias 7 instead of 3)" in line
+    assert "; unexpected 1 tensor (more.weight); wrong shape 1 tensor (fc.bias 7 instead of 3)" in line
 
 
 def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path, timms):
@@ -163,12 +163,12 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
     ("changes", "says"),
     [
         ({"num_channels": 1}, "takes RGB images (3 channels), found one of num_channels 1"),
-        ({"processor": {"size": {"height": 32, "width": 32}}}, "it does not take an RGB image of 32x32 pixels"),
+        ({"processor": {"size": {"height": 32, "width": 32}}}, "it rejects an RGB image of 32x32 pixels"),
         ({"processor": {"size": {"height": 10**6, "width": 10**6}}}, "expected a side of 1 to 8192 pixels, found 1000000"),
         ({"id2label": {"0": "ant", "2": "cat", "3": "dog"}}, "id2label: expected a name for each of the classes 0 to 2, found"),
         ({"id2label": ["ant", "bee", "cat"]}, "id2label: expected a name for each class, found"),
-        ({"id2label": {"0": "ant", "1": "bee", "2": " "}}, "expected class names that differ and are not empty"),
-        ({"id2label": {"0": "ant", "1": "bee"}}, "not a trained classifier, of another shape 2 tensors (classifier.bias 3 instead of 2"),
+        ({"id2label": {"0": "ant", "1": "bee", "2": " "}}, "expected unique, non-empty class names"),
+        ({"id2label": {"0": "ant", "1": "bee"}}, "not a trained classifier, wrong shape 2 tensors (classifier.bias 3 instead of 2"),
         (
             {"id2label": None, "num_labels": 3_000_000_000},
             "config.json: num_labels is 3,000,000,000, but no tensor",
@@ -210,7 +210,7 @@ def test_what_torch_says_of_weights_is_one_line_with_counts_and_the_first_names(
     network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
     with pytest.raises(RuntimeError, match="size mismatch") as caught:
         network.load_state_dict({"0.weight": torch.zeros(3, 2), "x": torch.zeros(1)})
-    expected = "missing 7 tensors (0.bias, 1.weight, 1.bias, and 4 more); not expected 1 tensor (x)"
-    assert why_not_loaded(caught.value) == f"{expected}; of another shape 1 tensor (0.weight 3x2 instead of 2x2)"
+    expected = "missing 7 tensors (0.bias, 1.weight, 1.bias, and 4 more); unexpected 1 tensor (x)"
+    assert why_not_loaded(caught.value) == f"{expected}; wrong shape 1 tensor (0.weight 3x2 instead of 2x2)"
     assert why_not_loaded(ValueError("first\nsecond")) == "first"
-    assert differences([], ["a"], {}) == "not expected 1 tensor (a)"
+    assert differences([], ["a"], {}) == "unexpected 1 tensor (a)"

@@ -68,7 +68,7 @@ def test_a_result_that_no_disk_takes_is_said_of_a_command_whose_work_is_done(mon
         print("more")
         assert output.lost_output() == "No space left on device"
         monkeypatch.undo()
-    assert capsys.readouterr().err == "nst: standard output could not be written: No space left on device; the work itself is done\n"
+    assert capsys.readouterr().err == "nst: standard output could not be written: No space left on device; the work itself has completed\n"
 
 
 def test_the_standard_streams_of_another_program_stay_as_they_are():

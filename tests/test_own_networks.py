@@ -56,7 +56,7 @@ def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**SETTINGS | {"noise": {"stochastic_depth": 0.2}})
     with pytest.raises(
-        NstError, match=r"own_linear: does not take drop_path_rate; set noise.stochastic_depth or noise.dropout to 0 for it"
+        NstError, match=r"own_linear: does not support drop_path_rate; set noise.stochastic_depth or noise.dropout to 0 for it"
     ):
         train(store, "own", settings, open_source(str(labeled), labeled=True), run=RUN)
 

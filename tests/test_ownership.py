@@ -118,7 +118,10 @@ def test_a_process_of_another_machine_that_shows_life_refuses_the_second(place):
     os.utime(sign / "alive", (1, 1))  # clocks and file times count for nothing
     writing = threading.Timer(0.2, (sign / "alive").write_text, ("000000000001",))
     writing.start()
-    with pytest.raises(AtWorkError, match=r"process 4711 on node-7 .since .* is at work"), owned(place, "flowers@gen-1"):
+    with (
+        pytest.raises(AtWorkError, match=r"flowers@gen-1: in use by process 4711 on node-7 .since .*; wait for it or stop it"),
+        owned(place, "flowers@gen-1"),
+    ):
         pass
     writing.join()
     assert signs(place) == ["owner.000001"]

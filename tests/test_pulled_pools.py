@@ -121,7 +121,7 @@ def test_a_teacher_that_a_pulled_generation_names_is_not_opened(store, tiny_stor
     pulled(store, "tiny@gen-1", teacher=teacher)
     done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
     assert done.exit_code == 2
-    assert f"names its teacher {teacher!r}, and nst opens none for that but one in the store" in done.stderr
+    assert f"its teacher {teacher!r} comes from a downloaded manifest and is not in the store; `nst pull` it" in done.stderr
 
 
 def test_a_pulled_generation_is_extended_by_its_teacher_in_the_store(store, tiny_store, tmp_path):

@@ -79,7 +79,7 @@ def test_a_second_push_of_the_same_content_does_nothing(hub):
     start = len(answers)
     (done,) = nst(url, again, ["push", "tiny@gen-1.1", REPO, "--json"], token=ALICE)
     assert (done.status, done.value) == (0, first[2].value)
-    assert "is there already: the same content" in done.err
+    assert "already exists: same content" in done.err
     assert head(top, REPO) == before
     assert {answer.method for answer in answers[start:]} <= {"GET", "HEAD"}
 
@@ -133,7 +133,7 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
     )
     assert public.status == 0, public.err
     assert again.status == 2
-    assert "alice/open is public on the Hub: everybody would see this; say --public" in again.err
+    assert "alice/open is public on the Hub: anyone could see this; add --public" in again.err
     assert [one["tag"] for one in pulled.value["versions"]] == ["gen-1.1"]
     (seen,) = nst(url, stranger, ["pull", "alice/open"])
     assert seen.status == 0, seen.err
@@ -185,7 +185,7 @@ def test_a_pulled_version_has_the_same_bytes_and_is_verified_against_its_checksu
     }
     assert "the newest version is mine" not in again.err
     assert "the newest version is gen-1.1" in again.err
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert {one["ref"] for one in listed.value["versions"]} == {"tiny@gen-1.1", "other@gen-1"}
     assert listed.value["unfinished"] == []
     place = json.loads((here / "hub.json").read_text())[-1]
@@ -238,7 +238,7 @@ def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on
         token=ALICE,
     )
     assert pushed.status == 0, pushed.err
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     there = files(top, "alice/nameless", "gen-1.1")
     rows = pl.read_parquet([content for name, content in there.items() if name.endswith(".parquet")])
     original = pl.read_parquet(folder_of(home, "tiny@gen-1.1") / "balanced" / "*.parquet")

@@ -34,9 +34,9 @@ def test_metrics_that_are_recorded_after_a_push_reach_the_card_by_another_push(t
         before, asked = head(top, MODEL, kind="models"), len(answers)
         (third,) = nst(url, home, again, token=ALICE)
         assert {answer.method for answer in answers[asked:]} <= {"GET", "HEAD"}
-    assert "README.md, metrics.json changed since: main shows them anew, the tag gen-0 stays as it is" in second.err
+    assert "updated on main: README.md, metrics.json; tag gen-0 is unchanged" in second.err
     assert second.value["commit"] == head(top, MODEL, "gen-0", "models") != before == head(top, MODEL, kind="models")
-    assert "changed since" not in third.err
+    assert "updated on main" not in third.err
     tagged, main = files(top, MODEL, "gen-0", "models"), files(top, MODEL, kind="models")
     assert ("metrics.json" in tagged, b"seen" in tagged["README.md"]) == (False, False)
     assert json.loads(main["metrics.json"])["seen"]["images"] == 12
@@ -67,10 +67,10 @@ def test_an_edition_that_was_pushed_before_its_generation_gets_its_link_by_anoth
             token=ALICE,
         )
         assert (refused.status, mixed.status, several.status) == (2, 2, 0), several.err
-        assert "--tag best: names one version, here are 2" in refused.err
-        assert "labels go to a dataset and teachers to a model" in mixed.err
+        assert "--tag best applies to one version, but 2 were given" in refused.err
+        assert "datasets and models need separate repositories" in mixed.err
         assert [one["ref"] for one in several.value] == ["tiny@gen-1", "tiny@gen-1.1"]
-        assert "nst.json changed since: main shows them anew, the tag gen-1.1 stays" in several.err
+        assert "nst.json; tag gen-1.1 is unchanged" in several.err
         assert generation_on_main() == f"{REPO}@gen-1"
         assert head(top, REPO, "gen-1.1") == several.value[1]["commit"] != head(top, REPO)
         before = head(top, REPO)
@@ -78,7 +78,7 @@ def test_an_edition_that_was_pushed_before_its_generation_gets_its_link_by_anoth
             url, home, ["push", "tiny-teacher", MODEL], ["push", "tiny@gen-1", REPO], ["push", "tiny@gen-1.1", REPO], token=ALICE
         )
     assert [teacher.status, old.status, again.status] == [0, 0, 0]
-    assert "nst.json of gen-1 changed since; main shows gen-1.1, and the tag stays as it is: not sent" in old.err
-    assert "README.md changed since" in again.err, "the teacher has a link now"
+    assert "nst.json of gen-1 changed, but main already shows the later gen-1.1; not uploaded" in old.err
+    assert "updated on main: README.md" in again.err, "the teacher has a link now"
     assert head(top, REPO) != before
     assert [version.verify() for version in Store(home / "store").versions()] == [[], [], []]

@@ -122,7 +122,7 @@ def test_each_setting_of_an_evaluation_changes_what_is_measured_or_is_refused(se
     plain = parsed(evaluate={"suite": "clean" if setting == "suite" else suite, "name": "x", **data}).evaluate[0]
     assert (found.of_suite(found.suite[0]), found.relative_to, found.suite) != (plain.of_suite(suite), plain.relative_to, plain.suite)
     if setting not in ("suite", "seed"):
-        with pytest.raises(UsageError, match=rf"evaluate.*`{setting}` speaks of the suite"):
+        with pytest.raises(UsageError, match=rf"evaluate.*`{setting}` applies to the suite"):
             parsed(evaluate={"name": "x", setting: EVALUATE[setting]})
 
 

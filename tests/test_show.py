@@ -170,9 +170,9 @@ def test_rows_of_the_truth_that_are_left_out_are_told(store, tmp_path):
     ("words", "message"),
     [
         (["tiny-teacher@gen-0", "--truth", "x"], "tiny-teacher@gen-0 is a teacher and has no labels; `nst evaluate tiny-teacher@gen-0"),
-        (["tiny@gen-1", "--class-names", "x"], "name their source with --truth SOURCE"),
-        (["tiny@gen-1", "--label-column", "x"], "--label-column are read for labels to measure against; name their source with --truth"),
-        (["tiny@gen-1", "--image-column", "x"], "name their source with --truth SOURCE"),
+        (["tiny@gen-1", "--class-names", "x"], "require --truth SOURCE"),
+        (["tiny@gen-1", "--label-column", "x"], "--label-column require --truth"),
+        (["tiny@gen-1", "--image-column", "x"], "require --truth SOURCE"),
     ],
 )
 def test_wrong_use_is_one_line(tiny_store, words, message):

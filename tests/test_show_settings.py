@@ -96,7 +96,7 @@ def test_columns_are_aligned_and_nothing_is_trained(labeled_folder, tmp_path):
         (["--preset", "svhn", "--model", "resnet55", "--show-settings"], "resnet55: no network of timm"),
         (["--preset", "svhn", "--name", "n"], "--labeled SOURCE is missing; see `nst train --help`"),
         (["--preset", "svhn", "--labeled", "x"], "--name TEACHER is missing; see `nst train --help`"),
-        (["--preset", "svhn", "--labeled", "x", "--name", "n", "--loss", "sum"], "name an edition with --pseudo"),
+        (["--preset", "svhn", "--labeled", "x", "--name", "n", "--loss", "sum"], "add an edition with --pseudo"),
     ],
 )
 def test_wrong_use_is_one_line(words, message, tmp_path):

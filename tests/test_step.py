@@ -115,7 +115,7 @@ def test_a_compiled_network_takes_the_same_step():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"freeze": 0.5}, "`freeze` keeps layers of a trained network; say which by `start` or `pretrained`"),
+        ({"freeze": 0.5}, "`freeze` requires a trained network; add `start` or `pretrained`"),
         ({"start": "a@gen-0", "pretrained": True}, "`start` and `pretrained` both say where weights come from; give one of them"),
     ],
 )

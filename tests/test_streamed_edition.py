@@ -128,7 +128,7 @@ def test_batches_and_weights_are_the_same_with_workers_from_any_step_and_interru
     assert len(set(found["weights"])) == 1
     assert 4 < found["most"] <= 8
     assert found["left"] == []
-    assert found["second"].endswith(": expected one training, another one streams there; wait for it, or end it")
+    assert found["second"].endswith(": another training is streaming there; wait for it or stop it")
 
 
 def student(labeled, *words, ref=REF):
@@ -197,11 +197,11 @@ def test_what_cannot_be_streamed_is_refused_with_one_line(published, tmp_path):
     publish(tmp_path / "hub", by_reference, "alice/small")
     publish(tmp_path / "hub", edition)
     cases = {
-        ("--stream",): (2, "--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K; name one, or leave --stream out"),
+        ("--stream",): (2, "--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K; pass one, or remove --stream"),
         ("--stream", "--pseudo", "bugs@gen-1.1"): (2, "--pseudo OWNER/NAME@gen-N.K, bugs@gen-1.1 is of the store; name one"),
         ("--stream", "--pseudo", "alice/small"): (2, "--stream alice/small@gen-1.1: this edition holds no images"),
         ("--stream", "--pseudo", "alice/nothing"): (1, "alice/nothing: no such dataset on the Hub"),
-        ("--stream", "--pseudo", REF, "--pool", str(labeled)): (2, "bugs@gen-1.1 holds its images itself; leave --pool out"),
+        ("--stream", "--pseudo", REF, "--pool", str(labeled)): (2, "bugs@gen-1.1 holds its images itself; remove --pool"),
     }
     words = ["train", "--labeled", str(labeled), "--model", "test_resnet", "--name", "student", "--store", str(tmp_path / "store")]
     with serving(tmp_path / "hub") as (url, _):

@@ -230,7 +230,7 @@ def test_what_speaks_of_pseudo_labels_changes_nothing_without_them(tiny_store, c
 
 
 def test_a_temperature_on_hard_targets_is_refused():
-    with pytest.raises(ValueError, match=r"`pseudo_temperature` is for soft labels and `hard` trains on none; give one of them"):
+    with pytest.raises(ValueError, match=r"`pseudo_temperature` applies to soft labels, .* `hard` .*; give one of them"):
         TrainSettings(**TINY, hard=True, pseudo_temperature=2.0)
 
 

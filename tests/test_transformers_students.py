@@ -82,7 +82,7 @@ def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuse
     assert AutoModelForImageClassification.from_pretrained(version.folder).config.image_size == 32
     with pytest.raises(
         NstError,
-        match=r"do not fit at these settings, .*position_embeddings 1x10x16 instead of 1x17x16\); leave out",
+        match=r"do not fit these settings \(.*position_embeddings 1x10x16 instead of 1x17x16\)\); remove",
     ):
         train(store, "vit", settings.model_copy(update={"pretrained": True}), source, run=RUN)
 

@@ -43,7 +43,7 @@ def test_the_second_of_two_trainings_is_told_and_a_killed_one_is_gone_on_with(tm
         second, remove = nst(*train), nst("remove", "twice@gen-0", "--store", store)
         for refused in (second, remove):
             assert refused.returncode == 1
-            assert re.fullmatch(rf"nst: twice@gen-0: process {first.pid} on \S+ \(since [\d :-]+\) is at work on it; .*\n", refused.stderr)
+            assert re.fullmatch(rf"nst: twice@gen-0: in use by process {first.pid} on \S+ \(since [\d :-]+\); .*\n", refused.stderr)
     finally:
         os.killpg(first.pid, signal.SIGKILL)  # not asked for its end: a parent may be busy
     third = nst(*train)

@@ -96,7 +96,7 @@ def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_se
         path.write_bytes(content)
     said = Told()
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN, progress=said)
-    assert any("6 images that could not be read can be now" in line for line in said.lines)
+    assert any("6 previously unreadable images are readable now" in line for line in said.lines)
     assert version.manifest.files == whole.manifest.files
     lenient = RUN.model_copy(update={"max_unreadable": 1.0})
     assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=lenient).ref == version.ref
@@ -126,7 +126,7 @@ def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, t
         pool.mkdir()
         for name in names:
             (pool / name).symlink_to(tmp_path / "images" / name)
-    with pytest.raises(NstError, match=r"none of its 4 images could be read; the first is '.*0-100.png', which is empty or not there"):
+    with pytest.raises(NstError, match=r"none of its 4 images could be read; the first is '.*0-100.png', which is empty or missing"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     assert store.unfinished() == []
     away.rename(tmp_path / "images")
@@ -157,7 +157,7 @@ def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when
     with monkeypatch.context() as earlier:
         earlier.setattr("nst_train.label.check_readable", lambda *_: None)
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
-    with pytest.raises(NstError, match=r"bugs@gen-1 is there already and holds no label: none of its 1 images .*`nst remove bugs@gen-1`"):
+    with pytest.raises(NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`nst remove bugs@gen-1`"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
 
 
@@ -191,7 +191,7 @@ def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(stor
     source = open_source(str(test))
     for path in test.iterdir():
         path.rename(tmp_path / path.name)
-    with pytest.raises(NstError, match=r"test: none of its 4 images to hold out could be read; the first is '0-500.png'"):
+    with pytest.raises(NstError, match=r"test: none of its 4 held-out images could be read; the first is '0-500.png'"):
         balance(store, generation, settings, [source])
     assert store.unfinished() == []
 

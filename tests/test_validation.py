@@ -178,7 +178,7 @@ def test_an_interval_without_validation_images_is_wrong_use(tiny_store):
     words = ["train", "--labeled", labeled, "--name", "x", "--model", "test_resnet", "--validate-every", "2", "--store", store.root]
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
-    assert "--validate-every speaks of validation images; name them with --validation SOURCE" in result.stderr
+    assert "--validate-every applies to validation images; add them with --validation SOURCE" in result.stderr
 
 
 def test_the_command_says_which_step_the_weights_are_of(tmp_path):

@@ -35,7 +35,7 @@ def test_a_batch_that_its_worker_cannot_hand_over_is_an_error_of_the_parent(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # of shared memory too
         return PIXELS
 
-    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot hand over its batch .*; take --workers 0"):
+    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot pass on its batch .*; use --workers 0"):
         next(items)
     assert capfd.readouterr().err == ""
 
@@ -45,7 +45,7 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_may_be_full(tmp_path
         os.kill(os.getpid(), signal.SIGKILL)
         return PIXELS
 
-    expected = r"worker process .* is lost \(.*(Killed|exited).*\); its memory may be full: take --workers 0, a smaller --batch-size or"
+    expected = r"worker died \(.*(Killed|exited).*\), perhaps for lack of memory; use --workers 0, a smaller --batch-size or"
     with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=expected):
         next(items)
 
@@ -131,13 +131,13 @@ def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_p
 
 def test_batches_that_do_not_fit_are_refused_before_any_work():
     with pytest.raises(
-        NstError, match=r"1,000,000,000 images of 224 px takes [\d,.]+ GB, this machine has .*; take a smaller --batch-size"
+        NstError, match=r"1,000,000,000 images of 224 px needs [\d,.]+ GB, but this machine has .*; use a smaller --batch-size"
     ):
         check_room(10**9, 224, workers=0)
     free = shutil.disk_usage("/dev/shm").free
     held = 9 * 3 * 224**2  # bytes of one image in four batches of each of two workers and in the one in use
     images = free // held + 10
-    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; take --workers 0, .*`docker run --shm-size`"):
+    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; use --workers 0, .*`docker run --shm-size`"):
         check_room(images, 224, workers=2)
     check_room(images, 224, workers=0)
     check_room(images // 2, 224, workers=2)
@@ -157,5 +157,5 @@ def test_where_shared_memory_is_small_training_is_one_line_and_leaves_nothing(tm
     done = subprocess.run([*small, *train], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "take --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`" in line
+    assert "use --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`" in line
     assert Store(tmp_path / "store").unfinished() == []

@@ -70,7 +70,7 @@ def test_other_classes_start_the_last_layer_anew_and_that_is_said(tiny_store, tm
     store, _, _ = tiny_store
     said = Said()
     warm = started(store, write_class_folders(tmp_path / "labeled", ["one", "two"], 4), said)
-    assert "tiny-teacher@gen-0 knows other classes: the last layer starts anew" in said.lines
+    assert "tiny-teacher@gen-0 has other classes: the last layer starts from scratch" in said.lines
     teacher = weights_of(store.open("tiny-teacher@gen-0"))
     assert weights_of(warm)["fc.weight"].shape == (2, 96)
     torch.testing.assert_close(weights_of(warm)["conv1.0.weight"], teacher["conv1.0.weight"])
@@ -80,9 +80,9 @@ def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothin
     store, labeled, _ = tiny_store
     with pytest.raises(
         NstError,
-        match=r"start tiny-teacher@gen-0: expected the weights of test_efficientnet, found others: missing \d+ tensors "
-        r"\(conv_stem.weight, .+ and \d+ more\); not expected \d+ tensors \(conv1.0.weight, .+\); of another "
-        r"shape 4 tensors \(bn1.weight 32 instead of 24, ",
+        match=r"start tiny-teacher@gen-0: the weights do not match test_efficientnet: missing \d+ tensors "
+        r"\(conv_stem.weight, .+ and \d+ more\); unexpected \d+ tensors \(conv1.0.weight, .+\); "
+        r"wrong shape 4 tensors \(bn1.weight 32 instead of 24, ",
     ):
         started(store, labeled, model="test_efficientnet")
     assert all(one.manifest.request.settings["model"] != "test_efficientnet" for one in store.versions("warm"))
