@@ -433,6 +433,7 @@ dataset_info:
 """
 
 
+@pytest.mark.slow
 def test_datasets_of_the_hub_are_adopted_at_their_commit(tmp_path):
     top, home = tmp_path / "hub", tmp_path / "home"
     home.mkdir()

@@ -197,6 +197,7 @@ def test_the_defaults_in_the_help_are_those_of_the_settings():
     assert "[default: clean]" in text
 
 
+@pytest.mark.slow
 def test_a_recipe_evaluates_every_generation(tmp_path):
     write_images(tmp_path / "labeled", 4)
     write_images(tmp_path / "test", 2, first=50)

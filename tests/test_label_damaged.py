@@ -18,6 +18,7 @@ from PIL import Image
 from nst_data.sources import open_source
 from nst_data.store import Store
 
+pytestmark = pytest.mark.slow
 FILES = 500
 # the command, and how many MB it needed at most beyond what importing it takes
 NST = """

@@ -165,6 +165,7 @@ def nst(*words):
     return result
 
 
+@pytest.mark.slow
 def test_a_recipe_that_selects_once_labels_the_selection_again(tmp_path):
     write_class_folders(tmp_path / "labeled", NAMES, 4)
     write_class_folders(tmp_path / "test", NAMES, 2, first=50)

@@ -89,6 +89,7 @@ def test_no_form_of_address_is_tried(store, tiny_store, strange):
     assert f"names its pool {strange!r}, and nst opens no path or address" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_drawn_from_a_pulled_version_does_not_open_its_pool_either_until_the_user_names_it(store, tiny_store):
     _, labeled, pool = tiny_store
     pulled(store, "tiny@gen-1", pool=str(pool))
@@ -102,6 +103,7 @@ def test_what_is_drawn_from_a_pulled_version_does_not_open_its_pool_either_until
     assert run(store, *train, "tiny@gen-1.3").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_training_on_a_pulled_edition_knows_the_pool_that_the_user_named_and_no_other(store, tiny_store, tmp_path):
     _, labeled, pool = tiny_store
     pulled(store, "tiny@gen-1.1", pool="/strange")

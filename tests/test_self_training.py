@@ -189,6 +189,7 @@ def test_what_would_stop_a_later_generation_stops_the_loop_before_its_first(tmp_
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_images_that_evaluate_names_are_held_out_of_the_pool_and_an_edition_that_was_made_before_stays(tmp_path):
     photos = tmp_path / "photos"
     write_images(photos)

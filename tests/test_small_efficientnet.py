@@ -90,6 +90,7 @@ def test_the_sealed_teacher_labels_with_those_logits(trained):
     np.testing.assert_allclose(found, probs.amax(dim=1).numpy(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_folder_says_what_to_import_and_timm_alone_refuses_it(trained):
     folder = trained[0].folder
     assert json.loads((folder / "config.json").read_text())["requires_import"] == "nst_train.small_efficientnet"

@@ -17,6 +17,7 @@ from test_teachers import NAMES, write_transformer
 from nst_data.store import Store
 from nst_train.teachers import load_classifier
 
+pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, sys
 from labels import RUN, SETTINGS, rows

@@ -56,6 +56,7 @@ def test_up_to_the_allowed_share_may_be_unreadable_but_never_all(unreadable, all
         check_readable("pool", 10, unreadable, allowed, "a.png")
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_not_there_is_labeled_once_it_is_back(store, teacher, tmp_path):
     folder = write_pool(tmp_path / "images", 2, 5)
     pool = table_over(folder)
@@ -84,6 +85,7 @@ class _Done:
         self.exit_code, self.stderr = exit_code, stderr
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_setting_of_the_labels(store, teacher, tmp_path):
     pool = write_pool(tmp_path / "pool", 2, 5)
     whole = label(store, "whole", teacher, open_source(str(pool)), SETTINGS, run=RUN)
@@ -133,6 +135,7 @@ def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, t
     assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN).manifest.counts["labeled"] == 4
 
 
+@pytest.mark.slow
 def test_extending_and_labeling_again_stop_too(store, teacher, tmp_path):
     folder = write_pool(tmp_path / "images", 2, 4)
     pool = table_over(folder)

@@ -57,6 +57,7 @@ def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruine
     assert result["top1"] == scores[best]
 
 
+@pytest.mark.slow
 def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weights(ruined, tmp_path):
     _, version, validation = ruined
     labeled, _ = sources(tmp_path)
