@@ -16,9 +16,8 @@ PROCESSOR = "preprocessor_config.json"
 ADAPTER = "adapter_config.json"
 _OF_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # a value with a slash names code of the Hub
 _OF_OTHER_WEIGHTS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "quantization_config")
-_OF_FILES = re.compile(
-    r"pretrained|checkpoint|(?<!drop_)path|file|url|hub|_dir|custom_load|state_dict"
-)  # parts of names of timm's arguments
+# in names of arguments of timm
+_OF_FILES = re.compile(r"pretrained|checkpoint|(?<!drop_)path|file|url|hub|_dir|custom_load|state_dict")
 _NOT_OF_CLASSES = ("regression", "multi_label_classification")
 
 
@@ -101,17 +100,13 @@ def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - 
     for where, text in _values(value, key):
         if not isinstance(text, str) or (re.fullmatch(r"\w*", text) and not _OF_FILES.search(key) and not _OF_FILES.search(where)):
             continue
-        raise NstError(
-            f"{name}: {CONFIG}: model_args.{key}: expected numbers and plain words, found {_shown(value)}; a config names no files: remove it"
-        )
+        raise NstError(f"{name}: {CONFIG}: model_args.{key}: expected numbers and plain words, found {_shown(value)}; no files: remove it")
 
 
 def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Raises NstError for a config of transformers by which it would fetch code, or read weights that are not the folder's own."""
     if (folder / ADAPTER).exists():
-        raise NstError(
-            f"{name}: {ADAPTER} names another model's weights, which are not fetched; merge the adapter and save the model whole"
-        )
+        raise NstError(f"{name}: {ADAPTER} names another model's weights, which are not fetched; merge it and save the model whole")
     for key, value in _values(config):
         if _OF_KERNELS.fullmatch(key):
             if named := [text for _, text in _values(value) if isinstance(text, str) and "/" in text]:
@@ -121,9 +116,7 @@ def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -
         elif key == "transformers_weights" and not str(value).endswith(".safetensors"):
             raise NstError(f"{name}: {CONFIG}: {key}: expected a file in safetensors, found {_shown(value)}")
         elif key == "model_type" and str(value).startswith("timm"):
-            raise NstError(
-                f"{name}: {CONFIG}: model_type {value}: expected `architecture`, `pretrained_cfg` and weights as timm saves them"
-            )
+            raise NstError(f"{name}: {CONFIG}: model_type {value}: expected `architecture`, `pretrained_cfg` and weights of timm")
 
 
 def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - anything that JSON can hold

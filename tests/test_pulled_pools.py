@@ -36,6 +36,48 @@ def pulled(store, ref, **changed):
     return store.open(ref)
 
 
+def test_lineage_of_a_version_in_the_store_asks_no_repository_that_a_downloaded_manifest_names(store, monkeypatch):
+    asked = []
+
+    def manifest(self, revision):
+        asked.append((self.id, revision))
+        return store.open("tiny@gen-1").manifest.model_copy(update={"digest": "x"})
+
+    monkeypatch.setattr(Repository, "manifest", manifest)
+    named = {"repo": "eve/bugs@gen-0", "revision": "0" * 40, "digest": "2" * 64}
+
+    def link(ref, **changed):
+        version = store.open(ref)
+        request = version.manifest.request
+        inputs = {role: entry.model_copy(update=named if role == changed["role"] else {}) for role, entry in request.inputs.items()}
+        strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})})
+        strange = strange.marked_as_pulled() if changed["is_pulled"] else strange
+        (version.folder / "nst.json").write_text(strange.model_dump_json())
+
+    link("tiny@gen-1", role="teacher", is_pulled=True)
+    (teacher,) = [one for one in lineage(store, "tiny@gen-1").inputs if one.role == "teacher"]
+    assert (asked, teacher.note) == ([], "named by a downloaded manifest, not followed: nst lineage eve/bugs@gen-0")
+    link("tiny@gen-1.1", role="generation", is_pulled=False)  # what the user made names it: followed, but no further
+    (generation,) = [one for one in lineage(store, "tiny@gen-1.1").inputs if one.role == "generation"]
+    assert asked == [("eve/bugs", "0" * 40)]
+    assert "not followed" in next(one.note for one in generation.inputs if one.role == "teacher")
+
+
+def test_an_anonymous_edition_links_to_no_labels_but_anonymous_ones(store):
+    generation, edition = store.open("tiny@gen-1"), store.open("tiny@gen-1.1")
+
+    def place(**wanted):
+        entry = published_manifest(edition, store, **wanted).request.inputs["generation"]
+        return entry.repo, entry.revision
+
+    remember_place(generation.folder, Place("me/named", "gen-1", "1" * 40, "d", pulled=False))
+    assert (place(), place(anonymous_in="me/hidden")) == (("me/named@gen-1", "1" * 40), (None, None))
+    for name in ("hidden", "other"):
+        remember_place(generation.folder, Place(f"me/{name}", "gen-1", "2" * 40, "e", anonymous=True, pulled=False))
+    assert place(anonymous_in="me/hidden") == ("me/hidden@gen-1", "2" * 40)
+    assert place() == ("me/named@gen-1", "1" * 40)
+
+
 def run(store, *words):
     return CliRunner().invoke(app, [*map(str, words), "--store", str(store.root)], catch_exceptions=False)
 
