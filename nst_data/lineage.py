@@ -67,9 +67,7 @@ class _Walk:
         self._seen.add(manifest.digest)
         on_the_hub = links(manifest)
         # what sources an edition shares with its generation stands there
-        is_strange = version is None and not self._follows_links
-        entries = sorted((manifest.marked_as_pulled() if is_strange else manifest).request.inputs.items())
-        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in entries]
+        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.items())]
         return node
 
     def _input(self, role: str, entry: Input, place: str | None) -> Node:
