@@ -83,6 +83,7 @@ def balance(
     """
     progress, roles = progress or Progress(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
+    generation.manifest.count("teacher_parameters")  # refused before any work
     request = balance_request(generation, settings, exclude, pool)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     for role, source in roles.items():
@@ -162,7 +163,7 @@ def _make(
         counts["near_duplicates"] = {"compared": near.compared, "unreadable": near.unreadable}
         if held_out.unreadable:
             counts["held_out_unreadable"] = held_out.unreadable
-        counts["teacher_parameters"] = generation.manifest.counts["teacher_parameters"]
+        counts["teacher_parameters"] = generation.manifest.count("teacher_parameters")
         counts["top_k"] = top_k
         files = _write(staging, generation, selection, settings, counts, images, progress)
     cards.write_dataset_card(staging, class_names, counts)

@@ -6,7 +6,7 @@ from typing import Any
 from nst_data.errors import NstError
 from nst_data.manifest import Input, Manifest
 from nst_data.places import places_of
-from nst_data.public_form import links, read_metrics
+from nst_data.public_form import is_of_model, links, read_metrics
 from nst_data.pull import find
 from nst_data.repository import Repository
 from nst_data.store import Store
@@ -40,7 +40,7 @@ class Node:
 def lineage(store: Store, reference: str) -> Node:
     """The tree of a version in the store or, where the reference has a slash, on the Hub. Raises NstError where that is not found."""
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
-    walk = _Walk(here)
+    walk = _Walk(here, follows_links="/" in reference)
     if "/" not in reference:
         version = store.open(reference)
         return walk.version("", version.manifest, version)
@@ -49,8 +49,10 @@ def lineage(store: Store, reference: str) -> Node:
 
 
 class _Walk:
-    def __init__(self, here: dict[str, Version]) -> None:
-        self._here, self._seen = here, set[str]()
+    """`follows_links`: a Hub reference was asked for, and repositories that manifests of the Hub name are asked too."""
+
+    def __init__(self, here: dict[str, Version], follows_links: bool) -> None:
+        self._here, self._follows_links, self._seen = here, follows_links, set[str]()
 
     def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> Node:
         """A version and all that it was made from; what was shown before is not shown again."""
@@ -78,6 +80,9 @@ class _Walk:
         if place is None:
             node.note = "neither in this store nor on the Hub, as far as is known"
             return node
+        if entry.pulled and not self._follows_links:
+            node.note = f"named by a downloaded manifest, not followed: nst lineage {place}"
+            return node
         repo, _, revision = place.partition("@")
         try:
             return self._remote(role, entry, repo, entry.revision or revision, place) or node
@@ -87,6 +92,5 @@ class _Walk:
 
     def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> Node | None:
         """A version that only the Hub has; None for a model that nst did not make."""
-        of_model = role.startswith("teacher") or role == "initial_weights"
-        manifest = Repository.named(repo, "model" if of_model else "dataset").manifest(revision)
+        manifest = Repository.named(repo, "model" if is_of_model(role) else "dataset").manifest(revision)
         return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None

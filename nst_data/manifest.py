@@ -89,6 +89,13 @@ class Manifest(_Frozen):
         """What sort of version this is."""
         return self.request.kind
 
+    def count(self, name: str) -> int:
+        """One of the counts. Raises NstError where a manifest, such as one that was pulled, has no such number."""
+        number = self.counts.get(name)
+        if not isinstance(number, int):
+            raise NstError(f"{self.name}@{self.version}: its manifest has no number of {name}; make it again, or pull it anew")
+        return number
+
     def marked_as_pulled(self) -> Self:
         """The same, whatever it was made from named by the Hub: its digest stays, and nothing is opened because it says so."""
         inputs = {role: entry.model_copy(update={"pulled": True}) for role, entry in self.request.inputs.items()}
@@ -148,7 +155,7 @@ def parse_manifest(text: str, path: str) -> Manifest:
     try:
         content = json.loads(text)
         schema = content["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise NstError(f"{path}: has schema version {schema}, this nst reads up to {SCHEMA_VERSION}; upgrade nst to use this store")

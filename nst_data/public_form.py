@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from nst_data.manifest import Manifest, Request, content_digest
-from nst_data.places import METRICS
+from nst_data.places import METRICS, places_of
 from nst_data.published import public_name
 from nst_data.store import Store
 from nst_data.version import Version
 
 
-def published_manifest(version: Version, store: Store) -> Manifest:
+def is_of_model(role: str) -> bool:
+    """Whether an input is a teacher or other weights, whose repository is a model."""
+    return role.startswith("teacher") or role == "initial_weights"
+
+
+def published_manifest(version: Version, store: Store, anonymous_in: str | None = None) -> Manifest:
     """A version's manifest as others may see it: paths shortened to names, and the places of what it was made from.
 
+    `anonymous_in` is the repository that gets it without keys and hashes: then labels have no place but one where these are left out too.
     The digest is the version's own, unless a path stood in its settings.
     """
     manifest = version.manifest
@@ -22,9 +28,13 @@ def published_manifest(version: Version, store: Store) -> Manifest:
     inputs = {}
     for role, entry in manifest.request.inputs.items():
         entry = entry.model_copy(update={"ref": public_name(entry.ref), "pulled": False})
-        if entry.repo is None and entry.digest in here:
-            place = here[entry.digest].lineage
-            entry = entry.model_copy(update={"repo": place.repo, "revision": place.revision})
+        if anonymous_in is not None and not is_of_model(role):
+            places = places_of(here[entry.digest].folder) if entry.digest in here else []
+            place = max((one for one in places if one.anonymous), key=lambda one: one.repo == anonymous_in, default=None)
+            entry = entry.model_copy(update={"repo": place and place.ref, "revision": place and place.commit})
+        elif entry.repo is None and entry.digest in here:
+            lineage = here[entry.digest].lineage
+            entry = entry.model_copy(update={"repo": lineage.repo, "revision": lineage.revision})
         inputs[role] = entry
     request = Request(kind=manifest.kind, settings=without_paths(manifest.request.settings), inputs=inputs)
     digest = content_digest(request, manifest.files, manifest.class_names)

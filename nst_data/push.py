@@ -67,7 +67,7 @@ def push(
     repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
         raise UsageError(f"--anonymous: {version.ref} already holds no keys and no hashes; remove --anonymous")
-    with quietly(), _as_published(store, version, settings, progress) as form:
+    with quietly(), _as_published(store, version, repository.id, settings, progress) as form:
         _make_room(repository, settings, progress)
         outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
         commit = repository.tags().get(tag)
@@ -108,9 +108,9 @@ def check_tag(tag: str) -> str:
 
 
 @contextmanager
-def _as_published(store: Store, version: Version, settings: PushSettings, progress: Progress) -> Iterator[Version]:
+def _as_published(store: Store, version: Version, repo: str, settings: PushSettings, progress: Progress) -> Iterator[Version]:
     """The version as the repository gets it, in a folder for a while: links to the files that stay as they are, and what is made anew."""
-    manifest = published_manifest(version, store)
+    manifest = published_manifest(version, store, repo if settings.anonymous else None)
     pushes = store.root / "runs" / "pushes"
     pushes.mkdir(parents=True, exist_ok=True)
     clear_abandoned(pushes)

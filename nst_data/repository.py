@@ -248,11 +248,18 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         problem = "a digest that is not that of its settings, inputs and files"
     elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
         problem = f"no number of {missing}"
+    elif not all(_are_counts(manifest.counts.get(one) or {}) for one in ("dropped", "per_class")):
+        problem = "no numbers of images by class or reason"
     else:
         return
     raise NstError(
         f"{repository.id}: its manifest has {problem}, which nst does not write; it is damaged or hostile, nothing was taken from it"
     )
+
+
+def _are_counts(value: object) -> bool:
+    """Whether a value is a mapping to numbers, or to mappings to numbers."""
+    return isinstance(value, dict) and all(isinstance(one, int) or _are_counts(one) for one in value.values())
 
 
 @contextmanager

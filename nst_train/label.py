@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from pydantic import ValidationError
 
 from nst_data import cards
 from nst_data.anonymous import is_anonymous
@@ -81,7 +82,7 @@ def extend(
     request = generation.manifest.request
     if "adopted" in request.inputs:
         raise UsageError(f"{generation.ref} was adopted, so its teacher is unknown; label the whole pool without --extend")
-    settings = LabelSettings.model_validate(request.settings | {"limit": None})  # the whole of the pool, whatever was labeled before
+    settings = _settings_of(generation)
     work = _Work(store, pool, settings, run or LabelRunSettings(), progress or Progress())
     earlier = {role: entry for role, entry in request.inputs.items() if role.startswith("teacher") or role == "calibration"}
     _check_not_strange(generation, earlier, store)
@@ -100,6 +101,18 @@ def extend(
         return extension_part(pool, labels, start, stop, work.run.decode_threads, show_life)
 
     return work.make(staging, len(pool), "pseudo_labels", part, earlier=generation)
+
+
+def _settings_of(generation: Version) -> LabelSettings:
+    """How a generation was labeled, for the whole of a pool, whatever its limit. Raises UsageError for other settings."""
+    try:
+        return LabelSettings.model_validate(generation.manifest.request.settings | {"limit": None})
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
+        raise UsageError(
+            f"--extend {generation.ref}: its manifest has settings that this nst does not label by ({place}: {error.errors()[0]['msg']}); "
+            "label the whole pool, without --extend"
+        ) from None
 
 
 def _check_not_like(store: Store, corpus: str, generation: int | None) -> None:
@@ -378,9 +391,9 @@ def _counts_like(like: Version, staging: Staging, counts: dict[str, Any]) -> dic
     per_class = {name: {"labeled": images, **found.get(index, none)} for index, (name, images) in enumerate(counts["per_class"].items())}
     return {
         **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
-        "labeled": parent["labeled"],
-        "dropped": {**parent["dropped"], **{reason: images for reason, images in lost.items() if images}},
-        "kept": parent["kept"] - errors,
+        "labeled": like.manifest.count("labeled"),
+        "dropped": {**parent.get("dropped", {}), **{reason: images for reason, images in lost.items() if images}},
+        "kept": like.manifest.count("kept") - errors,
         "unique": counts["labeled"],
         "copies": sum(one["copies"] for one in per_class.values()),
         "classes_without_images": [name for name, one in per_class.items() if not one["unique"]],

@@ -1,6 +1,8 @@
 """A model's config.json, which a stranger wrote: read, and checked before anything is made of its numbers and names."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,11 @@ PROCESSOR = "preprocessor_config.json"
 _SIDES = ("img_size", "input_size")  # in pixels, which no tensor may show
 _DEPTHS = ("layers", "depths", "depth", "num_layers", "num_hidden_layers", "num_blocks")
 _WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers, among many that weights do not show
+ADAPTER = "adapter_config.json"
+_OF_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # a value with a slash names code of the Hub
+_OF_OTHER_WEIGHTS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "quantization_config")
+# in names of arguments of timm
+_OF_FILES = re.compile(r"pretrained|checkpoint|(?<!drop_)path|file|url|hub|_dir|custom_load|state_dict")
 _NOT_OF_CLASSES = ("regression", "multi_label_classification")
 
 
@@ -21,7 +28,7 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     """The config.json of a model's folder. Raises NstError where it is none."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
     if not isinstance(config, dict):
         raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found a JSON {type(config).__name__}")
@@ -82,6 +89,8 @@ def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
     for place, value in (("pretrained_cfg", stored), ("model_args", arguments)):
         if not isinstance(value, dict):
             raise NstError(f"{name}: {CONFIG}: {place}: expected an object, found {_shown(value)}")
+    for key, value in arguments.items():
+        _check_argument(name, key, value)
     size = stored.get("input_size", [3, 1, 1])
     if not isinstance(size, list) or len(size) != 3 or not all(isinstance(one, int) for one in size):
         raise NstError(f"{name}: {CONFIG}: input_size: expected channels, height and width, found {_shown(size)}")
@@ -99,9 +108,7 @@ def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_transformers(name: str, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    attention = config.get("attn_implementation") or config.get("_attn_implementation")
-    if isinstance(attention, str) and "/" in attention:
-        raise NstError(f"{name}: {CONFIG}: attn_implementation {attention} names code of the Hub, which is not run; remove it there")
+    _check_names_nothing_else(name, folder, config)
     channels = config.get("num_channels", 3)
     if channels != 3:
         raise NstError(f"{name}: expected a network that takes RGB images (3 channels), found one of num_channels {_shown(channels)}")
@@ -114,6 +121,40 @@ def _of_transformers(name: str, folder: Path, config: dict[str, Any]) -> dict[st
         expected = f"a name for each of the classes 0 to {len(names) - 1}" if isinstance(names, dict) else "a name for each class"
         raise NstError(f"{name}: {CONFIG}: id2label: expected {expected}, found {_shown(names)}")
     return {**classes, "id2label": len(names)}
+
+
+def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+    """Raises NstError for an argument of a network of timm that could name a file or an address: only numbers and plain words pass."""
+    for where, text in _values(value, key):
+        if not isinstance(text, str) or (re.fullmatch(r"\w*", text) and not _OF_FILES.search(key) and not _OF_FILES.search(where)):
+            continue
+        raise NstError(f"{name}: {CONFIG}: model_args.{key}: expected numbers and plain words, found {_shown(value)}; no files: remove it")
+
+
+def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -> None:
+    """Raises NstError for a config of transformers by which it would fetch code, or read weights that are not the folder's own."""
+    if (folder / ADAPTER).exists():
+        raise NstError(f"{name}: {ADAPTER} names another model's weights, which are not fetched; merge it and save the model whole")
+    for key, value in _values(config):
+        if _OF_KERNELS.fullmatch(key):
+            if named := [text for _, text in _values(value) if isinstance(text, str) and "/" in text]:
+                raise NstError(f"{name}: {CONFIG}: {key} {named[0]} names code of the Hub, which is not run; remove it there")
+        elif key in _OF_OTHER_WEIGHTS and value:
+            raise NstError(f"{name}: {CONFIG}: {key}: expected a network whose own weights are all there is, found {_shown(value)}")
+        elif key == "transformers_weights" and not str(value).endswith(".safetensors"):
+            raise NstError(f"{name}: {CONFIG}: {key}: expected a file in safetensors, found {_shown(value)}")
+        elif key == "model_type" and str(value).startswith("timm"):
+            raise NstError(f"{name}: {CONFIG}: model_type {value}: expected `architecture`, `pretrained_cfg` and weights of timm")
+
+
+def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - anything that JSON can hold
+    """A value and all that lies below it, each with its key; what stands in a list has none."""
+    left = [(key, value)]
+    while left:
+        key, one = left.pop()
+        yield key, one
+        if isinstance(one, dict | list):
+            left += one.items() if isinstance(one, dict) else [("", item) for item in one]
 
 
 def _check_processor(name: str, folder: Path) -> None:

@@ -32,6 +32,8 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
     _check_keys(path, tree, set())
@@ -39,6 +41,8 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}{_explain(error, tree)}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply, or hold themselves") from None
     for place, reason in dead_keys(content, recipe):
         key = ".".join(map(str, place))
         raise UsageError(f"{path}, line {_line(tree, place)}: {key}: nothing would follow from it: {reason}; leave it out")
@@ -93,10 +97,10 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
     line = node.start_mark.line if node else 0
     for step in place:
-        if isinstance(node, yaml.MappingNode) and isinstance(step, int):
-            continue  # one where a list may stand
         if isinstance(node, yaml.MappingNode):
-            pairs = [(key, value) for key, value in node.value if key.value == step]
+            pairs = [(key, value) for key, value in node.value if key.value == str(step)]
+            if not pairs and isinstance(step, int):
+                continue  # one where a list may stand
             if not pairs:
                 break
             line, node = pairs[0][0].start_mark.line, pairs[0][1]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nst_train.evaluation_settings import CORRUPTED, PGD
+from nst_train.presets import PRESETS
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import OF_PSEUDO_LABELS, TrainSettings
 
@@ -17,8 +18,9 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
     """
     for number, written in enumerate(content["generations"]):
         yield from _of_generation(number, written, recipe)
-    if "class_names" in content["pool"] and content["pool"]["class_names"] is not None:
-        yield ("pool", "class_names"), "a pool has no labels that could be named"
+    for key in ("class_names", "label_column"):
+        if content["pool"].get(key) is not None:
+            yield ("pool", key), "a pool has no labels"
     if "seed" in (content.get("label") or {}) and recipe.label.seed and not recipe.label.noise:
         yield ("label", "seed"), "it decides the noise of labeling, and there is none without `noise: true`"
     evaluate = content.get("evaluate") or []
@@ -32,13 +34,16 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
         yield ("push_to", "pool_source"), "it stands in the cards of the corpus, which goes nowhere without `corpus: OWNER/NAME`"
 
 
+def idle_of_first(recipe: Recipe) -> list[str]:
+    """What the first generation's settings say of pseudo-labels, beside its preset's: often it is shared with the students by an anchor."""
+    first = recipe.generations[0]
+    of_preset = PRESETS[first.preset].values if first.preset else {}
+    return [key for key in OF_PSEUDO_LABELS if _is_set(first, key) and getattr(first, key) != of_preset.get(key)]
+
+
 def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
     place: Place = ("generations", number)
     settings = recipe.generations[number]
-    if number == 0:
-        for key in OF_PSEUDO_LABELS:
-            if key in written and _is_set(settings, key):
-                yield (*place, key), "it is about pseudo-labels, and the first generation is trained on labeled images alone"
     second = written.get("finetune")
     if not second or settings.finetune is None:
         return

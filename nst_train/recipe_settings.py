@@ -116,6 +116,9 @@ class EvaluationSettings(EvaluateSettings):
         return recorded_name(self.name or (suite if self.of_published else "test"), suite)
 
 
+_MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key is the default
+
+
 class Recipe(Settings):
     """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
 
@@ -190,6 +193,7 @@ class Recipe(Settings):
         """Each part takes the recipe's seed where it names none of its own."""
         if not isinstance(content, dict):
             return content
+        content = {name: value for name, value in content.items() if value is not None or name not in _MAY_BE_EMPTY}
         seed = content.get("seed", 0)
         parts = {name: content.get(name, {}) for name in ("select", "label")} | {"generations": content.get("generations", [])}
         for name in ("select", "label"):

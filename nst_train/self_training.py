@@ -10,6 +10,7 @@ Where it departs from the paper:
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,16 @@ from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.imagenet_classes import columns_of, known_wnids
 from nst_train.imagenet_suites import classes_of
 from nst_train.label import label, label_like
-from nst_train.models import check_names, published_size
+from nst_train.models import check_names, published_size, takes_momentum
+from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.suites import open_suite
 from nst_train.trackers import check_trackers
 from nst_train.train import train
 from nst_train.trials import Trial
+
+_OPTIONS_OF_SOURCES = re.compile(r"--(class-names|image-column|label-column|stream)\b")  # keys of a recipe's source
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Generation:
 def self_training(recipe: Recipe, store: Store, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop, or what is left of it; the generations in order, the control last where the recipe asks for one."""
     progress = progress or Progress()
+    _say_idle(recipe, progress)
     labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
     test = _open("test", recipe.test, progress) if recipe.test else None
     validation = _open("validation", recipe.validation, progress) if recipe.validation else None
@@ -153,6 +158,15 @@ class _Publishing:
         return version
 
 
+def _say_idle(recipe: Recipe, progress: Progress) -> None:
+    """Say which settings change nothing but may well stand there, since generations share them."""
+    for key in idle_of_first(recipe):
+        progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images alone")
+    for number, settings in enumerate(recipe.generations):
+        if settings.momentum != TrainSettings.model_fields["momentum"].default and not takes_momentum(settings.optimizer):
+            progress.say(f"generations.{number}.momentum changes nothing: {settings.optimizer} has none")
+
+
 def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
     """What would stop a later generation stops the loop before its first."""
     check_trainable(labeled)
@@ -243,7 +257,8 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path
     try:
         source = open_source(settings.source, role != "pool", settings.class_names, stream=settings.stream, indexes=indexes, **columns)
     except NstError as error:
-        raise (error if is_path else type(error)(f"{beside}, and on the Hub: {error}")) from None
+        reason = _OPTIONS_OF_SOURCES.sub(lambda option: f"`{option[1].replace('-', '_')}`", str(error))
+        raise type(error)(f"{role}: {reason}" if is_path else f"{beside}, and on the Hub: {reason}") from None
     if not is_path:
         progress.say(f"{beside}; it is {source.location} of the Hub")
     return source

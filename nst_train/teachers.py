@@ -15,6 +15,7 @@ import numpy as np
 import timm
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
@@ -121,7 +122,11 @@ def load_teacher(
 def _noise_of(names: Sequence[str], store: Store) -> Noise:
     if len(names) > 1 or not is_in_store(names[0], store):
         return Noise()
-    return Noise.model_validate(store.open(names[0], "teacher").manifest.request.settings["noise"])
+    version = store.open(names[0], "teacher")
+    try:
+        return Noise.model_validate(version.manifest.request.settings["noise"])
+    except (KeyError, ValidationError):
+        raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without --noise") from None
 
 
 def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | None:

@@ -346,7 +346,7 @@ def _check_batch_size(settings: TrainSettings, processes: int) -> None:
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
     """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
-    teacher = edition.manifest.counts["teacher_parameters"]
+    teacher = edition.manifest.count("teacher_parameters")
     if parameters < teacher:
         progress.say(
             f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "

@@ -100,6 +100,9 @@ def refused(name, tmp_path):
         ({"model_args": {"block_args": {"rd_channels": [[8, 1e300]]}}}, "config.json: model_args.block_args: expected numbers that its "),
         ({"model_args": {"mlp_ratio": float("nan")}}, "config.json: model_args.mlp_ratio: expected numbers that its "),
         ({"pretrained_cfg": 7}, "config.json: pretrained_cfg: expected an object, found 7"),
+        ({"model_args": {"checkpoint_path": "secret"}}, "config.json: model_args.checkpoint_path: expected numbers and plain words"),
+        ({"model_args": {"pretrained_cfg_overlay": {"file": "x"}}}, "model_args.pretrained_cfg_overlay: expected numbers and plain words"),
+        ({"model_args": {"act_layer": ["x", {"y": "../x.pth"}]}}, "model_args.act_layer: expected numbers and plain words"),
         ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
         ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
         ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
@@ -177,10 +180,30 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
         ({"problem_type": "regression"}, "expected a classifier of one class an image, found problem_type regression"),
         ({"problem_type": "multi_label_classification"}, "found problem_type multi_label_classification"),
         ({"attn_implementation": "owner/kernel"}, "attn_implementation owner/kernel names code of the Hub, which is not run"),
+        ({"attn_implementation": {"": "owner/kernel"}}, "attn_implementation owner/kernel names code of the Hub"),
+        ({"_attn_implementation": {"a": ["b", "owner/kernel"]}}, "_attn_implementation owner/kernel names code of the Hub"),
+        ({"_attn_implementation_internal": "owner/kernel"}, "_attn_implementation_internal owner/kernel names code"),
+        ({"parts": [{"vision_config": {"experts_implementation": "owner/k:x"}}]}, "experts_implementation owner/k:x names code"),
+        ({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x.pth"}}, "model_type timm_wrapper: expected `architecture`"),
+        ({"backbone_config": {"model_type": "timm_backbone"}}, "model_type timm_backbone: expected `architecture`"),
+        ({"backbone": "owner/net", "use_pretrained_backbone": True}, "backbone: expected a network whose own weights are all there is"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: expected a network whose own weights"),
+        ({"transformers_weights": "x.bin"}, 'transformers_weights: expected a file in safetensors, found "x.bin"'),
     ],
 )
 def test_a_config_of_transformers_that_does_not_fit_is_one_line(tmp_path, transformers, changes, says):
     assert says in refused(of_transformers(tmp_path, transformers, **changes), tmp_path)
+
+
+def test_arguments_that_are_numbers_and_plain_words_are_taken(tmp_path, timms):
+    name = of_timm(tmp_path, timms, model_args={"drop_path_rate": 0.1, "drop_rate": 0.1, "global_pool": "avg"})
+    assert load_classifier(name, Store(tmp_path / "store"))[0].class_names == NAMES
+
+
+def test_an_adapter_of_another_model_is_not_followed(tmp_path, transformers):
+    name = of_transformers(tmp_path, transformers)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}')
+    assert "adapter_config.json names another model's weights, which are not fetched" in refused(name, tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["vit", "stranger"])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.lineage import lineage
-from nst_data.manifest import Input, read_manifest
+from nst_data.manifest import Input, parse_manifest, read_manifest
 from nst_data.places import Place, may_be_pulled, places_of, remember_place
 from nst_data.public_form import published_manifest
 from nst_data.repository import Repository, check_foreign
@@ -34,6 +34,48 @@ def pulled(store, ref, **changed):
     strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})}).marked_as_pulled()
     (version.folder / "nst.json").write_text(strange.model_dump_json())
     return store.open(ref)
+
+
+def test_lineage_of_a_version_in_the_store_asks_no_repository_that_a_downloaded_manifest_names(store, monkeypatch):
+    asked = []
+
+    def manifest(self, revision):
+        asked.append((self.id, revision))
+        return store.open("tiny@gen-1").manifest.model_copy(update={"digest": "x"})
+
+    monkeypatch.setattr(Repository, "manifest", manifest)
+    named = {"repo": "eve/bugs@gen-0", "revision": "0" * 40, "digest": "2" * 64}
+
+    def link(ref, **changed):
+        version = store.open(ref)
+        request = version.manifest.request
+        inputs = {role: entry.model_copy(update=named if role == changed["role"] else {}) for role, entry in request.inputs.items()}
+        strange = version.manifest.model_copy(update={"request": request.model_copy(update={"inputs": inputs})})
+        strange = strange.marked_as_pulled() if changed["is_pulled"] else strange
+        (version.folder / "nst.json").write_text(strange.model_dump_json())
+
+    link("tiny@gen-1", role="teacher", is_pulled=True)
+    (teacher,) = [one for one in lineage(store, "tiny@gen-1").inputs if one.role == "teacher"]
+    assert (asked, teacher.note) == ([], "named by a downloaded manifest, not followed: nst lineage eve/bugs@gen-0")
+    link("tiny@gen-1.1", role="generation", is_pulled=False)  # what the user made names it: followed, but no further
+    (generation,) = [one for one in lineage(store, "tiny@gen-1.1").inputs if one.role == "generation"]
+    assert asked == [("eve/bugs", "0" * 40)]
+    assert "not followed" in next(one.note for one in generation.inputs if one.role == "teacher")
+
+
+def test_an_anonymous_edition_links_to_no_labels_but_anonymous_ones(store):
+    generation, edition = store.open("tiny@gen-1"), store.open("tiny@gen-1.1")
+
+    def place(**wanted):
+        entry = published_manifest(edition, store, **wanted).request.inputs["generation"]
+        return entry.repo, entry.revision
+
+    remember_place(generation.folder, Place("me/named", "gen-1", "1" * 40, "d", pulled=False))
+    assert (place(), place(anonymous_in="me/hidden")) == (("me/named@gen-1", "1" * 40), (None, None))
+    for name in ("hidden", "other"):
+        remember_place(generation.folder, Place(f"me/{name}", "gen-1", "2" * 40, "e", anonymous=True, pulled=False))
+    assert place(anonymous_in="me/hidden") == ("me/hidden@gen-1", "2" * 40)
+    assert place() == ("me/named@gen-1", "1" * 40)
 
 
 def run(store, *words):
@@ -179,3 +221,49 @@ def test_a_teacher_of_the_hub_brings_its_network_and_nothing_that_names_another(
     check_foreign(manifest, repository)
     with pytest.raises(NstError, match=rf"its manifest has the file name '{file}', which nst does not write"):
         check_foreign(manifest.model_copy(update={"files": manifest.files | {file: manifest.files["config.json"]}}), repository)
+
+
+def rewritten(store, ref, settings=None, counts=None, without=()):
+    """A version whose manifest says something else of itself."""
+    version = store.open(ref)
+    content = json.loads((version.folder / "nst.json").read_text())
+    content["request"]["settings"] |= settings or {}
+    content["counts"] |= counts or {}
+    for part, name in without:
+        (content["request"]["settings"] if part == "settings" else content["counts"]).pop(name)
+    (version.folder / "nst.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("settings", [{"later": 1}, {"batch_size": "many"}])
+def test_settings_of_a_manifest_that_nst_does_not_know_are_one_line(store, tiny_store, settings):
+    rewritten(store, "tiny@gen-1", settings)
+    done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
+    assert done.exit_code == 2
+    (name,) = settings
+    assert f"--extend tiny@gen-1: its manifest has settings that this nst does not label by ({name}: " in done.stderr
+    assert "label the whole pool, without --extend" in done.stderr
+
+
+def test_counts_and_noise_that_a_manifest_lacks_are_one_line(store, tiny_store):
+    rewritten(store, "tiny@gen-1", without=[("counts", "teacher_parameters")])
+    done = run(store, "balance", "tiny@gen-1", "--min-confidence", 0, "--per-class", 7)
+    assert (done.exit_code, done.stderr.count("tiny@gen-1: its manifest has no number of teacher_parameters; ")) == (1, 1)
+    assert store.unfinished() == []
+    rewritten(store, "tiny-teacher@gen-0", without=[("settings", "noise")])
+    done = run(store, "label", tiny_store[2], "--teacher", "tiny-teacher", "--corpus", "noised", "--noise")
+    assert done.exit_code == 1
+    assert "tiny-teacher@gen-0: its manifest does not say by what noise it was trained; label without --noise" in done.stderr
+
+
+def test_counts_of_another_shape_are_refused_by_the_pull(store):
+    manifest = store.open("tiny@gen-1.1").manifest
+    check_foreign(manifest, Repository("eve/bugs"))
+    for counts in ({"dropped": 3}, {"per_class": {"ant": "many"}}, {"per_class": {"ant": {"unique": "x"}}}):
+        with pytest.raises(NstError, match=r"^eve/bugs: its manifest has no numbers of images by class or reason"):
+            check_foreign(manifest.model_copy(update={"counts": manifest.counts | counts}), Repository("eve/bugs"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 1, "x": ' + "[" * 100_000])
+def test_a_manifest_that_is_nested_too_deeply_is_one_line(text):
+    with pytest.raises(NstError, match=r"^x: expected a manifest, found unreadable JSON"):
+        parse_manifest(text, "x")

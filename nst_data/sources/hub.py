@@ -25,6 +25,7 @@ _REFERENCE = re.compile(
     r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/(pr|convert)/[^/:]+|[^/:]+))?(:(?P<config>[^/:]+))?(/(?P<split>[\w.-]+))?",
     re.ASCII,
 )
+_ADDRESS = re.compile(r"(?:hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:datasets/)?(\w[^/?#]*/[^/?#]+)", re.ASCII)
 _FILE_SUFFIXES = (".parquet", ".tar", ".txt", ".tgz", ".gz")
 _TIMEOUT_SECONDS = 30
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -41,7 +42,9 @@ class HubReference:
 
     @classmethod
     def parse(cls, text: str) -> "HubReference | None":
-        """The reference in a text, None where the text is rather a path."""
+        """The reference in a text, None where the text is rather a path. Raises UsageError for an address of the Hub."""
+        if address := _ADDRESS.match(text):
+            raise UsageError(f"{text}: expected a dataset of the Hub as OWNER/NAME; write {address[1]}")
         match = _REFERENCE.fullmatch(text)
         if match is None or text.lower().endswith(_FILE_SUFFIXES):
             return None
