@@ -277,7 +277,9 @@ class RunSettings(ReadSettings):
         ge=0,
         description="Minutes between checkpoints; an epoch's end also writes one if the last is a minute old. 0: one at every step.",
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Number of checkpoints to keep; if the newest is damaged, the one before it is used.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Number of checkpoints to keep; if the newest is damaged, the one before it is used."
+    )
     tracker: tuple[str, ...] = Field(
         (), description="A tracker of Accelerate, such as wandb; several allowed. Default: tensorboard if installed; none for no tracker."
     )
