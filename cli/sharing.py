@@ -25,7 +25,7 @@ def push(
     ],
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Tag name; the version's number by default.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; it is private by default.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Allow a public repository; new ones are private by default.")] = False,
     anonymous: Annotated[
         bool,
         typer.Option(

@@ -67,11 +67,11 @@ class PseudoNoise(Settings):
 
     panel: ClassVar[str] = "Noise of pseudo-labeled images"
 
-    magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if another.")
-    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if others.")
-    cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if another.")
-    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if another.")
-    stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if another.")
+    magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
+    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
+    cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if different.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
+    stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
 
 
 def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -275,9 +275,11 @@ class RunSettings(ReadSettings):
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Minutes between checkpoints; the end of an epoch writes one after a minute already. 0 writes one at every step.",
+        description="Minutes between checkpoints; an epoch's end also writes one if the last is a minute old. 0: one at every step.",
     )
-    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints that are kept; a damaged one is passed over for the one before.")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="Number of checkpoints to keep; if the newest is damaged, the one before it is used."
+    )
     tracker: tuple[str, ...] = Field(
-        (), description="A tracker of Accelerate, such as wandb; several allowed. By default tensorboard where it is installed; or none."
+        (), description="A tracker of Accelerate, such as wandb; several allowed. Default: tensorboard if installed; none for no tracker."
     )

@@ -223,7 +223,7 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
         (["--min-confidence", "nan"], "--min-confidence: input should be a finite number, got nan"),
         (["--master", "local[2]"], "--master requires --engine spark"),
         (["--engine", "sparc"], "--engine sparc: expected polars or spark"),
-        (["--pool", "pool"], "--pool applies to --exclude SOURCE and --embed-images; add one of them"),
+        (["--pool", "pool"], "--pool applies to --exclude SOURCE and --embed-images; add one of them, or remove --pool"),
     ],
 )
 @pytest.mark.usefixtures("generation")

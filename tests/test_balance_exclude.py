@@ -164,8 +164,8 @@ def test_the_command_takes_the_pool_from_where_it_is_now_and_warns_of_what_it_co
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--pool=here", "--pool applies to --exclude SOURCE and --embed-images; add one of them"),
-        ("--image-column=here", "--image-column applies to --exclude SOURCE; add it"),
+        ("--pool=here", "--pool applies to --exclude SOURCE and --embed-images; add one of them, or remove --pool"),
+        ("--image-column=here", "--image-column applies to --exclude SOURCE; add it, or remove --image-column"),
         ("--exact-overlap-only", "--exact-overlap-only requires --exclude SOURCE"),
     ],
 )

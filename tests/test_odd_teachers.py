@@ -107,7 +107,7 @@ def refused(name, tmp_path):
         ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
         ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
         ({"inside": {"crop_pct": "0.9"}}, "crop_pct: expected the kept share of the image, such as 0.875, found '0.9'"),
-        ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the share"),
+        ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the kept share"),
         ({"inside": {"mean": [0.5]}}, "mean, std: expected three numbers each, none of std 0, found [0.5]"),
         ({"inside": {"std": [1, 0, 1]}}, "mean, std: expected three numbers each"),
         ({"inside": {"interpolation": "magic"}}, "interpolation: expected bicubic, bilinear or another of timm's, found 'magic'"),
