@@ -17,7 +17,7 @@ from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.sequences import Sequences
-from nst_data.unreadable import check_readable
+from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (
@@ -68,6 +68,8 @@ class Effort:
         lost = np.flatnonzero(~is_read(found).any(axis=0))
         first = repr(trial.source.key(int(lost[0]))) if len(lost) else ""
         check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
+        if classes := lost_classes(trial.labels, trial.class_names, lost):
+            self.progress.say(f"{trial.source.location}: {phrase(classes)}")
         return found
 
 
@@ -158,7 +160,9 @@ class Accuracy:
         return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""
+        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions; `classes_not_read`, where
+        there are any: those of which no image could be read, with how many each has.
+        """
         part = self.part or Part()
         trial = (
             Trial.of("evaluate", self.source, candidate.classifier)
@@ -166,11 +170,13 @@ class Accuracy:
             else part.trial(self.name, self.name, self.source, candidate.classifier)
         )
         outcomes = effort.observe(candidate, trial)[0]
+        lost = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
         result = {
             **metrics.summary(outcomes, len(trial.class_names)),
             "reliability": metrics.reliability(outcomes),
             "classes": metrics.by_class(outcomes, trial.class_names),
             "confusions": metrics.confusions(outcomes, trial.class_names),
+            **({"classes_not_read": lost} if lost else {}),
             **part.marks(self.name, candidate.classifier),
         }
         return Measured(result, {"top1": right_by_image(outcomes)})

@@ -111,7 +111,9 @@ def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
     assert len(open_source(str(photos))) == 2 * len(folders)  # as a pool it is one
 
 
-@pytest.mark.parametrize("names", [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"]])
+@pytest.mark.parametrize(
+    "names", [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"]]
+)
 def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
     write_class_folders(tmp_path, names, 1)
     assert open_source(str(tmp_path), labeled=True).class_names == names
