@@ -247,7 +247,9 @@ class _Work:
         anew = f"`nst remove {version.ref}` and run this again to label them"
         if not labels:
             raise NstError(f"{version.ref} is there already and holds no label: none of its {errors:,} images could be read; {anew}")
-        left_out = f"; {errors:,} images that could not be read are not in it: {anew}" if errors else ""
+        are = "images that could not be read are" if errors > 1 else "image that could not be read is"
+        sealed = "--retry-errors does nothing to a sealed version, " if self.run.retry_errors else ""
+        left_out = f"; {errors:,} {are} not in it: {sealed}{anew}" if errors else ""
         self.progress.say(f"{version.ref} is there already: the same teacher, images and settings{left_out}")
 
     def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
@@ -319,7 +321,8 @@ class _Work:
 
     def _retry_errors(self, labeling: Labeling) -> None:
         if healed := labeling.retry_errors():
-            self.progress.say(f"{labeling.staging.ref}: {healed:,} images that could not be read can be now; their shards are made again")
+            images = f"{healed:,} image{'s' * (healed > 1)}"
+            self.progress.say(f"{labeling.staging.ref}: {images} that could not be read can be now; their shards are made again")
 
     def _label(self, labeling: Labeling, since: float) -> None:
         plan = labeling.shards.plan
@@ -356,7 +359,7 @@ class _Work:
         shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
         size = f"about {needed / 2**20:,.0f} MB" if needed > 2**20 else "under 1 MB"
         warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
-        self.progress.say(f"{staging.ref}: {plan.rows:,} images in {shards}, {size} on disk{warning}")
+        self.progress.say(f"{staging.ref}: {plan.rows:,} image{'s' * (plan.rows > 1)} in {shards}, {size} on disk{warning}")
 
 
 def _moved(there: Request, asked: Request) -> str | None:

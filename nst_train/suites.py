@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
+from nst_data.images import decode
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
@@ -66,11 +67,20 @@ class Effort:
         """As `trials.observe`. Raises NstError where none of the images can be read, or more of them cannot than the run allows."""
         found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
         lost = np.flatnonzero(~is_read(found).any(axis=0))
-        first = repr(trial.source.key(int(lost[0]))) if len(lost) else ""
+        first = _why_lost(trial.source, int(lost[0])) if len(lost) else ""
         check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
         if classes := lost_classes(trial.labels, trial.class_names, lost):
             self.progress.say(f"{trial.source.location}: {phrase(classes)}")
         return found
+
+
+def _why_lost(source: Source, row: int) -> str:
+    """A line about an image that could not be read; outcomes keep no reason."""
+    try:
+        decode(source.read(row))
+    except (NstError, OSError) as error:
+        return f"{source.key(row)!r}: {error}"
+    return repr(source.key(row))
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,9 @@ def _train(
     with staging.refusable():
         training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
-    entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
-    progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
+    steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
+    entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
+    progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
     with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
         training.run(run, progress, since, trackers)
     if sign is not None:

@@ -110,6 +110,10 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     run = RUN.model_copy(update={"max_unreadable": 0.7})
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run)
     assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
+    said, again = Told(), run.model_copy(update={"retry_errors": True})
+    label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
+    says = "2 images that could not be read are not in it: --retry-errors does nothing to a sealed version, `nst remove bugs@gen-1`"
+    assert any(says in line for line in said.lines)
     (pool / "0-102.png").write_bytes(b"text")
     with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
         label(store, "none", teacher, open_source(str(pool)), SETTINGS, run=run.model_copy(update={"max_unreadable": 1.0}))
