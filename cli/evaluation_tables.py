@@ -139,4 +139,4 @@ def _numbered(models: Iterable[str]) -> list[str]:
 def _title(suite: str, by_model: ByModel) -> str:
     first = next(iter(by_model.values()))
     unread = f", {first['errors']:,} could not be read" if first["errors"] else ""
-    return f"{'images as they are' if suite == CLEAN else suite}, {first['images']:,} images{unread}"
+    return f"{'images as they are' if suite == CLEAN else suite}, {first['images']:,} image{'s' * (first['images'] != 1)}{unread}"

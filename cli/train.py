@@ -93,7 +93,8 @@ def train(
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
         return
     best = f", the weights of step {counts['best_step']:,}, best on the validation images" if "best_step" in counts else ""
-    print(f"{version.ref}: {counts['parameters']:,} parameters after {counts['steps']:,} steps{best}")
+    steps = f"{counts['steps']:,} step{'s' * (counts['steps'] != 1)}"
+    print(f"{version.ref}: {counts['parameters']:,} parameters after {steps}{best}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 

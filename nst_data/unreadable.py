@@ -1,6 +1,10 @@
 """How many images of a source may be unreadable before work on it stops."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 
@@ -24,3 +28,18 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
     found = f"{unreadable:,} of its {images:,} {noun} ({share:.0%}) could not be read, more than the {max_unreadable:.0%} allowed"
     allow = f"--max-unreadable {math.ceil(share * 100) / 100:g} (in a recipe `max_unreadable` under `run`)"
     raise NstError(f"{what}: {found}; {back}, or go on without them: {allow}")
+
+
+def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:
+    """The classes whose images are all among the rows `lost`, with how many each has; `labels` has the class of every row."""
+    images, unread = (np.bincount(some, minlength=len(class_names)) for some in (labels, labels[lost]))
+    return {class_names[one]: int(images[one]) for one in np.flatnonzero((images > 0) & (images == unread)).tolist()}
+
+
+def phrase(classes: dict[str, int]) -> str:
+    """Of one lost class or more."""
+    first = [f"{name!r}" for name in classes][:5]
+    if len(classes) == 1:
+        (images,) = classes.values()
+        return f"{f'none of the {images:,} images' if images > 1 else 'no image'} of class {first[0]} can be read"
+    return f"no image of {len(classes):,} classes can be read: {', '.join(first)}{', ...' * (len(classes) > 5)}"

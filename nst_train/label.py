@@ -260,7 +260,9 @@ class _Work:
         again = f"`nst remove {version.ref}` and rerun to label them"
         if not labels:
             raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
-        left_out = f"; {errors:,} unreadable images are missing from it: {again}" if errors else ""
+        unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
+        sealed = "--retry-errors does nothing to a sealed version, " if self.run.retry_errors else ""
+        left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
         self.progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")
 
     def make(self, staging: Staging, rows: int, table: str, part: PartMaker, **about: Any) -> Version:  # noqa: ANN401
@@ -332,7 +334,8 @@ class _Work:
 
     def _retry_errors(self, labeling: Labeling) -> None:
         if healed := labeling.retry_errors():
-            self.progress.say(f"{labeling.staging.ref}: {healed:,} previously unreadable images are readable now; rewriting their shards")
+            images = f"{healed:,} previously unreadable image{'s are' if healed > 1 else ' is'} readable now"
+            self.progress.say(f"{labeling.staging.ref}: {images}; rewriting their shards")
 
     def _label(self, labeling: Labeling, since: float) -> None:
         plan = labeling.shards.plan
@@ -369,7 +372,7 @@ class _Work:
         shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
         size = f"about {needed / 2**20:,.0f} MB" if needed > 2**20 else "under 1 MB"
         warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
-        self.progress.say(f"{staging.ref}: {plan.rows:,} images in {shards}, {size} on disk{warning}")
+        self.progress.say(f"{staging.ref}: {plan.rows:,} image{'s' * (plan.rows > 1)} in {shards}, {size} on disk{warning}")
 
 
 def _moved(there: Request, asked: Request) -> str | None:

@@ -10,7 +10,7 @@ from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
 from nst_data.store import Staging, Version
-from nst_data.unreadable import check_readable
+from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train.batches import LabeledImages, unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
@@ -68,3 +68,11 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
         shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
         progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes have no image: {shown}")
     return [*empty, *source.empty_classes]
+
+
+def say_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
+    """Of validation images: say of which classes none can be read."""
+    assert source.labels is not None, "validation needs labels"
+    lost = np.fromiter(map(int, faults), np.int64, count=len(faults))
+    if classes := lost_classes(source.labels, source.class_names or [], lost):
+        progress.say(f"{source.location}: {phrase(classes)}")

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
+from nst_data.images import decode
 from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.sequences import Sequences
-from nst_data.unreadable import check_readable
+from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (
@@ -66,9 +67,20 @@ class Effort:
         """As `trials.observe`. Raises NstError where none of the images can be read, or more of them cannot than the run allows."""
         found = observe(candidate, trial, conditions, self.kept, self.run, self.progress)
         lost = np.flatnonzero(~is_read(found).any(axis=0))
-        first = repr(trial.source.key(int(lost[0]))) if len(lost) else ""
+        first = _why_lost(trial.source, int(lost[0])) if len(lost) else ""
         check_readable(trial.source.location, len(trial.source), len(lost), self.run.max_unreadable, first)
+        if classes := lost_classes(trial.labels, trial.class_names, lost):
+            self.progress.say(f"{trial.source.location}: {phrase(classes)}")
         return found
+
+
+def _why_lost(source: Source, row: int) -> str:
+    """A line about an image that could not be read; outcomes keep no reason."""
+    try:
+        decode(source.read(row))
+    except (NstError, OSError) as error:
+        return f"{source.key(row)!r}: {error}"
+    return repr(source.key(row))
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,9 @@ class Accuracy:
         return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
 
     def measure(self, candidate: Candidate, effort: Effort) -> Measured:
-        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions."""
+        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions; `classes_not_read`, where
+        there are any: those of which no image could be read, with how many each has.
+        """
         part = self.part or Part()
         trial = (
             Trial.of("evaluate", self.source, candidate.classifier)
@@ -166,11 +180,13 @@ class Accuracy:
             else part.trial(self.name, self.name, self.source, candidate.classifier)
         )
         outcomes = effort.observe(candidate, trial)[0]
+        lost = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
         result = {
             **metrics.summary(outcomes, len(trial.class_names)),
             "reliability": metrics.reliability(outcomes),
             "classes": metrics.by_class(outcomes, trial.class_names),
             "confusions": metrics.confusions(outcomes, trial.class_names),
+            **({"classes_not_read": lost} if lost else {}),
             **part.marks(self.name, candidate.classifier),
         }
         return Measured(result, {"top1": right_by_image(outcomes)})

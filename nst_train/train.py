@@ -29,7 +29,7 @@ from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
 from nst_train.noise import seed_network, seed_of, training_transforms
-from nst_train.readable import check_classes, check_unchanged, unreadable_images
+from nst_train.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.step import Step, make_step
@@ -126,8 +126,9 @@ def _train(
     with staging.refusable():
         training = _Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
-    entries = f" and {len(training.pseudo):,} pseudo-labeled entries" if training.pseudo else ""
-    progress.say(f"{staging.ref}: {training.step.schedule.steps:,} steps over {len(training.labeled):,} labeled images{entries}")
+    steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
+    entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
+    progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
     with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
         training.run(run, progress, since, trackers)
     if sign is not None:
@@ -221,7 +222,9 @@ class _Training:
         step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
         scores, unscored = None, 0
         if validation is not None:
-            unscored = len(unreadable_images(staging, "validation", validation, run, progress))
+            unscored_faults = unreadable_images(staging, "validation", validation, run, progress)
+            say_lost_classes(validation, unscored_faults, progress)
+            unscored = len(unscored_faults)
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
             scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)

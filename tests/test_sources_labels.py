@@ -28,7 +28,7 @@ def test_string_labels_are_classes_in_sorted_order(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, None], "1 rows without a label"),
+        ([0, None], "1 row without a label"),
         ([0.0, 1.0], "is double, expected integers or strings"),
         ([-1, 1], "holds -1 to 1, expected 0 to 1"),
     ],

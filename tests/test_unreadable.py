@@ -19,9 +19,10 @@ from nst_data.errors import NstError
 from nst_data.settings import AdoptSettings, BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_data.unreadable import check_readable
+from nst_data.unreadable import check_readable, lost_classes, phrase
+from nst_train.evaluate import measure
 from nst_train.label import extend, label, label_like
-from nst_train.settings import RunSettings, TrainSettings
+from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.train import train
 
 NAMES = ["ant", "bee", "cat"]
@@ -111,6 +112,10 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     run = RUN.model_copy(update={"max_unreadable": 0.7})
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run)
     assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
+    said, again = Told(), run.model_copy(update={"retry_errors": True})
+    label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
+    says = "2 images that could not be read are not in it: --retry-errors does nothing to a sealed version, `nst remove bugs@gen-1`"
+    assert any(says in line for line in said.lines)
     (pool / "0-102.png").write_bytes(b"text")
     with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
         label(store, "none", teacher, open_source(str(pool)), SETTINGS, run=run.model_copy(update={"max_unreadable": 1.0}))
@@ -266,3 +271,26 @@ def test_a_wrong_pool_is_refused_by_a_sample(tmp_path):
 
     hashes.append(pa.array([image_hash(b"other %d" % read[-1])]))
     source.check_holds_some(lambda: hashes, 300)
+
+
+def test_a_class_of_which_no_image_can_be_read_is_named_in_validation_and_evaluation(store, tmp_path):
+    folders = [write_class_folders(tmp_path / name, NAMES, images) for name, images in (("labeled", 4), ("scored", 2))]
+    for path in (folders[1] / "bee").iterdir():
+        path.write_bytes(b"text")
+    labeled, scored = (open_source(str(folder), labeled=True) for folder in folders)
+    for act in ("validation", "evaluation"):
+        said = Told()
+        if act == "validation":
+            teacher = train(store, "t", TRAINED, labeled, validation=scored, run=TRAIN_RUN, progress=said)
+        else:
+            result = measure(store, teacher, scored, "scored", ReadSettings(decode_threads=1), said)
+            assert (result["classes_not_read"], result["errors"]) == ({"bee": 2}, 2)
+        assert any(f"{scored.location}: none of the 2 images of class 'bee' can be read" in line for line in said.lines)
+
+
+def test_a_class_is_lost_where_no_image_of_it_is_left():
+    labels = np.array([0, 0, 1, 1, 2])
+    assert lost_classes(labels, ["ant", "bee", "cat", "none"], np.array([0, 2, 3])) == {"bee": 2}
+    assert lost_classes(labels, NAMES, np.array([], np.int64)) == {}
+    assert phrase({"bee": 1}) == "no image of class 'bee' can be read"
+    assert phrase({"bee": 1, "cat": 2}) == "no image of 2 classes can be read: 'bee', 'cat'"

@@ -122,7 +122,8 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     if pa.types.is_dictionary(kind):
         return class_values(column.cast(kind.value_type), location, name)
     if column.null_count:
-        raise NstError(f"{location}: column `{name}` has {column.null_count:,} rows without a label; a labeled set has one for every image")
+        rows = f"{column.null_count:,} row{'s' * (column.null_count > 1)}"
+        raise NstError(f"{location}: column `{name}` has {rows} without a label; a labeled set has one for every image")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
             return column.cast(pa.int64())
