@@ -20,7 +20,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nst_data.errors import NstError, UsageError, is_out_of_memory
-from nst_data.progress import as_text
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
 
 from .output import lost_output, nowhere, open_output
@@ -131,6 +130,8 @@ def _tell_lost_output(is_all: bool) -> None:
 
 
 def _fail(message: str, status: int) -> None:
+    from nst_data.progress import as_text
+
     print(f"nst: {as_text(' '.join(message.split()))}", file=sys.stderr)
     raise typer.Exit(status)
 

@@ -242,7 +242,7 @@ def test_class_names_with_control_characters_are_refused(tmp_path, store):
     [
         ("ant\nbee\ncat\ndog", r"--class-names .*: expected 3 different names, one for each number of `probs`, found 4"),
         ("ant\nbee\nbee", r"--class-names .*: expected 3 different names, one for each number of `probs`, found 2"),
-        ("ant\nb\x07e\ncat", r"--class-names .*: the class name 'b\\x07e' is empty or holds control characters"),
+        ("ant\nb\x07e\ncat", r"--class-names .*: line 2 is 'b\\x07e'; expected a name without control characters"),
     ],
 )
 def test_a_file_must_name_each_class_once(tmp_path, store, table, lines, line):
