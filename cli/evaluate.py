@@ -54,6 +54,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
+    from nst_data.files import is_writable
     from nst_data.progress import on_this_terminal
     from nst_data.sources import Source, open_source
     from nst_data.store import check_name
@@ -71,6 +72,8 @@ def evaluate(
     for model in models if record is not None else []:
         if not is_in_store(model, there):
             raise UsageError(f"--record: {model} is not a teacher in the store, so nothing can be recorded for it; remove --record")
+        if not all(map(is_writable, ((folder := there.open(model, "teacher").folder), folder.parent))):
+            raise UsageError(f"--record: {folder} is not writable; remove --record, or make the store writable")
     if settings.of_published:
         given = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column, "--stream": stream}
         for option in (option for option, value in given.items() if value):
@@ -81,6 +84,8 @@ def evaluate(
     reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
     suites = [open_suite(name, source, settings, reference) for name in settings.suite]
     effort = Effort(kept_outcomes(there), run, on_this_terminal())
+    if not is_writable(kept_outcomes(there)):
+        effort.progress.say(f"{kept_outcomes(there)} cannot be written to: nothing that is measured is kept for a next run")
     found: Found = {suite.name: {} for suite in suites}
     for model in models:
         candidate = load_candidate(model, there)

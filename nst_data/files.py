@@ -168,6 +168,13 @@ def place_once(fresh: Path, place: Path) -> bool:
     return True
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether this process may write into a folder, or make it where it is not there yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def discard(folder: Path) -> None:
     """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
     if not folder.is_dir():

@@ -7,7 +7,7 @@ Chunks with images that could not be read are made again by the next run: those 
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_data.errors import NstError, first_line
-from nst_data.files import replacing, write_text
+from nst_data.files import is_writable, replacing, write_text
 from nst_data.manifest import json_digest
-from nst_train.device import this_process
+from nst_train.device import agreed_text, this_process
 
 # one image under one condition: `label` is -1 where it could not be read, `nll` is in nats, `top5` whether the label is among the
 # five most probable classes
@@ -76,7 +76,10 @@ def is_read(outcomes: Outcomes) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where the outcomes of one piece of work are kept; `identity` is all that decides them. Without a folder they are in memory alone."""
+    """Where the outcomes of one piece of work are kept; `identity` is all that decides them.
+
+    Without a folder, and in a store that only can be read, they are in memory alone.
+    """
 
     top: Path | None
     identity: dict[str, Any]
@@ -105,6 +108,10 @@ class Keeping:
                 return np.concatenate([work(rows) for rows in parts], axis=1)
         missing = [rows for rows in parts if not self._path(rows).exists() or not is_read(self._read(rows, conditions)).all()]
         state.wait_for_everyone()  # all have looked before one writes: they share out the same chunks
+        if not agreed_text("kept" if is_writable(self._folder) else ""):  # then each process makes all that is missing
+            with under_way(sum(map(len, missing))) if missing else nullcontext():
+                made = {rows: work(rows) for rows in missing}
+            return np.concatenate([made[rows] if rows in made else self._read(rows, conditions) for rows in parts], axis=1)
         first, last = (len(missing) * (state.process_index + one) // state.num_processes for one in (0, 1))
         own = missing[first:last]  # next to each other: `work` may read on where it stopped
         if own:

@@ -328,6 +328,25 @@ def test_two_processes_measure_what_one_measures(copied):
     assert found_by(*NST, *words) == two
 
 
+def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(trained, tmp_path, monkeypatch):
+    store, test = Store(tmp_path / "store"), trained[1]
+    shutil.copytree(trained[0].root, store.root, ignore=shutil.ignore_patterns("evaluations"))
+    there = sorted(store.root.rglob("*"))
+    with monkeypatch.context() as sealed:
+        sealed.setattr("nst_data.files.os.access", lambda *_: False)
+        command = ["evaluate", "net@gen-0", "net@gen-1", "--data", str(test), "--store", str(store.root), "--json"]
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0
+        assert done.stderr.count("evaluations cannot be written to: nothing that is measured is kept for a next run") == 1
+        sealed.setattr("nst_train.suites.observe", None)
+        assert "gen-0 cannot be written to; leave --record out" in evaluated(2, (store, test), "--record", "test")
+    assert sorted(store.root.rglob("*")) == there
+    assert evaluated(0, (store, test), "--json") == done.stdout
+    monkeypatch.setattr("nst_data.files.os.access", lambda *_: False)
+    monkeypatch.setattr("nst_train.trials.predict", None)  # what was kept before is read
+    assert evaluated(0, (store, test), "--json") == done.stdout
+
+
 @pytest.mark.slow
 def test_killed_and_run_again_it_finds_the_same(trained, tmp_path):
     many, killed = write_images(tmp_path / "many", 100, first=200), tmp_path / "killed"
