@@ -38,7 +38,6 @@ from nst_train.trackers import check_trackers
 from nst_train.train import train
 from nst_train.trials import Trial
 
-
 _OPTIONS_OF_SOURCES = re.compile(r"--(class-names|image-column|label-column|stream)\b")  # keys of a recipe's source
 
 
