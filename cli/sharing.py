@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 def push(
     refs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="REF...",
             help="Versions in the store: name@gen-N or name@gen-N.K; a name alone: its newest. What others come from goes first.",
+            show_default=False,
         ),
-    ],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
+    ] = None,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.", show_default=False)
+    ] = "",
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Another name than the version's number.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Everybody may see it; else a new repository is private.")] = False,
     anonymous: Annotated[
@@ -39,6 +42,8 @@ def push(
     from nst_data.push import PushSettings, parents_first
     from nst_data.push import push as push_version
 
+    if not refs:
+        raise UsageError("nst push REF... OWNER/NAME: " + ("REF is missing" if "/" in repo else "OWNER/NAME is missing"))
     there = open_store(store)
     versions = parents_first({version.ref: version for version in map(there.open, refs)}.values())
     if tag and len(versions) > 1:
