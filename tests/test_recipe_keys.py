@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_pool
 
 from nst_data.errors import UsageError
+from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
+from nst_train.self_training import _open, _say_idle
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
@@ -252,3 +255,18 @@ def test_what_is_often_mistaken_in_a_recipe_is_said_plainly(text, says):
 
 def test_an_empty_section_is_the_default():
     assert parsed(label=None, select=None, run=None, evaluate=None) == parsed()
+
+
+def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_path):
+    folder = write_pool(tmp_path / "pool", 1, 1)
+    with pytest.raises(
+        UsageError, match=r"^pool: `image_column` y: .* holds image files, which have no columns; leave `image_column` out$"
+    ):
+        _open("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
+
+
+def test_a_momentum_that_the_optimizer_lacks_is_said():
+    lines, progress = [], Progress()
+    progress.say = lines.append
+    _say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
+    assert lines == ["generations.1.momentum changes nothing: adamw has none"]
