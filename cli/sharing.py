@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 def push(
     refs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="REF...",
             help="Versions in the store: name@gen-N or name@gen-N.K; a name alone: its newest. Parents "
             "are uploaded before the versions derived from them.",
+            show_default=False,
         ),
-    ],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.")],
+    ] = None,
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="The repository: a dataset for labels, a model for a teacher.", show_default=False)
+    ] = "",
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="Tag name; the version's number by default.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Allow a public repository; new ones are private by default.")] = False,
     anonymous: Annotated[
@@ -46,6 +49,8 @@ def push(
     from nst_data.push import PushSettings, parents_first
     from nst_data.push import push as push_version
 
+    if not refs:
+        raise UsageError("nst push REF... OWNER/NAME: " + ("REF is missing" if "/" in repo else "OWNER/NAME is missing"))
     there = open_store(store)
     versions = parents_first({version.ref: version for version in map(there.open, refs)}.values())
     if tag and len(versions) > 1:

@@ -1,9 +1,19 @@
 """Settings of filtering, balancing and adopting: the only home of their defaults."""
 
 import contextlib
+import typing
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -11,6 +21,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     panel: ClassVar[str] = "Options"  # under which a command's help lists them
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - what a user wrote
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {kind, *typing.get_args(kind)} & {int, float} and kind != tuple[float, float]:
+            raise ValueError("expected a number")  # else it would be 0 or 1
+        return value
 
     def for_request(self) -> dict[str, Any]:
         """The settings that shape data, as JSON values."""

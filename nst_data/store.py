@@ -57,6 +57,10 @@ class Store:
             of_kind = [version for version in of_kind if version.number == wanted]
         if of_kind:
             return of_kind[-1]
+        if wanted is not None and wanted.edition is not None and kinds == ("generation",):
+            raise UsageError(
+                f"{ref}: expected a generation in the store {self.root}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
+            )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
         sort = " or ".join(kinds) or "version"
         sort = f"an {sort}" if sort.startswith("e") else f"a {sort}"

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
 from nst_train.recipe_dead_keys import dead_keys
-from nst_train.recipe_settings import Recipe
+from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, Recipe, SourceSettings
 from nst_train.recipe_sources import with_sources_beside
+
+_EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -89,9 +91,22 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
         return line + "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}")
     if first["type"] == "missing":
         return line + "missing"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     return line + message + (f", found {first['input']!r}" if not isinstance(first["input"], dict) else "")
+
+
+def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
+    """What belongs at a place where pydantic found a value of another kind; None for other errors."""
+    model = _model_at(place)
+    example = "{" + (_EXAMPLES.get(model) or f"{next(iter(model.model_fields))}: ...") + "}"
+    if error in ("model_type", "dict_type"):
+        return f"expected `{example}`"
+    if error == "list_type":
+        return f"expected a list such as `[{example}, {example}]`" if model is GenerationSettings else f"expected `{example}`, or a list"
+    return {"string_type": "expected text", "bool_parsing": "expected true or false", "invalid_key": "expected keys that are text"}.get(
+        error
+    )
 
 
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
@@ -99,6 +114,7 @@ def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
     for step in place:
         if isinstance(node, yaml.MappingNode):
             pairs = [(key, value) for key, value in node.value if key.value == str(step)]
+            pairs = pairs or [(key, value) for key, value in node.value if not key.tag.endswith((":str", ":merge"))]  # 5: or ~:
             if not pairs and isinstance(step, int):
                 continue  # one where a list may stand
             if not pairs:
@@ -112,11 +128,16 @@ def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     """The keys that the settings know at a place of the recipe."""
+    return list(_model_at(place).model_fields)
+
+
+def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:
+    """The settings at a place of the recipe, or around it."""
     model: type[BaseModel] = Recipe
     for step in place:
-        if isinstance(step, str):
+        if isinstance(step, str) and step in model.model_fields:
             model = _model_in(model.model_fields[step].annotation) or model
-    return list(model.model_fields)
+    return model
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 - any type annotation

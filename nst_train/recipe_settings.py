@@ -181,6 +181,10 @@ class Recipe(Settings):
         """One would be written over the other."""
         names = ["test"] if self.test else []
         for one in self.evaluate:
+            if self.test and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
+                raise ValueError(
+                    "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"
+                )
             for name in map(one.recorded, one.suite):
                 if name in names:
                     raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")

@@ -267,3 +267,14 @@ def test_counts_of_another_shape_are_refused_by_the_pull(store):
 def test_a_manifest_that_is_nested_too_deeply_is_one_line(text):
     with pytest.raises(NstError, match=r"^x: expected a manifest, found unreadable JSON"):
         parse_manifest(text, "x")
+
+
+@pytest.mark.parametrize(("words", "missing"), [(["tiny@gen-1"], "OWNER/NAME"), (["me/tiny"], "REF"), ([], "OWNER/NAME")])
+def test_a_push_says_which_of_its_words_is_missing(store, words, missing):
+    done = run(store, "push", *words)
+    assert (done.exit_code, f"nst push REF... OWNER/NAME: {missing} is missing" in done.stderr) == (2, True), done.stderr
+
+
+def test_an_edition_where_a_generation_is_meant_names_it(store):
+    done = run(store, "balance", "tiny@gen-1.1")
+    assert (done.exit_code, "tiny@gen-1.1 is an edition; name tiny@gen-1" in done.stderr) == (2, True), done.stderr

@@ -1,16 +1,21 @@
 """What is written in a recipe has an effect, or is refused with its place."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_pool
 
 from nst_data.errors import UsageError
+from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.recipe import parse_recipe
+from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
-from nst_train.settings import LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
+from nst_train.self_training import _open, _say_idle
+from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
 BASE = {"name": "a", "labeled": {"source": "/l"}, "pool": {"source": "/p"}, "validation": {"source": "/v"}, "test": {"source": "/t"}}
@@ -46,6 +51,9 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
     written = {**NETWORK, **ALSO.get(setting, {}), setting: TRAINING[setting]}
     plain = {**NETWORK, **ALSO.get(setting, {})}
     settings = outcome(f"generations.0.{setting}", generations=[written, NETWORK])
+    if settings is not None and setting in OF_PSEUDO_LABELS:  # said, since an anchor may share it with the students
+        assert idle_of_first(settings) == [setting]
+        settings = None
     before = parsed(generations=[plain, NETWORK])
     if settings is not None:  # as `train` takes it where there are no pseudo-labels
         trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
@@ -174,7 +182,10 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
             {"push_to": {"teacher": "me/b", "pool_source": "web"}},
             r"push_to.pool_source: nothing would follow.* without `corpus: OWNER/NAME`",
         ),
-        ({"generations": [NETWORK | {"ratio": 3}, NETWORK]}, r"generations.0.ratio: nothing would follow.* the first generation"),
+        (
+            {"pool": {"source": "/p", "label_column": "y"}},
+            r"line \d+: pool.label_column: nothing would follow from it: a pool has no labels",
+        ),
         ({"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]}, r"generations.1.finetune.model: .* before it, test_resnet"),
     ],
 )
@@ -207,3 +218,55 @@ def test_merged_mappings_may_be_written_over():
 def test_a_recipe_that_refers_to_itself_is_one_line():
     with pytest.raises(UsageError, match=r"a.yaml"):
         parse_recipe("name: a\ngenerations: &g [*g, *g]\n", Path("/recipes/a.yaml"))
+
+
+def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
+    text = "generations: [&n {model: test_resnet, ratio: 3}, {<<: *n}]\n"
+    recipe = parse_recipe(yaml.safe_dump(BASE) + text, Path("/recipes/a.yaml"))
+    assert (idle_of_first(recipe), recipe.generations[1].ratio) == (["ratio"], 3)
+    assert idle_of_first(parsed(generations=[{"preset": "efficientnet-l2"}] * 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("pool: data/pool", "line 1: pool: expected `{source: ...}`, found 'data/pool'"),
+        ("generations: 5", "line 1: generations: expected a list such as `[{model: ...}, {model: ...}]`, found 5"),
+        ("generations: [a, b]", "line 1: generations.0: expected `{model: ...}`, found 'a'"),
+        ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
+        ("evaluate: {}", "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"),
+        ("label: []", "line 1: label: expected `{batch_size: ...}`, found []"),
+        ("pool: {source: [a]}", "line 1: pool.source: expected text, found ['a']"),
+        ("control: 2", "line 1: control: expected true or false, found 2"),
+        ("seed: true", "line 1: seed: expected a number, found True"),
+        ("generations: [{model: a, epochs: true}, {model: a}]", "line 1: generations.0.epochs: expected a number, found True"),
+        ("5: 2", "line 1: 5: expected keys that are text, found 5"),
+        ("~: 2", "line 1: None: expected keys that are text"),
+        ("pool: {source: 'hf://datasets/alice/x/y'}", "expected a dataset of the Hub as OWNER/NAME; write alice/x"),
+        ("pool: {source: 'https://huggingface.co/datasets/alice/x/tree/main'}", "as OWNER/NAME; write alice/x"),
+        ("x: " + "[" * 600, "expected a recipe, found lists or mappings that are nested too deeply"),
+    ],
+)
+def test_what_is_often_mistaken_in_a_recipe_is_said_plainly(text, says):
+    rest = {key: value for key, value in (BASE | {"generations": [NETWORK] * 2}).items() if not text.startswith(key)}
+    with pytest.raises(UsageError, match=re.escape(says)):
+        parse_recipe(f"{text}\n{yaml.safe_dump(rest)}", Path("/recipes/a.yaml"))
+
+
+def test_an_empty_section_is_the_default():
+    assert parsed(label=None, select=None, run=None, evaluate=None) == parsed()
+
+
+def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_path):
+    folder = write_pool(tmp_path / "pool", 1, 1)
+    with pytest.raises(
+        UsageError, match=r"^pool: `image_column` y: .* holds image files, which have no columns; leave `image_column` out$"
+    ):
+        _open("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
+
+
+def test_a_momentum_that_the_optimizer_lacks_is_said():
+    lines, progress = [], Progress()
+    progress.say = lines.append
+    _say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
+    assert lines == ["generations.1.momentum changes nothing: adamw has none"]
