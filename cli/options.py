@@ -31,7 +31,7 @@ ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
 ]
 LabelColumnOption = Annotated[
-    str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels, where none is called label.")
+    str | None, typer.Option("--label-column", metavar="NAME", help="Label column, if it is not named `label`.")
 ]
 ImageColumnOption = Annotated[
     str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
@@ -85,7 +85,7 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
                 raise UsageError(f"{option_of(empty[0])}: expected a value, got an empty one")  # such as of a variable that is not set
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
-                    raise UsageError(f"{former} is the former name of {option_of(name)}; give one of them")
+                    raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
             given = {name: _nested(model, typed) for name, model in models.items()}
             settings: dict[str, Any] = {name: _validated(model, given[name], typed) for name, model in models.items()}
             if "given" in wanted:

@@ -60,7 +60,7 @@ def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, f
         return 0, 65535  # Pillow's form of 16 bits in other formats
     values = values[np.isfinite(values)]
     if len(values) == 0:
-        raise ValueError("no value in the picture is a finite number")
+        raise ValueError("the image has no finite pixel values")
     black, white = _number(_tag(image, _SMALLEST_TAG)), _number(_tag(image, _LARGEST_TAG))
     if black < white:
         return black, white
@@ -70,7 +70,7 @@ def _range_of(image: Image.Image, values: NDArray[np.float64]) -> tuple[float, f
     if smallest >= 0 and largest <= 255 and (values == np.rint(values)).all():
         return 0, 255
     raise ValueError(
-        f"the range of its gray values, {smallest:g} to {largest:g}, is not known; expected 0 to 1, whole numbers from 0 to 255, "
+        f"unknown value range ({smallest:g} to {largest:g}); expected 0 to 1, whole numbers from 0 to 255, "
         "or a TIFF with SMinSampleValue and SMaxSampleValue"
     )
 

@@ -126,7 +126,7 @@ def _opened(encoded: bytes | memoryview) -> Iterator[Image.Image]:
 
 def _unidentified(encoded: bytes | memoryview) -> str:
     if bytes(encoded[:4]) in (b"II*\0", b"MM\0*"):
-        return "a TIFF that is damaged, or has pixels of a kind that is not decoded"
+        return "a damaged TIFF, or one with an unsupported pixel format"
     return "not an image in a known format"
 
 

@@ -16,7 +16,7 @@ def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: 
     entry = version.manifest.request.inputs["pool"]
     if entry.pulled:
         raise UsageError(
-            f"{version.ref}: it is the Hub that names its pool {entry.ref!r}, and nst opens no path or address for that. "
+            f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. "
             f"{version.ref} {hint}"
         )
     try:

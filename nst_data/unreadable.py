@@ -21,13 +21,14 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
     """
     if not are_too_many(images, unreadable, max_unreadable):
         return
-    back = f"the first is {first}; put them back (is a disk not mounted, has a folder moved?) and run the same command again"
+    back = f"the first is {first}; restore them (unmounted disk? moved folder?) and run the same command again"
     if unreadable == images:
         raise NstError(f"{what}: none of its {images:,} {noun} could be read; {back}")
     share = unreadable / images
-    found = f"{unreadable:,} of its {images:,} {noun} ({share:.0%}) could not be read, more than the {max_unreadable:.0%} allowed"
-    allow = f"--max-unreadable {math.ceil(share * 100) / 100:g} (in a recipe `max_unreadable` under `run`)"
-    raise NstError(f"{what}: {found}; {back}, or go on without them: {allow}")
+    found = f"{unreadable:,} of its {images:,} {noun} ({share:.0%}) could not be read (limit {max_unreadable:.0%})"
+    allow = f"{math.ceil(share * 100) / 100:g}"
+    option = f"--max-unreadable {allow} (recipe: `run: {{max_unreadable: {allow}}}`)"
+    raise NstError(f"{what}: {found}; {back}, or continue without them with {option}")
 
 
 def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:

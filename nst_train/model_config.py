@@ -29,9 +29,9 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found {first_line(error)}") from None
+        raise NstError(f"{name}: not a timm or transformers {CONFIG} ({first_line(error)})") from None
     if not isinstance(config, dict):
-        raise NstError(f"{name}: expected {CONFIG} of timm or transformers, found a JSON {type(config).__name__}")
+        raise NstError(f"{name}: not a timm or transformers {CONFIG} (a JSON {type(config).__name__})")
     return config
 
 
@@ -48,7 +48,7 @@ def check_config(name: str, folder: Path, config: dict[str, Any]) -> None:
     tensors, largest = extent(name, folder)
     for place, number in classes.items():
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise NstError(f"{name}: {CONFIG}: {place}: expected a number of classes, found {_shown(number)}")
+            raise NstError(f"{name}: {CONFIG}: {place}: expected a positive number of classes, found {_shown(number)}")
         if number > largest:
             raise NstError(
                 f"{name}: {CONFIG}: {place} is {number:,}, but no tensor of its weights has more than {largest:,} rows or columns"
@@ -96,10 +96,10 @@ def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
         raise NstError(f"{name}: {CONFIG}: input_size: expected channels, height and width, found {_shown(size)}")
     architecture = config.get("architecture") or stored.get("architecture")
     if not isinstance(architecture, str):
-        raise NstError(f"{name}: {CONFIG}: architecture: expected the name of a network of timm, found {_shown(architecture)}")
+        raise NstError(f"{name}: {CONFIG}: architecture: expected the name of a timm network, found {_shown(architecture)}")
     if not timm.is_model(architecture):
         raise NstError(
-            f"{name}: {architecture[:80]} is no network of timm; if it is one of your own, load it in the program that registers it "
+            f"{name}: {architecture[:80]} is not a timm network; if it is your own, load it from the program that registers it "
             "(nst_train.own_networks.register_network)"
         )
     places = {"num_classes": config, "pretrained_cfg.num_classes": {} if "num_classes" in config else stored}
@@ -111,7 +111,7 @@ def _of_transformers(name: str, folder: Path, config: dict[str, Any]) -> dict[st
     _check_names_nothing_else(name, folder, config)
     channels = config.get("num_channels", 3)
     if channels != 3:
-        raise NstError(f"{name}: expected a network that takes RGB images (3 channels), found one of num_channels {_shown(channels)}")
+        raise NstError(f"{name}: expected a network for RGB images (3 channels); this one has num_channels {_shown(channels)}")
     _check_processor(name, folder)
     classes = {"num_labels": config["num_labels"]} if "num_labels" in config else {}
     names = config.get("id2label")
@@ -134,13 +134,13 @@ def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - 
 def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Raises NstError for a config of transformers by which it would fetch code, or read weights that are not the folder's own."""
     if (folder / ADAPTER).exists():
-        raise NstError(f"{name}: {ADAPTER} names another model's weights, which are not fetched; merge it and save the model whole")
+        raise NstError(f"{name}: {ADAPTER} refers to another model's weights, which nst does not download; merge them and save the whole model")
     for key, value in _values(config):
         if _OF_KERNELS.fullmatch(key):
             if named := [text for _, text in _values(value) if isinstance(text, str) and "/" in text]:
-                raise NstError(f"{name}: {CONFIG}: {key} {named[0]} names code of the Hub, which is not run; remove it there")
+                raise NstError(f"{name}: {CONFIG}: {key} {named[0]} refers to code on the Hub, which nst does not run; remove it from {CONFIG}")
         elif key in _OF_OTHER_WEIGHTS and value:
-            raise NstError(f"{name}: {CONFIG}: {key}: expected a network whose own weights are all there is, found {_shown(value)}")
+            raise NstError(f"{name}: {CONFIG}: {key}: expected a network with only its own weights, found {_shown(value)}")
         elif key == "transformers_weights" and not str(value).endswith(".safetensors"):
             raise NstError(f"{name}: {CONFIG}: {key}: expected a file in safetensors, found {_shown(value)}")
         elif key == "model_type" and str(value).startswith("timm"):
@@ -173,7 +173,7 @@ def _check_processor(name: str, folder: Path) -> None:
 def check_is_classifier(name: str, config: Any) -> None:  # noqa: ANN401 - transformers' are not typed
     """Raises NstError for a network whose outputs are no classes that exclude each other: its softmax would mean nothing."""
     if config.problem_type in _NOT_OF_CLASSES:
-        raise NstError(f"{name}: expected a classifier of one class an image, found problem_type {config.problem_type}")
+        raise NstError(f"{name}: expected a single-label classifier, found problem_type {config.problem_type}")
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 - anything that JSON can hold

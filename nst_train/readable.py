@@ -23,7 +23,7 @@ def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], pr
     is_sealed = isinstance(staged, Version)
     for role, source in sources.items():
         reading = Reading(staged.folder if isinstance(staged, Version) else staged.build, role)
-        remedy = f"`nst remove {staged.ref}` and train anew" + (", or ask for another --generation N" if is_sealed else "")
+        remedy = f"`nst remove {staged.ref}` and train again" + (", or ask for another --generation N" if is_sealed else "")
         reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress)
         if not is_sealed:
             reading.begin(source)
@@ -46,9 +46,9 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
             Reading(staging.build, role).keep(hashes)
             faults = staging.remembered(name, faults)
     for line in list(faults.values())[:3]:
-        progress.say(f"left out, cannot be read: {line}")
+        progress.say(f"skipped, unreadable: {line}")
     if len(faults) > 3:
-        progress.say(f"{source.location}: {len(faults):,} of {len(source):,} {noun} are left out, which cannot be read")
+        progress.say(f"{source.location}: skipping {len(faults):,} of {len(source):,} {noun} (unreadable)")
     return faults
 
 
@@ -62,11 +62,11 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
             images = int((source.labels == label).sum())
             raise NstError(
                 f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
-                "put them back, or take the class out"
+                "restore them, or remove the class"
             )
     if empty := [name for label, name in enumerate(names) if label not in readable]:
         shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
-        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes have no image: {shown}")
+        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes {'have' if len(empty) > 1 else 'has'} no images: {shown}")
     return [*empty, *source.empty_classes]
 
 

@@ -47,7 +47,7 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply, or hold themselves") from None
     for place, reason in dead_keys(content, recipe):
         key = ".".join(map(str, place))
-        raise UsageError(f"{path}, line {_line(tree, place)}: {key}: nothing would follow from it: {reason}; leave it out")
+        raise UsageError(f"{path}, line {_line(tree, place)}: {key}: has no effect: {reason}; remove it")
     try:
         return with_sources_beside(path, recipe)
     except UsageError as error:
@@ -68,7 +68,7 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.value in lines and key.value != "<<":
-            raise UsageError(f"{path}, line {line}: {key.value}: stands in line {lines[key.value]} already; leave one of them out")
+            raise UsageError(f"{path}, line {line}: {key.value}: duplicate key, first on line {lines[key.value]}; remove one")
         lines[key.value] = line
         _check_keys(path, value, seen)
 

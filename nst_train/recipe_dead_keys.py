@@ -20,18 +20,18 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
         yield from _of_generation(number, written, recipe)
     for key in ("class_names", "label_column"):
         if content["pool"].get(key) is not None:
-            yield ("pool", key), "a pool has no labels"
+            yield ("pool", key), "pool labels are not read"
     if "seed" in (content.get("label") or {}) and recipe.label.seed and not recipe.label.noise:
-        yield ("label", "seed"), "it decides the noise of labeling, and there is none without `noise: true`"
+        yield ("label", "seed"), "it seeds labeling noise, which is off (set `noise: true`)"
     evaluate = content.get("evaluate") or []
     for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
         place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)
         one = recipe.evaluate[number]
         if "seed" in written and one.seed and CORRUPTED not in one.suite and not (PGD in one.suite and one.random_start):
-            yield (*place, "seed"), "it decides corruptions and random starts of pgd, which are not asked for"
+            yield (*place, "seed"), "it seeds corruptions and pgd's random starts, neither of which is requested"
     to = content.get("push_to") or {}
     if to.get("pool_source") is not None and to.get("corpus") is None:
-        yield ("push_to", "pool_source"), "it stands in the cards of the corpus, which goes nowhere without `corpus: OWNER/NAME`"
+        yield ("push_to", "pool_source"), "it is for the corpus card, and no `corpus:` is pushed"
 
 
 def idle_of_first(recipe: Recipe) -> list[str]:
@@ -49,12 +49,12 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
         return
     for key in OF_PSEUDO_LABELS:
         if key in second and _is_set(settings.finetune, key):
-            yield (*place, "finetune", key), "it is about pseudo-labels, and finetuning is on labeled images alone"
+            yield (*place, "finetune", key), "it applies to pseudo-labels, and finetuning uses labeled images only"
     for key in ("start", "pretrained"):
         if second.get(key):
-            yield (*place, "finetune", key), "finetuning starts from the weights of the training before it"
+            yield (*place, "finetune", key), "finetuning always starts from the preceding training's weights"
     if settings.finetune.model != settings.model:
-        yield (*place, "finetune", "model"), f"finetuning goes on with the network of the training before it, {settings.model}"
+        yield (*place, "finetune", "model"), f"finetuning keeps the network of the preceding training, {settings.model}"
 
 
 def _is_set(settings: TrainSettings, key: str) -> bool:

@@ -17,7 +17,7 @@ class SourceSettings(Settings):
     source: str = Field(min_length=1)
     image_column: str | None = Field(None, description="The column with the images, where there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
-    label_column: str | None = Field(None, description="The column with the labels, where none is called label.")
+    label_column: str | None = Field(None, description="Label column, if it is not named `label`.")
     stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
 
 
@@ -99,14 +99,14 @@ class EvaluationSettings(EvaluateSettings):
     @model_validator(mode="after")
     def _has_data_and_name(self) -> Self:
         if self.of_published and self.data is None:
-            raise ValueError(f"`suite` {self.suite[0]} has a folder of its own; give it as `data`")
+            raise ValueError(f"`suite` {self.suite[0]} has its own folder; set it as `data`")
         if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
             raise ValueError(
-                f"`class_names`, `image_column` and `label_column` say nothing to {self.suite[0]}, "
-                "which is read from folders as published; leave them out"
+                f"`class_names`, `image_column` and `label_column` do not apply to {self.suite[0]}, "
+                "which is read from its published folders; remove them"
             )
         if self.of_published and self.data and self.data.stream:
-            raise ValueError(f"`stream` says nothing to {self.suite[0]}, which is read from folders as published; leave it out")
+            raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
         if self.data and not self.of_published and not self.name:
             raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
         return self
@@ -147,7 +147,7 @@ class Recipe(Settings):
         if self.validation is None and any(
             one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None) for one in self.generations
         ):
-            raise ValueError("`validate_every` speaks of validation images; add a line `validation: {source: ...}` or leave it out")
+            raise ValueError("`validate_every` needs validation images; add a line `validation: {source: ...}` or remove it")
         return self
 
     @field_validator("evaluate", mode="before")
@@ -161,19 +161,19 @@ class Recipe(Settings):
         for role in ("labeled", "validation"):
             if (source := getattr(self, role)) and source.stream:
                 raise ValueError(
-                    f"`stream` is for `pool`, `test` and the `data` of `evaluate`; `{role}` images are read often: leave it out there"
+                    f"`stream` is for `pool`, `test` and the `data` of `evaluate`; `{role}` images are read repeatedly; remove it there"
                 )
         if self.pool.stream and not (self.select.embed_images and self.select.when == "every_generation"):
             raise ValueError(
-                "`stream` of the pool: students read its images in each epoch; add `select: {embed_images: true}` with "
-                "`when: every_generation`, which keeps those that are selected, or leave `stream` out"
+                "`stream` on the pool needs `select: {embed_images: true}` and `when: every_generation`, since students read the images "
+                "every epoch; add them or remove `stream`"
             )
         return self
 
     @model_validator(mode="after")
     def _evaluation_has_images(self) -> Self:
         if self.test is None and any(one.data is None for one in self.evaluate):
-            raise ValueError("`evaluate` takes the test images where it names no `data`; add a line `test: {source: ...}` or name some")
+            raise ValueError("`evaluate` uses the test images where it has no `data`; add a line `test: {source: ...}` or set `data`")
         return self
 
     @model_validator(mode="after")

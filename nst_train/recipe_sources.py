@@ -44,8 +44,8 @@ def located(folder: Path, source: str) -> str:
     if os.path.exists(source):
         pinned = HubReference(reference.repo, reference.revision or "main", reference.config, reference.split)
         raise UsageError(
-            f"{source}: lies in the current folder and not beside the recipe, in {folder}, where its paths start; give the whole path, "
-            f"or for the dataset of the Hub {pinned}"
+            f"{source}: exists in the current folder but not next to the recipe ({folder}), where relative paths start; "
+            f"give an absolute path, or {pinned} for the Hub dataset"
         )
     return source
 

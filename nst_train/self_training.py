@@ -161,7 +161,7 @@ class _Publishing:
 def _say_idle(recipe: Recipe, progress: Progress) -> None:
     """Say which settings change nothing but may well stand there, since generations share them."""
     for key in idle_of_first(recipe):
-        progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images alone")
+        progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images only")
     for number, settings in enumerate(recipe.generations):
         if settings.momentum != TrainSettings.model_fields["momentum"].default and not takes_momentum(settings.optimizer):
             progress.say(f"generations.{number}.momentum changes nothing: {settings.optimizer} has none")
@@ -206,8 +206,8 @@ def _selected(
     for version in store.versions(corpus.folder.parent.name):
         if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
             progress.say(
-                f"warning: {version.ref} was made without holding out {', '.join(source.location for source in evaluated)}: images that "
-                "`evaluate` measures on may be among its pseudo-labels; to leave them out run the recipe under another `name`"
+                f"warning: {version.ref} was built without holding out {', '.join(source.location for source in evaluated)}, so "
+                "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
             )
             return version
     return balance(store, corpus, selection, [*held_out, *evaluated], 1, pool, progress, max_unreadable=max_unreadable)
@@ -244,15 +244,15 @@ def _check_sizes(recipe: Recipe) -> None:
         size = last.image_size or published_size(last.model)
         if size is not None and size < LEAST_SIDE_PX:
             raise UsageError(
-                f"generation {number}: corruptions take images of {LEAST_SIDE_PX} px or more, found {size}; give it a larger `image_size`, "
-                "or leave them out of `evaluate`"
+                f"generation {number}: corruptions require images of {LEAST_SIDE_PX} px or more, found {size}; set a larger `image_size`, "
+                "or remove them from `evaluate`"
             )
 
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
     """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
     is_path = os.path.exists(settings.source) or HubReference.parse(settings.source) is None
-    beside = f"{role}: no path {settings.source} lies beside the recipe"
+    beside = f"{role}: no {settings.source} next to the recipe"
     columns = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:
         source = open_source(settings.source, role != "pool", settings.class_names, stream=settings.stream, indexes=indexes, **columns)
@@ -260,5 +260,5 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path
         reason = _OPTIONS_OF_SOURCES.sub(lambda option: f"`{option[1].replace('-', '_')}`", str(error))
         raise type(error)(f"{role}: {reason}" if is_path else f"{beside}, and on the Hub: {reason}") from None
     if not is_path:
-        progress.say(f"{beside}; it is {source.location} of the Hub")
+        progress.say(f"{beside}; using Hub dataset {source.location}")
     return source

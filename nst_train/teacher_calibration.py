@@ -22,12 +22,12 @@ from nst_train.teachers import Teacher
 def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
     """The source's entry in the lineage. Raises UsageError for images that a teacher was trained on, as far as the store knows."""
     if settings.temperature != 1:
-        raise UsageError("--calibrate fits the temperature; leave --temperature out")
+        raise UsageError("--calibrate fits the temperature; remove --temperature")
     for role, entry in inputs.items():
         if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
             raise UsageError(
-                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is surer than on others; "
-                "give labeled images that it has not seen"
+                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is more confident than on others; "
+                "use labeled images that it has not seen"
             )
     return source.lineage
 
@@ -71,7 +71,7 @@ def fit(
     if not read:
         raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
     if lost["no_answer"] == read:
-        raise NstError(f"{source.location}: the teacher has no finite answer to any of its {read} images; use another teacher")
+        raise NstError(f"{source.location}: the teacher's output is not finite for any of its {read} images; use another teacher")
     check_readable(source.location, len(source), lost["unreadable"], max_unreadable, first)
     fitted = dataclasses.asdict(calibrate(torch.cat(log_probs), torch.cat(labels)))
     return fitted | {name: images for name, images in lost.items() if images}

@@ -89,15 +89,15 @@ class Reading:
             most = len(source) if source.rows_per_file == 1 else _SAMPLED_ROWS
             about = f"{'the' if files is None else f'{len(files):,}'} file{'s' * (files is None or len(files) > 1)} changed since {what}"
         else:
-            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read when {what}"
+            rows, most, about = np.arange(len(source)), _SAMPLED_ELSEWHERE, f"{before.location} was read before, when {what}"
         if not len(rows) or not now.any():
             return
         wanted = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most, dtype=np.int64)]
         pieces = _known_of(wanted, known)
         if total := sum(len(numbers) for numbers, _ in pieces):
-            only = f" ({total:,} of them, the others are taken for the same)" if len(wanted) < len(rows) else ""
+            only = f" ({total:,} checked, the rest assumed unchanged)" if len(wanted) < len(rows) else ""
             images = len(rows) if only else total
-            progress.say(f"{source.location}: {about}; {images:,} image{'s' * (images > 1)} compared with those that were read{only}")
+            progress.say(f"{source.location}: {about}; comparing {images:,} image{'s' * (images > 1)} with the earlier ones{only}")
         changed, first = 0, -1
         with progress.task(f"compare images with those of {what.partition(' was ')[0]}", total, "images") as task:
             for row, is_same in _compared(source, pieces, task.advance):
@@ -105,8 +105,8 @@ class Reading:
                 first = row if not is_same and first < 0 else first
         if changed:
             which, them = (f"the first is {source.key(first)!r}", "them") if changed > 1 else (repr(source.key(first)), "it")
-            hold = f"{changed:,} images hold" if changed > 1 else "1 image holds"
-            raise NstError(f"{source.location}: {hold} other bytes than when {what} ({which}); put {them} back, or {remedy}")
+            have = f"{changed:,} images have" if changed > 1 else "1 image has"
+            raise NstError(f"{source.location}: {have} different content than when {what} ({which}); restore {them}, or {remedy}")
         if is_there:
             with suppress(OSError):  # a store that is only read is compared with again
                 self._note(source, now)

@@ -96,9 +96,10 @@ class ImageFolder(Files):
         """With the class folders in which there is none."""
         if not self.empty_classes:
             return super().remarks()
-        folders = f"{len(self.empty_classes):,} folder{'s hold' if len(self.empty_classes) > 1 else ' holds'} no image"
-        shown = ", ".join(self.empty_classes[:5]) + ", ..." * (len(self.empty_classes) > 5)
-        return [*super().remarks(), f"{self.location}: {folders} and {'are' if len(self.empty_classes) > 1 else 'is'} no class: {shown}"]
+        count = len(self.empty_classes)
+        folders, are = ("folders", "are not classes") if count > 1 else ("folder", "is not a class")
+        shown = ", ".join(self.empty_classes[:5]) + ", ..." * (count > 5)
+        return [*super().remarks(), f"{self.location}: {count:,} {folders} without images {are}: {shown}"]
 
     def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
         folders = []
@@ -106,7 +107,7 @@ class ImageFolder(Files):
             folder, slash, _ = key.partition("/")
             if not slash:
                 raise NstError(
-                    f"{self.location}: expected one folder per class, found the image {key!r} outside of any; move it into its class"
+                    f"{self.location}: expected one folder per class, found the image {key!r} outside them; move it to its class folder"
                 )
             folders.append(folder)
         return encode(folders)

@@ -86,12 +86,12 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
     candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
     if column is None:
-        as_in = f", as in {', '.join(candidates)}" if candidates else ""
+        as_in = f", e.g. {', '.join(candidates)}" if candidates else ""
         raise NstError(
-            f"{location}: expected a column `label`, found {found}; name the one that holds the classes with --label-column{as_in}"
+            f"{location}: expected a column `label`, found {found}; choose the label column with --label-column{as_in}"
         )
     if asked is not None and asked not in schema.names:
-        raise UsageError(f"--label-column {asked}: {location} has no such column, found {found}")
+        raise UsageError(f"--label-column {asked}: no such column in {location}; columns: {found}")
     if schema.names.count(column) > 1:
         raise NstError(f"{location}: expected one column `{column}`, found {schema.names.count(column)}; rename the others")
     return column
@@ -123,7 +123,7 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
         return class_values(column.cast(kind.value_type), location, name)
     if column.null_count:
         rows = f"{column.null_count:,} row{'s' * (column.null_count > 1)}"
-        raise NstError(f"{location}: column `{name}` has {rows} without a label; a labeled set has one for every image")
+        raise NstError(f"{location}: column `{name}` has {rows} without a label; every image needs a label")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
             return column.cast(pa.int64())
@@ -134,9 +134,9 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     try:
         texts = column.cast(pa.large_string())
     except pa.ArrowInvalid:
-        raise NstError(f"{location}: column `{name}` is {kind} and not text in UTF-8, expected integers or strings") from None
+        raise NstError(f"{location}: column `{name}` is {kind}, not UTF-8 text; expected integers or strings") from None
     if blank := pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py():
-        raise NstError(f"{location}: column `{name}` has {blank:,} rows with an empty label; a labeled set has one for every image")
+        raise NstError(f"{location}: column `{name}` has {blank:,} rows with an empty label; every image needs a label")
     return texts
 
 
@@ -163,11 +163,11 @@ def number_labels(
     least, most = (int(np.min(numbers)), int(np.max(numbers))) if in_array else (min(numbers), max(numbers))
     if names and len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise NstError(f"{what} has the class name {twice!r} twice, expected different names")
+        raise NstError(f"{what}: duplicate class name {twice!r}; expected distinct names")
     if most < 0:
-        raise NstError(f"{what} holds {least:,} to {most:,}: no row has a class, which are counted from 0")
+        raise NstError(f"{what}: all values ({least:,} to {most:,}) are negative; classes start at 0")
     if least < 0 or (names and most >= len(names)):
-        raise NstError(f"{what} holds {least} to {most}, expected 0 to {len(names) - 1 if names else most}; leave out rows without a class")
+        raise NstError(f"{what} has values {least} to {most}, expected 0 to {len(names) - 1 if names else most}; drop rows without a class")
     limit = max(MOST_UNNAMED, len(numbers) // 2, most_names)
     if not names and most >= limit:
         raise _too_many(most, len(numbers), limit, what)
@@ -177,8 +177,8 @@ def number_labels(
 def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
     shown = f"{most:,}" if most < 10**30 else "a number of " + f"{len(str(most)):,} digits"
     return NstError(
-        f"{what} holds classes up to {shown} in {rows:,} rows, without names for them; expected numbers below {limit:,}: "
-        "renumber the classes from 0, or give their names with --class-names FILE"
+        f"{what} has class numbers up to {shown} in {rows:,} rows and no class names; the limit is {limit:,}: "
+        "renumber from 0 or pass --class-names FILE"
     )
 
 
@@ -207,20 +207,20 @@ def renamed(
     if len(set(numbers)) != len(numbers):
         twice = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
         raise UsageError(
-            f"--class-names {file}: {location} has {', '.join(map(repr, twice[:3]))} for one class; give each class one number"
+            f"--class-names {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one"
         )
     least = max(numbers, default=0) + 1
     if not numbers or len(names) < least or len(set(names)) != len(names):
-        counted = f", as {location} has the class {least - 1:,} and they are counted from 0" if len(names) < least else ""
+        counted = f" ({location} has class {least - 1:,}; classes start at 0)" if len(names) < least else ""
         raise UsageError(
-            f"--class-names {file}: expected {least:,} or more different names, one a line, found {len(set(names)):,}{counted}"
+            f"--class-names {file}: expected at least {least:,} distinct names, one per line, found {len(set(names)):,}{counted}"
         )
     return np.array(numbers, dtype=np.int64)[labels], names
 
 
 def names_in(file: str) -> list[str]:
     """The class names in a file with one a line. Raises UsageError where it cannot be read, or a line before the last name is blank."""
-    expected = "expected a text file with one class name a line"
+    expected = "expected a text file with one class name per line"
     try:
         with open(file, "rb") as lines:
             content = lines.read(_MOST_BYTES_OF_NAMES + 1)

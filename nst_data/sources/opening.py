@@ -45,17 +45,17 @@ def open_source(
     """
     for option, value in (("--image-column", image_column), ("--label-column", label_column)):
         if value == "":
-            raise UsageError(f"{option} '': {location} is opened with an empty name of a column; expected a name, or leave {option} out")
+            raise UsageError(f"{option} '': empty column name for {location}; expected a name, or remove {option}")
     for option, value in (("--class-names", class_names_file), ("--label-column", label_column)):
         if value is not None and not labeled:
-            raise UsageError(f"{option} {value or repr(value)}: {location} is read without labels, to which it says nothing; leave it out")
+            raise UsageError(f"{option} {value or repr(value)} is not used: labels of {location} are not read; remove it")
     path = Path(location).absolute()
     names = names_in(class_names_file) if class_names_file is not None else []
     labels = LabelsAsked(label_column, len(names)) if labeled else None
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         source = open_hub(reference, labels, image_column, stream, indexes)
     elif stream:
-        raise UsageError(f"--stream: {location} is no dataset of the Hub; leave --stream out")
+        raise UsageError(f"--stream: {location} is not a Hub dataset; remove --stream")
     else:
         source = _local(location, path, labels, image_column, indexes)
     for option, asked, taken in (
@@ -63,7 +63,7 @@ def open_source(
         ("--label-column", label_column, source.label_column),
     ):
         if asked is not None and taken is None:
-            raise UsageError(f"{option} {asked}: {location} holds image files, which have no columns; leave {option} out")
+            raise UsageError(f"{option} {asked}: {location} contains image files, which have no columns; remove {option}")
     if class_names_file is not None and source.labels is not None:
         source.labels, source.class_names = renamed(source.labels, source.class_names or [], source.location, names, class_names_file)
     return source
@@ -116,7 +116,7 @@ def _files(location: str, files: list[str], labels: LabelsAsked | None, column: 
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
     names, files = [name for name, _ in named], [file for _, file in named]
     if any(name.endswith(_COMPRESSED_TARS) for name in names):
-        raise UsageError(f"{location}: a compressed tar file cannot be read at any place; unpack it or write a plain .tar")
+        raise UsageError(f"{location}: compressed tar files do not allow random access; unpack it or write a plain .tar")
     if _all(names, lambda suffix: suffix == ".tar", location):
         return TarFiles(location, files, names, labels, indexes)
     if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
@@ -132,5 +132,5 @@ def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) ->
     alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
     if any(alike) and not all(alike):
         odd = names[alike.index(not alike[0])]
-        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; name one kind, as in '*{Path(odd).suffix}'")
+        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; choose one, e.g. '*{Path(odd).suffix}'")
     return all(alike)

@@ -103,9 +103,9 @@ def _sample(members: list[Part], where: str) -> _Sample:
 def _from_afar(image: str, alone: dict[str, list[str]], lonely: Counter[str], where: str) -> str:
     stem = next((stem for stem in _stems(image) if stem in alone), None)
     if stem is None:
-        raise NstError(f"{where}: {image} has no class; expected a member {key_of(image)}{CLASS_SUFFIX} beside it")
+        raise NstError(f"{where}: {image} has no class; expected a neighboring member {key_of(image)}{CLASS_SUFFIX}")
     if len(alone[stem]) > 1 or lonely[key_of(image)] > 1:
-        raise _again(where, image if lonely[key_of(image)] > 1 else stem + CLASS_SUFFIX, "away from each other")
+        raise _again(where, image if lonely[key_of(image)] > 1 else stem + CLASS_SUFFIX, "not adjacent")
     return alone[stem][0]
 
 
@@ -115,6 +115,6 @@ def _stems(image: str) -> tuple[str, str]:
 
 def _again(where: str, name: str, how: str) -> NstError:
     return NstError(
-        f"{where}: {name} stands there several times {how}, so that no image's class is certain; "
-        "expected each image beside its own .cls member; give each a name of its own"
+        f"{where}: {name} occurs several times {how}, so labels are ambiguous; "
+        "keep each image next to its .cls member, or use unique names"
     )

@@ -70,7 +70,7 @@ class ParquetFiles(Source):
                     first, self._schema = name, schema
                     self._column, self._pins = image_column(schema, location, column, features)
                 if rows and self._column and not _has_images(schema, self._column):
-                    raise NstError(f"{location}: {name} has no images in `{self._column}`, expected that column of {first} in every file")
+                    raise NstError(f"{location}: {name}: column `{self._column}` holds no images; every file needs it, as in {first}")
                 self._sizes.append(size)
                 self._starts.append(self._starts[-1] + rows)
         if len(self) == 0:
@@ -134,19 +134,19 @@ class ParquetFiles(Source):
         for file in files:
             with self._readable(file), self._opened(file) as parquet:
                 if parquet.schema_arrow.names.count(column) != 1:
-                    raise NstError(f"{file}: has no column `{column}`, expected that of {files[0]} in every file")
+                    raise NstError(f"{file}: no column `{column}`; every file needs it, as in {files[0]}")
                 if feature_names(parquet.schema_arrow, column) != names:
                     raise NstError(f"{file}: its class names differ from those of {files[0]}; expected one set of classes in all files")
                 self._check_label_bytes(file, parquet, column)
                 found = parquet.read([column])
                 if len(found) != parquet.metadata.num_rows:
                     raise NstError(
-                        f"{file}: has {len(found):,} labels for {parquet.metadata.num_rows:,} rows, it is damaged; make it again"
+                        f"{file}: has {len(found):,} labels for {parquet.metadata.num_rows:,} rows; the file is corrupt; recreate it"
                     )
                 values = class_values(found.column(column), file, column)
             if pieces and values.type != pieces[0].type:
                 kind, expected = found.schema.field(column).type, "text" if pa.types.is_large_string(pieces[0].type) else "numbers"
-                raise NstError(f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; write all files alike")
+                raise NstError(f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; use the same types in all files")
             pieces.append(values)
         labels = pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], type=pieces[0].type)
         self.label_column = asked.column
@@ -157,7 +157,7 @@ class ParquetFiles(Source):
         groups = range(parquet.num_row_groups)
         size, most = sum(_bytes_of(parquet, group, [column]) for group in groups), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
         if size > max(_LABEL_BYTES, most):
-            raise NstError(f"{file}: column `{column}` has {size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows, expected classes")
+            raise NstError(f"{file}: column `{column}` is too large for class labels ({size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows)")
 
     def _files_with_rows(self) -> list[str]:
         return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
@@ -215,7 +215,7 @@ class ParquetFiles(Source):
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
                 raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
-            raise NstError(f"{file}: expected a parquet file, found damage ({first_line(error)}); make it again") from None
+            raise NstError(f"{file}: corrupt parquet file ({first_line(error)}); recreate it") from None
 
     def _footer(self, file: str) -> tuple[int, int, pa.Schema]:
         """(bytes, rows, schema) of a file. Raises NstError where it is damaged, or claims rows that it cannot hold."""
@@ -223,8 +223,8 @@ class ParquetFiles(Source):
             size, footer = self._size(file), parquet.metadata
             groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
             if sum(groups) != footer.num_rows or min(groups, default=0) < 0 or footer.num_rows > _MOST_ROWS_A_BYTE * size:
-                claims = f"its {size:,} bytes claim {footer.num_rows:,} rows, its row groups {sum(groups):,}"
-                raise NstError(f"{file}: expected a parquet file, found damage ({claims}); make it again")
+                claims = f"claims {footer.num_rows:,} rows, row groups {sum(groups):,}, in {size:,} bytes"
+                raise NstError(f"{file}: corrupt parquet file ({claims}); recreate it")
             return size, footer.num_rows, parquet.schema_arrow
 
     def _stretches(self, file: int, wanted: Wanted) -> Iterator[Stretch]:
@@ -293,7 +293,7 @@ class ParquetFiles(Source):
             cause = error.__cause__ or error
             if isinstance(cause, OSError) and cause.errno:
                 raise cause from None  # a full disk, no permission
-            self._slow = f"whole row groups are decoded for each, as datasets could make no copy ({first_line(cause)})"
+            self._slow = f"each read decodes a whole row group, because `datasets` could not make a copy ({first_line(cause)})"
             return None
         return partial(self._read_from_copy, dataset.with_format("arrow"))
 

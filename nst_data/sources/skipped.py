@@ -72,8 +72,8 @@ def phrase(counts: Mapping[str, int]) -> str:
         return ""
     total = sum(counts.values())
     kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in counts.items())
-    todo = ["convert them, as to .jpg or .png"] if counts.keys() & SUFFIXES - _IS_PACKED else []
-    todo += ["rename those that are wanted to end as images do, in .jpg or .png"] if counts.keys() - SUFFIXES - {NO_SUFFIX} else []
-    todo += ["add the suffixes that are missing"] if NO_SUFFIX in counts else []
-    todo += ["name packed files as a source of their own"] if counts.keys() & _IS_PACKED else []
+    todo = ["convert them to .jpg or .png"] if counts.keys() & SUFFIXES - _IS_PACKED else []
+    todo += ["rename images to end in .jpg or .png"] if counts.keys() - SUFFIXES - {NO_SUFFIX} else []
+    todo += ["add the missing suffixes"] if NO_SUFFIX in counts else []
+    todo += ["pass archives as separate sources"] if counts.keys() & _IS_PACKED else []
     return f"skipped {total:,} file{'s' * (total > 1)}: {kinds}; {', '.join(todo)}"

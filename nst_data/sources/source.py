@@ -97,7 +97,7 @@ class Source(ABC):
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Columns beside the images, all rows in order, some megabytes at a time. Raises NstError where there are none of these names."""
-        raise NstError(f"{self.location}: holds image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
+        raise NstError(f"{self.location}: contains image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
 
     def empty_files(self, rows: int) -> tuple[int, str]:
         """How many of the first rows are files without bytes, or not there, as far as the listing tells; and the key of the first."""
@@ -206,8 +206,8 @@ class Source(ABC):
             found = pa.array(list(threads.map(_hashed, self.rows(drawn))), type=pa.large_string())
         if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
             raise NstError(
-                f"{self.location}: holds other images than were labeled: of {size:,} that were looked at none is among the {images:,} that "
-                "are looked for; give the pool that was labeled (--pool)"
+                f"{self.location}: is not the labeled pool: none of {size:,} sampled images is among the {images:,} expected; "
+                "pass the right one with --pool"
             )
 
     def find_by_hash(
@@ -229,15 +229,15 @@ class Source(ABC):
 
     def _lacks(self, missing: int, images: int, first: str) -> NstError:
         return NstError(
-            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; give the pool that was labeled (--pool)"
+            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the labeled pool with --pool"
         )
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
         """Raises NstError where the bytes of a row are not those that were labeled, whose `image_hash` is given."""
         if image_hash(encoded) != hashed:
             raise NstError(
-                f"{self.location}: {self.key(row)!r} holds other bytes than the image that was labeled; "
-                "give the pool that was labeled (--pool), or label this one"
+                f"{self.location}: {self.key(row)!r} has different content than the labeled image; "
+                "pass the labeled pool with --pool, or label this one"
             )
 
     def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:
@@ -249,7 +249,7 @@ class Source(ABC):
 
     def unreadable(self, row: int, error: Exception) -> NstError:
         """What to raise for an image that could be read before and cannot any more."""
-        return NstError(f"{self.location}: {self.key(row)!r} cannot be read any more ({error}); put it back and run the same command again")
+        return NstError(f"{self.location}: {self.key(row)!r} can no longer be read ({error}); restore it and run the same command again")
 
     def _keys(self) -> Iterator[pa.Array]:
         """All keys in order, piece by piece."""

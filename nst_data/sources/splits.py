@@ -26,7 +26,7 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
         example += f" --validation {os.path.join(location, scored[0])}"
     raise UsageError(
         f"{location}: expected a folder for each class, found {', '.join((*training, *scored))}, which look like splits; "
-        f"name one of them, as in {example}; if they are classes, give them other names, for example {first}_"
+        f"choose one, e.g. {example}; if they are classes, rename them, e.g. {first}_"
     )
 
 
@@ -36,7 +36,7 @@ def check_split_files(location: str, names: Iterable[str]) -> None:
     if training and scored:
         raise UsageError(
             f"{location}: expected one labeled set, found {training} and {scored}, which look like files of two splits; "
-            f"name those of one, as in '{_pattern(location, training)}', or give them other names"
+            f"choose one, e.g. '{_pattern(location, training)}', or rename them"
         )
 
 

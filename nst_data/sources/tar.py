@@ -158,17 +158,17 @@ class TarFiles(Source):
 
     def _class(self, file: int, member: Member) -> str:
         where = f"{self._files[file]}: {member.name}"
-        expected = "expected a class as a number or text in UTF-8, in one line"
+        expected = "expected one line with a class number or UTF-8 name"
         if member.problem is not None:
             raise NstError(f"{where}: {member.problem}")
         if member.size > _MOST_CLASS_BYTES:
-            raise NstError(f"{where}: has {member.size:,} bytes, {expected}")
+            raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
         try:
             text = self._read(file, member.offset, member.size).decode("utf-8-sig").strip()
         except UnicodeDecodeError:
             raise NstError(f"{where}: {expected}") from None
         if len(text.splitlines()) > 1 or "\0" in text:
-            raise NstError(f"{where}: holds {text[:40]!r}, {expected}")
+            raise NstError(f"{where}: {expected}, found {text[:40]!r}")
         return text
 
 
