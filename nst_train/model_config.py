@@ -134,11 +134,15 @@ def _check_argument(name: str, key: str, value: Any) -> None:  # noqa: ANN401 - 
 def _check_names_nothing_else(name: str, folder: Path, config: dict[str, Any]) -> None:
     """Raises NstError for a config of transformers by which it would fetch code, or read weights that are not the folder's own."""
     if (folder / ADAPTER).exists():
-        raise NstError(f"{name}: {ADAPTER} refers to another model's weights, which nst does not download; merge them and save the whole model")
+        raise NstError(
+            f"{name}: {ADAPTER} refers to another model's weights, which nst does not download; merge them and save the whole model"
+        )
     for key, value in _values(config):
         if _OF_KERNELS.fullmatch(key):
             if named := [text for _, text in _values(value) if isinstance(text, str) and "/" in text]:
-                raise NstError(f"{name}: {CONFIG}: {key} {named[0]} refers to code on the Hub, which nst does not run; remove it from {CONFIG}")
+                raise NstError(
+                    f"{name}: {CONFIG}: {key} {named[0]} refers to code on the Hub, which nst does not run; remove it from {CONFIG}"
+                )
         elif key in _OF_OTHER_WEIGHTS and value:
             raise NstError(f"{name}: {CONFIG}: {key}: expected a network with only its own weights, found {_shown(value)}")
         elif key == "transformers_weights" and not str(value).endswith(".safetensors"):

@@ -66,7 +66,8 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
             )
     if empty := [name for label, name in enumerate(names) if label not in readable]:
         shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
-        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes {'have' if len(empty) > 1 else 'has'} no images: {shown}")
+        have = "have" if len(empty) > 1 else "has"
+        progress.say(f"{source.location}: {len(empty):,} of its {len(names):,} classes {have} no images: {shown}")
     return [*empty, *source.empty_classes]
 
 

@@ -146,7 +146,9 @@ class ParquetFiles(Source):
                 values = class_values(found.column(column), file, column)
             if pieces and values.type != pieces[0].type:
                 kind, expected = found.schema.field(column).type, "text" if pa.types.is_large_string(pieces[0].type) else "numbers"
-                raise NstError(f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; use the same types in all files")
+                raise NstError(
+                    f"{file}: column `{column}` is {kind}, expected {expected} as in {files[0]}; use the same types in all files"
+                )
             pieces.append(values)
         labels = pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], type=pieces[0].type)
         self.label_column = asked.column
@@ -157,7 +159,8 @@ class ParquetFiles(Source):
         groups = range(parquet.num_row_groups)
         size, most = sum(_bytes_of(parquet, group, [column]) for group in groups), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
         if size > max(_LABEL_BYTES, most):
-            raise NstError(f"{file}: column `{column}` is too large for class labels ({size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows)")
+            found = f"{size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows"
+            raise NstError(f"{file}: column `{column}` is too large for class labels ({found})")
 
     def _files_with_rows(self) -> list[str]:
         return [file for file, start, stop in zip(self._files, self._starts[:-1], self._starts[1:], strict=True) if start < stop]
