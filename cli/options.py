@@ -30,9 +30,7 @@ ShowSettingsOption = Annotated[
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
 ]
-LabelColumnOption = Annotated[
-    str | None, typer.Option("--label-column", metavar="NAME", help="Label column, if it is not named `label`.")
-]
+LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column, if it is not named `label`.")]
 ImageColumnOption = Annotated[
     str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
 ]

@@ -16,8 +16,7 @@ def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: 
     entry = version.manifest.request.inputs["pool"]
     if entry.pulled:
         raise UsageError(
-            f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. "
-            f"{version.ref} {hint}"
+            f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. {version.ref} {hint}"
         )
     try:
         return open_source(entry.ref, image_column=image_column or entry.image_column, stream=stream, indexes=indexes)

@@ -13,7 +13,7 @@ BLOCK_PX = 16  # a whole unit of every JPEG subsampling: plain colors come back 
 BLOCKS = np.repeat(np.repeat(np.array(COLORS, np.uint8), BLOCK_PX, axis=0), BLOCK_PX, axis=1)
 PLAIN = np.full((16, 32, 3), COLORS[0][0], np.uint8)
 GRAY = np.array(Image.fromarray(BLOCKS).convert("L"))
-UNKNOWN, UNKNOWN_TIFF = "not an image in a known format", "a TIFF that is damaged, or has pixels of a kind that is not decoded"
+UNKNOWN, UNKNOWN_TIFF = "not an image in a known format", "a damaged TIFF, or one with an unsupported pixel format"
 
 
 class Odd(NamedTuple):
@@ -187,7 +187,7 @@ def tiffs():
 
 
 def deep_tiffs():
-    unknown = "the range of its gray values, "
+    unknown = "unknown value range ("
 
     def floats(*values, **more):
         return row_tiff(len(values), 32, 1, more.pop("photometric", 1), struct.pack(f"<{len(values)}f", *values), t339=(3, [3]), **more)
@@ -214,7 +214,7 @@ def deep_tiffs():
     yield Odd("floats with a range that ends where it begins", floats(0, 5.5, t340=(11, [0.0]), t341=(11, [0.0])), unknown)
     yield Odd("floats with GDAL's no data", floats(-9999, 0.2, 1, t42113=(2, b"-9999\0")), gray(0, 51, 255))
     yield Odd("floats with GDAL's no data as nan", floats(nan, 0.2, 1, t42113=(2, b"nan\0")), gray(0, 51, 255))
-    yield Odd("floats, all NaN", floats(nan, nan), "no value in the picture is a finite number")
+    yield Odd("floats, all NaN", floats(nan, nan), "the image has no finite pixel values")
     yield Odd("floats of 64 bits", row_tiff(1, 64, 1, 1, struct.pack("<d", 0.5), t339=(3, [3])), UNKNOWN_TIFF)
     yield Odd("floats of 16 bits", row_tiff(1, 16, 1, 1, np.float16(0.5).tobytes(), t339=(3, [3])), UNKNOWN_TIFF)
     yield Odd("floats in RGB", row_tiff(1, 32, 3, 2, struct.pack("<3f", 0, 0.5, 1), t339=(3, [3] * 3)), UNKNOWN_TIFF)

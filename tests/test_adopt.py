@@ -184,7 +184,7 @@ def test_row_numbers_are_keys_of_a_saved_dataset(tmp_path, store, names_file):
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        (["0.png", "x.png", "y.png"], r"lacks 2 of 3 images, the first is 'x.png'; give the pool that was labeled \(--pool\)"),
+        (["0.png", "x.png", "y.png"], r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool with --pool"),
         (["3.png", "1.png", "3.png"], r"rows 't.parquet:0' and 't.parquet:2' both name the image '3.png'; expected one row for each"),
         (["3.png", None, "1.png"], r"`file` of row 't.parquet:1' is empty, expected the key of an image in the pool"),
         ([0.5, 1.5, 2.5], r"column `file` is double, expected texts: keys of images in the pool"),
@@ -224,7 +224,7 @@ def test_a_bad_row_refuses_the_whole_before_anything_is_written(tmp_path, store,
 
 def test_image_files_have_no_columns(tmp_path, store):
     pool = open_source(str(write_class_folders(tmp_path / "images", NAMES, 1)))
-    with pytest.raises(NstError, match=r"images: holds image files, which have no columns; expected a table with 'probs'"):
+    with pytest.raises(NstError, match=r"images: contains image files, which have no columns; expected a table with 'probs'"):
         adopt(store, "bugs", pool, SETTINGS)
 
 

@@ -280,9 +280,9 @@ def test_images_of_a_pool_that_is_gone_cannot_be_written(store, pool, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "'1-101.png' holds other bytes than the image that was labeled; give the"),
-        (lambda path: path.write_bytes(b""), "'1-101.png' holds other bytes than the image that was labeled; give the pool"),
-        (lambda path: path.unlink(), "lacks 1 of 2 images, the first is '1-101.png'; give the pool that was labeled (--pool)"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "'1-101.png' has different content than the labeled image; pass the"),
+        (lambda path: path.write_bytes(b""), "'1-101.png' has different content than the labeled image; pass the labeled pool"),
+        (lambda path: path.unlink(), "lacks 1 of 2 images, the first is '1-101.png'; pass the labeled pool with --pool"),
     ],
 )
 @pytest.mark.usefixtures("generation")

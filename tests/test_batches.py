@@ -103,7 +103,7 @@ def test_another_pool_is_refused_before_any_work(tiny_store, tmp_path):
     other = write_pool(tmp_path / "other", 3, 5)
     for path in other.iterdir():
         path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(NstError, match=r"lacks 15 of 15 images, the first is '0-100\.png'; give the pool that was labeled"):
+    with pytest.raises(NstError, match=r"lacks 15 of 15 images, the first is '0-100\.png'; pass the labeled pool"):
         open_edition(store.open("tiny@gen-1.1"), open_source(str(other)), CLASSES, tmp_path)
 
 
@@ -116,7 +116,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
     pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, tmp_path / "work")
     changed = pool / pseudo.source.key(int(pseudo.rows[-1]))
     changed.write_bytes(changed.read_bytes()[::-1])
-    with pytest.raises(NstError, match=rf"^[^\n]*{changed.name}' holds other bytes than the image that was labeled[^\n]*$"):
+    with pytest.raises(NstError, match=rf"^[^\n]*{changed.name}' has different content than the labeled image[^\n]*$"):
         list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), range(4), workers))
 
 
@@ -131,5 +131,5 @@ def test_a_labeled_image_that_vanished_stops_training_with_its_name(tiny_store, 
     images = without(open_source(str(labeled), labeled=True), {})
     (labeled / "bee" / "000.png").unlink()
     settings = TrainSettings(**TINY)
-    with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' cannot be read any more [^\n]*$"):
+    with pytest.raises(NstError, match=r"^[^\n]*'bee/000.png' can no longer be read [^\n]*$"):
         list(training_batches(settings, images, None, training_transforms(settings, CONFIG), range(2), workers))

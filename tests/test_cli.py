@@ -235,7 +235,7 @@ def test_a_batch_larger_than_the_machine_is_refused_and_leaves_nothing(tmp_path,
 def test_the_former_name_of_start_from_is_understood(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "started", *NETWORK, "--start", "test_resnett", "--store", store]
     assert "test_resnett: no network of timm and no teacher in the store" in fails(2, "train", *words)
-    assert "--start is the former name of --start-from; give one of them" in fails(2, "train", *words, "--start-from", "other")
+    assert "--start is the old name of --start-from; pass only one" in fails(2, "train", *words, "--start-from", "other")
 
 
 def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_folder):

@@ -141,7 +141,7 @@ def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, 
     keys = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"].to_list()
     for key in keys[1:8:2]:
         (other / key).unlink()
-    with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images, the first is '{keys[1]}'; give the pool that was labeled"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images, the first is '{keys[1]}'; pass the labeled pool"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
     assert not list((tmp_path / "work").glob("edition*"))
 

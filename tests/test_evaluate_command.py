@@ -230,12 +230,12 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
 @pytest.mark.parametrize(
     ("evaluate", "said"),
     [
-        ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has a folder of its own; give it as `data`"),
+        ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has its own folder; set it as `data`"),
         ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
         ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
         (
             {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
-            "`class_names`, `image_column` and `label_column` say nothing to imagenet-c",
+            "`class_names`, `image_column` and `label_column` do not apply to imagenet-c",
         ),
         ({"suite": ["fgsm"], "size": 3}, "size: unknown key; did you mean"),
     ],
@@ -285,7 +285,7 @@ def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
     [
         ({"suite": "corruptions", "relative_to": "other-teacher@gen-0"}, 32, "other-teacher@gen-0"),
         ({"suite": "corruptions", "relative_to": "bugs-teacher@gen-1"}, 32, "bugs-teacher@gen-1"),
-        ({"suite": "corruptions"}, 24, "generation 0: corruptions take images of 32 px or more, found 24; give it a larger `image_size`"),
+        ({"suite": "corruptions"}, 24, "generation 0: corruptions require images of 32 px or more, found 24; set a larger `image_size`"),
     ],
 )
 def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_path, evaluate, size, said):
@@ -339,7 +339,7 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         assert done.exit_code == 0
         assert done.stderr.count("evaluations cannot be written to: nothing that is measured is kept for a next run") == 1
         sealed.setattr("nst_train.suites.observe", None)
-        assert "gen-0 cannot be written to; leave --record out" in evaluated(2, (store, test), "--record", "test")
+        assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there
     assert evaluated(0, (store, test), "--json") == done.stdout
     monkeypatch.setattr("nst_data.files.os.access", lambda *_: False)

@@ -153,14 +153,14 @@ def test_images_that_the_teacher_was_trained_on_are_refused(tiny_store, tmp_path
     store, trained_on, pool = tiny_store
     source = write_class_folders(tmp_path / "copied", NAMES, 4) if place == "copied" else trained_on
     calibration = open_source(str(source), labeled=True)
-    with pytest.raises(UsageError, match=r"tiny-teacher@gen-0 was trained on these images, on which it is surer than on others"):
+    with pytest.raises(UsageError, match=r"tiny-teacher@gen-0 was trained on these images, on which it is more confident than on others"):
         label(store, "refused", "tiny-teacher", open_source(str(pool)), SETTINGS, run=RUN, calibration=calibration)
     assert not any("refused" in ref for ref in store.unfinished())
 
 
 def test_a_temperature_beside_calibration_is_refused(store, teacher, pool, labeled):
     settings = LabelSettings(**SETTINGS.model_dump() | {"temperature": 2.0})
-    with pytest.raises(UsageError, match="--calibrate fits the temperature; leave --temperature out"):
+    with pytest.raises(UsageError, match="--calibrate fits the temperature; remove --temperature"):
         label(store, "bugs", teacher, pool, settings, run=RUN, calibration=open_source(str(labeled), labeled=True))
 
 

@@ -85,7 +85,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--worker", "2/2"), "worker 2/2: expected one from 0/2 to 1/2"),
         (("--worker", "one"), "--worker: string should match pattern"),
         (("--worker", "0/0"), "--worker: string should match pattern"),
-        (("--stream",), "is no dataset of the Hub; leave --stream out"),
+        (("--stream",), "is not a Hub dataset; remove --stream"),
         (("--temperature", "0"), "--temperature: input should be greater than 0, got 0"),
         (("--temperature", "nan"), "--temperature: input should be a finite number, got nan"),
         (("--batch-size", "-1"), "--batch-size: input should be greater than or equal to 0, got -1"),
@@ -95,7 +95,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--decode-threads", "0"), "--decode-threads: input should be greater than or equal to 1, got 0"),
         (("--class-names", "names.txt"), "--class-names applies to the integer labels of --calibrate SOURCE"),
         (("--label-column", "kind"), "--label-column applies to --calibrate SOURCE"),
-        (("--image-column", "image"), "holds image files, which have no columns; leave --image-column out"),
+        (("--image-column", "image"), "contains image files, which have no columns; remove --image-column"),
         (("--corpus", "../outside"), "name '../outside': expected letters, digits"),
         (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher in the store"),
         (("--teacher", "tiny-teacher@gen-9"), "tiny-teacher@gen-9: expected a teacher in the store"),
@@ -116,7 +116,7 @@ def test_a_wrong_value_is_named(known, pool_folder, words, says):
 def test_a_temperature_that_is_fitted_is_not_given(known, pool_folder, tmp_path):
     data = write_class_folders(tmp_path / "data", ["ant", "bee", "cat"], 2, first=300)
     words = ["--teacher", "tiny-teacher", "--corpus", "wrong", "--calibrate", data, "--temperature", "2"]
-    assert "--calibrate fits the temperature; leave --temperature out" in refused(pool_folder, *words, *known)
+    assert "--calibrate fits the temperature; remove --temperature" in refused(pool_folder, *words, *known)
 
 
 def test_every_option_of_the_help_stands_whole_at_80_columns(monkeypatch):

@@ -89,7 +89,7 @@ def refused(name, tmp_path):
         ({"model_args": {"global_pool": ""}}, "it rejects an RGB image of 16x16 pixels prepared with its own settings: "),
         ({"model_args": {"num_classes": 5}}, "config.json: expected one number of classes, found num_classes 3, model_args.num_classes 5"),
         ({"num_classes": 3_000_000_000}, "config.json: num_classes is 3,000,000,000, but no tensor of its weights has more"),
-        ({"num_classes": "3"}, 'config.json: num_classes: expected a number of classes, found "3"'),
+        ({"num_classes": "3"}, 'config.json: num_classes: expected a positive number of classes, found "3"'),
         ({"num_classes": 32}, "wrong shape 2 tensors (fc.weight 3x96 instead of 32x96, "),
         ({"model_args": ["in_chans"]}, 'config.json: model_args: expected an object, found ["in_chans"]'),
         ({"model_args": []}, "config.json: model_args: expected an object, found []"),
@@ -103,9 +103,9 @@ def refused(name, tmp_path):
         ({"model_args": {"checkpoint_path": "secret"}}, "config.json: model_args.checkpoint_path: expected numbers and plain words"),
         ({"model_args": {"pretrained_cfg_overlay": {"file": "x"}}}, "model_args.pretrained_cfg_overlay: expected numbers and plain words"),
         ({"model_args": {"act_layer": ["x", {"y": "../x.pth"}]}}, "model_args.act_layer: expected numbers and plain words"),
-        ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a network of timm"),
-        ({"architecture": "/etc/passwd"}, "/etc/passwd is no network of timm"),
-        ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is no network of timm"),
+        ({"architecture": ["resnet18"]}, "config.json: architecture: expected the name of a timm network"),
+        ({"architecture": "/etc/passwd"}, "/etc/passwd is not a timm network"),
+        ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is not a timm network"),
         ({"inside": {"crop_pct": "0.9"}}, "crop_pct: expected the kept share of the image, such as 0.875, found '0.9'"),
         ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the kept share"),
         ({"inside": {"mean": [0.5]}}, "mean, std: expected three numbers each, none of std 0, found [0.5]"),
@@ -165,7 +165,7 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_channels": 1}, "takes RGB images (3 channels), found one of num_channels 1"),
+        ({"num_channels": 1}, "RGB images (3 channels); this one has num_channels 1"),
         ({"processor": {"size": {"height": 32, "width": 32}}}, "it rejects an RGB image of 32x32 pixels"),
         ({"processor": {"size": {"height": 10**6, "width": 10**6}}}, "expected a side of 1 to 8192 pixels, found 1000000"),
         ({"id2label": {"0": "ant", "2": "cat", "3": "dog"}}, "id2label: expected a name for each of the classes 0 to 2, found"),
@@ -177,16 +177,19 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
             "config.json: num_labels is 3,000,000,000, but no tensor",
         ),
         ({"num_labels": 5}, "config.json: expected one number of classes, found num_labels 5, id2label 3"),
-        ({"problem_type": "regression"}, "expected a classifier of one class an image, found problem_type regression"),
+        ({"problem_type": "regression"}, "expected a single-label classifier, found problem_type regression"),
         ({"problem_type": "multi_label_classification"}, "found problem_type multi_label_classification"),
-        ({"attn_implementation": "owner/kernel"}, "attn_implementation owner/kernel names code of the Hub, which is not run"),
-        ({"attn_implementation": {"": "owner/kernel"}}, "attn_implementation owner/kernel names code of the Hub"),
-        ({"_attn_implementation": {"a": ["b", "owner/kernel"]}}, "_attn_implementation owner/kernel names code of the Hub"),
-        ({"_attn_implementation_internal": "owner/kernel"}, "_attn_implementation_internal owner/kernel names code"),
-        ({"parts": [{"vision_config": {"experts_implementation": "owner/k:x"}}]}, "experts_implementation owner/k:x names code"),
+        (
+            {"attn_implementation": "owner/kernel"},
+            "attn_implementation owner/kernel refers to code on the Hub, which nst does not run; remove it from config.json",
+        ),
+        ({"attn_implementation": {"": "owner/kernel"}}, "attn_implementation owner/kernel refers to code on the Hub"),
+        ({"_attn_implementation": {"a": ["b", "owner/kernel"]}}, "_attn_implementation owner/kernel refers to code on the Hub"),
+        ({"_attn_implementation_internal": "owner/kernel"}, "_attn_implementation_internal owner/kernel refers to code"),
+        ({"parts": [{"vision_config": {"experts_implementation": "owner/k:x"}}]}, "experts_implementation owner/k:x refers to code"),
         ({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x.pth"}}, "model_type timm_wrapper: expected `architecture`"),
         ({"backbone_config": {"model_type": "timm_backbone"}}, "model_type timm_backbone: expected `architecture`"),
-        ({"backbone": "owner/net", "use_pretrained_backbone": True}, "backbone: expected a network whose own weights are all there is"),
+        ({"backbone": "owner/net", "use_pretrained_backbone": True}, "backbone: expected a network with only its own weights"),
         ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: expected a network whose own weights"),
         ({"transformers_weights": "x.bin"}, 'transformers_weights: expected a file in safetensors, found "x.bin"'),
     ],
@@ -203,7 +206,7 @@ def test_arguments_that_are_numbers_and_plain_words_are_taken(tmp_path, timms):
 def test_an_adapter_of_another_model_is_not_followed(tmp_path, transformers):
     name = of_transformers(tmp_path, transformers)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base", "peft_type": "LORA"}')
-    assert "adapter_config.json names another model's weights, which are not fetched" in refused(name, tmp_path)
+    assert "adapter_config.json refers to another model's weights, which nst does not download" in refused(name, tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["vit", "stranger"])
@@ -221,7 +224,7 @@ def test_code_beside_a_model_is_never_run(tmp_path, transformers, model_type):
 def test_a_config_that_is_no_object_is_one_line(tmp_path, timms):
     name = of_timm(tmp_path, timms)
     (tmp_path / "config.json").write_text("[1]")
-    assert refused(name, tmp_path) == "expected config.json of timm or transformers, found a JSON list"
+    assert refused(name, tmp_path) == "not a timm or transformers config.json (a JSON list)"
 
 
 def test_images_are_resized_by_pillow_where_torchvision_cannot(tmp_path, timms):

@@ -47,7 +47,7 @@ def test_a_program_that_did_not_register_it_is_told_what_to_do(tiny_store, teach
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text().replace("own_linear", "own_stranger"))
     with pytest.raises(
-        NstError, match=r"own_stranger is no network of timm; if it is one of your own, load it in the program that registers it"
+        NstError, match=r"own_stranger is not a timm network; if it is your own, load it from the program that registers it"
     ):
         load_classifier(f"local-dir:{tmp_path / 'copy'}", tiny_store[0])
 

@@ -104,7 +104,7 @@ def test_a_pool_that_a_pulled_version_names_is_not_opened(store, tiny_store, tmp
         image.write_bytes(image.read_bytes() + b"\0" * (number % 2))  # near-duplicates, not the same bytes
     done = run(store, *commands(labeled)[kind])
     assert done.exit_code == 2, done.output
-    assert f"it is the Hub that names its pool '{pool}', and nst opens no path or address for that" in done.stderr
+    assert f"its pool '{pool}' comes from a downloaded manifest, which nst does not open" in done.stderr
     assert "SOURCE" in done.stderr if kind.startswith("label") else "--pool says where it is" in done.stderr
     assert store.unfinished() == []
 
@@ -128,7 +128,7 @@ def test_no_form_of_address_is_tried(store, tiny_store, strange):
     pulled(store, "tiny@gen-1", pool=strange)
     done = run(store, "balance", "tiny@gen-1", "--embed-images")
     assert done.exit_code == 2
-    assert f"names its pool {strange!r}, and nst opens no path or address" in done.stderr
+    assert f"its pool {strange!r} comes from a downloaded manifest, which nst does not open" in done.stderr
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_what_is_drawn_from_a_pulled_version_does_not_open_its_pool_either_until
     pulled(store, "tiny@gen-1", pool=str(pool))
     train = commands(labeled)["train"][:-1]
     assert run(store, "balance", "tiny@gen-1", "--min-confidence", 0, "--per-class", 7).exit_code == 0
-    assert "names its pool" in run(store, *train, "tiny@gen-1.2").stderr
+    assert "comes from a downloaded manifest" in run(store, *train, "tiny@gen-1.2").stderr
     named = run(store, "balance", "tiny@gen-1", "--exclude", labeled, "--pool", pool, "--min-confidence", 0, "--per-class", 7)
     assert named.exit_code == 0, named.stderr
     own = store.open("tiny@gen-1.3").manifest.request.inputs
@@ -182,7 +182,7 @@ def test_a_pushed_version_keeps_its_pool_and_one_of_which_nobody_knows_whether_i
     remember_place(folder, Place(**{**vars(PLACE), "pulled": False}))
     assert run(store, *commands(labeled)["train"]).exit_code == 0
     (folder / "hub.json").write_text(json.dumps([{name: value for name, value in vars(PLACE).items() if name != "pulled"}]))
-    assert "names its pool" in run(store, *commands(labeled)["train"], "--epochs", 3).stderr
+    assert "comes from a downloaded manifest" in run(store, *commands(labeled)["train"], "--epochs", 3).stderr
     (folder / "hub.json").write_text("[")
     assert may_be_pulled(folder)
 

@@ -42,7 +42,7 @@ def outcome(place, **parts):
         return parsed(**parts)
     except UsageError as error:
         message = str(error)
-    assert f"{place}: nothing would follow from it: " in message or "the first generation has no teacher" in message
+    assert f"{place}: has no effect: " in message or "the first generation has no teacher" in message
     return None
 
 
@@ -136,7 +136,7 @@ def test_each_setting_of_an_evaluation_changes_what_is_measured_or_is_refused(se
 
 @pytest.mark.parametrize("suite", ["clean", "fgsm", "pgd"])
 def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
-    with pytest.raises(UsageError, match=r"line \d+: evaluate.0.seed: nothing would follow from it: it decides corruptions"):
+    with pytest.raises(UsageError, match=r"line \d+: evaluate.0.seed: has no effect: it seeds corruptions"):
         parsed(evaluate=[{"suite": suite, "name": "x", "seed": 1}])
     assert parsed(evaluate=[{"suite": "pgd", "random_start": True, "seed": 1}]).evaluate[0].seed == 1
 
@@ -176,15 +176,15 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
     [
         (
             {"pool": {"source": "/p", "class_names": "/n"}},
-            r"line \d+: pool.class_names: nothing would follow from it: a pool has no labels",
+            r"line \d+: pool.class_names: has no effect: pool labels are not read",
         ),
         (
             {"push_to": {"teacher": "me/b", "pool_source": "web"}},
-            r"push_to.pool_source: nothing would follow.* without `corpus: OWNER/NAME`",
+            r"push_to.pool_source: has no effect.* no `corpus:` is pushed",
         ),
         (
             {"pool": {"source": "/p", "label_column": "y"}},
-            r"line \d+: pool.label_column: nothing would follow from it: a pool has no labels",
+            r"line \d+: pool.label_column: has no effect: pool labels are not read",
         ),
         ({"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]}, r"generations.1.finetune.model: .* before it, test_resnet"),
     ],
@@ -205,7 +205,7 @@ def test_what_only_a_default_or_a_preset_says_is_not_refused():
     ["seed: 1\nseed: 2\n", "select: {per_class: 1, fraction: 0.5, per_class: 2}\n", "run: &r {workers: 0}\nlabel: {seed: 1, seed: 1}\n"],
 )
 def test_a_key_that_stands_twice_is_refused(twice):
-    with pytest.raises(UsageError, match=r"a.yaml, line \d+: (seed|per_class): stands in line \d+ already; leave one of them out"):
+    with pytest.raises(UsageError, match=r"a.yaml, line \d+: (seed|per_class): duplicate key, first on line \d+; remove one"):
         parse_recipe(yaml.safe_dump(BASE | {"generations": [NETWORK] * 2}) + twice, Path("/recipes/a.yaml"))
 
 
@@ -260,7 +260,7 @@ def test_an_empty_section_is_the_default():
 def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_path):
     folder = write_pool(tmp_path / "pool", 1, 1)
     with pytest.raises(
-        UsageError, match=r"^pool: `image_column` y: .* holds image files, which have no columns; leave `image_column` out$"
+        UsageError, match=r"^pool: `image_column` y: .* contains image files, which have no columns; remove `image_column`$"
     ):
         _open("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
 

@@ -122,7 +122,8 @@ def test_a_reference_of_the_hub_that_a_command_would_take_for_a_folder_of_the_cu
     (tmp_path / "cwd" / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "cwd")
     with pytest.raises(
-        UsageError, match=r"a.yaml: owner/name: lies in the current folder and not beside the recipe.* Hub owner/name@main$"
+        UsageError,
+        match=r"a.yaml: owner/name: exists in the current folder but not next to the recipe.* owner/name@main for the Hub dataset$",
     ):
         recipe_with(tmp_path, "pool", "owner/name")
     assert recipe_with(tmp_path, "pool", "owner/name@main").source == "owner/name@main"
@@ -131,9 +132,7 @@ def test_a_reference_of_the_hub_that_a_command_would_take_for_a_folder_of_the_cu
 def test_what_is_neither_here_nor_on_the_hub_is_one_line_that_names_both_readings(tmp_path):
     write_class_folders(tmp_path / "labeled", CLASSES, 1)
     path = write_tiny_recipe(tmp_path, pool="photos/unlabeled", generations=[TINY, TINY])
-    with pytest.raises(
-        NstError, match=r"pool: no path photos/unlabeled lies beside the recipe, and on the Hub: photos/unlabeled: .*HF_HUB_OFFLINE"
-    ):
+    with pytest.raises(NstError, match=r"pool: no photos/unlabeled next to the recipe, and on the Hub: photos/unlabeled: .*HF_HUB_OFFLINE"):
         self_training(read_recipe(path), Store(tmp_path / "store"), Progress())
 
 
@@ -152,10 +151,10 @@ EMBED = {"min_confidence": 0.0, "per_class": 8, "embed_images": True}
     ("parts", "message"),
     [
         ({"labeled": STREAM}, "`stream` is for `pool`, `test` and the `data` of `evaluate`; `labeled` images"),
-        ({"validation": STREAM}, "`validation` images are read often"),
+        ({"validation": STREAM}, "`validation` images are read repeatedly"),
         ({"pool": STREAM}, "add `select: {embed_images: true}`"),
         ({"pool": STREAM, "select": EMBED | {"when": "once"}}, "with `when: every_generation`"),
-        ({"evaluate": {"suite": "imagenet-a", "data": STREAM}}, "`stream` says nothing to imagenet-a"),
+        ({"evaluate": {"suite": "imagenet-a", "data": STREAM}}, "`stream` does not apply to imagenet-a"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(tmp_path, parts, message):
@@ -188,7 +187,7 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
     with serving(top) as (url, _):
         done = nst(url, home, *(["run", f"recipes/{name}.yaml", "--json"] for name in ("a", "b")))
         assert [one.status for one in done] == [0, 0], [one.err for one in done]
-    assert "pool: no path me/pool lies beside the recipe; it is me/pool@" in done[0].err
+    assert "pool: no me/pool next to the recipe; using Hub dataset me/pool@" in done[0].err
     store = Store(home / "store")
     for number in ("gen-1", "gen-1.1"):
         downloaded, read = (store.open(f"{name}@{number}").manifest for name in ("a", "b"))

@@ -195,9 +195,9 @@ def test_the_size_is_said_once_when_the_work_begins(store, pool):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "holds other bytes than the image that was labeled; give the pool"),
-        (lambda path: path.unlink(), r"cannot be read any more \(.*No such file.*\); put it back and run the same command again"),
-        (lambda path: path.write_bytes(b"short"), r"cannot be read any more \(.*\); put it back and run the same command again"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has different content than the labeled image; pass the labeled pool"),
+        (lambda path: path.unlink(), r"can no longer be read \(.*No such file.*\); restore it and run the same command again"),
+        (lambda path: path.write_bytes(b"short"), r"can no longer be read \(.*\); restore it and run the same command again"),
     ],
 )
 def test_an_image_that_changed_is_named_and_healed_the_work_goes_on(store, pool, tmp_path, damage, reason):

@@ -174,7 +174,7 @@ def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_p
     [
         ({"test": {"source": "other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
         ({"validation": {"source": "other"}}, "expected the classes 3 (ant, bee, cat), found 2 (bee, dog)"),
-        ({"generations": [TINY, TINY | {"validate_every": 1}]}, "`validate_every` speaks of validation images; add a line `validation:"),
+        ({"generations": [TINY, TINY | {"validate_every": 1}]}, "`validate_every` needs validation images; add a line `validation:"),
         ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
         ({"run": RUN | {"tracker": ["aim"]}}, "--tracker aim: its package is not installed"),
     ],
@@ -209,7 +209,7 @@ def test_images_that_evaluate_names_are_held_out_of_the_pool_and_an_edition_that
     assert excluded == ["labeled", "test"]
     named = keys_and_excluded(evaluate=more)
     assert named[:2] == (keys, excluded), "students were trained on it"
-    assert f"warning: bugs@gen-1.1 was made without holding out {photos / 'more'}: images that `evaluate` measures on may be" in named[2]
+    assert f"warning: bugs@gen-1.1 was built without holding out {photos / 'more'}, so evaluation images may be" in named[2]
     fresh, excluded, said = keys_and_excluded(evaluate=more, name="fresh")
     assert fresh & {"0-090.png", "0-091.png"} == {"0-091.png"}
     assert excluded == ["labeled", "more", "test"], "the test images are named once"

@@ -117,7 +117,7 @@ def test_rows_are_found_by_their_keys(every_kind, place):
     source = open_source(str(every_kind / place))
     first, _, last = keys(source)
     assert source.rows_of([last, first, last]).tolist() == [2, 0, 2]
-    with pytest.raises(NstError, match=r"lacks 2 of 3 images, the first is 'x.png'; give the pool that was labeled"):
+    with pytest.raises(NstError, match=r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool"):
         source.rows_of([first, "x.png", "y.png"])
 
 
@@ -128,7 +128,7 @@ def test_rows_of_any_number_of_keys_are_found(every_kind, place):
     rows = np.zeros(4, np.int64)
     source.find_all(lambda: [pa.array([last, first]), pa.array([middle, last])], rows)
     assert rows.tolist() == [2, 0, 1, 2]
-    with pytest.raises(NstError, match=r"lacks 2 of 4 images, the first is 'x.png'; give the pool that was labeled"):
+    with pytest.raises(NstError, match=r"lacks 2 of 4 images, the first is 'x.png'; pass the labeled pool"):
         source.find_all(lambda: [pa.array([last]), pa.array([first, "x.png", "y.png"])], rows)
 
 
@@ -141,12 +141,12 @@ def test_what_was_asked_for_stands_in_the_source(every_kind):
 
 @pytest.mark.parametrize("place", ["folder", "list.txt", "tars"])
 def test_image_files_have_no_columns(every_kind, place):
-    with pytest.raises(UsageError, match=r"--image-column photo: .* holds image files, which have no columns; leave --image-column out"):
+    with pytest.raises(UsageError, match=r"--image-column photo: .* contains image files, which have no columns; remove --image-column"):
         open_source(str(every_kind / place), image_column="photo")
 
 
 def test_only_the_hub_is_streamed(every_kind):
-    with pytest.raises(UsageError, match=r"--stream: .*one\.parquet is no dataset of the Hub; leave --stream out"):
+    with pytest.raises(UsageError, match=r"--stream: .*one\.parquet is not a Hub dataset; remove --stream"):
         open_source(str(every_kind / "one.parquet"), stream=True)
 
 
@@ -173,9 +173,7 @@ def test_files_of_two_kinds_are_not_mixed(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.png", png(0))])
     write_table(tmp_path / "b.parquet", image=[png(0)])
     for place in (tmp_path, tmp_path / "*"):
-        with pytest.raises(
-            UsageError, match=r"expected files of one kind, found a\.tar and b\.parquet; name one kind, as in '\*\.parquet'"
-        ):
+        with pytest.raises(UsageError, match=r"expected files of one kind, found a\.tar and b\.parquet; choose one, e.g. '\*\.parquet'"):
             open_source(str(place))
 
 

@@ -30,7 +30,7 @@ def test_string_labels_are_classes_in_sorted_order(tmp_path):
     [
         ([0, None], "1 row without a label"),
         ([0.0, 1.0], "is double, expected integers or strings"),
-        ([-1, 1], "holds -1 to 1, expected 0 to 1"),
+        ([-1, 1], "has values -1 to 1, expected 0 to 1"),
     ],
 )
 def test_labels_that_name_no_class_are_an_error(tmp_path, labels, message):
@@ -119,12 +119,12 @@ def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, co
 
 
 def test_a_file_of_class_names_that_does_not_end_is_an_error():
-    with pytest.raises(UsageError, match=r"--class-names /dev/zero: more than 64 MB; expected a text file with one class name a line"):
+    with pytest.raises(UsageError, match=r"--class-names /dev/zero: more than 64 MB; expected a text file with one class name per line"):
         names_in("/dev/zero")
 
 
 def test_what_is_said_of_labels_of_a_source_without_any_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match=r"--label-column kind: .* is read without labels"):
+    with pytest.raises(UsageError, match=r"--label-column kind is not used: labels of .* are not read; remove it"):
         open_source(write_files(tmp_path, "a.png"), label_column="kind")
 
 
@@ -141,7 +141,7 @@ def test_the_label_column_that_was_asked_for_stands_in_the_lineage_and_changes_n
 def test_a_file_with_too_few_different_class_names_is_an_error(tmp_path, text):
     (tmp_path / "names.txt").write_text(text)
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    with pytest.raises(UsageError, match="expected 2 or more different names"):
+    with pytest.raises(UsageError, match="expected at least 2 distinct names"):
         open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt"))
 
 
@@ -165,7 +165,7 @@ def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
     [
         ("zero\n\ntwo\n", "line 2 is empty; expected a name for class 1"),
         ("\n \nzero\n", "line 1 is empty; expected a name for class 0"),
-        ('[\n"zero",\n"one"\n]\n', r"begins with '\[', as JSON does; expected a text file with one class name a line"),
+        ('[\n"zero",\n"one"\n]\n', r"begins with '\[', as JSON does; expected a text file with one class name per line"),
         ('{"0": "zero"}', r"begins with '{', as JSON does"),
         ("zero\nred\x1b[31m\n", r"line 2 is 'red\\x1b\[31m'; expected a name without control characters"),
         ("ze\x85ro\none\n", r"line 1 is 'ze\\x85ro'; expected a name without control characters"),
@@ -182,5 +182,5 @@ def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 def test_an_empty_name_of_a_column_is_an_error(tmp_path, option):
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} '': .* an empty name of a column; expected a name, or leave"):
+    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} '': empty column name for .*; expected a name, or remove"):
         open_source(path, labeled=True, **{option: ""})

@@ -158,7 +158,7 @@ def test_a_parquet_file_that_has_changed_is_not_read(tmp_path):
 def test_a_truncated_parquet_file_is_an_error_that_names_it(tmp_path, end):
     path = write_table(tmp_path / "x.parquet", image=[png(0)])
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:end])
-    with pytest.raises(NstError, match=r"x\.parquet: expected a parquet file, found damage .*; make it again"):
+    with pytest.raises(NstError, match=r"x\.parquet: corrupt parquet file \(.*\); recreate it"):
         open_source(path)
 
 
@@ -199,7 +199,7 @@ def test_where_no_copy_can_be_made_that_is_said_in_one_line(tmp_path, capfd):
     source = open_source(str(path))
     assert source.slow_reads() == ""
     assert source.read(0) == IMAGES[0]
-    assert source.slow_reads().startswith("whole row groups are decoded for each, as datasets could make no copy (")
+    assert source.slow_reads().startswith("each read decodes a whole row group, because `datasets` could not make a copy (")
     assert "\n" not in source.slow_reads()
     assert capfd.readouterr() == ("", "")
 
@@ -287,7 +287,7 @@ def test_a_column_without_images_is_an_error(tmp_path, asked, message):
 def test_a_file_that_lacks_the_column_is_an_error_that_names_it(tmp_path):
     write_table(tmp_path / "a.parquet", image=[png(0)])
     write_table(tmp_path / "b.parquet", photo=[png(0)])
-    with pytest.raises(NstError, match=r"b\.parquet has no images in `image`, expected that column of a\.parquet in every file"):
+    with pytest.raises(NstError, match=r"b\.parquet: column `image` holds no images; every file needs it, as in a\.parquet"):
         open_source(str(tmp_path))
 
 

@@ -75,7 +75,7 @@ def test_members_of_tar_files_are_counted_also_when_the_index_was_kept(tmp_path)
 
 def test_nothing_but_skipped_files_says_what_they_are(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(NstError, match=r"found none below this folder, but skipped 1 file: 1 .heic; convert them, as to .jpg or .png"):
+    with pytest.raises(NstError, match=r"found none below this folder, but skipped 1 file: 1 .heic; convert them to .jpg or .png"):
         open_source(str(tmp_path))
     with pytest.raises(NstError, match=r"found none, but skipped 1 file: 1 .heic"):
         open_source(write_tar(tmp_path / "pool.tar", [("a.heic", b"x")]))
@@ -95,7 +95,7 @@ def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_pat
         (("train", "val"), r"--labeled .*/photos/train --validation .*/photos/val;"),
         (("Training", "Test", "notes"), r"found Training, Test, .*--labeled .*/photos/Training --validation .*/photos/Test;"),
         (("test", "validation"), r"--labeled .*/photos/test;"),
-        (("train",), r"--labeled .*/photos/train; if they are classes, give them other names, for example train_"),
+        (("train",), r"--labeled .*/photos/train; if they are classes, rename them, e.g. train_"),
         (("test_set", "training_set"), r"--labeled .*/training_set --validation .*/test_set;"),
         (("train2017", "val2017"), r"--labeled .*/train2017 --validation .*/val2017;"),
         (("extra", "train"), r"--labeled .*/train --validation .*/extra;"),
@@ -123,7 +123,7 @@ def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
 def test_tables_of_two_splits_are_no_labeled_set(tmp_path, names):
     for name in names:
         write_table(tmp_path / name, image=[png(0), png(1)], label=["ant", "bee"])
-    with pytest.raises(UsageError, match=r"which look like files of two splits; name those of one, as in"):
+    with pytest.raises(UsageError, match=r"which look like files of two splits; choose one, e.g."):
         open_source(str(tmp_path), labeled=True)
     assert len(open_source(str(tmp_path))) == 4
     pattern = tmp_path / ("train*.parquet" if "/" not in names[0] else "train/*.parquet")

@@ -153,7 +153,7 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     (copy / "bee" / "broken.png").write_text("no image")
     said = Said()
     version = train(store, "left-out", TrainSettings(**TINY), open_source(str(copy), labeled=True), run=RUN, progress=said)
-    assert "left out, cannot be read: bee/broken.png: not an image in a known format" in said.lines
+    assert "skipped, unreadable: bee/broken.png: not an image in a known format" in said.lines
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
 
 
@@ -262,4 +262,6 @@ def test_slow_reads_are_said_before_training(tmp_path):
     said = Said()
     train(Store(tmp_path / "store"), "slow", TrainSettings(**TINY), open_source(str(path), labeled=True), run=RUN, progress=said)
     (line,) = (line for line in said.lines if "reading single images is slow" in line)
-    assert line.startswith(f"{path}: reading single images is slow: whole row groups are decoded for each, as datasets could make no copy")
+    assert line.startswith(
+        f"{path}: reading single images is slow: each read decodes a whole row group, because `datasets` could not make a copy"
+    )

@@ -93,7 +93,7 @@ def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_se
     kept = {path: path.read_bytes() for path in sorted(pool.iterdir())[:6]}
     for path, content in kept.items():
         path.write_bytes(bytes(len(content)))
-    with pytest.raises(NstError, match=r"bugs@gen-1: .*pool: 6 of its 10 images \(60%\) could not be read, more than the 50% allowed"):
+    with pytest.raises(NstError, match=r"bugs@gen-1: .*pool: 6 of its 10 images \(60%\) could not be read \(limit 50%\)"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     for path, content in kept.items():
         path.write_bytes(content)
@@ -219,8 +219,8 @@ def test_classes_without_images_are_said_and_counted(store, tmp_path):
     (labeled / "dog" / "0.heic").write_bytes(b"")
     said = Told()
     version = train(store, "t", TRAINED, open_source(str(labeled), labeled=True), run=TRAIN_RUN, progress=said)
-    assert f"{labeled}: 1 folder holds no image and is no class: dog" in said.lines
-    assert f"{labeled}: skipped 1 file: 1 .heic; convert them, as to .jpg or .png" in said.lines
+    assert f"{labeled}: 1 folder without images is not a class: dog" in said.lines
+    assert f"{labeled}: skipped 1 file: 1 .heic; convert them to .jpg or .png" in said.lines
     assert version.manifest.counts["classes_without_images"] == ["dog"]
     assert version.manifest.request.inputs["labeled"].skipped == {".heic": 1}
 
@@ -264,7 +264,7 @@ def test_a_wrong_pool_is_refused_by_a_sample(tmp_path):
     source, read = open_source(str(wrong)), []
     source.rows = lambda wanted, rows=source.rows: (read.append(row.id) or row for row in rows(wanted))
     hashes = [pa.array([f"{index:032x}" for index in range(300)])]
-    with pytest.raises(NstError, match=r"wrong: holds other images than were labeled: of 64 that were looked at none is among the 300"):
+    with pytest.raises(NstError, match=r"wrong: is not the labeled pool: none of 64 sampled images is among the 300"):
         source.check_holds_some(lambda: hashes, 300)
     assert len(np.unique(read)) == 64
     from nst_data.images import image_hash

@@ -87,9 +87,7 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
     if column is None:
         as_in = f", e.g. {', '.join(candidates)}" if candidates else ""
-        raise NstError(
-            f"{location}: expected a column `label`, found {found}; choose the label column with --label-column{as_in}"
-        )
+        raise NstError(f"{location}: expected a column `label`, found {found}; choose the label column with --label-column{as_in}")
     if asked is not None and asked not in schema.names:
         raise UsageError(f"--label-column {asked}: no such column in {location}; columns: {found}")
     if schema.names.count(column) > 1:
@@ -206,9 +204,7 @@ def renamed(
         raise UsageError(f"--class-names {file}: {location} has class names of its own ({_abridged(class_names)})")
     if len(set(numbers)) != len(numbers):
         twice = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
-        raise UsageError(
-            f"--class-names {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one"
-        )
+        raise UsageError(f"--class-names {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one")
     least = max(numbers, default=0) + 1
     if not numbers or len(names) < least or len(set(names)) != len(names):
         counted = f" ({location} has class {least - 1:,}; classes start at 0)" if len(names) < least else ""

@@ -115,6 +115,5 @@ def _stems(image: str) -> tuple[str, str]:
 
 def _again(where: str, name: str, how: str) -> NstError:
     return NstError(
-        f"{where}: {name} occurs several times {how}, so labels are ambiguous; "
-        "keep each image next to its .cls member, or use unique names"
+        f"{where}: {name} occurs several times {how}, so labels are ambiguous; keep each image next to its .cls member, or use unique names"
     )
