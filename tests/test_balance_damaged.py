@@ -298,7 +298,7 @@ def test_images_that_were_read_before_one_that_changed_are_kept(store, pool, tmp
     content = path.read_bytes()
     path.write_bytes(content[::-1])
     result = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert "'2-100.png' holds other bytes" in result.stderr
+    assert "'2-100.png' has different content" in result.stderr
     assert store.unfinished() == ["flowers@gen-1.1"]
     path.write_bytes(content)
     result = CliRunner().invoke(app, words, catch_exceptions=False)

@@ -57,7 +57,7 @@ def test_an_image_that_changed_at_its_size_is_named_and_one_that_was_touched_is_
     (pool / "1-100.png").touch()
     again, lines = labeled(store, teacher, pool)
     assert again.ref == first.ref
-    assert any("1 file changed since bugs@gen-1 was made; 1 image compared" in line for line in lines)
+    assert any("1 file changed since bugs@gen-1 was made; comparing 1 image " in line for line in lines)
     assert not any("changed" in line for line in labeled(store, teacher, pool)[1])  # it was looked at, and is noted
     kept = (pool / "0-101.png").read_bytes()
     change(pool / "0-101.png")
@@ -193,8 +193,8 @@ def test_image_files_that_a_saved_dataset_names_are_looked_at(store, teacher, tm
     write_pool(saved / "images", 1, 3)
     labeled(store, teacher, saved)
     (saved / "images" / "0-100.png").touch()
-    assert any("compared" in line for line in labeled(store, teacher, saved)[1])
-    assert not any("compared" in line for line in labeled(store, teacher, saved)[1])
+    assert any("comparing" in line for line in labeled(store, teacher, saved)[1])
+    assert not any("comparing" in line for line in labeled(store, teacher, saved)[1])
     change(saved / "images" / "0-101.png")
     with pytest.raises(NstError, match=r"saved: 1 image has different content than when bugs@gen-1 was made \('1'\)"):
         labeled(store, teacher, saved)

@@ -130,9 +130,9 @@ def test_layers_that_the_weights_of_transformers_cannot_fill_are_not_made(tmp_pa
 def test_a_network_of_other_images_than_rgb_is_refused_as_teacher_and_as_student(tmp_path, timms, channels):
     weights = timm.create_model("test_resnet", num_classes=3, in_chans=channels).state_dict()
     name = of_timm(tmp_path, timms, weights, {"input_size": [channels, 16, 16]}, model_args={"in_chans": channels})
-    assert f"takes RGB images (3 channels), found one of {channels} channel" in refused(name, tmp_path)
+    assert f"expected a network for RGB images (3 channels), found one of {channels} channel" in refused(name, tmp_path)
     settings = TrainSettings(model=name, image_size=32, **SETTINGS)
-    with pytest.raises(NstError, match=rf"takes RGB images \(3 channels\), found one of {channels} channel"):
+    with pytest.raises(NstError, match=rf"expected a network for RGB images \(3 channels\), found one of {channels} channel"):
         data_config_of(create_network(settings, 3), settings)
 
 
@@ -190,7 +190,7 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
         ({"model_type": "timm_wrapper", "model_args": {"checkpoint_path": "x.pth"}}, "model_type timm_wrapper: expected `architecture`"),
         ({"backbone_config": {"model_type": "timm_backbone"}}, "model_type timm_backbone: expected `architecture`"),
         ({"backbone": "owner/net", "use_pretrained_backbone": True}, "backbone: expected a network with only its own weights"),
-        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: expected a network whose own weights"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: expected a network with only its own weights"),
         ({"transformers_weights": "x.bin"}, 'transformers_weights: expected a file in safetensors, found "x.bin"'),
     ],
 )

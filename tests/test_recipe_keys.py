@@ -186,7 +186,10 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
             {"pool": {"source": "/p", "label_column": "y"}},
             r"line \d+: pool.label_column: has no effect: pool labels are not read",
         ),
-        ({"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]}, r"generations.1.finetune.model: .* before it, test_resnet"),
+        (
+            {"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]},
+            r"generations.1.finetune.model: .* preceding training, test_resnet",
+        ),
     ],
 )
 def test_a_key_that_changes_nothing_is_refused_with_its_line_and_why(parts, message):

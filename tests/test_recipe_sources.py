@@ -152,8 +152,8 @@ EMBED = {"min_confidence": 0.0, "per_class": 8, "embed_images": True}
     [
         ({"labeled": STREAM}, "`stream` is for `pool`, `test` and the `data` of `evaluate`; `labeled` images"),
         ({"validation": STREAM}, "`validation` images are read repeatedly"),
-        ({"pool": STREAM}, "add `select: {embed_images: true}`"),
-        ({"pool": STREAM, "select": EMBED | {"when": "once"}}, "with `when: every_generation`"),
+        ({"pool": STREAM}, "needs `select: {embed_images: true}`"),
+        ({"pool": STREAM, "select": EMBED | {"when": "once"}}, "and `when: every_generation`"),
         ({"evaluate": {"suite": "imagenet-a", "data": STREAM}}, "`stream` does not apply to imagenet-a"),
     ],
 )

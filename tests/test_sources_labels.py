@@ -114,7 +114,7 @@ def test_padded_numbers_are_the_classes_of_plain_ones():
 def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, count):
     numbers = np.resize(np.array(labels), rows)
     assert len(number_labels(numbers, None, "test", names)[1]) == count
-    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows.*numbers below {count:,}: .* names with --class-names FILE"):
+    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows .* limit is {count:,}: .* pass --class-names FILE"):
         number_labels(np.append(numbers[1:], count), None, "test", names)
 
 

@@ -29,7 +29,7 @@ def test_files_that_may_be_images_are_counted_and_others_are_not(tmp_path):
     assert len(source) == 2
     assert source.skipped == {".heic": 2, "without a suffix": 2, ".cr2": 1, ".jxl": 1, ".tar": 1}
     (line,) = source.remarks()
-    assert line.startswith(f"{tmp_path}: skipped 7 files: 2 .heic, 2 without a suffix, 1 .cr2, 1 .jxl, 1 .tar; convert them,")
+    assert line.startswith(f"{tmp_path}: skipped 7 files: 2 .heic, 2 without a suffix, 1 .cr2, 1 .jxl, 1 .tar; convert them to")
     assert open_source(str(tmp_path / "deep")).fingerprint == before
 
 
@@ -43,7 +43,7 @@ def test_images_with_an_odd_suffix_are_counted_by_their_first_bytes(tmp_path):
         (tmp_path / name).write_bytes(content)
     source = open_source(str(tmp_path))
     assert source.skipped == {"with other suffixes": 3, ".jpg~": 2, ".bak": 1, ".dat": 1}
-    assert "skipped 7 files: 3 with other suffixes, 2 .jpg~, 1 .bak, 1 .dat; rename those that are wanted" in source.remarks()[0]
+    assert "skipped 7 files: 3 with other suffixes, 2 .jpg~, 1 .bak, 1 .dat; rename images to end in .jpg or .png" in source.remarks()[0]
     for number in range(12):
         (tmp_path / f"l.x{number:02d}").write_bytes(image)
     assert sum(open_source(str(tmp_path)).skipped.values()) == 19

@@ -54,7 +54,7 @@ def _refuse_compressed(path: str, file: BinaryIO) -> None:
     file.seek(0)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
-            raise UsageError(f"{path}: compressed with {name}, which cannot be read at any place; unpack it or write a plain .tar")
+            raise UsageError(f"{path}: compressed with {name}, which does not allow random access; unpack it or write a plain .tar")
 
 
 def _open(file: BinaryIO) -> tarfile.TarFile | None:
