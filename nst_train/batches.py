@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.images import ImageError, decode, image_hash
@@ -35,7 +36,7 @@ from nst_train.streamed_entries import StreamedEntries
 Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 _AHEAD = 4  # batches of each worker
-_ENDING_SECONDS = 5.0
+_ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
 _REMEDIES = "use --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`"
 _SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on Linux
 
@@ -213,11 +214,27 @@ def training_batches(
                 yield item
                 reached(step + 1)
     finally:
-        if hasattr(items, "_shutdown_workers"):  # DataLoader's own way when `items` is collected, which an error under way puts off
-            items._shutdown_workers()
-        for worker in set(multiprocessing.active_children()) - others:  # one that cannot, such as in a read that never comes back
+        _end(items, set(multiprocessing.active_children()) - others)
+
+
+def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:  # noqa: ANN401 - an iterator of DataLoader
+    """End the workers of a DataLoader; after some seconds those too that cannot, such as in a read that never comes back."""
+
+    def kill() -> None:
+        for worker in workers:
             worker.kill()
-            worker.join(_ENDING_SECONDS)
+
+    if hasattr(items, "_shutdown_workers"):  # DataLoader's own way when `items` is collected, which an error under way puts off
+        if items._worker_pids_set:  # else a worker that is killed here would be an error wherever this process is
+            signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]
+            items._worker_pids_set = False
+        timer = threading.Timer(_ENDING_SECONDS, kill)
+        timer.start()
+        items._shutdown_workers()  # waits for each
+        timer.cancel()
+    kill()
+    for worker in workers:
+        worker.join(_ENDING_SECONDS)
 
 
 @contextmanager

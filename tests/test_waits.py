@@ -64,6 +64,31 @@ def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
         next(items)
 
 
+def test_workers_that_are_stopped_share_the_seconds_that_ending_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_train.batches._ENDING_SECONDS", 0.2)
+    done = []
+
+    def transform(encoded, seed):
+        done.append(seed)
+        if len(done) == TINY["batch_size"]:
+            (tmp_path / f"worker-{os.getpid()}").touch()
+        if len(done) > TINY["batch_size"]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return PIXELS
+
+    items = batches(tmp_path, transform, workers=2)
+    next(items)
+    while len(workers := list(tmp_path.glob("worker-*"))) < 2:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    since = time.monotonic()
+    items.close()
+    assert time.monotonic() - since < 2
+    for worker in workers:
+        with pytest.raises(ProcessLookupError, match="No such process"):
+            os.kill(int(worker.name.removeprefix("worker-")), 0)
+
+
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_ended_with_the_training(tmp_path):
     started = tmp_path / "worker"
