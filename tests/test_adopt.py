@@ -394,7 +394,7 @@ def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
         assert "warning: the student" not in trained.stderr
     for words in (["show", "bugs@gen-1"], ["lineage", "student@gen-1"], ["verify", "bugs@gen-1"], ["diff", "bugs@gen-1", "bugs@gen-2"]):
         assert "bugs@gen-1" in run(*words, *where).stdout
-    with pytest.raises(UsageError, match="bugs@gen-1 was adopted, and no teacher is known that could go on"):
+    with pytest.raises(UsageError, match="bugs@gen-1 was adopted, so its teacher is unknown; label the whole pool without --extend"):
         extend_adopted(store, table)
 
 

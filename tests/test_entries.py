@@ -151,7 +151,7 @@ def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(fo
     other = write_pool(tmp_path / "other", 3, 5)
     last = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"][-1]
     (other / last).write_bytes((other / last).read_bytes() + b"more")
-    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; give the pool"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; pass the labeled pool with --pool"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
 
 

@@ -105,7 +105,7 @@ def test_a_pool_that_a_pulled_version_names_is_not_opened(store, tiny_store, tmp
     done = run(store, *commands(labeled)[kind])
     assert done.exit_code == 2, done.output
     assert f"its pool '{pool}' comes from a downloaded manifest, which nst does not open" in done.stderr
-    assert "SOURCE" in done.stderr if kind.startswith("label") else "--pool says where it is" in done.stderr
+    assert "SOURCE" in done.stderr if kind.startswith("label") else "current location with --pool" in done.stderr
     assert store.unfinished() == []
 
 

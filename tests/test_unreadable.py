@@ -114,7 +114,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
     said, again = Told(), run.model_copy(update={"retry_errors": True})
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
-    says = "2 images that could not be read are not in it: --retry-errors does nothing to a sealed version, `nst remove bugs@gen-1`"
+    says = "2 unreadable images are missing from it: --retry-errors does nothing to a sealed version, `nst remove bugs@gen-1`"
     assert any(says in line for line in said.lines)
     (pool / "0-102.png").write_bytes(b"text")
     with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
