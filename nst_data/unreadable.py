@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from nst_data.errors import NstError
 
 def are_too_many(images: int, unreadable: int, max_unreadable: float) -> bool:
     """Whether all of some images are unreadable, or more than the share `max_unreadable` of them."""
-    return unreadable > 0 and (unreadable == images or unreadable > max_unreadable * images)
+    return unreadable > 0 and (unreadable == images or unreadable / images > max_unreadable)
 
 
 def check_readable(what: str, images: int, unreadable: int, max_unreadable: float, first: str, noun: str = "images") -> None:
@@ -25,10 +26,18 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
     if unreadable == images:
         raise NstError(f"{what}: none of its {images:,} {noun} could be read; {back}")
     share = unreadable / images
-    found = f"{unreadable:,} of its {images:,} {noun} ({share:.0%}) could not be read (limit {max_unreadable:.0%})"
-    allow = f"{math.ceil(share * 100) / 100:g}"
+    digits = next((digits for digits in range(10) if f"{share:.{digits}%}" != f"{max_unreadable:.{digits}%}"), 10)
+    found = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
+    allow = _rounded_up(share)
     option = f"--max-unreadable {allow} (recipe: `run: {{max_unreadable: {allow}}}`)"
     raise NstError(f"{what}: {found}; {back}, or continue without them with {option}")
+
+
+def _rounded_up(share: float) -> str:
+    """Two significant digits that are at least a share above 0 and up to 1: 0.11 for 0.101, 0.0003 for 0.0003."""
+    digits = 1 - math.floor(math.log10(share))
+    exact = Fraction(repr(share))
+    return f"{float(Fraction(math.ceil(exact * 10**digits), 10**digits)):.{digits}f}".rstrip("0").rstrip(".")
 
 
 def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:

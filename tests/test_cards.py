@@ -320,7 +320,7 @@ def test_limits_are_those_of_this_version(store):
     assert "calibrated by one temperature on 77 labeled images" in known
     assert "The confidences are not calibrated" not in known
     for sentence in (
-        "5 images of the pool could not be read",
+        "5 pool images could not be read",
         "the 2 most probable ones",
         "Only the first 12 images",
         "The teacher was noised",

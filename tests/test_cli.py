@@ -228,7 +228,7 @@ def test_weights_that_a_network_does_not_have_name_those_that_it_has(tmp_path, s
 
 def test_a_batch_larger_than_the_machine_is_refused_and_leaves_nothing(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "large", *NETWORK, "--image-size", 512, "--batch-size", 10_000_000]
-    assert "10,000,000 images of 512 px takes" in fails(1, "train", *words, "--store", store)
+    assert "10,000,000 images of 512 px needs" in fails(1, "train", *words, "--store", store)
     assert files_in(store) == []
 
 

@@ -54,7 +54,7 @@ def test_without_noise_the_seed_is_no_part_of_what_was_asked_for(tiny_store, tea
 
 def test_a_calibrated_teacher_is_not_noised(tiny_store, teacher):
     store, folder, pool = tiny_store
-    with pytest.raises(UsageError, match="--calibrate and --noise: a temperature is fitted to an un-noised teacher"):
+    with pytest.raises(UsageError, match="--calibrate and --noise: calibration needs an un-noised teacher"):
         label(store, "both", teacher, open_source(str(pool)), LabelSettings(noise=True), calibration=open_source(str(folder), labeled=True))
 
 

@@ -14,8 +14,8 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store import Store
-from nst_train import labeling
 from nst_train.label import extend, label
+from nst_train.labeling import labeling
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 NAMES = ["ant", "bee", "cat"]
@@ -169,7 +169,7 @@ def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, te
     version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True), progress=told)
     assert version.manifest.files == expected.manifest.files
     assert [row["key"] for row in rows(version, "errors")] == ["1-110.png", "1-111.png"]
-    assert any("1 previously unreadable images are readable now" in line for line in told.lines)
+    assert any("1 previously unreadable image is readable now" in line for line in told.lines)
     (pool / "0-104.png").write_bytes(b"text".ljust(size))
     without = labeled(store, teacher, pool, "without", progress=Mending())
     assert [row["key"] for row in rows(without, "errors")] == ["0-104.png", "1-110.png", "1-111.png"]

@@ -12,11 +12,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from nst_data import ownership
 from nst_data.errors import NstError
 from nst_data.files import discard
 from nst_data.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
 from nst_data.places import Place, places_of, remember_place
+from nst_data.store import ownership
 
 
 @pytest.fixture
@@ -67,7 +67,9 @@ def test_the_second_is_told_who_is_at_work_and_since_when(place):
     today = time.strftime("%Y-%m-%d")
     with owned(place, "flowers@gen-1"):
         with (
-            pytest.raises(AtWorkError, match=rf"flowers@gen-1: process {os.getpid()} on {platform.node()} .since {today} .*; wait") as told,
+            pytest.raises(
+                AtWorkError, match=rf"flowers@gen-1: in use by process {os.getpid()} on {platform.node()} .since {today} .*wait"
+            ) as told,
             owned(place, "flowers@gen-1"),
         ):
             pass
@@ -206,7 +208,7 @@ def test_an_owner_that_was_taken_for_dead_stops_and_makes_nothing_anew(tmp_path,
         deadline = time.monotonic() + 10
         while not sign.is_lost and time.monotonic() < deadline:
             time.sleep(0.01)
-        with pytest.raises(NstError, match=r"flowers@gen-1: .*another one took its place.*this one stops"):
+        with pytest.raises(NstError, match=r"flowers@gen-1: .*no heartbeat.*was replaced.*stopping"):
             sign.check("flowers@gen-1")
     assert not any(place.parent.glob("*"))
 
@@ -224,7 +226,7 @@ def test_a_full_disk_is_no_death(place, monkeypatch):
 def test_any_number_may_be_present_and_who_would_remove_their_work_is_refused(place):
     with present(place), present(place):
         assert len(signs(place)) == 2
-        with pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on "):
+        with pytest.raises(AtWorkError, match=f"flowers@gen-1: in use by process {os.getpid()} on "):
             check_nobody_at_work("flowers@gen-1", place.with_name("other"), place)
     check_nobody_at_work("flowers@gen-1", place)
 

@@ -396,15 +396,15 @@ def test_work_whose_folder_was_deleted_ends_in_one_line(store):
         shutil.rmtree(staging.folder)
         raise FileNotFoundError(staging.work)
 
-    with pytest.raises(NstError, match=r"flowers@gen-1 was removed while .*; run this command again"):
+    with pytest.raises(NstError, match=r"flowers@gen-1 was removed while .*; rerun this command"):
         staging.shared(lose)
 
 
 def test_a_version_that_a_process_makes_is_not_removed(store):
     staging = store.begin(request(), "flowers")
-    with present(staging.folder / "worker"), pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on"):
+    with present(staging.folder / "worker"), pytest.raises(AtWorkError, match=f"flowers@gen-1: in use by process {os.getpid()} on"):
         store.remove("flowers@gen-1")
-    with staging.owned(print), pytest.raises(AtWorkError, match=f"flowers@gen-1: process {os.getpid()} on"):
+    with staging.owned(print), pytest.raises(AtWorkError, match=f"flowers@gen-1: in use by process {os.getpid()} on"):
         store.remove("flowers@gen-1")
     assert store.unfinished() == ["flowers@gen-1"]
     store.remove("flowers@gen-1")

@@ -1,6 +1,7 @@
 """Where no image can be read, or too few, nothing is sealed; with the images back the same command goes on."""
 
 import os
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,22 @@ def test_up_to_the_allowed_share_may_be_unreadable_but_never_all(unreadable, all
     says = "none of its 10 images" if unreadable == 10 else f"{unreadable} of its 10 images .* --max-unreadable 0.{unreadable}"
     with pytest.raises(NstError, match=f"pool: {says}"):
         check_readable("pool", 10, unreadable, allowed, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("images", "unreadable", "allowed", "found", "allow"),
+    [
+        (100_000, 30, 0, "(0.03%) could not be read (limit 0.00%)", "0.0003"),
+        (1_000, 101, 0.1, "(10.1%) could not be read (limit 10.0%)", "0.11"),
+        (3, 2, 0.5, "(67%) could not be read (limit 50%)", "0.67"),
+        (10_000, 9_999, 0.99, "(100%) could not be read (limit 99%)", "1"),
+        (2**27, 1, 0, "(0.000001%) could not be read (limit 0.000000%)", "0.0000000075"),
+    ],
+)
+def test_a_small_share_is_told_from_what_is_allowed_and_what_is_proposed_is_enough(images, unreadable, allowed, found, allow):
+    with pytest.raises(NstError, match=f"{re.escape(found)}.* --max-unreadable {re.escape(allow)} "):
+        check_readable("pool", images, unreadable, allowed, "a.png")
+    check_readable("pool", images, unreadable, float(allow), "a.png")
 
 
 @pytest.mark.slow
