@@ -100,7 +100,7 @@ def _show_settings(path: Path, json: bool) -> None:
 
 
 def _row(generation: "Generation") -> dict[str, Any]:
-    from nst_data.public_form import read_metrics
+    from nst_data.version import read_metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
     metrics = read_metrics(teacher)

@@ -12,17 +12,11 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.files import replacing
-from nst_data.manifest import Input, Manifest, Request, SealedFile, content_digest
+from nst_data.manifest import ANONYMOUS, Input, Manifest, Request, SealedFile, content_digest
 from nst_data.pseudo_labels import parquet_writer, table_files
 from nst_data.version import VERSION_REF, Version
 
-ANONYMOUS = "anonymous"  # the setting that says so
 _TABLES = ("pseudo_labels", "balanced", "errors")
-
-
-def is_anonymous(manifest: Manifest) -> bool:
-    """Whether keys and hashes were left out of a version."""
-    return bool(manifest.request.settings.get(ANONYMOUS))
 
 
 def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: Callable[[int], None] = lambda _: None) -> Manifest:

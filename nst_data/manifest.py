@@ -15,6 +15,7 @@ from nst_data.errors import NstError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
+ANONYMOUS = "anonymous"  # the setting that says that no source is named
 Kind = Literal["generation", "edition", "teacher"]
 
 _PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "polars", "pyarrow", "pillow", "numpy")
@@ -173,3 +174,8 @@ def this_machine() -> dict[str, Any]:
 
 def _installed_packages() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in _PACKAGES}
+
+
+def is_anonymous(manifest: Manifest) -> bool:
+    """Whether keys and hashes were left out of a version."""
+    return bool(manifest.request.settings.get(ANONYMOUS))

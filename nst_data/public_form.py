@@ -1,15 +1,14 @@
 """What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from nst_data.manifest import Manifest, Request, content_digest
-from nst_data.places import METRICS, places_of
+from nst_data.places import places_of
 from nst_data.published import public_name
 from nst_data.store import Store
-from nst_data.version import Version
+from nst_data.version import Version, read_metrics
 
 
 def is_of_model(role: str) -> bool:
@@ -59,13 +58,6 @@ def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, Mapping):
         return {key: without_paths(one) for key, one in value.items()}
     return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
-    """What was measured of a teacher, by name."""
-    path = teacher.folder / METRICS
-    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return metrics
 
 
 def public_metrics(version: Version, anonymous: bool = False) -> dict[str, Any]:

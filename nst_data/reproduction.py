@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from nst_data.anonymous import ANONYMOUS
 from nst_data.described import Described
-from nst_data.manifest import Request
+from nst_data.manifest import ANONYMOUS, Request
 from nst_data.published import Published, is_local, place_of, public_name
 
 _WIDTH = 120

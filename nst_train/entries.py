@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nst_data.anonymous import is_anonymous
 from nst_data.embedded_images import EmbeddedImages, holds_images
 from nst_data.errors import NstError
 from nst_data.files import place_once
 from nst_data.images import image_hash
 from nst_data.label_tables import damage_is_named
+from nst_data.manifest import is_anonymous
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import table_files
 from nst_data.schema import soft_label_columns

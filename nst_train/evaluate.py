@@ -20,9 +20,9 @@ from nst_data.files import write_text
 from nst_data.ownership import beside, owned
 from nst_data.places import METRICS
 from nst_data.progress import Progress
-from nst_data.public_form import read_metrics
 from nst_data.sources import Source
 from nst_data.store import Store, Version
+from nst_data.version import read_metrics
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation_settings import CLEAN
 from nst_train.inference import Computation, batches_of, predict

@@ -14,10 +14,9 @@ import polars as pl
 from pydantic import ValidationError
 
 from nst_data import cards
-from nst_data.anonymous import is_anonymous
 from nst_data.errors import NstError, UsageError
 from nst_data.files import discard
-from nst_data.manifest import Input, Request, SealedFile
+from nst_data.manifest import Input, Request, SealedFile, is_anonymous
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.noise import seed_of
+from nst_train.seeds import seed_of
 from nst_train.settings import Noise
 
 _MASK = 2**32 - 1

@@ -1,11 +1,9 @@
-"""Input noise and its seeds: random crops, flips and RandAugment or another augmentation.
+"""Input noise: random crops, flips and RandAugment or another augmentation.
 
 Dropout and stochastic depth are drawn inside the network (`network_noise`).
 """
 
-import hashlib
 import itertools
-import random
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -20,32 +18,10 @@ from torch import Tensor
 
 from nst_train.crops import PaddedCrop, RandomResizedCrop
 from nst_train.randaugment import RandAugment, cutout
+from nst_train.seeds import seed_transforms
 from nst_train.settings import Noise, TrainSettings
 
 Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
-
-
-def seed_of(*words: int | str) -> int:
-    """A 32-bit seed that depends on every word."""
-    return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=4).digest(), "big")
-
-
-def seed_transforms(seed: int) -> None:
-    """Seed the three generators that timm's and torchvision's transforms draw from.
-
-    `torch.manual_seed` would format a stack trace for each call to remind CUDA; a transform needs the CPU's generator alone.
-    """
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
-
-
-def seed_network(seed: int) -> None:
-    """Seed what initial weights, dropout and stochastic depth draw from, on every device."""
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)  # without the stack trace that `torch.manual_seed` formats to remind CUDA
 
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:

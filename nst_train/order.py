@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_train.noise import seed_of
+from nst_train.seeds import seed_of
 
 _ROUNDS = 6
 _BLOCK, _WINDOW = 64, 8192  # rows that are read one after the other; rows that are mixed

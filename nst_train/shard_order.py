@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_train.noise import seed_of
 from nst_train.order import permute
+from nst_train.seeds import seed_of
 
 SHARDS_AT_ONCE = 4
 

@@ -12,9 +12,9 @@ from nst_cli.evaluation_tables import print_results
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_data.store import Store
+from nst_data.version import read_metrics
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train

@@ -5,7 +5,7 @@ from torch import nn
 from nst_data.errors import NstError
 from nst_train.models import create_network
 from nst_train.network_noise import NetworkNoise, Rates, add_noise
-from nst_train.noise import seed_network
+from nst_train.seeds import seed_network
 from nst_train.settings import Noise, PseudoNoise, TrainSettings
 
 CPU = torch.device("cpu")

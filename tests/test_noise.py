@@ -9,7 +9,8 @@ from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform, rand_augment_transform
 
-from nst_train.noise import Normalize, seed_of, seed_transforms, training_transform
+from nst_train.noise import Normalize, training_transform
+from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
 
 CONFIG = {

@@ -10,8 +10,8 @@ from conftest import TINY
 from nst_data.errors import NstError
 from nst_train.batches import TrainingBatch
 from nst_train.models import create_network
-from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
+from nst_train.seeds import seed_network
 from nst_train.settings import Noise, TrainSettings
 from nst_train.step import make_step
 

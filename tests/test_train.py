@@ -12,14 +12,14 @@ from timm.data import create_transform, resolve_model_data_config
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
-from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_data.store import Store
+from nst_data.version import read_metrics
 from nst_train.batches import TrainingBatch
 from nst_train.evaluate import evaluate, measure
 from nst_train.models import create_network
-from nst_train.noise import seed_network
 from nst_train.schedule import Schedule
+from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.step import make_step
 from nst_train.teachers import load_classifier

@@ -10,9 +10,9 @@ from test_interruption import SignalAt
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError
-from nst_data.public_form import read_metrics
 from nst_data.sources import open_source
 from nst_data.store import Store
+from nst_data.version import read_metrics
 from nst_train.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.schedule import Schedule
