@@ -32,7 +32,7 @@ def adopt(
     json: JsonOption = False,
 ) -> None:
     """Take over soft labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
-    from nst_data.adopt import adopt as adopt_labels
+    from nst_data.adoption import adopt as adopt_labels
     from nst_data.errors import NstError, UsageError
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source, open_table

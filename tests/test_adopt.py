@@ -20,8 +20,8 @@ from nst_cli.main import app
 from pictures import png, tar_bytes, write_table, write_tar
 from typer.testing import CliRunner
 
-from nst_data import adopt as adopting
-from nst_data.adopt import adopt
+from nst_data import adoption as adopting
+from nst_data.adoption import adopt
 from nst_data.editions import balance
 from nst_data.errors import NstError, UsageError
 from nst_data.files import hash_file

@@ -14,7 +14,7 @@ from sealed_labels import label_row, seal_generation
 from test_label_resumed import Told
 from typer.testing import CliRunner
 
-from nst_data.adopt import adopt
+from nst_data.adoption import adopt
 from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import AdoptSettings, BalanceSettings
