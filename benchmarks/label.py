@@ -37,7 +37,7 @@ from torch import nn
 from nst_data.images import phash
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.inference import _Forward, batches_of, choose_computation, in_threads, load_images
 from nst_train.label import label
 from nst_train.models import save_teacher

@@ -25,7 +25,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from nst_data.store import Store
+    from nst_data.store.store import Store
     from nst_train.suites import Measured, Suite
 
 Found = dict[str, dict[str, "Measured"]]  # by suite, by model
@@ -54,10 +54,10 @@ def evaluate(
 ) -> None:
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
-    from nst_data.files import is_writable
     from nst_data.progress import on_this_terminal
     from nst_data.sources import Source, open_source
-    from nst_data.store import check_name
+    from nst_data.store.files import is_writable
+    from nst_data.store.store import check_name
     from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
     from nst_train.suites import Effort, open_suite

@@ -22,7 +22,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
-    from nst_data.store import Store, Version
+    from nst_data.store.store import Store, Version
 
 
 @with_settings(settings=LabelSettings, run=LabelRunSettings)

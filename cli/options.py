@@ -16,9 +16,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
-from nst_data.manifest import Kind
 from nst_data.settings import Settings
-from nst_data.store import Store, Version
+from nst_data.store.manifest import Kind
+from nst_data.store.store import Store, Version
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")

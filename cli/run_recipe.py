@@ -10,7 +10,7 @@ from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, pr
 from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
-    from nst_data.store import Store
+    from nst_data.store.store import Store
     from nst_train.self_training import Generation
 
 
@@ -100,7 +100,7 @@ def _show_settings(path: Path, json: bool) -> None:
 
 
 def _row(generation: "Generation") -> dict[str, Any]:
-    from nst_data.version import read_metrics
+    from nst_data.store.version import read_metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
     metrics = read_metrics(teacher)

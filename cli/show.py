@@ -7,7 +7,7 @@ import typer
 
 from nst_data.errors import UsageError
 from nst_data.progress import as_text
-from nst_data.store import Store, Version
+from nst_data.store.store import Store, Version
 
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, print_json
 from .tables import WIDTH, bar, named, print_table, print_wrapped

@@ -8,7 +8,7 @@ from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
-    from nst_data.store import Version
+    from nst_data.store.store import Version
     from nst_data.streamed_edition import StreamedEdition
 
 

@@ -24,7 +24,7 @@ from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
-    from nst_data.store import Store, Version
+    from nst_data.store.store import Store, Version
     from nst_data.streamed_edition import StreamedEdition
 
 
@@ -124,7 +124,7 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition", store
     from nst_data.errors import UsageError
     from nst_data.labeled_pool import open_labeled_pool
     from nst_data.sources import open_source
-    from nst_data.store import Version
+    from nst_data.store.store import Version
 
     if not isinstance(edition, Version) or holds_images(edition):
         if location:

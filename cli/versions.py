@@ -8,12 +8,12 @@ import typer
 
 from nst_data.errors import NstError
 from nst_data.progress import as_text
-from nst_data.store import Version
+from nst_data.store.store import Version
 
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
-    from nst_data.manifest import Manifest
+    from nst_data.store.manifest import Manifest
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="name@gen-N or name@gen-N.K; a name alone means its newest version.")]
 

@@ -24,7 +24,7 @@ from nst_data.editions import balance
 from nst_data.progress import on_this_terminal
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store, Version
+from nst_data.store.store import Store, Version
 from nst_train.device import cpus_of_this_process, this_device
 from nst_train.evaluate import measure
 from nst_train.label import label

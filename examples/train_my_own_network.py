@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nst_data.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.evaluate import measure
 from nst_train.label import label
 from nst_train.own_networks import register_network

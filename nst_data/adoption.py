@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
-from nst_data.manifest import Input, Request, json_digest
 from nst_data.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter
@@ -27,7 +26,8 @@ from nst_data.sources import Row, Source
 from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.labels import names_in
 from nst_data.sources.source import Wanted
-from nst_data.store import Staging, Store, Version
+from nst_data.store.manifest import Input, Request, json_digest
+from nst_data.store.store import Staging, Store, Version
 from nst_data.unreadable import are_too_many, check_readable
 
 _IMAGES_AT_ONCE = 512

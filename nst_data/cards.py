@@ -23,15 +23,15 @@ from nst_data.card_metadata import (
 )
 from nst_data.curves import CURVES
 from nst_data.described import Described, whole
-from nst_data.files import write_text
 from nst_data.known_limits import known_limits
 from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
-from nst_data.manifest import Input
 from nst_data.own_text import OwnText, own_text, read_card
 from nst_data.published import Published, place_of, public_name
 from nst_data.reproduction import command, thresholds
-from nst_data.staging import Staging
-from nst_data.version import Version
+from nst_data.store.files import write_text
+from nst_data.store.manifest import Input
+from nst_data.store.staging import Staging
+from nst_data.store.version import Version
 
 __all__ = ["Published", "dataset_card", "model_card", "own_text", "write_dataset_card", "write_model_card", "write_pictures"]
 

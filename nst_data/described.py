@@ -8,10 +8,10 @@ from typing import Any, Self
 
 import pyarrow.parquet as pq
 
-from nst_data.manifest import Input, Kind, Request
-from nst_data.places import METRICS
-from nst_data.staging import Staging
-from nst_data.version import Number, Version
+from nst_data.store.manifest import Input, Kind, Request
+from nst_data.store.places import METRICS
+from nst_data.store.staging import Staging
+from nst_data.store.version import Number, Version
 
 _ROOMS = ("corpora", "teachers")
 _PARENTS: dict[Kind, tuple[str, ...]] = {

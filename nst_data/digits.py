@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from nst_data.errors import NstError
-from nst_data.files import place_once, temporary
+from nst_data.store.files import place_once, temporary
 
 LABELED_PER_CLASS, TEST = 10, 500
 

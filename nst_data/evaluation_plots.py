@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nst_data.files import replacing
+from nst_data.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

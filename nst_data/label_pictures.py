@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from nst_data.confidence import BINS
 from nst_data.described import Described
-from nst_data.files import replacing
 from nst_data.label_tables import histograms, scan_labels
+from nst_data.store.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

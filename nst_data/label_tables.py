@@ -13,7 +13,7 @@ from nst_data.engines import spark_says
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.pseudo_labels import table_files
 from nst_data.schema import check_labels
-from nst_data.store import Store, Version
+from nst_data.store.store import Store, Version
 
 _TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
 

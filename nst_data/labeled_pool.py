@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.manifest import Input
 from nst_data.sources import Source, open_source
-from nst_data.version import Version
+from nst_data.store.manifest import Input
+from nst_data.store.version import Version
 
 
 def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False) -> Source:

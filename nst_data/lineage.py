@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.manifest import Input, Manifest
-from nst_data.places import places_of
 from nst_data.public_form import is_of_model, links
 from nst_data.pull import find
 from nst_data.repository import Repository
-from nst_data.store import Store
-from nst_data.version import VERSION_REF, Version, read_metrics
+from nst_data.store.manifest import Input, Manifest
+from nst_data.store.places import places_of
+from nst_data.store.store import Store
+from nst_data.store.version import VERSION_REF, Version, read_metrics
 
 
 @dataclass

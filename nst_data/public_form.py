@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nst_data.manifest import Manifest, Request, content_digest
-from nst_data.places import places_of
 from nst_data.published import public_name
-from nst_data.store import Store
-from nst_data.version import Version, read_metrics
+from nst_data.store.manifest import Manifest, Request, content_digest
+from nst_data.store.places import places_of
+from nst_data.store.store import Store
+from nst_data.store.version import Version, read_metrics
 
 
 def is_of_model(role: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
 
-from nst_data.manifest import Input
+from nst_data.store.manifest import Input
 
 _HUB = "https://huggingface.co"
 _REFERENCE = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@:\s]+))?(?::[^/:\s]+)?(?:/[\w.-]+)?", re.ASCII)

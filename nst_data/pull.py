@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import discard, fsync_tree, hash_file, place_once, write_text
-from nst_data.manifest import MANIFEST_NAME, Kind, Manifest
-from nst_data.ownership import beside, owned
-from nst_data.places import METRICS, PLACES, Place, remember_place
 from nst_data.progress import Progress
 from nst_data.repository import Repository, newest, quietly
-from nst_data.store import PULLS, Store, check_name
-from nst_data.version import Version
+from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
+from nst_data.store.ownership import beside, owned
+from nst_data.store.places import METRICS, PLACES, Place, remember_place
+from nst_data.store.store import PULLS, Store, check_name
+from nst_data.store.version import Version
 
 # what a version has beside its sealed files
 _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)

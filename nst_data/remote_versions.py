@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from nst_data.manifest import Manifest
-from nst_data.places import METRICS
 from nst_data.repository import Repository, UntrustedError
-from nst_data.version import Number
+from nst_data.store.manifest import Manifest
+from nst_data.store.places import METRICS
+from nst_data.store.version import Number
 
 _AT_ONCE = 8
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub import plain_errors
-from nst_data.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
-from nst_data.places import METRICS, PLACES
-from nst_data.version import Number
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
+from nst_data.store.places import METRICS, PLACES
+from nst_data.store.version import Number
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -223,7 +223,7 @@ _FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safet
 
 def check_foreign(manifest: Manifest, repository: Repository) -> None:
     """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
-    from nst_data.store import check_name
+    from nst_data.store.store import check_name
 
     try:
         check_name(manifest.name)

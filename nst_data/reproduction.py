@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from nst_data.described import Described
-from nst_data.manifest import ANONYMOUS, Request
 from nst_data.published import Published, is_local, place_of, public_name
+from nst_data.store.manifest import ANONYMOUS, Request
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.files import replacing
 from nst_data.progress import Progress
 from nst_data.sources import Source
+from nst_data.store.files import replacing
 
 SUM_TOLERANCE = 0.01  # float16 leaves some thousandths; what is further off is no distribution
 _ADVICE = "turn logits into probabilities (softmax) first"

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import hash_file
-from nst_data.manifest import Input, Manifest
 from nst_data.progress import Progress
 from nst_data.pull import find
 from nst_data.repository import Repository
+from nst_data.store.files import hash_file
+from nst_data.store.manifest import Input, Manifest
 
 STREAMED = "stream"  # the setting of a training that says so: images come in another order than from disk
 _TABLE = "balanced/"

@@ -18,7 +18,7 @@ from nst_data.sources.cells import holds_images
 from nst_data.sources.features import feature_names
 from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
-from nst_data.store import Store, Version
+from nst_data.store.store import Store, Version
 
 _SAMPLE_ROWS = 32
 

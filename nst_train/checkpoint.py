@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nst_data.errors import NstError, first_line
-from nst_data.files import fsync_folder, fsync_tree, write_text
+from nst_data.store.files import fsync_folder, fsync_tree, write_text
 from nst_train.weights import differences
 
 EPOCH_END_SECONDS = 60.0

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from nst_data import cards
 from nst_data.described import Described
 from nst_data.evaluation_plots import write_plots
-from nst_data.files import write_text
-from nst_data.ownership import beside, owned
-from nst_data.places import METRICS
 from nst_data.progress import Progress
 from nst_data.sources import Source
-from nst_data.store import Store, Version
-from nst_data.version import read_metrics
+from nst_data.store.files import write_text
+from nst_data.store.ownership import beside, owned
+from nst_data.store.places import METRICS
+from nst_data.store.store import Store, Version
+from nst_data.store.version import read_metrics
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation_settings import CLEAN
 from nst_train.inference import Computation, batches_of, predict

@@ -15,8 +15,6 @@ from pydantic import ValidationError
 
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
-from nst_data.files import discard
-from nst_data.manifest import Input, Request, SealedFile, is_anonymous
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
 from nst_data.schema import balanced_schema, pseudo_labels_schema
@@ -24,8 +22,10 @@ from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
 from nst_data.sources.changes import HASH, Reading, hashes_in
 from nst_data.sources.listing import read_listing, write_listing
-from nst_data.staging import NotReadyError
-from nst_data.store import Staging, Store, Version
+from nst_data.store.files import discard
+from nst_data.store.manifest import Input, Request, SealedFile, is_anonymous
+from nst_data.store.staging import NotReadyError
+from nst_data.store.store import Staging, Store, Version
 from nst_data.unreadable import are_too_many, check_readable
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of

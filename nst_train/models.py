@@ -18,9 +18,9 @@ from timm.optim import get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, UsageError, first_line
-from nst_data.files import hash_file
-from nst_data.manifest import SealedFile
 from nst_data.settings import DENSE_CLASSES
+from nst_data.store.files import hash_file
+from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet, transformers_networks
 from nst_train.model_config import check_config, read_config
 from nst_train.preprocessing import check_data_config

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_data.errors import NstError, first_line
-from nst_data.files import is_writable, replacing, write_text
-from nst_data.manifest import json_digest
+from nst_data.store.files import is_writable, replacing, write_text
+from nst_data.store.manifest import json_digest
 from nst_train.device import agreed_text, this_process
 
 # one image under one condition: `label` is -1 where it could not be read, `nll` is in nats, `top5` whether the label is among the

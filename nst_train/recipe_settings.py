@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nst_data.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
-from nst_data.store import check_name
+from nst_data.store.store import check_name
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
 

@@ -22,7 +22,7 @@ from nst_data.push import PushSettings, is_pushed, push
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.sources.hub import HubReference
-from nst_data.store import Number, Store, Version
+from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluate import load_candidate, measure
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED

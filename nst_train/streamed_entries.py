@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nst_data.errors import NstError
-from nst_data.files import replacing
 from nst_data.progress import Progress
 from nst_data.shard_window import SHARD, ShardWindow
 from nst_data.sources import match_classes
+from nst_data.store.files import replacing
 from nst_data.streamed_edition import DamagedShardError, StreamedEdition
 from nst_data.streamed_images import StreamedImages
 from nst_train.device import this_process

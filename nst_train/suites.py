@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
 from nst_data.images import decode
-from nst_data.manifest import json_digest
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.sequences import Sequences
+from nst_data.store.manifest import json_digest
 from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient

@@ -21,9 +21,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_data.manifest import Input, json_digest
 from nst_data.sources import match_classes
-from nst_data.store import Store
+from nst_data.store.manifest import Input, json_digest
+from nst_data.store.store import Store
 from nst_train.model_config import check_config, check_is_classifier, is_of_timm, read_config
 from nst_train.models import check_name, count_parameters
 from nst_train.noised_teacher import TeacherNoise

@@ -13,14 +13,14 @@ from nst_data import cards
 from nst_data.curves import write_curves
 from nst_data.described import Described
 from nst_data.errors import NstError
-from nst_data.files import hash_file, write_text
 from nst_data.labeled_pool import pool_entry
-from nst_data.manifest import Input, Request
-from nst_data.ownership import Sign
-from nst_data.places import METRICS
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
-from nst_data.store import Staging, Store, Version
+from nst_data.store.files import hash_file, write_text
+from nst_data.store.manifest import Input, Request
+from nst_data.store.ownership import Sign
+from nst_data.store.places import METRICS
+from nst_data.store.store import Staging, Store, Version
 from nst_data.streamed_edition import STREAMED, StreamedEdition
 from nst_train.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint

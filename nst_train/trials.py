@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst_data.errors import NstError
-from nst_data.manifest import json_digest
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, match_classes
+from nst_data.store.manifest import json_digest
 from nst_train.attacks import PixelClassifier, normalization_of
 from nst_train.conditions import Condition
 from nst_train.device import agreed_text, cpus_of_this_process, set_threads, this_device

@@ -5,10 +5,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_data.manifest import Input
 from nst_data.progress import Progress
 from nst_data.sources import match_classes
-from nst_data.store import Store
+from nst_data.store.manifest import Input
+from nst_data.store.store import Store
 from nst_train.network_noise import classifiers_of
 from nst_train.settings import TrainSettings
 from nst_train.teachers import is_in_store, load_classifier, teacher_input

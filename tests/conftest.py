@@ -87,7 +87,7 @@ def write_tiny_recipe(folder, pool="pool", **parts):
 @pytest.fixture(scope="module")
 def tiny_store(made_once, tmp_path_factory):
     """A store with a teacher, a generation of labels and an edition, for the tests of a file: (store, labeled folder, pool folder)."""
-    from nst_data.store import Store
+    from nst_data.store.store import Store
 
     store, labeled, pool = made_once
     return Store(shutil.copytree(store.root, tmp_path_factory.mktemp("tiny") / "store")), labeled, pool
@@ -99,7 +99,7 @@ def made_once(tmp_path_factory):
     from nst_data.editions import balance
     from nst_data.settings import BalanceSettings
     from nst_data.sources import open_source
-    from nst_data.store import Store
+    from nst_data.store.store import Store
     from nst_train.label import label
     from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.train import train

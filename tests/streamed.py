@@ -11,10 +11,10 @@ from conftest import TINY, picture, write_class_folders
 from hub import commit, environment, name
 from sealed_labels import NAMES, POOL, label_row
 
-from nst_data.manifest import Input, Request
 from nst_data.pseudo_labels import ShardPlan, write_parquet
 from nst_data.schema import balanced_schema
-from nst_data.store import Store
+from nst_data.store.manifest import Input, Request
+from nst_data.store.store import Store
 
 REPO = "alice/bugs-pseudo"
 REF = f"{REPO}@gen-1.1"
@@ -28,11 +28,11 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, torch
 from nst_data.errors import NstError
-from nst_data.files import hash_file
+from nst_data.store.files import hash_file
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_data.streamed_edition import StreamedEdition
 from nst_train.batches import training_batches, without
 from nst_train.noise import training_transforms

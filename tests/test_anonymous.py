@@ -8,11 +8,11 @@ import pytest
 from nst_data.anonymous import anonymous_copy
 from nst_data.editions import balance
 from nst_data.errors import NstError
-from nst_data.manifest import MANIFEST_NAME, content_digest, is_anonymous
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
-from nst_data.version import Version
+from nst_data.store.manifest import MANIFEST_NAME, content_digest, is_anonymous
+from nst_data.store.store import Store
+from nst_data.store.version import Version
 from nst_train.entries import open_edition
 from nst_train.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings

@@ -18,7 +18,7 @@ from nst_data.errors import UsageError
 from nst_data.images import decode
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.recipe import parse_recipe
 from nst_train.self_training import self_training
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from nst_data import self_contained
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 PHOTOGRAPHS = photographs()[:6]
 PROBS = np.tile(np.array([[0.9, 0.1, 0.0]], np.float32), (12, 1))

@@ -18,7 +18,7 @@ from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import Reading, Times, newer_files
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.evaluate import measure
 from nst_train.label import label
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from conftest import png
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 PROGRAM = Path(__file__).parent.parent / "examples" / "cifar10.py"
 OPTIONS = ["--epochs", "2", "--seeds", "0"]

@@ -7,9 +7,9 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.editions import balance
-from nst_data.files import hash_file
 from nst_data.progress import Progress
-from nst_data.store import Staging
+from nst_data.store.files import hash_file
+from nst_data.store.store import Staging
 from nst_train.label import label
 from nst_train.train import train
 

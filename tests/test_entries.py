@@ -14,7 +14,7 @@ from nst_data.embedded_images import holds_images
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.batches import training_batches, without
 from nst_train.entries import PseudoLabeledImages, open_edition
 from nst_train.noise import training_transforms

@@ -13,8 +13,8 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.sources import open_source
-from nst_data.store import Store
-from nst_data.version import read_metrics
+from nst_data.store.store import Store
+from nst_data.store.version import read_metrics
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
@@ -333,7 +333,7 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
     shutil.copytree(trained[0].root, store.root, ignore=shutil.ignore_patterns("evaluations"))
     there = sorted(store.root.rglob("*"))
     with monkeypatch.context() as sealed:
-        sealed.setattr("nst_data.files.os.access", lambda *_: False)
+        sealed.setattr("nst_data.store.files.os.access", lambda *_: False)
         command = ["evaluate", "net@gen-0", "net@gen-1", "--data", str(test), "--store", str(store.root), "--json"]
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0
@@ -342,7 +342,7 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there
     assert evaluated(0, (store, test), "--json") == done.stdout
-    monkeypatch.setattr("nst_data.files.os.access", lambda *_: False)
+    monkeypatch.setattr("nst_data.store.files.os.access", lambda *_: False)
     monkeypatch.setattr("nst_train.trials.predict", None)  # what was kept before is read
     assert evaluated(0, (store, test), "--json") == done.stdout
 

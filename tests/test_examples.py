@@ -11,7 +11,7 @@ import pytest
 from conftest import write_class_folders, write_pool
 from sealed_labels import NAMES, label_row, seal_generation
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -8,8 +8,8 @@ from hub import ALICE, commit, files, name, serving
 from hub_commands import nst
 from markdown_it import MarkdownIt
 
-from nst_data.manifest import SealedFile, content_digest, parse_manifest
-from nst_data.store import Store
+from nst_data.store.manifest import SealedFile, content_digest, parse_manifest
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow  # a server and processes of their own
 

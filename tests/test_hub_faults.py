@@ -13,7 +13,7 @@ from hub import ALICE, USERS, environment, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 

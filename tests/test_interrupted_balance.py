@@ -12,7 +12,7 @@ import pytest
 from sealed_labels import label_row, seal_generation
 
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 

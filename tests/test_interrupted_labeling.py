@@ -14,7 +14,7 @@ import pytest
 from conftest import TINY, png, write_class_folders
 
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from conftest import TINY, write_class_folders
 
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train

@@ -10,7 +10,7 @@ from pictures import png, write_table
 from typer.testing import CliRunner
 
 from nst_data.progress import Progress
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.recipe import parse_recipe
 from nst_train.self_training import self_training
 

@@ -16,7 +16,7 @@ from pictures import tar_bytes, write_table
 from PIL import Image
 
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 FILES = 500

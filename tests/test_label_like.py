@@ -15,7 +15,7 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.label import label, label_like
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train

@@ -13,7 +13,7 @@ from PIL import Image
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.label import extend, label
 from nst_train.labeling import labeling
 from nst_train.settings import LabelRunSettings, LabelSettings

@@ -10,7 +10,7 @@ from labels import RUN, SETTINGS, rows, write_teacher
 from nst_data.errors import NstError
 from nst_data.settings import DEFAULT_TOP_K
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.label import label
 from nst_train.settings import LabelSettings
 

@@ -8,7 +8,7 @@ from labels import rows
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 
 def run(*words):

@@ -17,7 +17,7 @@ from nst_data.errors import NstError
 from nst_data.pseudo_labels import NO_ANSWER
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train import labeling
 from nst_train.evaluate import evaluate
 from nst_train.label import extend, label, label_like

@@ -11,7 +11,7 @@ from test_teachers import write_transformer
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.models import check_size, create_network, data_config_of
 from nst_train.own_networks import register_network
 from nst_train.settings import TrainSettings

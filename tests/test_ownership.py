@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.files import discard
-from nst_data.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
-from nst_data.places import Place, places_of, remember_place
 from nst_data.store import ownership
+from nst_data.store.files import discard
+from nst_data.store.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
+from nst_data.store.places import Place, places_of, remember_place
 
 
 @pytest.fixture

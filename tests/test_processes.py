@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 NST = ["-c", "from nst_cli.main import run; run()"]

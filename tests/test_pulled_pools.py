@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.lineage import lineage
-from nst_data.manifest import Input, parse_manifest, read_manifest
-from nst_data.places import Place, may_be_pulled, places_of, remember_place
 from nst_data.public_form import published_manifest
 from nst_data.repository import Repository, check_foreign
-from nst_data.store import Store
+from nst_data.store.manifest import Input, parse_manifest, read_manifest
+from nst_data.store.places import Place, may_be_pulled, places_of, remember_place
+from nst_data.store.store import Store
 
 NETWORK = [word for name, value in TINY.items() if name != "noise" for word in (f"--{name.replace('_', '-')}", str(value))]
 PLACE = Place("eve/bugs", "gen-1", "0" * 40, "1" * 64)

@@ -12,9 +12,9 @@ from hub import ALICE, BOB, READER, USERS, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 
-from nst_data.manifest import parse_manifest
 from nst_data.own_text import BEGIN
-from nst_data.store import Store
+from nst_data.store.manifest import parse_manifest
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow  # a server and processes of their own
 

@@ -16,7 +16,7 @@ from hub_commands import nst
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.recipe import read_recipe
 from nst_train.recipe_settings import Recipe, SourceSettings
 from nst_train.self_training import self_training

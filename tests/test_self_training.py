@@ -11,7 +11,7 @@ from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSES = ["ant", "bee", "cat"]

@@ -13,8 +13,8 @@ from hub import ALICE, BOB, environment, files, head, serving
 from hub_commands import nst
 
 from nst_data.digits import write_digits
-from nst_data.manifest import parse_manifest
-from nst_data.store import Store
+from nst_data.store.manifest import parse_manifest
+from nst_data.store.store import Store
 
 DATA, TEACHER = "alice/digits-pseudo", "alice/digits-teacher"
 LOOK = """

@@ -7,7 +7,7 @@ from nst_cli.main import app
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 from typer.testing import CliRunner
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from conftest import TINY, write_class_folders
 from safetensors.torch import load_file
 
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.label import label
 from nst_train.models import create_network
 from nst_train.preprocessing import decode_pixels

@@ -18,7 +18,7 @@ from nst_data.label_tables import damage_is_named
 from nst_data.schema import SELECTION_COLUMNS
 from nst_data.selection import select
 from nst_data.settings import BalanceSettings
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = [
     pytest.mark.slow,

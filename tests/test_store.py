@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import clear_abandoned, temporary, write_text
-from nst_data.manifest import MANIFEST_NAME, Input, Request, read_manifest
-from nst_data.ownership import AtWorkError, present
-from nst_data.store import Number, Staging, Store, Version
+from nst_data.store.files import clear_abandoned, temporary, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Input, Request, read_manifest
+from nst_data.store.ownership import AtWorkError, present
+from nst_data.store.store import Number, Staging, Store, Version
 
 
 def request(kind="generation", seed=0, digest="pool-digest", ref="photos"):

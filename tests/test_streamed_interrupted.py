@@ -13,7 +13,7 @@ from hub_faults import ALWAYS, Fault
 from safetensors.torch import load_file
 from streamed import REF, nst, process, publish, seal
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 NST = ["-c", "from nst_cli.main import run; run()"]

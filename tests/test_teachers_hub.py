@@ -14,7 +14,7 @@ from labels import write_teacher
 from safetensors.torch import save_file
 from test_teachers import NAMES, write_transformer
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.teachers import load_classifier
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ import json, sys
 from labels import RUN, SETTINGS, rows
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.label import extend, label
 
 store, pool, names, moving = Store(sys.argv[1]), open_source(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]

@@ -130,7 +130,7 @@ TRAIN = """
 import os, signal, sys
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train

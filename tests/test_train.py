@@ -13,8 +13,8 @@ from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.sources import open_source
-from nst_data.store import Store
-from nst_data.version import read_metrics
+from nst_data.store.store import Store
+from nst_data.store.version import read_metrics
 from nst_train.batches import TrainingBatch
 from nst_train.evaluate import evaluate, measure
 from nst_train.models import create_network

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from conftest import write_class_folders
 
-from nst_data.store import Store
+from nst_data.store.store import Store
 
 pytestmark = pytest.mark.slow
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_data.store import Store
-from nst_data.version import read_metrics
+from nst_data.store.store import Store
+from nst_data.store.version import read_metrics
 from nst_train.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.schedule import Schedule

@@ -16,7 +16,7 @@ from conftest import TINY, write_class_folders
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_data.store import Store
+from nst_data.store.store import Store
 from nst_train.batches import check_room, training_batches, without
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.settings import RunSettings, TrainSettings

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.files import replacing, write_text
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.sources.source import Row, Source
+from nst_data.store.files import replacing, write_text
 
 _FOLDER = "read"  # in a version, beside its sealed files and never published
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images

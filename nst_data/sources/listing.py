@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from nst_data.errors import NstError
-from nst_data.files import replacing
+from nst_data.store.files import replacing
 
 PIECE, IN_MEMORY_ROWS = 65_536, 2**20
 _SCHEMA = pa.schema([("name", pa.large_string()), ("bytes", pa.int64())])

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
-from nst_data.manifest import Input
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
+from nst_data.store.manifest import Input
 
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it

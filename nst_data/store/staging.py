@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.files import discard, fsync_tree, place_once, write_text
-from nst_data.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
-from nst_data.ownership import Sign, owned, present
-from nst_data.version import Version
+from nst_data.store.files import discard, fsync_tree, place_once, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
+from nst_data.store.ownership import Sign, owned, present
+from nst_data.store.version import Version
 
 
 class NotReadyError(Exception):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import hash_file
-from nst_data.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
-from nst_data.places import METRICS, may_be_pulled, places_of
+from nst_data.store.files import hash_file
+from nst_data.store.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
+from nst_data.store.places import METRICS, may_be_pulled, places_of
 
 _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
 VERSION_REF = re.compile(r"[^@/:]+@gen-\d+(?:\.\d+)?")  # name@version in a store

@@ -21,7 +21,7 @@ from typing import BinaryIO
 import psutil
 
 from nst_data.errors import NstError
-from nst_data.manifest import SealedFile
+from nst_data.store.manifest import SealedFile
 
 _OWNER = platform.node() or "localhost"
 _ABANDONED_SECONDS = 600

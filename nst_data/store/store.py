@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.files import discard, place_once, write_text
-from nst_data.manifest import MANIFEST_NAME, Kind, Request
-from nst_data.ownership import beside, check_nobody_at_work
-from nst_data.staging import Staging
-from nst_data.version import Number, Version
+from nst_data.store.files import discard, place_once, write_text
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Request
+from nst_data.store.ownership import beside, check_nobody_at_work
+from nst_data.store.staging import Staging
+from nst_data.store.version import Number, Version
 
 __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 

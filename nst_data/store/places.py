@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.files import write_text
-from nst_data.ownership import beside, owned
+from nst_data.store.files import write_text
+from nst_data.store.ownership import beside, owned
 
 METRICS = "metrics.json"  # of a teacher, beside the sealed files too
 PLACES = "hub.json"  # beside the sealed files, never published

@@ -28,7 +28,7 @@ from typing import Literal
 import psutil
 
 from nst_data.errors import NstError
-from nst_data.files import clear_abandoned, discard, place_once, temporary, write_text
+from nst_data.store.files import clear_abandoned, discard, place_once, temporary, write_text
 
 ALIVE_EVERY_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 120.0
