@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.repository import Repository, newest, quietly
 from nst_data.progress import Progress
-from nst_data.repository import Repository, newest, quietly
 from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
 from nst_data.store.ownership import beside, owned

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from nst_data.repository import Repository, UntrustedError
+from nst_data.hub.repository import Repository, UntrustedError
 from nst_data.store.manifest import Manifest
 from nst_data.store.places import METRICS
 from nst_data.store.version import Number

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.repository import quietly
+from nst_data.hub.repository import quietly
 from nst_data.store.files import discard, fsync_tree, move_over, place_once, write_text
 from nst_data.store.ownership import AtWorkError, is_owned, owned
 from nst_data.streamed_edition import DamagedShardError, StreamedEdition

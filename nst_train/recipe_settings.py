@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.repository import Repository
+from nst_data.hub.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name

@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from nst_data.errors import NstError, first_line
-from nst_data.hub import plain_errors
+from nst_data.hub.errors import plain_errors
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"

@@ -211,7 +211,7 @@ def test_no_token_is_seen_when_a_call_fails(home, tmp_path):
     code = """
 import sys
 from nst_data.errors import NstError
-from nst_data.repository import Repository
+from nst_data.hub.repository import Repository
 import traceback
 for call in (lambda r: r.tags(), lambda r: r.head(), lambda r: r.tag("x", "y"), lambda r: r.create(True)):
     try:

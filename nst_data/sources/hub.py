@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub import plain_errors
+from nst_data.hub.errors import plain_errors
 from nst_data.sources.cells import nowhere
 from nst_data.sources.files import read_file
 from nst_data.sources.labels import LabelsAsked

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst_data.hub import plain_errors
+from nst_data.hub.errors import plain_errors
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.source import Row, Wanted
 

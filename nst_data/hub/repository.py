@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub import plain_errors
+from nst_data.hub.errors import plain_errors
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
 from nst_data.store.places import METRICS, PLACES
 from nst_data.store.version import Number
