@@ -116,8 +116,8 @@ def _check_usage(
 
 def _open_pool(source: str | None, earlier: "Version | None", image_column: str | None, stream: bool, store: "Store") -> "Source":
     """The pool that the user names, else the one that was labeled before."""
-    from nst_data.labeled_pool import open_labeled_pool
     from nst_data.sources import open_source
+    from nst_data.sources.labeled_pool import open_labeled_pool
 
     if source:
         return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)

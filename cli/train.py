@@ -122,8 +122,8 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition", store
     """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
     from nst_data.embedded_images import holds_images
     from nst_data.errors import UsageError
-    from nst_data.labeled_pool import open_labeled_pool
     from nst_data.sources import open_source
+    from nst_data.sources.labeled_pool import open_labeled_pool
     from nst_data.store.store import Version
 
     if not isinstance(edition, Version) or holds_images(edition):

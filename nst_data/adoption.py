@@ -26,9 +26,9 @@ from nst_data.sources import Row, Source
 from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.labels import names_in
 from nst_data.sources.source import Wanted
+from nst_data.sources.unreadable import are_too_many, check_readable
 from nst_data.store.manifest import Input, Request, json_digest
 from nst_data.store.store import Staging, Store, Version
-from nst_data.unreadable import are_too_many, check_readable
 
 _IMAGES_AT_ONCE = 512
 _ROW_BYTES = 100  # key, hashes and numbers

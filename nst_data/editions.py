@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from nst_data import cards, engines
 from nst_data.errors import NstError, UsageError
 from nst_data.label_tables import damage_is_named
-from nst_data.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.progress import Progress
 from nst_data.pseudo_labels import ShardPlan, table_files, write_parquet
@@ -38,10 +37,11 @@ from nst_data.self_contained import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
 from nst_data.sources.changes import Reading
+from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
+from nst_data.sources.unreadable import check_readable
 from nst_data.store.files import clear_abandoned, temporary
 from nst_data.store.manifest import Input, Request, SealedFile
 from nst_data.store.store import Staging, Store, Version
-from nst_data.unreadable import check_readable
 
 SHARD_BYTES = 256 * 2**20
 _ADVICE = {

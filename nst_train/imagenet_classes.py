@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.imagenet_names import imagenet_wnids, timms_list, wnids_of
+from nst_data.sources.imagenet_names import imagenet_wnids, timms_list, wnids_of
 
 
 def subset_wnids(subset: str) -> list[str]:
@@ -17,7 +17,7 @@ def subset_wnids(subset: str) -> list[str]:
 def columns_of(class_names: Sequence[str], wnids: Sequence[str], what: str) -> NDArray[np.int64]:
     """The outputs of a classifier for some of ImageNet's classes, shape (wnids,).
 
-    Its class names are WordNet ids, or ImageNet's own names, as transformers models have them (`nst_data.imagenet_names`). Raises
+    Its class names are WordNet ids, or ImageNet's own names, as transformers models have them (`nst_data.sources.imagenet_names`). Raises
     NstError for a classifier of other classes.
     """
     where = _places(class_names)

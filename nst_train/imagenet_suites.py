@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from nst_data.corruptions import SEVERITIES
 from nst_data.errors import NstError
-from nst_data.imagenet_names import imagenet_wnids
 from nst_data.sources import Source, open_source
 from nst_data.sources.folder import ImageFolder
+from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.sources.sequences import Sequences
 from nst_train.evaluation_settings import IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R
 from nst_train.imagenet_classes import columns_of, known_wnids, subset_wnids

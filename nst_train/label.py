@@ -22,11 +22,11 @@ from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
 from nst_data.sources.changes import HASH, Reading, hashes_in
 from nst_data.sources.listing import read_listing, write_listing
+from nst_data.sources.unreadable import are_too_many, check_readable
 from nst_data.store.files import discard
 from nst_data.store.manifest import Input, Request, SealedFile, is_anonymous
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Staging, Store, Version
-from nst_data.unreadable import are_too_many, check_readable
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart

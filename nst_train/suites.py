@@ -17,8 +17,8 @@ from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.sources.sequences import Sequences
+from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.manifest import json_digest
-from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train import metrics
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (

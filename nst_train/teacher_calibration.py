@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, match_classes
+from nst_data.sources.unreadable import check_readable
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store
-from nst_data.unreadable import check_readable
 from nst_train.calibration import calibrate
 from nst_train.inference import Computation, batches_of, has_answer, predict
 from nst_train.settings import LabelSettings

@@ -13,9 +13,9 @@ from nst_data import cards
 from nst_data.curves import write_curves
 from nst_data.described import Described
 from nst_data.errors import NstError
-from nst_data.labeled_pool import pool_entry
 from nst_data.progress import Progress
 from nst_data.sources import Source, check_trainable
+from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.files import hash_file, write_text
 from nst_data.store.manifest import Input, Request
 from nst_data.store.ownership import Sign

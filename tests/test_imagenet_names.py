@@ -6,8 +6,8 @@ from timm.data import ImageNetInfo
 
 from nst_data.churn import matched_by_name
 from nst_data.errors import NstError
-from nst_data.imagenet_names import imagenet_wnids, wnids_of
 from nst_data.sources import match_classes
+from nst_data.sources.imagenet_names import imagenet_wnids, wnids_of
 
 INFO = ImageNetInfo("imagenet-1k")
 WNIDS = INFO.label_names()

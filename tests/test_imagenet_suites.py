@@ -15,8 +15,8 @@ from timm.data import ImageNetInfo
 from nst_data.card_metadata import scores
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
-from nst_data.imagenet_names import imagenet_wnids
 from nst_data.sources import open_source
+from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.sources.sequences import Sequences
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.imagenet_classes import columns_of, subset_wnids

@@ -19,8 +19,8 @@ from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.settings import AdoptSettings, BalanceSettings
 from nst_data.sources import open_source
+from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Store
-from nst_data.unreadable import check_readable, lost_classes, phrase
 from nst_train.evaluate import measure
 from nst_train.label import extend, label, label_like
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings

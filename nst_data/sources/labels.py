@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.imagenet_names import places_of
 from nst_data.sources.features import Features, columns_of_kind
+from nst_data.sources.imagenet_names import places_of
 from nst_data.sources.source import Source
 
 MOST_UNNAMED = 100_000  # how many classes integers without names may stand for, where there are not twice as many rows
@@ -43,7 +43,7 @@ def match_classes(
 ) -> NDArray[np.int64]:
     """For each found class its index among the expected ones, by name, or by number where all are numbers; shape (found,).
 
-    ImageNet's WordNet ids and its words are the same names (`nst_data.imagenet_names`). Another set of names is an error that shows
+    ImageNet's WordNet ids and its words are the same names (`nst_data.sources.imagenet_names`). Another set of names is an error that shows
     both and ends in `advice`; `subset` allows classes that are missing.
     """
     found, expected = _same_digits(found, expected)
