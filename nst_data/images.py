@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, _imaging
 from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from nst_data.deep_gray import gray_levels, is_deep_gray
+from nst_data.decoding.deep_gray import gray_levels, is_deep_gray
+from nst_data.decoding.jpeg import jpeg_header as jpeg_header
+from nst_data.decoding.orientation import LYING, ORIENTATION_TAG, orientation_of
 from nst_data.errors import NstError
-from nst_data.jpeg import jpeg_header as jpeg_header
-from nst_data.orientation import LYING, ORIENTATION_TAG, orientation_of
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM", "TGA")
 """What is opened, by Pillow's names, whatever a file is called; others' decoders start programs (EPS: Ghostscript) or are little tried.

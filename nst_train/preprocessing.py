@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from torchvision.transforms import Resize
 from torchvision.transforms.v2 import functional as tensor_transforms
 
+from nst_data.decoding.jpeg import jpeg_header
+from nst_data.decoding.orientation import LYING, jpeg_orientation
 from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_size
-from nst_data.jpeg import jpeg_header
-from nst_data.orientation import LYING, jpeg_orientation
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen

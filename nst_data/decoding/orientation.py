@@ -9,7 +9,7 @@ import struct
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from nst_data.jpeg import jpeg_exif
+from nst_data.decoding.jpeg import jpeg_exif
 
 ORIENTATION_TAG = 0x0112
 LYING = frozenset({5, 6, 7, 8})  # orientations in which width and height change places
