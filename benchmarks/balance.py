@@ -27,10 +27,10 @@ import pyarrow as pa
 
 from nst_data import selection
 from nst_data.balance import most_confident
-from nst_data.engines import scan
-from nst_data.pseudo_labels import parquet_writer
-from nst_data.schema import SELECTION_COLUMNS
 from nst_data.settings import BalanceSettings
+from nst_data.tables.engines import scan
+from nst_data.tables.schema import SELECTION_COLUMNS
+from nst_data.tables.shards import parquet_writer
 
 CLASSES, FILE_ROWS, CHUNK_ROWS = 1_000, 10_000_000, 1_000_000
 QUOTAS = {300_000_000: 130_000}  # the paper's; for fewer rows in proportion

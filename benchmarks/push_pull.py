@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from nst_data import cards
-from nst_data.pseudo_labels import ShardPlan, write_parquet
-from nst_data.schema import balanced_schema
 from nst_data.store.manifest import Input, Request
 from nst_data.store.staging import Staging
 from nst_data.store.store import Store
+from nst_data.tables.schema import balanced_schema
+from nst_data.tables.shards import ShardPlan, write_parquet
 
 ROOT = Path(__file__).parent.parent
 CLASSES = [f"class {index:04d}" for index in range(1000)]

@@ -34,10 +34,10 @@ from torch.nn import functional as F
 from nst_data.editions import balance
 from nst_data.images import decode
 from nst_data.progress import Progress, Task
-from nst_data.pseudo_labels import table_files
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
+from nst_data.tables.shards import table_files
 from nst_train.device import autocast, set_threads, settled_precision, this_device
 from nst_train.label import label
 from nst_train.models import create_network, data_config_of

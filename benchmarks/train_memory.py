@@ -31,12 +31,12 @@ import pyarrow.parquet as pq
 
 from nst_data.digits import write_digits
 from nst_data.images import image_hash
-from nst_data.pseudo_labels import ROW_GROUP_ROWS, ShardPlan, parquet_writer
-from nst_data.schema import balanced_schema
 from nst_data.sources import open_source
 from nst_data.store.files import replacing
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
+from nst_data.tables.schema import balanced_schema
+from nst_data.tables.shards import ROW_GROUP_ROWS, ShardPlan, parquet_writer
 
 CLASSES, SHARD_ROWS = [str(digit) for digit in range(10)], 200_000
 SIZES = (50_000, 5_000_000)

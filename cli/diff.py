@@ -20,7 +20,7 @@ def diff(
 ) -> None:
     """Compare the labels of two versions: which images came and went, which labels changed, from what to what."""
     from nst_data.churn import matched_by_name, measure
-    from nst_data.label_tables import scan_labels
+    from nst_data.tables.label_tables import scan_labels
 
     there = open_store(store)
     first, second = there.open(before, "generation", "edition"), there.open(after, "generation", "edition")

@@ -14,7 +14,7 @@ from .tables import WIDTH, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
-    from nst_data.confidence import Histogram
+    from nst_data.tables.confidence import Histogram
 
 _CLASSES, _WORST = 20, 10
 
@@ -53,7 +53,7 @@ def show(
 
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
     """The histogram of a version; before it, for an edition, that of the version it was drawn from."""
-    from nst_data.label_tables import histograms, parent_of, scan_labels
+    from nst_data.tables.label_tables import histograms, parent_of, scan_labels
 
     parent = parent_of(version, store)
     shown = [version] if parent is None else [parent, version]
@@ -62,7 +62,7 @@ def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
 
 
 def _bins(histogram: "Histogram") -> dict[str, Any]:
-    from nst_data.confidence import bounds
+    from nst_data.tables.confidence import bounds
 
     bins = [dict(zip(("low", "high"), bounds(number), strict=True)) | {"images": images} for number, images in enumerate(histogram.images)]
     return {"bins": bins, "outside": histogram.outside}
@@ -71,9 +71,9 @@ def _bins(histogram: "Histogram") -> dict[str, Any]:
 def _quality(
     version: Version, store: Store, location: str, class_names: str | None, image_column: str | None, label_column: str | None
 ) -> dict[str, Any]:
-    from nst_data.label_tables import scan_labels
     from nst_data.progress import on_this_terminal
     from nst_data.quality import measure
+    from nst_data.tables.label_tables import scan_labels
     from nst_data.truth import read_truth
 
     if version.manifest.kind == "teacher":

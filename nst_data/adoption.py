@@ -18,10 +18,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter
-from nst_data.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
-from nst_data.soft_label_column import SoftLabelColumn, as_columns
 from nst_data.sources import Row, Source
 from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.labels import names_in
@@ -29,6 +26,9 @@ from nst_data.sources.source import Wanted
 from nst_data.sources.unreadable import are_too_many, check_readable
 from nst_data.store.manifest import Input, Request, json_digest
 from nst_data.store.store import Staging, Store, Version
+from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
+from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
+from nst_data.tables.soft_label_column import SoftLabelColumn, as_columns
 
 _IMAGES_AT_ONCE = 512
 _ROW_BYTES = 100  # key, hashes and numbers

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.pseudo_labels import parquet_writer, table_files
 from nst_data.store.files import replacing
 from nst_data.store.manifest import ANONYMOUS, Input, Manifest, Request, SealedFile, content_digest
 from nst_data.store.version import VERSION_REF, Version
+from nst_data.tables.shards import parquet_writer, table_files
 
 _TABLES = ("pseudo_labels", "balanced", "errors")
 

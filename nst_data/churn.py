@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from nst_data.confidence import BINS, bin_of, bounds
 from nst_data.errors import NstError
-from nst_data.label_tables import check_classes, collect
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
+from nst_data.tables.confidence import BINS, bin_of, bounds
+from nst_data.tables.label_tables import check_classes, collect
 
 ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes
 

@@ -11,7 +11,7 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import LazyFrameT
 
-from nst_data.engines import collected, count_numbers, with_class_values, with_hash_number
+from nst_data.tables.engines import collected, count_numbers, with_class_values, with_hash_number
 
 BINS = 512  # counts by class and bin stay in the processor's cache
 TIES = ("image_hash", "id")

@@ -16,21 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nst_data import cards, engines
+from nst_data import cards
 from nst_data.errors import NstError, UsageError
-from nst_data.label_tables import damage_is_named
 from nst_data.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import ShardPlan, table_files, write_parquet
-from nst_data.schema import (
-    OVERLAP_COLUMNS,
-    SELECTION_COLUMNS,
-    balanced_schema,
-    check_columns,
-    pseudo_labels_schema,
-    soft_label_bytes,
-    top_k_of,
-)
 from nst_data.selected_rows import label_batches, rows_in_order
 from nst_data.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained import is_begun, shard_counts, write_self_contained
@@ -42,6 +31,18 @@ from nst_data.sources.unreadable import check_readable
 from nst_data.store.files import clear_abandoned, temporary
 from nst_data.store.manifest import Input, Request, SealedFile
 from nst_data.store.store import Staging, Store, Version
+from nst_data.tables import engines
+from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.schema import (
+    OVERLAP_COLUMNS,
+    SELECTION_COLUMNS,
+    balanced_schema,
+    check_columns,
+    pseudo_labels_schema,
+    soft_label_bytes,
+    top_k_of,
+)
+from nst_data.tables.shards import ShardPlan, table_files, write_parquet
 
 SHARD_BYTES = 256 * 2**20
 _ADVICE = {

@@ -4,12 +4,12 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.label_tables import damage_is_named
-from nst_data.pseudo_labels import table_files
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.source import Buffer
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.version import Version
+from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.shards import table_files
 
 
 def holds_images(edition: Version) -> bool:

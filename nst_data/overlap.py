@@ -21,10 +21,10 @@ from nst_data.errors import NstError
 from nst_data.hash_index import HashIndex
 from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, phash, phash_thumbnail
 from nst_data.progress import Progress
-from nst_data.schema import OVERLAP_COLUMNS
 from nst_data.sources import Row, Source
 from nst_data.sources.changes import HASH
 from nst_data.sources.unreadable import check_readable
+from nst_data.tables.schema import OVERLAP_COLUMNS
 
 # As measured in benchmarks/results/overlap.md: copies (resized to 50-150%, JPEGs of quality 50-95, brightness changed by 5%) nearly
 # all lie above it, pairs of distinct 8-pixel digits, which are as alike as distinct images get, at 0.961 and below.

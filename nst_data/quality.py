@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from nst_data.confidence import BINS, bin_of, bounds
 from nst_data.errors import NstError
-from nst_data.label_tables import check_classes, collect
+from nst_data.tables.confidence import BINS, bin_of, bounds
+from nst_data.tables.label_tables import check_classes, collect
 
 ECE_BINS = 15  # as `nst label --calibrate` has them (nst_train.calibration), so that the two can be compared
 

@@ -5,7 +5,7 @@ import hashlib
 import narwhals as nw
 from narwhals.typing import LazyFrameT
 
-from nst_data.engines import with_hash_number
+from nst_data.tables.engines import with_hash_number
 
 ORDER_SIZE = 2**31 - 1  # a prime, so that a*x + b mod it is one to one; products with 28-bit numbers fit an int64
 _HASH_DIGITS = 7

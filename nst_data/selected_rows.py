@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.label_tables import damage_is_named
-from nst_data.pseudo_labels import TableReader
 from nst_data.store.version import Version
+from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.shards import TableReader
 
 _ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
 

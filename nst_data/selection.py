@@ -15,9 +15,9 @@ from narwhals.typing import LazyFrameT
 from nst_data import filters
 from nst_data.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
 from nst_data.cutoffs import bin_of, count_bins
-from nst_data.engines import collected, kept
 from nst_data.errors import NstError
 from nst_data.settings import BalanceSettings
+from nst_data.tables.engines import collected, kept
 
 REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),

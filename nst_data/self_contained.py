@@ -24,12 +24,12 @@ import xxhash
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress, Task
-from nst_data.pseudo_labels import ShardPlan, parquet_writer
-from nst_data.schema import soft_label_bytes
 from nst_data.sources import Row, Source
 from nst_data.store.files import clear_abandoned, replacing, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.staging import Staging
+from nst_data.tables.schema import soft_label_bytes
+from nst_data.tables.shards import ShardPlan, parquet_writer
 
 CHUNK_BYTES = 2**28
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 100, 2**27  # the Hub's viewer reads a row group whole to show some of it

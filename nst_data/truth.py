@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.images import image_hash
-from nst_data.label_tables import collect, parent_of, scan_labels
 from nst_data.progress import Progress
 from nst_data.sources import Source, match_classes, open_source
 from nst_data.sources.cells import holds_images
@@ -19,6 +18,7 @@ from nst_data.sources.features import feature_names
 from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store.store import Store, Version
+from nst_data.tables.label_tables import collect, parent_of, scan_labels
 
 _SAMPLE_ROWS = 32
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.pseudo_labels import TableReader
-from nst_data.schema import soft_label_columns
 from nst_data.sources import Row, Source
 from nst_data.store.files import replacing
 from nst_data.store.store import Version
+from nst_data.tables.schema import soft_label_columns
+from nst_data.tables.shards import TableReader
 from nst_train.device import cpus_of_this_process
 from nst_train.labeling import OTHER_BYTES, Errors
 

@@ -17,14 +17,14 @@ from torch import Tensor
 from nst_data.embedded_images import EmbeddedImages, holds_images
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.label_tables import damage_is_named
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import table_files
-from nst_data.schema import soft_label_columns
 from nst_data.sources import Source, match_classes
 from nst_data.store.files import place_once
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Version
+from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.schema import soft_label_columns
+from nst_data.tables.shards import table_files
 from nst_train.order import draw, draw_along
 
 _AT_ONCE = 8192  # rows in memory while they are laid out

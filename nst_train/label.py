@@ -16,8 +16,6 @@ from pydantic import ValidationError
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
-from nst_data.pseudo_labels import ShardPlan, Shards, TableReader
-from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, what_changed
 from nst_data.sources.changes import HASH, Reading, hashes_in
@@ -27,6 +25,8 @@ from nst_data.store.files import discard
 from nst_data.store.manifest import Input, Request, SealedFile, is_anonymous
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Staging, Store, Version
+from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
+from nst_data.tables.shards import ShardPlan, Shards, TableReader
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
 from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nst_data.errors import NstError
 from nst_data.progress import Task
-from nst_data.pseudo_labels import NO_ANSWER, Shards, ShardWriter
-from nst_data.schema import top_k_of
 from nst_data.sources import Row, Source
 from nst_data.store.store import Staging
+from nst_data.tables.schema import top_k_of
+from nst_data.tables.shards import NO_ANSWER, Shards, ShardWriter
 from nst_train.inference import Computation, Images, Prediction, has_answer, load_images, predict
 from nst_train.teachers import Teacher
 

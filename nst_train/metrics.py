@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from nst_data import quality
-from nst_data.confidence import bounds
+from nst_data.tables.confidence import bounds
 from nst_train.outcomes import Outcomes, is_read, is_right
 
 MOST_PAIRS = 10_000

@@ -3,9 +3,9 @@
 import pyarrow as pa
 
 from nst_data.images import image_hash
-from nst_data.pseudo_labels import ShardPlan, write_parquet
-from nst_data.schema import balanced_schema, pseudo_labels_schema
 from nst_data.store.manifest import Input, Request
+from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
+from nst_data.tables.shards import ShardPlan, write_parquet
 
 NAMES = ["ant", "bee", "cat"]
 POOL = Input(ref="/pool", digest="pool")

@@ -11,9 +11,9 @@ import polars as pl
 from nst_data import selection
 from nst_data.balance import most_confident
 from nst_data.images import image_hash
-from nst_data.schema import SELECTION_COLUMNS
 from nst_data.seeded_order import ORDER_SIZE
 from nst_data.settings import BalanceSettings
+from nst_data.tables.schema import SELECTION_COLUMNS
 
 NAMES = ["ant", "bee", "cat", "dog"]
 # pairs of them share as many of their first digits as code looks at on its way: 7 and 15

@@ -11,10 +11,10 @@ from conftest import TINY, picture, write_class_folders
 from hub import commit, environment, name
 from sealed_labels import NAMES, POOL, label_row
 
-from nst_data.pseudo_labels import ShardPlan, write_parquet
-from nst_data.schema import balanced_schema
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
+from nst_data.tables.schema import balanced_schema
+from nst_data.tables.shards import ShardPlan, write_parquet
 
 REPO = "alice/bugs-pseudo"
 REF = f"{REPO}@gen-1.1"

@@ -10,8 +10,8 @@ from selections import HASHES, f32, frame, reasons, selected
 from nst_data import cutoffs
 from nst_data.balance import add_copies, most_confident, quota_of_quantile
 from nst_data.errors import NstError
-from nst_data.schema import SELECTION_COLUMNS
 from nst_data.settings import BalanceSettings
+from nst_data.tables.schema import SELECTION_COLUMNS
 
 
 def copies(rows, **chosen):

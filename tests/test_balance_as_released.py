@@ -10,7 +10,7 @@ from selections import HASHES, drawn, f32, frame, many_labels
 
 from nst_data.balance import balance_as_released
 from nst_data.images import image_hash
-from nst_data.schema import SELECTION_COLUMNS
+from nst_data.tables.schema import SELECTION_COLUMNS
 
 
 def plain_bins(rows, quota):

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 import torch
 
-from nst_data.confidence import Histogram, bin_of, count_by_confidence, histogram
+from nst_data.tables.confidence import Histogram, bin_of, count_by_confidence, histogram
 
 
 def bins(values, number=10):

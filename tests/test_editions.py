@@ -13,12 +13,12 @@ from nst_data import cards
 from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
-from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter
-from nst_data.schema import pseudo_labels_schema
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
+from nst_data.tables.schema import pseudo_labels_schema
+from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
 
 NAMES = ["ant", "bee", "cat"]
 PROBS = np.array(

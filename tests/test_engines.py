@@ -3,8 +3,8 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_data import engines
-from nst_data.engines import count_numbers
+from nst_data.tables import engines
+from nst_data.tables.engines import count_numbers
 
 NUMBERS = st.one_of(st.none(), st.integers(-3, 12), st.sampled_from([-(2**40), 2**24 - 1, 2**24, 2**62]))
 

@@ -12,13 +12,13 @@ from streamed import REF, process, publish, seal
 
 from nst_data.editions import balance
 from nst_data.errors import NstError
-from nst_data.pseudo_labels import ShardPlan, Shards
 from nst_data.push import _link
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.files import fsync_tree, write_text
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
+from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.label import label
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from nst_data.editions import balance
 from nst_data.errors import NstError
-from nst_data.pseudo_labels import NO_ANSWER
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_data.tables.shards import NO_ANSWER
 from nst_train import labeling
 from nst_train.evaluate import evaluate
 from nst_train.label import extend, label, label_like

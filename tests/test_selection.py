@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from selections import HASHES, NAMES, drawn, f32, frame, left_out, many_labels, selected
 
 from nst_data import cutoffs, selection
-from nst_data.engines import scan
 from nst_data.errors import NstError
-from nst_data.schema import SELECTION_COLUMNS, check_labels
 from nst_data.settings import BalanceSettings
+from nst_data.tables.engines import scan
+from nst_data.tables.schema import SELECTION_COLUMNS, check_labels
 
 
 def plain_reasons(rows, chosen, held_out, near):

@@ -15,13 +15,13 @@ from nst_data import self_contained
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
-from nst_data.schema import balanced_schema
 from nst_data.self_contained import write_self_contained
 from nst_data.sources import open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.store.files import hash_file
 from nst_data.store.manifest import Request
 from nst_data.store.store import Store
+from nst_data.tables.schema import balanced_schema
 
 WITH_IMAGES = balanced_schema(NAMES, with_images=True)
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nst_data import pseudo_labels
 from nst_data.errors import NstError
-from nst_data.pseudo_labels import ShardPlan, Shards, ShardWriter, TableReader
-from nst_data.schema import pseudo_labels_schema
 from nst_data.store.files import hash_file
+from nst_data.tables import shards as pseudo_labels
+from nst_data.tables.schema import pseudo_labels_schema
+from nst_data.tables.shards import ShardPlan, Shards, ShardWriter, TableReader
 
 NAMES = ["ant", "bee", "cat"]
 SCHEMA = pseudo_labels_schema(NAMES)

@@ -14,12 +14,12 @@ from nst_data import cards
 from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.schema import balanced_schema, pseudo_labels_schema, soft_label_columns, top_k_of
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
+from nst_data.tables.schema import balanced_schema, pseudo_labels_schema, soft_label_columns, top_k_of
 from nst_train.entries import open_edition
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train

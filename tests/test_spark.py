@@ -12,13 +12,13 @@ from selections import many_labels
 
 from nst_data import cutoffs
 from nst_data.editions import Engine, balance
-from nst_data.engines import scan
 from nst_data.errors import NstError
-from nst_data.label_tables import damage_is_named
-from nst_data.schema import SELECTION_COLUMNS
 from nst_data.selection import select
 from nst_data.settings import BalanceSettings
 from nst_data.store.store import Store
+from nst_data.tables.engines import scan
+from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.schema import SELECTION_COLUMNS
 
 pytestmark = [
     pytest.mark.slow,
@@ -128,6 +128,6 @@ def test_a_folder_may_have_any_name_and_a_path_that_is_not_whole(tmp_path, monke
 
 
 def test_a_master_that_is_none_is_one_line():
-    code = "from nst_data.engines import scan; from pathlib import Path; scan([Path('labels.parquet')], {}, 'spark', 'nonsense')"
+    code = "from nst_data.tables.engines import scan; from pathlib import Path; scan([Path('labels.parquet')], {}, 'spark', 'nonsense')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: --engine spark: Spark did not start (")

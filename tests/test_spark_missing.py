@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nst_data.engines import scan
 from nst_data.errors import UsageError
+from nst_data.tables.engines import scan
 
 
 def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeypatch):
@@ -21,7 +21,7 @@ def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeyp
 
 
 def test_java_that_is_not_there_is_a_line_that_says_so(tmp_path):
-    code = "from pathlib import Path; from nst_data.engines import scan; scan([Path('labels.parquet')], {}, 'spark')"
+    code = "from pathlib import Path; from nst_data.tables.engines import scan; scan([Path('labels.parquet')], {}, 'spark')"
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
     )

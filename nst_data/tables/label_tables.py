@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import polars as pl
 import pyarrow as pa
 
-from nst_data.confidence import Histogram, count_by_confidence, histogram
-from nst_data.engines import spark_says
 from nst_data.errors import NstError, UsageError, first_line
-from nst_data.pseudo_labels import table_files
-from nst_data.schema import check_labels
 from nst_data.store.store import Store, Version
+from nst_data.tables.confidence import Histogram, count_by_confidence, histogram
+from nst_data.tables.engines import spark_says
+from nst_data.tables.schema import check_labels
+from nst_data.tables.shards import table_files
 
 _TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
 

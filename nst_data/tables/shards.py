@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.schema import errors_schema, soft_label_bytes
 from nst_data.store.files import HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
+from nst_data.tables.schema import errors_schema, soft_label_bytes
 
 NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
 ROW_GROUP_ROWS = 10_000
