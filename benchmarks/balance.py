@@ -25,8 +25,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from nst_data import selection
-from nst_data.balance import most_confident
+from nst_data.selection import selection
+from nst_data.selection.balance import most_confident
 from nst_data.settings import BalanceSettings
 from nst_data.tables.engines import scan
 from nst_data.tables.schema import SELECTION_COLUMNS

@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from nst_data.hash_index import MAX_DISTANCE, HashIndex
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
-from nst_data.overlap import DECODED_SIDE_PX, HeldOut, Looks, near_duplicates
+from nst_data.selection.hash_index import MAX_DISTANCE, HashIndex
+from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, Looks, near_duplicates
 from nst_data.sources import Source, open_source
 
 BATCH = 65_536  # rows that parquet gives at a time

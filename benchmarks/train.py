@@ -31,9 +31,9 @@ from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
 
-from nst_data.editions import balance
 from nst_data.images import decode
 from nst_data.progress import Progress, Task
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version

@@ -32,10 +32,10 @@ def balance(
     json: JsonOption = False,
 ) -> None:
     """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
-    from nst_data.editions import Engine
-    from nst_data.editions import balance as balance_generation
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
+    from nst_data.selection.editions import Engine
+    from nst_data.selection.editions import balance as balance_generation
     from nst_data.sources import open_source
 
     there = open_store(store)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nst_data.editions import balance
 from nst_data.progress import on_this_terminal
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store, Version

@@ -11,7 +11,7 @@ import sys
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from nst_data.editions import balance
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from nst_data import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
-from nst_data.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.progress import Progress
+from nst_data.selection.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.sources import Row, Source
 from nst_data.sources.changes import Reading, hashes_in

@@ -96,7 +96,7 @@ def tiny_store(made_once, tmp_path_factory):
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
     """What `tiny_store` is a copy of."""
-    from nst_data.editions import balance
+    from nst_data.selection.editions import balance
     from nst_data.settings import BalanceSettings
     from nst_data.sources import open_source
     from nst_data.store.store import Store

@@ -14,8 +14,8 @@ from pathlib import Path
 from conftest import TINY, write_class_folders, write_pool
 from torch import nn
 
-from nst_data.editions import balance
 from nst_data.progress import Progress
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from nst_data import selection
-from nst_data.balance import most_confident
 from nst_data.images import image_hash
-from nst_data.seeded_order import ORDER_SIZE
+from nst_data.selection import selection
+from nst_data.selection.balance import most_confident
+from nst_data.selection.seeded_order import ORDER_SIZE
 from nst_data.settings import BalanceSettings
 from nst_data.tables.schema import SELECTION_COLUMNS
 

@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 
 from nst_data import adoption as adopting
 from nst_data.adoption import adopt
-from nst_data.editions import balance
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.progress import Progress
+from nst_data.selection.editions import balance
 from nst_data.settings import DEFAULT_TOP_K, AdoptSettings, BalanceSettings
 from nst_data.sources import open_source, open_table
 from nst_data.store.files import hash_file

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from nst_data.anonymous import anonymous_copy
-from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.manifest import MANIFEST_NAME, content_digest, is_anonymous

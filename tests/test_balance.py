@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from selections import HASHES, f32, frame, reasons, selected
 
-from nst_data import cutoffs
-from nst_data.balance import add_copies, most_confident, quota_of_quantile
 from nst_data.errors import NstError
+from nst_data.selection import cutoffs
+from nst_data.selection.balance import add_copies, most_confident, quota_of_quantile
 from nst_data.settings import BalanceSettings
 from nst_data.tables.schema import SELECTION_COLUMNS
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selections import HASHES, drawn, f32, frame, many_labels
 
-from nst_data.balance import balance_as_released
 from nst_data.images import image_hash
+from nst_data.selection.balance import balance_as_released
 from nst_data.tables.schema import SELECTION_COLUMNS
 
 

@@ -13,9 +13,9 @@ from nst_cli.main import app
 from test_editions import write_generation
 from typer.testing import CliRunner
 
-from nst_data.editions import balance
 from nst_data.errors import UsageError
 from nst_data.images import decode
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

@@ -13,8 +13,8 @@ from test_editions import write_generation
 from test_overlap import COPIES, encoded, photographs, resized
 from typer.testing import CliRunner
 
-from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

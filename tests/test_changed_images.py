@@ -13,8 +13,8 @@ from pictures import png, write_table, write_tar
 from sealed_labels import label_row, seal_generation
 from test_label_resumed import Told, stopped
 
-from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import Reading, Times, newer_files

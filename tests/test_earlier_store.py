@@ -6,8 +6,8 @@ from earlier_store import LABELS, OTHER_LABELS, READING, RUN, SELECTION, STUDENT
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.editions import balance
 from nst_data.progress import Progress
+from nst_data.selection.editions import balance
 from nst_data.store.files import hash_file
 from nst_data.store.store import Staging
 from nst_train.label import label

@@ -10,9 +10,9 @@ from conftest import write_class_folders, write_pool
 from datasets import ClassLabel, List, Value, load_dataset
 
 from nst_data import cards
-from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.manifest import Input, Request
@@ -247,7 +247,7 @@ def test_how_the_labels_fall_into_shards_changes_nothing(tmp_path, pool):
 
 
 def test_a_large_edition_falls_into_shards_in_pool_order(store, pool, monkeypatch):
-    monkeypatch.setattr("nst_data.editions.SHARD_BYTES", 2 * 3 * 2)  # two rows of three classes
+    monkeypatch.setattr("nst_data.selection.editions.SHARD_BYTES", 2 * 3 * 2)  # two rows of three classes
     edition = balance(store, write_generation(store, pool), BalanceSettings(per_class=5))
     files = sorted((edition.folder / "balanced").iterdir())
     assert [file.name for file in files] == [f"train-0000{shard}-of-00003.parquet" for shard in range(3)]

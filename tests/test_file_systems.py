@@ -10,9 +10,9 @@ from file_systems import LACKING, without_links_locks_and_times, without_renames
 from hub import serving
 from streamed import REF, process, publish, seal
 
-from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.push import _link
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.files import fsync_tree, write_text

@@ -4,8 +4,8 @@ import narwhals as nw
 import polars as pl
 from selections import HASHES, f32, frame, judged, many_labels, reasons
 
-from nst_data import filters
-from nst_data.balance import add_copies, balance_as_released, most_confident
+from nst_data.selection import filters
+from nst_data.selection.balance import add_copies, balance_as_released, most_confident
 
 
 def test_the_first_of_equal_images_stands_for_all_even_where_a_later_one_is_surer():

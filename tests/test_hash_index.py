@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nst_data import hash_index
-from nst_data.hash_index import MAX_DISTANCE, HashIndex
+from nst_data.selection import hash_index
+from nst_data.selection.hash_index import MAX_DISTANCE, HashIndex
 
 
 def distances(queries, hashes):

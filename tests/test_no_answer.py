@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from nst_data.digits import write_digits
-from nst_data.hash_index import HashIndex
 from nst_data.images import decode, phash, phash_thumbnail
-from nst_data.overlap import DECODED_SIDE_PX, HeldOut, Looks
+from nst_data.selection.hash_index import HashIndex
+from nst_data.selection.overlap import DECODED_SIDE_PX, HeldOut, Looks
 from nst_data.sources import open_source
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from selections import HASHES, NAMES, drawn, f32, frame, left_out, many_labels, selected
 
-from nst_data import cutoffs, selection
 from nst_data.errors import NstError
+from nst_data.selection import cutoffs, selection
 from nst_data.settings import BalanceSettings
 from nst_data.tables.engines import scan
 from nst_data.tables.schema import SELECTION_COLUMNS, check_labels
@@ -189,7 +189,7 @@ THREADS = """
 import sys
 from pathlib import Path
 import polars as pl
-from nst_data.selection import select
+from nst_data.selection.selection import select
 from nst_data.settings import BalanceSettings
 folder = Path(sys.argv[1])
 names = [str(label) for label in range(12)]

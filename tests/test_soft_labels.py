@@ -11,9 +11,9 @@ from datasets import List, Value, load_dataset
 from safetensors.torch import load_file
 
 from nst_data import cards
-from nst_data.editions import balance
 from nst_data.errors import NstError
 from nst_data.images import image_hash
+from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
@@ -142,7 +142,7 @@ def test_the_selection_is_the_same_whatever_the_soft_labels(store, pool):
 
 @pytest.mark.parametrize(("k", "row_bytes"), [(None, 2 * 5), (2, (4 + 2) * 2)])
 def test_shards_are_as_large_as_their_soft_labels_ask_for(store, pool, monkeypatch, k, row_bytes):
-    monkeypatch.setattr("nst_data.editions.SHARD_BYTES", 2 * row_bytes)
+    monkeypatch.setattr("nst_data.selection.editions.SHARD_BYTES", 2 * row_bytes)
     files = sorted((edition_of(store, pool, k).folder / "balanced").iterdir())
     assert [pl.read_parquet(file)["id"].to_list() for file in files] == [[0, 1], [2, 3], [4]]
 

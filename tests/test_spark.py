@@ -10,10 +10,10 @@ import pytest
 from sealed_labels import label_row, seal_generation
 from selections import many_labels
 
-from nst_data import cutoffs
-from nst_data.editions import Engine, balance
 from nst_data.errors import NstError
-from nst_data.selection import select
+from nst_data.selection import cutoffs
+from nst_data.selection.editions import Engine, balance
+from nst_data.selection.selection import select
 from nst_data.settings import BalanceSettings
 from nst_data.store.store import Store
 from nst_data.tables.engines import scan

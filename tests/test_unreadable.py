@@ -15,8 +15,8 @@ from test_label_resumed import Told
 from typer.testing import CliRunner
 
 from nst_data.adoption import adopt
-from nst_data.editions import balance
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
 from nst_data.settings import AdoptSettings, BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase

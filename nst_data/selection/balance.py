@@ -13,10 +13,10 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
-from nst_data.cutoffs import TIES, beside_cutoffs, cutoffs, is_past, without_cutoffs
 from nst_data.errors import NstError
-from nst_data.filters import reject
-from nst_data.seeded_order import ORDER_SIZE, with_seeded_order
+from nst_data.selection.cutoffs import TIES, beside_cutoffs, cutoffs, is_past, without_cutoffs
+from nst_data.selection.filters import reject
+from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import collected, with_class_values
 
 RELEASED_BINS = 100  # of confidence, 0.01 wide

@@ -15,7 +15,7 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
-from nst_data.seeded_order import ORDER_SIZE, with_seeded_order
+from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import beside, may_repeat, with_class_values, with_row_values
 
 

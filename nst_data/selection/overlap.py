@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.hash_index import HashIndex
 from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, phash, phash_thumbnail
 from nst_data.progress import Progress
+from nst_data.selection.hash_index import HashIndex
 from nst_data.sources import Row, Source
 from nst_data.sources.changes import HASH
 from nst_data.sources.unreadable import check_readable

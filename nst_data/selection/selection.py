@@ -12,10 +12,10 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import LazyFrameT
 
-from nst_data import filters
-from nst_data.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
-from nst_data.cutoffs import bin_of, count_bins
 from nst_data.errors import NstError
+from nst_data.selection import filters
+from nst_data.selection.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
+from nst_data.selection.cutoffs import bin_of, count_bins
 from nst_data.settings import BalanceSettings
 from nst_data.tables.engines import collected, kept
 
