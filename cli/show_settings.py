@@ -7,9 +7,9 @@ from nst_data.progress import as_text
 from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
 
 if TYPE_CHECKING:
+    from nst_data.self_contained.remote import StreamedEdition
     from nst_data.sources import Source
     from nst_data.store.store import Version
-    from nst_data.streamed_edition import StreamedEdition
 
 
 def look_up(

@@ -23,9 +23,9 @@ from .options import (
 from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
+    from nst_data.self_contained.remote import StreamedEdition
     from nst_data.sources import Source
     from nst_data.store.store import Store, Version
-    from nst_data.streamed_edition import StreamedEdition
 
 
 @with_settings(settings=TrainSettings, run=RunSettings)
@@ -113,15 +113,15 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
     if ref is None or "/" not in ref:
         found = f", found {ref}, which is in the store" if ref else ""
         raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream")
-    from nst_data.streamed_edition import StreamedEdition
+    from nst_data.self_contained.remote import StreamedEdition
 
     return StreamedEdition.open(ref, on_this_terminal())
 
 
 def _open_pool(location: str | None, edition: "Version | StreamedEdition", store: "Store") -> "Source | None":
     """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
-    from nst_data.embedded_images import holds_images
     from nst_data.errors import UsageError
+    from nst_data.self_contained.images import holds_images
     from nst_data.sources import open_source
     from nst_data.sources.labeled_pool import open_labeled_pool
     from nst_data.store.store import Version

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nst_data.embedded_images import EmbeddedImages, holds_images
 from nst_data.errors import NstError
 from nst_data.images import image_hash
 from nst_data.progress import Progress
+from nst_data.self_contained.images import EmbeddedImages, holds_images
 from nst_data.sources import Source, match_classes
 from nst_data.store.files import place_once
 from nst_data.store.manifest import is_anonymous

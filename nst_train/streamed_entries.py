@@ -16,11 +16,11 @@ from torch import Tensor
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
-from nst_data.shard_window import SHARD, ShardWindow
+from nst_data.self_contained.remote import DamagedShardError, StreamedEdition
+from nst_data.self_contained.remote_images import StreamedImages
+from nst_data.self_contained.shard_window import SHARD, ShardWindow
 from nst_data.sources import match_classes
 from nst_data.store.files import replacing
-from nst_data.streamed_edition import DamagedShardError, StreamedEdition
-from nst_data.streamed_images import StreamedImages
 from nst_train.device import this_process
 from nst_train.entries import lay_out, mapped, target_columns
 from nst_train.shard_order import SHARDS_AT_ONCE, ShardOrder

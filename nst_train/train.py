@@ -14,6 +14,7 @@ from nst_data.curves import write_curves
 from nst_data.described import Described
 from nst_data.errors import NstError
 from nst_data.progress import Progress
+from nst_data.self_contained.remote import STREAMED, StreamedEdition
 from nst_data.sources import Source, check_trainable
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.files import hash_file, write_text
@@ -21,7 +22,6 @@ from nst_data.store.manifest import Input, Request
 from nst_data.store.ownership import Sign
 from nst_data.store.places import METRICS
 from nst_data.store.store import Staging, Store, Version
-from nst_data.streamed_edition import STREAMED, StreamedEdition
 from nst_train.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
 from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process

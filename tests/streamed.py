@@ -33,7 +33,7 @@ from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_data.streamed_edition import StreamedEdition
+from nst_data.self_contained.remote import StreamedEdition
 from nst_train.batches import training_batches, without
 from nst_train.noise import training_transforms
 from nst_train.settings import RunSettings, TrainSettings

@@ -12,7 +12,7 @@ from test_balance_command import LABELS, probs
 from test_editions import write_generation
 from typer.testing import CliRunner
 
-from nst_data import self_contained
+from nst_data.self_contained import writing as self_contained
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import TINY, write_pool
 
-from nst_data.embedded_images import holds_images
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
+from nst_data.self_contained.images import holds_images
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store

@@ -11,11 +11,11 @@ from conftest import write_pool
 from datasets import ClassLabel, Features, Image, load_dataset
 from sealed_labels import NAMES, POOL, label_row
 
-from nst_data import self_contained
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
-from nst_data.self_contained import write_self_contained
+from nst_data.self_contained import writing as self_contained
+from nst_data.self_contained.writing import write_self_contained
 from nst_data.sources import open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.store.files import hash_file

@@ -222,7 +222,7 @@ def test_offline_a_stream_ends_at_once_with_one_line(published, tmp_path):
 SIZES = """
 import json, sys
 from nst_data.errors import NstError
-from nst_data.streamed_edition import StreamedEdition
+from nst_data.self_contained.remote import StreamedEdition
 found = []
 for ref in sys.argv[1:]:
     try:

@@ -22,7 +22,7 @@ from nst_data.progress import Progress
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.selection.selected_rows import label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
-from nst_data.self_contained import is_begun, shard_counts, write_self_contained
+from nst_data.self_contained.writing import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
 from nst_data.sources import Source
 from nst_data.sources.changes import Reading

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.shard_window import SHARD, ShardWindow
+from nst_data.self_contained.shard_window import SHARD, ShardWindow
 from nst_data.sources.plain_pages import PlainPages, close_files, plain_groups
 from nst_data.sources.source import Buffer, Row, Source, Wanted
 from nst_data.store.manifest import is_anonymous

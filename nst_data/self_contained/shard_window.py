@@ -17,9 +17,9 @@ from pathlib import Path
 
 from nst_data.errors import NstError
 from nst_data.hub.repository import quietly
+from nst_data.self_contained.remote import DamagedShardError, StreamedEdition
 from nst_data.store.files import discard, fsync_tree, move_over, place_once, write_text
 from nst_data.store.ownership import AtWorkError, is_owned, owned
-from nst_data.streamed_edition import DamagedShardError, StreamedEdition
 
 SHARD = "shard.parquet"
 _LOOK_EVERY_SECONDS = 0.1
