@@ -19,7 +19,7 @@ def diff(
     json: JsonOption = False,
 ) -> None:
     """Compare the labels of two versions: which images came and went, which labels changed, from what to what."""
-    from nst_data.churn import matched_by_name, measure
+    from nst_data.inspection.churn import matched_by_name, measure
     from nst_data.tables.label_tables import scan_labels
 
     there = open_store(store)

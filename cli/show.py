@@ -71,10 +71,10 @@ def _bins(histogram: "Histogram") -> dict[str, Any]:
 def _quality(
     version: Version, store: Store, location: str, class_names: str | None, image_column: str | None, label_column: str | None
 ) -> dict[str, Any]:
+    from nst_data.inspection.quality import measure
+    from nst_data.inspection.truth import read_truth
     from nst_data.progress import on_this_terminal
-    from nst_data.quality import measure
     from nst_data.tables.label_tables import scan_labels
-    from nst_data.truth import read_truth
 
     if version.manifest.kind == "teacher":
         raise UsageError(f"--truth: {version.ref} is a teacher and has no labels; `nst evaluate {version.ref} --data SOURCE` measures it")
@@ -145,7 +145,7 @@ def _print_confidence(shown: list[dict[str, Any]]) -> None:
 
 
 def _print_quality(quality: dict[str, Any]) -> None:
-    from nst_data.quality import ECE_BINS
+    from nst_data.inspection.quality import ECE_BINS
 
     by = "row" if quality["joined_by"] == "id" else quality["joined_by"]
     print(f"quality against {as_text(quality['truth'])}")

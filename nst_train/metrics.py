@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nst_data import quality
+from nst_data.inspection import quality
 from nst_data.tables.confidence import bounds
 from nst_train.outcomes import Outcomes, is_read, is_right
 

@@ -6,9 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sealed_labels import NAMES
 
-from nst_data.churn import Change, ClassChurn, ConfidenceChurn, count_changes, in_both, matched_by_name, measure, one_row_per_image
 from nst_data.errors import NstError
 from nst_data.images import image_hash
+from nst_data.inspection.churn import (
+    Change,
+    ClassChurn,
+    ConfidenceChurn,
+    count_changes,
+    in_both,
+    matched_by_name,
+    measure,
+    one_row_per_image,
+)
 
 HASHES = [image_hash(bytes([number])) for number in range(9)]
 COLUMNS = {"id": pl.Int64, "image_hash": pl.String, "label": pl.Int64, "confidence": pl.Float32, "copies": pl.Int32}

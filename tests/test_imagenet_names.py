@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 from timm.data import ImageNetInfo
 
-from nst_data.churn import matched_by_name
 from nst_data.errors import NstError
+from nst_data.inspection.churn import matched_by_name
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import imagenet_wnids, wnids_of
 

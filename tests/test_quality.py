@@ -8,7 +8,7 @@ from sealed_labels import NAMES
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_score
 
 from nst_data.errors import NstError
-from nst_data.quality import ClassPrecision, ConfidenceBin, WrongPair, confusion, measure, reliability, with_truth
+from nst_data.inspection.quality import ClassPrecision, ConfidenceBin, WrongPair, confusion, measure, reliability, with_truth
 from nst_train.calibration import expected_calibration_error
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 
 from nst_data.errors import NstError, UsageError
+from nst_data.inspection.truth import read_truth
 from nst_data.progress import Progress
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store
-from nst_data.truth import read_truth
 
 IMAGES = [(label, index) for label in range(3) for index in range(2)]
 
