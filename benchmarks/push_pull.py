@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.store.manifest import Input, Request
 from nst_data.store.staging import Staging
 from nst_data.store.store import Store

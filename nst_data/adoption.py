@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.progress import Progress

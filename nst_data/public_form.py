@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nst_data.published import public_name
+from nst_data.cards.published import public_name
 from nst_data.store.manifest import Manifest, Request, content_digest
 from nst_data.store.places import places_of
 from nst_data.store.store import Store

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from nst_data import cards
-from nst_data.described import Described
+from nst_data.cards import cards
+from nst_data.cards.described import Described
 from nst_data.evaluation_plots import write_plots
 from nst_data.progress import Progress
 from nst_data.sources import Source

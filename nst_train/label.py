@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.settings import default_top_k

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nst_data import cards
-from nst_data.curves import write_curves
-from nst_data.described import Described
+from nst_data.cards import cards
+from nst_data.cards.curves import write_curves
+from nst_data.cards.described import Described
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.self_contained.remote import STREAMED, StreamedEdition

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nst_data.curves import METRICS_LOG
+from nst_data.cards.curves import METRICS_LOG
 from nst_data.store.files import write_text
 from nst_train.device import over_processes, this_process
 from nst_train.schedule import Schedule

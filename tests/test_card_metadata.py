@@ -7,9 +7,9 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 
-from nst_data.card_metadata import LICENSES, front_matter, license_of, read_front_matter, scores
-from nst_data.cards import Published, dataset_card, model_card
-from nst_data.described import Described
+from nst_data.cards.card_metadata import LICENSES, front_matter, license_of, read_front_matter, scores
+from nst_data.cards.cards import Published, dataset_card, model_card
+from nst_data.cards.described import Described
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
 

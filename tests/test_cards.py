@@ -8,9 +8,9 @@ import yaml
 from markdown_it import MarkdownIt
 from sealed_labels import label_row, seal_edition, seal_generation
 
-from nst_data.cards import Published, as_text, dataset_card, model_card, write_dataset_card, write_model_card
-from nst_data.described import Described
-from nst_data.own_text import BEGIN, END
+from nst_data.cards.cards import Published, as_text, dataset_card, model_card, write_dataset_card, write_model_card
+from nst_data.cards.described import Described
+from nst_data.cards.own_text import BEGIN, END
 from nst_data.sources import open_source
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from nst_data.curves import CURVES, METRICS_LOG, write_curves
+from nst_data.cards.curves import CURVES, METRICS_LOG, write_curves
 
 BLUE, ORANGE, GREEN = "#1f6fb4", "#d9731a", "#2c8f3c"
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import write_class_folders, write_pool
 from datasets import ClassLabel, List, Value, load_dataset
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.selection.editions import balance

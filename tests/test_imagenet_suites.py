@@ -12,7 +12,7 @@ from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from nst_data.card_metadata import scores
+from nst_data.cards.card_metadata import scores
 from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
 from nst_data.sources import open_source

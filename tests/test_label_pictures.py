@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageColor
 from sealed_labels import label_row, seal_edition, seal_generation
 
-from nst_data.described import Described
-from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
+from nst_data.cards.described import Described
+from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
 from nst_data.store.store import Store
 
 BLUE, ORANGE, GRAY = "#1f6fb4", "#d9731a", "#b8b8b8"

@@ -2,8 +2,8 @@
 
 import pytest
 
+from nst_data.cards.own_text import BEGIN, END, OwnText, own_text, read_card
 from nst_data.errors import NstError
-from nst_data.own_text import BEGIN, END, OwnText, own_text, read_card
 
 TEXTS = [
     "\n\n",

@@ -12,7 +12,7 @@ from hub import ALICE, BOB, READER, USERS, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 
-from nst_data.own_text import BEGIN
+from nst_data.cards.own_text import BEGIN
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
 

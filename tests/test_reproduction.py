@@ -10,10 +10,10 @@ from conftest import TINY
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.cards import Published, dataset_card
-from nst_data.described import Described
-from nst_data.own_text import BEGIN
-from nst_data.reproduction import command
+from nst_data.cards.cards import Published, dataset_card
+from nst_data.cards.described import Described
+from nst_data.cards.own_text import BEGIN
+from nst_data.cards.reproduction import command
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source

@@ -10,7 +10,7 @@ from conftest import TINY, write_class_folders, write_pool
 from datasets import List, Value, load_dataset
 from safetensors.torch import load_file
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.errors import NstError
 from nst_data.images import image_hash
 from nst_data.selection.editions import balance

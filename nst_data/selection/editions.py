@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nst_data import cards
+from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from nst_data.described import Described, whole
-from nst_data.own_text import TAG
-from nst_data.published import HubPlace, Published, place_of, public_name
+from nst_data.cards.described import Described, whole
+from nst_data.cards.own_text import TAG
+from nst_data.cards.published import HubPlace, Published, place_of, public_name
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files

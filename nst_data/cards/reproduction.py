@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from nst_data.described import Described
-from nst_data.published import Published, is_local, place_of, public_name
+from nst_data.cards.described import Described
+from nst_data.cards.published import Published, is_local, place_of, public_name
 from nst_data.store.manifest import ANONYMOUS, Request
 
 _WIDTH = 120

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from nst_data.described import Described, whole
-from nst_data.published import Published
+from nst_data.cards.described import Described, whole
+from nst_data.cards.published import Published
 
 
 def known_limits(described: Described, published: Published | None = None) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nst_data.described import Described
+from nst_data.cards.described import Described
 from nst_data.store.files import replacing
 from nst_data.tables.confidence import BINS
 from nst_data.tables.label_tables import histograms, scan_labels

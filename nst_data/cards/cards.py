@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from nst_data.card_metadata import (
+from nst_data.cards.card_metadata import (
     dataset_metadata,
     front_matter,
     library_of,
@@ -21,13 +21,13 @@ from nst_data.card_metadata import (
     required_import,
     scores,
 )
-from nst_data.curves import CURVES
-from nst_data.described import Described, whole
-from nst_data.known_limits import known_limits
-from nst_data.label_pictures import CLASSES, CONFIDENCE, write_pictures
-from nst_data.own_text import OwnText, own_text, read_card
-from nst_data.published import Published, place_of, public_name
-from nst_data.reproduction import command, thresholds
+from nst_data.cards.curves import CURVES
+from nst_data.cards.described import Described, whole
+from nst_data.cards.known_limits import known_limits
+from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
+from nst_data.cards.own_text import OwnText, own_text, read_card
+from nst_data.cards.published import Published, place_of, public_name
+from nst_data.cards.reproduction import command, thresholds
 from nst_data.store.files import write_text
 from nst_data.store.manifest import Input
 from nst_data.store.staging import Staging
