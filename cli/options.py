@@ -51,7 +51,7 @@ def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
     if "/" not in ref:
         return store.open(ref, *kinds)
     from nst_data.progress import on_this_terminal
-    from nst_data.pull import pull
+    from nst_data.sharing.pull import pull
     from nst_train.device import this_process
 
     with this_process().main_process_first():

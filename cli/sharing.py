@@ -11,7 +11,7 @@ from .options import JsonOption, StoreOption, open_store, print_json
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from nst_data.lineage import Node
+    from nst_data.sharing.lineage import Node
 
 
 def push(
@@ -46,8 +46,8 @@ def push(
     never move."""
     from nst_data.errors import UsageError
     from nst_data.progress import on_this_terminal
-    from nst_data.push import PushSettings, parents_first
-    from nst_data.push import push as push_version
+    from nst_data.sharing.push import PushSettings, parents_first
+    from nst_data.sharing.push import push as push_version
 
     if not refs:
         raise UsageError("nst push REF... OWNER/NAME: " + ("REF is missing" if "/" in repo else "OWNER/NAME is missing"))
@@ -82,7 +82,7 @@ def pull(
 ) -> None:
     """Bring a version from the Hub into the store, each file checked. Resumes where it stopped when rerun."""
     from nst_data.progress import on_this_terminal
-    from nst_data.pull import pull as pull_version
+    from nst_data.sharing.pull import pull as pull_version
 
     version = pull_version(open_store(store), reference, name, on_this_terminal())
     manifest = version.manifest
@@ -103,7 +103,7 @@ def lineage(
     json: JsonOption = False,
 ) -> None:
     """Draw what a version was made from, back to the first teacher, in the store and on the Hub."""
-    from nst_data.lineage import lineage as lineage_of
+    from nst_data.sharing.lineage import lineage as lineage_of
 
     root = lineage_of(open_store(store), ref)
     if json:

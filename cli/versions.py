@@ -49,7 +49,7 @@ def list_versions(
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:
     from nst_data.errors import UsageError
-    from nst_data.remote_versions import remote_versions
+    from nst_data.sharing.remote_versions import remote_versions
 
     if name is not None:
         raise UsageError(f"--remote {repo} lists a whole repository; remove {name}")

@@ -17,9 +17,9 @@ from pathlib import Path
 from nst_data.corruptions import LEAST_SIDE_PX
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
-from nst_data.push import PushSettings, is_pushed, push
 from nst_data.selection.editions import balance, balance_request, check_classes
 from nst_data.settings import BalanceSettings
+from nst_data.sharing.push import PushSettings, is_pushed, push
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.sources.hub import HubReference
 from nst_data.store.store import Number, Store, Version

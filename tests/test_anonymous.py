@@ -5,10 +5,10 @@ import shutil
 import polars as pl
 import pytest
 
-from nst_data.anonymous import anonymous_copy
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
+from nst_data.sharing.anonymous import anonymous_copy
 from nst_data.sources import open_source
 from nst_data.store.manifest import MANIFEST_NAME, content_digest, is_anonymous
 from nst_data.store.store import Store

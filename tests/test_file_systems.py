@@ -11,9 +11,9 @@ from hub import serving
 from streamed import REF, process, publish, seal
 
 from nst_data.errors import NstError
-from nst_data.push import _link
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
+from nst_data.sharing.push import _link
 from nst_data.sources import open_source
 from nst_data.store.files import fsync_tree, write_text
 from nst_data.store.manifest import Input, Request

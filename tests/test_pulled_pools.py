@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository, check_foreign
-from nst_data.lineage import lineage
-from nst_data.public_form import published_manifest
+from nst_data.sharing.lineage import lineage
+from nst_data.sharing.public_form import published_manifest
 from nst_data.store.manifest import Input, parse_manifest, read_manifest
 from nst_data.store.places import Place, may_be_pulled, places_of, remember_place
 from nst_data.store.store import Store

@@ -7,7 +7,7 @@ import pytest
 from hub import ALICE, files, head, serving
 from hub_commands import nst
 
-from nst_data.push import parents_first
+from nst_data.sharing.push import parents_first
 from nst_data.store.store import Store
 
 REPO, MODEL = "alice/tiny-pseudo", "alice/tiny-teacher"

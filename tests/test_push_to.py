@@ -6,7 +6,7 @@ from hub import ALICE, head, serving
 from hub_commands import nst
 
 from nst_data.errors import UsageError
-from nst_data.push import check_tag
+from nst_data.sharing.push import check_tag
 from nst_train.recipe import read_recipe
 
 TO = {"corpus": "alice/bugs-pseudo", "teacher": "alice/bugs-teacher"}

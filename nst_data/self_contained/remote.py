@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.repository import Repository
 from nst_data.progress import Progress
-from nst_data.pull import find
+from nst_data.sharing.pull import find
 from nst_data.store.files import hash_file
 from nst_data.store.manifest import Input, Manifest
 

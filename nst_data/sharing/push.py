@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nst_data.anonymous import anonymous_copy, without_sources
 from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
@@ -22,7 +21,8 @@ from nst_data.cards.published import Published
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.repository import Repository, UntrustedError, kind_of_repo, quietly
 from nst_data.progress import Progress
-from nst_data.public_form import links, public_metrics, published_manifest
+from nst_data.sharing.anonymous import anonymous_copy, without_sources
+from nst_data.sharing.public_form import links, public_metrics, published_manifest
 from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
 from nst_data.store.places import METRICS, PLACES, Place, places_of, remember_place

@@ -5,8 +5,8 @@ from typing import Any
 
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
-from nst_data.public_form import is_of_model, links
-from nst_data.pull import find
+from nst_data.sharing.public_form import is_of_model, links
+from nst_data.sharing.pull import find
 from nst_data.store.manifest import Input, Manifest
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
