@@ -11,7 +11,7 @@ from .show_settings import look_up, print_settings
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
-    from nst_train.self_training import Generation
+    from nst_train.noisy_student import Generation
 
 
 def run(
@@ -62,7 +62,7 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     from nst_train.recipe import read_recipe
 
     settings = read_recipe(recipe)
-    from nst_train.self_training import self_training
+    from nst_train.noisy_student import self_training
 
     return [_row(generation) for generation in self_training(settings, store, on_this_terminal())]
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from nst_data.progress import Progress
 from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
 from nst_train.recipe import parse_recipe
-from nst_train.self_training import self_training
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--name", "kinds"]
 KINDS = ["ant", "bee", "cat"] * 3

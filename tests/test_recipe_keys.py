@@ -11,10 +11,10 @@ from nst_data.errors import UsageError
 from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
+from nst_train.noisy_student import _open, _say_idle
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
-from nst_train.self_training import _open, _say_idle
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}

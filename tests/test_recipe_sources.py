@@ -17,9 +17,9 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
 from nst_train.recipe import read_recipe
 from nst_train.recipe_settings import Recipe, SourceSettings
-from nst_train.self_training import self_training
 
 CLASSES = ["ant", "bee", "cat"]
 ROLES = ("labeled", "validation", "test", "pool", "evaluate")
