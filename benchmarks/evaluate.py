@@ -25,9 +25,9 @@ from nst_train.attacks import PixelClassifier
 from nst_train.conditions import Corrupted
 from nst_train.device import set_threads
 from nst_train.inference import batches_of, choose_computation, load_images, placed
-from nst_train.preprocessing import TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.teachers import Classifier, Teacher
+from nst_train.transforms.preprocessing import TimmPreprocessing
 from nst_train.trials import Candidate, Trial, observe
 
 CONDITIONS = [Corrupted(name, severity, 0) for name in CORRUPTIONS for severity in SEVERITIES]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst_data.errors import NstError
-from nst_train.preprocessing import Preprocessing
+from nst_train.transforms.preprocessing import Preprocessing
 
 _PROBE_PX = 64
 _LINEAR_WITHIN = 1e-3

@@ -28,11 +28,11 @@ from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source
 from nst_train.entries import PseudoLabeledImages
 from nst_train.interruption import STOP_SIGNALS
-from nst_train.noise import Transform
 from nst_train.order import draw
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
 from nst_train.streamed_entries import StreamedEntries
+from nst_train.transforms.noise import Transform
 
 Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them

@@ -25,8 +25,8 @@ from nst_data.images import ImageError, check_shape, image_hash, phash
 from nst_data.sources import Row, Source
 from nst_train.device import autocast, cpus_of_this_process, set_threads, settled_precision, this_device
 from nst_train.noised_teacher import TeacherNoise
-from nst_train.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 from nst_train.teachers import Teacher
+from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 
 from nst_data.errors import NstError, first_line
-from nst_train.preprocessing import LARGEST_SIDE_PX
+from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
 from nst_train.weights import CONFIG, extent
 
 PROCESSOR = "preprocessor_config.json"

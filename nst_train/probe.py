@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.preprocessing import Preprocessing
+from nst_train.transforms.preprocessing import Preprocessing
 from nst_train.weights import why_not_loaded
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ZeroDivisionError)

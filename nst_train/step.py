@@ -16,12 +16,12 @@ from nst_train.device import autocast, settled_precision, this_process
 from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.models import freeze
 from nst_train.network_noise import NetworkNoise, add_noise
-from nst_train.noise import Normalize
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
 from nst_train.sync_batch_norm import synchronize_batch_norm
 from nst_train.transformers_networks import Logits
+from nst_train.transforms.noise import Normalize
 
 
 @dataclass

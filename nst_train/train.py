@@ -28,7 +28,6 @@ from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory
 from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
-from nst_train.noise import training_transforms
 from nst_train.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network, seed_of
@@ -37,6 +36,7 @@ from nst_train.step import Step, make_step
 from nst_train.streamed_entries import open_streamed
 from nst_train.trackers import Trackers, check_trackers
 from nst_train.training_log import TrainingLog
+from nst_train.transforms.noise import training_transforms
 from nst_train.validation import Validation
 from nst_train.warm_start import start_from, start_input
 

@@ -10,7 +10,7 @@ from transformers import ConvNextImageProcessor, EfficientNetImageProcessor, ViT
 
 from nst_data.errors import NstError
 from nst_train.attacks import PixelClassifier, fgsm, normalization_of, pgd, random_start
-from nst_train.preprocessing import ProcessorPreprocessing, TimmPreprocessing
+from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # it imports SciPy by old names, which go with SciPy 2

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from nst_data.images import ImageError, decode, upright_size
-from nst_train.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box
+from nst_train.transforms.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box
 
 
 def photograph(width, height):

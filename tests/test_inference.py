@@ -9,8 +9,8 @@ from nst_data.errors import NstError
 from nst_data.sources import Row, open_source
 from nst_train import inference
 from nst_train.inference import Computation, PlainBatch, batches_of, choose_computation, computation_of, predict
-from nst_train.preprocessing import TimmPreprocessing
 from nst_train.teachers import Classifier, Teacher, load_teacher
+from nst_train.transforms.preprocessing import TimmPreprocessing
 
 NAMES = ["ant", "bee", "cat"]
 CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}

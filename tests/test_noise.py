@@ -9,9 +9,9 @@ from PIL import Image
 from pydantic import ValidationError
 from timm.data import create_transform, rand_augment_transform
 
-from nst_train.noise import Normalize, training_transform
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
+from nst_train.transforms.noise import Normalize, training_transform
 
 CONFIG = {
     "input_size": (3, 16, 16),

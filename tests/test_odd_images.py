@@ -7,8 +7,8 @@ import pytest
 from odd_images import all_odd_images
 
 from nst_data.images import ImageError, decode, image_hash, upright_size
-from nst_train.crops import RandomResizedCrop
-from nst_train.preprocessing import decode_pixels
+from nst_train.transforms.crops import RandomResizedCrop
+from nst_train.transforms.preprocessing import decode_pixels
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # users see no warning of Pillow's: `nst_data.images`
 ALL = all_odd_images()

@@ -12,7 +12,7 @@ from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail, upright_size
 from nst_data.sources import Row
 from nst_train.inference import load_images
-from nst_train.preprocessing import _OVERSIZE, ProcessorPreprocessing, TimmPreprocessing, decode_pixels, thumbnail
+from nst_train.transforms.preprocessing import _OVERSIZE, ProcessorPreprocessing, TimmPreprocessing, decode_pixels, thumbnail
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Corrupt EXIF data:UserWarning")  # users never see it: `nst_data.images`
 
@@ -118,7 +118,7 @@ def test_exif_says_which_side_is_up_wherever_it_stands_and_xmp_does_not(segments
 
 
 def test_a_jpeg_in_arrows_signed_bytes_is_not_left_to_pillow(monkeypatch):
-    monkeypatch.setattr("nst_train.preprocessing.decode", None)
+    monkeypatch.setattr("nst_train.transforms.preprocessing.decode", None)
     encoded = KINDS["4:2:0"]
     assert torch.equal(decode_pixels(memoryview(encoded).cast("b")), decode_pixels(encoded))
 
@@ -231,5 +231,5 @@ def test_an_image_that_the_transform_refuses_is_an_error_and_its_neighbors_are_n
 @pytest.mark.parametrize("name", KINDS)
 def test_without_the_faster_decoder_the_pixels_are_the_same(name, monkeypatch):
     expected = decode_pixels(KINDS[name])
-    monkeypatch.setattr("nst_train.preprocessing.decode_jpeg", None)
+    monkeypatch.setattr("nst_train.transforms.preprocessing.decode_jpeg", None)
     assert torch.equal(decode_pixels(KINDS[name]), expected)

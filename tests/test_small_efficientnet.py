@@ -14,10 +14,10 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.label import label
 from nst_train.models import create_network
-from nst_train.preprocessing import decode_pixels
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.teachers import load_classifier
 from nst_train.train import train
+from nst_train.transforms.preprocessing import decode_pixels
 
 
 @pytest.fixture

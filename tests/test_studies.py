@@ -9,9 +9,9 @@ from nst_data.sources import open_source
 from nst_train.batches import training_batches, without
 from nst_train.entries import open_edition
 from nst_train.models import create_network
-from nst_train.noise import training_transforms
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
+from nst_train.transforms.noise import training_transforms
 
 CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
 CLASSES = ["ant", "bee", "cat"]

@@ -18,10 +18,10 @@ from nst_train.attacks import PixelClassifier, fgsm, pgd
 from nst_train.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.inference import choose_computation
-from nst_train.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 from nst_train.settings import ReadSettings
 from nst_train.suites import Effort, open_suite
 from nst_train.teachers import Classifier, Teacher
+from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 from nst_train.trials import Candidate, Trial, observe
 
 NAMES = ["ant", "bee", "cat"]

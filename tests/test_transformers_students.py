@@ -11,10 +11,10 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
 from nst_data.sources import open_source
 from nst_train.label import label
-from nst_train.preprocessing import decode_pixels
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.teachers import load_classifier
 from nst_train.train import train
+from nst_train.transforms.preprocessing import decode_pixels
 
 RUN = RunSettings(workers=0, decode_threads=1)
 QUIET = {"noise": {"operations": 0, "dropout": 0.2, "stochastic_depth": 0}}

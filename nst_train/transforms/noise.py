@@ -16,10 +16,10 @@ from timm.data.auto_augment import AutoAugment, posterize
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
-from nst_train.crops import PaddedCrop, RandomResizedCrop
-from nst_train.randaugment import RandAugment, cutout
 from nst_train.seeds import seed_transforms
 from nst_train.settings import Noise, TrainSettings
+from nst_train.transforms.crops import PaddedCrop, RandomResizedCrop
+from nst_train.transforms.randaugment import RandAugment, cutout
 
 Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.images import reduced_factor, upright_size
-from nst_train.preprocessing import decode_pixels
+from nst_train.transforms.preprocessing import decode_pixels
 
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has no less than twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from timm.data import auto_augment
 
-from nst_train.level_tables import autocontrast, equalize, through
 from nst_train.settings import Noise
+from nst_train.transforms.level_tables import autocontrast, equalize, through
 
 _LEVELS = np.arange(256)
 FILL = (128, 128, 128)
