@@ -22,7 +22,7 @@ def look_up(
     student: bool,
 ) -> dict[str, Any]:
     """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""
-    from nst_train.models import check_names, parameters_of
+    from nst_train.networks.models import check_names, parameters_of
     from nst_train.origins import consequences, origins
     from nst_train.presets import PRESETS
 

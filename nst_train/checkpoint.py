@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from nst_data.errors import NstError, first_line
 from nst_data.store.files import fsync_folder, fsync_tree, write_text
-from nst_train.weights import differences
+from nst_train.networks.weights import differences
 
 EPOCH_END_SECONDS = 60.0
 

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
+from nst_train.networks.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
 from nst_train.seeds import seed_of
 from nst_train.settings import Noise
 from nst_train.transforms.preprocessing import as_image

@@ -24,14 +24,23 @@ from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.store.manifest import Input, json_digest
 from nst_data.store.store import Store
-from nst_train.model_config import check_config, check_is_classifier, is_of_timm, read_config
-from nst_train.models import check_name, count_parameters
+from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
+from nst_train.networks.models import check_name, count_parameters
+from nst_train.networks.probe import FAILURES, probe
+from nst_train.networks.transformers_networks import Logits
+from nst_train.networks.weights import (
+    CONFIG,
+    FOLDER,
+    WEIGHTS,
+    differences,
+    download,
+    published_weights,
+    require_safetensors,
+    why_not_loaded,
+)
 from nst_train.noised_teacher import TeacherNoise
-from nst_train.probe import FAILURES, probe
 from nst_train.settings import Noise
-from nst_train.transformers_networks import Logits
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
-from nst_train.weights import CONFIG, FOLDER, WEIGHTS, differences, download, published_weights, require_safetensors, why_not_loaded
 
 _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"
 

@@ -27,7 +27,7 @@ from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, 
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.entries import open_edition
 from nst_train.interruption import Interrupted, StopRequests
-from nst_train.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
+from nst_train.networks.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
 from nst_train.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network, seed_of

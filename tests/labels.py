@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import timm
 import torch
 
-from nst_train.models import save_teacher
+from nst_train.networks.models import save_teacher
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 
 RUN = LabelRunSettings(decode_threads=2)

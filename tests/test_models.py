@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store.store import Store
-from nst_train.models import check_names, check_size, create_network, data_config_of, save_teacher
+from nst_train.networks.models import check_names, check_size, create_network, data_config_of, save_teacher
 from nst_train.seeds import seed_network
 from nst_train.settings import Noise, TrainSettings
 from nst_train.teachers import load_classifier

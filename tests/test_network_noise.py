@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.models import create_network
-from nst_train.network_noise import NetworkNoise, Rates, add_noise
+from nst_train.networks.models import create_network
+from nst_train.networks.network_noise import NetworkNoise, Rates, add_noise
 from nst_train.seeds import seed_network
 from nst_train.settings import Noise, PseudoNoise, TrainSettings
 

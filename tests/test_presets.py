@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from nst_data.errors import UsageError
-from nst_train.models import check_names, parameters_of
+from nst_train.networks.models import check_names, parameters_of
 from nst_train.origins import consequences
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
 from nst_train.recipe import parse_recipe, read_recipe

@@ -17,7 +17,7 @@ from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
 from nst_train.batches import TrainingBatch
 from nst_train.evaluate import evaluate, measure
-from nst_train.models import create_network
+from nst_train.networks.models import create_network
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings

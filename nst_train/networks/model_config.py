@@ -9,8 +9,8 @@ from typing import Any
 import timm
 
 from nst_data.errors import NstError, first_line
+from nst_train.networks.weights import CONFIG, extent
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
-from nst_train.weights import CONFIG, extent
 
 PROCESSOR = "preprocessor_config.json"
 _SIDES = ("img_size", "input_size")  # in pixels, which no tensor may show
@@ -100,7 +100,7 @@ def _of_timm(name: str, config: dict[str, Any]) -> dict[str, Any]:
     if not timm.is_model(architecture):
         raise NstError(
             f"{name}: {architecture[:80]} is not a timm network; if it is your own, load it from the program that registers it "
-            "(nst_train.own_networks.register_network)"
+            "(nst_train.networks.own_networks.register_network)"
         )
     places = {"num_classes": config, "pretrained_cfg.num_classes": {} if "num_classes" in config else stored}
     places["model_args.num_classes"] = arguments

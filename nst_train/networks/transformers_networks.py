@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
-from nst_train.model_config import PROCESSOR
+from nst_train.networks.model_config import PROCESSOR
+from nst_train.networks.weights import CONFIG, differences
 from nst_train.settings import TrainSettings
-from nst_train.weights import CONFIG, differences
 
 _DEFAULT_SIZE_PX = 224
 _INTERPOLATION = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which processors store

@@ -12,7 +12,7 @@ from timm.models import PretrainedCfg, register_model
 from torch import nn
 
 from nst_data.errors import UsageError
-from nst_train.weights import WEIGHTS
+from nst_train.networks.weights import WEIGHTS
 
 _HALF = (0.5, 0.5, 0.5)
 _OF_TIMM = (

@@ -21,13 +21,14 @@ from nst_data.errors import NstError, UsageError, first_line
 from nst_data.settings import DENSE_CLASSES
 from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
-from nst_train import small_efficientnet, transformers_networks
-from nst_train.model_config import check_config, read_config
-from nst_train.probe import FAILURES, check_logits
+from nst_train import small_efficientnet
+from nst_train.networks import transformers_networks
+from nst_train.networks.model_config import check_config, read_config
+from nst_train.networks.probe import FAILURES, check_logits
+from nst_train.networks.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
+from nst_train.networks.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors, why_not_loaded
 from nst_train.settings import TrainSettings
-from nst_train.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
 from nst_train.transforms.preprocessing import check_data_config
-from nst_train.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors, why_not_loaded
 
 _REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 

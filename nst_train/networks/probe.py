@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
+from nst_train.networks.weights import why_not_loaded
 from nst_train.transforms.preprocessing import Preprocessing
-from nst_train.weights import why_not_loaded
 
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, LookupError, ZeroDivisionError)
 """What networks and image processors raise for images that they do not take."""
