@@ -58,10 +58,10 @@ def evaluate(
     from nst_data.sources import Source, open_source
     from nst_data.store.files import is_writable
     from nst_data.store.store import check_name
+    from nst_train.classifiers.teachers import is_in_store
     from nst_train.device import this_process
     from nst_train.evaluate import kept_outcomes, load_candidate
     from nst_train.suites import Effort, open_suite
-    from nst_train.teachers import is_in_store
 
     there = open_store(store)
     models = list(dict.fromkeys(_settled(model, there) for model in models))
@@ -106,7 +106,7 @@ def evaluate(
 
 def _settled(model: str, store: "Store") -> str:
     """The version that a name of the store means now: its newest may be another one when it is loaded."""
-    from nst_train.teachers import is_in_store
+    from nst_train.classifiers.teachers import is_in_store
 
     return store.open(model, "teacher").ref if is_in_store(model, store) else model
 

@@ -23,13 +23,13 @@ from nst_data.store.ownership import beside, owned
 from nst_data.store.places import METRICS
 from nst_data.store.store import Store, Version
 from nst_data.store.version import read_metrics
+from nst_train.classifiers.inference import Computation, batches_of, predict
+from nst_train.classifiers.teachers import Classifier, Teacher, load_classifier
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation_settings import CLEAN
-from nst_train.inference import Computation, batches_of, predict
 from nst_train.outcomes import check_answers
 from nst_train.settings import ReadSettings
 from nst_train.suites import Accuracy, Effort, Suite
-from nst_train.teachers import Classifier, Teacher, load_classifier
 from nst_train.trials import Candidate
 
 _IN_FULL_ONLY = ("classes", "confusions")  # what `nst evaluate --json` has beside what is recorded

@@ -27,12 +27,12 @@ from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Staging, Store, Version
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards, TableReader
+from nst_train.classifiers.inference import Computation, choose_computation, computation_of
+from nst_train.classifiers.teacher_calibration import calibration_input, fit
+from nst_train.classifiers.teachers import Teacher, is_in_store, load_teacher, teacher_entries
 from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
-from nst_train.inference import Computation, choose_computation, computation_of
 from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart
 from nst_train.settings import LabelRunSettings, LabelSettings
-from nst_train.teacher_calibration import calibration_input, fit
-from nst_train.teachers import Teacher, is_in_store, load_teacher, teacher_entries
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
 _ROW_BYTES = 100  # key, hashes and numbers

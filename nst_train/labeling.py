@@ -18,8 +18,8 @@ from nst_data.sources import Row, Source
 from nst_data.store.store import Staging
 from nst_data.tables.schema import top_k_of
 from nst_data.tables.shards import NO_ANSWER, Shards, ShardWriter
-from nst_train.inference import Computation, Images, Prediction, has_answer, load_images, predict
-from nst_train.teachers import Teacher
+from nst_train.classifiers.inference import Computation, Images, Prediction, has_answer, load_images, predict
+from nst_train.classifiers.teachers import Teacher
 
 RowNumbers = range | NDArray[np.int64]
 Errors = list[dict[str, Any]]

@@ -20,6 +20,7 @@ from nst_data.sources.sequences import Sequences
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.manifest import json_digest
 from nst_train import metrics
+from nst_train.classifiers.teachers import Classifier
 from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
 from nst_train.evaluation_settings import (
     CLEAN,
@@ -51,7 +52,6 @@ from nst_train.imagenet_suites import (
 )
 from nst_train.outcomes import Outcomes, is_read, is_right
 from nst_train.settings import ReadSettings
-from nst_train.teachers import Classifier
 from nst_train.trials import Candidate, Trial, observe
 
 

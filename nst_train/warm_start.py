@@ -9,10 +9,10 @@ from nst_data.progress import Progress
 from nst_data.sources import match_classes
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import is_in_store, load_classifier, teacher_input
 from nst_train.networks.network_noise import classifiers_of
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
-from nst_train.teachers import is_in_store, load_classifier, teacher_input
 
 
 def start_input(name: str, store: Store) -> Input:

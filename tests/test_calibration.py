@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 
 from nst_data.errors import NstError
-from nst_train.calibration import (
+from nst_train.classifiers.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     calibrate,
@@ -47,7 +47,7 @@ def test_the_temperature_is_scipys(seed, temperature):
 def test_ten_passes_over_the_images_are_enough(monkeypatch, temperature):
     logits, labels = problem(0, temperature)
     found = fit_temperature(logits, labels)
-    monkeypatch.setattr("nst_train.calibration._MAX_PASSES", 10)
+    monkeypatch.setattr("nst_train.classifiers.calibration._MAX_PASSES", 10)
     assert fit_temperature(logits, labels) == found
 
 
@@ -82,7 +82,7 @@ def test_what_is_added_to_a_whole_row_changes_nothing():
 def test_many_chunks_give_what_one_gives(monkeypatch):
     logits, labels = problem(2, 3.0)
     whole = calibrate(logits, labels)
-    monkeypatch.setattr("nst_train.calibration._CHUNK_VALUES", 7 * 5)
+    monkeypatch.setattr("nst_train.classifiers.calibration._CHUNK_VALUES", 7 * 5)
     assert dataclasses.asdict(calibrate(logits, labels)) == pytest.approx(dataclasses.asdict(whole), rel=1e-9)
 
 

@@ -28,7 +28,7 @@ def test_what_is_no_number_in_0_to_1_is_in_no_bin():
 @pytest.mark.parametrize("number", [10, 15])
 def test_the_bins_are_those_that_calibration_measures_in(number):
     values = np.concatenate([np.random.default_rng(0).random(2000), np.arange(number + 1) / number]).astype(np.float32)
-    inner = torch.arange(1, number, dtype=torch.float64) / number  # as nst_train.calibration cuts
+    inner = torch.arange(1, number, dtype=torch.float64) / number  # as nst_train.classifiers.calibration cuts
     assert bins(values, number) == torch.bucketize(torch.from_numpy(values).double(), inner).tolist()
 
 

@@ -14,9 +14,9 @@ from scipy.special import log_softmax, softmax
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.label import extend, label
 from nst_train.settings import LabelSettings
-from nst_train.teachers import load_classifier
 
 NAMES = ["ant", "bee", "cat"]
 

@@ -10,7 +10,7 @@ from labels import SETTINGS, rows, write_teacher
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train import inference
+from nst_train.classifiers import inference
 from nst_train.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
 

@@ -7,7 +7,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from nst_data.errors import NstError
-from nst_train.calibration import expected_calibration_error
+from nst_train.classifiers.calibration import expected_calibration_error
 from nst_train.metrics import by_class, confusions, reliability, summary
 from nst_train.outcomes import outcomes_of
 

@@ -12,11 +12,11 @@ from torch import nn
 
 from nst_data.errors import NstError
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.models import check_size, create_network, data_config_of
 from nst_train.networks.own_networks import register_network
 from nst_train.networks.weights import differences, why_not_loaded
 from nst_train.settings import TrainSettings
-from nst_train.teachers import load_classifier
 
 NAMES = ["ant", "bee", "cat"]
 SETTINGS = {"noise": {"stochastic_depth": 0}, "pretrained": True}

@@ -5,9 +5,9 @@ from torch import nn
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.teachers import load_classifier
 from nst_train.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)

@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_score
 
 from nst_data.errors import NstError
 from nst_data.inspection.quality import ClassPrecision, ConfidenceBin, WrongPair, confusion, measure, reliability, with_truth
-from nst_train.calibration import expected_calibration_error
+from nst_train.classifiers.calibration import expected_calibration_error
 
 
 def labels_of(rows):

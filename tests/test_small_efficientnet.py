@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.label import label
 from nst_train.networks.models import create_network
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-from nst_train.teachers import load_classifier
 from nst_train.train import train
 from nst_train.transforms.preprocessing import decode_pixels
 

@@ -15,12 +15,12 @@ from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_train.attacks import PixelClassifier, fgsm, pgd
+from nst_train.classifiers.inference import choose_computation
+from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation_settings import EvaluateSettings
-from nst_train.inference import choose_computation
 from nst_train.settings import ReadSettings
 from nst_train.suites import Effort, open_suite
-from nst_train.teachers import Classifier, Teacher
 from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 from nst_train.trials import Candidate, Trial, observe
 
@@ -225,7 +225,7 @@ CONDITIONS = [Corrupted("gaussian_noise", 3, 0), Corrupted("fog", 2, 0)]
 def test_the_numbers_do_not_depend_on_threads_or_on_where_the_work_was_cut(source, tmp_path, monkeypatch):
     trial = Trial.of("trial", source, candidate_of(0).classifier)
     whole = observe(candidate_of(0), trial, CONDITIONS, run=ReadSettings(decode_threads=1))
-    monkeypatch.setattr("nst_train.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)  # batches of two images
+    monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)  # batches of two images
     cut = observe(candidate_of(0), trial, CONDITIONS, run=ReadSettings(decode_threads=1))
     monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
     kept = observe(candidate_of(0), trial, CONDITIONS, tmp_path, ReadSettings(decode_threads=3))
@@ -241,7 +241,7 @@ class StoppedError(Exception):
 
 def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatch):
     candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
-    monkeypatch.setattr("nst_train.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
     monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
     never = observe(candidate, trial, CONDITIONS, tmp_path / "never")
     files, asked = type(source).rows, []
@@ -267,7 +267,7 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
 
 def test_chunks_that_follow_each_other_are_read_in_one_pass(source, tmp_path, monkeypatch):
     candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
-    monkeypatch.setattr("nst_train.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
     monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
     files, passes = type(source).rows, []
     monkeypatch.setattr(type(source), "rows", lambda self, wanted: passes.append(wanted.start) or files(self, wanted))
@@ -320,8 +320,8 @@ def test_an_image_that_could_not_be_read_or_was_written_again_is_looked_at_again
 
 def test_attacks_get_smaller_batches_on_a_gpu_than_what_goes_forward_alone(monkeypatch):
     teacher = Teacher.of(candidate_of(0).classifier)
-    monkeypatch.setattr("nst_train.inference.this_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("nst_train.inference._GPU_BATCH_PIXELS", 128 * 32 * 32)
+    monkeypatch.setattr("nst_train.classifiers.inference.this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("nst_train.classifiers.inference._GPU_BATCH_PIXELS", 128 * 32 * 32)
     sizes = [choose_computation(teacher, None, "fp32", False, backward).batch_size for backward in (False, True)]
     assert sizes == [128, 8]
 

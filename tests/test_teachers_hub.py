@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from test_teachers import NAMES, write_transformer
 
 from nst_data.store.store import Store
-from nst_train.teachers import load_classifier
+from nst_train.classifiers.teachers import load_classifier
 
 pytestmark = pytest.mark.slow
 SCRIPT = """

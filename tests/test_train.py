@@ -16,13 +16,13 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
 from nst_train.batches import TrainingBatch
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate, measure
 from nst_train.networks.models import create_network
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.step import make_step
-from nst_train.teachers import load_classifier
 from nst_train.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -13,11 +13,11 @@ from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.teachers import load_classifier
 from nst_train.train import train
 from nst_train.validation import sensible_epochs
 

@@ -9,10 +9,10 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.noisy_student import self_training
 from nst_train.recipe import read_recipe
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.teachers import load_classifier
 from nst_train.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)

@@ -12,7 +12,7 @@ from nst_data.errors import NstError
 from nst_data.tables.confidence import BINS, bin_of, bounds
 from nst_data.tables.label_tables import check_classes, collect
 
-ECE_BINS = 15  # as `nst label --calibrate` has them (nst_train.calibration), so that the two can be compared
+ECE_BINS = 15  # as `nst label --calibrate` has them (nst_train.classifiers.calibration), so that the two can be compared
 
 
 @dataclass(frozen=True)

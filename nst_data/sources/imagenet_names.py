@@ -13,7 +13,7 @@ from pathlib import Path
 CLASSES = 1000
 _SAME_NAMES = 950  # of 1,000 at the same place: versions of the list differ in a word here and there, other lists in nearly all
 _WNID = re.compile(r"n\d{8}")
-_NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.teachers` adds its number to a name that stands for several classes
+_NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.classifiers.teachers` adds its number to a name that stands for several classes
 
 
 def imagenet_wnids() -> list[str]:

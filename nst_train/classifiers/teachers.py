@@ -24,6 +24,7 @@ from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.store.manifest import Input, json_digest
 from nst_data.store.store import Store
+from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
 from nst_train.networks.models import check_name, count_parameters
 from nst_train.networks.probe import FAILURES, probe
@@ -38,7 +39,6 @@ from nst_train.networks.weights import (
     require_safetensors,
     why_not_loaded,
 )
-from nst_train.noised_teacher import TeacherNoise
 from nst_train.settings import Noise
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
 

@@ -13,10 +13,10 @@ from nst_data.sources import Source, match_classes
 from nst_data.sources.unreadable import check_readable
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store
-from nst_train.calibration import calibrate
-from nst_train.inference import Computation, batches_of, has_answer, predict
+from nst_train.classifiers.calibration import calibrate
+from nst_train.classifiers.inference import Computation, batches_of, has_answer, predict
+from nst_train.classifiers.teachers import Teacher
 from nst_train.settings import LabelSettings
-from nst_train.teachers import Teacher
 
 
 def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
