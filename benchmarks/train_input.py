@@ -26,7 +26,7 @@ from timm.data import create_loader
 from torch.utils.data import Dataset
 
 from nst_data.sources import open_source
-from nst_train.batches import LabeledImages, training_batches
+from nst_train.batches.batches import LabeledImages, training_batches
 from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.noise import training_transforms
 

@@ -11,7 +11,7 @@ from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Staging, Version
-from nst_train.batches import LabeledImages, unreadable
+from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
 

@@ -11,7 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
-from nst_train.batches import TrainingBatch
+from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
 from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.networks.models import freeze

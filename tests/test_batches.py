@@ -9,8 +9,8 @@ from conftest import TINY, write_class_folders, write_pool
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.sources import open_source
-from nst_train.batches import training_batches, without
-from nst_train.entries import open_edition
+from nst_train.batches.batches import training_batches, without
+from nst_train.batches.entries import open_edition
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
 

@@ -15,8 +15,8 @@ from nst_data.self_contained.images import holds_images
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.batches import training_batches, without
-from nst_train.entries import PseudoLabeledImages, open_edition
+from nst_train.batches.batches import training_batches, without
+from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
 
@@ -136,7 +136,7 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
 
 def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, monkeypatch):
     by_reference, *_ = forms
-    monkeypatch.setattr("nst_train.entries._AT_ONCE", 4)
+    monkeypatch.setattr("nst_train.batches.entries._AT_ONCE", 4)
     other = write_pool(tmp_path / "other", 3, 5)
     keys = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"].to_list()
     for key in keys[1:8:2]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nst_train.order import draw, draw_along, permute
+from nst_train.batches.order import draw, draw_along, permute
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 16, 17, 1000])

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nst_train.shard_order import ShardOrder
+from nst_train.batches.shard_order import ShardOrder
 
 
 def order_of(sizes, seed=0, at_once=4):

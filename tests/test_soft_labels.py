@@ -20,7 +20,7 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema, soft_label_columns, top_k_of
-from nst_train.entries import open_edition
+from nst_train.batches.entries import open_edition
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
 

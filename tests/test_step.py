@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 
 from nst_data.errors import NstError
-from nst_train.batches import TrainingBatch
+from nst_train.batches.batches import TrainingBatch
 from nst_train.networks.models import create_network
 from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network

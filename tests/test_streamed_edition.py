@@ -12,7 +12,7 @@ from streamed import REF, REPO, SHARDS, nst, process, publish, script, seal
 
 from nst_data.images import image_hash
 from nst_data.store.store import Store
-from nst_train.entries import open_edition
+from nst_train.batches.entries import open_edition
 
 pytestmark = pytest.mark.slow  # a server and processes of their own
 

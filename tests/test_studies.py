@@ -6,8 +6,8 @@ import torch
 from conftest import TINY
 
 from nst_data.sources import open_source
-from nst_train.batches import training_batches, without
-from nst_train.entries import open_edition
+from nst_train.batches.batches import training_batches, without
+from nst_train.batches.entries import open_edition
 from nst_train.networks.models import create_network
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings

@@ -15,7 +15,7 @@ from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
-from nst_train.batches import TrainingBatch
+from nst_train.batches.batches import TrainingBatch
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate, measure
 from nst_train.networks.models import create_network

@@ -17,7 +17,7 @@ from conftest import TINY, write_class_folders
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.batches import check_room, training_batches, without
+from nst_train.batches.batches import check_room, training_batches, without
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train
@@ -66,7 +66,7 @@ def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
 
 
 def test_workers_that_are_stopped_share_the_seconds_that_ending_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr("nst_train.batches._ENDING_SECONDS", 0.2)
+    monkeypatch.setattr("nst_train.batches.batches._ENDING_SECONDS", 0.2)
     items = batches(tmp_path, lambda encoded, seed: PIXELS, workers=2)
     next(items)
     workers = multiprocessing.active_children()

@@ -26,12 +26,12 @@ from torch.utils.data._utils import signal_handling
 from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source
-from nst_train.entries import PseudoLabeledImages
+from nst_train.batches.entries import PseudoLabeledImages
+from nst_train.batches.order import draw
+from nst_train.batches.streamed_entries import StreamedEntries
 from nst_train.interruption import STOP_SIGNALS
-from nst_train.order import draw
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
-from nst_train.streamed_entries import StreamedEntries
 from nst_train.transforms.noise import Transform
 
 Entries = PseudoLabeledImages | StreamedEntries

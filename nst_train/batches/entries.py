@@ -25,7 +25,7 @@ from nst_data.store.store import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
-from nst_train.order import draw, draw_along
+from nst_train.batches.order import draw, draw_along
 
 _AT_ONCE = 8192  # rows in memory while they are laid out
 _SAMPLES = 16  # images that are compared with the labeled ones before training begins

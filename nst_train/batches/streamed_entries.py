@@ -21,9 +21,9 @@ from nst_data.self_contained.remote_images import StreamedImages
 from nst_data.self_contained.shard_window import SHARD, ShardWindow
 from nst_data.sources import match_classes
 from nst_data.store.files import replacing
+from nst_train.batches.entries import lay_out, mapped, target_columns
+from nst_train.batches.shard_order import SHARDS_AT_ONCE, ShardOrder
 from nst_train.device import this_process
-from nst_train.entries import lay_out, mapped, target_columns
-from nst_train.shard_order import SHARDS_AT_ONCE, ShardOrder
 
 _GROUPS = 2  # on disk: one that is trained on, one that is fetched meanwhile
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_train.order import permute
+from nst_train.batches.order import permute
 from nst_train.seeds import seed_of
 
 SHARDS_AT_ONCE = 4
