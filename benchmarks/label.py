@@ -40,7 +40,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.inference import _Forward, batches_of, choose_computation, in_threads, load_images
 from nst_train.classifiers.teachers import Teacher, load_classifier
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.networks.models import save_teacher
 from nst_train.settings import LabelSettings, TrainSettings
 from nst_train.transforms.preprocessing import decode_pixels, stacked_thumbnails, thumbnail

@@ -39,7 +39,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
 from nst_train.device import autocast, set_threads, settled_precision, this_device
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.train import train

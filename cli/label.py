@@ -69,9 +69,9 @@ def label(
     earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
     pool = _open_pool(source, earlier, image_column, stream, there)
     progress = on_this_terminal()
-    from nst_train.label import extend as extend_generation
-    from nst_train.label import label as label_pool
-    from nst_train.label import label_like
+    from nst_train.labeling.label import extend as extend_generation
+    from nst_train.labeling.label import label as label_pool
+    from nst_train.labeling.label import label_like
 
     if extend and earlier:
         version = extend_generation(there, earlier, pool, run, progress)

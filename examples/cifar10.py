@@ -27,7 +27,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store, Version
 from nst_train.device import cpus_of_this_process, this_device
 from nst_train.evaluate import measure
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.schedule import Schedule
 from nst_train.settings import Noise, RunSettings, TrainSettings
 from nst_train.train import train

@@ -28,7 +28,7 @@ from nst_train.evaluate import load_candidate, measure
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.imagenet_classes import columns_of, known_wnids
 from nst_train.imagenet_suites import classes_of
-from nst_train.label import label, label_like
+from nst_train.labeling.label import label, label_like
 from nst_train.networks.models import check_names, published_size, takes_momentum
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings

@@ -100,7 +100,7 @@ def made_once(tmp_path_factory):
     from nst_data.settings import BalanceSettings
     from nst_data.sources import open_source
     from nst_data.store.store import Store
-    from nst_train.label import label
+    from nst_train.labeling.label import label
     from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.train import train
 

@@ -399,7 +399,7 @@ def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
 
 
 def extend_adopted(store, table):
-    from nst_train.label import extend
+    from nst_train.labeling.label import extend
 
     return extend(store, store.open("bugs@gen-1"), open_source(table))
 

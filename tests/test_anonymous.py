@@ -14,7 +14,7 @@ from nst_data.store.manifest import MANIFEST_NAME, content_digest, is_anonymous
 from nst_data.store.store import Store
 from nst_data.store.version import Version
 from nst_train.batches.entries import open_edition
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 

@@ -10,7 +10,7 @@ from nst_data.progress import Progress
 from nst_data.selection.editions import balance
 from nst_data.store.files import hash_file
 from nst_data.store.store import Staging
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.train import train
 
 

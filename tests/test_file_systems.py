@@ -19,7 +19,7 @@ from nst_data.store.files import fsync_tree, write_text
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train
 

@@ -27,13 +27,13 @@ BROKEN = {17: b"", 18: b"no image", 1_234: png(0, 1_234)[:90]}
 def forkserver():
     """Processes that have imported torch before they start: a kill then falls into labeling, not into imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nst_train.label", "nst_train.train", "nst_data.sources"])
+    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.train", "nst_data.sources"])
     return context
 
 
 def label_in(store, pool, worker, threads, corpus="killed"):
     """One `nst label` process, by the same functions."""
-    from nst_train.label import label
+    from nst_train.labeling.label import label
     from nst_train.settings import LabelRunSettings, LabelSettings
 
     os.setpgrp()

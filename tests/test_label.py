@@ -6,7 +6,7 @@ from conftest import picture, write_pool
 from nst_data.images import image_hash
 from nst_data.sources import open_source
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.transforms.preprocessing import decode_pixels
 

@@ -15,7 +15,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.label import extend, label
+from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelSettings
 
 NAMES = ["ant", "bee", "cat"]

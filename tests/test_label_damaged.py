@@ -23,7 +23,7 @@ FILES = 500
 # the command, and how many MB it needed at most beyond what importing it takes
 NST = """
 from resource import RUSAGE_SELF, getrusage
-import nst_train.label
+import nst_train.labeling.label
 from nst_cli.main import run
 imported = getrusage(RUSAGE_SELF).ru_maxrss
 try:
@@ -174,7 +174,7 @@ def test_a_parquet_file_with_nulls_and_a_damaged_page_keeps_the_rest(tmp_path):
 
 
 def labeled_here(top, source):
-    from nst_train.label import label
+    from nst_train.labeling.label import label
     from nst_train.settings import LabelSettings
 
     return label(Store(top / "store"), "bugs", f"local-dir:{top / 'teacher'}", open_source(str(source)), LabelSettings(batch_size=4))

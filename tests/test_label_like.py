@@ -16,7 +16,7 @@ from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.label import label, label_like
+from nst_train.labeling.label import label, label_like
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train
 

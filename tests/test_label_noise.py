@@ -7,7 +7,7 @@ from conftest import TINY
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train
 

@@ -14,8 +14,8 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.label import extend, label
 from nst_train.labeling import labeling
+from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 NAMES = ["ant", "bee", "cat"]
@@ -222,7 +222,7 @@ def test_a_batch_size_found_by_trial_is_kept(store, teacher, pool, monkeypatch):
     with pytest.raises(PowerCutError):
         labeled(store, teacher, pool, progress=Failing(13), batch_size=0)
     chosen = json.loads((store.stagings("bugs")[0].work / "computation.json").read_text())
-    monkeypatch.setattr("nst_train.label.choose_computation", None)  # not asked again
+    monkeypatch.setattr("nst_train.labeling.label.choose_computation", None)  # not asked again
     version = labeled(store, teacher, pool, batch_size=0)
     assert version.manifest.machine["batch_size"] == chosen["batch_size"] >= 1
 

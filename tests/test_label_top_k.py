@@ -11,7 +11,7 @@ from nst_data.errors import NstError
 from nst_data.settings import DEFAULT_TOP_K
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.settings import LabelSettings
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]

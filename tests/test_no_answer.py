@@ -18,10 +18,10 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.shards import NO_ANSWER
-from nst_train import labeling
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate
-from nst_train.label import extend, label, label_like
+from nst_train.labeling import labeling
+from nst_train.labeling.label import extend, label, label_like
 from nst_train.networks.models import create_network, save_teacher
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings

@@ -19,7 +19,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
-from nst_train.label import extend, label, label_like
+from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.label import label
+from nst_train.labeling.label import label
 from nst_train.networks.models import create_network
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.train import train

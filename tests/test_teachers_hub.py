@@ -24,7 +24,7 @@ from labels import RUN, SETTINGS, rows
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.label import extend, label
+from nst_train.labeling.label import extend, label
 
 store, pool, names, moving = Store(sys.argv[1]), open_source(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 for number, name in enumerate(names):

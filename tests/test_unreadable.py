@@ -22,7 +22,7 @@ from nst_data.sources import open_source
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Store
 from nst_train.evaluate import measure
-from nst_train.label import extend, label, label_like
+from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.train import train
 
@@ -180,7 +180,7 @@ def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when
     pool.mkdir()
     (pool / "0.png").write_bytes(b"text")
     with monkeypatch.context() as earlier:
-        earlier.setattr("nst_train.label.check_readable", lambda *_: None)
+        earlier.setattr("nst_train.labeling.label.check_readable", lambda *_: None)
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     with pytest.raises(NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`nst remove bugs@gen-1`"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)

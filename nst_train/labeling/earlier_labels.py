@@ -19,7 +19,7 @@ from nst_data.store.store import Version
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import TableReader
 from nst_train.device import cpus_of_this_process
-from nst_train.labeling import OTHER_BYTES, Errors
+from nst_train.labeling.labeling import OTHER_BYTES, Errors
 
 _PIECE = 256  # rows in memory at a time: those of a parquet file hold their bytes
 _HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailing zeros or not

@@ -30,8 +30,8 @@ from nst_data.tables.shards import ShardPlan, Shards, TableReader
 from nst_train.classifiers.inference import Computation, choose_computation, computation_of
 from nst_train.classifiers.teacher_calibration import calibration_input, fit
 from nst_train.classifiers.teachers import Teacher, is_in_store, load_teacher, teacher_entries
-from nst_train.earlier_labels import EarlierLabels, extension_part, like_part
-from nst_train.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart
+from nst_train.labeling.earlier_labels import EarlierLabels, extension_part, like_part
+from nst_train.labeling.labeling import Labeling, NoAnswerError, Part, PartMaker, WholePart
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 _COMMIT = re.compile(r"@[0-9a-f]{40}")
