@@ -42,7 +42,7 @@ from nst_train.device import autocast, set_threads, settled_precision, this_devi
 from nst_train.labeling.label import label
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.2}
 

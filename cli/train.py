@@ -81,7 +81,7 @@ def train(
     validation_images = open_source(validation, True, class_names, image_column, label_column=label_column) if validation else None
     pool_images = _open_pool(pool, edition, there) if edition else None
     from nst_train.networks.models import check_names, takes_momentum
-    from nst_train.train import train as train_network
+    from nst_train.training.train import train as train_network
 
     progress = on_this_terminal()
     check_names(settings)

@@ -28,9 +28,9 @@ from nst_data.store.store import Store, Version
 from nst_train.device import cpus_of_this_process, this_device
 from nst_train.evaluate import measure
 from nst_train.labeling.label import label
-from nst_train.schedule import Schedule
 from nst_train.settings import Noise, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.schedule import Schedule
+from nst_train.training.train import train
 
 MILD = {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}  # noise of the first teacher
 STRONG = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}

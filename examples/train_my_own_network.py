@@ -19,7 +19,7 @@ from nst_train.evaluate import measure
 from nst_train.labeling.label import label
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import Noise, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 SIZE_PX = 32
 

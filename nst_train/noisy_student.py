@@ -34,8 +34,8 @@ from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.suites import open_suite
-from nst_train.trackers import check_trackers
-from nst_train.train import train
+from nst_train.training.trackers import check_trackers
+from nst_train.training.train import train
 from nst_train.trials import Trial
 
 _OPTIONS_OF_SOURCES = re.compile(r"--(class-names|image-column|label-column|stream)\b")  # keys of a recipe's source

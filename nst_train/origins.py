@@ -7,8 +7,8 @@ from pydantic import BaseModel
 
 from nst_data.settings import Settings
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
-from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
+from nst_train.training.schedule import Schedule
 
 
 def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str]) -> dict[str, tuple[Any, str]]:

@@ -102,7 +102,7 @@ def made_once(tmp_path_factory):
     from nst_data.store.store import Store
     from nst_train.labeling.label import label
     from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-    from nst_train.train import train
+    from nst_train.training.train import train
 
     top = tmp_path_factory.mktemp("tiny")
     labeled = write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)

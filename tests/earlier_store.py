@@ -23,7 +23,7 @@ from nst_train.interruption import Interrupted
 from nst_train.labeling.label import label
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 ZIP = Path(__file__).with_name("earlier_store.zip")
 TEACHER = TrainSettings(

@@ -38,7 +38,7 @@ from nst_train.batches.batches import training_batches, without
 from nst_train.transforms.noise import training_transforms
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.batches.streamed_entries import open_streamed
-from nst_train.train import train
+from nst_train.training.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
 given = json.loads(sys.argv[1])

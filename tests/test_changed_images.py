@@ -22,7 +22,7 @@ from nst_data.store.store import Store
 from nst_train.evaluate import measure
 from nst_train.labeling.label import label
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NAMES = ["ant", "bee", "cat"]
 TRAINED = TrainSettings(**TINY | {"epochs": 0.5})

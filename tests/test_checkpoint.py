@@ -7,9 +7,9 @@ from test_train import step_and_batch
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_train.checkpoint import CheckpointClock, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.checkpoint import CheckpointClock, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.train import train
 
 
 def save(folder, done, step, **more):
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_another_network_is_one_line_that_names_a_weight(tmp_pat
 
 def test_a_checkpoint_is_due_after_its_minutes_and_at_an_epochs_end_after_one(monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("nst_train.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("nst_train.training.checkpoint.time.monotonic", lambda: now)
     clock = CheckpointClock(minutes=5)
     for now, at_epoch_end, elsewhere in ((1059, False, False), (1060, True, False), (1299, True, False), (1300, True, True)):
         assert (clock.is_due(ends_epoch=True), clock.is_due(ends_epoch=False)) == (at_epoch_end, elsewhere), now

@@ -11,7 +11,7 @@ from nst_data.selection.editions import balance
 from nst_data.store.files import hash_file
 from nst_data.store.store import Staging
 from nst_train.labeling.label import label
-from nst_train.train import train
+from nst_train.training.train import train
 
 
 class Told(Progress):

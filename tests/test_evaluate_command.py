@@ -17,7 +17,7 @@ from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = TINY | {"image_size": 32, "epochs": 30}

@@ -21,7 +21,7 @@ from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.labeling.label import label
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NST = "from nst_cli.main import run; run()"
 LACKS = "import sys; sys.path.insert(0, {tests!r}); from file_systems import *; import pytest; "

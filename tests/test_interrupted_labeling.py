@@ -27,7 +27,7 @@ BROKEN = {17: b"", 18: b"no image", 1_234: png(0, 1_234)[:90]}
 def forkserver():
     """Processes that have imported torch before they start: a kill then falls into labeling, not into imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.train", "nst_data.sources"])
+    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.training.train", "nst_data.sources"])
     return context
 
 
@@ -45,7 +45,7 @@ def label_in(store, pool, worker, threads, corpus="killed"):
 def made(tmp_path_factory):
     """(store with a teacher and the labels of an undisturbed run, pool)."""
     from nst_train.settings import RunSettings, TrainSettings
-    from nst_train.train import train
+    from nst_train.training.train import train
 
     top = tmp_path_factory.mktemp("made")
     labeled = write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)

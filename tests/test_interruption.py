@@ -15,7 +15,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 STEPS = 24
 SETTINGS = TrainSettings(**TINY | {"epochs": 8, "validate_every": 1.5})

@@ -18,7 +18,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.labeling.label import label, label_like
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NAMES = ["ant", "bee", "cat"]
 KEPT = ("id", "key", "image_hash", "duplicates", "copies")

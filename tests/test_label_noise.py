@@ -9,7 +9,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.3, "stochastic_depth": 0.3}
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nst_train.loss import cross_entropies, joint_cross_entropies, renormalized, smoothed, top_k_cross_entropies, weighed
+from nst_train.training.loss import cross_entropies, joint_cross_entropies, renormalized, smoothed, top_k_cross_entropies, weighed
 
 WEIGHINGS = ["concat", "sum", "code"]
 

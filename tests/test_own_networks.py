@@ -8,7 +8,7 @@ from nst_data.sources import open_source
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)
 SETTINGS = TINY | {"model": "own_linear", "noise": {"operations": 0, "dropout": 0.2, "stochastic_depth": 0}}

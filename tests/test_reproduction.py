@@ -21,7 +21,7 @@ from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 RUN, READ = RunSettings(workers=0, decode_threads=1), LabelRunSettings(decode_threads=1)
 

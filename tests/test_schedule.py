@@ -1,7 +1,7 @@
 import pytest
 
-from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
+from nst_train.training.schedule import Schedule
 
 
 def settings(**changes):

@@ -16,7 +16,7 @@ from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.label import label
 from nst_train.networks.models import create_network
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 from nst_train.transforms.preprocessing import decode_pixels
 
 

@@ -22,7 +22,7 @@ from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema, soft_label_columns, top_k_of
 from nst_train.batches.entries import open_edition
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NAMES = ["cat", "ant", "eel", "bee", "dog"]  # the labeled folders have them sorted
 PROBS = np.array(

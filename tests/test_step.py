@@ -10,10 +10,10 @@ from conftest import TINY
 from nst_data.errors import NstError
 from nst_train.batches.batches import TrainingBatch
 from nst_train.networks.models import create_network
-from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network
 from nst_train.settings import Noise, TrainSettings
-from nst_train.step import make_step
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import make_step
 
 NOISE = {"operations": 0, "dropout": 0.3, "stochastic_depth": 0.3}
 

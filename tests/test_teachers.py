@@ -23,7 +23,7 @@ from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier, load_teacher, teacher_entries
 from nst_train.labeling.label import label
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 NAMES = ["ant", "bee", "cat"]
 

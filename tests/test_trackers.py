@@ -11,10 +11,10 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
-from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
-from nst_train.trackers import Trackers, check_trackers
-from nst_train.training_log import TrainingLog
+from nst_train.training.schedule import Schedule
+from nst_train.training.trackers import Trackers, check_trackers
+from nst_train.training.training_log import TrainingLog
 
 TENSORBOARD_X = """
 import json, pathlib
@@ -133,7 +133,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 from contextlib import contextmanager
 import json
 class Stop(Progress):

@@ -19,11 +19,11 @@ from nst_train.batches.batches import TrainingBatch
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate, measure
 from nst_train.networks.models import create_network
-from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.step import make_step
-from nst_train.train import train
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import make_step
+from nst_train.training.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -161,10 +161,10 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
     store, labeled, _ = tiny_store
     settings, source = TrainSettings(**TINY, seed=77), open_source(str(labeled), labeled=True)
     with monkeypatch.context() as patched:
-        patched.setattr("nst_train.train._Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("nst_train.training.train._Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(store, "stopped", settings, source, run=RUN)
-    monkeypatch.setattr("nst_train.readable.unreadable", None)
+    monkeypatch.setattr("nst_train.training.readable.unreadable", None)
     assert train(store, "stopped", settings, source, run=RUN).manifest.counts["labeled"] == 12
 
 

@@ -4,10 +4,10 @@ import json
 import pytest
 import torch
 
-from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
-from nst_train.trackers import Trackers
-from nst_train.training_log import SUMMARY_COLUMNS, TrainingLog
+from nst_train.training.schedule import Schedule
+from nst_train.training.trackers import Trackers
+from nst_train.training.training_log import SUMMARY_COLUMNS, TrainingLog
 
 
 def schedule(epochs=2.0, images=100, batch_size=4):

@@ -16,10 +16,10 @@ from nst_data.store.version import read_metrics
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
-from nst_train.schedule import Schedule
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
-from nst_train.validation import sensible_epochs
+from nst_train.training.schedule import Schedule
+from nst_train.training.train import train
+from nst_train.training.validation import sensible_epochs
 
 CLASSES = ["ant", "bee", "cat"]
 RUN = RunSettings(workers=0, decode_threads=1)

@@ -20,7 +20,7 @@ from nst_data.store.store import Store
 from nst_train.batches.batches import check_room, training_batches, without
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 PIXELS = np.zeros((16, 16, 3), np.uint8)
 

@@ -13,7 +13,7 @@ from nst_train.classifiers.teachers import load_classifier
 from nst_train.noisy_student import self_training
 from nst_train.recipe import read_recipe
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.train import train
+from nst_train.training.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)
 NO_STEP = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "weight_decay": 0.0}

@@ -46,7 +46,7 @@ def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_i
 
 
 def _soft_label(classes: int, top_k: int | None) -> dict[str, List]:
-    """The columns of the soft label; `nst_train.loss` renormalizes them and spreads the rest of a top-k label's mass."""
+    """The columns of the soft label; `nst_train.training.loss` renormalizes them and spreads the rest of a top-k label's mass."""
     if top_k is None:
         return {"probs": List(Value("float16"), length=classes)}
     if not 1 <= top_k <= classes:

@@ -67,7 +67,7 @@ class PseudoLabeledImages:
         return encoded
 
     def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The targets of some images as they are stored; `nst_train.loss` reads them."""
+        """The targets of some images as they are stored; `nst_train.training.loss` reads them."""
         return {name: torch.from_numpy(column[indices]) for name, column in self.targets.items()}
 
 

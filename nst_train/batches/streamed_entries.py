@@ -68,7 +68,7 @@ class StreamedEntries:
         return encoded
 
     def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """The targets of some images as they are stored; `nst_train.loss` reads them."""
+        """The targets of some images as they are stored; `nst_train.training.loss` reads them."""
         shards = np.searchsorted(self.source.starts, indices, side="right") - 1
         found: dict[str, NDArray[Any]] = {}
         for shard in np.unique(shards).tolist():

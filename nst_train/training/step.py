@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from nst_data.errors import NstError, first_line
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
-from nst_train.loss import joint_cross_entropies, weighed
 from nst_train.networks.models import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
 from nst_train.networks.sync_batch_norm import synchronize_batch_norm
 from nst_train.networks.transformers_networks import Logits
-from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
+from nst_train.training.loss import joint_cross_entropies, weighed
+from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
 
 

@@ -25,20 +25,20 @@ from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
 from nst_train.batches.entries import open_edition
 from nst_train.batches.streamed_entries import open_streamed
-from nst_train.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.networks.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
-from nst_train.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
-from nst_train.schedule import Schedule
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.step import Step, make_step
-from nst_train.trackers import Trackers, check_trackers
-from nst_train.training_log import TrainingLog
+from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import Step, make_step
+from nst_train.training.trackers import Trackers, check_trackers
+from nst_train.training.training_log import TrainingLog
+from nst_train.training.validation import Validation
+from nst_train.training.warm_start import start_from, start_input
 from nst_train.transforms.noise import training_transforms
-from nst_train.validation import Validation
-from nst_train.warm_start import start_from, start_input
 
 _OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
 

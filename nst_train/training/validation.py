@@ -14,8 +14,8 @@ from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import over_processes, set_threads, this_process
 from nst_train.evaluate import Score, score
-from nst_train.schedule import Schedule
 from nst_train.settings import TrainSettings
+from nst_train.training.schedule import Schedule
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
 TRAINING_IMAGES_PER_IMAGE = 10  # at least so many are trained on for each that is scored: no more than a tenth of the time

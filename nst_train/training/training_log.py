@@ -18,8 +18,8 @@ from torch import Tensor
 from nst_data.cards.curves import METRICS_LOG
 from nst_data.store.files import write_text
 from nst_train.device import over_processes, this_process
-from nst_train.schedule import Schedule
-from nst_train.trackers import Trackers
+from nst_train.training.schedule import Schedule
+from nst_train.training.trackers import Trackers
 
 SUMMARY = "summary.csv"
 SUMMARY_COLUMNS = ("epoch", "step", "loss_labeled", "loss_pseudo", "learning_rate", "validation_top1", "seconds")
