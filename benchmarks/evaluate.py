@@ -21,14 +21,14 @@ from timm.data import resolve_model_data_config
 
 from nst_data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nst_data.sources import open_source
-from nst_train.attacks import PixelClassifier
 from nst_train.classifiers.inference import batches_of, choose_computation, load_images, placed
 from nst_train.classifiers.teachers import Classifier, Teacher
-from nst_train.conditions import Corrupted
 from nst_train.device import set_threads
+from nst_train.evaluation.attacks import PixelClassifier
+from nst_train.evaluation.conditions import Corrupted
+from nst_train.evaluation.trials import Candidate, Trial, observe
 from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import TimmPreprocessing
-from nst_train.trials import Candidate, Trial, observe
 
 CONDITIONS = [Corrupted(name, severity, 0) for name in CORRUPTIONS for severity in SEVERITIES]
 

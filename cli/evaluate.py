@@ -26,7 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
-    from nst_train.suites import Measured, Suite
+    from nst_train.evaluation.suites import Measured, Suite
 
 Found = dict[str, dict[str, "Measured"]]  # by suite, by model
 
@@ -60,8 +60,8 @@ def evaluate(
     from nst_data.store.store import check_name
     from nst_train.classifiers.teachers import is_in_store
     from nst_train.device import this_process
-    from nst_train.evaluate import kept_outcomes, load_candidate
-    from nst_train.suites import Effort, open_suite
+    from nst_train.evaluation.evaluate import kept_outcomes, load_candidate
+    from nst_train.evaluation.suites import Effort, open_suite
 
     there = open_store(store)
     models = list(dict.fromkeys(_settled(model, there) for model in models))
@@ -112,7 +112,7 @@ def _settled(model: str, store: "Store") -> str:
 
 
 def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:
-    from nst_train.evaluate import record
+    from nst_train.evaluation.evaluate import record
 
     for suite in suites:
         for model, measured in found[suite.name].items():
@@ -122,7 +122,7 @@ def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> N
 def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
     """Each model against each one before it, by every metric that is a mean over images. Raises UsageError where there is none."""
     from nst_data.errors import UsageError
-    from nst_train.chance import paired_bootstrap
+    from nst_train.evaluation.chance import paired_bootstrap
 
     rows = []
     for suite, by_model in found.items():
@@ -140,7 +140,7 @@ def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
 
 
 def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
-    from nst_data.evaluation_plots import write_generations, write_plots
+    from nst_train.evaluation.plots import write_generations, write_plots
 
     folder.mkdir(parents=True, exist_ok=True)
     for suite, by_model in results.items():

@@ -26,7 +26,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store, Version
 from nst_train.device import cpus_of_this_process, this_device
-from nst_train.evaluate import measure
+from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import label
 from nst_train.settings import Noise, RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule

@@ -15,7 +15,7 @@ from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.evaluate import measure
+from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import label
 from nst_train.networks.own_networks import register_network
 from nst_train.settings import Noise, RunSettings, TrainSettings

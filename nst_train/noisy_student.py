@@ -24,19 +24,19 @@ from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.sources.hub import HubReference
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
-from nst_train.evaluate import load_candidate, measure
+from nst_train.evaluation.evaluate import load_candidate, measure
+from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
+from nst_train.evaluation.imagenet_suites import classes_of
+from nst_train.evaluation.suites import open_suite
+from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
-from nst_train.imagenet_classes import columns_of, known_wnids
-from nst_train.imagenet_suites import classes_of
 from nst_train.labeling.label import label, label_like
 from nst_train.networks.models import check_names, published_size, takes_momentum
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
 from nst_train.settings import LabelRunSettings, TrainSettings
-from nst_train.suites import open_suite
 from nst_train.training.trackers import check_trackers
 from nst_train.training.train import train
-from nst_train.trials import Trial
 
 _OPTIONS_OF_SOURCES = re.compile(r"--(class-names|image-column|label-column|stream)\b")  # keys of a recipe's source
 

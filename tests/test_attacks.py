@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ConvNextImageProcessor, EfficientNetImageProcessor, ViTImageProcessor
 
 from nst_data.errors import NstError
-from nst_train.attacks import PixelClassifier, fgsm, normalization_of, pgd, random_start
+from nst_train.evaluation.attacks import PixelClassifier, fgsm, normalization_of, pgd, random_start
 from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
 
 with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from nst_data.cards.own_text import BEGIN, END
 from nst_data.sources import open_source
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Store
-from nst_train.evaluate import measure
+from nst_train.evaluation.evaluate import measure
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nst_train.chance import paired_bootstrap
+from nst_train.evaluation.chance import paired_bootstrap
 
 
 def right(*runs):

@@ -19,7 +19,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.changes import Reading, Times, newer_files
 from nst_data.store.store import Store
-from nst_train.evaluate import measure
+from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import label
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.training.train import train

@@ -148,7 +148,7 @@ def test_differences_are_those_of_the_two_tables(copied):
 
 def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
     first = evaluated(0, copied, "--suite", "fgsm", "--json")
-    monkeypatch.setattr("nst_train.trials._Observation.__call__", None)
+    monkeypatch.setattr("nst_train.evaluation.trials._Observation.__call__", None)
     assert evaluated(0, copied, "--suite", "fgsm", "--json") == first
 
 
@@ -338,12 +338,12 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0
         assert done.stderr.count("evaluations cannot be written to: nothing that is measured is kept for a next run") == 1
-        sealed.setattr("nst_train.suites.observe", None)
+        sealed.setattr("nst_train.evaluation.suites.observe", None)
         assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there
     assert evaluated(0, (store, test), "--json") == done.stdout
     monkeypatch.setattr("nst_data.store.files.os.access", lambda *_: False)
-    monkeypatch.setattr("nst_train.trials.predict", None)  # what was kept before is read
+    monkeypatch.setattr("nst_train.evaluation.trials.predict", None)  # what was kept before is read
     assert evaluated(0, (store, test), "--json") == done.stdout
 
 

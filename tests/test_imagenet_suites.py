@@ -17,14 +17,14 @@ from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
-from nst_data.sources.sequences import Sequences
 from nst_train.classifiers.teachers import Classifier
+from nst_train.evaluation.imagenet_classes import columns_of, subset_wnids
+from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
+from nst_train.evaluation.sequences import Sequences
+from nst_train.evaluation.suites import Accuracy, Effort, of_corruptions, open_suite
+from nst_train.evaluation.trials import Candidate, competing, observe
 from nst_train.evaluation_settings import EvaluateSettings
-from nst_train.imagenet_classes import columns_of, subset_wnids
-from nst_train.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
-from nst_train.suites import Accuracy, Effort, of_corruptions, open_suite
 from nst_train.transforms.preprocessing import TimmPreprocessing
-from nst_train.trials import Candidate, competing, observe
 
 WNIDS = imagenet_wnids()
 PARTIAL = {"partial": True}

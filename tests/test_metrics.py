@@ -8,8 +8,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_s
 
 from nst_data.errors import NstError
 from nst_train.classifiers.calibration import expected_calibration_error
-from nst_train.metrics import by_class, confusions, reliability, summary
-from nst_train.outcomes import outcomes_of
+from nst_train.evaluation.metrics import by_class, confusions, reliability, summary
+from nst_train.evaluation.outcomes import outcomes_of
 
 CLASSES = [f"class {index}" for index in range(7)]
 

@@ -19,7 +19,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.shards import NO_ANSWER
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.evaluate import evaluate
+from nst_train.evaluation.evaluate import evaluate
 from nst_train.labeling import labeling
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.networks.models import create_network, save_teacher

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nst_data.errors import NstError
 from nst_data.images import decode
-from nst_data.sources.sequences import Sequences
+from nst_train.evaluation.sequences import Sequences
 
 
 def gray(level, size_px=32):

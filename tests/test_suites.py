@@ -14,15 +14,15 @@ from transformers import ViTImageProcessor
 from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-from nst_train.attacks import PixelClassifier, fgsm, pgd
 from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Classifier, Teacher
-from nst_train.conditions import Corrupted, FastGradientSign, seed_of
+from nst_train.evaluation.attacks import PixelClassifier, fgsm, pgd
+from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of
+from nst_train.evaluation.suites import Effort, open_suite
+from nst_train.evaluation.trials import Candidate, Trial, observe
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.settings import ReadSettings
-from nst_train.suites import Effort, open_suite
 from nst_train.transforms.preprocessing import ProcessorPreprocessing, TimmPreprocessing
-from nst_train.trials import Candidate, Trial, observe
 
 NAMES = ["ant", "bee", "cat"]
 IMAGES = 7
@@ -227,7 +227,7 @@ def test_the_numbers_do_not_depend_on_threads_or_on_where_the_work_was_cut(sourc
     whole = observe(candidate_of(0), trial, CONDITIONS, run=ReadSettings(decode_threads=1))
     monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)  # batches of two images
     cut = observe(candidate_of(0), trial, CONDITIONS, run=ReadSettings(decode_threads=1))
-    monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
+    monkeypatch.setattr("nst_train.evaluation.trials._FORWARD_PASSES", 1)
     kept = observe(candidate_of(0), trial, CONDITIONS, tmp_path, ReadSettings(decode_threads=3))
     assert len(list(tmp_path.rglob("*.npy"))) == 4
     assert kept.tolist() == cut.tolist()
@@ -242,7 +242,7 @@ class StoppedError(Exception):
 def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatch):
     candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
     monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
-    monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
+    monkeypatch.setattr("nst_train.evaluation.trials._FORWARD_PASSES", 1)
     never = observe(candidate, trial, CONDITIONS, tmp_path / "never")
     files, asked = type(source).rows, []
 
@@ -268,7 +268,7 @@ def test_what_was_stopped_goes_on_from_what_is_kept(source, tmp_path, monkeypatc
 def test_chunks_that_follow_each_other_are_read_in_one_pass(source, tmp_path, monkeypatch):
     candidate, trial = candidate_of(0), Trial.of("trial", source, candidate_of(0).classifier)
     monkeypatch.setattr("nst_train.classifiers.inference._CPU_BATCH_PIXELS", 2 * 32 * 32)
-    monkeypatch.setattr("nst_train.trials._FORWARD_PASSES", 1)
+    monkeypatch.setattr("nst_train.evaluation.trials._FORWARD_PASSES", 1)
     files, passes = type(source).rows, []
     monkeypatch.setattr(type(source), "rows", lambda self, wanted: passes.append(wanted.start) or files(self, wanted))
     whole = observe(candidate, trial, CONDITIONS, tmp_path)
@@ -330,7 +330,7 @@ def test_memory_that_does_not_suffice_is_one_line(source, monkeypatch):
     def attacked(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("nst_train.conditions.fgsm", attacked)
+    monkeypatch.setattr("nst_train.evaluation.conditions.fgsm", attacked)
     with pytest.raises(NstError, match="fgsm on net 0: 8 images at once do not fit into the memory of the cpu; free what other programs"):
         suite("fgsm", source).measure(candidate_of(0), Effort())
 

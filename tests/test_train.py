@@ -17,7 +17,7 @@ from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
 from nst_train.batches.batches import TrainingBatch
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.evaluate import evaluate, measure
+from nst_train.evaluation.evaluate import evaluate, measure
 from nst_train.networks.models import create_network
 from nst_train.seeds import seed_network
 from nst_train.settings import RunSettings, TrainSettings
@@ -196,7 +196,7 @@ def test_a_measurement_is_kept_and_not_made_twice(tiny_store, monkeypatch):
     store, labeled, _ = tiny_store
     teacher, source = store.open("tiny-teacher"), open_source(str(labeled), labeled=True)
     first = measure(store, teacher, source, "train", RUN)
-    monkeypatch.setattr("nst_train.evaluate.evaluate", None)
+    monkeypatch.setattr("nst_train.evaluation.evaluate.evaluate", None)
     assert measure(store, teacher, source, "train", RUN) == first
     assert read_metrics(teacher)["train"] == first
     assert "**train**: top-1" in (teacher.folder / "README.md").read_text()

@@ -21,7 +21,7 @@ from nst_data.settings import AdoptSettings, BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Store
-from nst_train.evaluate import measure
+from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
 from nst_train.training.train import train

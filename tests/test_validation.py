@@ -14,7 +14,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.evaluate import evaluate, measure
+from nst_train.evaluation.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule

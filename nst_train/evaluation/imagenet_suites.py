@@ -19,11 +19,11 @@ from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.imagenet_names import imagenet_wnids
-from nst_data.sources.sequences import Sequences
 from nst_train.classifiers.teachers import Classifier
+from nst_train.evaluation.imagenet_classes import columns_of, known_wnids, subset_wnids
+from nst_train.evaluation.sequences import Sequences
+from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R
-from nst_train.imagenet_classes import columns_of, known_wnids, subset_wnids
-from nst_train.trials import Trial
 
 _WAY_OUT = ". Complete it, or measure what is there with --partial"
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nst_data.corruptions import corrupt
-from nst_train.attacks import fgsm, pgd, random_start
+from nst_train.evaluation.attacks import fgsm, pgd, random_start
 
 
 @dataclass(frozen=True)

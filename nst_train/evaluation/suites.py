@@ -16,25 +16,13 @@ from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.sources import Source
-from nst_data.sources.sequences import Sequences
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.manifest import json_digest
-from nst_train import metrics
 from nst_train.classifiers.teachers import Classifier
-from nst_train.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
-from nst_train.evaluation_settings import (
-    CLEAN,
-    CORRUPTED,
-    EXTRA_CORRUPTED,
-    FGSM,
-    IMAGENET_A,
-    IMAGENET_C,
-    IMAGENET_R,
-    STEPS_LENGTH,
-    EvaluateSettings,
-)
-from nst_train.imagenet_classes import known_wnids
-from nst_train.imagenet_suites import (
+from nst_train.evaluation import metrics
+from nst_train.evaluation.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
+from nst_train.evaluation.imagenet_classes import known_wnids
+from nst_train.evaluation.imagenet_suites import (
     ALEXNET_ERROR,
     ALEXNET_FLIPS,
     NOISE,
@@ -50,9 +38,21 @@ from nst_train.imagenet_suites import (
     trial_of,
     unknown_folders,
 )
-from nst_train.outcomes import Outcomes, is_read, is_right
+from nst_train.evaluation.outcomes import Outcomes, is_read, is_right
+from nst_train.evaluation.sequences import Sequences
+from nst_train.evaluation.trials import Candidate, Trial, observe
+from nst_train.evaluation_settings import (
+    CLEAN,
+    CORRUPTED,
+    EXTRA_CORRUPTED,
+    FGSM,
+    IMAGENET_A,
+    IMAGENET_C,
+    IMAGENET_R,
+    STEPS_LENGTH,
+    EvaluateSettings,
+)
 from nst_train.settings import ReadSettings
-from nst_train.trials import Candidate, Trial, observe
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, match_classes
 from nst_data.store.manifest import json_digest
-from nst_train.attacks import PixelClassifier, normalization_of
 from nst_train.classifiers.inference import PlainBatch, choose_computation, in_threads, load_images, placed, predict
 from nst_train.classifiers.teachers import Classifier, Teacher
-from nst_train.conditions import Condition
 from nst_train.device import agreed_text, cpus_of_this_process, set_threads, this_device
-from nst_train.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
+from nst_train.evaluation.attacks import PixelClassifier, normalization_of
+from nst_train.evaluation.conditions import Condition
+from nst_train.evaluation.outcomes import OUTCOME, Keeping, Outcomes, outcomes_of
 from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import Preprocessing, TimmPreprocessing
 

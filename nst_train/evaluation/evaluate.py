@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from nst_data.cards import cards
 from nst_data.cards.described import Described
-from nst_data.evaluation_plots import write_plots
 from nst_data.progress import Progress
 from nst_data.sources import Source
 from nst_data.store.files import write_text
@@ -26,11 +25,12 @@ from nst_data.store.version import read_metrics
 from nst_train.classifiers.inference import Computation, batches_of, predict
 from nst_train.classifiers.teachers import Classifier, Teacher, load_classifier
 from nst_train.device import agreed_text, this_process
+from nst_train.evaluation.outcomes import check_answers
+from nst_train.evaluation.plots import write_plots
+from nst_train.evaluation.suites import Accuracy, Effort, Suite
+from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN
-from nst_train.outcomes import check_answers
 from nst_train.settings import ReadSettings
-from nst_train.suites import Accuracy, Effort, Suite
-from nst_train.trials import Candidate
 
 _IN_FULL_ONLY = ("classes", "confusions")  # what `nst evaluate --json` has beside what is recorded
 
