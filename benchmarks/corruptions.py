@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
 
 NAMES = CORRUPTIONS + EXTRA_CORRUPTIONS
 SHEET_PX, CROP = 224, (60, 40, 440, 420)

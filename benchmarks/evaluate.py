@@ -19,13 +19,13 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 
-from nst_data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nst_data.sources import open_source
 from nst_train.classifiers.inference import batches_of, choose_computation, load_images, placed
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import set_threads
 from nst_train.evaluation.attacks import PixelClassifier
 from nst_train.evaluation.conditions import Corrupted
+from nst_train.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nst_train.evaluation.trials import Candidate, Trial, observe
 from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import TimmPreprocessing

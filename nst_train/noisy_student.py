@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nst_data.corruptions import LEAST_SIDE_PX
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.selection.editions import balance, balance_request, check_classes
@@ -24,6 +23,7 @@ from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.sources.hub import HubReference
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
+from nst_train.evaluation.corruptions import LEAST_SIDE_PX
 from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
 from nst_train.evaluation.imagenet_suites import classes_of

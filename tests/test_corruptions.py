@@ -12,11 +12,11 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
-from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
-from nst_data.corruptions.blur import drag, enlarge, smooth
-from nst_data.corruptions.parameters import benchmark_px, parameters_of
-from nst_data.corruptions.plasma import plasma
 from nst_data.errors import NstError, UsageError
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
+from nst_train.evaluation.corruptions.blur import drag, enlarge, smooth
+from nst_train.evaluation.corruptions.parameters import benchmark_px, parameters_of
+from nst_train.evaluation.corruptions.plasma import plasma
 
 ALL = CORRUPTIONS + EXTRA_CORRUPTIONS
 FLAT = np.full((40, 56, 3), (200, 120, 31), dtype=np.uint8)
@@ -111,7 +111,7 @@ def test_results_depend_on_image_name_severity_and_seed_alone():
 def test_another_process_gives_the_same_bytes():
     code = (
         "import sys, zlib, numpy as np\n"
-        "from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt\n"
+        "from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt\n"
         "image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)\n"
         "print([zlib.crc32(corrupt(image, name, 4, 11).tobytes()) for name in reversed(CORRUPTIONS + EXTRA_CORRUPTIONS)])"
     )

@@ -13,11 +13,11 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from nst_data.cards.card_metadata import scores
-from nst_data.corruptions import CORRUPTIONS
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_train.classifiers.teachers import Classifier
+from nst_train.evaluation.corruptions import CORRUPTIONS
 from nst_train.evaluation.imagenet_classes import columns_of, subset_wnids
 from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
 from nst_train.evaluation.sequences import Sequences

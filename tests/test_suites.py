@@ -11,13 +11,13 @@ import torch
 from conftest import picture
 from transformers import ViTImageProcessor
 
-from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.evaluation.attacks import PixelClassifier, fgsm, pgd
 from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_train.evaluation.suites import Effort, open_suite
 from nst_train.evaluation.trials import Candidate, Trial, observe
 from nst_train.evaluation_settings import EvaluateSettings

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nst_data.corruptions import corrupt
 from nst_train.evaluation.attacks import fgsm, pgd, random_start
+from nst_train.evaluation.corruptions import corrupt
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Corrupted(Condition):
-    """With one of the published corruptions (`nst_data.corruptions`); an image's noise follows from the seed and its row."""
+    """With one of the published corruptions (`nst_train.evaluation.corruptions`); an image's noise follows from the seed and its row."""
 
     name: str
     severity: int

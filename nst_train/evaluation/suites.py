@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_data.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
@@ -21,6 +20,7 @@ from nst_data.store.manifest import json_digest
 from nst_train.classifiers.teachers import Classifier
 from nst_train.evaluation import metrics
 from nst_train.evaluation.conditions import Condition, Corrupted, FastGradientSign, ProjectedGradient
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
 from nst_train.evaluation.imagenet_classes import known_wnids
 from nst_train.evaluation.imagenet_suites import (
     ALEXNET_ERROR,

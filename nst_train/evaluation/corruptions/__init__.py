@@ -26,12 +26,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_data.corruptions.blur import WITHIN, defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from nst_data.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
-from nst_data.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from nst_data.corruptions.parameters import parameters_of
-from nst_data.corruptions.weather import brightness, fog, frost, snow, spatter
 from nst_data.errors import NstError, UsageError
+from nst_train.evaluation.corruptions.blur import WITHIN, defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
+from nst_train.evaluation.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
+from nst_train.evaluation.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
+from nst_train.evaluation.corruptions.parameters import parameters_of
+from nst_train.evaluation.corruptions.weather import brightness, fog, frost, snow, spatter
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE_PX = 32

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from nst_data.corruptions.plasma import plasma
+from nst_train.evaluation.corruptions.plasma import plasma
 
 _SIDE_PX = 512
 _MEANS = ((78, 149, 166), (201, 205, 214), (201, 205, 214), (138, 153, 165), (112, 123, 135))

@@ -8,7 +8,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from nst_data.corruptions.blur import smooth
+from nst_train.evaluation.corruptions.blur import smooth
 
 Levels = NDArray[np.float32]
 

@@ -5,9 +5,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from nst_data.corruptions.blur import drag, enlarge, smooth
-from nst_data.corruptions.ice import PICTURES, piece_of_ice
-from nst_data.corruptions.plasma import plasma
+from nst_train.evaluation.corruptions.blur import drag, enlarge, smooth
+from nst_train.evaluation.corruptions.ice import PICTURES, piece_of_ice
+from nst_train.evaluation.corruptions.plasma import plasma
 
 Levels = NDArray[np.float32]
 
