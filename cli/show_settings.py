@@ -23,8 +23,9 @@ def look_up(
 ) -> dict[str, Any]:
     """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""
     from nst_train.networks.models import check_names, parameters_of
-    from nst_train.origins import consequences, origins
     from nst_train.presets import PRESETS
+
+    from .origins import consequences, origins
 
     check_names(settings)
     found = origins(settings, given["settings"], named) | origins(run, given["run"], named)

@@ -17,7 +17,8 @@ from nst_data.store.store import Store
 pytestmark = pytest.mark.slow
 
 # 6 MB in as many shards, from chunks of 1 MB in place of 256: there is something to be killed in
-NST = [sys.executable, "-c", "from nst_data import self_contained; self_contained.CHUNK_BYTES = 2**20; from nst_cli.main import run; run()"]
+SMALL_CHUNKS = "from nst_data.self_contained import writing; writing.CHUNK_BYTES = 2**20; from nst_cli.main import run; run()"
+NST = [sys.executable, "-c", SMALL_CHUNKS]
 SELECTION = ["balance", "bugs@gen-1", "--min-confidence", "0.2", "--per-class", "150"]
 EMBEDDED = [*SELECTION, "--embed-images", "--shard-mb", "1"]
 

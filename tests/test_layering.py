@@ -1,4 +1,5 @@
 import ast
+import graphlib
 import json
 import os
 import subprocess
@@ -32,6 +33,44 @@ def test_imports_run_from_the_command_line_to_training_to_data(package):
     assert [(name, place) for name, place in found if name in FORBIDDEN[package]] == []
 
 
+def parts_of(package):
+    """What the wings of a package (its sub-packages) and its top modules import of one another: name to names."""
+    modules = {}
+    for file in (ROOT / package).rglob("*.py"):
+        inside = file.relative_to(ROOT / package)
+        name = ".".join([package, *inside.with_suffix("").parts]).removesuffix(".__init__")
+        modules[name] = inside.parts[0].removesuffix(".py"), file.read_text()
+    graph = {}
+    for name, (part, code) in modules.items():
+        if name == package:
+            continue
+        found = graph.setdefault(part, set())
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                wanted = [node.module, *(f"{node.module}.{one.name}" for one in node.names)]
+            elif isinstance(node, ast.Import):
+                wanted = [one.name for one in node.names]
+            else:
+                continue
+            found |= {modules[one][0] for one in wanted if one in modules and one != package} - {part}
+    return graph
+
+
+@pytest.mark.parametrize("package", ["nst_data", "nst_train"])
+def test_wings_import_one_another_without_a_circle(package):
+    graph = parts_of(package)
+    wings = {folder.parent.name for folder in (ROOT / package).glob("*/__init__.py")}
+    assert wings <= graph.keys()
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+@pytest.mark.parametrize("package", ["nst_data", "nst_train"])
+def test_each_wing_says_what_it_is_for(package):
+    for file in (ROOT / package).glob("*/__init__.py"):
+        assert 3 <= len(ast.get_docstring(ast.parse(file.read_text())).splitlines()) <= 6, file
+
+
 def test_an_import_inside_a_function_is_seen():
     assert list(imported("import os.path\ndef f():\n    from torch.nn import Module\n")) == [("os", 1), ("torch", 3)]
 
@@ -51,7 +90,9 @@ def test_help_imports_no_heavy_package():
 
 
 def test_the_data_engine_imports_no_network_library():
-    names = sorted(f"nst_data.{file.stem}" for file in (ROOT / "nst_data").glob("[!_]*.py"))
+    files = [file.relative_to(ROOT).with_suffix("") for file in (ROOT / "nst_data").rglob("[!_]*.py")]
+    names = sorted(".".join(file.parts) for file in files)
+    assert "nst_data.store.manifest" in names
     there = modules_after(f"import {', '.join(names)}")
     assert "datasets" in there
     assert there & MODELS == set()

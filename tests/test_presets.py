@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
+from nst_cli.origins import consequences
 from pydantic import ValidationError
 
 from nst_data.errors import UsageError
 from nst_train.networks.models import check_names, parameters_of
-from nst_train.origins import consequences
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
 from nst_train.recipe import parse_recipe, read_recipe
 from nst_train.settings import Noise, TrainSettings

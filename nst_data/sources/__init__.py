@@ -1,4 +1,8 @@
-"""A source as rows of (id, key, encoded bytes, label?) in one fixed order: a folder, a list, tar or parquet files, a dataset."""
+"""Where images come from: a folder, a list, tar or parquet files, a saved dataset, one of the Hub.
+
+In: what a person writes to name a source. Out: rows of (id, key, encoded bytes, label?) in one fixed order, a fingerprint by names and
+sizes, and what was skipped or has changed.
+"""
 
 from nst_data.sources.labels import check_trainable, match_classes
 from nst_data.sources.listing import read_listing, what_changed
