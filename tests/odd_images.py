@@ -187,7 +187,7 @@ def tiffs():
 
 
 def deep_tiffs():
-    unknown = "unknown value range ("
+    unknown = r"unknown value range \("
 
     def floats(*values, **more):
         return row_tiff(len(values), 32, 1, more.pop("photometric", 1), struct.pack(f"<{len(values)}f", *values), t339=(3, [3]), **more)
@@ -203,11 +203,11 @@ def deep_tiffs():
     yield Odd("floats with NaN, white is zero", floats(nan, 0, 1, photometric=0), gray(0, 255, 0))
     yield Odd("floats with infinity", floats(-infinite, 0.2, infinite), gray(0, 51, 255))
     yield Odd("floats a rounding above 1", floats(0, 0.2, 1.0000001), gray(0, 51, 255))
-    yield Odd("floats, one 1.02", floats(0, 0.2, 1.02), unknown + "0 to 1.02,")
-    yield Odd("floats, negative", floats(-0.5, 0.2, 1), unknown + "-0.5 to 1,")
-    yield Odd("floats of 16-bit counts", floats(0, 1000.5, 65535), unknown + "0 to 65535,")
+    yield Odd("floats, one 1.02", floats(0, 0.2, 1.02), unknown + "0 to 1.02")
+    yield Odd("floats, negative", floats(-0.5, 0.2, 1), unknown + "-0.5 to 1")
+    yield Odd("floats of 16-bit counts", floats(0, 1000.5, 65535), unknown + "0 to 65535")
     yield Odd("floats, whole, of 8 bits", floats(0, 100, 255), gray(0, 100, 255))
-    yield Odd("floats, broken, up to 255", floats(0, 99.5, 255), unknown + "0 to 255,")
+    yield Odd("floats, broken, up to 255", floats(0, 99.5, 255), unknown + "0 to 255")
     yield Odd("floats with a stated range", floats(-10, 0, 10, **span), gray(0, 128, 255))
     yield Odd("floats beyond a stated range", floats(-99, 0, 99, **span), gray(0, 128, 255))
     yield Odd("floats with half a stated range", floats(-10, 0, 10, t340=(11, [-10.0])), unknown)
@@ -223,15 +223,15 @@ def deep_tiffs():
     yield Odd("integers of 32 bits, unsigned, of 8 bits", whole("I", 32, 1, 0, 100, 255), gray(0, 100, 255))
     counts = {"t340": (4, [0]), "t341": (4, [65535])}
     yield Odd("integers of 32 bits with a stated range", whole("I", 32, 1, 0, 200 * 257, 65535, **counts), gray(0, 200, 255))
-    yield Odd("integers of 32 bits, signed", whole("i", 32, 2, -5, 100), unknown + "-5 to 100,")
+    yield Odd("integers of 32 bits, signed", whole("i", 32, 2, -5, 100), unknown + "-5 to 100")
     yield Odd("integers of 32 bits, signed, of 8 bits", whole("i", 32, 2, 0, 100, 255), gray(0, 100, 255))
-    yield Odd("integers of 16 bits, signed", whole("h", 16, 2, -5, 2000), unknown + "-5 to 2000,")
+    yield Odd("integers of 16 bits, signed", whole("h", 16, 2, -5, 2000), unknown + "-5 to 2000")
     yield Odd("integers of 16 bits, signed, of 8 bits", whole("h", 16, 2, 0, 100, 255), gray(0, 100, 255))
     heights = {"t340": (8, [-100]), "t341": (8, [155])}
     yield Odd("integers of 16 bits, signed, with a stated range", whole("h", 16, 2, -100, 0, 155, **heights), gray(0, 100, 255))
-    yield Odd("integers of 8 bits, signed", whole("b", 8, 2, -1, 5), unknown + "-1 to 5,")
+    yield Odd("integers of 8 bits, signed", whole("b", 8, 2, -1, 5), unknown + "-1 to 5")
     yield Odd("portable floats from 0 to 1", b"Pf 2 1 -1.0\n" + struct.pack("<2f", 0.2, 1), gray(51, 255))
-    yield Odd("portable floats, larger", b"Pf 2 1 -1.0\n" + struct.pack("<2f", 0, 7.5), unknown + "0 to 7.5,")
+    yield Odd("portable floats, larger", b"Pf 2 1 -1.0\n" + struct.pack("<2f", 0, 7.5), unknown + "0 to 7.5")
 
 
 def tiff_compressions():

@@ -197,9 +197,9 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(home, tmp_path):
     assert listed.value == {"versions": [], "unfinished": ["tiny@gen-1"]}
     assert done.status == 0, done.err
     sealed = done_manifest(far).files
-    (first,) = (sealed[path.relative_to(build).as_posix()].sha256 for path in whole)
-    got = [answer for answer in answers if answer.call == "lfs get" and first in answer.path]
-    assert len(got) == 1, "what came whole is not fetched again"
+    for first in (sealed[path.relative_to(build).as_posix()].sha256 for path in whole):
+        got = [answer for answer in answers if answer.call == "lfs get" and first in answer.path]
+        assert len(got) == 1, "what came whole is not fetched again"
 
 
 def done_manifest(home):

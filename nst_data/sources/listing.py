@@ -4,6 +4,7 @@ import hashlib
 import json
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ def utf8(names: list[str]) -> pa.Array:
         return pa.array(names, type=pa.large_string())
     except UnicodeEncodeError:
         odd = next(name for name in names if not _is_utf8(name))
-        raise NstError(f"{os.fsencode(odd)!r}: expected file names in UTF-8; rename this file") from None
+        encoding = sys.getfilesystemencoding()
+        remedy = "rename this file" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
+        raise NstError(f"{os.fsencode(odd)!r}: expected file names in UTF-8; {remedy}") from None
 
 
 def _is_utf8(name: str) -> bool:
