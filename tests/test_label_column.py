@@ -38,7 +38,7 @@ def nst(store, *words):
 def test_every_command_that_reads_labels_takes_their_column(table, tmp_path):
     store, named = tmp_path / "store", ["--label-column", "kind"]
     status, _, said = nst(store, "train", "--labeled", table, *NETWORK)
-    assert (status, "give their names with --class-names FILE" in said) == (1, True)
+    assert (status, "pass --class-names FILE" in said) == (1, True)
     assert nst(store, "train", "--labeled", table, "--validation", table, *NETWORK, *named)[0] == 0
     teacher = Store(store).open("kinds@gen-0", "teacher")
     assert teacher.manifest.class_names == ["ant", "bee", "cat"]
