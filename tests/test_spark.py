@@ -94,7 +94,7 @@ def test_the_edition_that_spark_computes_has_the_bytes_of_that_of_polars(method,
         assert (editions[0].folder / name).read_bytes() == (editions[1].folder / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(("label", "confidence"), [(0, float("nan")), (-1, 0.5), (None, 0.5)], ids=str)
+@pytest.mark.parametrize(("label", "confidence"), [(-1, 0.5), (None, 0.5)], ids=str)
 def test_labels_that_no_teacher_gives_are_the_same_error_on_both_engines(label, confidence, tmp_path):
     rows = [(row, f"{row:032x}", 0, 0.5) for row in range(3)] + [(3, f"{3:032x}", label, confidence)]
     pl.DataFrame(rows, schema=SELECTION_COLUMNS, orient="row").write_parquet(tmp_path / "labels.parquet")
@@ -105,6 +105,16 @@ def test_labels_that_no_teacher_gives_are_the_same_error_on_both_engines(label, 
             select(labels, BalanceSettings(), NAMES, {}, tmp_path / engine, "bugs@gen-0")
         said.append(str(error.value))
     assert said[0] == said[1]
+
+
+def test_a_row_without_a_number_is_dropped_for_that_on_both_engines(tmp_path):
+    rows = [(row, f"{row:032x}", 0, 0.5) for row in range(3)] + [(3, f"{3:032x}", 0, float("nan"))]
+    pl.DataFrame(rows, schema=SELECTION_COLUMNS, orient="row").write_parquet(tmp_path / "labels.parquet")
+    for engine in ("polars", "spark"):
+        labels = scan([tmp_path / "labels.parquet"], SELECTION_COLUMNS, engine)
+        selection = select(labels, BalanceSettings(per_class=3), NAMES, {}, tmp_path / engine, "bugs@gen-0")
+        assert selection.dropped.filter(pl.col("reason") == "no_answer").height == 1
+        assert sorted(pl.concat(map(pl.read_parquet, selection.files))["id"].to_list()) == [0, 1, 2]
 
 
 def test_damage_that_spark_finds_is_one_line_that_names_the_generation(tmp_path):
