@@ -9,11 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the public Hub for anything
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nst-tests-")  # datasets keeps an Arrow copy of each parquet file it reads
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small lose more to threads than they gain, above all on a busy machine
+
+_SAVEFIG = Figure.savefig
+
+
+def _save_blank(_figure: Figure, file: object, **_options: object) -> None:
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+
+
+Figure.savefig = _save_blank  # text and its layout would be two thirds of the time of a tiny labeling
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Cards have their pictures: for the tests that look at them. Commands in processes of their own draw always."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _SAVEFIG)
+        yield
 
 
 def picture(label: int, index: int, size_px: int = 16) -> Image.Image:

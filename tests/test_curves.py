@@ -6,6 +6,7 @@ from PIL import Image, ImageColor
 
 from nst_data.cards.curves import CURVES, METRICS_LOG, write_curves
 
+pytestmark = pytest.mark.usefixtures("drawn")
 BLUE, ORANGE, GREEN = "#1f6fb4", "#d9731a", "#2c8f3c"
 
 

@@ -19,6 +19,8 @@ from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = TINY | {"image_size": 32, "epochs": 30}
 

@@ -9,6 +9,7 @@ from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
 from nst_data.store.store import Store
 
+pytestmark = pytest.mark.usefixtures("drawn")
 BLUE, ORANGE, GRAY = "#1f6fb4", "#d9731a", "#b8b8b8"
 
 
