@@ -1,10 +1,10 @@
 """Pseudo-labels that were made elsewhere, as a generation: their soft labels checked, joined to images that are read once, sealed."""
 
-import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
-from nst_data.progress import Progress
+from nst_data.labeled_version import LabeledVersion, check_unchanged
+from nst_data.progress import Progress, Task
 from nst_data.selection.overlap import DECODED_SIDE_PX, in_threads
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.sources import Row, Source
-from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.labels import names_in
-from nst_data.sources.source import Wanted
-from nst_data.sources.unreadable import are_too_many, check_readable
 from nst_data.store.manifest import Input, Request, json_digest
-from nst_data.store.store import Staging, Store, Version
+from nst_data.store.store import Store, Version
+from nst_data.tables.key_column import KeyColumn, Rows
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
 from nst_data.tables.soft_label_column import SoftLabelColumn, as_columns
@@ -59,7 +57,7 @@ def adopt(
     names = _class_names(table, column, class_names_file)
     top_k = settings.top_k if settings.top_k is not None else default_top_k(column.classes)
     schema = pseudo_labels_schema(names, top_k)
-    keys = _Keys(table, settings.key) if settings.key else None
+    keys = KeyColumn(table, settings.key) if settings.key else None
     rows = keys.found_in(pool) if keys and pool else Rows(range(len(table)), range(len(table)))
     for line in (pool or table).remarks():
         progress.say(line)
@@ -70,74 +68,23 @@ def adopt(
         **({"class_names": Input(ref=str(Path(class_names_file).absolute()), digest=json_digest(names))} if class_names_file else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     }
-    staging = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
-    _check_unchanged(staging, pool or table, progress)
-    if isinstance(staging, Version):
-        progress.say(f"{staging.ref} already exists: same labels, images and settings")
-        return staging
-    plan = ShardPlan(len(table), settings.rows_per_shard)
-    adoption = _Adoption(staging, pool or table, rows, column, names, schema, top_k, plan, progress, max_unreadable)
-    return staging.shared(adoption.make)
+    staged = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
+    check = partial(check_unchanged, staged, {"pool": pool or table}, f"`nst remove {staged.ref}` and adopt again", progress)
+    if isinstance(staged, Version):
+        check()
+        progress.say(f"{staged.ref} already exists: same labels, images and settings")
+        return staged
 
+    def make() -> Version:
+        check()
+        since, plan = time.monotonic(), ShardPlan(len(table), settings.rows_per_shard)
+        shards = Shards(staged.build, staged.work, plan)
+        version = LabeledVersion(staged, shards, pool or table, names, "adopt", {}, progress, max_unreadable)
+        adoption = _Adoption(version, rows, column, schema, top_k)
+        adoption.prepare()
+        return version.make(adoption, since)
 
-def _check_unchanged(staged: Version | Staging, pool: Source, progress: Progress) -> None:
-    """Raises NstError where images that were adopted hold other bytes by now, at the same names and sizes."""
-    is_sealed = isinstance(staged, Version)
-    folder = staged.folder if isinstance(staged, Version) else staged.build
-    made = staged.manifest.created if isinstance(staged, Version) else None
-    remedy = f"`nst remove {staged.ref}` and adopt again"
-    Reading(folder, "pool").check(pool, hashes_in(folder), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
-    if not is_sealed:
-        Reading(folder, "pool").begin(pool)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Where the labeled images are, in pool order: row numbers of the pool, which increase, and those of the table."""
-
-    in_pool: Wanted
-    in_table: Wanted
-
-
-class _Keys:
-    """The column of a table that names an image of a pool in each row."""
-
-    def __init__(self, table: Source, name: str) -> None:
-        self._table, self._name = table, name
-
-    def pieces(self) -> Iterator[pa.Array]:
-        """All keys in order, some at a time. Raises NstError for what is no key."""
-        start = 0
-        for batch in self._table.columns([self._name]):
-            keys = batch.column(0)
-            kind = keys.type.value_type if pa.types.is_dictionary(keys.type) else keys.type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
-                raise NstError(f"{self._table.location}: column `{self._name}` is {keys.type}, expected texts: keys of images in the pool")
-            if keys.null_count:
-                row = self._table.key(start + int(keys.is_null().to_numpy(zero_copy_only=False).argmax()))
-                raise NstError(f"{self._table.location}: `{self._name}` of row {row!r} is empty, expected the key of an image in the pool")
-            yield keys.cast(pa.large_string())
-            start += len(keys)
-
-    def digest(self) -> str:
-        """sha256 of all keys."""
-        sha256 = hashlib.sha256()
-        for piece in self.pieces():
-            sha256.update("".join(f"{key}\0" for key in piece.to_pylist()).encode())
-        return sha256.hexdigest()
-
-    def found_in(self, pool: Source) -> Rows:
-        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that stands twice in the table."""
-        found = np.empty(len(self._table), np.int64)
-        pool.find_all(self.pieces, found)
-        order = np.argsort(found, kind="stable")
-        ordered = found[order]
-        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if len(twice):
-            first, second = (self._table.key(int(row)) for row in order[twice[0] : twice[0] + 2])
-            key = pool.key(int(ordered[twice[0]]))
-            raise NstError(f"{self._table.location}: rows {first!r} and {second!r} both name the image {key!r}; expected one row for each")
-        return Rows(ordered, order)
+    return staged.shared(make)
 
 
 def _class_names(table: Source, column: SoftLabelColumn, file: str | None) -> list[str]:
@@ -187,54 +134,52 @@ def _looked_at(row: Row) -> _Looked:
         return _Looked(row.id, row.key, reason=error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Adoption:
-    """A generation under way."""
+    """Labels of a column as those of a version under way."""
 
-    staging: Staging
-    pool: Source
+    version: LabeledVersion
     rows: Rows
     column: SoftLabelColumn
-    class_names: list[str]
     schema: pa.Schema
     top_k: int | None
-    plan: ShardPlan
-    progress: Progress
-    max_unreadable: float
 
-    def make(self) -> Version:
-        """Make the shards that are missing, and seal."""
-        since = time.monotonic()
+    def prepare(self) -> None:
+        """Say how much this is, and keep the soft labels in a file of their own."""
         self._say_size()
         if not self._kept.exists():
-            self.column.keep(self._kept, self.top_k, self.progress)
-        shards = Shards(self.staging.build, self.staging.work, self.plan)
-        for shard, errors in shards.unread():
-            if are_too_many(self.plan.size(shard), len(errors), self.max_unreadable):
-                shards.reopen(shard)
-        done = self.plan.rows - sum(self.plan.size(shard) for shard in shards.missing())
-        with self.progress.task(f"adopt {self.staging.ref}", self.plan.rows, "images", done) as task:
-            for shard in shards.take():
-                for images in self._written(shards, shard):
-                    task.advance(images)
-                since = self.staging.add_seconds(since)
-        files, counts = shards.finish(self.class_names)
-        what = f"{self.staging.ref}: {self.pool.location}"
-        check_readable(what, self.plan.rows, counts["errors"], self.max_unreadable, shards.first_unread())
-        counts |= {"pool": len(self.pool), "unlabeled": len(self.pool) - self.plan.rows, "top_k": self.top_k, "teacher_parameters": 0}
-        cards.write_dataset_card(self.staging, self.class_names, counts)
-        return self.staging.seal(files, self.class_names, counts, {})
+            self.column.keep(self._kept, self.top_k, self.version.progress)
+
+    def fill(self, task: Task, since: float) -> None:
+        """Write the shards that are missing."""
+        for shard in self.version.shards.take():
+            for images in self._written(shard):
+                task.advance(images)
+            since = self.version.staging.add_seconds(since)
+
+    def read_again(self) -> None:
+        """Have the shards made again that lack too many images."""
+        for shard, unread in self.version.shards.unread():
+            if self.version.has_too_many(shard, len(unread)):
+                self.version.shards.reopen(shard)
+
+    def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """With the images of the pool that have no label."""
+        images = len(self.version.pool)
+        own = {"pool": images, "unlabeled": images - self.version.shards.plan.rows, "top_k": self.top_k, "teacher_parameters": 0}
+        return {**counts, **own}
 
     @property
     def _kept(self) -> Path:
-        return self.staging.work / "soft_labels"
+        return self.version.staging.work / "soft_labels"
 
-    def _written(self, shards: Shards, shard: int) -> Iterator[int]:
+    def _written(self, shard: int) -> Iterator[int]:
         """Write a shard; gives after each piece how many images it had."""
         labels = self.column.kept(self._kept, self.top_k)  # mapped anew for each shard
-        start, stop = self.plan.bounds(shard)
+        shards = self.version.shards
+        start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
-        looked = in_threads(_looked_at, self.pool.rows(self.rows.in_pool[start:stop]), None)
+        looked = in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]), None)
         try:
             while images := list(islice(looked, _IMAGES_AT_ONCE)):
                 which = np.asarray(self.rows.in_table[start : start + len(images)])
@@ -248,12 +193,13 @@ class _Adoption:
             raise
 
     def _say_size(self) -> None:
-        soft = self.plan.rows * soft_label_bytes(self.schema)
-        needed, free = 2 * soft + self.plan.rows * _ROW_BYTES, shutil.disk_usage(self.staging.folder).free
+        staging, rows = self.version.staging, self.version.shards.plan.rows
+        soft = rows * soft_label_bytes(self.schema)
+        needed, free = 2 * soft + rows * _ROW_BYTES, shutil.disk_usage(staging.folder).free
         warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
         kept = f"{soft / 2**20:,.0f} MB of it" if soft > 2**20 else "half of it"
-        self.progress.say(
-            f"{self.staging.ref}: {self.plan.rows:,} of {len(self.pool):,} images, about {max(1, needed / 2**20):,.0f} MB on disk, "
+        self.version.progress.say(
+            f"{staging.ref}: {rows:,} of {len(self.version.pool):,} images, about {max(1, needed / 2**20):,.0f} MB on disk, "
             f"{kept} until it is done{warning}"
         )
 

@@ -20,7 +20,7 @@ from nst_cli.main import app
 from pictures import png, tar_bytes, write_table, write_tar
 from typer.testing import CliRunner
 
-from nst_data import adoption as adopting
+from nst_data import adoption, labeled_version
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
@@ -464,13 +464,26 @@ def test_datasets_of_the_hub_are_adopted_at_their_commit(tmp_path):
 
 
 def test_who_is_second_to_seal_the_same_labels_ends_with_the_version_of_the_first(store, table, monkeypatch):
-    whole = adopting.cards.write_dataset_card
+    whole = labeled_version.cards.write_dataset_card
 
     def second(*_):
-        monkeypatch.setattr(adopting.cards, "write_dataset_card", whole)
+        monkeypatch.setattr(labeled_version.cards, "write_dataset_card", whole)
         adopt(store, "theirs", open_source(str(table)), SETTINGS)
         raise NstError("expected parquet files in pseudo_labels/, found none")  # what they lay in was moved to its place
 
-    monkeypatch.setattr(adopting.cards, "write_dataset_card", second)
+    monkeypatch.setattr(labeled_version.cards, "write_dataset_card", second)
+    assert adopt(store, "theirs", open_source(str(table)), SETTINGS) == store.open("theirs@gen-1")
+    assert store.unfinished() == []
+
+
+def test_who_is_overtaken_before_it_begins_ends_with_the_version_of_the_first(store, table, monkeypatch):
+    check_unchanged = adoption.check_unchanged
+
+    def second(*about):
+        monkeypatch.setattr(adoption, "check_unchanged", check_unchanged)
+        adopt(store, "theirs", open_source(str(table)), SETTINGS)
+        check_unchanged(*about)  # in a folder that is gone
+
+    monkeypatch.setattr(adoption, "check_unchanged", second)
     assert adopt(store, "theirs", open_source(str(table)), SETTINGS) == store.open("theirs@gen-1")
     assert store.unfinished() == []

@@ -144,7 +144,7 @@ def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path, 
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "0.png").write_bytes(b"text")
     with monkeypatch.context() as earlier:  # versions that sealed it
-        earlier.setattr("nst_train.labeling.label.check_readable", lambda *_: None)
+        earlier.setattr("nst_data.labeled_version.check_readable", lambda *_: None)
         before = label(store, "bugs", teacher, open_source(str(tmp_path / "pool")), SETTINGS, run=RUN)
     assert before.manifest.counts["labeled"] == 0
     picture(0, 0).save(tmp_path / "pool" / "0.png")
@@ -155,7 +155,7 @@ def test_a_shard_is_hashed_piece_by_piece(store, teacher, pool, monkeypatch):
     settings = LabelSettings(batch_size=4, rows_per_shard=100)
     before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)
     grown = grow(pool)
-    monkeypatch.setattr("nst_train.labeling.earlier_labels._PIECE", 3)
+    monkeypatch.setattr("nst_train.labeling.grown._PIECE", 3)
     same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", teacher, grown, settings, run=RUN)))
 
 

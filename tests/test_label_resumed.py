@@ -177,13 +177,13 @@ def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, te
 
 def test_trying_errors_again_does_not_stumble_over_a_shard_that_another_process_makes_again(store, teacher, pool, monkeypatch):
     expected = labeled(store, teacher, pool, "undisturbed")
-    retry_errors = labeling.Labeling.retry_errors
+    read_again = labeling.Labeling.read_again
 
     def meanwhile(self):
         self.shards.reopen(0)  # by another process, which also found images that can be read by now
-        return retry_errors(self)
+        read_again(self)
 
-    monkeypatch.setattr(labeling.Labeling, "retry_errors", meanwhile)
+    monkeypatch.setattr(labeling.Labeling, "read_again", meanwhile)
     version = labeled(store, teacher, pool, run=LabelRunSettings(decode_threads=2, retry_errors=True))
     assert version.manifest.files == expected.manifest.files
 

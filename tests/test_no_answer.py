@@ -86,7 +86,7 @@ def labeled(store, pool, name, corpus="bugs", **settings):
 @pytest.fixture
 def as_before(monkeypatch):
     """Rows without a number are kept, as earlier versions did."""
-    monkeypatch.setattr(labeling, "has_answer", lambda log_probs: torch.ones(len(log_probs), dtype=torch.bool))
+    monkeypatch.setattr("nst_train.labeling.answers.has_answer", lambda log_probs: torch.ones(len(log_probs), dtype=torch.bool))
     yield
     monkeypatch.undo()
 

@@ -180,7 +180,7 @@ def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when
     pool.mkdir()
     (pool / "0.png").write_bytes(b"text")
     with monkeypatch.context() as earlier:
-        earlier.setattr("nst_train.labeling.label.check_readable", lambda *_: None)
+        earlier.setattr("nst_data.labeled_version.check_readable", lambda *_: None)
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     with pytest.raises(NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`nst remove bugs@gen-1`"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)

@@ -1,0 +1,106 @@
+"""A version of labels from staged to sealed, whoever gives the labels: filled shard by shard, by any number of processes."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from nst_data.cards import cards
+from nst_data.progress import Progress, Task
+from nst_data.sources import Source
+from nst_data.sources.changes import Reading, hashes_in
+from nst_data.sources.unreadable import are_too_many, check_readable
+from nst_data.store.staging import NotReadyError
+from nst_data.store.store import Staging, Version
+from nst_data.tables.shards import Shards
+
+
+class Labeler(Protocol):
+    """Who gives the labels of a version under way: a teacher that answers, or a column that was written elsewhere."""
+
+    def fill(self, task: Task, since: float) -> None:
+        """Write the shards that are missing, until none is. `since` is when this work began."""
+
+    def read_again(self) -> None:
+        """Have shards made again for images that could not be read."""
+
+    def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """The counts of the manifest, from those of the table. Raises NstError where they show that nothing is worth keeping."""
+
+
+@dataclass(frozen=True)
+class LabeledVersion:
+    """A version under way, the shards of its table, and the pool that it labels.
+
+    `verb` says in the progress bar what is done to images, `machine` what labels can depend on beside settings and packages.
+    """
+
+    staging: Staging
+    shards: Shards
+    pool: Source
+    class_names: list[str]
+    verb: str
+    machine: dict[str, Any]
+    progress: Progress
+    max_unreadable: float
+
+    def make(self, labeler: Labeler, since: float, retry_errors: bool = False) -> Version:
+        """Label what is missing and seal. A shard that was done is missing again while a process makes it anew for images that healed.
+
+        Images that an earlier run could not read in large numbers are read again first. Raises NstError where too many cannot be read.
+        """
+        if any(self.has_too_many(shard, len(unread)) for shard, unread in self.shards.unread()):
+            labeler.read_again()
+        self._fill(labeler, since)
+        if retry_errors:
+            labeler.read_again()
+        while True:
+            if self.shards.missing():
+                self._fill(labeler, time.monotonic())
+            with suppress(NotReadyError):  # another process, which reads images again, has begun to make a shard again
+                return self._seal(labeler)
+
+    def has_too_many(self, shard: int, unread: int) -> bool:
+        """Whether so many unread images are too many for one shard."""
+        return are_too_many(self.shards.plan.size(shard), unread, self.max_unreadable)
+
+    def _fill(self, labeler: Labeler, since: float) -> None:
+        plan = self.shards.plan
+        done = plan.rows - sum(plan.size(shard) for shard in self.shards.missing())
+        with self.progress.task(f"{self.verb} {self.staging.ref}", plan.rows, "images", done) as task:
+            labeler.fill(task, since)
+
+    def _seal(self, labeler: Labeler) -> Version:
+        try:
+            files, rows = self.shards.finish(self.class_names)
+        except FileNotFoundError:
+            if not self.shards.missing():
+                raise
+            raise NotReadyError from None
+        counts, unread = labeler.counts(rows), rows["errors"] - rows.get("no_answer", 0)
+        what = f"{self.staging.ref}: {self.pool.location}"
+        check_readable(what, self.shards.plan.rows, unread, self.max_unreadable, self.shards.first_unread())
+        cards.write_dataset_card(self.staging, self.class_names, counts)
+        return self.staging.seal(files, self.class_names, counts, self.machine, partial(self.shards.are_as_in, files))
+
+
+def check_unchanged(
+    staged: Version | Staging, read: Mapping[str, Source], remedy: str, progress: Progress, is_compared: bool = True
+) -> None:
+    """Note which images are read for a version that begins; `read` has their sources by role, the pool among them.
+
+    Raises NstError with the `remedy` where images that were read for it hold other bytes by now, at the same names and sizes.
+    """
+    is_sealed = isinstance(staged, Version)
+    folder = staged.folder if isinstance(staged, Version) else staged.build
+    for role, source in read.items():
+        reading, made = Reading(folder, role), None
+        if isinstance(staged, Version) and role == "pool":
+            made = staged.manifest.created
+        if is_compared:
+            known = hashes_in(folder) if role == "pool" else reading.kept()
+            reading.check(source, known, f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress, made)
+        if not is_sealed:
+            reading.begin(source)

@@ -1,0 +1,61 @@
+"""A column of a table that someone else wrote, with the key of a pool's image in each row."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from nst_data.errors import NstError
+from nst_data.sources import Source
+from nst_data.sources.source import Wanted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the labeled images are, in pool order: row numbers of the pool, which increase, and those of the table."""
+
+    in_pool: Wanted
+    in_table: Wanted
+
+
+class KeyColumn:
+    """The column of a table that names an image of a pool in each row."""
+
+    def __init__(self, table: Source, name: str) -> None:
+        self._table, self._name = table, name
+
+    def pieces(self) -> Iterator[pa.Array]:
+        """All keys in order, some at a time. Raises NstError for what is no key."""
+        start = 0
+        for batch in self._table.columns([self._name]):
+            keys = batch.column(0)
+            kind = keys.type.value_type if pa.types.is_dictionary(keys.type) else keys.type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+                raise NstError(f"{self._table.location}: column `{self._name}` is {keys.type}, expected texts: keys of images in the pool")
+            if keys.null_count:
+                row = self._table.key(start + int(keys.is_null().to_numpy(zero_copy_only=False).argmax()))
+                raise NstError(f"{self._table.location}: `{self._name}` of row {row!r} is empty, expected the key of an image in the pool")
+            yield keys.cast(pa.large_string())
+            start += len(keys)
+
+    def digest(self) -> str:
+        """sha256 of all keys."""
+        sha256 = hashlib.sha256()
+        for piece in self.pieces():
+            sha256.update("".join(f"{key}\0" for key in piece.to_pylist()).encode())
+        return sha256.hexdigest()
+
+    def found_in(self, pool: Source) -> Rows:
+        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that stands twice in the table."""
+        found = np.empty(len(self._table), np.int64)
+        pool.find_all(self.pieces, found)
+        order = np.argsort(found, kind="stable")
+        ordered = found[order]
+        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+        if len(twice):
+            first, second = (self._table.key(int(row)) for row in order[twice[0] : twice[0] + 2])
+            key = pool.key(int(ordered[twice[0]]))
+            raise NstError(f"{self._table.location}: rows {first!r} and {second!r} both name the image {key!r}; expected one row for each")
+        return Rows(ordered, order)

@@ -1,0 +1,94 @@
+"""The beginning of a labeling: its version is found or staged, and the images are those that it was begun on."""
+
+import re
+from collections.abc import Mapping
+
+from nst_data.errors import NstError
+from nst_data.labeled_version import check_unchanged
+from nst_data.progress import Progress
+from nst_data.sources import Source, what_changed
+from nst_data.sources.listing import read_listing, write_listing
+from nst_data.sources.unreadable import check_readable
+from nst_data.store.manifest import Request
+from nst_data.store.store import Staging, Store, Version
+from nst_train.settings import LabelRunSettings
+
+_COMMIT = re.compile(r"@[0-9a-f]{40}")
+_LISTING = "pool.arrow"  # in the work on a version: the pool that it was begun on
+
+
+def begin(
+    store: Store,
+    request: Request,
+    corpus: str,
+    generation: int | None,
+    read: Mapping[str, Source],
+    limit: int | None,
+    run: LabelRunSettings,
+    progress: Progress,
+) -> Version | Staging:
+    """The version that is asked for, sealed or under way; `read` has the sources whose images are read, the pool among them.
+
+    Raises NstError where the pool or a teacher changed on the way, or too many images of the pool are not there.
+    """
+    pool = read["pool"]
+    for line in pool.remarks():
+        progress.say(line)
+    _check_there(pool, limit, run.max_unreadable)
+    for staging in store.stagings(corpus):
+        _check_not_moved(staging, request, pool)
+    edition = 1 if request.kind == "edition" and generation is not None else None
+    staged = store.begin(request, corpus, generation, edition)
+    if isinstance(staged, Version):
+        remedy = f"`nst remove {staged.ref}` and label again, or ask for another --generation N"
+        check_unchanged(staged, read, remedy, progress, run.share[0] == 0)
+        _say_already_made(staged, run, progress)
+    return staged
+
+
+def note_images(staging: Staging, read: Mapping[str, Source], run: LabelRunSettings, progress: Progress) -> None:
+    """Note which images a labeling is begun on. Raises NstError where it was begun on others of the same names and sizes."""
+    check_unchanged(staging, read, f"`nst remove {staging.ref}` and label again", progress, run.share[0] == 0)
+    if not (staging.work / _LISTING).exists():
+        write_listing(staging.work / _LISTING, read["pool"].listing())
+
+
+def _check_there(pool: Source, limit: int | None, max_unreadable: float) -> None:
+    """Else the pool would be another one with its images back, and what was begun be of no use."""
+    rows = min(len(pool), limit or len(pool))
+    missing, first = pool.empty_files(rows)
+    check_readable(pool.location, rows, missing, max_unreadable, f"{first!r}, which is empty or missing")
+
+
+def _check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
+    """Raises NstError where the same labeling was begun with inputs of the same names that are others by now."""
+    begun_on = staging.work / _LISTING  # not there yet: nothing was done
+    moved = _moved(staging.request, request) if begun_on.exists() else None
+    if moved is not None:
+        change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
+        raise NstError(
+            f"{request.inputs[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
+            f"restore it and rerun, or `nst remove {staging.ref}` and label again"
+        )
+
+
+def _moved(begun: Request, asked: Request) -> str | None:
+    """The pool or teacher that is not what it was, where two requests ask for the same labeling with inputs of the same names."""
+    if (begun.kind, begun.settings, begun.inputs.keys()) != (asked.kind, asked.settings, asked.inputs.keys()):
+        return None
+    if any(_COMMIT.sub("", begun.inputs[role].ref) != _COMMIT.sub("", asked.inputs[role].ref) for role in asked.inputs):
+        return None
+    return next((role for role, entry in asked.inputs.items() if entry.digest != begun.inputs[role].digest), None)
+
+
+def _say_already_made(version: Version, run: LabelRunSettings, progress: Progress) -> None:
+    """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
+    counts = version.manifest.counts
+    errors, labels = counts.get("errors", 0), counts["unique" if version.manifest.kind == "edition" else "labeled"]
+    again = f"`nst remove {version.ref}` and rerun to label them"
+    if not labels:
+        raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
+    unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
+    sealed = "--retry-errors does nothing to a sealed version, " if run.retry_errors else ""
+    left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
+    progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")

@@ -1,0 +1,148 @@
+"""A pool that has grown since it was labeled: what the earlier generation has is taken over, the rest labeled by the same teacher."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.sources import Row, Source
+from nst_data.store.manifest import Input
+from nst_data.store.store import Store, Version
+from nst_train.classifiers.teachers import is_in_store
+from nst_train.device import cpus_of_this_process
+from nst_train.labeling.answers import Errors
+from nst_train.labeling.earlier_labels import EarlierLabels
+from nst_train.labeling.plan import PartMaker, Plan
+from nst_train.settings import LabelSettings
+
+_PIECE = 256  # rows in memory at a time: those of a parquet file hold their bytes
+
+
+@dataclass(frozen=True)
+class Grown(Plan):
+    """The whole of a grown pool: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`."""
+
+    earlier: Version
+    threads: int | None
+
+    @property
+    def rows(self) -> int:
+        """As many as the pool has by now."""
+        return len(self.pool)
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """The teachers and what their temperature was fitted on, as they stand in the earlier generation, and that generation."""
+        return {**_teachers(self.earlier), **_calibration(self.earlier), "extended": self.earlier.lineage}
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """The earlier one's."""
+        return {name: value for name, value in self.earlier.manifest.counts.items() if name == "calibration"}
+
+    def teachers(self, store: Store) -> list[str]:
+        """The names of those who labeled before, each at the commit that its revision meant then.
+
+        Raises UsageError where the labels were made elsewhere, and where the Hub names a teacher that is not in the store: a folder or a
+        repository is not opened for that.
+        """
+        if "adopted" in self.earlier.manifest.request.inputs:
+            raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without --extend")
+        for entry in _teachers(self.earlier).values():
+            if entry.pulled and not is_in_store(entry.ref, store):
+                raise UsageError(
+                    f"--extend {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
+                    "`nst pull` it, or label the whole pool with a teacher of your choice, without --extend"
+                )
+        return [_at_its_commit(entry) for entry in _teachers(self.earlier).values()]
+
+    def settings(self) -> LabelSettings:
+        """How the earlier generation was labeled, for the whole of a pool, whatever its limit. Raises UsageError for other settings."""
+        try:
+            return LabelSettings.model_validate(self.earlier.manifest.request.settings | {"limit": None})
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
+            raise UsageError(
+                f"--extend {self.earlier.ref}: its manifest has settings that this nst does not label by "
+                f"({place}: {error.errors()[0]['msg']}); label the whole pool, without --extend"
+            ) from None
+
+    def check_same(self, teachers: Mapping[str, Input]) -> None:
+        """Raises NstError where the teachers of those names are others by now."""
+        for role, entry in _teachers(self.earlier).items():
+            if teachers[role].digest != entry.digest:
+                raise NstError(f"{entry.ref}: its weights are not those that labeled {self.earlier.ref}; label the whole pool again")
+
+    def parts(self, work: Path) -> PartMaker:
+        """Shards of both, the index of the earlier labels below `work`."""
+        labels = EarlierLabels(self.earlier, work)
+        return lambda start, stop, show_life: _part(self.pool, labels, start, stop, self.threads, show_life)
+
+
+def _teachers(generation: Version) -> dict[str, Input]:
+    return {role: entry for role, entry in generation.manifest.request.inputs.items() if role.startswith("teacher")}
+
+
+def _calibration(generation: Version) -> dict[str, Input]:
+    return {role: entry for role, entry in generation.manifest.request.inputs.items() if role == "calibration"}
+
+
+def _at_its_commit(teacher: Input) -> str:
+    return f"{teacher.ref.partition('@')[0]}@{teacher.revision}" if teacher.revision and "/" in teacher.ref else teacher.ref
+
+
+@dataclass
+class _GrownPart:
+    """Rows of a grown pool: those whose bytes were labeled before are taken over, the others labeled."""
+
+    to_label: NDArray[np.int64]
+    _labeled: pa.Table  # id, key, image_hash, and `position` among the earlier rows; by id
+    _earlier: EarlierLabels
+
+    def complete(self, labels: pa.Table, errors: Errors, stop: int | None) -> tuple[pa.Table, Errors]:
+        """New and earlier rows, by their number in the pool."""
+        count = self._labeled.num_rows if stop is None else int(np.searchsorted(self._labeled["id"].to_numpy(), stop))
+        labeled, self._labeled = self._labeled.slice(0, count), self._labeled.slice(count)
+        values = self._earlier.take(labeled["position"].to_numpy())
+        for name in ("id", "key", "image_hash"):
+            values = values.append_column(name, labeled[name])
+        rows = pa.concat_tables([labels, values.select(labels.column_names).cast(labels.schema)])
+        return rows.sort_by("id"), errors
+
+
+def _part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, show_life: Callable[[], None]) -> _GrownPart:
+    """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded. `show_life` is called on the way."""
+    rows, keys, hashes = pool.rows(range(start, stop)), list[str](), list[str]()
+    with ThreadPoolExecutor(threads or cpus_of_this_process()) as pool_of_threads:
+        while piece := list(itertools.islice(rows, _PIECE)):
+            keys += [row.key for row in piece]
+            hashes += pool_of_threads.map(_hash, piece)
+            show_life()
+    readable = [index for index, hashed in enumerate(hashes) if hashed]
+    positions = np.full(len(keys), -1, np.int64)
+    positions[readable] = earlier.find([hashes[index] for index in readable])
+    labeled = np.flatnonzero(positions >= 0)
+    columns = {
+        "id": start + labeled,
+        "key": pa.array([keys[index] for index in labeled], pa.string()),
+        "image_hash": pa.array([hashes[index] for index in labeled], pa.string()),
+        "position": positions[labeled],
+    }
+    return _GrownPart(start + np.flatnonzero(positions < 0), pa.table(columns), earlier)
+
+
+def _hash(row: Row) -> str:
+    """The hash of a row's bytes; empty where they cannot be read, which labeling will find too."""
+    try:
+        return image_hash(row.read())
+    except (NstError, OSError):
+        return ""

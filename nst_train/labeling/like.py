@@ -1,0 +1,94 @@
+"""The rows of an edition, labeled again by a new teacher, as the paper does after its one selection (section 3.1)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nst_data.store.manifest import Input, Kind
+from nst_data.store.store import Version
+from nst_data.tables.shards import TableReader
+from nst_train.labeling.answers import Errors
+from nst_train.labeling.plan import PartMaker, Plan
+
+OTHER_BYTES = "holds other bytes than the image that was selected"
+
+
+@dataclass(frozen=True)
+class Like(Plan):
+    """The images of an edition or, with a `limit`, its first ones, with the same copies."""
+
+    edition: Version
+    limit: int | None
+
+    kind: ClassVar[Kind] = "edition"
+
+    @cached_property
+    def _selected(self) -> TableReader:
+        return TableReader(self.edition.folder, "balanced")
+
+    @property
+    def rows(self) -> int:
+        """As many as the edition has."""
+        return min(len(self._selected), self.limit or len(self._selected))
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """The edition."""
+        return {"like": self.edition.lineage}
+
+    def parts(self, _: Path) -> PartMaker:
+        """Images found in the pool by row or, in another copy of it, by key."""
+        is_same_pool = self.pool.fingerprint == self.edition.manifest.request.inputs["pool"].digest
+        return lambda start, stop, _: self._part(is_same_pool, start, stop)
+
+    def _part(self, is_same_pool: bool, start: int, stop: int) -> "_LikePart":
+        rows = self._selected.take(np.arange(start, stop), ["id", "key", "image_hash", "duplicates", "copies"])
+        numbers = rows["id"].to_numpy() if is_same_pool else self.pool.rows_of(rows["key"].to_pylist())
+        order = np.argsort(numbers, kind="stable")
+        return _LikePart(numbers[order], rows.take(order))
+
+    def counts(self, build: Path, counts: dict[str, Any]) -> dict[str, Any]:
+        """The counts of an edition: its parent's, with the classes that the new labels give."""
+        parent, errors, no_answer = self.edition.manifest, counts["errors"], counts.get("no_answer", 0)
+        lost = {"unreadable": errors - no_answer, "no_answer": no_answer}
+        rows = pl.scan_parquet(build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
+        of_label = {label: {"unique": unique, "copies": copies} for label, copies, unique in rows.iter_rows()}
+        none = {"unique": 0, "copies": 0}
+        per_class = {
+            name: {"labeled": images, **of_label.get(index, none)} for index, (name, images) in enumerate(counts["per_class"].items())
+        }
+        return {
+            **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
+            "labeled": parent.count("labeled"),
+            "dropped": {**parent.counts.get("dropped", {}), **{reason: images for reason, images in lost.items() if images}},
+            "kept": parent.count("kept") - errors,
+            "unique": counts["labeled"],
+            "copies": sum(row["copies"] for row in per_class.values()),
+            "classes_without_images": [name for name, row in per_class.items() if not row["unique"]],
+            "per_class": per_class,
+        }
+
+
+@dataclass
+class _LikePart:
+    """Rows of an edition: the same images with the same copies, labeled again."""
+
+    to_label: NDArray[np.int64]
+    _rows: pa.Table  # image_hash, duplicates, copies; in the order of `to_label`
+
+    def complete(self, labels: pa.Table, errors: Errors, _: int | None) -> tuple[pa.Table, Errors]:
+        """New labels beside the edition's own columns. An image that holds other bytes now goes to the errors."""
+        rows = self._rows.take(np.searchsorted(self.to_label, labels["id"].to_numpy()))
+        same = pc.equal(labels["image_hash"], rows["image_hash"])
+        for row in labels.filter(pc.invert(same)).select(["id", "key"]).to_pylist():
+            errors = [*errors, {**row, "reason": OTHER_BYTES}]
+        for name in ("duplicates", "copies"):
+            labels = labels.append_column(name, rows[name])
+        return labels.filter(same), sorted(errors, key=lambda error: error["id"])
