@@ -25,9 +25,10 @@ from nst_data.store.version import read_metrics
 from nst_train.classifiers.inference import Computation, batches_of, predict
 from nst_train.classifiers.teachers import Classifier, Teacher, load_classifier
 from nst_train.device import agreed_text, this_process
+from nst_train.evaluation.accuracy import Accuracy
+from nst_train.evaluation.measuring import Effort, Suite
 from nst_train.evaluation.outcomes import check_answers
 from nst_train.evaluation.plots import write_plots
-from nst_train.evaluation.suites import Accuracy, Effort, Suite
 from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN
 from nst_train.settings import ReadSettings
