@@ -22,9 +22,9 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
-from nst_train.networks.model_config import check_config, read_config
+from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.probe import FAILURES, check_logits
-from nst_train.networks.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
+from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
 from nst_train.networks.weights import (
     CONFIG,
     FOLDER,
@@ -81,10 +81,12 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     if "/" in name and not name.startswith(FOLDER):
         name = f"{FOLDER}{download(name)[0]}"
     if name.startswith(FOLDER):
-        check_config(settings.model, Path(name.removeprefix(FOLDER)), read_config(settings.model, Path(name.removeprefix(FOLDER))))
-    if name.startswith(FOLDER) and is_in_transformers_format(folder := Path(name.removeprefix(FOLDER))):
-        with _refusals(settings):
-            return create_transformer(folder, settings, classes)
+        folder = Path(name.removeprefix(FOLDER))
+        config = read_config(settings.model, folder)
+        check_config(settings.model, folder, config)
+        if not is_of_timm(config):
+            with _refusals(settings):
+                return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
     if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
         options["drop_path_rate"] = largest
