@@ -26,7 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
-    from nst_train.evaluation.suites import Measured, Suite
+    from nst_train.evaluation.measuring import Measured, Suite
 
 Found = dict[str, dict[str, "Measured"]]  # by suite, by model
 
@@ -61,7 +61,8 @@ def evaluate(
     from nst_train.classifiers.teachers import is_in_store
     from nst_train.device import this_process
     from nst_train.evaluation.evaluate import kept_outcomes, load_candidate
-    from nst_train.evaluation.suites import Effort, open_suite
+    from nst_train.evaluation.measuring import Effort
+    from nst_train.evaluation.suites import open_suite
 
     there = open_store(store)
     models = list(dict.fromkeys(_settled(model, there) for model in models))

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.labeled_version import LabeledVersion, check_unchanged
+from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task
-from nst_data.selection.overlap import DECODED_SIDE_PX, in_threads
+from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.sources import Row, Source
 from nst_data.sources.labels import names_in
@@ -179,7 +180,7 @@ class _Adoption:
         shards = self.version.shards
         start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)
-        looked = in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]), None)
+        looked = each_in_threads(_looked_at, self.version.pool.rows(self.rows.in_pool[start:stop]))
         try:
             while images := list(islice(looked, _IMAGES_AT_ONCE)):
                 which = np.asarray(self.rows.in_table[start : start + len(images)])

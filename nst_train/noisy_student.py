@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.selection.editions import balance, balance_request, check_classes
 from nst_data.settings import BalanceSettings
 from nst_data.sharing.push import PushSettings, is_pushed, push
 from nst_data.sources import Source, check_trainable, match_classes, open_source
-from nst_data.sources.hub import HubReference
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from nst_data.errors import UsageError
-from nst_data.sources.hub import HubReference
+from nst_data.hub.reference import HubReference
 from nst_data.sources.patterns import is_pattern
 from nst_train.recipe_settings import EvaluationSettings, Recipe, SourceSettings
 

@@ -340,7 +340,7 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0
         assert done.stderr.count("evaluations cannot be written to: nothing that is measured is kept for a next run") == 1
-        sealed.setattr("nst_train.evaluation.suites.observe", None)
+        sealed.setattr("nst_train.evaluation.measuring.observe", None)
         assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there
     assert evaluated(0, (store, test), "--json") == done.stdout

@@ -7,7 +7,6 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from nst_data.errors import NstError
-from nst_train.classifiers.calibration import expected_calibration_error
 from nst_train.evaluation.metrics import by_class, confusions, reliability, summary
 from nst_train.evaluation.outcomes import outcomes_of
 
@@ -58,7 +57,6 @@ def test_the_reliability_diagram_is_scikit_learns_calibration_curve(answers):
     assert len(reliability(outcomes)) == 15
     error = sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / 500
     assert summary(outcomes, 7)["ece"] == pytest.approx(error)
-    assert error == pytest.approx(expected_calibration_error(torch.from_numpy(probs), torch.from_numpy(labels)), rel=1e-5)
 
 
 def test_uniform_probabilities_cost_the_logarithm_of_the_classes():

@@ -9,9 +9,10 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError
-from nst_data.hub.repository import Repository, check_foreign
+from nst_data.hub.repository import Repository
 from nst_data.sharing.lineage import lineage
 from nst_data.sharing.public_form import published_manifest
+from nst_data.sharing.remote_manifest import check_foreign
 from nst_data.store.manifest import Input, parse_manifest, read_manifest
 from nst_data.store.places import Place, may_be_pulled, places_of, remember_place
 from nst_data.store.store import Store
@@ -39,11 +40,11 @@ def pulled(store, ref, **changed):
 def test_lineage_of_a_version_in_the_store_asks_no_repository_that_a_downloaded_manifest_names(store, monkeypatch):
     asked = []
 
-    def manifest(self, revision):
-        asked.append((self.id, revision))
+    def manifest_at(repository, revision):
+        asked.append((repository.id, revision))
         return store.open("tiny@gen-1").manifest.model_copy(update={"digest": "x"})
 
-    monkeypatch.setattr(Repository, "manifest", manifest)
+    monkeypatch.setattr("nst_data.sharing.lineage.manifest_at", manifest_at)
     named = {"repo": "eve/bugs@gen-0", "revision": "0" * 40, "digest": "2" * 64}
 
     def link(ref, **changed):

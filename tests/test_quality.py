@@ -8,8 +8,16 @@ from sealed_labels import NAMES
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_score
 
 from nst_data.errors import NstError
-from nst_data.inspection.quality import ClassPrecision, ConfidenceBin, WrongPair, confusion, measure, reliability, with_truth
-from nst_train.classifiers.calibration import expected_calibration_error
+from nst_data.inspection.quality import (
+    ClassPrecision,
+    ConfidenceBin,
+    WrongPair,
+    calibration_error,
+    confusion,
+    measure,
+    reliability,
+    with_truth,
+)
 
 
 def labels_of(rows):
@@ -71,8 +79,14 @@ def test_wrong_pairs_are_those_of_scikit_learns_confusion_matrix(many, measured)
     assert [pair.images for pair in measured.wrong_pairs] == sorted((pair.images for pair in measured.wrong_pairs), reverse=True)
 
 
-def test_the_calibration_error_is_that_of_training(many, measured):
-    assert measured.calibration_error == pytest.approx(expected_calibration_error(many[2], torch.from_numpy(many[1])), abs=1e-7)
+def test_a_confidence_on_a_bound_falls_below_it():
+    def error(bins):  # the first right, too unsure by 0.5, the second wrong, too sure by 0.75
+        return calibration_error(
+            reliability(with_truth(labels_of([(0, 0, 0.5), (1, 0, 0.75)]), truth_of({0: 0, 1: 1}), "id"), bins).collect()
+        )
+
+    assert error(bins=1) == pytest.approx((0.75 - 0.5) / 2)  # one bin: they cancel
+    assert error(bins=2) == pytest.approx((0.75 + 0.5) / 2)  # (0, 0.5] and (0.5, 1]
 
 
 def test_bins_together_hold_all_images_and_give_the_accuracy(measured):

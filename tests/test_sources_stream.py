@@ -7,7 +7,7 @@ import pytest
 from hub import commit, environment, serving
 from hub_looks import look, parquet
 
-from nst_data.sources.hub import HubReference
+from nst_data.hub.reference import HubReference
 
 
 def test_without_a_network_the_error_says_so(tmp_path):

@@ -18,7 +18,8 @@ from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.evaluation.attacks import PixelClassifier, fgsm, pgd
 from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
-from nst_train.evaluation.suites import Effort, open_suite
+from nst_train.evaluation.measuring import Effort
+from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate, Trial, observe
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.settings import ReadSettings

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote
 
+from nst_data.hub.reference import HubReference
 from nst_data.store.manifest import Input
 
 _HUB = "https://huggingface.co"
-_REFERENCE = re.compile(r"(?:hf-hub:)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@:\s]+))?(?::[^/:\s]+)?(?:/[\w.-]+)?", re.ASCII)
 _LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
 _MODELS = ("teacher", "initial_weights")
 
@@ -55,12 +55,12 @@ class HubPlace:
 def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
     """Where an input is on the Hub: as the push found it, or as it was when it was read there. None for one that is not known there."""
     kind: Literal["dataset", "model"] = "model" if role.startswith(_MODELS) else "dataset"
-    if published and (match := _REFERENCE.fullmatch(published.links.get(role, ""))):
-        return HubPlace(match[1], match[2], kind)
-    match = _REFERENCE.fullmatch(made_from.ref)
-    if match is None or not (made_from.revision or made_from.ref.startswith("hf-hub:")):
+    if published and (link := HubReference.of_repository(published.links.get(role, ""))):
+        return HubPlace(link.repo, link.revision, kind)
+    reference = HubReference.of_dataset(made_from.ref)
+    if reference is None or not (made_from.revision or made_from.ref.startswith("hf-hub:")):
         return None
-    return HubPlace(match[1], made_from.revision or match[2], kind)
+    return HubPlace(reference.repo, made_from.revision or reference.revision, kind)
 
 
 def public_name(ref: str) -> str:
@@ -72,4 +72,4 @@ def public_name(ref: str) -> str:
 
 def is_local(ref: str) -> bool:
     """Whether a source, teacher or setting names a place on this machine."""
-    return bool(_LOCAL.match(ref)) or ("/" in ref and not _REFERENCE.fullmatch(ref))
+    return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(ref) is None)

@@ -41,7 +41,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     from huggingface_hub import errors, get_token
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
-    causes = _chain(error)
+    causes = causes_of(error)
     here = "no such file or folder here, and " if or_path else ""
 
     def caused_by(*kinds: type[BaseException]) -> bool:
@@ -86,7 +86,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     return f"cannot be read from the Hub ({type(error).__name__})"
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def causes_of(error: BaseException | None) -> list[BaseException]:
     """The error and those that it came from."""
     found: list[BaseException] = []
     while error is not None and error not in found:

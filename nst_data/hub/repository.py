@@ -1,23 +1,16 @@
-"""One repository of the Hub: its tags, the versions that they name, and the calls that change it.
+"""One repository of the Hub: its tags and files, and the calls that change it."""
 
-What huggingface_hub does not try again itself is tried again here, where that is right: nothing that could be done twice.
-"""
-
-import re
 import shutil
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import UsageError
 from nst_data.hub.errors import plain_errors
-from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
-from nst_data.store.places import METRICS, PLACES
-from nst_data.store.version import Number
+from nst_data.hub.reference import HubReference
+from nst_data.hub.retries import WAITS_SECONDS, retried
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -25,16 +18,8 @@ if TYPE_CHECKING:
 RepoKind = Literal["dataset", "model"]
 T = TypeVar("T")
 
-_REFERENCE = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^@:]+))?", re.ASCII)
-_WAITS_SECONDS = (1, 2, 4, 8)
-_LONGEST_WAIT_SECONDS = 300
 _TIMEOUT_SECONDS = 30
-_CONFLICT, _CHANGED, _TOO_MANY = 409, 412, 429
-
-
-def kind_of_repo(kind: Kind) -> RepoKind:
-    """Corpora are datasets, teachers are models."""
-    return "model" if kind == "teacher" else "dataset"
+_CONFLICT, _CHANGED = 409, 412
 
 
 @dataclass(frozen=True)
@@ -48,8 +33,8 @@ class Repository:
     @classmethod
     def parse(cls, text: str, kind: RepoKind = "dataset") -> tuple[Self, str | None] | None:
         """The repository in `[hf-hub:]owner/name[@revision]`, and the revision; None where the text is something else."""
-        match = _REFERENCE.fullmatch(text.removeprefix("hf-hub:"))
-        return (cls(match["repo"], kind), match["revision"]) if match else None
+        reference = HubReference.of_repository(text)
+        return (cls(reference.repo, kind), reference.revision) if reference else None
 
     @classmethod
     def named(cls, repo_id: str, kind: RepoKind = "dataset") -> Self:
@@ -111,21 +96,6 @@ class Repository:
 
         return self.asked(read)
 
-    def manifest(self, commit: str) -> Manifest | None:
-        """The version that stands at a commit, marked as pulled; None where it is none of nst's.
-
-        Raises NstError for a manifest that cannot be trusted.
-        """
-        text = self.text(MANIFEST_NAME, commit)
-        if text is None:
-            return None
-        try:
-            manifest = parse_manifest(text, f"{self.id}@{commit[:12]}: {MANIFEST_NAME}")
-            check_foreign(manifest, self)
-        except NstError as error:
-            raise UntrustedError(str(error)) from None
-        return manifest.marked_as_pulled()
-
     def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
         """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""
         from huggingface_hub.errors import HfHubHTTPError
@@ -139,7 +109,7 @@ class Repository:
                 raise
             return str(done.oid)
 
-        return self.changed(change, _WAITS_SECONDS[:1])  # huggingface_hub tries again itself, but for its first question
+        return self.changed(change, WAITS_SECONDS[:1])  # huggingface_hub tries again itself, but for its first question
 
     def upload(self, files: list["CommitOperationAdd"]) -> None:
         """Bring large files there, ahead of the commit that will show them; those that are there already are not sent."""
@@ -180,23 +150,12 @@ class Repository:
     def asked(self, call: Callable[[], T]) -> T:
         """What a question to the Hub gives. Raises NstError with one line."""
         with plain_errors(self.id, self.kind):
-            return _tried_again(call)
+            return retried(call)
 
-    def changed(self, call: Callable[[], T], waits: Sequence[float] = _WAITS_SECONDS) -> T:
+    def changed(self, call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS) -> T:
         """What a change of the repository gives. Raises NstError with one line."""
         with plain_errors(self.id, self.kind, writing=True):
-            return _tried_again(call, waits)
-
-
-class UntrustedError(NstError):
-    """A manifest on the Hub that is damaged, hostile or of a later nst."""
-
-
-def newest(tags: dict[str, str], edition: bool | None = None) -> str | None:
-    """The tag with the highest version number, of editions or of generations where that is asked; None where none is a version."""
-    numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
-    wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
-    return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+            return retried(call, waits)
 
 
 def _locks_files(folder: Path) -> bool:
@@ -213,112 +172,7 @@ def _locks_files(folder: Path) -> bool:
     return True
 
 
-_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)
-_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
-_COUNTS = {"generation": ("labeled", "pool", "errors"), "edition": ("labeled", "unique", "copies"), "teacher": ("parameters", "steps")}
-# an adapter_config.json, say, would have transformers load what it names
-_OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
-_FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
-
-
-def check_foreign(manifest: Manifest, repository: Repository) -> None:
-    """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
-    from nst_data.store.store import check_name
-
-    try:
-        check_name(manifest.name)
-        is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
-    except UsageError:
-        is_number = False
-    known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
-    odd = next((name for name in manifest.files if not known.fullmatch(name) or name in _NOT_SEALED), None)
-    if not is_number:
-        problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
-    elif kind_of_repo(manifest.kind) != repository.kind:
-        problem = f"a {manifest.kind} in a {repository.kind} repository"
-    elif odd is not None:
-        problem = f"the file name {odd[:80]!r}"
-    elif not all(text.isprintable() for text in _texts(manifest.model_dump())):
-        problem = "a name that holds control characters"
-    elif not _DATE.match(manifest.created):
-        problem = "no date"
-    elif manifest.kind == "teacher" and not isinstance(manifest.request.settings.get("model"), str):
-        problem = "no name of a network"
-    elif content_digest(manifest.request, manifest.files, manifest.class_names) != manifest.digest:
-        problem = "a digest that is not that of its settings, inputs and files"
-    elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
-        problem = f"no number of {missing}"
-    elif not all(_are_counts(manifest.counts.get(one) or {}) for one in ("dropped", "per_class")):
-        problem = "no numbers of images by class or reason"
-    else:
-        return
-    raise NstError(
-        f"{repository.id}: its manifest has {problem}, which nst does not write; it is damaged or hostile, nothing was taken from it"
-    )
-
-
-def _are_counts(value: object) -> bool:
-    """Whether a value is a mapping to numbers, or to mappings to numbers."""
-    return isinstance(value, dict) and all(isinstance(one, int) or _are_counts(one) for one in value.values())
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without huggingface_hub's own bars and remarks: ours tell how far a push or pull is."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging  # type: ignore[attr-defined]
-
-    had_bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bars:
-            enable_progress_bars()
-
-
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
-    """All texts in a value, keys too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, one in value.items():
-            yield from (str(key), *_texts(one))
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
-
-
 def _api() -> "HfApi":
     from huggingface_hub import HfApi
 
     return HfApi(library_name="nst")
-
-
-def _tried_again(call: Callable[[], T], waits: Sequence[float] = _WAITS_SECONDS) -> T:
-    """Once more after each wait, where the Hub is busy or the connection broke."""
-    for wait in waits:
-        try:
-            return call()
-        except Exception as error:
-            pause = _pause(error, wait)
-            if pause is None:
-                raise
-            time.sleep(pause)
-    return call()
-
-
-def _pause(error: Exception, wait: float) -> float | None:
-    """Seconds to wait before a call is made again; None where that would not help."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
-
-    if isinstance(error, HfHubHTTPError) and error.response is not None:
-        status, after = error.response.status_code, error.response.headers.get("Retry-After", "")
-        if status == _TOO_MANY and after.isdigit():
-            return min(float(after), _LONGEST_WAIT_SECONDS)
-        return wait if status == _TOO_MANY or status >= 500 else None
-    if isinstance(error, OfflineModeIsEnabled):
-        return None
-    return wait if isinstance(error, httpx.TransportError | ConnectionError) else None

@@ -15,6 +15,7 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, match_classes, open_source
 from nst_data.sources.cells import holds_images
 from nst_data.sources.features import feature_names
+from nst_data.sources.hashing import image_hashes
 from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store.store import Store, Version
@@ -120,9 +121,8 @@ def _hashes(source: Source, progress: Progress) -> pl.Series:
     """The `image_hash` of each row, null where it cannot be read."""
     hashes: list[str | None] = [None] * len(source)
     with progress.task(f"read {source.location}", len(source), "images") as task:
-        for row in source.rows(range(len(source))):
-            with suppress(OSError, NstError):
-                hashes[row.id] = image_hash(row.read())
+        for row, hashed in image_hashes(source.rows(range(len(source)))):
+            hashes[row.id] = hashed or None
             task.advance(1)
     return pl.Series(hashes, dtype=pl.String)
 

@@ -4,14 +4,10 @@ Near-duplicates are found in two stages: the perceptual hashes of the labels giv
 and compared with the held-out images themselves.
 """
 
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +15,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.images import PHASH_SIZE_PX, decode, image_hash, low_frequencies, phash, phash_thumbnail
+from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress
 from nst_data.selection.hash_index import HashIndex
 from nst_data.sources import Row, Source
@@ -32,11 +29,8 @@ LEAST_CORRELATION = 0.965
 MAX_TINT = 16.0  # of 255 levels; a red and a green light of one shape are further apart
 LEAST_CONTRAST = 2.0  # levels of gray: what is plainer has no outline but what rounding and JPEG make
 DECODED_SIDE_PX = 4 * PHASH_SIZE_PX  # as many rows as a thumbnail is made from
-_ROWS_AT_ONCE, _LOOKS_AT_ONCE = 16, 4096
+_LOOKS_AT_ONCE = 4096
 _CURVATURE = np.add.outer(np.arange(8) ** 2, np.arange(8) ** 2).reshape(64)[1:]  # what a Laplacian makes of each frequency
-
-_Item = TypeVar("_Item")
-_Made = TypeVar("_Made")
 
 
 class Looks(NamedTuple):
@@ -115,7 +109,7 @@ class HeldOut:
                 for line in source.remarks():
                     progress.say(line)
                 lost, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
-                for row, (hashed, thumbnail) in enumerate(in_threads(lambda row: _looked_at(row, near), rows, threads)):
+                for row, (hashed, thumbnail) in enumerate(each_in_threads(lambda row: _looked_at(row, near), rows, threads)):
                     task.advance(1)
                     lost += [row] if hashed is None or (near and thumbnail is None) else []
                     if hashed is not None:
@@ -170,7 +164,7 @@ def near_duplicates(
     asked = zip(pool.rows(rows), known["image_hash"].to_pylist(), known["phash"].to_pylist(), strict=True)
     found, lost = set(), list[int]()
     with (progress or Progress()).task("near-duplicates", len(rows), "images") as task:
-        for at, (hashed, is_near) in enumerate(in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads)):
+        for at, (hashed, is_near) in enumerate(each_in_threads(lambda known: (known[1], _is_near(*known, held_out)), asked, threads)):
             task.advance(1)
             found.update([hashed] if is_near else [])
             lost += [at] if is_near is None else []
@@ -213,17 +207,3 @@ def _looked_at(row: Row, decoded: bool) -> tuple[str | None, NDArray[np.uint8] |
 
 def _stack(thumbnails: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.stack(thumbnails) if thumbnails else np.empty((0, PHASH_SIZE_PX, PHASH_SIZE_PX, 3), np.uint8)
-
-
-def in_threads(work: Callable[[_Item], _Made], items: Iterable[_Item], threads: int | None) -> Iterator[_Made]:
-    """The results in the order of the items, a few of which are under way at a time."""
-    rest = iter(items)
-    threads = threads or len(os.sched_getaffinity(0))
-    waiting: deque[Future[list[_Made]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(rest, _ROWS_AT_ONCE)):
-            waiting.append(pool.submit(lambda some: [work(item) for item in some], some))
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        for future in waiting:
-            yield from future.result()

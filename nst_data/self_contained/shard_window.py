@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.hub.repository import quietly
+from nst_data.hub.quiet import quiet
 from nst_data.self_contained.remote import DamagedShardError, StreamedEdition
 from nst_data.store.files import discard, fsync_tree, move_over, place_once, write_text
 from nst_data.store.ownership import AtWorkError, is_owned, owned
@@ -156,7 +156,7 @@ class ShardWindow:
     def _fetch(self, shard: int) -> None:
         part = Path(tempfile.mkdtemp(prefix=".part.", dir=self.folder))
         try:
-            with quietly():
+            with quiet("huggingface_hub.utils"):
                 path = self.edition.download(shard, part)
             path.rename(part / SHARD)
             for other in part.iterdir():

@@ -8,12 +8,9 @@ shards that a killed run finished are not made again.
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from nst_data.errors import NstError
+from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source
 from nst_data.store.files import clear_abandoned, replacing, write_text
@@ -148,17 +146,15 @@ class _Images:
 
     def _read(self, table: pa.Table) -> Iterator[bytes]:
         """The images of some rows; threads read some megabytes ahead."""
-        waiting: deque[Future[list[bytes]]] = deque()
-        rest, at_once = zip(self._find(table), table["image_hash"].to_pylist(), strict=True), 1
-        with ThreadPoolExecutor(self.threads) as executor:
-            while some := list(islice(rest, at_once)):
-                waiting.append(executor.submit(lambda some: [self._checked(*one) for one in some], some))
-                if len(waiting) > 2 * self.threads:
-                    images = waiting.popleft().result()
-                    yield from images
-                    at_once = int(np.clip(2**20 * len(images) // max(1, sum(map(len, images))), 1, 64))
-            for future in waiting:
-                yield from future.result()
+        images, size = 1, 2**20  # read so far, and their bytes; as if there had been a large one
+
+        def at_once() -> int:
+            return int(np.clip(2**20 * images // size, 1, 64))
+
+        wanted = zip(self._find(table), table["image_hash"].to_pylist(), strict=True)
+        for encoded in each_in_threads(lambda one: self._checked(*one), wanted, self.threads, at_once):
+            images, size = images + 1, size + len(encoded)
+            yield encoded
 
     def _find(self, table: pa.Table) -> Iterator[Row]:
         numbers = table["id"].to_numpy() if self.is_same_pool else self.pool.rows_of(table["key"].to_pylist())

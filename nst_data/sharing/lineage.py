@@ -7,6 +7,7 @@ from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
 from nst_data.sharing.public_form import is_of_model, links
 from nst_data.sharing.pull import find
+from nst_data.sharing.remote_manifest import manifest_at
 from nst_data.store.manifest import Input, Manifest
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
@@ -92,5 +93,5 @@ class _Walk:
 
     def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> Node | None:
         """A version that only the Hub has; None for a model that nst did not make."""
-        manifest = Repository.named(repo, "model" if is_of_model(role) else "dataset").manifest(revision)
+        manifest = manifest_at(Repository.named(repo, "model" if is_of_model(role) else "dataset"), revision)
         return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None

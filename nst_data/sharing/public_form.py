@@ -1,10 +1,10 @@
 """What others see of a version: its manifest without paths of this machine, with the places on the Hub of what it was made from."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from nst_data.cards.published import public_name
+from nst_data.hub.reference import HubReference
 from nst_data.store.manifest import Manifest, Request, content_digest
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
@@ -46,8 +46,8 @@ def links(manifest: Manifest) -> dict[str, str]:
     for role, entry in manifest.request.inputs.items():
         if entry.repo:
             found[role] = entry.repo
-        elif entry.revision and (match := re.fullmatch(r"(?:hf-hub:)?([\w.-]+/[\w.-]+)(?:@[^:/]+)?(?::.*)?", entry.ref)):
-            found[role] = f"{match[1]}@{entry.revision}"
+        elif entry.revision and (reference := (HubReference.of_repository if is_of_model(role) else HubReference.of_dataset)(entry.ref)):
+            found[role] = f"{reference.repo}@{entry.revision}"
     return found
 
 

@@ -6,19 +6,21 @@ Files come straight to their place, without a second copy in the Hub's cache. In
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.repository import Repository, newest, quietly
+from nst_data.hub.quiet import quiet
+from nst_data.hub.repository import Repository
 from nst_data.progress import Progress
+from nst_data.sharing.remote_manifest import manifest_at
 from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
 from nst_data.store.ownership import beside, owned
 from nst_data.store.places import METRICS, PLACES, Place, remember_place
 from nst_data.store.store import PULLS, Store, check_name
-from nst_data.store.version import Version
+from nst_data.store.version import Number, Version
 
 # what a version has beside its sealed files
 _BESIDE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.(md|png|csv|jsonl)|metrics\.json", re.ASCII)
@@ -44,7 +46,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     tags = repository.tags()
     if revision is None:
         of_edition = None if len(kinds) != 1 or kinds == ("teacher",) else kinds == ("edition",)
-        revision = newest(tags, of_edition)
+        revision = _newest(tags, of_edition)
         if revision is None:
             there = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
             what = " or ".join(kinds) or "version"
@@ -56,7 +58,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     except NstError as error:
         there = f"; it has {', '.join(sorted(tags)[-10:])}" if tags else ""
         raise NstError(f"{error}{there}") from None
-    manifest = repository.manifest(commit)
+    manifest = manifest_at(repository, commit)
     if manifest is None:
         raise NstError(
             f"{repository.id}@{revision}: expected a version of nst with {MANIFEST_NAME}, found none; "
@@ -65,6 +67,13 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     if kinds and manifest.kind not in kinds:
         raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, found a {manifest.kind}; choose another version")
     return repository, revision, commit, manifest
+
+
+def _newest(tags: Mapping[str, str], edition: bool | None) -> str | None:
+    """The tag with the highest version number, of editions or of generations where that is asked; None where none is a version."""
+    numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
+    wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
+    return max(wanted, key=lambda tag: numbers[tag].order, default=None)
 
 
 def pull(store: Store, reference: str, name: str | None = None, progress: Progress | None = None, kinds: Sequence[Kind] = ()) -> Version:
@@ -79,7 +88,8 @@ def pull(store: Store, reference: str, name: str | None = None, progress: Progre
     name = check_name(name or manifest.name)
     folder = store.root / "runs" / PULLS / name / manifest.version
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True), quietly():  # those that waited find it there
+    sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # those that waited find it there
+    with sign, quiet("huggingface_hub.utils"):
         version = _there(store, name, manifest)
         is_new = version is None
         if version is None:

@@ -19,10 +19,12 @@ from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
 from nst_data.cards.own_text import own_text
 from nst_data.cards.published import Published
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.repository import Repository, UntrustedError, kind_of_repo, quietly
+from nst_data.hub.quiet import quiet
+from nst_data.hub.repository import Repository
 from nst_data.progress import Progress
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
 from nst_data.sharing.public_form import links, public_metrics, published_manifest
+from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
 from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
 from nst_data.store.places import METRICS, PLACES, Place, places_of, remember_place
@@ -67,7 +69,7 @@ def push(
     repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
         raise UsageError(f"--anonymous: {version.ref} already holds no keys and no hashes; remove --anonymous")
-    with quietly(), _as_published(store, version, repository.id, settings, progress) as form:
+    with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
         _make_room(repository, settings, progress)
         outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
         commit = repository.tags().get(tag)
@@ -157,7 +159,7 @@ def _make_room(repository: Repository, settings: PushSettings, progress: Progres
 
 
 def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
-    there = repository.manifest(commit)
+    there = manifest_at(repository, commit)
     if there is None or there.digest != manifest.digest:
         content = f"content with digest {there.digest[:12]}" if there else "something that is no version of nst"
         raise NstError(
@@ -190,7 +192,7 @@ class _Outgoing:
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, self.progress)
-            before = repository.manifest(parent) if MANIFEST_NAME in there else None
+            before = manifest_at(repository, parent) if MANIFEST_NAME in there else None
             stale = [name for name in there if name not in files and _is_of_nst(name, before)]
             operations: list[CommitOperationAdd | CommitOperationDelete] = [*adds, *(CommitOperationDelete(name) for name in stale)]
             commit = repository.commit(operations, f"{manifest.name} {manifest.version}", parent)
@@ -201,7 +203,7 @@ class _Outgoing:
         """Of a version that has its tag, at the commit `tagged`: show on the main branch what has changed beside its sealed files."""
         parent, there = self.repository.head()
         try:
-            on_main = self.repository.manifest(parent) if MANIFEST_NAME in there else None
+            on_main = manifest_at(self.repository, parent) if MANIFEST_NAME in there else None
         except UntrustedError:
             on_main = None
         if on_main is None:

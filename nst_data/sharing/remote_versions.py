@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from nst_data.hub.repository import Repository, UntrustedError
+from nst_data.hub.repository import Repository
+from nst_data.sharing.remote_manifest import UntrustedError, manifest_at
 from nst_data.store.manifest import Manifest
 from nst_data.store.places import METRICS
 from nst_data.store.version import Number
@@ -54,7 +55,7 @@ def remote_versions(repo_id: str) -> list[RemoteVersion]:
     def look(tag: str) -> RemoteVersion:
         manifest, problem = None, ""
         try:
-            manifest = repository.manifest(tags[tag])
+            manifest = manifest_at(repository, tags[tag])
         except UntrustedError as error:
             problem = str(error)
         is_teacher = manifest is not None and manifest.kind == "teacher"

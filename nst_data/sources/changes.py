@@ -8,9 +8,7 @@ import datetime
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.images import image_hash
 from nst_data.progress import Progress
-from nst_data.sources.source import Row, Source
+from nst_data.sources.hashing import image_hashes
+from nst_data.sources.source import Source
 from nst_data.store.files import replacing, write_text
 
 _FOLDER = "read"  # in a version, beside its sealed files and never published
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
 _SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
-_AT_ONCE, _PIECE = 256, 65_536
+_PIECE = 65_536
 
 Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
 HASH = np.dtype("V16")
@@ -166,22 +164,11 @@ def _known_of(wanted: NDArray[np.int64], known: Known) -> list[tuple[NDArray[np.
 
 def _compared(source: Source, pieces: Known, advance: Callable[[int], None]) -> Iterator[tuple[int, bool]]:
     """The rows whose hash is known and that can be read, each with whether its bytes are the same."""
-    with ThreadPoolExecutor() as threads:
-        for numbers, hashes in pieces:
-            rows, expected = source.rows(numbers), iter(hashes)
-            while piece := list(islice(rows, _AT_ONCE)):
-                for row, found in zip(piece, threads.map(_hash, piece), strict=True):
-                    then = next(expected)
-                    if found is not None:
-                        yield row.id, found == then.tobytes()
-                advance(len(piece))
-
-
-def _hash(row: Row) -> bytes | None:
-    try:
-        return bytes.fromhex(image_hash(row.read()))
-    except (NstError, OSError):
-        return None
+    for numbers, hashes in pieces:
+        for (row, hashed), then in zip(image_hashes(source.rows(numbers)), hashes, strict=True):
+            if hashed:
+                yield row.id, hashed == then.tobytes().hex()
+            advance(1)
 
 
 def hashes_in(folder: Path) -> Known:

@@ -3,57 +3,26 @@
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import plain_errors
+from nst_data.hub.quiet import quiet
+from nst_data.hub.reference import HubReference
+from nst_data.hub.retries import retried
 from nst_data.sources.cells import nowhere
 from nst_data.sources.files import read_file
 from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.parquet import ParquetFiles
-from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.saved import ArrowDataset
 from nst_data.sources.source import Content, Source
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.sources.tar import TarFiles
 
-_REFERENCE = re.compile(
-    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>refs/(pr|convert)/[^/:]+|[^/:]+))?(:(?P<config>[^/:]+))?(/(?P<split>[\w.-]+))?",
-    re.ASCII,
-)
-_ADDRESS = re.compile(r"(?:hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:datasets/)?(\w[^/?#]*/[^/?#]+)", re.ASCII)
-_FILE_SUFFIXES = (".parquet", ".tar", ".txt", ".tgz", ".gz")
 _TIMEOUT_SECONDS = 30
 _SHA = re.compile(r"[0-9a-f]{40}")
-
-
-@dataclass(frozen=True)
-class HubReference:
-    """`owner/name[@revision][:config][/split]`."""
-
-    repo: str
-    revision: str | None = None
-    config: str | None = None
-    split: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "HubReference | None":
-        """The reference in a text, None where the text is rather a path. Raises UsageError for an address of the Hub."""
-        if address := _ADDRESS.match(text):
-            raise UsageError(f"{text}: expected a dataset of the Hub as OWNER/NAME; write {address[1]}")
-        match = _REFERENCE.fullmatch(text)
-        if match is None or text.lower().endswith(_FILE_SUFFIXES):
-            return None
-        revision = match["revision"]
-        return cls(match["repo"], revision and unquote(revision), match["config"], match["split"])
-
-    def __str__(self) -> str:
-        parts = [("@", self.revision and quote(self.revision, safe="/" if self.revision.startswith("refs/") else "")), (":", self.config)]
-        return self.repo + "".join(mark + part for mark, part in [*parts, ("/", self.split)] if part)
 
 
 def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | None, stream: bool, indexes: Path | None) -> Source:
@@ -61,7 +30,7 @@ def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | 
 
     Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
     """
-    with plain_errors(str(reference), or_path=True), quiet_datasets():
+    with plain_errors(str(reference), or_path=True), quiet("datasets"):
         sha = _commit(reference)
         builder = _builder(reference, sha)
         split = _choice(reference, "split", list(builder.config.data_files or {}), reference.split)
@@ -95,7 +64,7 @@ class HubSplit:
         from huggingface_hub import hf_hub_download
 
         def one(file: str) -> str:
-            return str(hf_hub_download(self.reference.repo, file, repo_type="dataset", revision=self.sha))
+            return retried(lambda: str(hf_hub_download(self.reference.repo, file, repo_type="dataset", revision=self.sha)))
 
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(one, self.files))
@@ -116,7 +85,8 @@ class HubSplit:
         """Any other format, as `datasets` reads it."""
         from datasets import load_dataset
 
-        dataset = load_dataset(self.reference.repo, self.builder.config.name, split=self.split, revision=self.sha)
+        repo, config = self.reference.repo, self.builder.config.name
+        dataset = retried(lambda: load_dataset(repo, config, split=self.split, revision=self.sha))
         return ArrowDataset(self.location, dataset, labels, column, _in_cache)
 
 
@@ -125,15 +95,17 @@ def _commit(reference: HubReference) -> str:
 
     if reference.revision is not None and _SHA.fullmatch(reference.revision):
         return reference.revision
-    return str(HfApi().dataset_info(reference.repo, revision=reference.revision, timeout=_TIMEOUT_SECONDS).sha)
+    info = retried(lambda: HfApi().dataset_info(reference.repo, revision=reference.revision, timeout=_TIMEOUT_SECONDS), or_path=True)
+    return str(info.sha)
 
 
 def _builder(reference: HubReference, sha: str) -> Any:  # noqa: ANN401
     """What `datasets` finds in the repo, without running anything that lies there."""
     from datasets import get_dataset_config_names, load_dataset_builder
 
-    config = _choice(reference, "config", get_dataset_config_names(reference.repo, revision=sha), reference.config)
-    builder = load_dataset_builder(reference.repo, config, revision=sha)
+    names = retried(lambda: get_dataset_config_names(reference.repo, revision=sha))
+    config = _choice(reference, "config", names, reference.config)
+    builder = retried(lambda: load_dataset_builder(reference.repo, config, revision=sha))
     if builder.hash != sha:
         raise NstError(f"{reference}: datasets found another commit ({builder.hash}) in its cache; expected {sha}; try again online")
     return builder

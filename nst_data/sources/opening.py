@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.reference import HubReference
 from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
 from nst_data.sources.folder import ImageFolder, walk
-from nst_data.sources.hub import HubReference, open_hub
+from nst_data.sources.hub import open_hub
 from nst_data.sources.labels import LabelsAsked, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles

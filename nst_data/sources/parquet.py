@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, first_line
+from nst_data.hub.quiet import quiet
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
 from nst_data.sources.listing import listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
-from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
@@ -306,7 +306,7 @@ class ParquetFiles(Source):
         files = self._files_with_rows()
         # it takes the rows of the first row group for the size of its batches, which may be none
         batches = {"batch_size": _BATCH_ROWS} if any(map(self._begins_without_rows, files)) else {}
-        with quiet_datasets():
+        with quiet("datasets"):
             return Dataset.from_parquet([glob.escape(file) for file in files], columns=[self._column], **batches, **features)
 
     def _begins_without_rows(self, file: str) -> bool:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nst_data.errors import NstError
+from nst_data.hub.quiet import quiet
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column, is_below
 from nst_data.sources.features import class_columns, feature_names
 from nst_data.sources.files import check_regular
 from nst_data.sources.labels import LabelsAsked, label_column, labels_of
 from nst_data.sources.listing import listed
-from nst_data.sources.quiet import quiet_datasets
 from nst_data.sources.source import Row, Source, Wanted, in_pieces
 
 _PIECE = 256
@@ -105,7 +105,7 @@ def saved_dataset(location: str, labels: LabelsAsked | None, column: str | None)
             check_regular(str(file))
 
     try:
-        with quiet_datasets():
+        with quiet("datasets"):
             dataset = load_from_disk(location)
     except IndexError:  # of the first file, where there is none
         raise NstError(f"{location}: expected rows, found an empty dataset") from None

@@ -10,7 +10,6 @@ import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
+from nst_data.sources.hashing import image_hashes
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
@@ -31,7 +31,6 @@ from nst_data.store.manifest import Input
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it
 Wanted = range | NDArray[np.int64]
-_READ_AT_ONCE = 256  # images
 _LEAST_SAMPLE, _EXPECTED = 64, 20  # images of a pool that are looked at first; of those that are looked for among them, on average
 
 
@@ -202,8 +201,7 @@ class Source(ABC):
         if size > len(self) // 2:  # reading all of it tells more
             return
         drawn = np.sort(np.random.default_rng(0).choice(len(self), size, replace=False, shuffle=False))
-        with ThreadPoolExecutor() as threads:
-            found = pa.array(list(threads.map(_hashed, self.rows(drawn))), type=pa.large_string())
+        found = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
         if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
             raise NstError(
                 f"{self.location}: is not the labeled pool: none of {size:,} sampled images is among the {images:,} expected; "
@@ -258,10 +256,9 @@ class Source(ABC):
 
     def _image_hashes(self) -> Iterator[pa.Array]:
         """Those of all images in order, piece by piece; empty for one that cannot be read."""
-        rows = self.rows(range(len(self)))
-        with ThreadPoolExecutor() as threads:
-            while piece := list(islice(rows, _READ_AT_ONCE)):
-                yield pa.array(list(threads.map(_hashed, piece)), type=pa.large_string())
+        hashes = (hashed for _, hashed in image_hashes(self.rows(range(len(self)))))
+        while piece := list(islice(hashes, PIECE)):
+            yield pa.array(piece, type=pa.large_string())
 
     def _where(self, keys: set[str]) -> dict[str, int]:
         where: dict[str, int] = {}
@@ -270,13 +267,6 @@ class Source(ABC):
             if key in keys:
                 where.setdefault(key, row)
         return where
-
-
-def _hashed(row: Row) -> str:
-    try:
-        return image_hash(row.read())
-    except (OSError, NstError):
-        return ""
 
 
 def _stamp(path: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.reference import HubReference
 from nst_data.store.files import discard, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request
 from nst_data.store.ownership import beside, check_nobody_at_work
@@ -48,7 +49,7 @@ class Store:
     def open(self, ref: str, *kinds: Kind) -> Version:
         """The version that `name@version` names, or the newest of `name`; of one of the given kinds."""
         name, _, number = ref.partition("@")
-        if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
+        if HubReference.of_repository(name):
             raise UsageError(f"{ref}: expected a version in the store {self.root}; `nst pull {ref}` brings one of the Hub there")
         check_name(name)
         wanted = Number.parse(number) if number else None

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import polars as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nst_data.errors import NstError
+from nst_data.inspection import quality
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1 / 64, 64.0
 _CHUNK_VALUES = 2**22  # bounds what is in memory as float64
@@ -45,8 +47,8 @@ def calibrate(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " 
         images=len(labels),
         nll_before=negative_log_likelihood(log_probs, labels),
         nll_after=negative_log_likelihood(log_probs, labels, temperature),
-        ece_before=_calibration_error(*_predictions(log_probs, labels, 1.0), bins=15),
-        ece_after=_calibration_error(*_predictions(log_probs, labels, temperature), bins=15),
+        ece_before=_calibration_error(log_probs, labels, 1.0),
+        ece_after=_calibration_error(log_probs, labels, temperature),
     )
 
 
@@ -85,28 +87,12 @@ def negative_log_likelihood(log_probs: Float[Tensor, "images classes"], labels: 
     return sum(float((rows.logsumexp(dim=1) - of_label).sum()) for rows, of_label in chunks) / len(labels)
 
 
-def expected_calibration_error(probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], bins: int = 15) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width (equation 3), in [0, 1].
-
-    Bin m holds the confidences in ((m-1)/bins, m/bins], the first one 0 too.
-    """
-    confidence, predicted = probs.detach().max(dim=1)
-    return _calibration_error(confidence.cpu().double(), predicted.cpu() == labels.cpu(), bins)
-
-
-def _calibration_error(confidence: Float[Tensor, " images"], correct: Bool[Tensor, " images"], bins: int) -> float:
-    inner_bounds = torch.arange(1, bins, dtype=torch.float64) / bins
-    surplus = torch.zeros(bins, dtype=torch.float64)  # |B_m| (conf(B_m) - acc(B_m)) of each bin
-    surplus.index_add_(0, torch.bucketize(confidence, inner_bounds), confidence - correct.double())
-    return float(surplus.abs().sum()) / len(confidence)
-
-
-def _predictions(
-    log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float
-) -> tuple[Float[Tensor, " images"], Bool[Tensor, " images"]]:
-    """Each image's confidence, and whether its most probable class is its label."""
+def _calibration_error(log_probs: Float[Tensor, "images classes"], labels: Int[Tensor, " images"], temperature: float) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width (equation 3), in [0, 1]."""
     tops = [(rows / temperature).softmax(dim=1).max(dim=1) for rows, _ in _chunks(log_probs, labels)]
-    return torch.cat([top.values for top in tops]), torch.cat([top.indices for top in tops]) == labels.cpu()
+    predicted, confidence = (torch.cat([getattr(top, name) for top in tops]).numpy() for name in ("indices", "values"))
+    judged = pl.DataFrame({"label": predicted, "truth": labels.cpu().numpy(), "confidence": confidence})
+    return quality.calibration_error(quality.reliability(judged.lazy(), quality.ECE_BINS).collect())
 
 
 def _chunks(

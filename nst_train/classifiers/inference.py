@@ -6,9 +6,7 @@ of cores. On a GPU the threads decode, and the device computes one batch while t
 
 import copy
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
 from nst_data.images import ImageError, check_shape, image_hash, phash
+from nst_data.prefetch import in_threads
 from nst_data.sources import Row, Source
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.teachers import Teacher
@@ -43,8 +42,6 @@ class HasRows(Protocol):
 
 
 B = TypeVar("B", bound=HasRows)
-T = TypeVar("T")
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -270,35 +267,6 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
     for tensor in (*network.parameters(), *network.buffers()):
         tensor.data = tensor.data.clone()
     return network.eval()
-
-
-def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
-    """Each batch with its result, in order; a thread of its own reads ahead, and no more than a few batches are under way.
-
-    Results come out also while the next batch lets itself be waited for.
-    """
-    pool, reader, source = ThreadPoolExecutor(threads), ThreadPoolExecutor(1), iter(batches)
-    waiting: deque[tuple[S, Future[T]]] = deque()
-    upcoming: Future[S | None] = reader.submit(next, source, None)
-    try:
-        while True:
-            full = len(waiting) > threads + 1
-            results: list[Future[Any]] = [waiting[0][1]] if waiting else []
-            wait(results if full else [upcoming, *results], return_when=FIRST_COMPLETED)
-            if upcoming.done() and not full:
-                batch = upcoming.result()
-                if batch is None:
-                    break
-                waiting.append((batch, pool.submit(work, batch)))
-                upcoming = reader.submit(next, source, None)
-            else:
-                first, result = waiting.popleft()
-                yield first, result.result()
-        for batch, result in waiting:
-            yield batch, result.result()
-    finally:  # whoever stops early need not wait for what nobody will use
-        pool.shutdown(wait=False, cancel_futures=True)
-        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:

@@ -1,17 +1,12 @@
 """Accuracy of a classifier on labeled images, with its own clean transform, and what a teacher's metrics.json keeps of any suite."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from nst_data.cards import cards
 from nst_data.cards.described import Described
@@ -25,51 +20,16 @@ from nst_data.store.version import read_metrics
 from nst_train.classifiers.inference import Computation, batches_of, predict
 from nst_train.classifiers.teachers import Classifier, Teacher, load_classifier
 from nst_train.device import agreed_text, this_process
-from nst_train.evaluation.outcomes import check_answers
+from nst_train.evaluation.accuracy import Accuracy
+from nst_train.evaluation.measuring import Effort, Suite
+from nst_train.evaluation.metrics import Score
+from nst_train.evaluation.outcomes import OUTCOME, outcomes_of
 from nst_train.evaluation.plots import write_plots
-from nst_train.evaluation.suites import Accuracy, Effort, Suite
 from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN
 from nst_train.settings import ReadSettings
 
 _IN_FULL_ONLY = ("classes", "confusions")  # what `nst evaluate --json` has beside what is recorded
-
-
-@dataclass
-class Score:
-    """Counts over images; those of several processes add up."""
-
-    top1: int = 0
-    top5: int = 0
-    nll: float = 0.0
-    images: int = 0
-    errors: int = 0
-
-    @property
-    def numbers(self) -> list[float]:
-        """All of them."""
-        return [float(value) for value in astuple(self)]
-
-    @classmethod
-    def of_numbers(cls, numbers: Sequence[float]) -> Self:
-        """The reverse of `numbers`."""
-        top1, top5, nll, images, errors = numbers
-        return cls(int(top1), int(top5), nll, int(images), int(errors))
-
-    def add(self, log_probs: Float[Tensor, "readable classes"], labels: Int[Tensor, " readable"], images: int) -> None:
-        """Count a batch of `images`, of which some can be read. Raises NstError as `check_answers` does."""
-        check_answers(log_probs)
-        ranked = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices == labels[:, None]
-        self.top1 += int(ranked[:, 0].sum())
-        self.top5 += int(ranked.any(dim=1).sum())
-        self.nll += float(F.nll_loss(log_probs, labels, reduction="sum"))
-        self.images += len(labels)
-        self.errors += images - len(labels)
-
-    def as_metrics(self, classes: int) -> dict[str, Any]:
-        """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `images` and `errors`."""
-        top5 = {"top5": self.top5 / self.images} if classes > 5 else {}
-        return {"top1": self.top1 / self.images, **top5, "nll": self.nll / self.images, "images": self.images, "errors": self.errors}
 
 
 def evaluate(classifier: Classifier, source: Source, run: ReadSettings | None = None, progress: Progress | None = None) -> dict[str, Any]:
@@ -90,17 +50,16 @@ def score(
     rows: range,
     columns: NDArray[np.int64],
     threads: int | None = None,
-    advance: Callable[[int], None] = lambda _: None,
 ) -> Score:
     """Count what the teacher gets right on some rows of a source whose class i is its class columns[i]."""
     assert source.labels is not None, "scores need labels"
-    result = Score()
+    found = [np.empty(0, OUTCOME)]
     batches = batches_of(source, computation.batch_size, rows)
     for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
-        readable = np.array([batch.rows[position].id for position in prediction.images.readable], dtype=np.int64)
-        result.add(prediction.log_probs, torch.from_numpy(columns[source.labels[readable]]), len(batch.rows))
-        advance(len(batch.rows))
-    return result
+        readable = prediction.images.readable
+        labels = columns[source.labels[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
+        found.append(outcomes_of(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
+    return Score.of(np.concatenate(found))
 
 
 def kept_outcomes(store: Store) -> Path:

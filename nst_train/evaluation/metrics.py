@@ -1,7 +1,8 @@
 """Numbers over outcomes: accuracy, likelihood, calibration, by class and by pair of classes."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -13,20 +14,47 @@ from nst_train.evaluation.outcomes import Outcomes, is_read, is_right
 MOST_PAIRS = 10_000
 
 
+@dataclass(frozen=True)
+class Score:
+    """Counts over images; those of several processes add up."""
+
+    top1: int
+    top5: int
+    nll: float
+    images: int
+    errors: int
+
+    @classmethod
+    def of(cls, outcomes: Outcomes) -> Self:
+        """Of one image or more, or of none."""
+        read = outcomes[is_read(outcomes)]
+        nll = float(read["nll"].sum(dtype=np.float64))
+        return cls(int(is_right(read).sum()), int(read["top5"].sum()), nll, len(read), len(outcomes) - len(read))
+
+    @property
+    def numbers(self) -> list[float]:
+        """All of them."""
+        return [float(value) for value in astuple(self)]
+
+    @classmethod
+    def of_numbers(cls, numbers: Sequence[float]) -> Self:
+        """The reverse of `numbers`."""
+        top1, top5, nll, images, errors = numbers
+        return cls(int(top1), int(top5), nll, int(images), int(errors))
+
+    def as_metrics(self, classes: int) -> dict[str, Any]:
+        """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `images` and `errors`."""
+        top5 = {"top5": self.top5 / self.images} if classes > 5 else {}
+        return {"top1": self.top1 / self.images, **top5, "nll": self.nll / self.images, "images": self.images, "errors": self.errors}
+
+
 def summary(outcomes: Outcomes, classes: int) -> dict[str, Any]:
     """`top1` and, above five classes, `top5` as fractions; `nll` in nats an image; `ece`, the expected calibration error in [0, 1] over
     15 bins; `images` scored and `errors` that could not be read. Of one image or more that was read.
     """
-    read = outcomes[is_read(outcomes)]
-    top5 = {"top5": float(read["top5"].mean())} if classes > 5 else {}
-    return {
-        "top1": float(is_right(read).mean()),
-        **top5,
-        "nll": float(read["nll"].mean(dtype=np.float64)),
-        "ece": quality.calibration_error(_by_bin(read, quality.ECE_BINS)),
-        "images": len(read),
-        "errors": len(outcomes) - len(read),
-    }
+    counted = Score.of(outcomes).as_metrics(classes)
+    images = {name: counted.pop(name) for name in ("images", "errors")}
+    return {**counted, "ece": quality.calibration_error(_by_bin(outcomes[is_read(outcomes)], quality.ECE_BINS)), **images}
 
 
 def reliability(outcomes: Outcomes, bins: int = quality.ECE_BINS) -> list[dict[str, Any]]:

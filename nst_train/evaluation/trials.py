@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nst_data.errors import NstError
+from nst_data.prefetch import in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, match_classes
 from nst_data.store.manifest import json_digest
-from nst_train.classifiers.inference import PlainBatch, choose_computation, in_threads, load_images, placed, predict
+from nst_train.classifiers.inference import PlainBatch, choose_computation, load_images, placed, predict
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import agreed_text, cpus_of_this_process, set_threads, this_device
 from nst_train.evaluation.attacks import PixelClassifier, normalization_of

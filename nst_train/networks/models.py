@@ -3,7 +3,6 @@
 import copy
 import difflib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +22,22 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
-from nst_train.networks.model_config import check_config, read_config
+from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.probe import FAILURES, check_logits
-from nst_train.networks.transformers_networks import Logits, create_transformer, is_in_transformers_format, save_transformer
-from nst_train.networks.weights import CONFIG, FOLDER, HUB, WEIGHTS, download, published_weights, require_safetensors, why_not_loaded
+from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
+from nst_train.networks.weights import (
+    CONFIG,
+    FOLDER,
+    HUB,
+    WEIGHTS,
+    download,
+    published_weights,
+    repository_of,
+    require_safetensors,
+    why_not_loaded,
+)
 from nst_train.settings import TrainSettings
 from nst_train.transforms.preprocessing import check_data_config
-
-_REPOSITORY = re.compile(r"(hf-hub:)?[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -74,10 +81,12 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     if "/" in name and not name.startswith(FOLDER):
         name = f"{FOLDER}{download(name)[0]}"
     if name.startswith(FOLDER):
-        check_config(settings.model, Path(name.removeprefix(FOLDER)), read_config(settings.model, Path(name.removeprefix(FOLDER))))
-    if name.startswith(FOLDER) and is_in_transformers_format(folder := Path(name.removeprefix(FOLDER))):
-        with _refusals(settings):
-            return create_transformer(folder, settings, classes)
+        folder = Path(name.removeprefix(FOLDER))
+        config = read_config(settings.model, folder)
+        check_config(settings.model, folder, config)
+        if not is_of_timm(config):
+            with _refusals(settings):
+                return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
     if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
         options["drop_path_rate"] = largest
@@ -229,8 +238,7 @@ def check_name(name: str, others: Sequence[str] = ()) -> None:
         if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
             raise UsageError(f"{name}: expected a folder with {CONFIG} and {WEIGHTS} in timm's or transformers' format")
     elif "/" in name:
-        if not _REPOSITORY.fullmatch(name):
-            raise UsageError(f"{name}: expected OWNER/NAME[@REVISION] on the Hub; a folder is named {FOLDER}{name}")
+        repository_of(name)
     elif not timm.is_model(name.split(".")[0]):
         hint = _suggestion(name, [*others, *timm.list_models()], "list_models")
         raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")

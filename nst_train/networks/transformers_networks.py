@@ -31,15 +31,6 @@ class Logits(nn.Module):
         return logits
 
 
-def is_in_transformers_format(folder: Path) -> bool:
-    """Whether a folder's config.json is transformers' rather than timm's."""
-    try:
-        config = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" in config and not {"architecture", "pretrained_cfg"} & set(config)
-
-
 def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> Logits:
     """The classifier that a folder's config.json describes, with random weights or, `pretrained`, the folder's.
 

@@ -8,19 +8,30 @@ import timm
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from nst_data.errors import NstError, first_line
+from nst_data.errors import NstError, UsageError, first_line
 from nst_data.hub.errors import plain_errors
+from nst_data.hub.reference import HubReference
+from nst_data.hub.retries import retried
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"
 _FILES = [CONFIG, "preprocessor_config.json", WEIGHTS, "model-*.safetensors", "model.safetensors.index.json"]
 
 
+def repository_of(name: str) -> HubReference:
+    """What [hf-hub:]OWNER/NAME[@REVISION] names. Raises UsageError for another text."""
+    reference = HubReference.of_repository(name)
+    if reference is None:
+        raise UsageError(f"{name}: expected OWNER/NAME[@REVISION] on the Hub; a folder is named {FOLDER}{name}")
+    return reference
+
+
 def download(name: str) -> tuple[Path, str]:
     """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
-    repo, _, revision = name.removeprefix(HUB).partition("@")
+    repository = repository_of(name)
     with plain_errors(name, "model"):
-        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=_FILES))
+        path = retried(lambda: snapshot_download(repository.repo, revision=repository.revision, allow_patterns=_FILES))
+    folder = Path(path)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
         raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
@@ -34,7 +45,7 @@ def published_weights(name: str) -> Path:
         raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
     repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
     with plain_errors(f"{name} ({repo})", "model"):
-        return Path(hf_hub_download(repo, WEIGHTS))
+        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS)))
 
 
 def require_safetensors(name: str, folder: Path) -> None:

@@ -13,7 +13,8 @@ from nst_data.sources import Source, match_classes
 from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import over_processes, set_threads, this_process
-from nst_train.evaluation.evaluate import Score, score
+from nst_train.evaluation.evaluate import score
+from nst_train.evaluation.metrics import Score
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.preprocessing import TimmPreprocessing

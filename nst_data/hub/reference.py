@@ -1,0 +1,52 @@
+"""How a dataset, a model or a version of the Hub is named: the one grammar of all commands, recipes and manifests."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import quote, unquote
+
+from nst_data.errors import UsageError
+
+_REPO = r"(?:hf-hub:)?(?P<repo>\w[\w.-]*/\w[\w.-]*)"
+_REPOSITORY = re.compile(rf"{_REPO}(@(?P<revision>[^@:\s]+))?", re.ASCII)
+_DATASET = re.compile(
+    rf"{_REPO}(@(?P<revision>refs/(pr|convert)/[^/@:\s]+|[^/@:\s]+))?(:(?P<config>[^/:]+))?(/(?P<split>[\w.-]+))?", re.ASCII
+)
+_ADDRESS = re.compile(r"(?:hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?:datasets/)?(\w[^/?#]*/[^/?#]+)", re.ASCII)
+_FILE_SUFFIXES = (".parquet", ".tar", ".txt", ".tgz", ".gz")
+
+
+@dataclass(frozen=True)
+class HubReference:
+    """`owner/name[@revision][:config][/split]`."""
+
+    repo: str
+    revision: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """As `of_dataset`, of what a user wrote. Raises UsageError for an address of the Hub."""
+        if address := _ADDRESS.match(text):
+            raise UsageError(f"{text}: expected a dataset of the Hub as OWNER/NAME; write {address[1]}")
+        return cls.of_dataset(text)
+
+    @classmethod
+    def of_dataset(cls, text: str) -> Self | None:
+        """A dataset; None where the text is rather a path. A revision with a slash is written `feature%2Fx`: a slash begins the split."""
+        match = _DATASET.fullmatch(text)
+        if match is None or text.lower().endswith(_FILE_SUFFIXES):
+            return None
+        revision = match["revision"]
+        return cls(match["repo"], revision and unquote(revision), match["config"], match["split"])
+
+    @classmethod
+    def of_repository(cls, text: str) -> Self | None:
+        """`owner/name[@revision]` of a model or of a version, whose revision may have slashes; None for other texts."""
+        match = _REPOSITORY.fullmatch(text)
+        return cls(match["repo"], match["revision"]) if match else None
+
+    def __str__(self) -> str:
+        parts = [("@", self.revision and quote(self.revision, safe="/" if self.revision.startswith("refs/") else "")), (":", self.config)]
+        return self.repo + "".join(mark + part for mark, part in [*parts, ("/", self.split)] if part)

@@ -1,0 +1,47 @@
+"""One policy of retries for every call to the Hub that may be made twice; huggingface_hub retries some of them, and most only once."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from nst_data.hub.errors import causes_of
+
+T = TypeVar("T")
+
+WAITS_SECONDS = (1, 2, 4, 8)
+_LONGEST_WAIT_SECONDS = 300
+_TOO_MANY = 429
+
+
+def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_path: bool = False) -> T:
+    """What a call to the Hub gives; made once more after each wait, where the Hub is busy or the connection broke.
+
+    `or_path` is for references that may have been meant as paths: where there is no network, a mistyped path is told at once.
+    """
+    for wait in waits:
+        try:
+            return call()
+        except Exception as error:
+            pause = _pause(error, wait, or_path)
+            if pause is None:
+                raise
+            time.sleep(pause)
+    return call()
+
+
+def _pause(error: Exception, wait: float, or_path: bool) -> float | None:
+    """Seconds to wait before a call is made again; None where that would not help."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
+
+    causes = causes_of(error)
+    response = next((cause.response for cause in causes if isinstance(cause, HfHubHTTPError) and cause.response is not None), None)
+    if response is not None:
+        status, after = response.status_code, response.headers.get("Retry-After", "")
+        if status == _TOO_MANY and after.isdigit():
+            return min(float(after), _LONGEST_WAIT_SECONDS)
+        return wait if status == _TOO_MANY or status >= 500 else None
+    hopeless = (OfflineModeIsEnabled, *([httpx.ConnectError] if or_path else []))
+    if any(isinstance(cause, hopeless) for cause in causes):
+        return None
+    return wait if any(isinstance(cause, httpx.TransportError | ConnectionError) for cause in causes) else None

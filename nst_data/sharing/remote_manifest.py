@@ -1,0 +1,95 @@
+"""The manifest of a version on the Hub: read, and checked before anything is taken from it."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from nst_data.errors import NstError, UsageError
+from nst_data.hub.repository import RepoKind, Repository
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
+from nst_data.store.places import METRICS, PLACES
+from nst_data.store.store import check_name
+from nst_data.store.version import Number
+
+_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
+_COUNTS = {"generation": ("labeled", "pool", "errors"), "edition": ("labeled", "unique", "copies"), "teacher": ("parameters", "steps")}
+# an adapter_config.json, say, would have transformers load what it names
+_OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
+_FILE = re.compile(r"([A-Za-z0-9_]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*\.(parquet|safetensors|json|txt)", re.ASCII)
+
+
+class UntrustedError(NstError):
+    """A manifest on the Hub that is damaged, hostile or of a later nst."""
+
+
+def kind_of_repo(kind: Kind) -> RepoKind:
+    """Corpora are datasets, teachers are models."""
+    return "model" if kind == "teacher" else "dataset"
+
+
+def manifest_at(repository: Repository, commit: str) -> Manifest | None:
+    """The version that stands at a commit, marked as pulled; None where it is none of nst's.
+
+    Raises NstError for a manifest that cannot be trusted.
+    """
+    text = repository.text(MANIFEST_NAME, commit)
+    if text is None:
+        return None
+    try:
+        manifest = parse_manifest(text, f"{repository.id}@{commit[:12]}: {MANIFEST_NAME}")
+        check_foreign(manifest, repository)
+    except NstError as error:
+        raise UntrustedError(str(error)) from None
+    return manifest.marked_as_pulled()
+
+
+def check_foreign(manifest: Manifest, repository: Repository) -> None:
+    """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
+    try:
+        check_name(manifest.name)
+        is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
+    except UsageError:
+        is_number = False
+    known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
+    odd = next((name for name in manifest.files if not known.fullmatch(name) or name in _NOT_SEALED), None)
+    if not is_number:
+        problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
+    elif kind_of_repo(manifest.kind) != repository.kind:
+        problem = f"a {manifest.kind} in a {repository.kind} repository"
+    elif odd is not None:
+        problem = f"the file name {odd[:80]!r}"
+    elif not all(text.isprintable() for text in _texts(manifest.model_dump())):
+        problem = "a name that holds control characters"
+    elif not _DATE.match(manifest.created):
+        problem = "no date"
+    elif manifest.kind == "teacher" and not isinstance(manifest.request.settings.get("model"), str):
+        problem = "no name of a network"
+    elif content_digest(manifest.request, manifest.files, manifest.class_names) != manifest.digest:
+        problem = "a digest that is not that of its settings, inputs and files"
+    elif missing := next((one for one in _COUNTS[manifest.kind] if not isinstance(manifest.counts.get(one), int)), None):
+        problem = f"no number of {missing}"
+    elif not all(_are_counts(manifest.counts.get(one) or {}) for one in ("dropped", "per_class")):
+        problem = "no numbers of images by class or reason"
+    else:
+        return
+    raise NstError(
+        f"{repository.id}: its manifest has {problem}, which nst does not write; it is damaged or hostile, nothing was taken from it"
+    )
+
+
+def _are_counts(value: object) -> bool:
+    """Whether a value is a mapping to numbers, or to mappings to numbers."""
+    return isinstance(value, dict) and all(isinstance(one, int) or _are_counts(one) for one in value.values())
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value
+    """All texts in a value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield from (str(key), *_texts(one))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)

@@ -1,0 +1,56 @@
+"""Accuracy and calibration on images as they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nst_data.sources import Source
+from nst_data.sources.unreadable import lost_classes
+from nst_data.store.manifest import json_digest
+from nst_train.evaluation import metrics
+from nst_train.evaluation.measuring import Effort, Measured, right_by_image
+from nst_train.evaluation.outcomes import is_read
+from nst_train.evaluation.partial import Part
+from nst_train.evaluation.trials import Candidate, Trial
+from nst_train.evaluation_settings import CLEAN
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy and calibration on images as they are: `clean`, ImageNet-A and ImageNet-R."""
+
+    name: str
+    source: Source
+    part: Part | None = None
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's fingerprint; of ImageNet-A or -R with the name, as other classes compete on the same images."""
+        return self.source.fingerprint if self.name == CLEAN else json_digest([self.source.fingerprint, self.name])
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`top1`, `top5`, `nll`, `ece`, `images`, `errors`; the reliability diagram, classes and confusions; `classes_not_read`, where
+        there are any: those of which no image could be read, with how many each has.
+        """
+        part = self.part or Part()
+        trial = (
+            Trial.of("evaluate", self.source, candidate.classifier)
+            if self.name == CLEAN
+            else part.trial(self.name, self.name, self.source, candidate.classifier)
+        )
+        outcomes = effort.observe(candidate, trial)[0]
+        lost = lost_classes(trial.labels, trial.class_names, np.flatnonzero(~is_read(outcomes)))
+        result = {
+            **metrics.summary(outcomes, len(trial.class_names)),
+            "reliability": metrics.reliability(outcomes),
+            "classes": metrics.by_class(outcomes, trial.class_names),
+            "confusions": metrics.confusions(outcomes, trial.class_names),
+            **({"classes_not_read": lost} if lost else {}),
+            **part.marks(self.name, candidate.classifier),
+        }
+        return Measured(result, {"top1": right_by_image(outcomes)})

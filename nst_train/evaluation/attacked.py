@@ -1,0 +1,52 @@
+"""Accuracy under attacks of growing size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nst_data.sources import Source
+from nst_data.store.manifest import json_digest
+from nst_train.evaluation.conditions import Condition, FastGradientSign, ProjectedGradient
+from nst_train.evaluation.measuring import Effort, Measured, right_by_image
+from nst_train.evaluation.outcomes import is_read
+from nst_train.evaluation.trials import Candidate, Trial
+from nst_train.evaluation_settings import FGSM, STEPS_LENGTH, EvaluateSettings
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Accuracy by the size of an attack, `fgsm` or `pgd`, on any labeled images."""
+
+    name: str
+    source: Source
+    settings: EvaluateSettings
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's and the settings of the attack."""
+        return json_digest([self.source.fingerprint, self.name, self.settings.of_suite(self.name)])
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`by_epsilon`: top-1 at each size, from 0, the images as they are; `top1` at the largest."""
+        levels = (0.0, *self.settings.epsilon)
+        conditions = [Condition(), *map(self._condition, self.settings.epsilon)]
+        trial = Trial.of(f"{self.name} on {candidate.ref}", self.source, candidate.classifier)
+        outcomes = effort.observe(candidate, trial, *conditions)
+        right = [right_by_image(one) for one in outcomes]
+        points = [{"epsilon": epsilon, "top1": float(np.nanmean(one))} for epsilon, one in zip(levels, right, strict=True)]
+        read = int(is_read(outcomes[0]).sum())
+        about = {"settings": self.settings.of_suite(self.name), "images": read, "errors": outcomes.shape[1] - read}
+        by_image = {f"top1 at {255 * epsilon:g}/255": one for epsilon, one in zip(levels[1:], right[1:], strict=True)}
+        return Measured({"top1": points[-1]["top1"], "by_epsilon": points, **about}, by_image)
+
+    def _condition(self, epsilon: float) -> Condition:
+        if self.name == FGSM:
+            return FastGradientSign(epsilon)
+        settings = self.settings
+        step_size = settings.step_size or min(1.0, STEPS_LENGTH * epsilon / settings.steps)
+        return ProjectedGradient(epsilon, settings.steps, step_size, settings.seed if settings.random_start else None)

@@ -1,0 +1,85 @@
+"""Accuracy under corruptions: of any labeled images, and the numbers that ImageNet-C shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.sources import Source
+from nst_data.store.manifest import json_digest
+from nst_train.evaluation.conditions import Corrupted
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES
+from nst_train.evaluation.imagenet_suites import corruption_errors, mean_of
+from nst_train.evaluation.measuring import Effort, Measured, right_by_image
+from nst_train.evaluation.trials import Candidate, Trial
+from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """The fifteen corruptions at five severities, made of any labeled images of 32 pixels or more; as `extra-corruptions` the other four.
+
+    Errors are relative to those of `reference`, where there is one; the extra ones have none, as they do not count towards mCE.
+    """
+
+    source: Source
+    seed: int
+    reference: Candidate | None = None
+    name: str = CORRUPTED
+
+    @property
+    def location(self) -> str:
+        """The source's."""
+        return self.source.location
+
+    @property
+    def identity(self) -> str:
+        """The source's, the seed and the reference's; of the extra ones with the name."""
+        extra = [self.name] if self.name == EXTRA_CORRUPTED else []
+        return json_digest([self.source.fingerprint, self.seed, self.reference and self.reference.identity, *extra])
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """As `of_corruptions`; where the reference is never wrong under some corruption, `mce_missing` says so in place of `mce`."""
+        reference = None
+        if self.reference:
+            errors = self._right(self.reference, effort)
+            reference = {name: 1 - float(np.nanmean(values)) for name, values in errors.items()}
+            if flawless := [name for name, error in reference.items() if error == 0]:
+                found = of_corruptions(self._right(candidate, effort), None, None)
+                found.result["mce_missing"] = (
+                    f"{self.reference.ref} makes no error under {', '.join(flawless)} to which one could be relative"
+                )
+                return found
+        return of_corruptions(self._right(candidate, effort), reference, self.reference.ref if self.reference else None)
+
+    def _right(self, candidate: Candidate, effort: Effort) -> dict[str, list[NDArray[np.float64]]]:
+        trial = Trial.of(f"corruptions of {candidate.ref}", self.source, candidate.classifier)
+        names = EXTRA_CORRUPTIONS if self.name == EXTRA_CORRUPTED else CORRUPTIONS
+        conditions = [Corrupted(name, severity, self.seed) for name in names for severity in SEVERITIES]
+        outcomes = iter(right_by_image(effort.observe(candidate, trial, *conditions)))
+        return {name: [next(outcomes) for _ in SEVERITIES] for name in names}
+
+
+def of_corruptions(
+    right: Mapping[str, list[NDArray[np.float64]]], reference: Mapping[str, float] | None, named: str | None, paired: bool = True
+) -> Measured:
+    """The numbers of corruptions: of each, whether each image was right (1, 0 or NaN) at each severity.
+
+    `error` at each severity, `mean_error` over all, `top1` likewise; with a reference's mean error of each corruption `ce`, relative to
+    that, and their mean `mce`. `paired` says that all saw the same images.
+    """
+    errors = {name: [1 - float(np.nanmean(values)) for values in of_severities] for name, of_severities in right.items()}
+    mean_error = mean_of({name: float(np.mean(of_severities)) for name, of_severities in errors.items()})
+    unread = max(int(np.isnan(values).sum()) for of_severities in right.values() for values in of_severities)
+    images = max(len(values) for of_severities in right.values() for values in of_severities)
+    result = {"top1": 1 - mean_error, "mean_error": mean_error, "error": errors}
+    by_image = {name: 1 - np.mean(of_severities, axis=0) for name, of_severities in right.items()} if paired else {}
+    compared = {"mean_error": np.mean(list(by_image.values()), axis=0)} if paired else {}
+    if reference is not None:
+        ce = corruption_errors(errors, reference)
+        result |= {"mce": mean_of(ce), "ce": ce, "relative_to": named}
+        if paired:
+            compared["mce"] = np.mean([values / reference[name] for name, values in by_image.items()], axis=0)
+    result |= {"images": images - unread, "errors": unread}
+    return Measured(result, compared)

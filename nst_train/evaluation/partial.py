@@ -1,0 +1,48 @@
+"""What is measured of a published suite that is not there as a whole."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from nst_data.sources import Source
+from nst_train.classifiers.teachers import Classifier
+from nst_train.evaluation.imagenet_classes import known_wnids
+from nst_train.evaluation.imagenet_suites import Place, classes_of, known_to, trial_of, unknown_folders
+from nst_train.evaluation.trials import Trial
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a published suite is measured without, with `partial`: corruptions or perturbations, class folders; folders of no class."""
+
+    partly: bool = False
+    missing: tuple[str, ...] = ()
+    missing_classes: tuple[str, ...] = ()
+    unknown_folders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, suite: str, sources: list[tuple[Place, Source]], missing: list[str]) -> Self:
+        """Of what was opened; a class is missing where one of the folders lacks it."""
+        classes = [wnid for wnid in classes_of(suite) if any(wnid not in (source.class_names or []) for _, source in sources)]
+        unknown = sorted({name for place, _ in sources for name in unknown_folders(suite, place.folder)})
+        return cls(True, tuple(missing), tuple(classes), tuple(unknown))
+
+    def trial(self, suite: str, name: str, source: Source, classifier: Classifier) -> Trial:
+        """As `trial_of`; with `partial` of the classes alone that the classifier knows."""
+        if not self.partly:
+            return trial_of(suite, name, source, classifier)
+        shown, lacking = known_to(classifier, suite, source)
+        return trial_of(suite, name, shown, classifier, set(lacking))
+
+    def marks(self, suite: str, classifier: Classifier, lost_sequences: int = 0) -> dict[str, Any]:
+        """`partial` with what was left out, as JSON values; nothing where all of the suite was measured."""
+        wnids = classes_of(suite)
+        known = set(known_wnids(classifier.class_names, wnids)) if self.partly else set(wnids)
+        found = {
+            "missing": list(self.missing),
+            "missing_classes": list(self.missing_classes),
+            "unknown_folders": list(self.unknown_folders),
+            "classes_the_model_lacks": [wnid for wnid in wnids if wnid not in known],
+            "lost_sequences": lost_sequences,
+        }
+        found = {name: value for name, value in found.items() if value}
+        return {"partial": found} if found else {}

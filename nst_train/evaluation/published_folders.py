@@ -1,0 +1,93 @@
+"""ImageNet-C and ImageNet-P, from the folders that were published."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources import Source
+from nst_data.store.manifest import json_digest
+from nst_train.evaluation.corrupted import of_corruptions
+from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, NOISE, Place, flips, mean_of
+from nst_train.evaluation.measuring import Effort, Measured, right_by_image
+from nst_train.evaluation.outcomes import is_read
+from nst_train.evaluation.partial import Part
+from nst_train.evaluation.sequences import Sequences
+from nst_train.evaluation.trials import Candidate
+
+
+@dataclass(frozen=True)
+class _PublishedFolders:
+    """A published suite of several folders, all of them or, with `part`, some."""
+
+    name: str
+    location: str
+    sources: list[tuple[Place, Source]]
+    part: Part | None = None
+
+    @property
+    def identity(self) -> str:
+        """All the folders'."""
+        return json_digest([[place.name, place.severity, source.fingerprint] for place, source in self.sources])
+
+
+class PublishedCorruptions(_PublishedFolders):
+    """ImageNet-C."""
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """As `of_corruptions`, relative to AlexNet."""
+        right: dict[str, list[NDArray[np.float64]]] = {}
+        part, shown = self.part or Part(), []
+        for place, source in self.sources:
+            trial = part.trial(self.name, f"{place.name} {place.severity}", source, candidate.classifier)
+            shown.append(trial.source)
+            right.setdefault(place.name, []).append(right_by_image(effort.observe(candidate, trial)[0]))
+        found = of_corruptions(right, ALEXNET_ERROR, "AlexNet", _are_same_images(shown))
+        found.result.update(part.marks(self.name, candidate.classifier))
+        return found
+
+
+class PublishedPerturbations(_PublishedFolders):
+    """ImageNet-P."""
+
+    def measure(self, candidate: Candidate, effort: Effort) -> Measured:
+        """`mfr` and `fr` of each perturbation relative to AlexNet's, `flips`: their flip probabilities; `top1` over all frames."""
+        by_sequence: dict[str, NDArray[np.float64]] = {}
+        accuracies, frames, names = [], {}, []
+        part = self.part or Part()
+        for place, source in self.sources:
+            trial = part.trial(self.name, place.name, source, candidate.classifier)
+            assert isinstance(trial.source, Sequences)
+            names.append(trial.source.names)
+            outcomes = effort.observe(candidate, trial)[0]
+            accuracies.append(np.nanmean(right_by_image(outcomes)))
+            outcomes = outcomes.reshape(-1, trial.source.frames)
+            shares = flips(outcomes["predicted"], place.name in NOISE)
+            whole = is_read(outcomes).all(axis=1)
+            if not whole.any():
+                raise NstError(f"{place.folder}: none of its {len(shares):,} sequences can be read whole; unpack {place.name} again")
+            by_sequence[place.name] = np.where(whole, shares, np.nan)
+            frames[place.name] = outcomes.shape[1]
+        found = {name: float(np.nanmean(shares)) for name, shares in by_sequence.items()}
+        rates = {name: share / ALEXNET_FLIPS[name] for name, share in found.items()}
+        lost = sum(int(np.isnan(shares).sum()) for shares in by_sequence.values())
+        result = {
+            "mfr": mean_of(rates),
+            "fr": rates,
+            "flips": found,
+            "top1": float(np.mean(accuracies)),
+            "frames": frames,
+            "sequences": sum(map(len, by_sequence.values())) - lost,
+            "images": sum((len(shares) - int(np.isnan(shares).sum())) * frames[name] for name, shares in by_sequence.items()),
+            "errors": lost,
+            **part.marks(self.name, candidate.classifier, lost),
+        }
+        paired = all(one == names[0] for one in names)
+        weighted = [shares / ALEXNET_FLIPS[name] for name, shares in by_sequence.items()]
+        return Measured(result, {"mfr": np.mean(weighted, axis=0)} if paired else {})
+
+
+def _are_same_images(sources: list[Source]) -> bool:
+    names = [source.listing()["name"] for source in sources]
+    return all(one.equals(names[0]) for one in names)

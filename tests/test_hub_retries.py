@@ -1,0 +1,110 @@
+"""What is tried again of the Hub's calls, and what is not; pools and teachers read through a Hub that fails at first."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import png
+from hub import commit, environment, serving
+from hub_faults import ALWAYS, Fault
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+
+from nst_data.hub.retries import retried
+
+READ = """
+import json
+from nst_data.errors import NstError
+from nst_data.sources import open_source
+from nst_train.networks.weights import WEIGHTS, download
+
+def images(name):
+    return len(open_source(name))
+
+def weights(name):
+    return (download(name)[0] / WEIGHTS).read_text()
+
+for read, name in ((images, "me/pool"), (weights, "me/net"), (images, "me/gone"), (weights, "me/secret")):
+    try:
+        print(json.dumps(read(name)))
+    except NstError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def answered(status, **headers):
+    return HfHubHTTPError(str(status), response=httpx.Response(status, headers=headers, request=httpx.Request("GET", "http://hub")))
+
+
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def calls_until(error, works_after=2, **options):
+    """How often a call was made that fails so often with an error and works then; the error's name where it is not made again."""
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) <= works_after:
+            raise error
+        return len(calls)
+
+    try:
+        return retried(call, waits=(0, 0, 0), **options)
+    except type(error):
+        return f"{len(calls)} failed"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answered(503),
+        answered(429, **{"Retry-After": "0"}),
+        httpx.ReadError("reset"),
+        httpx.ConnectError("refused"),
+        ConnectionError("Couldn't reach it"),
+        because(LocalEntryNotFoundError("not cached"), answered(500)),  # as hf_hub_download says it
+        because(LocalEntryNotFoundError("not cached"), httpx.ConnectTimeout("slow")),
+    ],
+    ids=str,
+)
+def test_a_call_that_may_pass_is_made_again(error):
+    assert calls_until(error) == 3
+    assert calls_until(error, works_after=9) == "4 failed"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [answered(401), answered(404), because(ValueError("no data"), answered(404)), OfflineModeIsEnabled("off"), KeyError("bug")],
+    ids=str,
+)
+def test_a_refusal_is_told_at_once(error):
+    assert calls_until(error) == "1 failed"
+
+
+def test_where_there_is_no_network_a_mistyped_path_is_told_at_once():
+    assert calls_until(httpx.ConnectError("refused"), or_path=True) == "1 failed"
+    assert calls_until(answered(503), or_path=True) == 3
+
+
+@pytest.mark.slow
+def test_pools_and_teachers_survive_a_hub_that_fails_at_first_and_ask_once_where_it_refuses(tmp_path):
+    commit(tmp_path / "top", "me/pool", {f"{index}.png": png(0, index) for index in range(3)})
+    commit(tmp_path / "top", "me/net", {"config.json": b"{}", "model.safetensors": b"weights"}, "models")
+
+    passing = [Fault("info", 503, path="me/pool"), Fault("revision", "cut", path="me/net")]
+    passing += [Fault("lfs get", kind, path=repo) for kind, repo in ((500, "me/pool"), ("cut", "me/net"))]
+    lasting = [Fault("info", 404, times=ALWAYS, path="me/gone"), Fault("revision", 401, times=ALWAYS, path="me/secret")]
+    with serving(tmp_path / "top", [*passing, *lasting]) as (url, _):
+        words, variables = [sys.executable, "-c", READ], environment(url, tmp_path)
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pool, net, gone, secret = map(json.loads, done.stdout.splitlines())
+    assert (pool, net) == (3, "weights")
+    assert all(fault.seen > 1 for fault in passing)
+    assert "no such dataset on the Hub" in gone
+    assert "the Hub wants to know who you are" in secret
+    assert [fault.seen for fault in lasting] == [1, 1]
