@@ -129,5 +129,5 @@ def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for shell in (["bash", "-euxc", script], [sys.executable, "-c", "\n".join(fenced(readme, "python"))]):
-        done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr
