@@ -73,6 +73,7 @@ def commands(page):
     lines = [line for block in fenced(page, "", "sh") for line in block.replace("\\\n", " ").splitlines()]
     lines += [token.content for token in tokens(page) if token.type == "code_inline"]
     for line in lines:
+        line = line.removeprefix(".venv/bin/")
         if re.match(r"(torchrun .* )?nst [a-z]", line):
             yield shlex.split(line, comments=True)
 
