@@ -304,10 +304,3 @@ def test_of_two_processes_all_stop_at_one_step_whoever_is_told(tmp_path, told):
     assert recorded["images"] == 9
     alone = nst("evaluate", "net@gen-0", "--data", validation, "--json", "--store", store)
     assert json.loads(alone.stdout)["net@gen-0"]["top1"] == recorded["top1"]
-
-
-def test_the_commands_of_the_readme_are_those_of_the_program():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    help_text = nst("--help").stdout
-    for command in set(re.findall(r"^nst (\w+)", readme, re.MULTILINE)):
-        assert re.search(rf"^\W*{command}\b", help_text, re.MULTILINE), command

@@ -1,0 +1,134 @@
+"""README, CONTRIBUTING and docs/: links resolve, commands and recipes are the program's, and README's commands run one after the other."""
+
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from nst_cli.main import _COMMANDS
+
+from nst_data.digits import write_digits
+from nst_train.recipe import parse_recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECORDS = [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks" / "results").glob("*.md"))]
+MARKDOWN = MarkdownIt().enable("table")
+OWN_FILE = re.compile(r"\b(?:benchmarks|cli|docs|examples|nst_data|nst_train|tests)/[\w/.-]+\.(?:md|png|py|yaml)\b")
+
+
+def tokens(page):
+    for token in MARKDOWN.parse(page.read_text("utf-8")):
+        yield token
+        yield from token.children or ()
+
+
+def fenced(page, *languages):
+    return [token.content for token in tokens(page) if token.type == "fence" and token.info in languages]
+
+
+def anchors(page):
+    """The names that GitHub gives a page's headings."""
+    parsed = MARKDOWN.parse(page.read_text("utf-8"))
+    titles = ["".join(part.content for part in parsed[at + 1].children) for at, token in enumerate(parsed) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES + RECORDS, ids=lambda page: page.name)
+def test_every_relative_link_and_anchor_resolves(page):
+    links = [link for token in tokens(page) if (link := token.attrGet("href") or token.attrGet("src"))]
+    broken = []
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.is_relative_to(ROOT) or not there.exists() or (anchor and anchor not in anchors(there)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_file_of_ours_that_a_page_or_an_example_names_exists():
+    texts = [*PAGES, ROOT / "Makefile", *(ROOT / "examples").iterdir()]
+    named = {(text.name, name) for text in texts if text.is_file() for name in OWN_FILE.findall(text.read_text("utf-8"))}
+    assert ("README.md", "examples/image_folder.yaml") in named
+    assert {(text, name) for text, name in named if not (ROOT / name).exists()} == set()
+
+
+def test_readme_is_under_nine_kilobytes_and_names_no_host_of_a_package_registry():
+    readme = (ROOT / "README.md").read_bytes()
+    assert len(readme) < 9000
+    assert re.findall(rb"pypi|pythonhosted|download\.pytorch|conda", readme) == []
+
+
+def commands(page):
+    """The command lines of nst in a page's code, as words: of its blocks, and of the code inside its text."""
+    lines = [line for block in fenced(page, "", "sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines += [token.content for token in tokens(page) if token.type == "code_inline"]
+    for line in lines:
+        line = line.removeprefix(".venv/bin/")
+        if re.match(r"(torchrun .* )?nst [a-z]", line):
+            yield shlex.split(line, comments=True)
+
+
+def options_of(command):
+    return {name for parameter in _COMMANDS[command].load(command).params for name in parameter.opts}
+
+
+def test_every_command_and_option_in_the_docs_is_one_of_the_program():
+    known = {name: options_of(name) for name in _COMMANDS}
+    unknown, seen = [], set()
+    for page in PAGES:
+        for words in commands(page):
+            command = words[words.index("nst") + 1]
+            options = {word for word in words[words.index("nst") + 2 :] if word.startswith("--")}
+            seen.add(command)
+            unknown += [(page.name, command, option) for option in sorted(options - known.get(command, set()))]
+            assert command in known, (page.name, words)
+        alone = [token.content.split()[0] for token in tokens(page) if token.type == "code_inline" and token.content.startswith("--")]
+        unknown += [(page.name, option) for option in alone if not any(option in options for options in known.values())]
+    assert unknown == []
+    assert seen == known.keys()
+
+
+def test_recipes_in_the_docs_are_accepted(tmp_path):
+    whole = yaml.safe_load((ROOT / "examples" / "image_folder.yaml").read_text())
+    blocks = [block for page in PAGES for block in fenced(page, "yaml")]
+    blocks += re.findall(r"cat > \S+ <<'END'\n(.*?)^END$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 3
+    for block in blocks:
+        parse_recipe(yaml.safe_dump(whole | yaml.safe_load(block)), tmp_path / "recipe.yaml")
+
+
+def test_the_imports_of_the_python_in_the_docs_exist():
+    for page in PAGES:
+        for block in fenced(page, "python"):
+            for package, names in re.findall(r"^from (nst_\S+) import (.+)$", block, re.MULTILINE):
+                assert [name for name in names.split(", ") if not hasattr(importlib.import_module(package), name)] == [], page.name
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
+    """As a reader would type them in a clone, with the environment that the tests have.
+
+    Left out, by name, is what `make test` has done before (the environment). `make demo` takes minutes, and test_digits.py runs it: here
+    only the digits that it leaves behind are written.
+    """
+    done_before = {"python3 -m venv .venv", ". .venv/bin/activate", "pip install -e ."}
+    readme = ROOT / "README.md"
+    lines = [line for block in fenced(readme, "sh") for line in block.splitlines()]
+    assert {"make demo", *done_before} <= set(lines)
+    write_digits(tmp_path / "nst-store" / "demo" / "digits" / "digits", seed=0)
+    script = "\n".join(line for line in lines if line not in {"make demo", *done_before})
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for shell in (["bash", "-euxc", script], [sys.executable, "-c", "\n".join(fenced(readme, "python"))]):
+        done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, done.stderr
