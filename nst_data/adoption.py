@@ -1,6 +1,5 @@
 """Pseudo-labels that were made elsewhere, as a generation: their soft labels checked, joined to images that are read once, sealed."""
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,14 @@ from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
 from nst_data.sources import Row, Source
 from nst_data.sources.labels import names_in
+from nst_data.store.files import disk_use, space_warning
 from nst_data.store.manifest import Input, Request, json_digest
 from nst_data.store.store import Store, Version
 from nst_data.tables.key_column import KeyColumn, Rows
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
-from nst_data.tables.soft_label_column import SoftLabelColumn, as_columns
+from nst_data.tables.soft_label_column import SoftLabelColumn
+from nst_data.tables.soft_labels import as_columns
 
 _IMAGES_AT_ONCE = 512
 _ROW_BYTES = 100  # key, hashes and numbers
@@ -196,12 +197,10 @@ class _Adoption:
     def _say_size(self) -> None:
         staging, rows = self.version.staging, self.version.shards.plan.rows
         soft = rows * soft_label_bytes(self.schema)
-        needed, free = 2 * soft + rows * _ROW_BYTES, shutil.disk_usage(staging.folder).free
-        warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
-        kept = f"{soft / 2**20:,.0f} MB of it" if soft > 2**20 else "half of it"
+        needed, images = 2 * soft + rows * _ROW_BYTES, f"{rows:,} of {len(self.version.pool):,} images"
         self.version.progress.say(
-            f"{staging.ref}: {rows:,} of {len(self.version.pool):,} images, about {max(1, needed / 2**20):,.0f} MB on disk, "
-            f"{kept} until it is done{warning}"
+            f"{staging.ref}: {images}, {disk_use(needed)} on disk, {disk_use(soft)} of it until it is done"
+            f"{space_warning(staging.folder, needed)}"
         )
 
 

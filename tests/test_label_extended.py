@@ -155,7 +155,7 @@ def test_a_shard_is_hashed_piece_by_piece(store, teacher, pool, monkeypatch):
     settings = LabelSettings(batch_size=4, rows_per_shard=100)
     before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)
     grown = grow(pool)
-    monkeypatch.setattr("nst_train.labeling.grown._PIECE", 3)
+    monkeypatch.setattr("nst_data.prefetch._ITEMS_AT_ONCE", 3)
     same_labels(rows(extend(store, before, grown, run=RUN)), rows(label(store, "afresh", teacher, grown, settings, run=RUN)))
 
 

@@ -11,7 +11,8 @@ from pictures import write_table
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_table
-from nst_data.tables.soft_label_column import SoftLabelColumn, as_columns, soft_labels
+from nst_data.tables.soft_label_column import SoftLabelColumn
+from nst_data.tables.soft_labels import as_columns, soft_labels
 
 GOOD = [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]]
 

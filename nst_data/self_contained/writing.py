@@ -7,7 +7,6 @@ shards that a killed run finished are not made again.
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from nst_data.errors import NstError
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source
-from nst_data.store.files import clear_abandoned, replacing, write_text
+from nst_data.store.files import clear_abandoned, disk_use, replacing, space_warning, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.staging import Staging
 from nst_data.tables.schema import soft_label_bytes
@@ -95,10 +94,9 @@ def _shards(staging: Staging, count: int, images: "_Images", shard_mb: int, prog
     """How many shards there are: measured and said once, when the work begins."""
     plan = staging.work / "self_contained.json"
     if not plan.exists():
-        size, free = count * images.mean_row_bytes(), shutil.disk_usage(staging.work).free
-        warning = f", only {free / 2**20:,.0f} MB are free" if 2 * size > free else ""
-        about = f"about {size / 2**20:,.0f} MB" if size > 2**20 else "under 1 MB"
-        progress.say(f"{staging.ref}: {count:,} images, {about}, twice that on disk while they are shuffled{warning}")
+        size = count * images.mean_row_bytes()
+        warning = space_warning(staging.work, 2 * size)
+        progress.say(f"{staging.ref}: {count:,} images, {disk_use(size)}, twice that on disk while they are shuffled{warning}")
         staging.remembered(plan.stem, {"shards": int(np.clip(-(-size // (shard_mb * 10**6)), 1, count))})
     return int(staging.remembered(plan.stem, {})["shards"])
 

@@ -187,6 +187,17 @@ def discard(folder: Path) -> None:
             shutil.rmtree(doomed, ignore_errors=True)
 
 
+def disk_use(size: float) -> str:
+    """Bytes in a phrase for a person."""
+    return f"about {size / 2**20:,.0f} MB" if size > 2**20 else "under 1 MB"
+
+
+def space_warning(folder: Path, needed: float) -> str:
+    """What to add to a line about work in a folder whose disk has fewer bytes free than are needed; else nothing."""
+    free = shutil.disk_usage(folder).free
+    return f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
+
+
 def clear_abandoned(parts: Path) -> None:
     """Delete temporary files and folders that nobody has written to for ten minutes, of processes of this machine that are gone."""
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):

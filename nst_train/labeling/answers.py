@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nst_data.sources import Row
 from nst_data.tables.shards import NO_ANSWER
+from nst_data.tables.soft_labels import as_columns, soft_labels
 from nst_train.classifiers.inference import Images, Prediction, has_answer
 
 Errors = list[dict[str, Any]]
@@ -31,7 +30,7 @@ def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> t
         "key": pa.array([row.key for row in labeled], pa.string()),
         "image_hash": pa.array(images.hashes, pa.string()),
         "phash": images.phashes,
-        **soft_labels(log_probs, top_k),
+        **as_columns(soft_labels(log_probs.float().exp().numpy(), top_k)),
     }
     return pa.table(columns), [{"id": rows[at].id, "key": rows[at].key, "reason": reason} for at, reason in reasons]
 
@@ -41,25 +40,3 @@ def _of(images: Images, which: NDArray[np.bool_]) -> Images:
     readable = [place for place, kept in zip(images.readable, which, strict=True) if kept]
     hashes = [one for one, kept in zip(images.hashes, which, strict=True) if kept]
     return replace(images, readable=readable, hashes=hashes, phashes=images.phashes[which])
-
-
-def soft_labels(log_probs: Float[Tensor, "images classes"], top_k: int | None) -> dict[str, Any]:
-    """Columns `label`, `confidence` and the soft label: `probs`, or the `top_k` largest as `top_labels` and `top_probs`.
-
-    Label and confidence are those before rounding to float16.
-    """
-    probs = log_probs.float().exp()
-    if top_k is None:
-        confidence, label = probs.max(dim=1)
-        return {"label": label.numpy(), "confidence": confidence.numpy(), "probs": _lists(probs.half(), probs.shape[1])}
-    top_probs, top_labels = probs.topk(top_k, dim=1)
-    return {
-        "label": top_labels[:, 0].contiguous().numpy(),
-        "confidence": top_probs[:, 0].contiguous().numpy(),
-        "top_labels": _lists(top_labels.int(), top_k),
-        "top_probs": _lists(top_probs.half(), top_k),
-    }
-
-
-def _lists(values: Tensor, length: int) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), length)

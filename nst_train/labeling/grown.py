@@ -1,8 +1,6 @@
 """A pool that has grown since it was labeled: what the earlier generation has is taken over, the rest labeled by the same teacher."""
 
-import itertools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nst_data.errors import NstError, UsageError
-from nst_data.images import image_hash
-from nst_data.sources import Row, Source
+from nst_data.sources import Source
+from nst_data.sources.hashing import image_hashes
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.teachers import is_in_store
@@ -23,8 +21,6 @@ from nst_train.labeling.answers import Errors
 from nst_train.labeling.earlier_labels import EarlierLabels
 from nst_train.labeling.plan import PartMaker, Plan
 from nst_train.settings import LabelSettings
-
-_PIECE = 256  # rows in memory at a time: those of a parquet file hold their bytes
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,11 @@ class _GrownPart:
 
 def _part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: int | None, show_life: Callable[[], None]) -> _GrownPart:
     """Rows `start` to `stop` of a pool; every image is read and hashed, none decoded. `show_life` is called on the way."""
-    rows, keys, hashes = pool.rows(range(start, stop)), list[str](), list[str]()
-    with ThreadPoolExecutor(threads or cpus_of_this_process()) as pool_of_threads:
-        while piece := list(itertools.islice(rows, _PIECE)):
-            keys += [row.key for row in piece]
-            hashes += pool_of_threads.map(_hash, piece)
-            show_life()
+    keys, hashes = list[str](), list[str]()
+    for row, hashed in image_hashes(pool.rows(range(start, stop)), threads or cpus_of_this_process()):
+        keys.append(row.key)
+        hashes.append(hashed)
+        show_life()
     readable = [index for index, hashed in enumerate(hashes) if hashed]
     positions = np.full(len(keys), -1, np.int64)
     positions[readable] = earlier.find([hashes[index] for index in readable])
@@ -138,11 +133,3 @@ def _part(pool: Source, earlier: EarlierLabels, start: int, stop: int, threads: 
         "position": positions[labeled],
     }
     return _GrownPart(start + np.flatnonzero(positions < 0), pa.table(columns), earlier)
-
-
-def _hash(row: Row) -> str:
-    """The hash of a row's bytes; empty where they cannot be read, which labeling will find too."""
-    try:
-        return image_hash(row.read())
-    except (NstError, OSError):
-        return ""

@@ -1,7 +1,6 @@
 """The un-noised teacher over a pool: soft labels, shard by shard (Algorithm 1, step 2)."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from nst_data.progress import Progress
 from nst_data.settings import default_top_k
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
-from nst_data.store.files import discard
+from nst_data.store.files import discard, disk_use, space_warning
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Staging, Store, Version
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
@@ -182,8 +181,5 @@ class _Driver:
 
     def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:
         needed = plan.rows * (values * (6 if with_labels else 2) + _ROW_BYTES)
-        free = shutil.disk_usage(staging.folder).free
-        shards = f"{len(plan):,} shard" + ("s" if len(plan) > 1 else "")
-        size = f"about {needed / 2**20:,.0f} MB" if needed > 2**20 else "under 1 MB"
-        warning = f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
-        self.progress.say(f"{staging.ref}: {plan.rows:,} image{'s' * (plan.rows > 1)} in {shards}, {size} on disk{warning}")
+        images, shards = f"{plan.rows:,} image{'s' * (plan.rows > 1)}", f"{len(plan):,} shard{'s' * (len(plan) > 1)}"
+        self.progress.say(f"{staging.ref}: {images} in {shards}, {disk_use(needed)} on disk{space_warning(staging.folder, needed)}")
