@@ -14,24 +14,22 @@ from nst_data.cards.curves import write_curves
 from nst_data.cards.described import Described
 from nst_data.errors import NstError
 from nst_data.progress import Progress
-from nst_data.self_contained.remote import STREAMED, StreamedEdition
+from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source, check_trainable
-from nst_data.sources.labeled_pool import pool_entry
-from nst_data.store.files import hash_file, write_text
-from nst_data.store.manifest import Input, Request
+from nst_data.store.files import write_text
 from nst_data.store.ownership import Sign
 from nst_data.store.places import METRICS
 from nst_data.store.store import Staging, Store, Version
-from nst_train.batches.batches import Entries, LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
-from nst_train.batches.entries import open_edition
-from nst_train.batches.streamed_entries import open_streamed
+from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without, worker_failures
+from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.device import DEFAULT_THREADS, agreed_maxima, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
-from nst_train.networks.models import check_names, check_size, count_parameters, create_network, data_config_of, local_weights, save_teacher
+from nst_train.networks.models import check_names, check_size, count_parameters, create_network, data_config_of, save_teacher
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.readable import check_classes, check_unchanged, say_lost_classes, unreadable_images
+from nst_train.training.request import begin, request_of
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import Step, make_step
 from nst_train.training.trackers import Trackers, check_trackers
@@ -57,7 +55,7 @@ def train(
 ) -> Version:
     """Train a network on labeled images and, with `edition`, on pseudo-labeled ones; seal its averaged weights as a teacher.
 
-    An edition of the Hub is streamed: its shards come and go, and its images are in another order than those of the pulled one.
+    An edition of the Hub is streamed: its shards come and go, and the images are in the order of the pulled one.
     With `validation`, labeled images of the same classes, they are the weights that did best on it, else the last ones. A run that was
     killed goes on at its last checkpoint and ends, on the CPU, with the same weights; one that a signal stops raises Interrupted.
     Raises NstError for settings that the data or the network refuse, before any work starts.
@@ -76,7 +74,7 @@ def train(
         settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
     state = this_process()
     with state.main_process_first():
-        staging = store.begin(_request(store, settings, labeled, edition, pool, validation), name, generation, first=0)
+        staging = begin(store, request_of(store, settings, labeled, edition, pool, validation), name, generation)
         check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
@@ -138,28 +136,6 @@ def _train(
     state.wait_for_everyone()
 
 
-def _request(
-    store: Store,
-    settings: TrainSettings,
-    labeled: Source,
-    edition: Version | StreamedEdition | None,
-    pool: Source | None,
-    validation: Source | None,
-) -> Request:
-    inputs = {"labeled": labeled.lineage}
-    if validation is not None:
-        inputs["validation"] = validation.lineage
-    if edition is not None:
-        inputs["edition"] = edition.lineage
-        inputs["pool"] = pool_entry(edition.manifest.request.inputs["pool"], pool)
-    if settings.pretrained and (weights := local_weights(settings.model)):
-        inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
-    if settings.start:
-        inputs["initial_weights"] = start_input(settings.start, store)
-    streamed = {STREAMED: True} if isinstance(edition, StreamedEdition) else {}
-    return Request(kind="teacher", settings=settings.for_request() | streamed, inputs=inputs)
-
-
 @dataclass
 class _Training:
     """A training under way in its staging."""
@@ -167,7 +143,7 @@ class _Training:
     staging: Staging
     step: Step
     labeled: LabeledImages
-    pseudo: Entries | None
+    pseudo: PseudoLabeledImages | None
     unreadable: list[str]
     classes_without_images: list[str]
     data_config: dict[str, Any]
@@ -199,13 +175,10 @@ class _Training:
         empty = check_classes(source, labeled, faults, progress)
         source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
         class_names = source.class_names or []
-        pseudo: Entries | None = None
+        pseudo: PseudoLabeledImages | None = None
         if edition is not None:
             with this_process().main_process_first():
-                if isinstance(edition, StreamedEdition):
-                    pseudo = open_streamed(edition, class_names, staging.work, settings.hard, progress)
-                else:
-                    pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, progress)
+                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, settings.seed, progress)
         seed_network(seed_of(settings.seed, "initial weights"))
         network = create_network(settings, len(class_names))
         for images in filter(None, (source, pool)):
