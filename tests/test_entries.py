@@ -17,7 +17,6 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.batches.batches import training_batches, without
-from nst_train.batches.columns import Columns
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.batches.shard_order import ShardOrder
 from nst_train.settings import TrainSettings
@@ -93,11 +92,11 @@ def edition_of(copies, folder, shards=1, seed=0):
     def prepare(place, shard):
         np.save(place / "ends.npy", np.cumsum(parts[shard]))
 
-    parts, folders = np.array_split(copies, shards), ShardFolders(folder, prepare)
+    parts = np.array_split(copies, shards)
+    folders = ShardFolders(folder, prepare, np.cumsum([0, *map(len, parts)]))
     for shard in range(shards):
         folders.add(shard)
-    columns = Columns(folders, np.array([len(part) for part in parts]))
-    return PseudoLabeledImages(None, range(len(copies)), ShardOrder(np.array([sum(part) for part in parts]), seed), columns, ())
+    return PseudoLabeledImages(None, range(len(copies)), ShardOrder(np.array([part.sum() for part in parts]), seed), folders, ())
 
 
 @pytest.mark.parametrize("shards", [1, 6])

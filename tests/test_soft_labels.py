@@ -208,7 +208,7 @@ def test_hard_targets_are_the_stored_labels_and_not_the_largest_of_the_rounded_p
 
 def test_what_lies_in_memory_grows_with_k_and_not_with_the_classes(store, pool, tmp_path):
     pseudo = opened(edition_of(store, pool, 2), pool, tmp_path)
-    columns = {name: pseudo.columns.of(0, name) for name in pseudo.targets}
+    columns = {name: pseudo.shards.column(0, name) for name in pseudo.targets}
     assert {name: (column.shape, column.dtype.name) for name, column in columns.items()} == {
         "top_labels": ((5, 2), "int32"),
         "top_probs": ((5, 2), "float16"),

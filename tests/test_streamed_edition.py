@@ -106,7 +106,7 @@ for stops in ([], [1], [5, 8, 3]):
     found["weights"].append(hash_file(version.folder / "model.safetensors").sha256)
     found["left"] = [str(path) for path in store.root.rglob("*.parquet")]
 pseudo = open_edition(edition, None, images.class_names, Path(given["top"], "work"))
-window = pseudo.columns.shards
+window = pseudo.shards
 with pseudo.kept(range(9), 8):
     try:
         with window.kept(0, lambda position: []):

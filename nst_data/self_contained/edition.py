@@ -1,9 +1,8 @@
-"""A self-contained edition, in a store or on the Hub: its shards, and how many images and entries each holds."""
+"""A self-contained edition: its shards, and how many images and entries each holds."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
-from nst_data.self_contained.shard_folders import ShardFolders
+from nst_data.self_contained.shard_folders import Prepare, ShardFolders
 from nst_data.store.manifest import Manifest
-from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 
 _TABLE = "balanced/"
@@ -26,45 +24,41 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class SelfContainedEdition(ABC):
-    """An edition that holds its images in shuffled shards."""
+class SelfContainedEdition:
+    """An edition that holds its images in shuffled shards, all of them below `root`, on this disk.
 
+    `place` is what errors call it, `remedy` what they advise where an image is damaged.
+    """
+
+    place: str
+    remedy: str
+    root: str
     manifest: Manifest
     schema: pa.Schema
 
-    @property
-    @abstractmethod
-    def place(self) -> str:
-        """What errors call it."""
+    @cached_property
+    def files(self) -> list[str]:
+        """Its shards, in order, as paths below `root`."""
+        return sorted(name for name in self.manifest.files if name.startswith(_TABLE) and name.endswith(".parquet"))
 
-    @property
-    @abstractmethod
-    def remedy(self) -> str:
-        """What to do where an image is damaged."""
+    def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardFolders:
+        """Its shards, prepared below `work`: all of them or, where they must be fetched, `most` at once.
 
-    @abstractmethod
-    def shards(self, work: Path, prepare: Callable[[Path, int], None], most: int, process: int, processes: int) -> ShardFolders:
-        """Its shards, prepared below `work`: all, or so many at most. `process` is this one's number of `processes` on the machine.
-
-        Raises NstError where the disk is too small for them.
+        `process` is this one's number of `processes` on the machine. Raises NstError where the disk is too small.
         """
+        shards = ShardFolders(work / "shards", prepare, starts)
+        with damage_is_named(self.place):
+            for shard in range(len(self.files)):
+                shards.add(shard)
+        return shards
 
-    @abstractmethod
     def file(self, shard: int, folder: Path) -> Path:
         """The file of a shard that is here; `folder` is the shard's."""
+        return Path(self.root, self.files[shard])
 
     def bring(self, shard: int, folder: Path) -> Path:
         """The file of a shard, which is brought to `folder` where it is not on this disk. Raises NstError where that fails."""
         return self.file(shard, folder)
-
-    @abstractmethod
-    def _opened(self, name: str) -> AbstractContextManager[pq.ParquetFile]:
-        """A shard, wherever it is."""
-
-    @cached_property
-    def files(self) -> list[str]:
-        """Its shards, in order, as paths in the version."""
-        return sorted(name for name in self.manifest.files if name.startswith(_TABLE) and name.endswith(".parquet"))
 
     def sizes(self, progress: Progress | None = None) -> NDArray[np.int64]:
         """Images and entries (copies counted) of each shard, shape (shards, 2), int64.
@@ -97,37 +91,7 @@ class SelfContainedEdition(ABC):
             copies = parquet.read(["copies"], use_threads=False)["copies"]
             return len(copies), int(pc.sum(copies, min_count=0).as_py())
 
-
-@dataclass(frozen=True)
-class StoredEdition(SelfContainedEdition):
-    """An edition of a store: all its shards are on this disk."""
-
-    version: Version
-
-    @property
-    def place(self) -> str:
-        """name@version."""
-        return self.version.ref
-
-    @property
-    def remedy(self) -> str:
-        """The command that looks at the whole version."""
-        return f"`nst verify {self.place}` shows all that changed"
-
-    def shards(self, work: Path, prepare: Callable[[Path, int], None], most: int, process: int, processes: int) -> ShardFolders:
-        """All of them."""
-        shards = ShardFolders(work / "shards", prepare)
-        with damage_is_named(self.place):
-            for shard in range(len(self.files)):
-                if not shards.place(shard).is_dir():
-                    shards.add(shard)
-        return shards
-
-    def file(self, shard: int, folder: Path) -> Path:
-        """Where it was sealed."""
-        return self.version.folder / self.files[shard]
-
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
-        with damage_is_named(self.place), pq.ParquetFile(self.version.folder / name) as parquet:
+        with damage_is_named(self.place), pq.ParquetFile(Path(self.root, name)) as parquet:
             yield parquet

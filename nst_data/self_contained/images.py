@@ -6,11 +6,10 @@ from typing import TypeGuard
 
 import numpy as np
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.self_contained.edition import SelfContainedEdition, StoredEdition
+from nst_data.self_contained.edition import SelfContainedEdition
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.sources.plain_pages import PlainPages, plain_groups
@@ -34,16 +33,16 @@ def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
         return edition
     with damage_is_named(edition.ref):
         schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
-    return StoredEdition(edition.manifest, schema, edition)
+    remedy = f"`nst verify {edition.ref}` shows all that changed"
+    return SelfContainedEdition(edition.ref, remedy, str(edition.folder), edition.manifest, schema)
 
 
 class EditionImages(Source):
     """The images of a self-contained edition, in its order; keys are those of the pool. A shard that is not here yet is waited for."""
 
-    def __init__(self, edition: SelfContainedEdition, shards: ShardFolders, images: NDArray[np.int64]) -> None:
-        """`images` are how many each shard has."""
+    def __init__(self, edition: SelfContainedEdition, shards: ShardFolders) -> None:
         super().__init__(edition.place)
-        self._edition, self._shards, self._starts = edition, shards, np.concatenate([[0], np.cumsum(images)])
+        self._edition, self._shards, self._starts = edition, shards, shards.starts
         self._pages: dict[int, PlainPages] = {}
 
     def __len__(self) -> int:
@@ -51,13 +50,13 @@ class EditionImages(Source):
 
     def key(self, row: int) -> str:
         """Where the image was in the pool."""
-        shard = self._shard_of(row)
+        shard = self._shards.shard_of(row)
         with pq.ParquetFile(self._edition.file(shard, self._shards.wait_for(shard))) as parquet:
             return str(parquet.read(["key"])["key"][row - int(self._starts[shard])])
 
     def read(self, row: int) -> bytes:
         """One row out of its page."""
-        shard = self._shard_of(row)
+        shard = self._shards.shard_of(row)
         if shard not in self._pages:
             self._pages[shard] = self._pages_of(shard)
         return self._pages[shard].read(row - int(self._starts[shard]))
@@ -78,9 +77,6 @@ class EditionImages(Source):
 
     def _damaged(self, row: int, what: str) -> NstError:
         return NstError(f"{self.location}: {self.key(row)!r} {what}; {self._edition.remedy}")
-
-    def _shard_of(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, side="right")) - 1
 
     def _pages_of(self, shard: int) -> PlainPages:
         path = self._edition.file(shard, self._shards.wait_for(shard))

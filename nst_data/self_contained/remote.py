@@ -2,20 +2,23 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.repository import Repository, quietly
 from nst_data.progress import Progress
 from nst_data.self_contained.edition import SelfContainedEdition
+from nst_data.self_contained.shard_folders import Prepare
 from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
 from nst_data.store.files import hash_file
@@ -26,17 +29,17 @@ _SHARD = "shard.parquet"
 
 @dataclass(frozen=True)
 class StreamedEdition(SelfContainedEdition):
-    """An edition of the Hub at a commit; of it only the manifest is here."""
+    """An edition of the Hub at a commit; of it only the manifest is here. `place` is `owner/name@tag`."""
 
     repository: Repository
-    tag: str
     commit: str
 
     @classmethod
     def open(cls, reference: str, progress: Progress | None = None) -> Self:
         """The edition that `owner/name[@version]` means. Raises UsageError for one without images, NstError where the Hub fails."""
         repository, tag, commit, manifest = find(reference, "edition")
-        edition = cls(manifest, pa.schema([]), repository, tag, commit)
+        place, root = f"{repository.id}@{tag}", f"datasets/{repository.id}@{commit}"
+        edition = cls(place, "tell its owner", root, manifest, pa.schema([]), repository, commit)
         if "@" not in reference:
             (progress or Progress()).say(f"{repository.id}: the newest edition is {tag}")
         if not edition.files:
@@ -56,23 +59,13 @@ class StreamedEdition(SelfContainedEdition):
         return f"{self.manifest.name}@{self.manifest.version}"
 
     @property
-    def place(self) -> str:
-        """`owner/name@tag`."""
-        return f"{self.repository.id}@{self.tag}"
-
-    @property
-    def remedy(self) -> str:
-        """Who can mend it."""
-        return "tell its owner"
-
-    @property
     def lineage(self) -> Input:
         """How it stands in the manifest of what is made from it: as the pulled one would."""
         return Input(ref=self.ref, digest=self.manifest.digest, repo=self.place, revision=self.commit)
 
-    def shards(self, work: Path, prepare: Callable[[Path, int], None], most: int, process: int, processes: int) -> ShardWindow:
+    def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
         """A few at a time, fetched as they are wanted; each machine has its own."""
-        window = ShardWindow(work / f"stream-{os.uname().nodename}", prepare, self.place, process, processes)
+        window = ShardWindow(work / f"stream-{os.uname().nodename}", prepare, starts, self.place, process, processes)
         window.begin()
         needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
         there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free
@@ -112,11 +105,9 @@ class StreamedEdition(SelfContainedEdition):
         """What is read of it comes over the network."""
         from huggingface_hub import HfFileSystem
 
-        place = f"datasets/{self.repository.id}@{self.commit}/{name}"
-
         def open_it() -> pq.ParquetFile:
             # in this thread: Arrow's own may still be at it when the program ends, which then aborts
-            return pq.ParquetFile(HfFileSystem().open(place, "rb", cache_type="none"), pre_buffer=False)
+            return pq.ParquetFile(HfFileSystem().open(f"{self.root}/{name}", "rb", cache_type="none"), pre_buffer=False)
 
         try:
             with self.repository.asked(open_it) as parquet:

@@ -9,49 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nst_data.self_contained.shard_folders import ShardFolders
-from nst_data.sources.plain_pages import close_files
 from nst_data.tables.schema import soft_label_columns
 
 AT_ONCE = 8192  # rows in memory while they are laid out
-
-
-class Columns:
-    """The columns of all shards; each lies in a memory-mapped file in the folder of its shard.
-
-    Shard s has the images from `starts[s]` on and below `starts[s + 1]`.
-    """
-
-    def __init__(self, shards: ShardFolders, images: NDArray[np.int64]) -> None:
-        """`images` are how many each shard has."""
-        self.shards, self.starts = shards, np.concatenate([[0], np.cumsum(images)])
-        self._open: dict[int, dict[str, NDArray[Any]]] = {}
-
-    def of(self, shard: int, name: str) -> NDArray[Any]:
-        """A column of a shard, once that is here."""
-        columns = self._open.setdefault(shard, {})
-        if name not in columns:
-            columns[name] = np.load(self.shards.wait_for(shard) / f"{name}.npy", mmap_mode="r")
-        return columns[name]
-
-    def take(self, name: str, images: NDArray[np.int64]) -> NDArray[Any]:
-        """The values of some images in a column, in their order."""
-        shards = np.searchsorted(self.starts, images, side="right") - 1
-        values: NDArray[Any] | None = None
-        for shard in np.unique(shards).tolist():
-            column, here = self.of(shard, name), shards == shard
-            values = np.empty((len(images), *column.shape[1:]), column.dtype) if values is None else values
-            values[here] = column[images[here] - self.starts[shard]]
-        assert values is not None, "some images are asked for"
-        return values
-
-    def close_all_but(self, shards: Sequence[int]) -> None:
-        """Let go of other shards, so that their space is free once they are deleted."""
-        closing = self._open.keys() - set(shards)
-        for shard in closing:
-            del self._open[shard]
-        if closing:
-            close_files()
 
 
 def lay_out(files: Sequence[Path], images: int, order: NDArray[np.int64], folder: Path, targets: Sequence[str]) -> None:

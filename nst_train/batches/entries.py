@@ -27,7 +27,7 @@ from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import table_files
-from nst_train.batches.columns import Columns, lay_out, new_column, pieces, target_columns
+from nst_train.batches.columns import lay_out, new_column, pieces, target_columns
 from nst_train.batches.shard_order import SHARDS_AT_ONCE, ShardOrder
 from nst_train.device import this_process
 
@@ -46,7 +46,7 @@ class PseudoLabeledImages:
     source: Source
     rows: NDArray[np.int64] | range
     order: ShardOrder
-    columns: Columns
+    shards: ShardFolders
     targets: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -54,24 +54,24 @@ class PseudoLabeledImages:
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The image at each position of an endless stream of epochs, shape (positions,); each epoch holds every entry once."""
-        self.columns.close_all_but(self.order.window(int(positions.min()), int(positions.max()) + 1))
+        self.shards.close_all_but(self.order.window(int(positions.min()), int(positions.max()) + 1))
         shards, entries = self.order.at(positions)
         images = np.empty_like(positions)
         for shard in np.unique(shards).tolist():
             here = shards == shard
-            images[here] = self.columns.starts[shard] + np.searchsorted(self.columns.of(shard, "ends"), entries[here], side="right")
+            images[here] = self.shards.starts[shard] + np.searchsorted(self.shards.column(shard, "ends"), entries[here], side="right")
         return images
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of image `index`. Raises NstError where they are others than were labeled."""
         row = int(self.rows[index])
         encoded = self.source.read(row)
-        self.source.check(row, encoded, self.columns.take("hashes", np.array([index])).tobytes().hex())
+        self.source.check(row, encoded, self.shards.take("hashes", np.array([index])).tobytes().hex())
         return encoded
 
     def targets_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
         """The targets of some images as they are stored; `nst_train.training.loss` reads them."""
-        return {name: torch.from_numpy(self.columns.take(name, indices)) for name in self.targets}
+        return {name: torch.from_numpy(self.shards.take(name, indices)) for name in self.targets}
 
     @contextmanager
     def kept(self, steps: range, per_step: int) -> Iterator[Callable[[int], None]]:
@@ -84,7 +84,7 @@ class PseudoLabeledImages:
         def wanted(start: int) -> list[int]:
             return self.order.window(start, start + per_step, _GROUPS, stop) if start < stop else []
 
-        with self.columns.shards.kept(steps.start * per_step, wanted) as reached:
+        with self.shards.kept(steps.start * per_step, wanted) as reached:
             yield lambda step: reached(step * per_step)
 
 
@@ -136,10 +136,9 @@ def _in_shards(
 
     process = this_process()
     others = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process.num_processes > 1 else 1
-    shards = edition.shards(work, prepare, _GROUPS * SHARDS_AT_ONCE, process.local_process_index, others)
-    images, entries = sizes.T
-    source = EditionImages(edition, shards, images)
-    return PseudoLabeledImages(source, range(len(source)), ShardOrder(entries, seed), Columns(shards, images), targets)
+    starts = np.concatenate([[0], np.cumsum(sizes[:, 0])])
+    shards = edition.shards(work, prepare, starts, _GROUPS * SHARDS_AT_ONCE, process.local_process_index, others)
+    return PseudoLabeledImages(EditionImages(edition, shards), range(starts[-1]), ShardOrder(sizes[:, 1], seed), shards, targets)
 
 
 def _in_pool(
@@ -162,12 +161,10 @@ def _in_pool(
             rows.flush()
             lay_out(files, images, order, folder, targets)
 
-        shards = ShardFolders(work / f"edition-{pool.fingerprint[:16]}", prepare)
-        if not shards.place(0).is_dir():
-            shards.add(0)
-    columns = Columns(shards, np.array([images]))
-    in_order = ShardOrder(np.array(columns.of(0, "ends")[-1:]), seed, mixed_by="order")
-    pseudo = PseudoLabeledImages(pool, columns.of(0, "rows"), in_order, columns, targets)
+        shards = ShardFolders(work / f"edition-{pool.fingerprint[:16]}", prepare, np.array([0, images]))
+        shards.add(0)
+    entry_order = ShardOrder(np.array(shards.column(0, "ends")[-1:]), seed, mixed_by="order")
+    pseudo = PseudoLabeledImages(pool, shards.column(0, "rows"), entry_order, shards, targets)
     for index in np.linspace(0, images - 1, _SAMPLES, dtype=np.int64):
         pseudo.read(int(index))  # refuses another pool before any work, and opens what is opened once before workers are forked
     return pseudo
