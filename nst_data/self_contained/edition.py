@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,6 @@ from nst_data.store.manifest import Manifest
 from nst_data.tables.label_tables import damage_is_named
 
 _TABLE = "balanced/"
-_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class SelfContainedEdition:
     root: str
     manifest: Manifest
     schema: pa.Schema
+    _counted_at_once: ClassVar[int] = 2  # footers are large where images are small: a row group has 100 of them
 
     @cached_property
     def files(self) -> list[str]:
@@ -80,7 +81,7 @@ class SelfContainedEdition:
 
     def _sizes_read(self, progress: Progress) -> NDArray[np.int64]:
         found = []
-        with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(self._counted_at_once) as pool:
             for size in pool.map(self._size_of, self.files):
                 found.append(size)
                 task.advance(1)

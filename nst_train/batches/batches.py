@@ -224,8 +224,10 @@ def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:
         for worker in workers:
             worker.kill()
 
-    if hasattr(items, "_shutdown_workers"):  # DataLoader's own way when `items` is collected, which an error under way puts off
-        if items._worker_pids_set:  # else a worker that is killed here would be an error wherever this process is
+    # private: PyTorch has no public way (pytorch/pytorch#64766). It does this when `items` is collected, which the traceback of an error
+    # under way puts off; and while it knows the workers' ids, one that is killed below is an error wherever this process is
+    if hasattr(items, "_shutdown_workers"):
+        if items._worker_pids_set:
             signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]
             items._worker_pids_set = False
         timer = threading.Timer(_ENDING_SECONDS, kill)
