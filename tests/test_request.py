@@ -90,7 +90,9 @@ def test_one_that_was_begun_in_another_order_is_refused_with_what_to_do_and_keep
         student(store, inputs)
     assert [*path.parent.glob("work/checkpoints/step-*")]
     store.remove("student@gen-0")
-    assert student(store, inputs).manifest.request.settings["order"] == "shards"
+    version = student(store, inputs)
+    assert version.manifest.request.settings["order"] == "shards"
+    assert "--order" not in (version.folder / "README.md").read_text()  # no option: the edition decides
 
 
 def test_a_streamed_one_that_was_begun_before_goes_on_to_the_weights_of_one_that_was_not_stopped(inputs, tmp_path):
