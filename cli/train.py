@@ -121,12 +121,11 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 def _open_pool(location: str | None, edition: "Version | StreamedEdition", store: "Store") -> "Source | None":
     """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
     from nst_data.errors import UsageError
-    from nst_data.self_contained.images import holds_images
+    from nst_data.self_contained.images import needs_pool
     from nst_data.sources import open_source
     from nst_data.sources.labeled_pool import open_labeled_pool
-    from nst_data.store.store import Version
 
-    if not isinstance(edition, Version) or holds_images(edition):
+    if not needs_pool(edition):
         if location:
             raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
         return None

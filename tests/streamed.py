@@ -35,9 +35,9 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.self_contained.remote import StreamedEdition
 from nst_train.batches.batches import training_batches, without
+from nst_train.batches.entries import open_edition
 from nst_train.transforms.noise import training_transforms
 from nst_train.settings import RunSettings, TrainSettings
-from nst_train.batches.streamed_entries import open_streamed
 from nst_train.training.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}

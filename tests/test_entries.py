@@ -11,12 +11,14 @@ from conftest import TINY, write_pool
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
-from nst_data.self_contained.images import holds_images
+from nst_data.self_contained.images import needs_pool
+from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.batches.batches import training_batches, without
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
+from nst_train.batches.shard_order import ShardOrder
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
 
@@ -58,7 +60,7 @@ def same(left, right):
 
 def test_both_forms_give_the_same_images_with_the_same_soft_labels_in_each_epoch(forms, tmp_path):
     by_reference, with_images, labeled, pool = forms
-    assert (holds_images(by_reference), holds_images(with_images)) == (False, True)
+    assert (needs_pool(by_reference), needs_pool(with_images)) == (True, False)
     count = by_reference.manifest.counts["copies"]
     settings = STILL | {"batch_size": 1, "ratio": count}
     pooled = batches(by_reference, labeled, tmp_path / "a", range(2), open_source(str(pool)), **settings)
@@ -84,33 +86,38 @@ def test_two_processes_share_the_batch_of_a_self_contained_edition(forms, tmp_pa
     assert torch.equal(torch.cat([half.pseudo["probs"] for half in halves]), one.pseudo["probs"])
 
 
-def edition_of(copies, is_along):
-    """An edition of images with so many copies each, of which only the order matters."""
-    copies = np.array(copies)
-    return PseudoLabeledImages(None, is_along, np.arange(len(copies)), None, np.cumsum(copies - is_along), {})
+def edition_of(copies, folder, shards=1, seed=0):
+    """An edition of images with so many copies each, in so many shards, of which only the order matters."""
+
+    def prepare(place, shard):
+        np.save(place / "ends.npy", np.cumsum(parts[shard]))
+
+    parts = np.array_split(copies, shards)
+    folders = ShardFolders(folder, prepare, np.cumsum([0, *map(len, parts)]))
+    for shard in range(shards):
+        folders.add(shard)
+    return PseudoLabeledImages(None, range(len(copies)), ShardOrder(np.array([part.sum() for part in parts]), seed), folders, ())
 
 
-@pytest.mark.parametrize("is_along", [False, True])
-@pytest.mark.parametrize("copies", [[1], [3], [1] * 200, [1, 5, 2, 40] * 30, [1] * 9000 + [700]])
-def test_each_epoch_holds_each_image_as_often_as_it_has_copies(copies, is_along):
-    pseudo = edition_of(copies, is_along)
+@pytest.mark.parametrize("shards", [1, 6])
+@pytest.mark.parametrize("copies", [[1] * 6, [3] + [1] * 9, [1] * 200, [1, 5, 2, 40] * 30])
+def test_each_epoch_holds_each_image_as_often_as_it_has_copies(tmp_path, copies, shards):
+    pseudo = edition_of(copies, tmp_path, shards)
     assert len(pseudo) == sum(copies)
-    drawn = pseudo.at(np.arange(3 * len(pseudo)), seed=0).reshape(3, -1)
+    drawn = pseudo.at(np.arange(3 * len(pseudo))).reshape(3, -1)
     assert [np.bincount(epoch, minlength=len(copies)).tolist() for epoch in drawn] == [copies] * 3
 
 
-@pytest.mark.parametrize("is_along", [False, True])
-def test_a_position_has_the_same_image_whatever_else_is_asked_for(is_along):
-    pseudo = edition_of([1, 2, 3, 30] * 40, is_along)
-    whole = pseudo.at(np.arange(3000), seed=1)
-    parts = [pseudo.at(np.arange(start, start + 7), seed=1) for start in range(0, 2996, 7)]
+@pytest.mark.parametrize("shards", [1, 6])
+def test_a_position_has_the_same_image_whatever_else_is_asked_for(tmp_path, shards):
+    pseudo = edition_of([1, 2, 3, 30] * 40, tmp_path, shards, seed=1)
+    whole = pseudo.at(np.arange(3000))
+    parts = [pseudo.at(np.arange(start, start + 7)) for start in range(0, 2996, 7)]
     assert np.concatenate(parts).tolist() == whole[:2996].tolist()
 
 
-@pytest.mark.parametrize("is_along", [False, True])
-def test_copies_of_an_image_are_as_far_apart_as_chance_has_it(is_along):
-    pseudo = edition_of([4] * 2000, is_along)
-    drawn = pseudo.at(np.arange(8000), seed=0)
+def test_copies_of_an_image_are_as_far_apart_as_chance_has_it(tmp_path):
+    drawn = edition_of([4] * 2000, tmp_path).at(np.arange(8000))
     places = np.argsort(drawn, kind="stable").reshape(2000, 4)
     assert np.diff(np.sort(places)).mean() == pytest.approx(8000 / 5, rel=0.05)  # of four places drawn in a line
     near = (np.diff(np.sort(places)) < 8).mean()
@@ -136,14 +143,14 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
 
 def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, monkeypatch):
     by_reference, *_ = forms
-    monkeypatch.setattr("nst_train.batches.entries._AT_ONCE", 4)
+    monkeypatch.setattr("nst_train.batches.columns.AT_ONCE", 4)
     other = write_pool(tmp_path / "other", 3, 5)
     keys = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"].to_list()
     for key in keys[1:8:2]:
         (other / key).unlink()
     with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images, the first is '{keys[1]}'; pass the labeled pool"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
-    assert not list((tmp_path / "work").glob("edition*"))
+    assert not list((tmp_path / "work").glob("edition*/*"))
 
 
 def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(forms, tmp_path):

@@ -3,6 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from nst_train.batches.order import draw
 from nst_train.batches.shard_order import ShardOrder
 
 
@@ -71,3 +72,11 @@ def test_entries_of_a_group_are_mixed():
     assert (np.diff(shards) != 0).mean() == pytest.approx(0.75, abs=0.05)  # one of four shards, by chance
     places = np.argsort(entries[shards == shards[0]], kind="stable")  # neighbors, such as copies of an image, lie anywhere
     assert np.abs(np.diff(places)).mean() == pytest.approx(1000 / 3, rel=0.1)
+
+
+def test_a_single_shard_comes_in_the_order_that_editions_with_a_pool_have_always_had():
+    order = ShardOrder(np.array([10]), seed=3, mixed_by="order")
+    shards, entries = order.at(np.arange(30))
+    assert entries.tolist() == draw(np.arange(30), 10, seed=3, part="pseudo").tolist()
+    assert set(shards) == {0}
+    assert order.window(5, 25) == [0]

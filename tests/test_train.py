@@ -161,7 +161,7 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
     store, labeled, _ = tiny_store
     settings, source = TrainSettings(**TINY, seed=77), open_source(str(labeled), labeled=True)
     with monkeypatch.context() as patched:
-        patched.setattr("nst_train.training.train._Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("nst_train.training.loop.Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(store, "stopped", settings, source, run=RUN)
     monkeypatch.setattr("nst_train.training.readable.unreadable", None)

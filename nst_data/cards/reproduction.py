@@ -9,7 +9,7 @@ import yaml
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_name
-from nst_data.store.manifest import ANONYMOUS, Request
+from nst_data.store.manifest import ANONYMOUS, ORDER, Request
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
@@ -109,7 +109,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
             value is None
             or value is False
             or value in ({}, [], "")
-            or key == ANONYMOUS
+            or key in (ANONYMOUS, ORDER)
             or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key))
         ):
             continue

@@ -1,53 +1,87 @@
-"""The images that a self-contained edition holds beside its soft labels."""
+"""The images of a self-contained edition: each read alone, out of its shard."""
 
+from collections.abc import Iterator
+from functools import partial
+from typing import TypeGuard
+
+import numpy as np
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.sources.parquet import ParquetFiles
-from nst_data.sources.source import Buffer
+from nst_data.self_contained.edition import SelfContainedEdition
+from nst_data.self_contained.remote import StreamedEdition
+from nst_data.self_contained.shard_folders import ShardFolders
+from nst_data.sources.plain_pages import PlainPages, plain_groups
+from nst_data.sources.source import Buffer, Row, Source, Wanted
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import table_files
 
-
-def holds_images(edition: Version) -> bool:
-    """Whether an edition is self-contained. Raises NstError where its table cannot be read."""
-    with damage_is_named(edition.ref), pq.ParquetFile(table_files(edition.folder, "balanced")[0]) as parquet:
-        return "image" in parquet.schema_arrow.names
+_IMAGE = ("image", "bytes")
 
 
-class EmbeddedImages(ParquetFiles):
-    """The images of a self-contained edition, in its order; each is read alone, out of its page. Keys are those of the pool."""
+def needs_pool(edition: Version | StreamedEdition) -> TypeGuard[Version]:
+    """Whether an edition's images lie in a pool, as it holds none. Raises NstError where its table cannot be read."""
+    return "image" not in self_contained(edition).schema.names
 
-    _footers_at_once = 2  # they are large where images are small: a row group has 100 of them
 
-    def __init__(self, edition: Version) -> None:
-        files = table_files(edition.folder, "balanced")
-        names = [f"balanced/{file.name}" for file in files]
-        super().__init__(edition.ref, [str(file) for file in files], names, "image", images_beside=False)
-        self._has_hashes = not is_anonymous(edition.manifest)
+def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
+    """An edition that holds its images, in a store or on the Hub. Raises NstError where its table cannot be read."""
+    if isinstance(edition, StreamedEdition):
+        return edition
+    with damage_is_named(edition.ref):
+        schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
+    remedy = f"`nst verify {edition.ref}` shows all that changed"
+    return SelfContainedEdition(edition.ref, remedy, str(edition.folder), edition.manifest, schema)
+
+
+class EditionImages(Source):
+    """The images of a self-contained edition, in its order; keys are those of the pool. A shard that is not here yet is waited for."""
+
+    def __init__(self, edition: SelfContainedEdition, shards: ShardFolders) -> None:
+        super().__init__(edition.place)
+        self._edition, self._shards, self._starts = edition, shards, shards.starts
+        self._pages: dict[int, PlainPages] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
     def key(self, row: int) -> str:
         """Where the image was in the pool."""
-        file = self._file_of(row)
-        with self._readable(self._files[file]), self._opened(self._files[file]) as parquet:
-            row -= self._starts[file]
-            for group in range(parquet.num_row_groups):
-                if row < (rows := parquet.metadata.row_group(group).num_rows):
-                    return str(parquet.read_row_group(group, columns=["key"])["key"][row])
-                row -= rows
-        raise IndexError(f"row {row} after the last")
+        shard = self._shards.shard_of(row)
+        with pq.ParquetFile(self._edition.file(shard, self._shards.wait_for(shard))) as parquet:
+            return str(parquet.read(["key"])["key"][row - int(self._starts[shard])])
+
+    def read(self, row: int) -> bytes:
+        """One row out of its page."""
+        shard = self._shards.shard_of(row)
+        if shard not in self._pages:
+            self._pages[shard] = self._pages_of(shard)
+        return self._pages[shard].read(row - int(self._starts[shard]))
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted rows, one by one."""
+        for row in np.asarray(wanted).tolist():
+            yield Row(row, self.key(row), partial(self.read, row))
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
-        """Raises NstError where the bytes of a row are not those that were sealed."""
-        if self._has_hashes and image_hash(encoded) != hashed:
+        """Raises NstError where an image is not the one that its own edition names."""
+        if not is_anonymous(self._edition.manifest) and image_hash(encoded) != hashed:
             raise self._damaged(row, "holds other bytes than the image that was labeled")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
         """What to raise for an image that could be read when the edition was made."""
-        return self._damaged(row, f"cannot be read any more ({error})")
+        return self._damaged(row, f"cannot be read ({error})")
 
     def _damaged(self, row: int, what: str) -> NstError:
-        return NstError(f"{self.location}: {self.key(row)!r} {what}; `nst verify {self.location}` shows all that changed")
+        return NstError(f"{self.location}: {self.key(row)!r} {what}; {self._edition.remedy}")
+
+    def _pages_of(self, shard: int) -> PlainPages:
+        path = self._edition.file(shard, self._shards.wait_for(shard))
+        with pq.ParquetFile(path) as parquet:
+            groups = plain_groups(parquet, _IMAGE)
+        if groups is None:
+            raise NstError(f"{self.location}: its images are compressed inside parquet, as nst writes none; {self._edition.remedy}")
+        return PlainPages.of([str(path)], [path.stat().st_size], [groups])

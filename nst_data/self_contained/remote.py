@@ -1,53 +1,51 @@
 """A self-contained edition that stays on the Hub: what it is, and its shards one by one."""
 
+import os
+import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
 from nst_data.progress import Progress
+from nst_data.self_contained.edition import SelfContainedEdition
+from nst_data.self_contained.shard_folders import Prepare
+from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import Input, Manifest
+from nst_data.store.manifest import Input
 
-STREAMED = "stream"  # the setting of a training that says so: images come in another order than from disk
-_TABLE = "balanced/"
-_AT_ONCE = 8
-
-
-class DamagedShardError(NstError):
-    """A shard that is not what its manifest says: to fetch it again would not help."""
+_SHARD = "shard.parquet"
 
 
 @dataclass(frozen=True)
-class StreamedEdition:
-    """An edition of the Hub at a commit; of it only the manifest is here."""
+class StreamedEdition(SelfContainedEdition):
+    """An edition of the Hub at a commit; of it only the manifest is here. `place` is `owner/name@tag`."""
 
     repository: Repository
-    tag: str
     commit: str
-    manifest: Manifest
-    schema: pa.Schema
+    _counted_at_once: ClassVar[int] = 8
 
     @classmethod
     def open(cls, reference: str, progress: Progress | None = None) -> Self:
         """The edition that `owner/name[@version]` means. Raises UsageError for one without images, NstError where the Hub fails."""
-        edition = cls(*find(reference, "edition"), schema=pa.schema([]))
+        repository, tag, commit, manifest = find(reference, "edition")
+        place, root = f"{repository.id}@{tag}", f"datasets/{repository.id}@{commit}"
+        edition = cls(place, "tell its owner", root, manifest, pa.schema([]), repository, commit)
         if "@" not in reference:
-            (progress or Progress()).say(f"{edition.repository.id}: the newest edition is {edition.tag}")
+            (progress or Progress()).say(f"{repository.id}: the newest edition is {tag}")
         if not edition.files:
-            raise NstError(f"{edition.place}: expected parquet files in {_TABLE}, found none in its manifest")
+            raise NstError(f"{edition.place}: expected parquet files in balanced/, found none in its manifest")
         with edition._opened(edition.files[0]) as parquet:
             edition = replace(edition, schema=parquet.schema_arrow)
         if "image" not in edition.schema.names:
@@ -63,58 +61,32 @@ class StreamedEdition:
         return f"{self.manifest.name}@{self.manifest.version}"
 
     @property
-    def place(self) -> str:
-        """`owner/name@tag`."""
-        return f"{self.repository.id}@{self.tag}"
-
-    @property
     def lineage(self) -> Input:
         """How it stands in the manifest of what is made from it: as the pulled one would."""
         return Input(ref=self.ref, digest=self.manifest.digest, repo=self.place, revision=self.commit)
 
-    @cached_property
-    def files(self) -> list[str]:
-        """Its shards, in order."""
-        return sorted(name for name in self.manifest.files if name.startswith(_TABLE) and name.endswith(".parquet"))
+    def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
+        """A few at a time, fetched as they are wanted; each machine has its own."""
+        window = ShardWindow(work / f"stream-{os.uname().nodename}", prepare, starts, self.place, process, processes)
+        window.begin()
+        needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
+        there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free
+        if needed > free + sum(there):
+            raise NstError(
+                f"{self.place}: up to {needed / 1e9:,.1f} GB of its shards lie in {window.folder} at once, "
+                f"{free / 1e9:,.1f} GB are left there"
+            )
+        return window
 
-    def bytes_of(self, shards: int) -> int:
-        """What so many of its largest shards take on disk."""
-        return sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:shards])
+    def file(self, shard: int, folder: Path) -> Path:
+        """Beside what was made of it."""
+        return folder / _SHARD
 
-    def sizes(self, progress: Progress | None = None) -> NDArray[np.int64]:
-        """Images and entries (copies counted) of each shard, shape (shards, 2), int64.
-
-        The manifest has them, or one column of each shard is read. Raises NstError where they are not what the manifest counts in all.
-        """
-        counts = self.manifest.counts
-        try:
-            known = [counts["shards"][name] for name in ("images", "entries")] if "shards" in counts else None
-            sizes = np.array(known, np.int64).T if known else self._sizes_read(progress or Progress())
-            is_sound = sizes.shape == (len(self.files), 2) and sizes.min() >= 0
-            is_sound &= sizes.sum(axis=0).tolist() == [counts["unique"], counts["copies"]]
-        except (TypeError, ValueError, KeyError, OverflowError):
-            is_sound = False
-        if not is_sound:
-            raise NstError(f"{self.place}: its shards do not hold as many images and entries as its manifest says; it is damaged")
-        return sizes
-
-    def _sizes_read(self, progress: Progress) -> NDArray[np.int64]:
-        def look(name: str) -> tuple[int, int]:
-            with self._opened(name) as parquet:
-                copies = parquet.read(["copies"], use_threads=False)["copies"]
-                return len(copies), int(pc.sum(copies, min_count=0).as_py())
-
-        found = []
-        with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(_AT_ONCE) as pool:
-            for one in pool.map(lambda name: self.repository.asked(lambda: look(name)), self.files):
-                found.append(one)
-                task.advance(1)
-        return np.array(found, np.int64)
-
-    def download(self, shard: int, folder: Path) -> Path:
-        """Bring a shard below `folder`. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
+    def bring(self, shard: int, folder: Path) -> Path:
+        """Download a shard. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
         name = self.files[shard]
-        self.repository.download(name, self.commit, folder)
+        with quiet("huggingface_hub.utils"):
+            self.repository.download(name, self.commit, folder)
         path = folder / name
         if hash_file(path) != self.manifest.files[name]:
             path.unlink()
@@ -122,18 +94,22 @@ class StreamedEdition:
                 f"{self.place}: {name} is not what its manifest says: it is damaged there or on the way; "
                 "nothing of it was used, the same command tries again"
             )
-        return path
+        path.rename(folder / _SHARD)
+        for other in [one for one in folder.iterdir() if one.is_dir()]:  # where it was downloaded to
+            shutil.rmtree(other)
+        return folder / _SHARD
+
+    def _size_of(self, name: str) -> tuple[int, int]:
+        return self.repository.asked(partial(super()._size_of, name))
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
-        """A shard where it is: what is read of it comes over the network."""
+        """What is read of it comes over the network."""
         from huggingface_hub import HfFileSystem
-
-        place = f"datasets/{self.repository.id}@{self.commit}/{name}"
 
         def open_it() -> pq.ParquetFile:
             # in this thread: Arrow's own may still be at it when the program ends, which then aborts
-            return pq.ParquetFile(HfFileSystem().open(place, "rb", cache_type="none"), pre_buffer=False)
+            return pq.ParquetFile(HfFileSystem().open(f"{self.root}/{name}", "rb", cache_type="none"), pre_buffer=False)
 
         try:
             with self.repository.asked(open_it) as parquet:

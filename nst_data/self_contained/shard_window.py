@@ -1,13 +1,11 @@
 """The shards of a streamed edition that are on this disk now: a few, fetched ahead of the training and deleted behind it.
 
-One process of a machine fetches, in a thread of its own; its workers and the other processes wait for what they need. A shard lies in
-a folder of its own, with what was made of it beside it, which appears when all is there and checked. Killed at any time, the next run
-uses the shards that are whole and deletes the rest.
+One process of a machine fetches, in a thread of its own; its workers and the other processes wait for what they need. Killed at any time,
+the next run uses the shards that are whole and deletes the rest.
 """
 
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,26 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.hub.quiet import quiet
-from nst_data.self_contained.remote import DamagedShardError, StreamedEdition
-from nst_data.store.files import discard, fsync_tree, move_over, place_once, write_text
+from nst_data.self_contained.shard_folders import ShardFolders, Wanted
+from nst_data.store.files import discard, move_over, write_text
 from nst_data.store.ownership import AtWorkError, is_owned, owned
 
-SHARD = "shard.parquet"
 _LOOK_EVERY_SECONDS = 0.1
 _NOBODY_SECONDS = 120.0
 _AGAIN_SECONDS = 20.0
 _STOP_SECONDS = 1.0
-Wanted = Callable[[int], Sequence[int]]
+
+
+class DamagedShardError(NstError):
+    """A shard that is not what its manifest says: to fetch it again would not help."""
 
 
 @dataclass(frozen=True)
-class ShardWindow:
-    """`prepare(folder, shard)` makes what is wanted of a shard beside it. `process` is this one's number of `processes` on the machine."""
+class ShardWindow(ShardFolders):
+    """Shards that come and go; `prepare` fetches one. `process` is this one's number of `processes` on the machine."""
 
-    edition: StreamedEdition
-    folder: Path
-    prepare: Callable[[Path, int], None]
+    edition: str  # what errors call it
     process: int = 0
     processes: int = 1
 
@@ -46,10 +43,6 @@ class ShardWindow:
         if self.process == 0:
             self._failure.unlink(missing_ok=True)
 
-    def place(self, shard: int) -> Path:
-        """The folder of a shard, where it is here."""
-        return self.folder / f"{shard:05d}"
-
     def wait_for(self, shard: int) -> Path:
         """The folder of a shard, once it is here. Raises NstError where it will not come."""
         place, alone_since = self.place(shard), time.monotonic()
@@ -59,7 +52,7 @@ class ShardWindow:
             if is_owned(self._keeper):
                 alone_since = time.monotonic()
             elif time.monotonic() - alone_since > _NOBODY_SECONDS:
-                raise NstError(f"{self.edition.place}: the process that fetches its shards ended; run the same command again")
+                raise NstError(f"{self.edition}: the process that fetches its shards ended; run the same command again")
             time.sleep(_LOOK_EVERY_SECONDS)
         return place
 
@@ -137,7 +130,7 @@ class ShardWindow:
     def _is_fetched(self, shard: int, stopped: threading.Event) -> bool:
         """Whether a shard came. Where the network failed this is noted: it ends the training once the shard is waited for, not before."""
         try:
-            self._fetch(shard)
+            self.add(shard)
         except DamagedShardError:
             raise
         except NstError as error:
@@ -152,19 +145,3 @@ class ShardWindow:
         for name in os.listdir(self.folder):
             if name.isdecimal() and name not in kept:
                 discard(self.folder / name)
-
-    def _fetch(self, shard: int) -> None:
-        part = Path(tempfile.mkdtemp(prefix=".part.", dir=self.folder))
-        try:
-            with quiet("huggingface_hub.utils"):
-                path = self.edition.download(shard, part)
-            path.rename(part / SHARD)
-            for other in part.iterdir():
-                if other.is_dir():  # where it was downloaded to
-                    shutil.rmtree(other)
-            self.prepare(part, shard)
-            fsync_tree(part)
-            place_once(part, self.place(shard))
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise

@@ -29,6 +29,7 @@ from nst_data.sources.source import Row, Source, Wanted, within
 
 _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 1024
+_FOOTERS_AT_ONCE = 8
 _MOST_ROWS_A_BYTE = 10_000  # of a file; a page of equal values has some thousand
 _LABEL_BYTES, _LABEL_BYTES_A_ROW = 2**26, 2**10  # a column of classes has no more than the larger of both
 _BUILDING = Lock()
@@ -44,7 +45,6 @@ class ParquetFiles(Source):
     in the first file that has rows; what those without any look like does not matter.
     """
 
-    _footers_at_once = 8
     _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
     _slow = ""  # why that is slow
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
@@ -64,7 +64,7 @@ class ParquetFiles(Source):
         self._sizes: list[int] = []
         self._starts = [0]
         first = ""
-        with ThreadPoolExecutor(self._footers_at_once) as pool:
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             for name, (size, rows, schema) in zip(names, pool.map(self._footer, files), strict=True):
                 if rows and not first:
                     first, self._schema = name, schema

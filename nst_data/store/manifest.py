@@ -16,6 +16,7 @@ from nst_data.errors import NstError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
 ANONYMOUS = "anonymous"  # the setting that says that no source is named
+ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
 Kind = Literal["generation", "edition", "teacher"]
 
 _PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "polars", "pyarrow", "pillow", "numpy")

@@ -3,8 +3,9 @@
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
@@ -80,12 +81,19 @@ class Store:
         return self.root / "runs" / "indexes"
 
     def begin(
-        self, request: Request, name: str, generation: int | None = None, edition: int | None = None, first: int = 1
+        self,
+        request: Request,
+        name: str,
+        generation: int | None = None,
+        edition: int | None = None,
+        first: int = 1,
+        earlier: Sequence[Request] = (),
     ) -> Version | Staging:
         """The version that this request asks for: sealed already, under way, or new at the next free number.
 
         `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
         An edition without a generation is the first of a new one; `first` is the first generation of a name.
+        `earlier` are other forms of the same request: what was made by one of them is found too.
         """
         check_name(name)
         self.check_name_is_free_for(name, request.kind)
@@ -94,12 +102,13 @@ class Store:
         all_stagings, all_versions = self.stagings(name), self.versions(name)
         stagings = [one for one in all_stagings if _is_asked(one.request.kind, Number.parse(one.folder.name), request, generation, edition)]
         versions = [one for one in all_versions if _is_asked(one.manifest.kind, one.number, request, generation, edition)]
-        for version in versions:
-            if version.manifest.request.digest == request.digest:
+        digests = [form.digest for form in (request, *earlier)]
+        for digest, version in product(digests, versions):
+            if version.manifest.request.digest == digest:
                 discard(self._run_folder(request.kind, name, version.number))
                 return version
-        for staging in stagings:
-            if staging.request.digest == request.digest:
+        for digest, staging in product(digests, stagings):
+            if staging.request.digest == digest:
                 return staging
         taken: list[Version | Staging] = [*versions, *stagings]
         if generation is None:  # the next free one is above all that there are, of either kind

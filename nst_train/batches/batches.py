@@ -8,9 +8,9 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Set
+from collections.abc import Generator, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,11 @@ from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
-from nst_train.batches.streamed_entries import StreamedEntries
 from nst_train.interruption import STOP_SIGNALS
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform
 
-Entries = PseudoLabeledImages | StreamedEntries
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 _AHEAD = 4  # batches of each worker
 _ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
@@ -116,7 +114,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         self,
         settings: TrainSettings,
         labeled: LabeledImages,
-        pseudo: Entries | None,
+        pseudo: PseudoLabeledImages | None,
         transforms: Mapping[str, Transform],
         process: int,
         processes: int,
@@ -150,9 +148,9 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         start = step * batch_size + self._process * share
         return np.arange(start, start + share, dtype=np.int64)
 
-    def _pseudo_batch(self, step: int, pseudo: Entries) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
+    def _pseudo_batch(self, step: int, pseudo: PseudoLabeledImages) -> tuple[list[NDArray[np.uint8]], dict[str, Tensor]]:
         positions = self._positions(step, self._settings.batch_size * self._settings.ratio)
-        indices = pseudo.at(positions, self._settings.seed)
+        indices = pseudo.at(positions)
         images = []
         for index, position in zip(indices, positions, strict=True):
             with _naming(pseudo.source, int(pseudo.rows[index])):
@@ -179,7 +177,7 @@ def _naming(source: Source, row: int) -> Iterator[None]:
 def training_batches(
     settings: TrainSettings,
     labeled: LabeledImages,
-    pseudo: Entries | None,
+    pseudo: PseudoLabeledImages | None,
     transforms: Mapping[str, Transform],
     steps: range,
     workers: int,
@@ -206,7 +204,8 @@ def training_batches(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
-        with _shards_kept(settings, pseudo, steps) as reached:  # from here on a thread runs, which forked workers must not inherit
+        shards = pseudo.kept(steps, settings.batch_size * settings.ratio) if pseudo is not None else nullcontext(lambda _: None)
+        with shards as reached:  # from here on a thread may run, which forked workers must not inherit
             for step in steps:
                 with worker_failures():
                     item = next(items)
@@ -225,8 +224,10 @@ def _end(items: Any, workers: Set[multiprocessing.process.BaseProcess]) -> None:
         for worker in workers:
             worker.kill()
 
-    if hasattr(items, "_shutdown_workers"):  # DataLoader's own way when `items` is collected, which an error under way puts off
-        if items._worker_pids_set:  # else a worker that is killed here would be an error wherever this process is
+    # private: PyTorch has no public way (pytorch/pytorch#64766). It does this when `items` is collected, which the traceback of an error
+    # under way puts off; and while it knows the workers' ids, one that is killed below is an error wherever this process is
+    if hasattr(items, "_shutdown_workers"):
+        if items._worker_pids_set:
             signal_handling._remove_worker_pids(id(items))  # type: ignore[attr-defined]
             items._worker_pids_set = False
         timer = threading.Timer(_ENDING_SECONDS, kill)
@@ -269,13 +270,6 @@ def check_room(images: int, side_px: int, workers: int, processes_here: int = 1)
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB"
-
-
-def _shards_kept(settings: TrainSettings, pseudo: Entries | None, steps: range) -> AbstractContextManager[Callable[[int], None]]:
-    """While this lasts, the shards of a streamed edition come and go with the step that is told."""
-    if not isinstance(pseudo, StreamedEntries):
-        return nullcontext(lambda _: None)
-    return pseudo.kept(steps, settings.batch_size * settings.ratio, settings.seed)
 
 
 def _end_quietly(worker: int) -> None:

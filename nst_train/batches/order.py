@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 from nst_train.seeds import seed_of
 
 _ROUNDS = 6
-_BLOCK, _WINDOW = 64, 8192  # rows that are read one after the other; rows that are mixed
 
 
 def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArray[np.int64]:
@@ -20,40 +19,6 @@ def draw(positions: NDArray[np.int64], rows: int, seed: int, part: str) -> NDArr
         here = epochs == epoch
         drawn[here] = permute(positions[here] % rows, rows, seed_of(seed, part, "order", int(epoch)))
     return drawn
-
-
-def draw_along(positions: NDArray[np.int64], rows: int, extra: int, seed: int, part: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """As `draw`, for rows that have a place in shuffled files and `extra` copies beside themselves: what stands at each position, and
-    whether that is the number of a copy, of `extra`, and not of a row.
-
-    The rows of an epoch come along the files, so that pages are read once and in sequence; the copies come from anywhere between them,
-    evenly over the epoch, so that those of one row are as far apart as chance has it.
-    """
-    drawn, is_copy = np.empty_like(positions), np.zeros(len(positions), dtype=np.bool_)
-    epochs = positions // (rows + extra)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        places = positions[here] % (rows + extra)
-        copies = places * extra // (rows + extra)  # that come before this place
-        again = (places + 1) * extra // (rows + extra) > copies
-        key = seed_of(seed, part, "order", int(epoch))
-        numbers = np.where(again, copies, places - copies)
-        numbers[again] = permute(numbers[again], extra, key)
-        numbers[~again] = _along(numbers[~again], rows, key)
-        drawn[here], is_copy[here] = numbers, again
-    return drawn, is_copy
-
-
-def _along(index: NDArray[np.int64], rows: int, key: int) -> NDArray[np.int64]:
-    """A keyed permutation of range(rows) that stays near: blocks of 64 neighbors in any order, mixed over windows of 8,192 rows."""
-    mixed = index.copy()
-    for window in np.unique(index // _WINDOW):
-        here, start = index // _WINDOW == window, int(window) * _WINDOW
-        mixed[here] = start + permute(index[here] - start, min(_WINDOW, rows - start), seed_of(key, "window", int(window)))
-    blocks = rows // _BLOCK
-    whole = mixed < blocks * _BLOCK  # the last few rows are no block and stay the last ones
-    mixed[whole] = permute(mixed[whole] // _BLOCK, blocks, key) * _BLOCK + mixed[whole] % _BLOCK
-    return (mixed + seed_of(key, "first")) % rows  # blocks begin elsewhere in each epoch
 
 
 def permute(index: NDArray[np.int64], rows: int, key: int) -> NDArray[np.int64]:

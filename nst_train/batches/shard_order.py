@@ -1,6 +1,6 @@
 """The order of entries whose shards come one after the other, a pure function of (seed, position): a few shards at a time, mixed inside."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,9 @@ from nst_train.batches.order import permute
 from nst_train.seeds import seed_of
 
 SHARDS_AT_ONCE = 4
+_EPOCHS_KEPT = 4  # a batch lies in one or two
+
+_Epoch = tuple[NDArray[np.int64], NDArray[np.int64]]  # its shards in their order; the first place of each group, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -16,12 +19,14 @@ class ShardOrder:
     """Each epoch takes the shards in an order of its own, so many at once: a group, whose entries come in any order.
 
     `sizes` are the entries of each shard, shape (shards,). Shards are themselves shuffled, so that a group is a sample of the whole.
-    Groups are numbered over all epochs.
+    Groups are numbered over all epochs. A single shard comes in the order of `draw` where its entries are `mixed_by` the same word.
     """
 
     sizes: NDArray[np.int64]
     seed: int
     at_once: int = SHARDS_AT_ONCE
+    mixed_by: str = "group"
+    _epochs: dict[int, _Epoch] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return int(self.sizes.sum())
@@ -30,12 +35,12 @@ class ShardOrder:
         """The shard, and the entry in that shard, at each position of an endless stream of epochs; shapes (positions,)."""
         shards, entries = np.empty_like(positions), np.empty_like(positions)
         groups = self._groups_at(positions)
-        for group in np.unique(groups):
+        for group in np.unique(groups).tolist():
             here = groups == group
-            inside = self.shards(int(group))
+            inside = self.shards(group)
             ends = np.cumsum(self.sizes[inside])
-            places = positions[here] - self._start(int(group))
-            drawn = permute(places, int(ends[-1]), seed_of(self.seed, "pseudo", "group", int(group)))
+            places = positions[here] - self._start(group)
+            drawn = permute(places, int(ends[-1]), seed_of(self.seed, "pseudo", self.mixed_by, group))
             which = np.searchsorted(ends, drawn, side="right")
             shards[here], entries[here] = inside[which], drawn - (ends - self.sizes[inside])[which]
         return shards, entries
@@ -43,7 +48,7 @@ class ShardOrder:
     def shards(self, group: int) -> NDArray[np.int64]:
         """The shards of a group."""
         epoch, number = divmod(group, self._per_epoch)
-        return self._shards_of(epoch)[number * self.at_once : (number + 1) * self.at_once]
+        return self._epoch(epoch)[0][number * self.at_once : (number + 1) * self.at_once]
 
     def window(self, start: int, stop: int, groups: int = 1, end: int | None = None) -> list[int]:
         """The shards of the groups that hold the positions from `start` on and below `stop`, in order of need.
@@ -59,24 +64,26 @@ class ShardOrder:
     def _per_epoch(self) -> int:
         return -(-len(self.sizes) // self.at_once)
 
-    def _shards_of(self, epoch: int) -> NDArray[np.int64]:
-        return permute(np.arange(len(self.sizes)), len(self.sizes), seed_of(self.seed, "pseudo", "shards", epoch))
-
-    def _group_starts(self, epoch: int) -> NDArray[np.int64]:
-        """The first position of each group in its epoch, and the length of the epoch."""
-        sizes = np.add.reduceat(self.sizes[self._shards_of(epoch)], np.arange(0, len(self.sizes), self.at_once))
-        return np.concatenate([[0], np.cumsum(sizes)])
+    def _epoch(self, epoch: int) -> _Epoch:
+        found = self._epochs.get(epoch)
+        if found is None:
+            shards = permute(np.arange(len(self.sizes)), len(self.sizes), seed_of(self.seed, "pseudo", "shards", epoch))
+            sizes = np.add.reduceat(self.sizes[shards], np.arange(0, len(shards), self.at_once))
+            found = shards, np.concatenate([[0], np.cumsum(sizes)])
+            if len(self._epochs) >= _EPOCHS_KEPT:
+                self._epochs.clear()
+            self._epochs[epoch] = found
+        return found
 
     def _start(self, group: int) -> int:
         epoch, number = divmod(group, self._per_epoch)
-        return epoch * len(self) + int(self._group_starts(epoch)[number])
+        return epoch * len(self) + int(self._epoch(epoch)[1][number])
 
     def _groups_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         groups = np.empty_like(positions)
         epochs = positions // len(self)
-        for epoch in np.unique(epochs):
+        for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            starts = self._group_starts(int(epoch))
-            found = np.searchsorted(starts, positions[here] - epoch * len(self), side="right") - 1
+            found = np.searchsorted(self._epoch(epoch)[1], positions[here] - epoch * len(self), side="right") - 1
             groups[here] = epoch * self._per_epoch + found
         return groups

@@ -1,0 +1,98 @@
+"""A self-contained edition: its shards, and how many images and entries each holds."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.self_contained.shard_folders import Prepare, ShardFolders
+from nst_data.store.manifest import Manifest
+from nst_data.tables.label_tables import damage_is_named
+
+_TABLE = "balanced/"
+
+
+@dataclass(frozen=True)
+class SelfContainedEdition:
+    """An edition that holds its images in shuffled shards, all of them below `root`, on this disk.
+
+    `place` is what errors call it, `remedy` what they advise where an image is damaged.
+    """
+
+    place: str
+    remedy: str
+    root: str
+    manifest: Manifest
+    schema: pa.Schema
+    _counted_at_once: ClassVar[int] = 2  # footers are large where images are small: a row group has 100 of them
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Its shards, in order, as paths below `root`."""
+        return sorted(name for name in self.manifest.files if name.startswith(_TABLE) and name.endswith(".parquet"))
+
+    def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardFolders:
+        """Its shards, prepared below `work`: all of them or, where they must be fetched, `most` at once.
+
+        `process` is this one's number of `processes` on the machine. Raises NstError where the disk is too small.
+        """
+        shards = ShardFolders(work / "shards", prepare, starts)
+        with damage_is_named(self.place):
+            for shard in range(len(self.files)):
+                shards.add(shard)
+        return shards
+
+    def file(self, shard: int, folder: Path) -> Path:
+        """The file of a shard that is here; `folder` is the shard's."""
+        return Path(self.root, self.files[shard])
+
+    def bring(self, shard: int, folder: Path) -> Path:
+        """The file of a shard, which is brought to `folder` where it is not on this disk. Raises NstError where that fails."""
+        return self.file(shard, folder)
+
+    def sizes(self, progress: Progress | None = None) -> NDArray[np.int64]:
+        """Images and entries (copies counted) of each shard, shape (shards, 2), int64.
+
+        The manifest has them, or one column of each shard is read. Raises NstError where they are not what the manifest counts in all.
+        """
+        counts = self.manifest.counts
+        sizes = None if "shards" in counts else self._sizes_read(progress or Progress())
+        try:
+            if sizes is None:
+                sizes = np.array([counts["shards"][name] for name in ("images", "entries")], np.int64).T
+            is_sound = sizes.shape == (len(self.files), 2) and sizes.min() >= 0
+            is_sound &= sizes.sum(axis=0).tolist() == [counts["unique"], counts["copies"]]
+        except (TypeError, ValueError, KeyError, OverflowError):
+            is_sound = False
+        if sizes is None or not is_sound:
+            raise NstError(f"{self.place}: its shards do not hold as many images and entries as its manifest says; it is damaged")
+        return sizes
+
+    def _sizes_read(self, progress: Progress) -> NDArray[np.int64]:
+        found = []
+        with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(self._counted_at_once) as pool:
+            for size in pool.map(self._size_of, self.files):
+                found.append(size)
+                task.advance(1)
+        return np.array(found, np.int64)
+
+    def _size_of(self, name: str) -> tuple[int, int]:
+        with self._opened(name) as parquet:
+            copies = parquet.read(["copies"], use_threads=False)["copies"]
+            return len(copies), int(pc.sum(copies, min_count=0).as_py())
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
+        with damage_is_named(self.place), pq.ParquetFile(Path(self.root, name)) as parquet:
+            yield parquet

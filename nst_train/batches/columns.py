@@ -1,0 +1,70 @@
+"""What is known of an edition's images, laid out shard by shard for random access: memory does not grow with the edition."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.tables.schema import soft_label_columns
+
+AT_ONCE = 8192  # rows in memory while they are laid out
+
+
+def lay_out(files: Sequence[Path], images: int, order: NDArray[np.int64], folder: Path, targets: Sequence[str]) -> None:
+    """Lay out some files with so many images in `folder`: `hashes`, `ends` and the targets, class order[i] of the edition as class i.
+
+    ends[i] is the number of entries up to and with image i: entry e is of the first image with ends > e.
+    """
+    schema, entries = pq.read_schema(files[0]), 0
+    hashes, ends = new_column(images, folder, "hashes", (16,), np.uint8), new_column(images, folder, "ends")
+    shapes = {name: _shape_and_dtype(schema.field(name).type) for name in targets}
+    out = {name: new_column(images, folder, name, *shapes[name]) for name in targets}
+    for here, batch in pieces(files, ["image_hash", "copies", *targets]):
+        copies = batch["copies"].to_numpy().astype(np.int64)
+        ends[here] = entries + np.cumsum(copies)
+        entries += int(copies.sum())
+        hashes[here] = np.frombuffer(bytes.fromhex("".join(batch["image_hash"].to_pylist())), np.uint8).reshape(-1, 16)
+        for name in targets:
+            values = batch[name].flatten() if shapes[name][0] else batch[name]
+            stored = values.to_numpy(zero_copy_only=False).reshape(len(batch), *shapes[name][0])
+            out[name][here] = _renumbered(name, stored, order)
+    for column in (hashes, ends, *out.values()):
+        column.flush()
+
+
+def target_columns(schema: pa.Schema, hard: bool) -> tuple[str, ...]:
+    """The columns to train on: the soft labels, or the label alone."""
+    return ("label",) if hard else soft_label_columns(schema)
+
+
+def pieces(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[slice, pa.RecordBatch]]:
+    """Some columns of some files, piece by piece, and where each piece belongs."""
+    done = 0
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(AT_ONCE, columns=list(columns)):
+                yield slice(done, done + len(batch)), batch
+                done += len(batch)
+
+
+def new_column(images: int, folder: Path, name: str, shape: tuple[int, ...] = (), dtype: Any = np.int64) -> np.memmap[Any, Any]:  # noqa: ANN401
+    """A file with a place for each image, to be filled."""
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(images, *shape))
+
+
+def _shape_and_dtype(column: pa.DataType) -> tuple[tuple[int, ...], Any]:
+    """Of one row of a column: a list of fixed length, or a number."""
+    if isinstance(column, pa.FixedSizeListType):
+        return (column.list_size,), column.value_type.to_pandas_dtype()
+    return (), column.to_pandas_dtype()
+
+
+def _renumbered(name: str, rows: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+    """Rows of a target's column, where class order[i] of the edition becomes class i."""
+    if name in ("label", "top_labels"):
+        rows = np.argsort(order)[rows]
+    return rows[:, order] if name == "probs" else rows

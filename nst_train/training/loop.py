@@ -1,0 +1,230 @@
+"""A training under way: what is made ready before the steps, and the loop over them."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.self_contained.remote import StreamedEdition
+from nst_data.sources import Source
+from nst_data.store.ownership import Sign
+from nst_data.store.store import Staging, Store, Version
+from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without
+from nst_train.batches.entries import PseudoLabeledImages, open_edition
+from nst_train.device import agreed_maxima, this_process
+from nst_train.interruption import Interrupted, StopRequests
+from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of
+from nst_train.seeds import seed_network, seed_of
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.readable import check_classes, say_lost_classes, unreadable_images
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import Step, make_step
+from nst_train.training.trackers import Trackers
+from nst_train.training.training_log import TrainingLog
+from nst_train.training.validation import Validation
+from nst_train.training.warm_start import start_from
+from nst_train.transforms.noise import training_transforms
+
+_OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
+
+
+@dataclass
+class Training:
+    """A training under way in its staging."""
+
+    staging: Staging
+    step: Step
+    labeled: LabeledImages
+    pseudo: PseudoLabeledImages | None
+    unreadable: list[str]
+    classes_without_images: list[str]
+    data_config: dict[str, Any]
+    validation: Validation | None
+    unreadable_validation: int
+    sign: Sign | None = None  # of the main process, that nobody else trains this
+    is_begun: bool = False
+
+    @classmethod
+    def prepare(
+        cls,
+        store: Store,
+        staging: Staging,
+        settings: TrainSettings,
+        source: Source,
+        edition: Version | StreamedEdition | None,
+        pool: Source | None,
+        run: RunSettings,
+        progress: Progress,
+        validation: Source | None,
+    ) -> "Training":
+        """Look at images, edition and network. Raises NstError for what they refuse, before any step."""
+        processes = this_process().num_processes
+        _check_batch_size(settings, processes)
+        for images in filter(None, (source, pool)):
+            if copy := images.copy_of_images():
+                progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
+        faults = unreadable_images(staging, "labeled", source, run, progress)
+        labeled, lines = without(source, faults), list(faults.values())
+        empty = check_classes(source, labeled, faults, progress)
+        source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
+        class_names = source.class_names or []
+        pseudo: PseudoLabeledImages | None = None
+        if edition is not None:
+            with this_process().main_process_first():
+                pseudo = open_edition(edition, pool, class_names, staging.work, settings.hard, settings.seed, progress)
+        seed_network(seed_of(settings.seed, "initial weights"))
+        network = create_network(settings, len(class_names))
+        for images in filter(None, (source, pool)):
+            if why := images.slow_reads():
+                progress.say(f"{images.location}: reading single images is slow: {why}")
+        if settings.start:
+            start_from(network, settings, store, class_names, progress)
+        if edition is not None:
+            _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
+        data_config = data_config_of(network, settings)
+        images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
+        check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
+        check_size(network, settings, data_config, len(class_names), at_once)
+        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
+        scores, unscored = None, 0
+        if validation is not None:
+            unscored_faults = unreadable_images(staging, "validation", validation, run, progress)
+            say_lost_classes(validation, unscored_faults, progress)
+            unscored = len(unscored_faults)
+            per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
+            scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
+        return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
+
+    def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
+        """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""
+        step, state, settings = self.step, this_process(), self.step.settings
+        with state.main_process_first():  # it deletes a damaged checkpoint before others look
+            resumed = self._load(progress)
+        steps = range(resumed.step, step.schedule.steps)
+        transforms = training_transforms(settings, self.data_config)
+        batches = training_batches(
+            settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
+        )
+        per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
+        trackers = Trackers.start(tracker_names, self.staging.ref, self.staging.request.digest, settings, self.staging.build, resumed.step)
+        log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
+        total = step.schedule.steps * per_step
+        with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
+            for _ in self._steps(steps, batches, log, run, since, is_owed=bool(resumed.notes.get(_OWED))):
+                task.advance(per_step, log.note)
+        if not is_finite(step.averaged.module):
+            raise diverged(self.staging.ref, self._checkpoints, step.schedule.steps, "the averaged weights are")
+
+    def _steps(
+        self, steps: range, batches: Iterator[TrainingBatch], log: TrainingLog, run: RunSettings, since: float, is_owed: bool
+    ) -> Iterator[None]:
+        """Take the steps; after each, what is due: log, validation, checkpoint. `is_owed`: so is the validation before the first."""
+        step, clock = self.step, CheckpointClock(run.checkpoint_minutes)
+        with StopRequests(agreed_maxima(), steps.start) as stops:
+            if is_owed:
+                self._validate(steps.start, log, stops, run, since)
+            for index in steps:
+                done = index + 1
+                if self.sign:
+                    self.sign.check(self.staging.ref)
+                try:
+                    with stops.waiting():
+                        batch = next(batches)
+                except (NstError, Interrupted) as error:
+                    if index > steps.start and last_checkpoint(self._checkpoints) != index:
+                        self._save(index, log, run.keep_checkpoints, since)
+                    raise self._interrupted(error, index) from None
+                self._check(log.add(done, *step(index, batch)))
+                self.is_begun = True
+                is_validated = self.validation is not None and self.validation.is_due(done)
+                if is_validated:
+                    self._validate(done, log, stops, run, since)
+                elif log.is_row_due(done):
+                    self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
+                stop = stops.agreed(done)
+                if stop or (index + 1 < steps.stop and clock.is_due(step.schedule.ends_epoch(done))):
+                    since = self._save(done, log, run.keep_checkpoints, since)
+                    clock.restart()
+                if stop:
+                    this_process().wait_for_everyone()  # else torchrun would end the one that writes
+                    raise self._interrupted(Interrupted(stop), done)
+                yield
+        if this_process().is_main_process:
+            self.staging.add_seconds(since)
+
+    def _validate(self, done: int, log: TrainingLog, stops: StopRequests, run: RunSettings, since: float) -> None:
+        """Score the averaged weights after step `done`. Told to stop, it is the first that the same command does again."""
+        assert self.validation is not None, "expected by a training with validation images"
+        try:
+            with stops.waiting():
+                scores = self.validation.score(self.step.averaged.module, done)
+        except Interrupted as error:
+            self._save(done, log, run.keep_checkpoints, since, {_OWED: True})
+            raise self._interrupted(error, done) from None
+        log.validated(done, scores)
+        self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
+
+    def _interrupted(self, error: BaseException, done: int) -> BaseException:
+        """A stop by its place in the training, another error as it is."""
+        if not isinstance(error, Interrupted):
+            return error
+        return Interrupted(error.number, f"after step {done:,} of {self.staging.ref}")
+
+    def _load(self, progress: Progress) -> Resumed:
+        network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
+        resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
+        if scale := resumed.notes.get("loss_scale"):  # of fp16
+            self.step.scaler.load_state_dict(scale)
+        if self.validation:
+            self.validation.go_on(resumed.notes, resumed.best)
+        return resumed
+
+    def _save(self, done: int, log: TrainingLog, keep: int, since: float, more: Mapping[str, Any] | None = None) -> float:
+        """Write a checkpoint, unless a number in it is finite no more: the log will say so. Gives the time of now."""
+        network, averaged = self.step.unwrapped, self.step.averaged.module
+        if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
+            return since
+        notes = {"log": log.notes, "loss_scale": self.step.scaler.state_dict()} | (self.validation.notes if self.validation else {})
+        notes |= more or {}
+        best = self.validation.best.weights if self.validation and self.validation.best else None
+        save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
+        return self.staging.add_seconds(since)
+
+    def _check(self, bad_step: int | None) -> None:
+        if bad_step is not None:
+            raise diverged(self.staging.ref, self._checkpoints, bad_step, "the loss is")
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.staging.work / "checkpoints"
+
+
+def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
+    """How many images a step has for each of its `batch_size`."""
+    return (0 if settings.pseudo_only else 1) + (settings.ratio if with_pseudo else 0)
+
+
+def _check_batch_size(settings: TrainSettings, processes: int) -> None:
+    if settings.batch_size % (processes * settings.accumulate):
+        parts = f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else ""
+        raise NstError(
+            f"batch size {settings.batch_size}: expected a multiple of the {processes} "
+            f"process{'es' * (processes > 1)}{parts}; batch sizes are global"
+        )
+
+
+def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
+    """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
+    teacher = edition.manifest.count("teacher_parameters")
+    if parameters < teacher:
+        progress.say(
+            f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "
+            "the method asks for an equal or larger student, a smaller one may not beat its teacher"
+        )

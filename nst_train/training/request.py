@@ -1,0 +1,55 @@
+"""What a training is known by, its settings and inputs, and how an earlier nst put the same."""
+
+from nst_data.errors import NstError
+from nst_data.self_contained.images import needs_pool
+from nst_data.self_contained.remote import StreamedEdition
+from nst_data.sources import Source
+from nst_data.sources.labeled_pool import pool_entry
+from nst_data.store.files import hash_file
+from nst_data.store.manifest import ORDER, Input, Request
+from nst_data.store.store import Staging, Store, Version
+from nst_train.networks.models import local_weights
+from nst_train.settings import TrainSettings
+from nst_train.training.warm_start import start_input
+
+
+def request_of(
+    store: Store,
+    settings: TrainSettings,
+    labeled: Source,
+    edition: Version | StreamedEdition | None,
+    pool: Source | None,
+    validation: Source | None,
+) -> Request:
+    """The request of a training. One on a self-contained edition names the order of its images, streamed or not."""
+    inputs, order = {"labeled": labeled.lineage}, {}
+    if validation is not None:
+        inputs["validation"] = validation.lineage
+    if edition is not None:
+        inputs["edition"] = edition.lineage
+        inputs["pool"] = pool_entry(edition.manifest.request.inputs["pool"], pool)
+        order = {} if needs_pool(edition) else {ORDER: "shards"}
+    if settings.pretrained and (weights := local_weights(settings.model)):
+        inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
+    if settings.start:
+        inputs["initial_weights"] = start_input(settings.start, store)
+    return Request(kind="teacher", settings=settings.for_request() | order, inputs=inputs)
+
+
+def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
+    """The training that is asked for: sealed already, under way, or new. One that an earlier nst sealed is it too.
+
+    Before the order of images had a name, streamed trainings had today's; the others read an edition's images in another one. Raises
+    NstError where one of these is half done.
+    """
+    if ORDER not in request.settings:
+        return store.begin(request, name, generation, first=0)
+    settings = {key: value for key, value in request.settings.items() if key != ORDER}
+    streamed, other_order = (request.model_copy(update={"settings": settings | more}) for more in ({"stream": True}, {}))
+    found = store.begin(request, name, generation, first=0, earlier=[streamed, other_order])
+    if isinstance(found, Staging) and found.request.digest == other_order.digest:
+        raise NstError(
+            f"{found.ref} was begun by an earlier nst, which takes the images in another order; "
+            f"finish it with that nst, or `nst remove {found.ref}` and run this command again"
+        )
+    return found
