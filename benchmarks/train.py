@@ -93,7 +93,7 @@ class Loop:
         settings = self.settings.model_copy(update={"seed": number})  # of the store's own it would make none twice
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = RunSettings(workers=self.workers)
-        train(store, f"run-{number}", settings, self.labeled, self.edition, self.labeled, run=run, progress=steps)
+        train(store, f"run-{number}", self.labeled, settings, edition=self.edition, pool=self.labeled, run=run, progress=steps)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return np.array(steps.seconds), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -152,7 +152,7 @@ def loop(asked: argparse.Namespace) -> None:
         epochs = asked.steps * asked.batch_size / len(source)
         of_run = {"epochs": epochs, "batch_size": asked.batch_size, "ratio": 3, "compute_threads": asked.threads}
         settings = TrainSettings(model=asked.model, image_size=asked.size, noise=NOISE, **of_run)
-        teacher = train(store, "teacher", settings.model_copy(update={"model": "test_resnet", "epochs": 1e-6}), source)
+        teacher = train(store, "teacher", source, settings.model_copy(update={"model": "test_resnet", "epochs": 1e-6}))
         edition = balance(store, label(store, "pool", teacher.ref, source), BalanceSettings(min_confidence=0, per_class="none"))
         compare(Loop(settings, source, edition, asked.workers), asked.rounds)
 

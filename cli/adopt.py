@@ -6,6 +6,7 @@ import typer
 
 from nst_data.settings import AdoptSettings, ReadableSettings
 
+from .messages import terminal
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, print_json, with_settings
 
 
@@ -33,22 +34,27 @@ def adopt(
 ) -> None:
     """Take over soft labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
     from nst_data.adoption import adopt as adopt_labels
-    from nst_data.errors import NstError, UsageError
-    from nst_data.progress import on_this_terminal
-    from nst_data.sources import open_source, open_table
+    from nst_data.errors import NstError
+    from nst_data.sources import open_source
     from nst_data.sources.cells import NoImagesError
 
-    if bool(settings.key) != bool(pool):
-        given, lacking = ("--key refers to images", "--pool SOURCE") if settings.key else ("--pool applies to --key", "--key COLUMN")
-        raise UsageError(f"{given}; add {lacking}, or remove it if SOURCE holds the images")
     there = open_store(store)
     try:
         images = open_source(pool or source, image_column=image_column, indexes=there.indexes)
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name a column with the keys of images: --key COLUMN --pool SOURCE")) from None
-    table = open_table(source) if pool else images
-    separate, progress = images if pool else None, on_this_terminal()
-    version = adopt_labels(there, corpus, table, settings, separate, class_names, teacher, generation, progress, run.max_unreadable)
+    version = adopt_labels(
+        there,
+        corpus,
+        source if pool else images,
+        **settings.model_dump(),
+        pool=images if pool else None,
+        class_names=class_names,
+        teacher=teacher,
+        generation=generation,
+        max_unreadable=run.max_unreadable,
+        progress=terminal(),
+    )
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})

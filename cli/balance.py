@@ -7,6 +7,7 @@ import typer
 
 from nst_data.settings import BalanceSettings, ReadableSettings
 
+from .messages import terminal
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
 from .tables import named
 
@@ -33,7 +34,6 @@ def balance(
 ) -> None:
     """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
     from nst_data.errors import UsageError
-    from nst_data.progress import on_this_terminal
     from nst_data.selection.editions import Engine
     from nst_data.selection.editions import balance as balance_generation
     from nst_data.sources import open_source
@@ -54,8 +54,18 @@ def balance(
     labeled = generation.manifest.request.inputs["pool"]
     images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
-    progress, allowed = on_this_terminal(), run.max_unreadable
-    version = balance_generation(there, generation, settings, held_out, edition, images, progress, chosen, allowed)
+    progress, allowed = terminal(), run.max_unreadable
+    version = balance_generation(
+        there,
+        generation,
+        settings,
+        exclude=held_out,
+        edition=edition,
+        pool=images,
+        progress=progress,
+        engine=chosen,
+        max_unreadable=allowed,
+    )
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})

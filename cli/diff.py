@@ -19,14 +19,11 @@ def diff(
     json: JsonOption = False,
 ) -> None:
     """Compare the labels of two versions: which images came and went, which labels changed, from what to what."""
-    from nst_data.inspection.churn import matched_by_name, measure
-    from nst_data.tables.label_tables import scan_labels
+    from nst_data.inspection.churn import diff as changes
 
     there = open_store(store)
     first, second = there.open(before, "generation", "edition"), there.open(after, "generation", "edition")
-    names, what = first.manifest.class_names, f"{first.ref} and {second.ref}"
-    others = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
-    churn = {"before": first.ref, "after": second.ref} | asdict(measure(scan_labels(first), others, names, what))
+    churn = {"before": first.ref, "after": second.ref} | asdict(changes(there, first, second))
     if json:
         print_json(churn)
     else:

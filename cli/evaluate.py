@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
+from nst_train.evaluation_settings import CLEAN, EvaluateSettings
 from nst_train.settings import ReadSettings
 
 from .evaluation_tables import print_comparisons, print_results
+from .messages import terminal
 from .options import (
     MODEL_HELP,
     ClassNamesOption,
@@ -20,13 +21,13 @@ from .options import (
     StoreOption,
     StreamOption,
     open_store,
+    option_of,
     print_json,
     with_settings,
 )
 
 if TYPE_CHECKING:
-    from nst_data.store.store import Store
-    from nst_train.evaluation.measuring import Measured, Suite
+    from nst_train.evaluation.measuring import Measured
 
 Found = dict[str, dict[str, "Measured"]]  # by suite, by model
 
@@ -54,70 +55,28 @@ def evaluate(
 ) -> None:
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
-    from nst_data.progress import on_this_terminal
-    from nst_data.sources import Source, open_source
-    from nst_data.store.files import is_writable
-    from nst_data.store.store import check_name
-    from nst_train.classifiers.teachers import is_in_store
+    from nst_data.sources import open_source
     from nst_train.device import this_process
-    from nst_train.evaluation.evaluate import kept_outcomes, load_candidate
-    from nst_train.evaluation.measuring import Effort
-    from nst_train.evaluation.suites import open_suite
+    from nst_train.evaluation.evaluate import by_model, measure_all, settled
 
     there = open_store(store)
-    models = list(dict.fromkeys(_settled(model, there) for model in models))
+    models = list(dict.fromkeys(settled(model, there) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
-    if record is not None:
-        check_name(record)
-    for model in models if record is not None else []:
-        if not is_in_store(model, there):
-            raise UsageError(f"--record: {model} is not a teacher in the store, so nothing can be recorded for it; remove --record")
-        if not all(map(is_writable, ((folder := there.open(model, "teacher").folder), folder.parent))):
-            raise UsageError(f"--record: {folder} is not writable; remove --record, or make the store writable")
-    if settings.of_published:
-        given = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column, "--stream": stream}
-        for option in (option for option, value in given.items() if value):
-            raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
-    source = Path(data) if settings.of_published else open_source(data, True, class_names, image_column, stream, label_column=label_column)
-    for line in source.remarks() if isinstance(source, Source) else []:
-        on_this_terminal().say(line)
-    reference = load_candidate(_settled(settings.relative_to, there), there) if settings.relative_to else None
-    suites = [open_suite(name, source, settings, reference) for name in settings.suite]
-    effort = Effort(kept_outcomes(there), run, on_this_terminal())
-    if not is_writable(kept_outcomes(there)):
-        effort.progress.say(f"{kept_outcomes(there)} cannot be written to: nothing that is measured is kept for a next run")
-    found: Found = {suite.name: {} for suite in suites}
-    for model in models:
-        candidate = load_candidate(model, there)
-        for suite in suites:
-            found[suite.name][model] = suite.measure(candidate, effort)
-    if record is not None:
-        _record(there, suites, found, record)
+    columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column, "stream": stream}
+    for option in (option_of(name) for name, value in columns.items() if value and settings.of_published):
+        raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
+    source = Path(data) if settings.of_published else open_source(data, labeled=True, **columns)
+    found = measure_all(there, models, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []
-    results = {suite: {model: one.result for model, one in by_model.items()} for suite, by_model in found.items()}
+    results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}
     if plots is not None and this_process().is_main_process:
         _draw(plots, results)
     if json:
-        print_json(_by_model(results, comparisons))
+        print_json(_with_differences(by_model(found), comparisons))
         return
     print_results(results)
     print_comparisons(comparisons)
-
-
-def _settled(model: str, store: "Store") -> str:
-    """The version that a name of the store means now: its newest may be another one when it is loaded."""
-    from nst_train.classifiers.teachers import is_in_store
-
-    return store.open(model, "teacher").ref if is_in_store(model, store) else model
-
-
-def _record(store: "Store", suites: "list[Suite]", found: Found, name: str) -> None:
-    from nst_train.evaluation.evaluate import record
-
-    for suite in suites:
-        for model, measured in found[suite.name].items():
-            record(store.open(model, "teacher"), suite, recorded_name(name, suite.name), measured.result)
 
 
 def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
@@ -156,12 +115,8 @@ def _draw(folder: Path, results: dict[str, dict[str, Any]]) -> None:
         write_generations(folder, lines)
 
 
-def _by_model(results: dict[str, dict[str, Any]], comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each model the numbers of `clean`, beside them each other suite under its name, and how it differs from models before it."""
-    found: dict[str, Any] = {}
-    for suite, by_model in results.items():
-        for model, result in by_model.items():
-            found.setdefault(model, {}).update(result if suite == CLEAN else {suite: result})
+def _with_differences(results: dict[str, dict[str, Any]], comparisons: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each model what was measured, and how it differs from models before it."""
     for row in comparisons:
-        found[row["to"]].setdefault("differences", []).append({name: value for name, value in row.items() if name != "to"})
-    return found
+        results[row["to"]].setdefault("differences", []).append({name: value for name, value in row.items() if name != "to"})
+    return results

@@ -6,6 +6,7 @@ import typer
 
 from nst_train.settings import LabelRunSettings, LabelSettings
 
+from .messages import terminal
 from .options import (
     MODEL_HELP,
     ClassNamesOption,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def label(
     settings: LabelSettings,
     run: LabelRunSettings,
-    source: Annotated[
+    pool: Annotated[
         str | None,
         typer.Argument(
             metavar="SOURCE",
@@ -40,8 +41,9 @@ def label(
     ] = None,
     teacher: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several: their mean.")] = None,
     corpus: Annotated[str | None, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")] = None,
-    calibrate: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on.")
+    calibration: Annotated[
+        str | None,
+        typer.Option("--calibrate", metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on."),
     ] = None,
     class_names: ClassNamesOption = None,
     label_column: LabelColumnOption = None,
@@ -61,26 +63,27 @@ def label(
     json: JsonOption = False,
 ) -> None:
     """Label every image of a pool with an un-noised teacher. Resumes where it stopped when rerun."""
-    from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
 
     there = open_store(store)
-    _check_usage(source, teacher, corpus, calibrate, class_names, label_column, extend, like, generation, settings)
+    _check_usage(pool, teacher, corpus, calibration, class_names, label_column, extend, like, generation, settings)
     earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
-    pool = _open_pool(source, earlier, image_column, stream, there)
-    progress = on_this_terminal()
+    images = _open_pool(pool, earlier, image_column, stream, there)
+    progress = terminal()
     from nst_train.labeling.label import extend as extend_generation
     from nst_train.labeling.label import label as label_pool
     from nst_train.labeling.label import label_like
 
     if extend and earlier:
-        version = extend_generation(there, earlier, pool, run, progress)
+        version = extend_generation(there, earlier, images, run=run, progress=progress)
     elif earlier:
-        version = label_like(there, earlier, teacher or [], pool, settings, generation, run, progress)
+        version = label_like(there, earlier, teacher or [], images, settings, generation=generation, run=run, progress=progress)
     else:
         assert corpus, "checked"
-        labeled = open_source(calibrate, True, class_names, label_column=label_column) if calibrate else None
-        version = label_pool(there, corpus, teacher or [], pool, settings, generation, run, progress, labeled)
+        labeled = open_source(calibration, labeled=True, class_names=class_names, label_column=label_column) if calibration else None
+        version = label_pool(
+            there, corpus, teacher or [], images, settings, generation=generation, run=run, progress=progress, calibration=labeled
+        )
     _print(version, json)
 
 
@@ -122,7 +125,7 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
     if source:
         return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)
     assert earlier, "checked"
-    hint = "was made from it; give its current location as SOURCE"
+    hint = "was made from it; give its current location as `pool`"
     return open_labeled_pool(earlier, store.indexes, hint, image_column, stream)
 
 

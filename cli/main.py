@@ -3,25 +3,23 @@
 0 done, 1 failed, 2 wrong use; interrupted: 130 by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP.
 """
 
-import ast
 import contextlib
 import errno
-import importlib
 import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from nst_data.errors import NstError, UsageError, is_out_of_memory
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
 
+from .commands import COMMANDS, load
+from .messages import in_our_words, speak_for
 from .output import lost_output, nowhere, open_output
 
 _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTDIR, errno.EEXIST)
@@ -31,77 +29,29 @@ _FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLC
 _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
 
 
-_STOPS = (
-    "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP finish the current step, save a checkpoint and exit with 130, 143, 138 "
-    "and 129; the same command resumes from there. A second Ctrl-C exits immediately. Other exit statuses: 0 done, 1 failed, "
-    "2 usage error."
-)
-
-
-@dataclass(frozen=True)
-class _Command:
-    """Where a command is; only the one that is asked for is imported, which keeps `nst --help` quick."""
-
-    module: str
-    function: str
-    epilog: str | None = None
-    only_shows: bool = False
-
-    def outline(self, name: str) -> TyperCommand:
-        """Its name and help, read from the source of its function."""
-        tree = ast.parse(Path(__file__).with_name(f"{self.module}.py").read_text("utf-8"))
-        (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self.function)
-        return TyperCommand(name, help=ast.get_docstring(function))
-
-    def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
-        """The command itself."""
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        function = getattr(importlib.import_module(f".{self.module}", __package__), self.function)
-        alone.command(name, epilog=self.epilog)(function)
-        return typer.main.get_command(alone)
-
-
-_COMMANDS = {
-    "label": _Command("label", "label"),
-    "balance": _Command("balance", "balance"),
-    "train": _Command("train", "train", _STOPS),
-    "evaluate": _Command("evaluate", "evaluate"),
-    "run": _Command("run_recipe", "run", _STOPS),
-    "demo": _Command("run_recipe", "demo"),
-    "list": _Command("versions", "list_versions", only_shows=True),
-    "show": _Command("show", "show", only_shows=True),
-    "diff": _Command("diff", "diff", only_shows=True),
-    "verify": _Command("versions", "verify", only_shows=True),
-    "remove": _Command("versions", "remove"),
-    "push": _Command("sharing", "push"),
-    "pull": _Command("sharing", "pull"),
-    "adopt": _Command("adopt", "adopt"),
-    "lineage": _Command("sharing", "lineage", only_shows=True),
-}
-
-
 class _Group(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer keeps its context class to itself
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
-        return _COMMANDS[cmd_name].outline(cmd_name) if cmd_name in _COMMANDS else None
+        return COMMANDS[cmd_name].outline(cmd_name) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
-        self.commands = dict.fromkeys(_COMMANDS)  # type: ignore[assignment] # suggests what a misspelt name may mean
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # suggests what a misspelt name may mean
         name, _, rest = super().resolve_command(ctx, args)
-        return name, name and _COMMANDS[name].load(name), rest
+        speak_for(name or "")
+        return name, load(name or ""), rest
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             result = super().invoke(ctx)
-            _tell_lost_output(_COMMANDS[ctx.invoked_subcommand].only_shows)
+            _tell_lost_output(COMMANDS[ctx.invoked_subcommand].only_shows)
             return result
         except _WRONG_USE as error:
             message, command = error.format_message().rstrip("."), " ".join(filter(None, ["nst", ctx.invoked_subcommand]))
             _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
         except NstError as error:
-            _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+            _fail(in_our_words(str(error)), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt as error:
             stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
             _fail(str(stopped), stopped.status)
@@ -171,8 +121,8 @@ def run() -> None:
     try:
         if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
             with nowhere() as silent, contextlib.redirect_stdout(silent):
-                app()
-        app()
+                app(prog_name="nst")
+        app(prog_name="nst")
     except SystemExit as end:
         if isinstance(end.code, int) and end.code - 128 in STOP_SIGNALS:
             _end_soon(end.code - 128)

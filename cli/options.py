@@ -8,7 +8,7 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,8 @@ from nst_data.errors import UsageError
 from nst_data.settings import Settings
 from nst_data.store.manifest import Kind
 from nst_data.store.store import Store, Version
+
+from .messages import terminal
 
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
@@ -50,12 +52,11 @@ def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
     """A version by its reference in the store, or OWNER/NAME[@VERSION] of the Hub: that is pulled first, unless it is there."""
     if "/" not in ref:
         return store.open(ref, *kinds)
-    from nst_data.progress import on_this_terminal
     from nst_data.sharing.pull import pull
     from nst_train.device import this_process
 
     with this_process().main_process_first():
-        return pull(store, ref, progress=on_this_terminal(), kinds=kinds)
+        return pull(store, ref, progress=terminal(), kinds=kinds)
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result
@@ -80,7 +81,8 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
             typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
             if empty := [name for name, value in values.items() if value == "" and _is_typed(context, name)]:
-                raise UsageError(f"{option_of(empty[0])}: expected a value, got an empty one")  # such as of a variable that is not set
+                option = next(one.opts[0] for one in context.command.params if one.name == empty[0])
+                raise UsageError(f"{option}: expected a value, got an empty one")  # such as of a variable that is not set
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
                     raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
@@ -118,7 +120,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         shown = field.examples[0] if field.examples else True  # a default as a user would write it
-        option = typer.Option(*names, help=field.description, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
+        about = _with_options(field.description or "", set(model.model_fields))
+        option = typer.Option(*names, help=about, metavar=metavar, rich_help_panel=model.panel, show_default=shown)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
         if name in _FORMER:
@@ -174,6 +177,11 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
     where = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
     return f"{where}: {message}, got {_as_typed(first['input'])}"
+
+
+def _with_options(text: str, names: Container[str]) -> str:
+    """Text about settings, which name others in backticks, with their options."""
+    return re.sub(r"`(\w+)`", lambda name: option_of(name[1]) if name[1] in names else name[0], text)
 
 
 def option_of(name: str) -> str:

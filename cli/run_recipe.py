@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .messages import terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
 
@@ -58,29 +59,29 @@ def demo(
 
 
 def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
-    from nst_data.progress import on_this_terminal
-    from nst_train.recipe import read_recipe
+    from nst_train.recipe import load_recipe
 
-    settings = read_recipe(recipe)
+    settings = load_recipe(recipe)
     from nst_train.noisy_student import self_training
 
-    return [_row(generation) for generation in self_training(settings, store, on_this_terminal())]
+    return [_row(generation) for generation in self_training(store, settings, progress=terminal())]
 
 
 def _show_settings(path: Path, json: bool) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
-    from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
-    from nst_train.recipe import as_written, read_recipe
+    from nst_train.recipe import as_written, load_recipe
     from nst_train.settings import over
 
-    recipe, written, labeled = read_recipe(path), as_written(path), None
+    recipe, written, labeled = load_recipe(path), as_written(path), None
     try:
         asked = recipe.labeled
-        labeled = open_source(asked.source, True, asked.class_names, asked.image_column, label_column=asked.label_column)
+        labeled = open_source(
+            asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
+        )
     except NstError as error:
-        on_this_terminal().say(f"no steps: {error}")
+        terminal().say(f"no steps: {error}")
     shown = {}
     for number, settings in enumerate(recipe.generations):
         given = written["generations"][number]

@@ -1,11 +1,12 @@
 """`nst push`, `nst pull` and `nst lineage`: versions on the Hub."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nst_data.progress import as_text
 
+from .messages import in_our_words, terminal
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def push(
     """Upload versions to the Hub, one commit and tag each. Pushing again updates only the card, metrics and links on main; existing tags
     never move."""
     from nst_data.errors import UsageError
-    from nst_data.progress import on_this_terminal
-    from nst_data.sharing.push import PushSettings, parents_first
+    from nst_data.sharing.push import parents_first
     from nst_data.sharing.push import push as push_version
 
     if not refs:
@@ -60,10 +60,10 @@ def push(
         raise UsageError(f"{repo}: datasets and models need separate repositories; push {' and '.join(refs)} separately")
     if same := [one.ref for one in versions if sum(one.number == other.number for other in versions) > 1]:
         raise UsageError(f"{' and '.join(same)} would get the same tag in {repo}; push them to different repositories")
-    settings = PushSettings(public, anonymous, license, pool_source)
+    about: dict[str, Any] = {"public": public, "anonymous": anonymous, "license": license, "pool_source": pool_source}
     pushed = []
     for version in versions:
-        place = push_version(there, version, repo, settings, tag, on_this_terminal())
+        place = push_version(there, version, repo, tag=tag, **about, progress=terminal())
         pushed.append({"ref": version.ref, "repo": place.repo, "tag": place.tag, "commit": place.commit, "digest": place.digest})
         if not json:
             print(f"pushed {version.ref} to {place.ref}, commit {place.commit[:12]}")
@@ -81,10 +81,9 @@ def pull(
     json: JsonOption = False,
 ) -> None:
     """Bring a version from the Hub into the store, each file checked. Resumes where it stopped when rerun."""
-    from nst_data.progress import on_this_terminal
     from nst_data.sharing.pull import pull as pull_version
 
-    version = pull_version(open_store(store), reference, name, on_this_terminal())
+    version = pull_version(open_store(store), reference, name=name, progress=terminal())
     manifest = version.manifest
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": manifest.digest, "kind": manifest.kind})
@@ -133,5 +132,5 @@ def _in_a_line(node: "Node") -> "Text":
     if node.is_repeated:
         line.append("  (as above)", style="dim")
     if node.note:
-        line.append(f"  ({as_text(node.note)})", style="yellow")
+        line.append(f"  ({as_text(in_our_words(node.note))})", style="yellow")
     return line

@@ -9,6 +9,7 @@ from nst_data.errors import UsageError
 from nst_data.progress import as_text
 from nst_data.store.store import Store, Version
 
+from .messages import terminal
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, print_json
 from .tables import WIDTH, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
@@ -71,17 +72,12 @@ def _bins(histogram: "Histogram") -> dict[str, Any]:
 def _quality(
     version: Version, store: Store, location: str, class_names: str | None, image_column: str | None, label_column: str | None
 ) -> dict[str, Any]:
-    from nst_data.inspection.quality import measure
-    from nst_data.inspection.truth import read_truth
-    from nst_data.progress import on_this_terminal
-    from nst_data.tables.label_tables import scan_labels
+    from nst_data.inspection.quality import quality
 
     if version.manifest.kind == "teacher":
         raise UsageError(f"--truth: {version.ref} is a teacher and has no labels; `nst evaluate {version.ref} --data SOURCE` measures it")
-    truth = read_truth(location, version, store, class_names, image_column, on_this_terminal(), label_column)
-    quality = measure(scan_labels(version), truth.table.lazy(), truth.by, version.manifest.class_names, version.ref)
-    known = {"truth": truth.location, "joined_by": truth.by, "truth_rows": truth.rows}
-    return known | {"ambiguous": truth.ambiguous, "unreadable": truth.unreadable} | asdict(quality)
+    columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
+    return asdict(quality(store, version, location, **columns, progress=terminal()))
 
 
 def _print_manifest(version: Version) -> None:

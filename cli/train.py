@@ -6,6 +6,7 @@ import typer
 
 from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
 
+from .messages import terminal
 from .options import (
     ClassNamesOption,
     ImageColumnOption,
@@ -37,7 +38,9 @@ def train(
         str | None, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column. Needed to train.")
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
-    pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
+    edition: Annotated[
+        str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
+    ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Take an edition with images from the Hub shard by shard, a few at a time on disk.")
     ] = False,
@@ -59,35 +62,52 @@ def train(
 ) -> None:
     """Train a teacher on labeled images, or a noised student on labeled and pseudo-labeled ones. The defaults are the paper's."""
     from nst_data.errors import UsageError
-    from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source
 
     there = open_store(store)
-    edition = _open_edition(there, pseudo, stream)
-    student = edition is not None or (show_settings and labeled is None)
+    pseudo = _open_edition(there, edition, stream)
+    student = pseudo is not None or (show_settings and labeled is None)
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
         raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
     if validation is None and "validate_every" in given["settings"]:
         raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
     if show_settings:
-        source = open_source(labeled, True, class_names, image_column, label_column=label_column) if labeled else None
-        found = look_up(settings, run, given, _as_option, source, edition, student)
+        source = (
+            open_source(labeled, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
+            if labeled
+            else None
+        )
+        found = look_up(settings, run, given, _as_option, source, pseudo, student)
         (print_json if json else print_settings)(found)
         return
     if labeled is None or name is None:
         raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
-    images = open_source(labeled, True, class_names, image_column, label_column=label_column)
-    validation_images = open_source(validation, True, class_names, image_column, label_column=label_column) if validation else None
-    pool_images = _open_pool(pool, edition, there) if edition else None
+    images = open_source(labeled, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
+    validation_images = (
+        open_source(validation, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
+        if validation
+        else None
+    )
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network
 
-    progress = on_this_terminal()
+    progress = terminal()
     check_names(settings)
     if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
-    version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
+    version = train_network(
+        there,
+        name,
+        images,
+        settings,
+        edition=pseudo,
+        pool=_open_pool(pool, pseudo, there),
+        generation=generation,
+        run=run,
+        progress=progress,
+        validation=validation_images,
+    )
     counts = version.manifest.counts
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
@@ -106,7 +126,6 @@ def _as_option(place: str) -> str:
 def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | StreamedEdition | None":
     """The edition of the store or the Hub; with `stream` only what is known of it."""
     from nst_data.errors import UsageError
-    from nst_data.progress import on_this_terminal
 
     if not stream:
         return open_version(store, ref, "edition") if ref else None
@@ -115,21 +134,12 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
         raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream")
     from nst_data.self_contained.remote import StreamedEdition
 
-    return StreamedEdition.open(ref, on_this_terminal())
+    return StreamedEdition.open(ref, terminal())
 
 
-def _open_pool(location: str | None, edition: "Version | StreamedEdition", store: "Store") -> "Source | None":
-    """The pool that the user names, else the one that was labeled; None where the edition holds its images."""
-    from nst_data.errors import UsageError
-    from nst_data.self_contained.images import needs_pool
+def _open_pool(location: str | None, edition: "Version | StreamedEdition | None", store: "Store") -> "Source | None":
+    """The pool that the user names."""
     from nst_data.sources import open_source
-    from nst_data.sources.labeled_pool import open_labeled_pool
 
-    if not needs_pool(edition):
-        if location:
-            raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
-        return None
-    if location:
-        image_column = edition.manifest.request.inputs["pool"].image_column
-        return open_source(location, image_column=image_column, indexes=store.indexes)
-    return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with --pool")
+    image_column = edition.manifest.request.inputs["pool"].image_column if edition else None
+    return open_source(location, image_column=image_column, indexes=store.indexes) if location else None

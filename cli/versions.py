@@ -10,6 +10,7 @@ from nst_data.errors import NstError
 from nst_data.progress import as_text
 from nst_data.store.store import Version
 
+from .messages import terminal
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ def remove(ref: Ref, store: StoreOption = None) -> None:
     """Delete a version that nothing else was made from, or one under way."""
     if "@" not in ref:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
-    from nst_data.progress import on_this_terminal
 
-    print(f"removed {open_store(store).remove(ref, on_this_terminal().say)}")
+    print(f"removed {open_store(store).remove(ref, terminal().say)}")
 
 
 def _summary(version: Version) -> dict[str, Any]:

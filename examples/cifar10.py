@@ -20,17 +20,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nst_data.progress import on_this_terminal
-from nst_data.selection.editions import balance
-from nst_data.settings import BalanceSettings
-from nst_data.sources import open_source
-from nst_data.store.store import Store, Version
+from nst_data import BalanceSettings, Store, Version, balance, open_source
+from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, train
 from nst_train.device import cpus_of_this_process, this_device
-from nst_train.evaluation.evaluate import measure
-from nst_train.labeling.label import label
-from nst_train.settings import Noise, RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
-from nst_train.training.train import train
 
 MILD = {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}  # noise of the first teacher
 STRONG = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}
@@ -54,12 +47,12 @@ class Lab:
     def __init__(self, data: Path, store: Store, students: TrainSettings) -> None:
         self.data, self.store, self.settings, self.name = data, store, students, f"cifar10-seed-{students.seed}"
         self.labeled, self.test = (open_source(str(data / f"{part}.parquet"), labeled=True) for part in ("labeled", "test"))
-        self.run, self.progress = RunSettings(workers=cpus_of_this_process()), on_this_terminal()
+        self.run = RunSettings(workers=cpus_of_this_process())
 
     def supervised(self, name: str = "supervised", **switch: Any) -> Version:  # noqa: ANN401 - of any setting
         """A network on labeled images alone, with the settings of students but for the switch."""
         settings = TrainSettings.model_validate(self.settings.model_dump() | switch)
-        return train(self.store, f"{self.name}-{name}", settings, self.labeled, run=self.run, progress=self.progress)
+        return train(self.store, f"{self.name}-{name}", self.labeled, settings, run=self.run)
 
     def teacher(self) -> Version:
         """The first teacher."""
@@ -68,12 +61,12 @@ class Lab:
     def student(self, name: str = "student", teacher: Version | None = None, pool: Path | None = None, **switch: Any) -> Version:  # noqa: ANN401
         """A student: the teacher labels the pool, it is filtered and balanced (section 3.1), and both parts are trained on."""
         images, teacher = open_source(str(pool or self.data / "unlabeled.parquet")), teacher or self.teacher()
-        labels = label(self.store, self.name + ("-unbalanced" if pool else ""), teacher.ref, images, progress=self.progress)
+        labels = label(self.store, self.name + ("-unbalanced" if pool else ""), teacher, images)
         quota = switch.pop("per_class", len(images) // len(labels.manifest.class_names))
         selection = BalanceSettings(min_confidence=0.3, per_class=quota, seed=self.settings.seed)
-        edition = balance(self.store, labels, selection, [self.labeled, self.test], pool=images, progress=self.progress)
+        edition = balance(self.store, labels, selection, exclude=[self.labeled, self.test], pool=images)
         settings = TrainSettings.model_validate(self.settings.model_dump() | switch)
-        return train(self.store, f"{self.name}-{name}", settings, self.labeled, edition, images, run=self.run, progress=self.progress)
+        return train(self.store, f"{self.name}-{name}", self.labeled, settings, edition=edition, run=self.run)
 
     def round(self, number: int) -> Version:
         """The student of a round, taught by the one before."""
@@ -105,7 +98,7 @@ class Lab:
 
     def score(self, network: Version) -> float:
         """Top-1 on the test images, in percent."""
-        return 100 * float(measure(self.store, network, self.test, "test", self.run, self.progress)["top1"])
+        return 100 * float(evaluate(self.store, network, self.test, record="test", run=self.run)["top1"])
 
     def made_of(self, version: Version) -> dict[str, Any]:
         """The settings and inputs of a training as the store recorded them, those of its edition inside."""

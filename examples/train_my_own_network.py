@@ -11,15 +11,9 @@ import sys
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from nst_data.selection.editions import balance
-from nst_data.settings import BalanceSettings
-from nst_data.sources import open_source
-from nst_data.store.store import Store
-from nst_train.evaluation.evaluate import measure
-from nst_train.labeling.label import label
+from nst_data import BalanceSettings, Store, balance, open_source
+from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, train
 from nst_train.networks.own_networks import register_network
-from nst_train.settings import Noise, RunSettings, TrainSettings
-from nst_train.training.train import train
 
 SIZE_PX = 32
 
@@ -57,12 +51,12 @@ def main(labeled_folder: str, pool_folder: str, test_folder: str, store_folder: 
     mild = Noise(magnitude=5, operations=1, dropout=0.1, stochastic_depth=0)
     strong = Noise(magnitude=9, operations=2, dropout=0.2, stochastic_depth=0.1)
 
-    teacher = train(store, "my-teacher", TrainSettings(**common, noise=mild), labeled, run=run)
-    corpus = label(store, "my-labels", teacher.ref, pool)
+    teacher = train(store, "my-teacher", labeled, TrainSettings(**common, noise=mild), run=run)
+    corpus = label(store, "my-labels", teacher, pool)
     edition = balance(store, corpus, BalanceSettings(per_class=len(pool) // len(teacher.manifest.class_names)))
-    student = train(store, "my-teacher", TrainSettings(**common, ratio=3, noise=strong), labeled, edition, pool, run=run)
+    student = train(store, "my-teacher", labeled, TrainSettings(**common, ratio=3, noise=strong), edition=edition, run=run)
     for network in (teacher, student):
-        print(f"{network.ref}: top-1 {100 * measure(store, network, test, 'test', run)['top1']:.1f}%")
+        print(f"{network.ref}: top-1 {evaluate(store, network, test, record='test', run=run)['top1']:.1%}")
 
 
 if __name__ == "__main__":

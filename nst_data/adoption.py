@@ -16,10 +16,10 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.labeled_version import LabeledVersion, check_unchanged
 from nst_data.prefetch import each_in_threads
-from nst_data.progress import Progress, Task
+from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.selection.overlap import DECODED_SIDE_PX
-from nst_data.settings import AdoptSettings, ReadableSettings, default_top_k
-from nst_data.sources import Row, Source
+from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings, default_top_k
+from nst_data.sources import Row, Source, check_are_sources, open_source, open_table
 from nst_data.sources.labels import names_in
 from nst_data.store.files import disk_use, space_warning
 from nst_data.store.manifest import Input, Request, json_digest
@@ -37,29 +37,60 @@ _ROW_BYTES = 100  # key, hashes and numbers
 def adopt(
     store: Store,
     corpus: str,
-    table: Source,
-    settings: AdoptSettings,
+    table: Source | str,
+    *,
+    probs: str,
+    key: str | None = None,
     pool: Source | None = None,
-    class_names_file: str | None = None,
+    class_names: str | None = None,
     teacher: str | None = None,
+    top_k: int | None = None,
+    rows_per_shard: int = ROWS_PER_SHARD,
     generation: int | None = None,
-    progress: Progress | None = None,
     max_unreadable: float = ReadableSettings().max_unreadable,
+    progress: Progress | None = None,
 ) -> Version:
-    """Seal the soft labels of a table as a generation of `corpus`.
+    """Seal soft labels that were made elsewhere as a generation of `corpus`.
 
-    `table` holds the images too and is the pool, or its column `settings.key` names those of `pool`, whose other images stay unlabeled.
-    `teacher` says what made the labels. All soft labels are checked before any work, and kept in a copy while the images are read, once
-    each; what was done by a run that was killed is not done again. Each row ends in `pseudo_labels` or, with the reason, in `errors`.
-    Memory: 24 bytes a row with keys, else constant. Raises NstError or UsageError for what cannot be taken as it is, and where
-    more images than the share `max_unreadable`, or all, cannot be read: rerun, it reads those again.
+    All soft labels are checked before any work, and kept in a copy while the images are read, once each; what was done by a run that was
+    killed is not done again. Memory: 24 bytes a row with keys, else constant.
+
+    Args:
+        store: Where the generation is kept.
+        corpus: The name that gets a new generation.
+        table: The labels, as a source or where it is: parquet files, a folder saved by `datasets` or `owner/name` on the Hub. Without `key`
+            it holds the images too and is the pool.
+        probs: Its column with the soft labels: a list of probabilities, one for each class.
+        key: Its column that names the image of each row: a key of `pool`, whose other images stay unlabeled.
+        pool: With `key`: where the images are.
+        class_names: A file with one class name a line, in the order of the probabilities; by default the table's own.
+        teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
+        top_k: Keep so many of the largest probabilities; by default all, above 1,000 classes 100.
+        rows_per_shard: Rows in a parquet shard; work done is kept shard by shard.
+        generation: Ask for this number, from 1, instead of the next free one.
+        max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The sealed generation. Each row is in its table `pseudo_labels` or, with the reason, in `errors`.
+
+    Raises:
+        UsageError: The arguments do not go together, or class names are missing.
+        NstError: Soft labels, keys or images cannot be taken as they are; rerun, it reads unreadable images again.
     """
-    progress = progress or Progress()
+    check_are_sources(pool=pool)
+    settings = AdoptSettings(probs=probs, key=key, top_k=top_k, rows_per_shard=rows_per_shard)
+    progress = progress or on_this_terminal()
+    if bool(key) != (pool is not None):
+        given, lacking = ("`key` refers to images", "`pool` SOURCE") if key else ("`pool` applies to `key`", "`key` COLUMN")
+        raise UsageError(f"{given}; add {lacking}, or remove it if the table holds the images")
+    if isinstance(table, str):
+        table = open_table(table) if pool else open_source(table, indexes=store.indexes)
     column = SoftLabelColumn(table, settings.probs)
-    names = _class_names(table, column, class_names_file)
-    top_k = settings.top_k if settings.top_k is not None else default_top_k(column.classes)
+    names = _class_names(table, column, class_names)
+    top_k = top_k if top_k is not None else default_top_k(column.classes)
     schema = pseudo_labels_schema(names, top_k)
-    keys = KeyColumn(table, settings.key) if settings.key else None
+    keys = KeyColumn(table, key) if key else None
     rows = keys.found_in(pool) if keys and pool else Rows(range(len(table)), range(len(table)))
     for line in (pool or table).remarks():
         progress.say(line)
@@ -67,11 +98,11 @@ def adopt(
     inputs = {
         "pool": (pool or table).lineage,
         "adopted": table.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
-        **({"class_names": Input(ref=str(Path(class_names_file).absolute()), digest=json_digest(names))} if class_names_file else {}),
+        **({"class_names": Input(ref=str(Path(class_names).absolute()), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     }
     staged = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
-    check = partial(check_unchanged, staged, {"pool": pool or table}, f"`nst remove {staged.ref}` and adopt again", progress)
+    check = partial(check_unchanged, staged, {"pool": pool or table}, f"`store.remove({staged.ref!r})` and adopt again", progress)
     if isinstance(staged, Version):
         check()
         progress.say(f"{staged.ref} already exists: same labels, images and settings")
@@ -79,7 +110,7 @@ def adopt(
 
     def make() -> Version:
         check()
-        since, plan = time.monotonic(), ShardPlan(len(table), settings.rows_per_shard)
+        since, plan = time.monotonic(), ShardPlan(len(table), rows_per_shard)
         shards = Shards(staged.build, staged.work, plan)
         version = LabeledVersion(staged, shards, pool or table, names, "adopt", {}, progress, max_unreadable)
         adoption = _Adoption(version, rows, column, schema, top_k)
@@ -96,22 +127,22 @@ def _class_names(table: Source, column: SoftLabelColumn, file: str | None) -> li
         found = "several columns have" if named else "no column has"
         raise UsageError(
             f"{table.location}: `{column.name}` has {column.classes} classes, and {found} as many class names; "
-            "provide them with --class-names FILE"
+            "provide them with `class_names` FILE"
         )
     names = names_in(file) if file is not None else named[0]
-    where = f"--class-names {file}" if file is not None else table.location
+    where = f"`class_names` {file}" if file is not None else table.location
     if len(names) != column.classes or len(set(names)) != len(names):
         raise UsageError(
             f"{where}: expected {column.classes} different names, one for each number of `{column.name}`, found {len(set(names))}"
         )
     if odd := [name for name in names if not name.strip() or not name.isprintable()]:
-        raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with --class-names FILE")
+        raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with `class_names` FILE")
     return names
 
 
 def _named_teacher(text: str) -> Input:
     if not text.strip() or not text.isprintable():
-        raise UsageError(f"--teacher {text!r}: expected a name in one line, such as hf-hub:OWNER/NAME")
+        raise UsageError(f"`teacher` {text!r}: expected a name in one line, such as hf-hub:OWNER/NAME")
     return Input(ref=text, digest=json_digest(text))
 
 

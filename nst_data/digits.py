@@ -13,7 +13,15 @@ LABELED_PER_CLASS, TEST = 10, 500
 
 
 def write_digits(folder: Path, seed: int) -> None:
-    """Write `folder`/labeled (10 a class), `folder`/test (500) and `folder`/pool (the rest, without labels), split by `seed`."""
+    """Write the digits as images.
+
+    Args:
+        folder: Gets `labeled` (10 a class), `test` (500) and `pool` (the rest, without labels). One that is there stays as it is.
+        seed: Of the split.
+
+    Raises:
+        NstError: scikit-learn, which has the digits, is not installed.
+    """
     if folder.is_dir():
         return
     try:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -40,11 +40,14 @@ class _Silent:
 
 
 class Lines(Progress):
-    """Plain lines on standard error: the start, every ten seconds, and the end."""
+    """Plain lines on standard error: the start, every ten seconds, and the end. `words` puts what is said in other words."""
+
+    def __init__(self, words: Callable[[str], str] = str) -> None:
+        self._words = words
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(as_text(line), file=sys.stderr, flush=True)
+        print(as_text(self._words(line)), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -75,12 +78,8 @@ class _LineTask:
         print(as_text(line), file=sys.stderr, flush=True)
 
 
-class Bars(Progress):
+class Bars(Lines):
     """A live bar per task, on a terminal."""
-
-    def say(self, line: str) -> None:
-        """Print a line above any bar."""
-        print(as_text(line), file=sys.stderr, flush=True)
 
     @contextmanager
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
@@ -114,8 +113,8 @@ class _BarTask:
         self._rich.update(self._task, advance=amount, rate=f"{rate:,.0f}/s", note=note)  # type: ignore[attr-defined]
 
 
-def on_this_terminal() -> Progress:
+def on_this_terminal(words: Callable[[str], str] = str) -> Progress:
     """Bars on a terminal, lines elsewhere; of several processes only the first speaks."""
     if os.environ.get("RANK", "0") != "0":
         return Progress()
-    return Bars() if sys.stderr.isatty() else Lines()
+    return Bars(words) if sys.stderr.isatty() else Lines(words)

@@ -65,7 +65,7 @@ class AdoptSettings(Settings):
     """Where a table that was made elsewhere has its soft labels, and how they are kept."""
 
     probs: str = Field(description="The column with the soft labels: a list of probabilities, one for each class.")
-    key: str | None = Field(None, description="The column that names the image of each row: its key in --pool SOURCE.")
+    key: str | None = Field(None, description="The column that names the image of each row: its key in the pool.")
     top_k: int | None = Field(
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )
@@ -87,7 +87,7 @@ class BalanceSettings(Settings):
         description="Entries per class: the surest images, copies where there are fewer. auto: a quantile of the classes; none: all.",
     )
     auto_quantile: float = Field(
-        0.5, gt=0, le=1, description="With --per-class auto: the share of classes that have no more images than that."
+        0.5, gt=0, le=1, description="With `per_class` auto: the share of classes that have no more images than that."
     )
     max_copies: int | None = Field(None, ge=1, description="Repeat no image more often than this; a class may then have fewer entries.")
     method: Literal["exact", "official"] = Field(

@@ -1,1 +1,59 @@
-"""Models: training, labeling and evaluating with torch, timm and Accelerate."""
+"""Models: training, labeling and evaluating with torch, timm and Accelerate.
+
+In all functions what an action is about comes first: the store, names and versions, sources, settings; the rest is given by keyword.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nst_train.evaluation.evaluate import evaluate
+    from nst_train.evaluation_settings import EvaluateSettings
+    from nst_train.labeling.label import extend, label, label_like
+    from nst_train.noisy_student import self_training
+    from nst_train.recipe import load_recipe
+    from nst_train.recipe_settings import Recipe
+    from nst_train.settings import LabelSettings, Noise, RunSettings, TrainSettings
+    from nst_train.training.train import train
+
+__all__ = [
+    "EvaluateSettings",
+    "LabelSettings",
+    "Noise",
+    "Recipe",
+    "RunSettings",
+    "TrainSettings",
+    "evaluate",
+    "extend",
+    "label",
+    "label_like",
+    "load_recipe",
+    "self_training",
+    "train",
+]
+
+_MODULES = {
+    "EvaluateSettings": "evaluation_settings",
+    "LabelSettings": "settings",
+    "Noise": "settings",
+    "Recipe": "recipe_settings",
+    "RunSettings": "settings",
+    "TrainSettings": "settings",
+    "evaluate": "evaluation.evaluate",
+    "extend": "labeling.label",
+    "label": "labeling.label",
+    "label_like": "labeling.label",
+    "load_recipe": "recipe",
+    "self_training": "noisy_student",
+    "train": "training.train",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - what the name stands for, imported when it is first used
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

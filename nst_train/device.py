@@ -90,6 +90,6 @@ def memory_failures() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise NstError(
-            "out of memory: the network and the images of a step do not fit; use a smaller --batch-size or --image-size, "
-            "or split steps with --accumulate"
+            "out of memory: the network and the images of a step do not fit; use a smaller `batch_size` or `image_size`, "
+            "or split steps with `accumulate`"
         ) from None

@@ -10,16 +10,16 @@ Where it departs from the paper:
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
-from nst_data.progress import Progress
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import balance, balance_request, check_classes
+from nst_data.self_contained.images import needs_pool
 from nst_data.settings import BalanceSettings
-from nst_data.sharing.push import PushSettings, is_pushed, push
+from nst_data.sharing.push import is_pushed, push
 from nst_data.sources import Source, check_trainable, match_classes, open_source
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
@@ -38,8 +38,6 @@ from nst_train.settings import LabelRunSettings, TrainSettings
 from nst_train.training.trackers import check_trackers
 from nst_train.training.train import train
 
-_OPTIONS_OF_SOURCES = re.compile(r"--(class-names|image-column|label-column|stream)\b")  # keys of a recipe's source
-
 
 @dataclass(frozen=True)
 class Generation:
@@ -50,9 +48,23 @@ class Generation:
     edition: Version | None = None
 
 
-def self_training(recipe: Recipe, store: Store, progress: Progress | None = None) -> list[Generation]:
-    """Run the whole loop, or what is left of it; the generations in order, the control last where the recipe asks for one."""
-    progress = progress or Progress()
+def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> list[Generation]:
+    """Run the whole loop of a recipe, or what is left of it (Algorithm 1).
+
+    Args:
+        store: Where all that is made is kept, and found again by the same call.
+        recipe: Sources, settings and generations: `load_recipe("flowers.yaml")`.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        A `Generation` for each network in order: `teacher`, and the `corpus` and `edition` that it was trained on. The control comes last
+        where the recipe asks for one.
+
+    Raises:
+        NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
+        Interrupted: A signal asked to stop; the same call goes on.
+    """
+    progress = progress or on_this_terminal()
     _say_idle(recipe, progress)
     labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
     test = _open("test", recipe.test, progress) if recipe.test else None
@@ -74,13 +86,18 @@ def self_training(recipe: Recipe, store: Store, progress: Progress | None = None
     edition: Version | None = None
     for number, settings in enumerate(students, start=1):
         if edition is None or recipe.select.when == "every_generation":
-            corpus: Version | None = label(store, recipe.name, teacher.ref, pool, recipe.label, number, reading, progress)
+            corpus: Version | None = label(
+                store, recipe.name, teacher.ref, pool, recipe.label, generation=number, run=reading, progress=progress
+            )
             assert corpus is not None
             publish(corpus)
             with this_process().main_process_first():
                 edition = _selected(store, corpus, selection, held_out, evaluated, pool, progress, recipe.run.max_unreadable)
         else:
-            corpus, edition = None, label_like(store, edition, teacher.ref, pool, recipe.label, number, reading, progress)
+            corpus, edition = (
+                None,
+                label_like(store, edition, teacher.ref, pool, recipe.label, generation=number, run=reading, progress=progress),
+            )
         publish(edition)
         student = training.train(teachers, settings, number, teacher, edition)
         generations.append(Generation(student, corpus, edition))
@@ -117,8 +134,19 @@ class _Trainings:
         return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
 
     def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None, whole: bool = True) -> Version:
-        pool, run = self.pool if edition else None, self.recipe.run
-        trained = train(self.store, name, training, self.labeled, edition, pool, number, run, self.progress, self.validation)
+        pool, run = self.pool if edition and needs_pool(edition) else None, self.recipe.run
+        trained = train(
+            self.store,
+            name,
+            self.labeled,
+            training,
+            edition=edition,
+            pool=pool,
+            generation=number,
+            run=run,
+            progress=self.progress,
+            validation=self.validation,
+        )
         if self.test is not None:
             measure(self.store, trained, self.test, "test", run, self.progress)
         for settings, data in self.evaluations if whole else []:
@@ -148,9 +176,9 @@ class _Publishing:
         tag = f"{prefix}{version.number}"  # the control and what is finetuned later have numbers of their own
         if repo is None or is_pushed(version, repo, tag):
             return version
-        settings = PushSettings(self.to.public, self.to.anonymous, self.to.license, self.to.pool_source)
+        about = self.to.model_dump(exclude={"corpus", "teacher"})
         try:
-            place = push(self.store, version, repo, settings, tag, self.progress)
+            place = push(self.store, version, repo, tag=tag, **about, progress=self.progress)
             self.progress.say(f"{version.ref} is {place.ref} on the Hub")
         except Exception as error:  # whatever it is, training goes on; no text of other libraries passes, it may hold addresses
             reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__
@@ -210,7 +238,9 @@ def _selected(
                 "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
             )
             return version
-    return balance(store, corpus, selection, [*held_out, *evaluated], 1, pool, progress, max_unreadable=max_unreadable)
+    return balance(
+        store, corpus, selection, exclude=[*held_out, *evaluated], edition=1, pool=pool, progress=progress, max_unreadable=max_unreadable
+    )
 
 
 def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
@@ -255,10 +285,11 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path
     beside = f"{role}: no {settings.source} next to the recipe"
     columns = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:
-        source = open_source(settings.source, role != "pool", settings.class_names, stream=settings.stream, indexes=indexes, **columns)
+        source = open_source(
+            settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
+        )
     except NstError as error:
-        reason = _OPTIONS_OF_SOURCES.sub(lambda option: f"`{option[1].replace('-', '_')}`", str(error))
-        raise type(error)(f"{role}: {reason}" if is_path else f"{beside}, and on the Hub: {reason}") from None
+        raise type(error)(f"{role}: {error}" if is_path else f"{beside}, and on the Hub: {error}") from None
     if not is_path:
         progress.say(f"{beside}; using Hub dataset {source.location}")
     return source

@@ -16,8 +16,19 @@ from nst_train.recipe_sources import with_sources_beside
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe; relative sources lie beside it or on the Hub. Raises UsageError that names the key and its line."""
+def load_recipe(path: Path | str) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file such as examples/image_folder.yaml. Relative sources in it lie beside it, or on the Hub.
+
+    Returns:
+        The recipe, for `self_training`. `Recipe(...)` makes one without a file.
+
+    Raises:
+        UsageError: Something in it is wrong; the message names the key and its line.
+    """
+    path = Path(path)
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
@@ -74,7 +85,7 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
 
 
 def as_written(path: Path) -> dict[str, Any]:
-    """What a recipe that `read_recipe` takes spells out, without what presets and defaults fill in."""
+    """What a recipe that `load_recipe` takes spells out, without what presets and defaults fill in."""
     content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     seed = {"seed": content["seed"]} if "seed" in content else {}
     return content | {"generations": [seed | one for one in content["generations"]]}

@@ -26,7 +26,7 @@ _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fa
 class Noise(Settings):
     """The noise of a network that is trained (section 2). Its defaults are the paper's for EfficientNet-B7 and L2.
 
-    Evaluation takes no Noise, and labeling none but for the comparison of `nst label --noise`. `Noise.none()` trains without.
+    Evaluation takes no Noise, and labeling none but for the comparison of `LabelSettings(noise=True)`. `Noise.none()` trains without.
     """
 
     panel: ClassVar[str] = "Noise"
@@ -146,7 +146,7 @@ class TrainSettings(Settings):
         None,
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
-    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with --start-from, to finetune.")
+    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with `start`, to finetune.")
     clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
@@ -225,7 +225,7 @@ class LabelSettings(Settings):
     noise: bool = Field(
         False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of --noise; unused without it.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of `noise`; unused without it.")
     exact_transform: bool = Field(
         False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
     )

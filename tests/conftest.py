@@ -126,7 +126,7 @@ def made_once(tmp_path_factory):
     labeled = write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)
     pool = write_pool(top / "pool", 3, 5)
     store, run = Store(top / "store"), RunSettings(workers=0, decode_threads=1)
-    teacher = train(store, "tiny-teacher", TrainSettings(**TINY), open_source(str(labeled), labeled=True), run=run)
+    teacher = train(store, "tiny-teacher", open_source(str(labeled), labeled=True), TrainSettings(**TINY), run=run)
     corpus = label(
         store,
         "tiny",

@@ -75,14 +75,14 @@ def make(folder):
     register_network("earlier_network", network, image_size=16)
     labeled = open_source(str(write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
     pool, store = open_source(str(write_pool(folder / "pool", 3, 5))), Store(folder / "store")
-    teacher = train(store, "bugs-teacher", TEACHER, labeled, run=RUN)
+    teacher = train(store, "bugs-teacher", labeled, TEACHER, run=RUN)
     corpus = label(store, "bugs", teacher.ref, pool, LABELS, run=READING)
-    edition = balance(store, corpus, SELECTION, [labeled])
+    edition = balance(store, corpus, SELECTION, exclude=[labeled])
     with suppress(KeyboardInterrupt):
         label(store, "bugs", teacher.ref, pool, OTHER_LABELS, run=READING, progress=_Stopping(7, _interrupt))
     stop = _Stopping(5 * 12, lambda: signal.raise_signal(signal.SIGUSR1))
     with suppress(Interrupted):
-        train(store, "bugs-teacher", STUDENT, labeled, edition, pool, generation=1, run=RUN, progress=stop)
+        train(store, "bugs-teacher", labeled, STUDENT, edition=edition, pool=pool, generation=1, run=RUN, progress=stop)
     with zipfile.ZipFile(ZIP, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix != ".md" and not (path.suffix == ".png" and store.root in path.parents):

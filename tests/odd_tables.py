@@ -175,7 +175,7 @@ def pairs(*classes: bytes) -> list[tuple[str, bytes]]:
 
 
 A, B, C = IMAGES
-NAMED, ONE, KIND = {"class_names_file": "names.txt"}, {"image_column": "image"}, {"label_column": "kind"}
+NAMED, ONE, KIND = {"class_names": "names.txt"}, {"image_column": "image"}, {"label_column": "kind"}
 IMAGE, CLASSES = Image(), ClassLabel(names=["a", "b"])
 TWO = pa.array([0, 1])
 ALPHABET = "abcdefghijk"
@@ -196,7 +196,7 @@ PARQUET = [
     Odd("nulls alone", parquet(label=pa.nulls(3)), None, "3 rows without a label"),
     Odd("one null", parquet(label=[0, None, 1]), None, "1 row without a label"),
     Odd("empty text", parquet(label=["a", " ", "b"]), None, "1 rows with an empty label"),
-    Odd("an id for a class", parquet(label=[0, 1, 3_000_000_000]), None, "up to 3,000,000,000 in 3 rows .* --class-names FILE"),
+    Odd("an id for a class", parquet(label=[0, 1, 3_000_000_000]), None, "up to 3,000,000,000 in 3 rows .* `class_names` FILE"),
     Odd("beyond int64", parquet(label=pa.array([0, 1, 2**64 - 1], pa.uint64())), None, "up to 18,446,744,073,709,551,615 in 3 rows"),
     Odd("one negative", parquet(label=[0, -1, 2]), None, "has values -1 to 2, expected 0 to 2; drop rows without a class"),
     Odd("negative alone", parquet(label=[-1, -1, -1]), None, "are negative; classes start at 0"),
@@ -207,9 +207,9 @@ PARQUET = [
     Odd("two columns of one name", lambda folder: pq.write_table(
         pa.table([pa.array(IMAGES), pa.array(ABC), pa.array(ABC)], names=["image", "label", "label"]), folder / "x.parquet"
     ), None, "expected one column `label`, found 2"),
-    Odd("another name", parquet(species=ABC, id=[7, 8, 9]), None, "with --label-column, e.g. species, id"),
+    Odd("another name", parquet(species=ABC, id=[7, 8, 9]), None, "with `label_column`, e.g. species, id"),
     Odd("another name that is given", parquet(species=ABC, id=[7, 8, 9]), ABC, options={"label_column": "species"}),
-    Odd("a name that is not there", parquet(label=ABC), None, "--label-column kind: .* columns: image, label", options=KIND),
+    Odd("a name that is not there", parquet(label=ABC), None, "`label_column` kind: .* columns: image, label", options=KIND),
     Odd("an image as label", parquet(label=pa.array(CELLS, CELL)), None, "is struct<.*>, expected", options=ONE),
     Odd("images of every width", parquet(image=pa.array(IMAGES, pa.large_binary()), label=ABC), ABC),
     Odd("images as views", parquet(image=pa.array(IMAGES, pa.binary_view()), label=ABC), ABC),
@@ -249,7 +249,7 @@ DATASETS = [
     Odd("the one Image of two", dataset({"thumb": Value("binary"), "photo": IMAGE, "label": CLASSES}, saved=False), ABC),
     Odd("an Audio beside an Image", dataset({"photo": IMAGE, "sound": Audio(), "label": CLASSES}), ABC, where="saved"),
     Odd("the one ClassLabel", dataset({"image": IMAGE, "n": Value("binary"), "kind": CLASSES}), ABC, where="saved"),
-    Odd("two ClassLabels", dataset(FINE, saved=False), None, "--label-column, e.g. fine, coarse"),
+    Odd("two ClassLabels", dataset(FINE, saved=False), None, "`label_column`, e.g. fine, coarse"),
     Odd("one of two ClassLabels", dataset(FINE), ABC, options={"label_column": "coarse"}, where="saved"),
     Odd("many class names", in_footer(class_label(MANY), [0, 100_000, 5], use_dictionary=False), ["n0", "n100000", "n5"]),
     Odd("images that are not decoded", dataset({"image": Image(decode=False), "label": CLASSES}), ABC, where="saved"),

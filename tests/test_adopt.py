@@ -26,7 +26,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.progress import Progress
 from nst_data.selection.editions import balance
-from nst_data.settings import DEFAULT_TOP_K, AdoptSettings, BalanceSettings
+from nst_data.settings import DEFAULT_TOP_K, BalanceSettings
 from nst_data.sources import open_source, open_table
 from nst_data.store.files import hash_file
 from nst_data.store.store import Store
@@ -34,7 +34,7 @@ from nst_data.store.store import Store
 NAMES = ["ant", "bee", "cat"]
 LABELS = [2, 0, 1, 1, 0, 2, 2]
 IMAGES = [png(label, row) for row, label in enumerate(LABELS)]
-SETTINGS = AdoptSettings(probs="probs", rows_per_shard=3)
+SETTINGS = {"probs": "probs", "rows_per_shard": 3}
 
 
 def png_of(width, height):
@@ -114,7 +114,7 @@ def test_each_kind_of_table_with_images_becomes_a_generation(tmp_path, store, wr
     (tmp_path / "theirs").mkdir()
     keys = write(tmp_path / "theirs")
     pool = open_source(str(tmp_path / "theirs"))
-    version = adopt(store, "bugs", pool, SETTINGS, teacher="hf-hub:google/vit-base-patch16-224")
+    version = adopt(store, "bugs", pool, **SETTINGS, teacher="hf-hub:google/vit-base-patch16-224")
     manifest = version.manifest
     assert (version.ref, manifest.kind, manifest.class_names, version.verify()) == ("bugs@gen-1", "generation", NAMES, [])
     assert rows(version) == expected(keys)
@@ -141,7 +141,7 @@ def test_a_pattern_of_tables_without_names_takes_them_from_a_file(tmp_path, stor
             tmp_path / f"part-{number}.parquet", photo=IMAGES[number::2], thumbnail=IMAGES[number::2], p=soft(LABELS[number::2]).tolist()
         )
     pool = open_source(str(tmp_path / "part-*.parquet"), image_column="photo")
-    version = adopt(store, "bugs", pool, AdoptSettings(probs="p"), class_names_file=names_file)
+    version = adopt(store, "bugs", pool, probs="p", class_names=names_file)
     assert [row["image_hash"] for row in rows(version)] == [image_hash(one) for number in range(2) for one in IMAGES[number::2]]
     assert [row["label"] for row in rows(version)] == LABELS[0::2] + LABELS[1::2]
     assert version.manifest.class_names == NAMES
@@ -157,18 +157,20 @@ def tar_pool(tmp_path):
     return open_source(write_tar(tmp_path / "pool.tar", [(f"{row}.png", one) for row, one in enumerate(IMAGES)]))
 
 
-BY_KEY = AdoptSettings(probs="probs", key="file", rows_per_shard=2)
+BY_KEY = {"probs": "probs", "key": "file", "rows_per_shard": 2}
 
 
 def test_labels_in_another_order_than_the_pool_are_joined_by_key(tmp_path, store, names_file, tar_pool):
     keys = [tar_pool.key(row) for row in range(7)]
-    version = adopt(store, "bugs", keyed(tmp_path / "t.parquet", keys, [6, 0, 3, 2, 5]), BY_KEY, tar_pool, names_file)
+    version = adopt(store, "bugs", keyed(tmp_path / "t.parquet", keys, [6, 0, 3, 2, 5]), **BY_KEY, pool=tar_pool, class_names=names_file)
     every = expected(keys)
     assert rows(version) == [every[row] for row in (0, 2, 3, 5, 6)]
     counts = version.manifest.counts
     assert (counts["pool"], counts["labeled"], counts["unlabeled"], counts["errors"]) == (7, 5, 2, 0)
     assert version.manifest.request.inputs["pool"] == tar_pool.lineage
-    moved = adopt(store, "bugs", keyed(tmp_path / "t.parquet", keys[::-1], [6, 0, 3, 2, 5]), BY_KEY, tar_pool, names_file)
+    moved = adopt(
+        store, "bugs", keyed(tmp_path / "t.parquet", keys[::-1], [6, 0, 3, 2, 5]), **BY_KEY, pool=tar_pool, class_names=names_file
+    )
     assert (moved.ref, [row["id"] for row in rows(moved)]) == ("bugs@gen-2", [0, 1, 3, 4, 6])
     edition = balance(store, version, BalanceSettings(min_confidence=0, per_class="none"))
     assert [row["id"] for row in rows(edition, "balanced")] == [0, 2, 3, 5, 6]
@@ -177,14 +179,14 @@ def test_labels_in_another_order_than_the_pool_are_joined_by_key(tmp_path, store
 def test_row_numbers_are_keys_of_a_saved_dataset(tmp_path, store, names_file):
     table_of().save_to_disk(str(tmp_path / "saved"))
     labels = open_table(write_table(tmp_path / "t.parquet", file=[4, 1], probs=soft()[[4, 1]].tolist()))
-    version = adopt(store, "bugs", labels, BY_KEY, open_source(str(tmp_path / "saved")), names_file)
+    version = adopt(store, "bugs", labels, **BY_KEY, pool=open_source(str(tmp_path / "saved")), class_names=names_file)
     assert [(row["id"], row["key"], row["label"]) for row in rows(version)] == [(1, "1", 0), (4, "4", 0)]
 
 
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        (["0.png", "x.png", "y.png"], r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool with --pool"),
+        (["0.png", "x.png", "y.png"], r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool with `pool`"),
         (["3.png", "1.png", "3.png"], r"rows 't.parquet:0' and 't.parquet:2' both name the image '3.png'; expected one row for each"),
         (["3.png", None, "1.png"], r"`file` of row 't.parquet:1' is empty, expected the key of an image in the pool"),
         ([0.5, 1.5, 2.5], r"column `file` is double, expected texts: keys of images in the pool"),
@@ -196,7 +198,7 @@ def test_keys_that_name_no_image_or_one_twice_are_refused(tmp_path, store, names
         (tmp_path / "images" / f"{row}.png").write_bytes(one)
     labels = open_table(write_table(tmp_path / "t.parquet", file=keys, probs=soft()[:3].tolist()))
     with pytest.raises(NstError, match=line):
-        adopt(store, "bugs", labels, BY_KEY, open_source(str(tmp_path / "images")), names_file)
+        adopt(store, "bugs", labels, **BY_KEY, pool=open_source(str(tmp_path / "images")), class_names=names_file)
     assert not store.root.exists()
 
 
@@ -204,7 +206,7 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
     path = tmp_path / "theirs.parquet"
     images = [IMAGES[0], b"", b"no image", IMAGES[3], png_of(3, 4000), IMAGES[5], IMAGES[6]]
     path.write_bytes(parquet(table_of(images)))
-    version = adopt(store, "bugs", open_source(str(path)), SETTINGS)
+    version = adopt(store, "bugs", open_source(str(path)), **SETTINGS)
     whole = expected([f"theirs.parquet:{row}" for row in range(7)])
     assert rows(version) == [whole[row] for row in (0, 3, 5, 6)]
     errors = rows(version, "errors")
@@ -218,14 +220,14 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
 def test_a_bad_row_refuses_the_whole_before_anything_is_written(tmp_path, store, names_file, bad):
     write_table(tmp_path / "t.parquet", image=IMAGES, probs=[*soft()[:6].tolist(), bad])
     with pytest.raises(NstError, match=r"t.parquet: `probs` of row 't.parquet:6' (adds up to 12|has 2 numbers)"):
-        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), SETTINGS, class_names_file=names_file)
+        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS, class_names=names_file)
     assert not store.root.exists()
 
 
 def test_image_files_have_no_columns(tmp_path, store):
     pool = open_source(str(write_class_folders(tmp_path / "images", NAMES, 1)))
     with pytest.raises(NstError, match=r"images: contains image files, which have no columns; expected a table with 'probs'"):
-        adopt(store, "bugs", pool, SETTINGS)
+        adopt(store, "bugs", pool, **SETTINGS)
 
 
 CONTROL = ["ant", "bee\x1b[2J", "cat"]
@@ -234,27 +236,27 @@ CONTROL = ["ant", "bee\x1b[2J", "cat"]
 def test_class_names_with_control_characters_are_refused(tmp_path, store):
     (tmp_path / "t.parquet").write_bytes(parquet(table_of(names=CONTROL)))
     with pytest.raises(NstError, match=r"the class name 'bee\\x1b\[2J' is empty or holds control characters; give other names"):
-        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), SETTINGS)
+        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS)
 
 
 @pytest.mark.parametrize(
     ("lines", "line"),
     [
-        ("ant\nbee\ncat\ndog", r"--class-names .*: expected 3 different names, one for each number of `probs`, found 4"),
-        ("ant\nbee\nbee", r"--class-names .*: expected 3 different names, one for each number of `probs`, found 2"),
-        ("ant\nb\x07e\ncat", r"--class-names .*: line 2 is 'b\\x07e'; expected a name without control characters"),
+        ("ant\nbee\ncat\ndog", r"`class_names` .*: expected 3 different names, one for each number of `probs`, found 4"),
+        ("ant\nbee\nbee", r"`class_names` .*: expected 3 different names, one for each number of `probs`, found 2"),
+        ("ant\nb\x07e\ncat", r"`class_names` .*: line 2 is 'b\\x07e'; expected a name without control characters"),
     ],
 )
 def test_a_file_must_name_each_class_once(tmp_path, store, table, lines, line):
     (tmp_path / "names.txt").write_text(lines)
     with pytest.raises(NstError, match=line):
-        adopt(store, "bugs", open_source(table), SETTINGS, class_names_file=str(tmp_path / "names.txt"))
+        adopt(store, "bugs", open_source(table), **SETTINGS, class_names=str(tmp_path / "names.txt"))
 
 
 def test_names_that_nobody_gives_are_asked_for(tmp_path, store):
     path = write_table(tmp_path / "t.parquet", image=IMAGES, probs=soft().tolist())
     with pytest.raises(UsageError, match=r"`probs` has 3 classes, and no column has as many class names; provide them with"):
-        adopt(store, "bugs", open_source(path), SETTINGS)
+        adopt(store, "bugs", open_source(path), **SETTINGS)
 
 
 GUESS = {"guess": {"_type": "ClassLabel", "names": NAMES}}
@@ -278,27 +280,27 @@ def test_what_others_wrote_into_a_schema_is_used_or_passed_over(tmp_path, store,
     pq.write_table(table, tmp_path / "t.parquet")
     pool = open_source(str(tmp_path / "t.parquet"))
     if is_named:
-        assert adopt(store, "bugs", pool, SETTINGS).manifest.class_names == NAMES
+        assert adopt(store, "bugs", pool, **SETTINGS).manifest.class_names == NAMES
     else:
         with pytest.raises(UsageError, match="no column has as many class names"):
-            adopt(store, "bugs", pool, SETTINGS)
+            adopt(store, "bugs", pool, **SETTINGS)
 
 
 def test_two_columns_with_different_class_names_are_not_guessed_between(tmp_path, store):
     data = table_of().add_column("other", LABELS).cast_column("other", ClassLabel(names=["x", "y", "z"]))
     (tmp_path / "t.parquet").write_bytes(parquet(data))
-    with pytest.raises(UsageError, match="several columns have as many class names; provide them with --class-names FILE"):
-        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), SETTINGS)
+    with pytest.raises(UsageError, match="several columns have as many class names; provide them with `class_names` FILE"):
+        adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS)
 
 
 @pytest.mark.parametrize("teacher", ["", "  ", "vit\nbase", "vit\x1b[2J"])
 def test_the_teacher_is_named_in_one_line(table, store, teacher):
     with pytest.raises(UsageError, match="expected a name in one line, such as hf-hub:OWNER/NAME"):
-        adopt(store, "bugs", open_source(table), SETTINGS, teacher=teacher)
+        adopt(store, "bugs", open_source(table), **SETTINGS, teacher=teacher)
 
 
 def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_path, store, table):
-    two = adopt(store, "two", open_source(table), AdoptSettings(probs="probs", top_k=2))
+    two = adopt(store, "two", open_source(table), probs="probs", top_k=2)
     for row, one in zip(rows(two), expected([""] * 7), strict=True):
         order = sorted(range(3), key=lambda label: -one["probs"][label])[:2]
         assert (row["top_labels"], row["top_probs"]) == (order, [one["probs"][label] for label in order])
@@ -306,11 +308,11 @@ def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_pat
     names = tmp_path / "names.txt"
     names.write_text("\n".join(map(str, range(1001))))
     path = write_table(tmp_path / "many.parquet", image=IMAGES[:2], probs=many.tolist())
-    version = adopt(store, "many", open_source(path), SETTINGS, class_names_file=str(names))
+    version = adopt(store, "many", open_source(path), **SETTINGS, class_names=str(names))
     assert version.manifest.counts["top_k"] == DEFAULT_TOP_K
     assert [row["label"] for row in rows(version)] == [1000, 0]
-    with pytest.raises(NstError, match="top-k 4: expected 1 to 3, the number of classes; choose another --top-k"):
-        adopt(store, "four", open_source(table), AdoptSettings(probs="probs", top_k=4))
+    with pytest.raises(NstError, match="top-k 4: expected 1 to 3, the number of classes; choose another `top_k`"):
+        adopt(store, "four", open_source(table), probs="probs", top_k=4)
 
 
 class KilledError(Exception):
@@ -343,20 +345,20 @@ def sealed(version):
 
 
 def test_what_was_killed_goes_on_and_has_the_same_bytes(store, table):
-    undisturbed = adopt(store, "undisturbed", open_source(table), SETTINGS)
+    undisturbed = adopt(store, "undisturbed", open_source(table), **SETTINGS)
     with pytest.raises(KilledError):
-        adopt(store, "bugs", open_source(table), SETTINGS, progress=Counting(5))
+        adopt(store, "bugs", open_source(table), **SETTINGS, progress=Counting(5))
     assert store.unfinished() == ["bugs@gen-1"]
     again = Counting()
-    version = adopt(store, "bugs", open_source(table), SETTINGS, progress=again)
+    version = adopt(store, "bugs", open_source(table), **SETTINGS, progress=again)
     assert again.done == {"check": 7, "adopt": 4}  # the first shard of three stays, and so does what was read of the soft labels
     assert sealed(version) == sealed(undisturbed)
     assert store.unfinished() == []
 
 
 def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, store, table):
-    first, said = adopt(store, "bugs", open_source(table), SETTINGS), Counting()
-    again = adopt(store, "bugs", open_source(table), SETTINGS, progress=said)
+    first, said = adopt(store, "bugs", open_source(table), **SETTINGS), Counting()
+    again = adopt(store, "bugs", open_source(table), **SETTINGS, progress=said)
     assert (again.ref, said.lines) == (first.ref, ["bugs@gen-1 already exists: same labels, images and settings"])
     columns = {"image": IMAGES, "theirs": soft().tolist(), "probs": soft(seed=1).tolist()}
     names = tmp_path / "names.txt"
@@ -366,10 +368,10 @@ def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, stor
     for swapped in (False, True):  # of equal size: only what is in the column tells them apart
         values = columns | ({"theirs": columns["probs"], "probs": columns["theirs"]} if swapped else {})
         write_table(path, **values)
-        refs.append(adopt(store, "size", open_source(str(path)), SETTINGS, class_names_file=str(names)).ref)
+        refs.append(adopt(store, "size", open_source(str(path)), **SETTINGS, class_names=str(names)).ref)
     assert refs == ["size@gen-1", "size@gen-2"]
     with pytest.raises(NstError, match=r"bugs@gen-1 is taken by other settings \(top_k: None there, 2 asked\)"):
-        adopt(store, "bugs", open_source(table), AdoptSettings(**SETTINGS.model_dump() | {"top_k": 2}), generation=1)
+        adopt(store, "bugs", open_source(table), **SETTINGS | {"top_k": 2}, generation=1)
 
 
 def run(*words, status=0):
@@ -394,7 +396,7 @@ def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
         assert "warning: the student" not in trained.stderr
     for words in (["show", "bugs@gen-1"], ["lineage", "student@gen-1"], ["verify", "bugs@gen-1"], ["diff", "bugs@gen-1", "bugs@gen-2"]):
         assert "bugs@gen-1" in run(*words, *where).stdout
-    with pytest.raises(UsageError, match="bugs@gen-1 was adopted, so its teacher is unknown; label the whole pool without --extend"):
+    with pytest.raises(UsageError, match="bugs@gen-1 was adopted, so its teacher is unknown; label the whole pool without `extend`"):
         extend_adopted(store, table)
 
 
@@ -468,11 +470,11 @@ def test_who_is_second_to_seal_the_same_labels_ends_with_the_version_of_the_firs
 
     def second(*_):
         monkeypatch.setattr(labeled_version.cards, "write_dataset_card", whole)
-        adopt(store, "theirs", open_source(str(table)), SETTINGS)
+        adopt(store, "theirs", open_source(str(table)), **SETTINGS)
         raise NstError("expected parquet files in pseudo_labels/, found none")  # what they lay in was moved to its place
 
     monkeypatch.setattr(labeled_version.cards, "write_dataset_card", second)
-    assert adopt(store, "theirs", open_source(str(table)), SETTINGS) == store.open("theirs@gen-1")
+    assert adopt(store, "theirs", open_source(str(table)), **SETTINGS) == store.open("theirs@gen-1")
     assert store.unfinished() == []
 
 
@@ -481,9 +483,9 @@ def test_who_is_overtaken_before_it_begins_ends_with_the_version_of_the_first(st
 
     def second(*about):
         monkeypatch.setattr(adoption, "check_unchanged", check_unchanged)
-        adopt(store, "theirs", open_source(str(table)), SETTINGS)
+        adopt(store, "theirs", open_source(str(table)), **SETTINGS)
         check_unchanged(*about)  # in a folder that is gone
 
     monkeypatch.setattr(adoption, "check_unchanged", second)
-    assert adopt(store, "theirs", open_source(str(table)), SETTINGS) == store.open("theirs@gen-1")
+    assert adopt(store, "theirs", open_source(str(table)), **SETTINGS) == store.open("theirs@gen-1")
     assert store.unfinished() == []

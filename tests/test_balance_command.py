@@ -328,8 +328,8 @@ def test_a_recipe_with_a_class_that_nobody_knows_stops_before_its_first_network(
     write_class_folders(tmp_path / "labeled", NAMES, 2)
     write_pool(tmp_path / "pool", 1, 1)
     recipe = parse_recipe(f"{RECIPE}  exclude_class: [ent]\n", tmp_path / "bugs.yaml")
-    with pytest.raises(UsageError, match="--exclude-class: the teacher knows no class 'ent'; did you mean 'ant'"):
-        self_training(recipe, store)
+    with pytest.raises(UsageError, match="`exclude_class`: the teacher knows no class 'ent'; did you mean 'ant'"):
+        self_training(store, recipe)
     assert store.unfinished() == []
 
 
@@ -343,7 +343,7 @@ def test_a_recipe_selects_as_its_settings_say(tiny_store, tmp_path):
         "generations": [TINY | {"epochs": 1}] * 2,
     }
     recipe = parse_recipe(json.dumps({"name": "bugs", **parts}), tmp_path / "bugs.yaml")
-    edition = self_training(recipe, Store(tmp_path / "store"))[1].edition
+    edition = self_training(Store(tmp_path / "store"), recipe)[1].edition
     assert edition.manifest.counts["per_class"]["cat"]["unique"] == 0
     assert edition.manifest.counts["copies"] == edition.manifest.counts["unique"] > 0
     assert rows(edition, "balanced")[0]["image"]["bytes"]

@@ -60,7 +60,7 @@ def kept(edition):
 
 
 def test_copies_of_held_out_images_are_dropped_and_counted_apart_from_equal_bytes(store, pool, test_set):
-    edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), [test_set])
+    edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), exclude=[test_set])
     counts = edition.manifest.counts
     assert kept(edition) == [2, 5]
     assert {reason: rows for reason, rows in counts["dropped"].items() if rows} == {"held_out": 1, "near_held_out": 3}
@@ -72,7 +72,7 @@ def test_copies_of_held_out_images_are_dropped_and_counted_apart_from_equal_byte
 def test_equal_bytes_alone_are_dropped_where_that_is_asked_for(store, pool, test_set):
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)  # nothing is compared
-    edition = balance(store, version, BalanceSettings(per_class=9, exact_overlap_only=True), [test_set])
+    edition = balance(store, version, BalanceSettings(per_class=9, exact_overlap_only=True), exclude=[test_set])
     assert edition.manifest.counts["dropped"]["near_held_out"] == 0
     assert kept(edition) == [0, 2, 4, 5]
 
@@ -83,23 +83,23 @@ def test_how_labels_and_held_out_images_are_ordered_and_divided_changes_nothing(
     for rows_per_shard, exclude in ((1, parts), (2, parts[::-1]), (6, [test_set])):
         store = Store(tmp_path / str(rows_per_shard))
         version = write_generation(store, pool, PROBS, rows_per_shard=rows_per_shard)
-        edition = balance(store, version, BalanceSettings(per_class=9), exclude)
+        edition = balance(store, version, BalanceSettings(per_class=9), exclude=exclude)
         found.append((pl.read_parquet(edition.folder / "balanced" / "*.parquet").rows(), edition.manifest.counts))
     assert found[0] == found[1] == found[2]
 
 
 def test_balancing_again_finds_the_edition_there_even_where_the_pool_is_gone(store, pool, test_set):
     version = write_generation(store, pool, PROBS)
-    first = balance(store, version, BalanceSettings(), [test_set])
+    first = balance(store, version, BalanceSettings(), exclude=[test_set])
     shutil.rmtree(pool.location)
-    assert balance(store, version, BalanceSettings(), [test_set]) == first
+    assert balance(store, version, BalanceSettings(), exclude=[test_set]) == first
 
 
 def test_held_out_images_that_cannot_be_read_or_decoded_are_passed_over(store, pool, test_set, tmp_path):
     write(tmp_path / "test", u=b"no image", v=encoded(PHOTOGRAPHS[0])[:300], zz=encoded(PHOTOGRAPHS[5]))
     test_set = open_source(test_set.location)
     (tmp_path / "test" / "zz.png").unlink()
-    edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), [test_set])
+    edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), exclude=[test_set])
     assert kept(edition) == [2, 5]
 
 
@@ -107,16 +107,16 @@ def test_a_pool_that_is_gone_is_an_error_that_says_what_to_do(store, pool, test_
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)
     what = r"flowers@gen-1 was made from it, and 2 images that may be near-duplicates of excluded ones must be compared"
-    message = rf"no such file or folder.*{what} \(--exact-overlap-only keeps them\); pass its current location with --pool$"
+    message = rf"no such file or folder.*{what} \(`exact_overlap_only` keeps them\); pass its current location with `pool`$"
     with pytest.raises(NstError, match=message):
-        balance(store, version, BalanceSettings(), [test_set])
+        balance(store, version, BalanceSettings(), exclude=[test_set])
     assert store.unfinished() == []
 
 
 def test_a_pool_that_is_gone_is_not_missed_where_nothing_resembles_a_held_out_image(store, pool, tmp_path):
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)
-    edition = balance(store, version, BalanceSettings(per_class=9), [write(tmp_path / "other", z=encoded(PHOTOGRAPHS[5]))])
+    edition = balance(store, version, BalanceSettings(per_class=9), exclude=[write(tmp_path / "other", z=encoded(PHOTOGRAPHS[5]))])
     assert edition.manifest.counts["unique"] == 5
 
 
@@ -126,13 +126,13 @@ def test_a_pool_in_another_place_and_order_is_searched_by_key(store, pool, test_
     (moved / "list.txt").write_text("".join(f"{name}.png\n" for name in "fedcba"))
     elsewhere = open_source(str(moved / "list.txt"))
     assert elsewhere.key(0) == "f.png"
-    assert kept(balance(store, version, BalanceSettings(per_class=9), [test_set], pool=elsewhere)) == [2, 5]
+    assert kept(balance(store, version, BalanceSettings(per_class=9), exclude=[test_set], pool=elsewhere)) == [2, 5]
 
 
 def test_a_pool_of_parquet_files_is_searched(store, pool, test_set, tmp_path):
     pq.write_table(pa.table({"image": [pool.read(row) for row in range(6)]}), tmp_path / "pool.parquet", row_group_size=2)
     parquet = open_source(str(tmp_path / "pool.parquet"))
-    assert kept(balance(store, write_generation(store, parquet, PROBS), BalanceSettings(per_class=9), [test_set])) == [2, 5]
+    assert kept(balance(store, write_generation(store, parquet, PROBS), BalanceSettings(per_class=9), exclude=[test_set])) == [2, 5]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_pool_image_that_vanished_or_changed_is_kept_and_counted(store, pool, 
     change(Path(pool.location, "e.png"))
     if Path(pool.location, "e.png").exists():
         pool = open_source(pool.location)  # else the size in the listing tells
-    edition = balance(store, version, BalanceSettings(per_class=9), [test_set], pool=pool)
+    edition = balance(store, version, BalanceSettings(per_class=9), exclude=[test_set], pool=pool)
     assert edition.manifest.counts["near_duplicates"] == {"compared": 2, "unreadable": 1}
     assert kept(edition) == [2, 4, 5]
 
@@ -181,4 +181,4 @@ def test_labels_without_perceptual_hashes_are_an_error_that_names_the_column(sto
     (file,) = (version.folder / "pseudo_labels").iterdir()
     pq.write_table(change(pq.read_table(file)), file)
     with pytest.raises(NstError, match=f"pseudo_labels/train-00000-of-00001.parquet: column `phash` is {found}, expected int64"):
-        balance(store, version, BalanceSettings(), [test_set])
+        balance(store, version, BalanceSettings(), exclude=[test_set])

@@ -61,7 +61,9 @@ def test_an_image_that_changed_at_its_size_is_named_and_one_that_was_touched_is_
     assert not any("changed" in line for line in labeled(store, teacher, pool)[1])  # it was looked at, and is noted
     kept = (pool / "0-101.png").read_bytes()
     change(pool / "0-101.png")
-    says = r"pool: 1 image has different content than when bugs@gen-1 was made \('0-101.png'\); restore it, or `nst remove bugs@gen-1`"
+    says = (
+        r"pool: 1 image has different content than when bugs@gen-1 was made \('0-101.png'\); restore it, or `store\.remove\('bugs@gen-1'\)`"
+    )
     with pytest.raises(NstError, match=says):
         labeled(store, teacher, pool)
     assert labeled(store, teacher, pool, generation=2)[0].ref == "bugs@gen-2"
@@ -142,7 +144,7 @@ def test_labeled_and_validation_images_are_compared_when_a_training_is_found_aga
 
     def trained(**more):
         sources = [open_source(str(folder), labeled=True) for folder in folders.values()]
-        return train(store, "t", TRAINED, sources[0], validation=sources[1], run=RunSettings(workers=0, decode_threads=1), **more)
+        return train(store, "t", sources[0], TRAINED, validation=sources[1], run=RunSettings(workers=0, decode_threads=1), **more)
 
     first = trained()
     (folders[role] / "ant" / "000.png").touch()
@@ -169,7 +171,7 @@ def test_images_that_a_temperature_was_fitted_on_are_compared_too(store, teacher
 
 def test_images_that_changed_are_measured_again_and_what_an_earlier_nst_measured_is_not(store, tmp_path):
     data = write_class_folders(tmp_path / "data", NAMES, 4)
-    teacher = train(store, "t", TRAINED, open_source(str(data), labeled=True), run=RunSettings(workers=0, decode_threads=1))
+    teacher = train(store, "t", open_source(str(data), labeled=True), TRAINED, run=RunSettings(workers=0, decode_threads=1))
 
     def measured(name="data"):
         return measure(store, teacher, open_source(str(data), labeled=True), name, ReadSettings(decode_threads=1))
@@ -216,7 +218,7 @@ def test_held_out_images_are_compared_when_an_edition_is_found_again(store, tmp_
     test = write_pool(tmp_path / "test", 1, 3, first=500)
 
     def balanced():
-        return balance(store, generation, BalanceSettings(min_confidence=0, per_class=2), [open_source(str(test))])
+        return balance(store, generation, BalanceSettings(min_confidence=0, per_class=2), exclude=[open_source(str(test))])
 
     first = balanced()
     (test / "0-500.png").touch()

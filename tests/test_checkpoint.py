@@ -129,7 +129,7 @@ def test_a_training_that_diverges_names_its_last_good_checkpoint_which_is_finite
     with pytest.raises(
         NstError, match=r"step (\d+): the loss is not finite any more; the last good checkpoint is that of step \d+\. Try"
     ) as error:
-        train(store, "late", TrainSettings(**TINY | changes), open_source(str(labeled), labeled=True), run=run)
+        train(store, "late", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     (staging,) = store.stagings("late")
     last = last_checkpoint(staging.work / "checkpoints")
     assert f"that of step {last}." in str(error.value)

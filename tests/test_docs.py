@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
-from nst_cli.main import _COMMANDS
+from nst_cli.commands import COMMANDS
 
 from nst_data.digits import write_digits
 from nst_train.recipe import parse_recipe
@@ -79,11 +79,11 @@ def commands(page):
 
 
 def options_of(command):
-    return {name for parameter in _COMMANDS[command].load(command).params for name in parameter.opts}
+    return {name for parameter in COMMANDS[command].load(command).params for name in parameter.opts}
 
 
 def test_every_command_and_option_in_the_docs_is_one_of_the_program():
-    known = {name: options_of(name) for name in _COMMANDS}
+    known = {name: options_of(name) for name in COMMANDS}
     unknown, seen = [], set()
     for page in PAGES:
         for words in commands(page):

@@ -47,9 +47,9 @@ def test_it_is_listed_shown_and_verified(opened):
 def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     store, labeled, pool = opened
     before, told = digests(store), Told()
-    assert train(store, "bugs-teacher", TEACHER, labeled, run=RUN, progress=told).ref == "bugs-teacher@gen-0"
+    assert train(store, "bugs-teacher", labeled, TEACHER, run=RUN, progress=told).ref == "bugs-teacher@gen-0"
     corpus = label(store, "bugs", "bugs-teacher@gen-0", pool, LABELS, run=READING, progress=told)
-    assert balance(store, corpus, SELECTION, [labeled], progress=told).ref == "bugs@gen-1.1"
+    assert balance(store, corpus, SELECTION, exclude=[labeled], progress=told).ref == "bugs@gen-1.1"
     assert digests(store) == before
     assert sum("already exists" in line for line in told.lines) == 2, told.lines  # a training that is there says nothing
 
@@ -67,7 +67,7 @@ def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opene
 def test_a_training_that_is_half_done_goes_on_from_its_checkpoint(opened):
     store, labeled, pool = opened
     edition = store.open("bugs@gen-1.1")
-    version = train(store, "bugs-teacher", STUDENT, labeled, edition, pool, generation=1, run=RUN)
+    version = train(store, "bugs-teacher", labeled, STUDENT, edition=edition, pool=pool, generation=1, run=RUN)
     assert (version.ref, version.manifest.counts["steps"], version.verify()) == ("bugs-teacher@gen-1", 12, [])
     (row,) = (version.folder / "metrics.jsonl").read_text().splitlines()
     assert '"step": 12' in row

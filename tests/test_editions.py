@@ -198,7 +198,7 @@ def test_images_of_an_excluded_source_are_held_out(store, pool, tmp_path):
     (test / "same.png").write_bytes(pool.read(0))
     (test / "broken.png").write_bytes(b"")
     version = write_generation(store, pool)
-    edition = balance(store, version, BalanceSettings(per_class=2), [open_source(str(test))])
+    edition = balance(store, version, BalanceSettings(per_class=2), exclude=[open_source(str(test))])
     assert 0 not in pl.read_parquet(edition.folder / "balanced" / "*.parquet")["id"]
     assert edition.manifest.counts["dropped"]["held_out"] == 1
     assert balance(store, version, BalanceSettings(per_class=2)).ref == "flowers@gen-1.2"
@@ -207,18 +207,20 @@ def test_images_of_an_excluded_source_are_held_out(store, pool, tmp_path):
 def test_the_order_of_excluded_sources_does_not_matter(store, pool, tmp_path):
     version = write_generation(store, pool)
     held_out = [open_source(str(write_pool(tmp_path / name, 1, 1, first))) for name, first in (("one", 0), ("two", 1))]
-    assert balance(store, version, BalanceSettings(), held_out) == balance(store, version, BalanceSettings(), held_out[::-1])
+    assert balance(store, version, BalanceSettings(), exclude=held_out) == balance(
+        store, version, BalanceSettings(), exclude=held_out[::-1]
+    )
 
 
 def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool, tmp_path):
     version, folder = write_generation(store, pool), str(write_class_folders(tmp_path / "test", NAMES, 1))
-    first = balance(store, version, BalanceSettings(), [open_source(folder)])
-    assert balance(store, version, BalanceSettings(), [open_source(folder, labeled=True)]) == first
+    first = balance(store, version, BalanceSettings(), exclude=[open_source(folder)])
+    assert balance(store, version, BalanceSettings(), exclude=[open_source(folder, labeled=True)]) == first
 
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
-    message = r"^flowers@gen-1: no image is left of 5 \(5 low confidence\); lower --min-confidence, or train a better teacher$"
+    message = r"^flowers@gen-1: no image is left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher$"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(min_confidence=0.95))
     assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])

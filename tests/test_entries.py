@@ -137,7 +137,9 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
     content[content.index(encoded) + 20] ^= 1
     with file.open("r+b") as opened:  # the same file, as workers have it in memory
         opened.write(content)
-    with pytest.raises(NstError, match=rf"{edition.ref}: '{table['key'][3]}' holds other bytes [^\n]*; `nst verify {edition.ref}` shows"):
+    with pytest.raises(
+        NstError, match=rf"{edition.ref}: '{table['key'][3]}' holds other bytes [^\n]*; `store\.open\('{edition.ref}'\)\.verify\(\)` shows"
+    ):
         pseudo.read(3)
 
 
@@ -158,7 +160,7 @@ def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(fo
     other = write_pool(tmp_path / "other", 3, 5)
     last = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"][-1]
     (other / last).write_bytes((other / last).read_bytes() + b"more")
-    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; pass the labeled pool with --pool"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; pass the labeled pool with `pool`"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
 
 

@@ -41,7 +41,7 @@ def trained(tmp_path_factory):
     store = Store(top / "store")
     for number, epochs in enumerate((1, 30)):
         settings = TrainSettings(**SETTINGS | {"epochs": epochs, "seed": number})
-        train(store, "net", settings, open_source(str(labeled), labeled=True), generation=number, run=RunSettings(workers=0))
+        train(store, "net", open_source(str(labeled), labeled=True), settings, generation=number, run=RunSettings(workers=0))
     return store, test
 
 
@@ -244,20 +244,20 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
 )
 def test_an_evaluation_that_a_recipe_cannot_mean_is_refused_with_its_line(tmp_path, evaluate, said):
     from nst_data.errors import UsageError
-    from nst_train.recipe import read_recipe
+    from nst_train.recipe import load_recipe
 
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate)
     lines = recipe.read_text().splitlines()
     line = 1 + next((lines.index(key) for key in ("  size: 3", "  name: ../x") if key in lines), lines.index("evaluate:"))
     with pytest.raises(UsageError, match=rf"line {line}: evaluate.*{said}"):
-        read_recipe(recipe)
+        load_recipe(recipe)
 
 
 def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
-    from nst_train.recipe import read_recipe
+    from nst_train.recipe import load_recipe
 
     evaluate = [{"suite": "imagenet-a", "data": "a"}, {"suite": "imagenet-c", "data": "c", "name": "small"}, {"suite": ["fgsm"]}]
-    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+    recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
     assert [one.recorded(one.suite[0]) for one in recipe.evaluate] == ["imagenet-a", "small-imagenet-c", "test-fgsm"]
     assert [recorded_name("test", suite) for suite in ("clean", "imagenet-c")] == ["test", "test-imagenet-c"]
     assert recorded_name("imagenet-c", "imagenet-c") == "imagenet-c"
@@ -274,12 +274,12 @@ def test_published_suites_and_clean_results_have_names_of_their_own(tmp_path):
 )
 def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
     from nst_data.errors import UsageError
-    from nst_train.recipe import read_recipe
+    from nst_train.recipe import load_recipe
 
     with pytest.raises(
         UsageError, match=r"records two results as '(x-imagenet-a|test-fgsm|test)' in metrics\.json; give one of them another"
     ):
-        read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
+        load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
 
 
 @pytest.mark.parametrize(
@@ -303,10 +303,10 @@ def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_
 
 
 def test_an_evaluation_has_the_recipes_seed_where_it_names_none(tmp_path):
-    from nst_train.recipe import read_recipe
+    from nst_train.recipe import load_recipe
 
     evaluate = [{"suite": "corruptions"}, {"suite": "pgd", "random_start": True, "seed": 3}]
-    recipe = read_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))
+    recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate, seed=5))
     assert [one.seed for one in recipe.evaluate] == [5, 3]
 
 

@@ -71,7 +71,7 @@ def test_a_push_copies_files_where_there_are_no_links(tmp_path, monkeypatch):
 def test_what_cannot_rename_folders_is_said_at_once_and_nothing_is_left(tmp_path, monkeypatch, number):
     without_renames_of_folders(monkeypatch, number)
     store = Store(tmp_path / "store")
-    with pytest.raises(NstError, match=r"store/runs/corpora/flowers: its file system cannot rename folders .*--store"):
+    with pytest.raises(NstError, match=r"store/runs/corpora/flowers: its file system cannot rename folders .*`store`"):
         begin(store)
     assert store.unfinished() == []
     assert os.listdir(store.root / "runs" / "corpora" / "flowers") == []
@@ -113,7 +113,7 @@ def test_pools_are_labeled_and_students_trained_there(tiny_store, monkeypatch):
     without_links_locks_and_times(monkeypatch, errno.EPERM, str(store.root))
     corpus = label(store, "bare", "tiny-teacher", pool, LabelSettings(batch_size=4, rows_per_shard=6))
     edition = balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20, embed_images=True))
-    student = train(store, "student", TrainSettings(**TINY, ratio=1), labeled, edition, run=run)
+    student = train(store, "student", labeled, TrainSettings(**TINY, ratio=1), edition=edition, run=run)
     assert [version.verify() for version in (corpus, edition, student)] == [[], [], []]
     assert store.unfinished() == []
     assert corpus.manifest.files == store.open("tiny@gen-1").manifest.files

@@ -17,11 +17,14 @@ from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_train.classifiers.teachers import Classifier
+from nst_train.evaluation.accuracy import Accuracy
+from nst_train.evaluation.corrupted import of_corruptions
 from nst_train.evaluation.corruptions import CORRUPTIONS
 from nst_train.evaluation.imagenet_classes import columns_of, subset_wnids
 from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
+from nst_train.evaluation.measuring import Effort
 from nst_train.evaluation.sequences import Sequences
-from nst_train.evaluation.suites import Accuracy, Effort, of_corruptions, open_suite
+from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate, competing, observe
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.transforms.preprocessing import TimmPreprocessing
@@ -220,7 +223,7 @@ def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candida
     wnids = classes_of("imagenet-r")
     write_classes(tmp_path / "r", wnids[:-2])
     with pytest.raises(
-        NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}. Complete it, or measure what is there with --partial"
+        NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}. Complete it, or measure what is there with `partial`"
     ):
         suite("imagenet-r", tmp_path / "r")
     assert suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result["images"] == 198

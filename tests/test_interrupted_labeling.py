@@ -51,7 +51,7 @@ def made(tmp_path_factory):
     labeled = write_class_folders(top / "labeled", ["ant", "bee", "cat"], 4)
     images = [BROKEN.get(row, png(row % 3, row)) for row in range(ROWS)]
     pq.write_table(pa.table({"image": images}), top / "pool.parquet", row_group_size=250)
-    train(Store(top / "store"), "tiny-teacher", TrainSettings(**TINY), open_source(str(labeled), labeled=True), run=RunSettings(workers=0))
+    train(Store(top / "store"), "tiny-teacher", open_source(str(labeled), labeled=True), TrainSettings(**TINY), run=RunSettings(workers=0))
     label_in(top / "store", top / "pool.parquet", "0/1", 2, "undisturbed")
     return top / "store", top / "pool.parquet"
 

@@ -44,7 +44,7 @@ def train_in(folder, progress=None, shown=lambda source: source):
     validation = write_class_folders(folder / "validation", ["ant", "bee", "cat"], 2, first=50)
     sources = [open_source(str(where), labeled=True) for where in (labeled, validation)]
     run = RunSettings(workers=0, decode_threads=1, keep_checkpoints=3)
-    return train(Store(folder / "store"), "net", SETTINGS, sources[0], run=run, progress=progress, validation=shown(sources[1]))
+    return train(Store(folder / "store"), "net", sources[0], SETTINGS, run=run, progress=progress, validation=shown(sources[1]))
 
 
 def logs(version):

@@ -160,7 +160,7 @@ def test_images_that_the_teacher_was_trained_on_are_refused(tiny_store, tmp_path
 
 def test_a_temperature_beside_calibration_is_refused(store, teacher, pool, labeled):
     settings = LabelSettings(**SETTINGS.model_dump() | {"temperature": 2.0})
-    with pytest.raises(UsageError, match="--calibrate fits the temperature; remove --temperature"):
+    with pytest.raises(UsageError, match="`calibration` fits the temperature; remove `temperature`"):
         label(store, "bugs", teacher, pool, settings, run=RUN, calibration=open_source(str(labeled), labeled=True))
 
 

@@ -73,6 +73,6 @@ def test_a_recipe_names_the_column_of_each_source(table, tmp_path):
         }
     )
     store = Store(tmp_path / "store")
-    made = list(self_training(parse_recipe(text, tmp_path / "x.yaml"), store, Progress()))
+    made = list(self_training(store, parse_recipe(text, tmp_path / "x.yaml"), progress=Progress()))
     assert [one.teacher.manifest.class_names for one in made] == [["ant", "bee", "cat"]] * 2
     assert {one.teacher.manifest.request.inputs["labeled"].label_column for one in made} == {"kind"}

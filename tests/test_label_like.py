@@ -48,7 +48,7 @@ def pool(store):
 def again(store, edition, pool, generation=None, **settings):
     teacher = f"local-dir:{store.root.parent / 'new'}"
     wanted = LabelSettings(**SETTINGS.model_dump() | settings)
-    return label_like(store, edition, teacher, open_source(str(pool)), wanted, generation, run=RUN)
+    return label_like(store, edition, teacher, open_source(str(pool)), wanted, generation=generation, run=RUN)
 
 
 @pytest.mark.parametrize("rows_per_shard", [1, 4, 100])
@@ -102,7 +102,7 @@ def test_the_counts_are_an_editions(store, edition, pool):
 def test_a_student_trains_on_it(store, edition, pool, tmp_path):
     labeled = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 4)), labeled=True)
     version, settings = again(store, edition, pool), TrainSettings(**TINY | {"ratio": 2, "epochs": 1})
-    student = train(store, "student", settings, labeled, version, open_source(str(pool)), run=RunSettings(workers=0))
+    student = train(store, "student", labeled, settings, edition=version, pool=open_source(str(pool)), run=RunSettings(workers=0))
     assert student.manifest.request.inputs["edition"].digest == version.manifest.digest
 
 

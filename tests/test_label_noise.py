@@ -18,7 +18,7 @@ NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.3, "stochastic_depth": 0.
 def teacher(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"noise": NOISE, "epochs": 10})
-    return train(store, "noised", settings, open_source(str(labeled), labeled=True), run=RunSettings(workers=0, decode_threads=1)).ref
+    return train(store, "noised", open_source(str(labeled), labeled=True), settings, run=RunSettings(workers=0, decode_threads=1)).ref
 
 
 def labeled(tiny_store, teacher, corpus, threads=1, batch_size=4, **settings):
@@ -54,7 +54,7 @@ def test_without_noise_the_seed_is_no_part_of_what_was_asked_for(tiny_store, tea
 
 def test_a_calibrated_teacher_is_not_noised(tiny_store, teacher):
     store, folder, pool = tiny_store
-    with pytest.raises(UsageError, match="--calibrate and --noise: calibration needs an un-noised teacher"):
+    with pytest.raises(UsageError, match="`calibration` and `noise`: calibration needs an un-noised teacher"):
         label(store, "both", teacher, open_source(str(pool)), LabelSettings(noise=True), calibration=open_source(str(folder), labeled=True))
 
 
@@ -63,7 +63,7 @@ def test_a_teacher_that_has_no_blocks_to_skip_cannot_be_noised_by_the_papers_noi
 
     store, _, pool = tiny_store
     with pytest.raises(
-        NstError, match=r"--noise: this teacher cannot be noised \(Logits: has no blocks that can be skipped\); label without"
+        NstError, match=r"`noise`: this teacher cannot be noised \(Logits: has no blocks that can be skipped\); label without"
     ):
         label(store, "vit", write_transformer(tmp_path), open_source(str(pool)), LabelSettings(noise=True, batch_size=2))
     assert not [one for one in store.unfinished() if str(one).startswith("vit")]

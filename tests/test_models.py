@@ -110,7 +110,7 @@ def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
 def test_a_size_that_the_network_refuses_is_one_line(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
     network = create_network(settings, 3)
-    with pytest.raises(NstError, match=rf"image size {size}: not supported by {model} \(.+\); choose another --image-size"):
+    with pytest.raises(NstError, match=rf"image size {size}: not supported by {model} \(.+\); choose another `image_size`"):
         check_size(network, settings, data_config_of(network, settings), 3)
 
 

@@ -18,7 +18,6 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.shards import NO_ANSWER
-from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluation.evaluate import evaluate
 from nst_train.labeling import labeling
 from nst_train.labeling.label import extend, label, label_like
@@ -142,7 +141,7 @@ def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts
     edition = balance(store, version, ALL)
     assert edition.manifest.counts["dropped"]["no_answer"] == 1
     assert edition.manifest.counts["unique"] == 7
-    extended = extend(store, version, open_source(str(write_images(pool, [75]))), RUN)
+    extended = extend(store, version, open_source(str(write_images(pool, [75]))), run=RUN)
     assert [row["key"] for row in rows(extended, "errors")] == ["255.png"]
     assert "no_answer" not in balance(store, extended, ALL).manifest.counts["dropped"]
     again = label_like(store, edition, white, open_source(str(pool)), SETTINGS, run=RUN)
@@ -169,9 +168,8 @@ def test_images_to_calibrate_on_without_an_answer_are_left_out_and_counted(store
 def test_accuracy_is_not_told_over_the_other_images_alone(store, white, tmp_path):
     images = write_class_folders(tmp_path / "images", NAMES, 1)
     Image.new("RGB", (16, 16), "white").save(images / "ant" / "white.png")
-    classifier, _ = load_classifier(white, store)
     with pytest.raises(NstError, match=r"the network's output is not finite for 1 of 4 images"):
-        evaluate(classifier, open_source(str(images), labeled=True))
+        evaluate(store, white, open_source(str(images), labeled=True))
 
 
 def test_the_command_counts_them(store, pool, white):

@@ -22,7 +22,7 @@ def linear(classes):
 def teacher(tiny_store):
     register_network("own_linear", linear, image_size=16, mean=(0.4, 0.5, 0.6))
     store, labeled, _ = tiny_store
-    return train(store, "own", TrainSettings(**SETTINGS), open_source(str(labeled), labeled=True), run=RUN)
+    return train(store, "own", open_source(str(labeled), labeled=True), TrainSettings(**SETTINGS), run=RUN)
 
 
 def test_a_network_of_ones_own_is_trained_sealed_and_loaded_with_its_weights_and_normalization(tiny_store, teacher):
@@ -36,7 +36,7 @@ def test_a_network_of_ones_own_is_trained_sealed_and_loaded_with_its_weights_and
 def test_its_first_weights_follow_the_seed(tiny_store, teacher):
     store, labeled, _ = tiny_store
     register_network("own_linear", linear, image_size=16, mean=(0.4, 0.5, 0.6))
-    again = train(store, "own-again", TrainSettings(**SETTINGS), open_source(str(labeled), labeled=True), run=RUN)
+    again = train(store, "own-again", open_source(str(labeled), labeled=True), TrainSettings(**SETTINGS), run=RUN)
     assert again.manifest.files["model.safetensors"] == teacher.manifest.files["model.safetensors"]
 
 
@@ -58,7 +58,7 @@ def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
     with pytest.raises(
         NstError, match=r"own_linear: does not support drop_path_rate; set noise.stochastic_depth or noise.dropout to 0 for it"
     ):
-        train(store, "own", settings, open_source(str(labeled), labeled=True), run=RUN)
+        train(store, "own", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 
 @pytest.mark.parametrize(("name", "said"), [("test_resnet", "found one of its networks"), ("my-net", "expected a name of letters")])

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from nst_data.errors import UsageError
 from nst_train.networks.models import check_names, parameters_of
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
-from nst_train.recipe import parse_recipe, read_recipe
+from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.settings import Noise, TrainSettings
 
 # Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.
@@ -163,13 +163,13 @@ def test_a_wrong_preset_is_named_with_its_line(tmp_path, change, message):
 
 
 def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
-    generations = read_recipe(Path(__file__).parent.parent / "examples" / "imagenet.yaml").generations
+    generations = load_recipe(Path(__file__).parent.parent / "examples" / "imagenet.yaml").generations
     assert [one.model for one in generations] == ["tf_efficientnet_b7"] + 3 * ["tf_efficientnet_l2"]
     assert [one.ratio for one in generations[1:]] == [14, 14, 28]
 
 
 def test_the_example_for_svhn_trains_its_network():
-    recipe = read_recipe(Path(__file__).parent.parent / "examples" / "svhn.yaml")
+    recipe = load_recipe(Path(__file__).parent.parent / "examples" / "svhn.yaml")
     assert {one.model for one in recipe.generations} == {"tf_efficientnet_b0_32"}
     assert recipe.select.per_class == 53_113
 

@@ -57,7 +57,7 @@ def test_lineage_of_a_version_in_the_store_asks_no_repository_that_a_downloaded_
 
     link("tiny@gen-1", role="teacher", is_pulled=True)
     (teacher,) = [one for one in lineage(store, "tiny@gen-1").inputs if one.role == "teacher"]
-    assert (asked, teacher.note) == ([], "named by a downloaded manifest, not followed: nst lineage eve/bugs@gen-0")
+    assert (asked, teacher.note) == ([], "named by a downloaded manifest, not followed: `lineage(store, 'eve/bugs@gen-0')`")
     link("tiny@gen-1.1", role="generation", is_pulled=False)  # what the user made names it: followed, but no further
     (generation,) = [one for one in lineage(store, "tiny@gen-1.1").inputs if one.role == "generation"]
     assert asked == [("eve/bugs", "0" * 40)]

@@ -7,7 +7,7 @@ from hub_commands import nst
 
 from nst_data.errors import UsageError
 from nst_data.sharing.push import check_tag
-from nst_train.recipe import read_recipe
+from nst_train.recipe import load_recipe
 
 TO = {"corpus": "alice/bugs-pseudo", "teacher": "alice/bugs-teacher"}
 
@@ -48,7 +48,7 @@ def test_a_push_that_fails_is_told_stops_nothing_and_is_done_by_the_next_run(tmp
 def test_a_place_that_is_no_repository_is_named_with_its_line(tmp_path, push_to, says):
     recipe = write_tiny_recipe(tmp_path, generations=[TINY, TINY], push_to=push_to)
     with pytest.raises(UsageError, match=rf"line \d+: {says}"):
-        read_recipe(recipe)
+        load_recipe(recipe)
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "-x", "../x", "x..y", "x.lock", "x/y", "é", "gen-01", "x" * 97])

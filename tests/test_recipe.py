@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nst_data.errors import UsageError
-from nst_train.recipe import parse_recipe, read_recipe
+from nst_train.recipe import load_recipe, parse_recipe
 
 RECIPE = """\
 name: flowers
@@ -95,12 +95,12 @@ def test_the_first_generation_has_no_teacher(setting):
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"nothing.yaml: No such file or directory; expected a recipe"):
-        read_recipe(tmp_path / "nothing.yaml")
+        load_recipe(tmp_path / "nothing.yaml")
 
 
 @pytest.mark.parametrize("name", ["digits", "image_folder", "cifar10"])
 def test_the_examples_are_valid_recipes(name):
-    recipe = read_recipe(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
+    recipe = load_recipe(Path(__file__).parent.parent / "examples" / f"{name}.yaml")
     assert len(recipe.generations) == 3
 
 

@@ -18,7 +18,7 @@ from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
-from nst_train.recipe import read_recipe
+from nst_train.recipe import load_recipe
 from nst_train.recipe_settings import Recipe, SourceSettings
 
 CLASSES = ["ant", "bee", "cat"]
@@ -31,7 +31,7 @@ def recipe_with(folder, role, source):
     (folder / "here").mkdir(parents=True, exist_ok=True)
     content |= {"evaluate": {"name": "more", "data": {"source": source}}} if role == "evaluate" else {role: {"source": source}}
     (folder / "a.yaml").write_text(yaml.safe_dump(content))
-    recipe = read_recipe(folder / "a.yaml")
+    recipe = load_recipe(folder / "a.yaml")
     return recipe.evaluate[0].data if role == "evaluate" else getattr(recipe, role)
 
 
@@ -113,7 +113,7 @@ def test_a_published_suites_folder_and_a_file_of_class_names_are_paths_and_never
         generations=[{"model": "x"}] * 2,
         evaluate={"suite": "imagenet-a", "data": "owner/name"},
     )
-    recipe = read_recipe(path)
+    recipe = load_recipe(path)
     assert recipe.evaluate[0].data.source == str(tmp_path / "owner" / "name")
     assert recipe.labeled.class_names == str(tmp_path / "names" / "en.txt")
 
@@ -133,7 +133,7 @@ def test_what_is_neither_here_nor_on_the_hub_is_one_line_that_names_both_reading
     write_class_folders(tmp_path / "labeled", CLASSES, 1)
     path = write_tiny_recipe(tmp_path, pool="photos/unlabeled", generations=[TINY, TINY])
     with pytest.raises(NstError, match=r"pool: no photos/unlabeled next to the recipe, and on the Hub: photos/unlabeled: .*HF_HUB_OFFLINE"):
-        self_training(read_recipe(path), Store(tmp_path / "store"), Progress())
+        self_training(Store(tmp_path / "store"), load_recipe(path), progress=Progress())
 
 
 def test_each_place_of_a_recipe_that_takes_a_source_is_one_of_these():
@@ -162,7 +162,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, parts, message):
     base = {"name": "a", "labeled": {"source": "l"}, "pool": {"source": "p"}, "generations": [TINY, TINY]}
     path.write_text(yaml.safe_dump(base | parts))
     with pytest.raises(UsageError, match=message.replace("{", r"\{")):
-        read_recipe(path)
+        load_recipe(path)
 
 
 @pytest.mark.slow

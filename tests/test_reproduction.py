@@ -35,7 +35,9 @@ def store(tiny_store, tmp_path_factory):
     held_out, images = open_source(str(labeled), labeled=True), open_source(str(pool))
     generation, edition = store.open("tiny@gen-1"), store.open("tiny@gen-1.1")
     thresholds = {"ant": 0.01, "bee": 0.02}
-    balance(store, generation, BalanceSettings(class_min_confidence=thresholds, exclude_class=["bee", "cat"]), [held_out], pool=images)
+    balance(
+        store, generation, BalanceSettings(class_min_confidence=thresholds, exclude_class=["bee", "cat"]), exclude=[held_out], pool=images
+    )
     balance(store, generation, BalanceSettings(confidence_range=(0.0, 1.0), per_class="auto", max_copies=3, embed_images=True, shard_mb=1))
     student = TINY | {
         "ratio": 2,
@@ -44,7 +46,7 @@ def store(tiny_store, tmp_path_factory):
         "pseudo_noise": {"operations": 0},
         "start": "tiny-teacher@gen-0",
     }
-    train(store, "student", TrainSettings(**student), held_out, edition, images, run=RUN, validation=held_out)
+    train(store, "student", held_out, TrainSettings(**student), edition=edition, pool=images, run=RUN, validation=held_out)
     teachers = ["tiny-teacher@gen-0", "student@gen-0"]
     label(store, "both", teachers, images, LabelSettings(batch_size=4, limit=9, top_k=2), run=READ)
     label(store, "calibrated", teachers[1], images, LabelSettings(batch_size=4), run=READ, calibration=_others(labeled, folder))
@@ -52,7 +54,7 @@ def store(tiny_store, tmp_path_factory):
     label_like(store, edition, teachers[1], images, LabelSettings(batch_size=4, temperature=2), run=READ)
     grown = shutil.copytree(pool, folder / "a grown pool")
     shutil.copy(next(labeled.glob("*/*.png")), grown / "new's.png")
-    extend(store, generation, open_source(str(grown)), READ)
+    extend(store, generation, open_source(str(grown)), run=READ)
     return store
 
 

@@ -51,7 +51,9 @@ def inputs(tiny_store):
 
 
 def student(store, inputs, progress=None):
-    return train(store, "student", SETTINGS, *inputs, run=RUN.model_copy(update={"checkpoint_minutes": 0}), progress=progress)
+    labeled, edition = inputs
+    run = RUN.model_copy(update={"checkpoint_minutes": 0})
+    return train(store, "student", labeled, SETTINGS, edition=edition, run=run, progress=progress)
 
 
 def interrupted(store, inputs):
@@ -85,7 +87,7 @@ def test_one_that_was_begun_in_another_order_is_refused_with_what_to_do_and_keep
     store = Store(tmp_path)
     path = interrupted(store, inputs)
     path.write_text(json.dumps(earlier_form(Request(**json.loads(path.read_text())), OTHER_ORDER)))
-    expected = r"^student@gen-0 was begun by an earlier nst, [^\n]*; finish it with that nst, or `nst remove student@gen-0` and run this"
+    expected = r"^student@gen-0 was begun by an earlier nst, [^\n]*; finish it with that nst, or `store.remove\('student@gen-0'\)` and run"
     with pytest.raises(NstError, match=expected):
         student(store, inputs)
     assert [*path.parent.glob("work/checkpoints/step-*")]

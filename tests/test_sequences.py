@@ -75,7 +75,7 @@ def test_a_folder_without_sequences_is_refused(tmp_path):
 def test_a_sequence_of_another_length_is_named_or_passed_over(tmp_path):
     for number, length in enumerate((3, 3, 3, 2)):
         write_frames(tmp_path / "cat" / f"s{number}", range(length))
-    with pytest.raises(NstError, match="cat/s3: expected 3 frames, as in other sequences here, found 2; replace it, or --partial"):
+    with pytest.raises(NstError, match="cat/s3: expected 3 frames, as in other sequences here, found 2; replace it, or `partial`"):
         list(Sequences(str(tmp_path)).rows(range(12)))
     rows = list(Sequences(str(tmp_path), partly=True).rows(range(12)))
     assert [row.id for row in rows] == list(range(12))

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     small = {name: TINY[name] for name in ("optimizer", "warmup_epochs", "ema_decay")}
     settings = TrainSettings(preset="svhn", epochs=1, batch_size=6, **small)
     run = RunSettings(workers=0, decode_threads=1)
-    return train(Store(top / "store"), "digits", settings, open_source(str(labeled), labeled=True), run=run), labeled
+    return train(Store(top / "store"), "digits", open_source(str(labeled), labeled=True), settings, run=run), labeled
 
 
 def test_the_final_map_is_4_by_4_at_32_pixels(network):

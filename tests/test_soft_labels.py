@@ -108,7 +108,7 @@ def test_a_schema_says_which_soft_labels_its_table_has(schema):
 
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_more_classes_than_there_are_cannot_be_asked_for(top_k):
-    with pytest.raises(NstError, match=rf"^top-k {top_k}: expected 1 to 5, the number of classes; choose another --top-k$"):
+    with pytest.raises(NstError, match=rf"^top-k {top_k}: expected 1 to 5, the number of classes; choose another `top_k`$"):
         pseudo_labels_schema(NAMES, top_k)
 
 
@@ -223,7 +223,7 @@ TRAINING = TINY | {"optimizer": "sgd", "epochs": 1, "ratio": 2}
 
 def student(store, name, labeled, edition, pool, **changes):
     run = RunSettings(workers=0, decode_threads=1)
-    version = train(store, name, TrainSettings(**TRAINING | changes), labeled, edition, pool, run=run)
+    version = train(store, name, labeled, TrainSettings(**TRAINING | changes), edition=edition, pool=pool, run=run)
     return load_file(version.folder / "model.safetensors")
 
 

@@ -83,7 +83,7 @@ def test_every_kind_of_source_is_read_after_a_fork(every_kind, place):
 def test_the_fingerprint_is_the_same_wherever_the_source_lies(every_kind, tmp_path, place):
     shutil.copytree(every_kind, tmp_path / "there")
     for labeled in (False, True) if place != "list.txt" else (False,):
-        here, there = (open_source(str(top / place), labeled) for top in (every_kind, tmp_path / "there"))
+        here, there = (open_source(str(top / place), labeled=labeled) for top in (every_kind, tmp_path / "there"))
         assert here.fingerprint == there.fingerprint
         assert (here.fingerprint == here.images_fingerprint) is not labeled
         assert here.listing().equals(there.listing())
@@ -106,7 +106,7 @@ def test_the_fingerprint_changes_with_labels_and_class_names(tmp_path):
         write_table(tmp_path / folder / "x.parquet", image=images, label=labels) for folder, labels in (("a", [0, 1]), ("b", [1, 0]))
     )
     assert open_source(path).fingerprint == open_source(other).fingerprint
-    named = open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt"))
+    named = open_source(path, labeled=True, class_names=str(tmp_path / "names.txt"))
     assert named.images_fingerprint == open_source(other).images_fingerprint == open_source(other).fingerprint
     found = {source.fingerprint for source in (open_source(path, labeled=True), open_source(other, labeled=True), named)}
     assert len(found) == 3
@@ -141,12 +141,12 @@ def test_what_was_asked_for_stands_in_the_source(every_kind):
 
 @pytest.mark.parametrize("place", ["folder", "list.txt", "tars"])
 def test_image_files_have_no_columns(every_kind, place):
-    with pytest.raises(UsageError, match=r"--image-column photo: .* contains image files, which have no columns; remove --image-column"):
+    with pytest.raises(UsageError, match=r"`image_column` photo: .* contains image files, which have no columns; remove `image_column`"):
         open_source(str(every_kind / place), image_column="photo")
 
 
 def test_only_the_hub_is_streamed(every_kind):
-    with pytest.raises(UsageError, match=r"--stream: .*one\.parquet is not a Hub dataset; remove --stream"):
+    with pytest.raises(UsageError, match=r"`stream`: .*one\.parquet is not a Hub dataset; remove `stream`"):
         open_source(str(every_kind / "one.parquet"), stream=True)
 
 

@@ -132,11 +132,11 @@ def test_a_folder_without_images_is_an_error(tmp_path):
 def test_tables_and_tar_files_that_are_pipes_or_devices_are_an_error(tmp_path, name, labeled):
     os.mkfifo(tmp_path / name)
     with pytest.raises(NstError, match=rf"{name}: not a file, but a folder, a named pipe or a device; take it out"):
-        open_source(str(tmp_path), labeled)
+        open_source(str(tmp_path), labeled=labeled)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/dev/zero")
     with pytest.raises(NstError, match=f"{name}: not a file"):
-        open_source(str(tmp_path), labeled)
+        open_source(str(tmp_path), labeled=labeled)
 
 
 def test_a_saved_dataset_with_a_pipe_in_it_is_an_error(tmp_path):

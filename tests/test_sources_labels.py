@@ -82,14 +82,14 @@ def test_a_subset_of_the_classes_is_matched_where_it_is_allowed():
 def test_a_file_names_the_classes_of_integer_labels(tmp_path):
     (tmp_path / "names.txt").write_text("ant\n bee \ncat\n")
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    assert open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
+    assert open_source(path, labeled=True, class_names=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_file_names_class_folders_that_are_numbers(tmp_path, width):
     write_files(tmp_path / "in", *(f"{index:0{width}d}/x.png" for index in range(12)))
     (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbf" + "".join(f"kind {index}\r\n" for index in range(12)).encode())
-    source = open_source(str(tmp_path / "in"), labeled=True, class_names_file=str(tmp_path / "names.txt"))
+    source = open_source(str(tmp_path / "in"), labeled=True, class_names=str(tmp_path / "names.txt"))
     named = {source.key(row): source.class_names[label] for row, label in enumerate(source.labels)}
     assert named == {f"{index:0{width}d}/x.png": f"kind {index}" for index in range(12)}
 
@@ -114,17 +114,17 @@ def test_padded_numbers_are_the_classes_of_plain_ones():
 def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, count):
     numbers = np.resize(np.array(labels), rows)
     assert len(number_labels(numbers, None, "test", names)[1]) == count
-    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows .* limit is {count:,}: .* pass --class-names FILE"):
+    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows .* limit is {count:,}: .* pass `class_names` FILE"):
         number_labels(np.append(numbers[1:], count), None, "test", names)
 
 
 def test_a_file_of_class_names_that_does_not_end_is_an_error():
-    with pytest.raises(UsageError, match=r"--class-names /dev/zero: more than 64 MB; expected a text file with one class name per line"):
+    with pytest.raises(UsageError, match=r"`class_names` /dev/zero: more than 64 MB; expected a text file with one class name per line"):
         names_in("/dev/zero")
 
 
 def test_what_is_said_of_labels_of_a_source_without_any_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match=r"--label-column kind is not used: labels of .* are not read; remove it"):
+    with pytest.raises(UsageError, match=r"`label_column` kind is not used: labels of .* are not read; remove it"):
         open_source(write_files(tmp_path, "a.png"), label_column="kind")
 
 
@@ -142,13 +142,13 @@ def test_a_file_with_too_few_different_class_names_is_an_error(tmp_path, text):
     (tmp_path / "names.txt").write_text(text)
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
     with pytest.raises(UsageError, match="expected at least 2 distinct names"):
-        open_source(path, labeled=True, class_names_file=str(tmp_path / "names.txt"))
+        open_source(path, labeled=True, class_names=str(tmp_path / "names.txt"))
 
 
 def test_a_missing_file_of_class_names_is_an_error(tmp_path):
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    with pytest.raises(UsageError, match=r"--class-names nowhere\.txt: No such file"):
-        open_source(path, labeled=True, class_names_file="nowhere.txt")
+    with pytest.raises(UsageError, match=r"`class_names` nowhere\.txt: No such file"):
+        open_source(path, labeled=True, class_names="nowhere.txt")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
 )
 def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
     (tmp_path / "names.txt").write_bytes(text.encode())
-    with pytest.raises(UsageError, match=rf"--class-names .*names\.txt: {message}"):
+    with pytest.raises(UsageError, match=rf"`class_names` .*names\.txt: {message}"):
         names_in(str(tmp_path / "names.txt"))
 
 

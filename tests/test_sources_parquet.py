@@ -256,7 +256,7 @@ def test_the_one_column_with_images_is_found_whatever_its_name(tmp_path):
 
 def test_of_several_columns_with_images_one_must_be_named(tmp_path):
     path = write_table(tmp_path / "x.parquet", image=[png(0)], thumbnail=[png(1)])
-    with pytest.raises(UsageError, match=r"x\.parquet: expected one image column, found image, thumbnail; name one with --image-column"):
+    with pytest.raises(UsageError, match=r"x\.parquet: expected one image column, found image, thumbnail; name one with `image_column`"):
         open_source(path)
     sources = {column: open_source(path, image_column=column) for column in ("image", "thumbnail")}
     assert {column: [*contents(source), source.read(0)] for column, source in sources.items()} == {
@@ -275,8 +275,8 @@ def test_naming_the_only_column_changes_no_fingerprint(tmp_path):
     ("asked", "message"),
     [
         (None, r"expected an image column \(binary, or a struct with bytes\), found `text` \(string\), `n` \(int64\)"),
-        ("photo", r"--image-column photo: found `text` \(string\), `n` \(int64\); expected a column of images"),
-        ("text", r"--image-column text: `text` is string; expected a column of images"),
+        ("photo", r"`image_column` photo: found `text` \(string\), `n` \(int64\); expected a column of images"),
+        ("text", r"`image_column` text: `text` is string; expected a column of images"),
     ],
 )
 def test_a_column_without_images_is_an_error(tmp_path, asked, message):
@@ -296,7 +296,7 @@ def test_a_saved_dataset_is_read_in_slices_and_by_any_rows(tmp_path):
     images = [png(0, index % 4) for index in range(600)]
     rows = {"image": [{"bytes": image, "path": None} for image in images], "thumbnail": [{"bytes": png(1), "path": None}] * 600}
     Dataset.from_dict(rows, features=features).select(range(599, -1, -1)).save_to_disk(tmp_path / "saved")
-    with pytest.raises(UsageError, match="found image, thumbnail; name one with --image-column"):
+    with pytest.raises(UsageError, match="found image, thumbnail; name one with `image_column`"):
         open_source(str(tmp_path / "saved"))
     source = open_source(str(tmp_path / "saved"), image_column="image")
     assert contents(source) == images[::-1]

@@ -122,7 +122,7 @@ def test_damage_that_spark_finds_is_one_line_that_names_the_generation(tmp_path)
     many_labels(50, 3).write_parquet(file)
     file.write_bytes(bytes(100) + file.read_bytes()[100:])
     with (
-        pytest.raises(NstError, match=r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.*\); `nst verify` says whether"),
+        pytest.raises(NstError, match=r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.*\); `verify\(\)` says whether"),
         damage_is_named("bugs@gen-1"),
     ):
         select(scan([file], SELECTION_COLUMNS, "spark"), BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")
@@ -140,4 +140,4 @@ def test_a_folder_may_have_any_name_and_a_path_that_is_not_whole(tmp_path, monke
 def test_a_master_that_is_none_is_one_line():
     code = "from nst_data.tables.engines import scan; from pathlib import Path; scan([Path('labels.parquet')], {}, 'spark', 'nonsense')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: --engine spark: Spark did not start (")
+    assert done.stderr.splitlines()[-1].startswith("nst_data.errors.NstError: `engine` spark: Spark did not start (")

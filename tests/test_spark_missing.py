@@ -15,7 +15,7 @@ def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeyp
     monkeypatch.setitem(sys.modules, "pyspark", None)
     for name in [name for name in sys.modules if name.startswith("pyspark.")]:
         monkeypatch.delitem(sys.modules, name)
-    expected = r"^--engine spark: expected pyspark, found none; pip install 'nst\[spark\]', or leave out --engine$"
+    expected = r"^`engine` spark: expected pyspark, found none; pip install 'nst\[spark\]', or leave out `engine`$"
     with pytest.raises(UsageError, match=expected):
         scan([Path("labels.parquet")], {}, "spark")
 
@@ -26,6 +26,6 @@ def test_java_that_is_not_there_is_a_line_that_says_so(tmp_path):
         [sys.executable, "-c", code], env=os.environ | {"JAVA_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == (
-        "nst_data.errors.NstError: --engine spark: Spark did not start ([JAVA_GATEWAY_EXITED] Java gateway process exited before "
-        "sending its port number.); it needs Java 17 (JAVA_HOME) and a --master that answers"
+        "nst_data.errors.NstError: `engine` spark: Spark did not start ([JAVA_GATEWAY_EXITED] Java gateway process exited before "
+        "sending its port number.); it needs Java 17 (JAVA_HOME) and a `master` that answers"
     )

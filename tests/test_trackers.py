@@ -92,7 +92,7 @@ def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
             raise RuntimeError("no account\nlog in first")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
-    with pytest.raises(NstError, match=r"^--tracker refusing: cannot be started \(no account\); mend that, or take --tracker none$"):
+    with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); mend that, or take `tracker` none$"):
         Trackers.start(["refusing"], "net@gen-0", "0" * 64, TrainSettings(model="x"), tmp_path, 0)
 
 
@@ -118,7 +118,7 @@ def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_pat
 
 
 def test_an_unknown_one_shows_those_that_there_are():
-    with pytest.raises(UsageError, match=r"--tracker wandbb: expected one of aim, .*tensorboard.*wandb.*, or none"):
+    with pytest.raises(UsageError, match=r"`tracker` wandbb: expected one of aim, .*tensorboard.*wandb.*, or none"):
         check_trackers(["wandbb"])
 
 
@@ -146,7 +146,7 @@ class Stop(Progress):
     def task(self, *_):
         yield self
 try:
-    train(Store(sys.argv[1]), "tracked", TrainSettings(**json.loads(sys.argv[3])), open_source(sys.argv[2], labeled=True),
+    train(Store(sys.argv[1]), "tracked", open_source(sys.argv[2], labeled=True), TrainSettings(**json.loads(sys.argv[3])),
           run=RunSettings(workers=0, decode_threads=1), progress=Stop())
 except Interrupted:
     pass

@@ -100,8 +100,8 @@ def test_training_twice_gives_equal_weights_and_another_seed_other_ones(tiny_sto
     store, labeled, _ = tiny_store
     source = open_source(str(labeled), labeled=True)
     first = store.open("tiny-teacher@gen-0")
-    again = train(store, "again-teacher", TrainSettings(**TINY), source, run=RunSettings(workers=2, decode_threads=2))
-    other = train(store, "again-teacher", TrainSettings(**TINY, seed=1), source, run=RUN)
+    again = train(store, "again-teacher", source, TrainSettings(**TINY), run=RunSettings(workers=2, decode_threads=2))
+    other = train(store, "again-teacher", source, TrainSettings(**TINY, seed=1), run=RUN)
     assert again.manifest.files == first.manifest.files
     assert other.ref == "again-teacher@gen-1"
     assert other.manifest.files["model.safetensors"] != first.manifest.files["model.safetensors"]
@@ -111,7 +111,13 @@ def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | {"epochs": 8, "ratio": 2})
     student = train(
-        store, "student", settings, open_source(str(labeled), labeled=True), store.open("tiny@gen-1.1"), open_source(str(pool)), run=RUN
+        store,
+        "student",
+        open_source(str(labeled), labeled=True),
+        settings,
+        edition=store.open("tiny@gen-1.1"),
+        pool=open_source(str(pool)),
+        run=RUN,
     )
     line = json.loads((student.folder / "metrics.jsonl").read_text().splitlines()[0])
     assert line["step"] == 20
@@ -126,7 +132,7 @@ def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
 def test_the_averaged_weights_are_what_is_sealed(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"ema_decay": 0.0})
-    plain = train(store, "not-averaged", settings, open_source(str(labeled), labeled=True), run=RUN)
+    plain = train(store, "not-averaged", open_source(str(labeled), labeled=True), settings, run=RUN)
     averaged = load_file(store.open("tiny-teacher@gen-0").folder / "model.safetensors")
     assert not torch.equal(load_file(plain.folder / "model.safetensors")["fc.weight"], averaged["fc.weight"])
 
@@ -136,7 +142,16 @@ def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_
     said = Said()
     settings = TrainSettings(**TINY | {"model": "test_efficientnet", "epochs": 0.1})
     edition = store.open("tiny@gen-1.1")
-    train(store, "small", settings, open_source(str(labeled), labeled=True), edition, open_source(str(pool)), run=RUN, progress=said)
+    train(
+        store,
+        "small",
+        open_source(str(labeled), labeled=True),
+        settings,
+        edition=edition,
+        pool=open_source(str(pool)),
+        run=RUN,
+        progress=said,
+    )
     (warning,) = [line for line in said.lines if "warning" in line]
     teacher = store.open("tiny-teacher").manifest.counts["parameters"]
     small = store.open("small").manifest.counts["parameters"]
@@ -152,7 +167,7 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     shutil.copytree(labeled, copy)
     (copy / "bee" / "broken.png").write_text("no image")
     said = Said()
-    version = train(store, "left-out", TrainSettings(**TINY), open_source(str(copy), labeled=True), run=RUN, progress=said)
+    version = train(store, "left-out", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     assert "skipped, unreadable: bee/broken.png: not an image in a known format" in said.lines
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
 
@@ -163,17 +178,17 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr("nst_train.training.loop.Training.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train(store, "stopped", settings, source, run=RUN)
+            train(store, "stopped", source, settings, run=RUN)
     monkeypatch.setattr("nst_train.training.readable.unreadable", None)
-    assert train(store, "stopped", settings, source, run=RUN).manifest.counts["labeled"] == 12
+    assert train(store, "stopped", source, settings, run=RUN).manifest.counts["labeled"] == 12
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"learning_rate": 1e20, "epochs": 20, "optimizer": "sgd"})
-    said = r"diverges@gen-0, step \d+: the loss is not finite any more; there is no checkpoint from before. Try a lower --learning-rate"
+    said = r"diverges@gen-0, step \d+: the loss is not finite any more; there is no checkpoint from before. Try a lower `learning_rate`"
     with pytest.raises(NstError, match=said):
-        train(store, "diverges", settings, open_source(str(labeled), labeled=True), run=RUN)
+        train(store, "diverges", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert store.versions("diverges") == []
 
 
@@ -185,7 +200,7 @@ def test_accuracy_equals_a_count_by_hand(tiny_store):
     with torch.no_grad():
         logits = torch.stack([classifier.network(transform(decode(source.read(row)))[None])[0] for row in range(12)])
     labels = torch.from_numpy(source.labels)
-    result = evaluate(classifier, source, RUN)
+    result = evaluate(store, "tiny-teacher", source, run=RUN)
     assert result["top1"] == int((logits.argmax(dim=1) == labels).sum()) / 12
     assert result["nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
     assert (result["images"], result["errors"]) == (12, 0)
@@ -208,7 +223,7 @@ def test_starting_from_saved_weights_puts_their_digest_into_the_lineage(tiny_sto
     teacher = store.open("tiny-teacher@gen-0")
     settings = TrainSettings(**TINY | {"model": f"local-dir:{teacher.folder}", "pretrained": True, "learning_rate": 1e-30, "epochs": 0.1})
     settings = settings.model_copy(update={"ema_decay": 0.0})
-    warm = train(store, "warm", settings, open_source(str(labeled), labeled=True), run=RUN)
+    warm = train(store, "warm", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.files["model.safetensors"].sha256
     weights, initial = (load_file(version.folder / "model.safetensors")["fc.weight"] for version in (warm, teacher))
     assert torch.allclose(weights, initial)
@@ -218,14 +233,14 @@ def test_unreadable_rows_of_a_labeled_parquet_file_are_left_out(tiny_store, tmp_
     store, labeled, _ = tiny_store
     images = [path.read_bytes() for path in sorted(labeled.rglob("*.png"))]
     pq.write_table(pa.table({"image": [None, *images[1:]], "label": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]}), tmp_path / "labeled.parquet")
-    version = train(store, "nulls", TrainSettings(**TINY), open_source(str(tmp_path / "labeled.parquet"), labeled=True), run=RUN)
+    version = train(store, "nulls", open_source(str(tmp_path / "labeled.parquet"), labeled=True), TrainSettings(**TINY), run=RUN)
     assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (11, 1)
 
 
 @pytest.mark.parametrize("changes", [{"ratio": 9}, {"loss": "sum"}, {"hard": True}, {"pseudo_temperature": 0.5}])
 def test_what_speaks_of_pseudo_labels_changes_nothing_without_them(tiny_store, changes):
     store, labeled, _ = tiny_store
-    again = train(store, "tiny-teacher", TrainSettings(**TINY | changes), open_source(str(labeled), labeled=True), run=RUN)
+    again = train(store, "tiny-teacher", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=RUN)
     assert again.ref == "tiny-teacher@gen-0"
 
 
@@ -238,14 +253,14 @@ def test_a_temperature_on_hard_targets_is_refused():
 def test_a_training_is_checkpointed_and_sealed_whatever_its_memory_order_and_optimizer(tiny_store, changes):
     store, labeled, _ = tiny_store
     run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
-    version = train(store, "sealed", TrainSettings(**TINY | changes), open_source(str(labeled), labeled=True), run=run)
+    version = train(store, "sealed", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     assert version.verify() == []
 
 
 def test_a_version_that_a_start_leaves_open_is_settled_when_training_begins(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"start": "tiny-teacher", "epochs": 0.5})
-    version = train(store, "from-newest", settings, open_source(str(labeled), labeled=True), run=RUN)
+    version = train(store, "from-newest", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert version.manifest.request.settings["start"] == "tiny-teacher@gen-0"
 
 
@@ -260,7 +275,7 @@ def test_slow_reads_are_said_before_training(tmp_path):
     content[start : start + 36] = bytes(36)
     path.write_bytes(content)
     said = Said()
-    train(Store(tmp_path / "store"), "slow", TrainSettings(**TINY), open_source(str(path), labeled=True), run=RUN, progress=said)
+    train(Store(tmp_path / "store"), "slow", open_source(str(path), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     (line,) = (line for line in said.lines if "reading single images is slow" in line)
     assert line.startswith(
         f"{path}: reading single images is slow: each read decodes a whole row group, because `datasets` could not make a copy"

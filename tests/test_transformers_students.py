@@ -37,7 +37,7 @@ def student(tiny_store, resnet):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | QUIET | {"model": f"local-dir:{resnet}", "ratio": 2})
     edition = store.open("tiny@gen-1.1")
-    return train(store, "resnet", settings, open_source(str(labeled), labeled=True), edition, open_source(str(pool)), run=RUN)
+    return train(store, "resnet", open_source(str(labeled), labeled=True), settings, edition=edition, pool=open_source(str(pool)), run=RUN)
 
 
 def test_a_student_in_transformers_format_is_loaded_by_transformers_with_its_classes(student):
@@ -66,7 +66,7 @@ def test_it_is_the_next_teacher_and_predicts_as_transformers_own_classes_do(tiny
 def test_starting_from_its_weights_makes_only_a_new_last_layer(tiny_store, resnet):
     store, labeled, _ = tiny_store
     still = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "pretrained": True, "model": f"local-dir:{resnet}"}
-    version = train(store, "tuned", TrainSettings(**TINY | QUIET | still), open_source(str(labeled), labeled=True), run=RUN)
+    version = train(store, "tuned", open_source(str(labeled), labeled=True), TrainSettings(**TINY | QUIET | still), run=RUN)
     found, stored = load_file(version.folder / "model.safetensors"), load_file(resnet / "model.safetensors")
     name = "resnet.embedder.embedder.convolution.weight"
     torch.testing.assert_close(found[name], stored[name])
@@ -78,24 +78,24 @@ def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuse
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | QUIET | {"model": write_transformer(tmp_path), "image_size": 32, "epochs": 0.5})
     source = open_source(str(labeled), labeled=True)
-    version = train(store, "vit", settings, source, run=RUN)
+    version = train(store, "vit", source, settings, run=RUN)
     assert AutoModelForImageClassification.from_pretrained(version.folder).config.image_size == 32
     with pytest.raises(
         NstError,
         match=r"do not fit these settings \(.*position_embeddings 1x10x16 instead of 1x17x16\)\); remove",
     ):
-        train(store, "vit", settings.model_copy(update={"pretrained": True}), source, run=RUN)
+        train(store, "vit", source, settings.model_copy(update={"pretrained": True}), run=RUN)
 
 
 def test_a_network_without_blocks_to_skip_says_so(tiny_store, resnet):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"model": f"local-dir:{resnet}"})
     with pytest.raises(NstError, match=r"has no blocks that can be skipped; set noise.stochastic_depth to 0 for it"):
-        train(store, "noisy", settings, open_source(str(labeled), labeled=True), run=RUN)
+        train(store, "noisy", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 
 def test_a_folder_that_holds_no_network_is_refused(tiny_store, tmp_path):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"model": f"local-dir:{tmp_path}"})
     with pytest.raises(UsageError, match=r"expected a folder with config.json and model.safetensors in timm's or transformers' format"):
-        train(store, "none", settings, open_source(str(labeled), labeled=True), run=RUN)
+        train(store, "none", open_source(str(labeled), labeled=True), settings, run=RUN)

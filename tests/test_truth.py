@@ -158,10 +158,10 @@ def test_labels_alone_with_a_column_to_join_by_need_no_order(store, tmp_path, by
 def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):
     path, names = write_labels(tmp_path / "truth.parquet", {"label": [0, 2, 1]}), tmp_path / "names.txt"
     generation = seal_pool(store, ["a", "b", "c"])
-    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(0, 1, 2\).*--class-names FILE"):
+    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(0, 1, 2\).*`class_names` FILE"):
         read_truth(path, generation, store)
     names.write_text("cat\nbee\nant\n")
-    assert found(read_truth(path, generation, store, str(names))) == {0: 2, 1: 0, 2: 1}
+    assert found(read_truth(path, generation, store, class_names=str(names))) == {0: 2, 1: 0, 2: 1}
 
 
 def test_classes_that_the_labels_do_not_know_are_an_error(store, tmp_path):
@@ -176,7 +176,7 @@ def test_the_column_with_the_images_can_be_named(store, tmp_path):
     columns = {"photo": [png(*image) for image in IMAGES], "mask": [file.getvalue()] * 6, "label": [NAMES[label] for label, _ in IMAGES]}
     pq.write_table(pa.table(columns), tmp_path / "truth.parquet")
     generation = seal_pool(store, [f"{row}.png" for row in range(6)])
-    with pytest.raises(UsageError, match="expected one image column, found photo, mask; name one with --image-column"):
+    with pytest.raises(UsageError, match="expected one image column, found photo, mask; name one with `image_column`"):
         read_truth(str(tmp_path / "truth.parquet"), generation, store)
     assert read_truth(str(tmp_path / "truth.parquet"), generation, store, image_column="photo").table.height == 6
 
@@ -193,7 +193,7 @@ def test_the_column_with_the_labels_can_be_named(store, tmp_path):
 def test_a_truth_of_numbers_takes_names_from_a_file(store, tmp_path):
     path = write_labels(tmp_path / "truth.parquet", {"key": folder_keys(), "label": ["1", "1", "00", "00", "2", "2"]})
     (tmp_path / "names.txt").write_text("bee\nant\ncat\n")
-    truth = read_truth(path, seal_pool(store, folder_keys()), store, str(tmp_path / "names.txt"))
+    truth = read_truth(path, seal_pool(store, folder_keys()), store, class_names=str(tmp_path / "names.txt"))
     assert found(truth) == {key: label for key, (label, _) in zip(folder_keys(), IMAGES, strict=True)}
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
-from nst_data.settings import AdoptSettings, BalanceSettings
+from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Store
@@ -53,7 +53,7 @@ def test_up_to_the_allowed_share_may_be_unreadable_but_never_all(unreadable, all
     if not stops:
         check_readable("pool", 10, unreadable, allowed, "a.png")
         return
-    says = "none of its 10 images" if unreadable == 10 else f"{unreadable} of its 10 images .* --max-unreadable 0.{unreadable}"
+    says = "none of its 10 images" if unreadable == 10 else f"{unreadable} of its 10 images .* `max_unreadable` 0.{unreadable}"
     with pytest.raises(NstError, match=f"pool: {says}"):
         check_readable("pool", 10, unreadable, allowed, "a.png")
 
@@ -69,7 +69,7 @@ def test_up_to_the_allowed_share_may_be_unreadable_but_never_all(unreadable, all
     ],
 )
 def test_a_small_share_is_told_from_what_is_allowed_and_what_is_proposed_is_enough(images, unreadable, allowed, found, allow):
-    with pytest.raises(NstError, match=f"{re.escape(found)}.* --max-unreadable {re.escape(allow)} "):
+    with pytest.raises(NstError, match=f"{re.escape(found)}.* `max_unreadable` {re.escape(allow)}$"):
         check_readable("pool", images, unreadable, allowed, "a.png")
     check_readable("pool", images, unreadable, float(allow), "a.png")
 
@@ -131,7 +131,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
     said, again = Told(), run.model_copy(update={"retry_errors": True})
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
-    says = "2 unreadable images are missing from it: --retry-errors does nothing to a sealed version, `nst remove bugs@gen-1`"
+    says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version, `store.remove('bugs@gen-1')`"
     assert any(says in line for line in said.lines)
     (pool / "0-102.png").write_bytes(b"text")
     with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
@@ -182,7 +182,9 @@ def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when
     with monkeypatch.context() as earlier:
         earlier.setattr("nst_data.labeled_version.check_readable", lambda *_: None)
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
-    with pytest.raises(NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`nst remove bugs@gen-1`"):
+    with pytest.raises(
+        NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`store\.remove\('bugs@gen-1'\)`"
+    ):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
 
 
@@ -194,7 +196,7 @@ def test_adopting_stops_and_goes_on(store, tmp_path):
     folder.rename(tmp_path / "away")
 
     def adopted():
-        return adopt(store, "bugs", open_source(pool), AdoptSettings(probs="soft"), class_names_file=str(names))
+        return adopt(store, "bugs", open_source(pool), probs="soft", class_names=str(names))
 
     with pytest.raises(NstError, match=r"bugs@gen-1: .*none of its 4 images could be read"):
         adopted()
@@ -212,12 +214,12 @@ def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(stor
     (test / "0-500.png").write_bytes(b"text")
     settings = BalanceSettings(min_confidence=0, per_class=3, exact_overlap_only=True)
     near = settings.model_copy(update={"exact_overlap_only": False})
-    assert balance(store, generation, near, [open_source(str(test))]).manifest.counts["held_out_unreadable"] == 1
+    assert balance(store, generation, near, exclude=[open_source(str(test))]).manifest.counts["held_out_unreadable"] == 1
     source = open_source(str(test))
     for path in test.iterdir():
         path.rename(tmp_path / path.name)
     with pytest.raises(NstError, match=r"test: none of its 4 held-out images could be read; the first is '0-500.png'"):
-        balance(store, generation, settings, [source])
+        balance(store, generation, settings, exclude=[source])
     assert store.unfinished() == []
 
 
@@ -226,7 +228,7 @@ def test_a_training_names_the_class_of_which_no_image_can_be_read(store, tmp_pat
     for path in (labeled / "bee").iterdir():
         path.write_bytes(b"text")
     with pytest.raises(NstError, match=r"none of the 2 images of class 'bee' can be read; the first is bee/000.png: not an image"):
-        train(store, "t", TRAINED, open_source(str(labeled), labeled=True), run=TRAIN_RUN)
+        train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN)
     assert store.unfinished() == []
 
 
@@ -235,7 +237,7 @@ def test_classes_without_images_are_said_and_counted(store, tmp_path):
     (labeled / "dog").mkdir()
     (labeled / "dog" / "0.heic").write_bytes(b"")
     said = Told()
-    version = train(store, "t", TRAINED, open_source(str(labeled), labeled=True), run=TRAIN_RUN, progress=said)
+    version = train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=said)
     assert f"{labeled}: 1 folder without images is not a class: dog" in said.lines
     assert f"{labeled}: skipped 1 file: 1 .heic; convert them to .jpg or .png" in said.lines
     assert version.manifest.counts["classes_without_images"] == ["dog"]
@@ -251,7 +253,7 @@ def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_pa
 
     def trained(**more):
         sources = [open_source(str(folder), labeled=True) for folder in folders.values()]
-        return train(store, "t", TRAINED, sources[0], validation=sources[1], run=TRAIN_RUN.model_copy(update=more))
+        return train(store, "t", sources[0], TRAINED, validation=sources[1], run=TRAIN_RUN.model_copy(update=more))
 
     with pytest.raises(NstError, match=rf"{role}: 11 of its 12 {role} images \(92%\) could not be read"):
         trained()
@@ -298,7 +300,7 @@ def test_a_class_of_which_no_image_can_be_read_is_named_in_validation_and_evalua
     for act in ("validation", "evaluation"):
         said = Told()
         if act == "validation":
-            teacher = train(store, "t", TRAINED, labeled, validation=scored, run=TRAIN_RUN, progress=said)
+            teacher = train(store, "t", labeled, TRAINED, validation=scored, run=TRAIN_RUN, progress=said)
         else:
             result = measure(store, teacher, scored, "scored", ReadSettings(decode_threads=1), said)
             assert (result["classes_not_read"], result["errors"]) == ({"bee": 2}, 2)

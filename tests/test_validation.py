@@ -13,7 +13,6 @@ from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.store.version import read_metrics
-from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluation.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
@@ -44,7 +43,7 @@ def ruined(tmp_path_factory):
     top = tmp_path_factory.mktemp("ruined")
     labeled, validation = sources(top)
     store = Store(top / "store")
-    return store, train(store, "net", TrainSettings(**RUINED), labeled, run=RUN, validation=validation), validation
+    return store, train(store, "net", labeled, TrainSettings(**RUINED), run=RUN, validation=validation), validation
 
 
 def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruined):
@@ -53,7 +52,7 @@ def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruine
     assert list(scores) == list(range(12, 289, 12))
     assert best == max(step for step, top1 in scores.items() if top1 == max(scores.values())) < 288
     assert scores[best] > scores[288] + 0.2
-    result = evaluate(load_classifier(version.ref, store, exact=True)[0], validation, RUN)
+    result = evaluate(store, version, validation, run=RUN)
     assert result["top1"] == scores[best]
 
 
@@ -63,8 +62,8 @@ def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weight
     labeled, _ = sources(tmp_path)
     store, stop = Store(tmp_path / "store"), version.manifest.counts["best_step"] + 3
     with pytest.raises(Interrupted, match=f"after step {stop + 1} of net@gen-0"):
-        train(store, "net", TrainSettings(**RUINED), labeled, run=RUN, progress=SignalAt(stop, signal.SIGTERM), validation=validation)
-    resumed = train(store, "net", TrainSettings(**RUINED), labeled, run=RUN, validation=validation)
+        train(store, "net", labeled, TrainSettings(**RUINED), run=RUN, progress=SignalAt(stop, signal.SIGTERM), validation=validation)
+    resumed = train(store, "net", labeled, TrainSettings(**RUINED), run=RUN, validation=validation)
     assert resumed.manifest.counts == version.manifest.counts
     assert resumed.manifest.files == version.manifest.files
 
@@ -87,7 +86,7 @@ def test_measuring_it_again_finds_what_training_found(ruined):
     store, version, validation = ruined
     recorded = read_metrics(version)["validation"]
     assert measure(store, version, validation, "validation", RUN) == recorded
-    found = evaluate(load_classifier(version.ref, store, exact=True)[0], validation, RUN)
+    found = evaluate(store, version, validation, run=RUN)
     assert {name: found[name] for name in ("top1", "images", "errors")} == {name: recorded[name] for name in ("top1", "images", "errors")}
     assert found["nll"] == pytest.approx(recorded["nll"], rel=1e-6)  # summed in another order
 
@@ -95,7 +94,7 @@ def test_measuring_it_again_finds_what_training_found(ruined):
 def test_without_validation_the_last_averaged_weights_are_the_result_whatever_they_score(ruined, tmp_path):
     store, version, _ = ruined
     labeled, _ = sources(tmp_path)
-    last = train(store, "last", TrainSettings(**RUINED), labeled, run=RUN)
+    last = train(store, "last", labeled, TrainSettings(**RUINED), run=RUN)
     assert "validation" not in last.manifest.request.inputs
     assert last.manifest.request.settings["validate_every"] is None
     assert "best_step" not in last.manifest.counts
@@ -109,7 +108,7 @@ def test_validation_disturbs_no_step(tiny_store, tmp_path):
     _, validation = sources(tmp_path)
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY, validate_every=1e9)
-    version = train(store, "watched", settings, open_source(str(labeled), labeled=True), run=RUN, validation=validation)
+    version = train(store, "watched", open_source(str(labeled), labeled=True), settings, run=RUN, validation=validation)
     assert list(scores_of(version)) == [6]
     assert version.manifest.files == store.open("tiny-teacher@gen-0").manifest.files
 
@@ -118,7 +117,7 @@ def test_the_validation_images_are_part_of_what_a_version_is_made_from(ruined, t
     store, _, _ = ruined
     labeled, other = sources(tmp_path, ["ant", "bee"])
     short = TrainSettings(**RUINED | {"epochs": 0.25})
-    first, again, changed = (train(store, "made", short, labeled, run=RUN, validation=one) for one in (None, other, other))
+    first, again, changed = (train(store, "made", labeled, short, run=RUN, validation=one) for one in (None, other, other))
     assert (first.ref, again.ref, changed.ref) == ("made@gen-0", "made@gen-1", "made@gen-1")
     assert again.manifest.request.inputs["validation"].digest == other.fingerprint
 
@@ -127,7 +126,7 @@ def test_other_classes_are_one_line_before_any_work(ruined, tmp_path):
     store, _, _ = ruined
     labeled, other = sources(tmp_path, ["ant", "dog"])
     with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 2 \(ant, dog\); not expected: 1 \(dog\)"):
-        train(store, "never", TrainSettings(**RUINED), labeled, run=RUN, validation=other)
+        train(store, "never", labeled, TrainSettings(**RUINED), run=RUN, validation=other)
     assert store.stagings("never") == []
 
 
@@ -138,13 +137,13 @@ def test_images_that_cannot_be_read_are_counted_and_none_at_all_is_an_error(ruin
     files[0].write_text("no image")
     some = open_source(str(tmp_path / "validation"), labeled=True)
     short = TrainSettings(**RUINED | {"epochs": 0.25})
-    version = train(store, "some", short, labeled, run=RUN, validation=some)
+    version = train(store, "some", labeled, short, run=RUN, validation=some)
     assert (read_metrics(version)["validation"]["images"], read_metrics(version)["validation"]["errors"]) == (17, 1)
     for file in files:
         file.write_text("no image")
     none = open_source(str(tmp_path / "validation"), labeled=True)
     with pytest.raises(NstError, match="none of its 18 validation images could be read"):
-        train(store, "none", short, labeled, run=RUN, validation=none)
+        train(store, "none", labeled, short, run=RUN, validation=none)
 
 
 def test_validation_leaves_the_threads_of_training_as_they_were(tiny_store, tmp_path):
@@ -153,7 +152,7 @@ def test_validation_leaves_the_threads_of_training_as_they_were(tiny_store, tmp_
     before = torch.get_num_threads()
     try:
         settings = TrainSettings(**TINY | {"compute_threads": 2, "epochs": 0.3})
-        train(store, "two-threads", settings, open_source(str(labeled), labeled=True), run=RUN, validation=validation)
+        train(store, "two-threads", open_source(str(labeled), labeled=True), settings, run=RUN, validation=validation)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -36,7 +36,7 @@ def test_a_batch_that_its_worker_cannot_hand_over_is_an_error_of_the_parent(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # of shared memory too
         return PIXELS
 
-    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot pass on its batch .*; use --workers 0"):
+    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot pass on its batch .*; use `workers` 0"):
         next(items)
     assert capfd.readouterr().err == ""
 
@@ -46,7 +46,7 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_may_be_full(tmp_path
         os.kill(os.getpid(), signal.SIGKILL)
         return PIXELS
 
-    expected = r"worker died \(.*(Killed|exited).*\), perhaps for lack of memory; use --workers 0, a smaller --batch-size or"
+    expected = r"worker died \(.*(Killed|exited).*\), perhaps for lack of memory; use `workers` 0, a smaller `batch_size` or"
     with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=expected):
         next(items)
 
@@ -137,22 +137,22 @@ def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_p
     source = open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
     settings, store = TrainSettings(**TINY), Store(tmp_path / "store")
     with pytest.raises(Interrupted, match="by SIGTERM after step 2 of net@gen-0; what is done is kept"):
-        train(store, "net", settings, Stuck(source), run=RunSettings(workers=1, checkpoint_minutes=60))
+        train(store, "net", Stuck(source), settings, run=RunSettings(workers=1, checkpoint_minutes=60))
     assert [path.name for path in store.root.glob("runs/teachers/net/gen-0/work/checkpoints/*")] == ["step-000000002"]
-    resumed = train(store, "net", settings, source, run=RunSettings(workers=0))
-    whole = train(Store(tmp_path / "other"), "net", settings, source, run=RunSettings(workers=0))
+    resumed = train(store, "net", source, settings, run=RunSettings(workers=0))
+    whole = train(Store(tmp_path / "other"), "net", source, settings, run=RunSettings(workers=0))
     assert resumed.manifest.files == whole.manifest.files
 
 
 def test_batches_that_do_not_fit_are_refused_before_any_work():
     with pytest.raises(
-        NstError, match=r"1,000,000,000 images of 224 px needs [\d,.]+ GB, but this machine has .*; use a smaller --batch-size"
+        NstError, match=r"1,000,000,000 images of 224 px needs [\d,.]+ GB, but this machine has .*; use a smaller `batch_size`"
     ):
         check_room(10**9, 224, workers=0)
     free = shutil.disk_usage("/dev/shm").free
     held = 9 * 3 * 224**2  # bytes of one image in four batches of each of two workers and in the one in use
     images = free // held + 10
-    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; use --workers 0, .*`docker run --shm-size`"):
+    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; use `workers` 0, .*`docker run --shm-size`"):
         check_room(images, 224, workers=2)
     check_room(images, 224, workers=0)
     check_room(images // 2, 224, workers=2)

@@ -11,7 +11,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.noisy_student import self_training
-from nst_train.recipe import read_recipe
+from nst_train.recipe import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 
@@ -35,7 +35,7 @@ def weights_of(version):
 
 def started(store, labeled, progress=None, **changes):
     settings = TrainSettings(**TINY | NO_STEP | {"start": "tiny-teacher@gen-0"} | changes)
-    return train(store, "warm", settings, open_source(str(labeled), labeled=True), run=RUN, progress=progress)
+    return train(store, "warm", open_source(str(labeled), labeled=True), settings, run=RUN, progress=progress)
 
 
 def test_a_student_starts_from_its_teachers_weights_and_says_so_in_its_lineage(tiny_store):
@@ -60,8 +60,8 @@ def test_classes_in_another_order_keep_their_weights(tiny_store, tmp_path):
     images = [path.read_bytes() for path in sorted(labeled.rglob("*.png"))]
     pq.write_table(pa.table({"image": images, "label": [1] * 4 + [2] * 4 + [0] * 4}), tmp_path / "labeled.parquet")
     settings = TrainSettings(**TINY | NO_STEP | {"start": "tiny-teacher@gen-0"})
-    source = open_source(str(tmp_path / "labeled.parquet"), True, str(names))
-    warm = train(store, "reordered", settings, source, run=RUN)
+    source = open_source(str(tmp_path / "labeled.parquet"), labeled=True, class_names=str(names))
+    warm = train(store, "reordered", source, settings, run=RUN)
     assert warm.manifest.class_names == ["cat", "ant", "bee"]
     torch.testing.assert_close(weights_of(warm)["fc.weight"], weights_of(store.open("tiny-teacher@gen-0"))["fc.weight"][[2, 0, 1]])
 
@@ -106,7 +106,7 @@ def two_stages(tmp_path_factory):
         run={"workers": 0, "decode_threads": 1},
     )
     store = Store(top / "store")
-    return store, self_training(read_recipe(path), store)
+    return store, self_training(store, load_recipe(path))
 
 
 def test_a_recipe_pretrains_on_pseudo_labels_and_finetunes_on_labeled_images(two_stages):

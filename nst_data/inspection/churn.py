@@ -12,8 +12,9 @@ import polars as pl
 from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
+from nst_data.store.store import Store, Version
 from nst_data.tables.confidence import BINS, bin_of, bounds
-from nst_data.tables.label_tables import check_classes, collect
+from nst_data.tables.label_tables import check_classes, collect, scan_labels
 
 ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes
 
@@ -61,6 +62,28 @@ class Churn:
     changes: list[Change]
     by_class: list[ClassChurn]
     by_confidence: list[ConfidenceChurn]
+
+
+def diff(store: Store, before: Version | str, after: Version | str, *, pairs: int = 10) -> Churn:
+    """What changed from one labeling to another of the same images.
+
+    Args:
+        store: Where both are.
+        before: A generation or an edition, or its `name@gen-N`.
+        after: What it is compared to.
+        pairs: How many of the most frequent changes from one class to another are named.
+
+    Returns:
+        How many images are in both or in one alone, how many labels changed and how far confidences moved; by class and by confidence.
+
+    Raises:
+        UsageError: One of them is a teacher or is not there.
+        NstError: Their classes differ, or a table is damaged.
+    """
+    first, second = (store.open(one, "generation", "edition") for one in (before, after))
+    names, what = first.manifest.class_names, f"{first.ref} and {second.ref}"
+    others = matched_by_name(scan_labels(second), second.manifest.class_names, names, what)
+    return measure(scan_labels(first), others, names, what, pairs)
 
 
 def one_row_per_image(labels: pl.LazyFrame) -> pl.LazyFrame:

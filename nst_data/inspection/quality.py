@@ -5,14 +5,19 @@ Each image counts once, however many copies an edition has of it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
 from nst_data.errors import NstError
+from nst_data.inspection.truth import Truth, read_truth
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.sources import Source
+from nst_data.store.store import Store, Version
 from nst_data.tables.confidence import BINS, bin_of, bounds
-from nst_data.tables.label_tables import check_classes, collect
+from nst_data.tables.label_tables import check_classes, collect, scan_labels
 
-ECE_BINS = 15  # as `nst label --calibrate` has them (nst_train.classifiers.calibration), so that the two can be compared
+ECE_BINS = 15  # as a calibration has them (nst_train.classifiers.calibration), so that the two can be compared
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,16 @@ class ClassPrecision:
 
 @dataclass(frozen=True)
 class Quality:
-    """Of `labels`, `joined` have a true label; the rest is about these. Fractions are in [0, 1]; `precision` has the worst class first."""
+    """Of `labels`, `joined` have a true label; the rest is about these. Fractions are in [0, 1]; `precision` has the worst class first.
 
+    Of the `truth_rows` of `truth`, the `ambiguous` have several classes and the `unreadable` no image that could be read.
+    """
+
+    truth: str
+    joined_by: str
+    truth_rows: int
+    ambiguous: int
+    unreadable: int
     labels: int
     joined: int
     accuracy: float
@@ -84,14 +97,51 @@ def calibration_error(reliability: pl.DataFrame) -> float:
     return float(distances) / max(1, int(reliability["images"].sum()))
 
 
-def measure(
-    labels: pl.LazyFrame, truth: pl.LazyFrame, by: str, class_names: Sequence[str], what: str = "labels", pairs: int = 10
+def quality(
+    store: Store,
+    version: Version | str,
+    truth: Source | str | Path,
+    *,
+    class_names: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    pairs: int = 10,
+    progress: Progress | None = None,
 ) -> Quality:
-    """The quality of labels (`label`, `confidence`, `by`) against the truth (`truth`, `by`), both labels places among `class_names`.
+    """How good labels are, by a source of true labels for some of their images.
+
+    Args:
+        store: Where the labels are.
+        version: A generation or an edition, or its `name@gen-N`.
+        truth: Labeled images, joined by key or by their bytes, or where they are; a parquet table of labels without images is joined by its
+            column `image_hash` or `key`, or else row by row with the pool.
+        class_names: For a `truth` that is not open yet: as for `open_source`.
+        image_column: Likewise.
+        label_column: Likewise.
+        pairs: How many of the most frequent mistakes are named.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        Accuracy and calibration error in [0, 1], by confidence and by class, and the most frequent mistakes.
+
+    Raises:
+        UsageError: The version is a teacher, or `truth` was opened without labels.
+        NstError: The two have no image in common.
+    """
+    version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
+    columns = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
+    where = truth if isinstance(truth, Source) else str(truth)
+    read = read_truth(where, version, store, **columns, progress=progress)
+    return measure(scan_labels(version), read, version.manifest.class_names, version.ref, pairs)
+
+
+def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what: str = "labels", pairs: int = 10) -> Quality:
+    """The quality of labels (`label`, `confidence` and what the truth is joined by), whose labels are places among `class_names`.
 
     `pairs` of the most frequent wrong pairs are named. Raises NstError, about `what`, where the two have no image in common.
     """
-    judged = with_truth(labels, truth, by)
+    by = truth.by
+    judged = with_truth(labels, truth.table.lazy(), by)
     pairs_found, shown, fine, rows = collect(
         what, confusion(judged), reliability(judged, BINS), reliability(judged, ECE_BINS), labels.select(pl.len())
     )
@@ -101,6 +151,11 @@ def measure(
     check_classes(pairs_found["label"], class_names, what)
     correct = int(pairs_found.filter(pl.col("label") == pl.col("truth"))["images"].sum())
     return Quality(
+        truth=truth.location,
+        joined_by=by,
+        truth_rows=truth.rows,
+        ambiguous=truth.ambiguous,
+        unreadable=truth.unreadable,
         labels=int(rows.item()),
         joined=joined,
         accuracy=correct / joined,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.images import image_hash
 from nst_data.progress import Progress
-from nst_data.sources import Source, match_classes, open_source
+from nst_data.sources import Source, labels_in, match_classes, open_source
 from nst_data.sources.cells import holds_images
 from nst_data.sources.features import feature_names
 from nst_data.sources.hashing import image_hashes
@@ -41,13 +41,14 @@ class Truth:
 
 
 def read_truth(
-    location: str,
+    location: Source | str,
     version: Version,
     store: Store,
-    class_names_file: str | None = None,
+    *,
+    class_names: str | None = None,
     image_column: str | None = None,
-    progress: Progress | None = None,
     label_column: str | None = None,
+    progress: Progress | None = None,
 ) -> Truth:
     """The truth about the images of a generation or an edition.
 
@@ -55,17 +56,20 @@ def read_truth(
     `image_hash`, for which its images are read. A parquet table of labels without images is joined by its column `image_hash` or `key`
     or else row by row with the pool. Raises NstError where that cannot be.
     """
+    if isinstance(location, Source):
+        return _from_source(location, version, progress or Progress())
     files = [] if image_column else _tables_without_images(location)
     if files:
-        return _from_tables(location, files, version, store, class_names_file, label_column)
-    source = open_source(location, True, class_names_file, image_column, indexes=store.indexes, label_column=label_column)
+        return _from_tables(location, files, version, store, class_names, label_column)
+    source = open_source(
+        location, labeled=True, class_names=class_names, image_column=image_column, indexes=store.indexes, label_column=label_column
+    )
     return _from_source(source, version, progress or Progress())
 
 
 def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
-    assert source.labels is not None, "opened with its labels"
     classes = match_classes(source.class_names or [], version.manifest.class_names, source.location, subset=True)
-    truth = classes[source.labels]
+    truth = classes[labels_in(source)]
     keyed = pl.DataFrame({"key": [source.key(row) for row in range(len(source))], "row": np.arange(len(source)), "truth": truth})
     if _keys_name_the_same_images(version, source, keyed):
         table, ambiguous = _one_class_each(keyed, "key")
@@ -75,12 +79,12 @@ def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
     return Truth(source.location, "image_hash", table, len(source), ambiguous, hashes.null_count())
 
 
-def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names_file: str | None, asked: str | None) -> Truth:
+def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names: str | None, asked: str | None) -> Truth:
     table, column = _read(location, files, asked)
-    given = names_in(class_names_file) if class_names_file is not None else []
+    given = names_in(class_names) if class_names is not None else []
     labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given))
-    if class_names_file is not None:
-        labels, names = renamed(labels, names, location, given, class_names_file)
+    if class_names is not None:
+        labels, names = renamed(labels, names, location, given, class_names)
     truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
     by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
     if by == "id":

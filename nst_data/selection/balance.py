@@ -25,10 +25,16 @@ RELEASED_BINS = 100  # of confidence, 0.01 wide
 def most_confident(
     labels: IntoLazyFrameT, per_class: int, ties: Sequence[str] = TIES, counted: pl.DataFrame | None = None
 ) -> IntoLazyFrameT:
-    """Drop, as `over_quota`, all rows of a class but the `per_class` with the highest confidence.
+    """Drop all rows of a class but those with the highest confidence.
 
-    Of rows that are equally confident those with the smaller `image_hash`, then `id`, come first, so that no folder does.
-    `counted` is the number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
+    Args:
+        labels: Rows with `id`, `image_hash`, `label` and `confidence`.
+        per_class: How many of each class stay.
+        ties: What orders equally confident rows: the smaller `image_hash`, then `id`, comes first, so that no folder does.
+        counted: The number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
+
+    Returns:
+        All rows; the dropped are `over_quota`.
     """
     rows = nw.from_native(labels)
     cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted)
@@ -37,10 +43,19 @@ def most_confident(
 
 
 def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
-    """Add `copies` (int32): how often each row stands in the training set; in each class they sum to `per_class` and differ by at most one.
+    """Repeat the rows of classes that lack images, as evenly as can be.
 
-    Who gets one more is decided by a seeded order of `image_hash`. With `max_copies` a class may sum to less.
-    Raises NstError where a class has more than `per_class` rows.
+    Args:
+        selected: The rows that are left, with `label` and `image_hash`.
+        per_class: What the copies of each class sum to.
+        seed: Of the order in which rows get one copy more.
+        max_copies: Repeat no row more often than this; a class may then sum to less.
+
+    Returns:
+        The rows with `copies` (int32): how often each stands in the training set; those of a class differ by at most one.
+
+    Raises:
+        NstError: A class has more than `per_class` rows.
     """
     rows = with_seeded_order(nw.from_native(selected), seed, "copies", "nst_order")
     rows = rows.with_columns(nst_order=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Progress
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.selection.selected_rows import label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained.writing import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
-from nst_data.sources import Source
+from nst_data.sources import Source, check_are_sources
 from nst_data.sources.changes import Reading
 from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.sources.unreadable import check_readable
@@ -46,14 +46,14 @@ from nst_data.tables.shards import ShardPlan, table_files, write_parquet
 
 SHARD_BYTES = 256 * 2**20
 _ADVICE = {
-    "held_out": "choose other sources with --exclude",
-    "near_held_out": "choose other sources with --exclude",
-    "excluded_class": "exclude fewer classes with --exclude-class",
-    "not_sampled": "raise --fraction",
-    "low_confidence": "lower --min-confidence, or train a better teacher",
-    "outside_range": "widen --confidence-range",
-    "over_quota": "raise --per-class",
-    UNANSWERED: "the teacher's output was not finite; relabel with another teacher or --precision fp32",
+    "held_out": "choose other sources with `exclude`",
+    "near_held_out": "choose other sources with `exclude`",
+    "excluded_class": "exclude fewer classes with `exclude_class`",
+    "not_sampled": "raise `fraction`",
+    "low_confidence": "lower `min_confidence`, or train a better teacher",
+    "outside_range": "widen `confidence_range`",
+    "over_quota": "raise `per_class`",
+    UNANSWERED: "the teacher's output was not finite; relabel with another teacher or `precision` fp32",
 }
 
 
@@ -67,22 +67,43 @@ class Engine:
 
 def balance(
     store: Store,
-    generation: Version,
-    settings: BalanceSettings,
+    generation: Version | str,
+    settings: BalanceSettings | None = None,
+    *,
     exclude: Sequence[Source] = (),
-    edition: int | None = None,
     pool: Source | None = None,
-    progress: Progress | None = None,
+    edition: int | None = None,
     engine: Engine | None = None,
     max_unreadable: float = ReadableSettings().max_unreadable,
+    progress: Progress | None = None,
 ) -> Version:
-    """Select and balance the pseudo-labels of a generation into a sealed edition.
+    """Select and balance the pseudo-labels of a generation into an edition: a training set (section 3.1 of the paper).
 
-    Images of an `exclude` source are dropped first, and their near-duplicates (section 3.1: the evaluation set's images). To compare
-    those that may be some, or to write the images too, the pool is read: `pool`, by default where the generation was labeled. Raises
-    NstError where none of the images that must be compared can be read, or more than the share `max_unreadable` cannot.
+    The same call does nothing where that is there.
+
+    Args:
+        store: Where both are kept.
+        generation: What `label` or `adopt` made, as a version or `name@gen-N`.
+        settings: Which images are taken, and how often.
+        exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
+        pool: Where the labeled images are, if not where they were labeled. They are read to compare what may be near-duplicates, and to
+            write them too (`embed_images`).
+        edition: Ask for this number, from 1, instead of the next free one.
+        engine: What computes the selection: Polars or Spark; both give the same.
+        max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The sealed edition. Its table `balanced` has a row for each image, `copies` says how often it is trained on; `manifest.counts` has
+        the dropped ones by their reason.
+
+    Raises:
+        UsageError: The settings name a class that the teacher does not know, or the pool is not to be opened.
+        NstError: No image is left, or too many of those that must be compared cannot be read.
     """
-    progress, roles = progress or Progress(), _roles(exclude)
+    check_are_sources(pool=pool, **{f"exclude[{number}]": source for number, source in enumerate(exclude)})
+    generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
+    progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
     generation.manifest.count("teacher_parameters")  # refused before any work
     request = balance_request(generation, settings, exclude, pool)
@@ -91,7 +112,7 @@ def balance(
         if isinstance(staging, Staging):
             Reading(staging.build, role).begin(source)
         else:
-            reading, remedy = Reading(staging.folder, role), f"`nst remove {staging.ref}` and balance again"
+            reading, remedy = Reading(staging.folder, role), f"`store.remove({staging.ref!r})` and balance again"
             reading.check(source, reading.kept(), f"{staging.ref} was made", remedy, progress)
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} already exists: same generation, images and settings")
@@ -115,7 +136,7 @@ def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
 
 def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
     """Raises UsageError for settings that name a class which the teacher does not know."""
-    for option, names in (("--exclude-class", settings.exclude_class), ("--class-min-confidence", settings.class_min_confidence)):
+    for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
         for name in names:
             if name not in class_names:
                 near = difflib.get_close_matches(name, class_names, n=1)
@@ -140,7 +161,7 @@ def _make(
         with damage_is_named(generation.ref):
             labels = engines.scan(table_files(generation.folder, "pseudo_labels"), SELECTION_COLUMNS, engine.name, engine.master)
         if settings.embed_images:
-            images.open("--embed-images writes the images too")
+            images.open("`embed_images` writes the images too")
         near_too, shown = not settings.exact_overlap_only, progress if exclude else None
 
         def keep_hashes(source: Source, hashes: NDArray[np.void]) -> None:
@@ -191,7 +212,7 @@ def _check_table(generation: Version) -> int | None:
     sealed = {name for name in generation.manifest.files if name.startswith("pseudo_labels/")}
     if odd := sorted(files.keys() ^ sealed):
         what = "is missing" if odd[0] in sealed else "was not there when the version was sealed"
-        raise NstError(f"{generation.ref}: {odd[0]} {what}; `nst verify {generation.ref}` shows all that changed")
+        raise NstError(f"{generation.ref}: {odd[0]} {what}; `store.open({generation.ref!r}).verify()` shows all that changed")
     footers = {}
     for name, file in files.items():
         with damage_is_named(f"{generation.ref}: {name}"):
@@ -219,7 +240,7 @@ class _Images:
         """Raises NstError with `why` where the pool is not there."""
         if self._pool is None:
             self._pool = open_labeled_pool(
-                self._generation, self._store.indexes, f"was made from it, and {why}; pass its current location with --pool"
+                self._generation, self._store.indexes, f"was made from it, and {why}; pass its current location with `pool`"
             )
         return self._pool
 
@@ -229,7 +250,7 @@ def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, pr
 
     def locate(candidates: pa.Table) -> tuple[Source, NDArray[np.int64]]:
         what = f"{candidates.num_rows:,} images that may be near-duplicates of excluded ones must be compared"
-        pool = images.open(f"{what} (--exact-overlap-only keeps them)")
+        pool = images.open(f"{what} (`exact_overlap_only` keeps them)")
         return pool, candidates["id"].to_numpy() if images.are_as_labeled else pool.rows_of(candidates["key"].to_pylist())
 
     return near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)

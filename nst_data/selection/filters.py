@@ -20,7 +20,16 @@ from nst_data.tables.engines import beside, may_repeat, with_class_values, with_
 
 
 def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
-    """Drop the rows for which the expression is true, for this reason; where it is null they stay."""
+    """Drop the rows for which an expression is true; where it is null they stay.
+
+    Args:
+        rows: Labels, with or without a column `reason`.
+        reason: What the dropped rows are counted under, such as `too_dark`.
+        where: Over columns of `rows`, on either engine.
+
+    Returns:
+        All rows; `reason` is null for one that is still in.
+    """
     return _reject(nw.from_native(rows), reason, where).to_native()
 
 
@@ -47,9 +56,14 @@ def repeated_images(labels: IntoLazyFrameT) -> IntoLazyFrameT:
 
 
 def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = None) -> IntoLazyFrameT:
-    """Add `duplicates` (int32), how many rows are the same image, and drop all of them but the first.
+    """Drop all rows of one image, byte for byte, but the first.
 
-    `repeated` is what `repeated_images` gave, where that has been computed once and kept.
+    Args:
+        labels: Rows with `id` and `image_hash`.
+        repeated: What `repeated_images` gave, where that has been computed once and kept.
+
+    Returns:
+        All rows, with `duplicates` (int32): how many are the same image.
     """
     rows = nw.from_native(labels)
     known = nw.from_native(repeated_images(labels) if repeated is None else repeated)
@@ -66,13 +80,31 @@ def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazy
 
 
 def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> IntoLazyFrameT:
-    """Keep a uniform share of the images (study 2, table 10), decided by `image_hash` and seed. A smaller share is part of a larger."""
+    """Keep a uniform share of the images (study 2, table 10). A smaller share is part of a larger.
+
+    Args:
+        labels: Rows with `image_hash`, which decides with the seed who stays.
+        fraction: The share, in (0, 1].
+        seed: Of the draw.
+
+    Returns:
+        All rows; the dropped are `not_sampled`.
+    """
     rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order")
     return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
 
 
 def reject_unsure(labels: IntoLazyFrameT, min_confidence: float, per_class: Mapping[int, float] | None = None) -> IntoLazyFrameT:
-    """Drop rows with a confidence at or below the threshold (section 3.1: 0.3), or below that of their class where it has its own."""
+    """Drop rows that the teacher is not sure of (section 3.1: 0.3).
+
+    Args:
+        labels: Rows with `label` and `confidence`.
+        min_confidence: Rows at or below it go; in [0, 1].
+        per_class: Thresholds of single classes, by label.
+
+    Returns:
+        All rows; the dropped are `low_confidence`, also those whose confidence is no number.
+    """
     rows = nw.from_native(labels)
     if not per_class:
         return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence))).to_native()
@@ -84,7 +116,16 @@ def reject_unsure(labels: IntoLazyFrameT, min_confidence: float, per_class: Mapp
 
 
 def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyFrameT:
-    """Drop rows with a confidence at or below `low` or above `high` (figure 5: intervals 0.1 wide). An interval from 0 has 0 in it."""
+    """Keep rows of an interval of confidence (figure 5: intervals 0.1 wide).
+
+    Args:
+        labels: Rows with `confidence`.
+        low: Rows at or below it go; an interval from 0 has 0 in it.
+        high: Rows above it go.
+
+    Returns:
+        All rows; the dropped are `outside_range`.
+    """
     below = _not_above(nw.lit(low)) if low > 0 else nw.lit(value=False)
     return reject(labels, "outside_range", below | (_confidence() > high))
 

@@ -33,7 +33,7 @@ def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
         return edition
     with damage_is_named(edition.ref):
         schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
-    remedy = f"`nst verify {edition.ref}` shows all that changed"
+    remedy = f"`store.open({edition.ref!r}).verify()` shows all that changed"
     return SelfContainedEdition(edition.ref, remedy, str(edition.folder), edition.manifest, schema)
 
 

@@ -50,8 +50,9 @@ class StreamedEdition(SelfContainedEdition):
             edition = replace(edition, schema=parquet.schema_arrow)
         if "image" not in edition.schema.names:
             raise UsageError(
-                f"--stream {edition.place}: this edition holds no images (`nst balance --embed-images` makes one that does); "
-                "remove --stream: it is small and pulled, its images come from --pool"
+                f"`stream` {edition.place}: this edition holds no images "
+                "(`balance(..., BalanceSettings(embed_images=True))` makes one that does); "
+                "remove `stream`: it is small and pulled, its images come from `pool`"
             )
         return edition
 

@@ -38,13 +38,25 @@ class Node:
         return values | ({"inputs": [one.as_json() for one in self.inputs]} if self.inputs else {})
 
 
-def lineage(store: Store, reference: str) -> Node:
-    """The tree of a version in the store or, where the reference has a slash, on the Hub. Raises NstError where that is not found."""
+def lineage(store: Store, version: Version | str) -> Node:
+    """What a version was made from, and that from what, back to the first teacher.
+
+    Args:
+        store: Where versions are looked for first.
+        version: A version of the store, its `name@gen-N`, or `owner/name@version` on the Hub.
+
+    Returns:
+        The tree: each node has the `role` and `ref` of what it stands for, and its own `inputs`.
+
+    Raises:
+        NstError: There is no such version.
+    """
+    reference = version if isinstance(version, str) else version.ref
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
     walk = _Walk(here, follows_links="/" in reference)
     if "/" not in reference:
-        version = store.open(reference)
-        return walk.version("", version.manifest, version)
+        opened = store.open(version)
+        return walk.version("", opened.manifest, opened)
     repository, revision, _, manifest = find(reference)
     return walk.version("", manifest, here.get(manifest.digest), f"{repository.id}@{revision}")
 
@@ -82,7 +94,7 @@ class _Walk:
             node.note = "neither in this store nor on the Hub, as far as is known"
             return node
         if entry.pulled and not self._follows_links:
-            node.note = f"named by a downloaded manifest, not followed: nst lineage {place}"
+            node.note = f"named by a downloaded manifest, not followed: `lineage(store, {place!r})`"
             return node
         repo, _, revision = place.partition("@")
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
-from nst_data.progress import Progress
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.remote_manifest import manifest_at
 from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
@@ -51,7 +51,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
             there = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
             what = " or ".join(kinds) or "version"
             raise NstError(
-                f"{repository.id}: expected a tag gen-N or gen-N.K of a {what}, found none{there}; name a revision, or `nst adopt` it"
+                f"{repository.id}: expected a tag gen-N or gen-N.K of a {what}, found none{there}; name a revision, or `adopt(...)` it"
             )
     try:
         commit = tags.get(revision) or repository.commit_of(revision)
@@ -62,7 +62,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     if manifest is None:
         raise NstError(
             f"{repository.id}@{revision}: expected a version of nst with {MANIFEST_NAME}, found none; "
-            "`nst adopt` takes over pseudo-labels that were made elsewhere"
+            "`adopt(...)` takes over pseudo-labels that were made elsewhere"
         )
     if kinds and manifest.kind not in kinds:
         raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, found a {manifest.kind}; choose another version")
@@ -76,12 +76,24 @@ def _newest(tags: Mapping[str, str], edition: bool | None) -> str | None:
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
 
 
-def pull(store: Store, reference: str, name: str | None = None, progress: Progress | None = None, kinds: Sequence[Kind] = ()) -> Version:
-    """Bring a version of the Hub into the store, under its own name or another.
+def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
+    """Bring a version from the Hub into the store, each file compared with its checksum. Interrupted, the same call goes on.
 
-    Raises NstError where a file is not as its checksum says (nothing is kept then), the name is taken, or the Hub refuses.
+    Args:
+        store: Where it goes.
+        reference: `owner/name@version`; without a version the newest.
+        name: Another name in the store than its own.
+        kinds: What it may be: of generation, edition, teacher; by default any.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The version in the store, which may have been there before.
+
+    Raises:
+        UsageError: The reference names nothing of these kinds.
+        NstError: A file is not as its checksum says (nothing is kept then), the name is taken, or the Hub refuses.
     """
-    progress = progress or Progress()
+    progress = progress or on_this_terminal()
     repository, revision, commit, manifest = find(reference, *kinds)
     if "@" not in reference:
         progress.say(f"{repository.id}: the newest version is {revision}")
@@ -111,11 +123,11 @@ def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
                 return version
             raise NstError(
                 f"{version.ref} is taken in {store.root} by other content; give the pulled one another name: "
-                "`nst pull OWNER/NAME@VERSION --as NAME`"
+                "`pull(store, 'OWNER/NAME@VERSION', name='NAME')`"
             )
     for staging in store.stagings(name):
         if staging.target.name == manifest.version:
-            raise NstError(f"{staging.ref} is under way in {store.root} with other content; pull under another name: --as NAME")
+            raise NstError(f"{staging.ref} is under way in {store.root} with other content; pull under another name: `name` NAME")
     return None
 
 
@@ -168,7 +180,7 @@ def _download(
     discard(folder)
     version = Version(target)
     if version.manifest.digest != manifest.digest:
-        raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: --as NAME")
+        raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: `name` NAME")
     return version
 
 

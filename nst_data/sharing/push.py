@@ -21,7 +21,7 @@ from nst_data.cards.published import Published
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
-from nst_data.progress import Progress
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
 from nst_data.sharing.public_form import links, public_metrics, published_manifest
 from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
@@ -53,22 +53,45 @@ class PushSettings:
 
 def push(
     store: Store,
-    version: Version,
-    repo_id: str,
-    settings: PushSettings | None = None,
+    version: Version | str,
+    repo: str,
+    *,
     tag: str | None = None,
+    public: bool = False,
+    anonymous: bool = False,
+    license: str | None = None,
+    pool_source: str | None = None,
     progress: Progress | None = None,
 ) -> Place:
-    """Upload a version and tag it, by default with its number. The same content under that tag is there already: its files and its tag
-    stay, and where card, metrics or links have changed since, the main branch shows them again (not where it has a later version).
+    """Upload a version to the Hub, in one commit under a tag that never moves.
 
-    Raises NstError where the tag names other content, the version is damaged, or the Hub refuses; what was uploaded by then is not sent
-    again by the next push.
+    The same content under that tag is there already: its files and its tag stay, and where card, metrics or links have changed since, the
+    main branch shows them again (not where it has a later version).
+
+    Args:
+        store: Where the version and what it was made from are.
+        version: A version, or its `name@gen-N`.
+        repo: `owner/name`: a dataset for labels, a model for a teacher; it is made where there is none.
+        tag: Its name there; by default the version's number.
+        public: Allow a public repository; else a new one is private.
+        anonymous: Omit keys and source names, and replace image hashes by row numbers: a hash reveals who holds an image.
+        license: For the card, such as `cc-by-4.0`; by default that of the card that is there.
+        pool_source: For the card: where the pool's images come from.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        Where it is: repository, tag and commit.
+
+    Raises:
+        UsageError: The repository is public, or the arguments do not go together.
+        NstError: The tag names other content, the version is damaged, or the Hub refuses; the next push does not send again what was
+            uploaded by then.
     """
-    settings, progress = settings or PushSettings(), progress or Progress()
-    repository, tag = Repository.named(repo_id, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
+    version, progress = store.open(version), progress or on_this_terminal()
+    settings = PushSettings(public, anonymous, license, pool_source)
+    repository, tag = Repository.named(repo, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
-        raise UsageError(f"--anonymous: {version.ref} already holds no keys and no hashes; remove --anonymous")
+        raise UsageError(f"`anonymous`: {version.ref} already holds no keys and no hashes; remove `anonymous`")
     with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
         _make_room(repository, settings, progress)
         outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)
@@ -83,7 +106,7 @@ def push(
                 commit = repository.tags().get(tag)
                 if commit is None:
                     raise NstError(
-                        f"{repository.id}: the Hub refuses the tag {tag} and has none of that name; push again, or with --tag NAME"
+                        f"{repository.id}: the Hub refuses the tag {tag} and has none of that name; push again, or with `tag` NAME"
                     )
             place = _same_or_error(repository, tag, commit, form.manifest)
     remember_place(version.folder, place)
@@ -155,7 +178,7 @@ def _make_room(repository: Repository, settings: PushSettings, progress: Progres
     elif is_private and settings.public:
         progress.say(f"{repository.id} is private on the Hub and stays so; its settings page makes it public")
     elif not is_private and not settings.public:
-        raise UsageError(f"{repository.id} is public on the Hub: anyone could see this; add --public, or use another repository")
+        raise UsageError(f"{repository.id} is public on the Hub: anyone could see this; add `public`, or use another repository")
 
 
 def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Manifest) -> Place:
@@ -164,7 +187,7 @@ def _same_or_error(repository: Repository, tag: str, commit: str, manifest: Mani
         content = f"content with digest {there.digest[:12]}" if there else "something that is no version of nst"
         raise NstError(
             f"{repository.id}: the tag {tag} names {content}, yours has digest {manifest.digest[:12]}; tags are never moved: "
-            "give another name with --tag, or use another repository"
+            "give another name with `tag`, or use another repository"
         )
     return Place(repository.id, tag, commit, manifest.digest, is_anonymous(manifest), pulled=False)
 
@@ -254,7 +277,9 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
             together = adds[start : start + _AT_ONCE]
             for one in together:
                 if one.upload_info.sha256.hex() != manifest.files[one.path_in_repo].sha256:
-                    raise NstError(f"{ref}: {one.path_in_repo} is not as it was sealed; `nst verify {ref}` shows all that changed")
+                    raise NstError(
+                        f"{ref}: {one.path_in_repo} is not as it was sealed; `store.open({ref!r}).verify()` shows all that changed"
+                    )
             repository.upload(together)
             task.advance(sum(manifest.files[one.path_in_repo].bytes for one in together))
 

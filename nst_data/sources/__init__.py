@@ -4,9 +4,21 @@ In: what a person writes to name a source. Out: rows of (id, key, encoded bytes,
 sizes, and what was skipped or has changed.
 """
 
-from nst_data.sources.labels import check_trainable, match_classes
+from nst_data.sources.labels import check_trainable, labels_in, match_classes
 from nst_data.sources.listing import read_listing, what_changed
 from nst_data.sources.opening import open_source, open_table
-from nst_data.sources.source import Buffer, Row, Source
+from nst_data.sources.source import Buffer, Row, Source, check_are_sources
 
-__all__ = ["Buffer", "Row", "Source", "check_trainable", "match_classes", "open_source", "open_table", "read_listing", "what_changed"]
+__all__ = [
+    "Buffer",
+    "Row",
+    "Source",
+    "check_are_sources",
+    "check_trainable",
+    "labels_in",
+    "match_classes",
+    "open_source",
+    "open_table",
+    "read_listing",
+    "what_changed",
+]

@@ -36,11 +36,11 @@ def image_column(schema: pa.Schema, location: str, asked: str | None, features: 
         declared = [name for name in columns_of_kind("Image", schema, features) if name in candidates]
         if len(declared) == 1:
             return declared[0], (declared[0],)
-        raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with --image-column")
+        raise UsageError(f"{location}: expected one image column, found {', '.join(candidates)}; name one with `image_column`")
     if asked is not None and asked not in candidates:
         what = f"`{asked}` is {schema.field(asked).type}" if asked in schema.names else f"found {_columns(schema)}"
         raise UsageError(
-            f"{location}: --image-column {asked}: {what}; expected a column of images (binary, or a struct with bytes)"
+            f"{location}: `image_column` {asked}: {what}; expected a column of images (binary, or a struct with bytes)"
             + (f", as in {', '.join(candidates)}" if candidates else "")
         )
     column = asked or candidates[0]

@@ -18,7 +18,7 @@ MOST_UNNAMED = 100_000  # how many classes integers without names may stand for,
 _MOST_BYTES_OF_NAMES = 2**26
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals obey these, editors end lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_ADVICE = "Rename them, or give the names of integer labels with --class-names FILE"
+_ADVICE = "Rename them, or give the names of integer labels with `class_names` FILE"
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,16 @@ class LabelsAsked:
     names: int = 0
 
 
+def labels_in(source: Source) -> NDArray[np.int64]:
+    """The class of each image, shape (images,). Raises UsageError where the source was opened without its labels."""
+    if source.labels is None:
+        raise UsageError(f"{source.location}: was opened without its labels; open it with `labeled`: open_source(..., labeled=True)")
+    return source.labels
+
+
 def check_trainable(source: Source) -> None:
-    """Raises NstError for a labeled source with images of one class alone."""
-    assert source.labels is not None, "opened with its labels"
-    present = np.unique(source.labels)
+    """Raises NstError for a labeled source with images of one class alone, UsageError for one without labels."""
+    present = np.unique(labels_in(source))
     if len(present) < 2:
         names = [(source.class_names or [])[label] for label in present]
         raise NstError(f"{source.location}: expected labels of two classes or more, found only {', '.join(map(repr, names))}")
@@ -87,9 +93,9 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
     if column is None:
         as_in = f", e.g. {', '.join(candidates)}" if candidates else ""
-        raise NstError(f"{location}: expected a column `label`, found {found}; choose the label column with --label-column{as_in}")
+        raise NstError(f"{location}: expected a column `label`, found {found}; choose the label column with `label_column`{as_in}")
     if asked is not None and asked not in schema.names:
-        raise UsageError(f"--label-column {asked}: no such column in {location}; columns: {found}")
+        raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {found}")
     if schema.names.count(column) > 1:
         raise NstError(f"{location}: expected one column `{column}`, found {schema.names.count(column)}; rename the others")
     return column
@@ -176,7 +182,7 @@ def _too_many(most: int, rows: int, limit: int, what: str) -> NstError:
     shown = f"{most:,}" if most < 10**30 else "a number of " + f"{len(str(most)):,} digits"
     return NstError(
         f"{what} has class numbers up to {shown} in {rows:,} rows and no class names; the limit is {limit:,}: "
-        "renumber from 0 or pass --class-names FILE"
+        "renumber from 0 or pass `class_names` FILE"
     )
 
 
@@ -201,15 +207,15 @@ def renamed(
     """
     numbers = class_numbers(class_names)
     if numbers is None:
-        raise UsageError(f"--class-names {file}: {location} has class names of its own ({_abridged(class_names)})")
+        raise UsageError(f"`class_names` {file}: {location} has class names of its own ({_abridged(class_names)})")
     if len(set(numbers)) != len(numbers):
         twice = [name for name, number in zip(class_names, numbers, strict=True) if numbers.count(number) > 1]
-        raise UsageError(f"--class-names {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one")
+        raise UsageError(f"`class_names` {file}: {location} has several spellings of one class: {', '.join(map(repr, twice[:3]))}; use one")
     least = max(numbers, default=0) + 1
     if not numbers or len(names) < least or len(set(names)) != len(names):
         counted = f" ({location} has class {least - 1:,}; classes start at 0)" if len(names) < least else ""
         raise UsageError(
-            f"--class-names {file}: expected at least {least:,} distinct names, one per line, found {len(set(names)):,}{counted}"
+            f"`class_names` {file}: expected at least {least:,} distinct names, one per line, found {len(set(names)):,}{counted}"
         )
     return np.array(numbers, dtype=np.int64)[labels], names
 
@@ -223,15 +229,15 @@ def names_in(file: str) -> list[str]:
         text = content.decode("utf-8-sig") if len(content) <= _MOST_BYTES_OF_NAMES else None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not in UTF-8"
-        raise UsageError(f"--class-names {file}: {reason}; {expected}") from None
+        raise UsageError(f"`class_names` {file}: {reason}; {expected}") from None
     if text is None:
-        raise UsageError(f"--class-names {file}: more than {_MOST_BYTES_OF_NAMES // 2**20} MB; {expected}")
+        raise UsageError(f"`class_names` {file}: more than {_MOST_BYTES_OF_NAMES // 2**20} MB; {expected}")
     if text.lstrip()[:1] in ("[", "{"):
-        raise UsageError(f"--class-names {file}: begins with {text.lstrip()[0]!r}, as JSON does; {expected}")
+        raise UsageError(f"`class_names` {file}: begins with {text.lstrip()[0]!r}, as JSON does; {expected}")
     names = [line.strip() for line in text.rstrip().split("\n")]
     if len(names) > 1 and "" in names:
         blank = names.index("")
-        raise UsageError(f"--class-names {file}: line {blank + 1} is empty; expected a name for class {blank}")
+        raise UsageError(f"`class_names` {file}: line {blank + 1} is empty; expected a name for class {blank}")
     if odd := next((number for number, name in enumerate(names, 1) if _CONTROL.search(name)), 0):
-        raise UsageError(f"--class-names {file}: line {odd} is {names[odd - 1][:40]!r}; expected a name without control characters")
+        raise UsageError(f"`class_names` {file}: line {odd} is {names[odd - 1][:40]!r}; expected a name without control characters")
     return names if names[0] else []

@@ -28,45 +28,58 @@ _EXPECTED = "expected a folder of images, tar or parquet files, a .txt list of i
 
 
 def open_source(
-    location: str,
+    location: str | Path,
+    *,
     labeled: bool = False,
-    class_names_file: str | None = None,
+    class_names: str | None = None,
     image_column: str | None = None,
+    label_column: str | None = None,
     stream: bool = False,
     indexes: Path | None = None,
-    label_column: str | None = None,
 ) -> Source:
-    """Open a source; with `labeled`, read its labels too.
+    """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
 
-    `class_names_file` lists one class name a line, for classes that are integers without names, wherever they come from: class K is
-    line K, from 0. `image_column` names the column with the images where there are several, `label_column` the one with the labels
-    where none is called `label`. `stream` reads parquet files of the Hub without downloading them. `indexes` is a folder that keeps
-    where the images lie in tar files.
-    Raises NstError or UsageError where there is nothing usable, and says what was expected.
+    Args:
+        location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a folder
+            saved by `datasets` or, where no such path lies here, `owner/name@revision:config/split` on the Hub.
+        labeled: Read the labels too: class folders, a column of labels, or `.cls` files in a tar file.
+        class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
+        image_column: The column with the images, where there are several.
+        label_column: The column with the labels, where none is called `label`.
+        stream: Read parquet files of the Hub as needed, without downloading them.
+        indexes: A folder that keeps where the images lie in tar files, so that they open at once the next time.
+
+    Returns:
+        The source: its length, `location`, `class_names` and `labels` of shape (images,) where it is labeled, and rows in one fixed order.
+
+    Raises:
+        UsageError: The arguments do not go together, or not with what lies there.
+        NstError: There is nothing usable.
     """
-    for option, value in (("--image-column", image_column), ("--label-column", label_column)):
+    location = str(location)
+    for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):
         if value == "":
             raise UsageError(f"{option} '': empty column name for {location}; expected a name, or remove {option}")
-    for option, value in (("--class-names", class_names_file), ("--label-column", label_column)):
+    for option, value in (("`class_names`", class_names), ("`label_column`", label_column)):
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {location} are not read; remove it")
     path = Path(location).absolute()
-    names = names_in(class_names_file) if class_names_file is not None else []
+    names = names_in(class_names) if class_names is not None else []
     labels = LabelsAsked(label_column, len(names)) if labeled else None
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         source = open_hub(reference, labels, image_column, stream, indexes)
     elif stream:
-        raise UsageError(f"--stream: {location} is not a Hub dataset; remove --stream")
+        raise UsageError(f"`stream`: {location} is not a Hub dataset; remove `stream`")
     else:
         source = _local(location, path, labels, image_column, indexes)
     for option, asked, taken in (
-        ("--image-column", image_column, source.image_column),
-        ("--label-column", label_column, source.label_column),
+        ("`image_column`", image_column, source.image_column),
+        ("`label_column`", label_column, source.label_column),
     ):
         if asked is not None and taken is None:
             raise UsageError(f"{option} {asked}: {location} contains image files, which have no columns; remove {option}")
-    if class_names_file is not None and source.labels is not None:
-        source.labels, source.class_names = renamed(source.labels, source.class_names or [], source.location, names, class_names_file)
+    if class_names is not None and source.labels is not None:
+        source.labels, source.class_names = renamed(source.labels, source.class_names or [], source.location, names, class_names)
     return source
 
 

@@ -71,6 +71,10 @@ class Source(ABC):
     def __init__(self, location: str) -> None:
         self.location = location
 
+    def __repr__(self) -> str:
+        classes = f", {len(self.class_names):,} classes" if self.class_names else ""
+        return f"<{type(self).__name__} {self.location}: {len(self):,} images{classes}>"
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -205,7 +209,7 @@ class Source(ABC):
         if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
             raise NstError(
                 f"{self.location}: is not the labeled pool: none of {size:,} sampled images is among the {images:,} expected; "
-                "pass the right one with --pool"
+                "pass the right one with `pool`"
             )
 
     def find_by_hash(
@@ -227,7 +231,7 @@ class Source(ABC):
 
     def _lacks(self, missing: int, images: int, first: str) -> NstError:
         return NstError(
-            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the labeled pool with --pool"
+            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the labeled pool with `pool`"
         )
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
@@ -235,7 +239,7 @@ class Source(ABC):
         if image_hash(encoded) != hashed:
             raise NstError(
                 f"{self.location}: {self.key(row)!r} has different content than the labeled image; "
-                "pass the labeled pool with --pool, or label this one"
+                "pass the labeled pool with `pool`, or label this one"
             )
 
     def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:
@@ -267,6 +271,13 @@ class Source(ABC):
             if key in keys:
                 where.setdefault(key, row)
         return where
+
+
+def check_are_sources(**given: object) -> None:
+    """Raises UsageError for an argument that is no open source, such as the path of one; None is no argument."""
+    for role, value in given.items():
+        if value is not None and not isinstance(value, Source):
+            raise UsageError(f"`{role}`: expected a source, such as open_source('photos'), found {value!r}")
 
 
 def _stamp(path: str) -> int:

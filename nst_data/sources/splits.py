@@ -21,9 +21,9 @@ def check_splits(location: str, class_folders: Sequence[str]) -> None:
         if not (training and scored) or len(training + scored) < len(class_folders):
             return
     first = (training or scored)[0]
-    example = f"--labeled {os.path.join(location, first)}"
+    example = f"`labeled` {os.path.join(location, first)}"
     if training and scored:
-        example += f" --validation {os.path.join(location, scored[0])}"
+        example += f" `validation` {os.path.join(location, scored[0])}"
     raise UsageError(
         f"{location}: expected a folder for each class, found {', '.join((*training, *scored))}, which look like splits; "
         f"choose one, e.g. {example}; if they are classes, rename them, e.g. {first}_"

@@ -29,7 +29,7 @@ def check_readable(what: str, images: int, unreadable: int, max_unreadable: floa
     digits = next((digits for digits in range(10) if f"{share:.{digits}%}" != f"{max_unreadable:.{digits}%}"), 10)
     found = f"{unreadable:,} of its {images:,} {noun} ({share:.{digits}%}) could not be read (limit {max_unreadable:.{digits}%})"
     allow = _rounded_up(share)
-    option = f"--max-unreadable {allow} (recipe: `run: {{max_unreadable: {allow}}}`)"
+    option = f"`max_unreadable` {allow}"
     raise NstError(f"{what}: {found}; {back}, or continue without them with {option}")
 
 

@@ -161,7 +161,7 @@ def place_once(fresh: Path, place: Path) -> bool:
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
             raise NstError(
                 f"{place.parent}: its file system cannot rename folders ({error.strerror}), which a store needs; "
-                "put the store on another disk (--store)"
+                "put the store on another disk (`store`)"
             ) from None
         raise
     fsync_folder(place.parent)

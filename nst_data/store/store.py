@@ -30,8 +30,18 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
     def versions(self, name: str | None = None) -> list[Version]:
-        """Sealed versions, by name and number. A name that none can have, such as a path in a manifest of the Hub, finds nothing."""
+        """Sealed versions.
+
+        Args:
+            name: Only those of this name. One that none can have, such as a path in a manifest of the Hub, finds nothing.
+
+        Returns:
+            By name and number, the newest of a name last.
+        """
         if name is not None and not _NAME.fullmatch(name):
             return []
         found = [
@@ -47,11 +57,26 @@ class Store:
         rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
         return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/gen-*"))
 
-    def open(self, ref: str, *kinds: Kind) -> Version:
-        """The version that `name@version` names, or the newest of `name`; of one of the given kinds."""
+    def open(self, ref: str | Version, *kinds: Kind) -> Version:
+        """A version by its reference.
+
+        Args:
+            ref: `name@gen-N` or `name@gen-N.K`; `name` alone means its newest version. A version is itself.
+            kinds: What it may be: generation, edition, teacher; by default any.
+
+        Returns:
+            The version; its `manifest` has counts, settings and what it was made from, its `folder` the files.
+
+        Raises:
+            UsageError: There is none of these kinds.
+        """
+        if isinstance(ref, Version):
+            if kinds and ref.manifest.kind not in kinds:
+                raise UsageError(f"{ref.ref}: expected {_either(kinds)}, found {_either([ref.manifest.kind])}")
+            return ref
         name, _, number = ref.partition("@")
         if HubReference.of_repository(name):
-            raise UsageError(f"{ref}: expected a version in the store {self.root}; `nst pull {ref}` brings one of the Hub there")
+            raise UsageError(f"{ref}: expected a version in the store {self.root}; `pull(store, {ref!r})` brings one of the Hub there")
         check_name(name)
         wanted = Number.parse(number) if number else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
@@ -64,11 +89,9 @@ class Store:
                 f"{ref}: expected a generation in the store {self.root}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
-        sort = " or ".join(kinds) or "version"
-        sort = f"an {sort}" if sort.startswith("e") else f"a {sort}"
         raise UsageError(
-            f"{ref}: expected {sort} in the store {self.root}; "
-            + (f"there is {there}" if there else f"there is nothing called {name!r}, `nst list` shows what there is")
+            f"{ref}: expected {_either(kinds)} in the store {self.root}; "
+            + (f"there is {there}" if there else f"there is nothing called {name!r}, `store.versions()` shows what there is")
         )
 
     def stagings(self, name: str) -> list[Staging]:
@@ -117,7 +140,19 @@ class Store:
         return self._stage(request, name, number)
 
     def remove(self, ref: str, say: Callable[[str], None] = lambda _: None) -> Path:
-        """Delete a sealed or unfinished version that nothing else in the store was made from. AtWorkError where it is being made."""
+        """Delete a version, sealed or under way.
+
+        Args:
+            ref: `name@gen-N` or `name@gen-N.K`.
+            say: Gets a line about what is waited for.
+
+        Returns:
+            The folder that is gone.
+
+        Raises:
+            AtWorkError: It is being made.
+            NstError: Something else in the store was made from it.
+        """
         name, _, number = ref.partition("@")
         check_name(name)
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)] if number else []
@@ -166,7 +201,7 @@ class Store:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
                 raise NstError(
                     f"{holder.ref} is taken by other settings ({_difference(other, request)}); "
-                    f"choose another name, omit the number for the next free one, or `nst remove {holder.ref}` first"
+                    f"choose another name, omit the number for the next free one, or `store.remove({holder.ref!r})` first"
                 )
             assert generation is not None
             return Number(generation, edition)
@@ -200,6 +235,11 @@ class Store:
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
         if any(any((room / other / name).glob("gen-*")) for room in (self.root, self.root / "runs")):
             raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
+
+
+def _either(kinds: Sequence[Kind]) -> str:
+    sort = " or ".join(kinds) or "version"
+    return f"an {sort}" if sort.startswith("e") else f"a {sort}"
 
 
 def check_name(name: str) -> str:

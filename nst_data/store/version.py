@@ -83,7 +83,11 @@ class Version:
         return Number.parse(self.folder.name)
 
     def verify(self) -> list[str]:
-        """Recompute every checksum; the list of what does not hold is empty for a sound version."""
+        """Recompute every checksum.
+
+        Returns:
+            What does not hold, a line each; empty for a sound version.
+        """
         problems = []
         for name, sealed in self.manifest.files.items():
             path = self.folder / name
@@ -104,7 +108,14 @@ class Version:
 
 
 def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
-    """What was measured of a teacher, by name."""
+    """What was measured of a teacher.
+
+    Args:
+        teacher: A version of the store.
+
+    Returns:
+        By the name under which it was recorded, such as `test`: `top1` and the other numbers that `evaluate` gives.
+    """
     path = teacher.folder / METRICS
     metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return metrics

@@ -50,7 +50,7 @@ def _soft_label(classes: int, top_k: int | None) -> dict[str, List]:
     if top_k is None:
         return {"probs": List(Value("float16"), length=classes)}
     if not 1 <= top_k <= classes:
-        raise NstError(f"top-k {top_k}: expected 1 to {classes}, the number of classes; choose another --top-k")
+        raise NstError(f"top-k {top_k}: expected 1 to {classes}, the number of classes; choose another `top_k`")
     return {
         "top_labels": List(Value("int32"), length=top_k),  # the most probable classes, the first of them first
         "top_probs": List(Value("float16"), length=top_k),  # theirs, in that order; the rest is even over the other classes

@@ -25,7 +25,7 @@ from torch.utils.data._utils import signal_handling
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.images import ImageError, decode, image_hash
-from nst_data.sources import Source
+from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
 from nst_train.interruption import STOP_SIGNALS
@@ -36,7 +36,7 @@ from nst_train.transforms.noise import Transform
 _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for each of them
 _AHEAD = 4  # batches of each worker
 _ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
-_REMEDIES = "use --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`"
+_REMEDIES = "use `workers` 0, a smaller `batch_size` or, in a container, a larger `docker run --shm-size`"
 _SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on Linux
 
 
@@ -102,9 +102,8 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
 
 def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:
     """The images of a labeled source but these rows."""
-    assert source.labels is not None, "training needs labels"
     rows = np.delete(np.arange(len(source)), [int(row) for row in faults])
-    return LabeledImages(source, rows, source.labels[rows])
+    return LabeledImages(source, rows, labels_in(source)[rows])
 
 
 class _Steps(Dataset[TrainingBatch | NstError]):
@@ -130,7 +129,7 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return NstError("out of memory while preparing a batch; use fewer --workers or a smaller --batch-size")
+            return NstError("out of memory while preparing a batch; use fewer `workers` or a smaller `batch_size`")
 
     def _batch(self, step: int) -> TrainingBatch:
         positions = self._positions(step, 0 if self._settings.pseudo_only else self._settings.batch_size)
@@ -256,7 +255,7 @@ def check_room(images: int, side_px: int, workers: int, processes_here: int = 1)
     if batch > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
         raise NstError(
             f"a batch of {images:,} images of {side_px} px needs {_gigabytes(batch)}, but this machine has {_gigabytes(memory)}; "
-            "use a smaller --batch-size or --image-size"
+            "use a smaller `batch_size` or `image_size`"
         )
     if not workers or not _SHARED_MEMORY.is_dir():
         return

@@ -148,7 +148,7 @@ def _in_pool(
     if is_anonymous(edition.manifest):
         raise NstError(
             f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
-            "ask its owner for an edition with images (`nst balance --embed-images`)"
+            "ask its owner for an edition with images (`balance(..., BalanceSettings(embed_images=True))`)"
         )
     images = edition.manifest.counts["unique"]
     with damage_is_named(edition.ref):

@@ -84,7 +84,7 @@ def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
     computation = Computation(**chosen)
     if computation.device not in ("cpu", this_device().type):
         raise NstError(
-            f"{ref} was begun on {computation.device}, which this machine lacks; go on where there is one, or `nst remove {ref}` first"
+            f"{ref} was begun on {computation.device}, which this machine lacks; go on where there is one, or `store.remove({ref!r})` first"
         )
     return computation
 

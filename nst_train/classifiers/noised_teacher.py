@@ -25,7 +25,7 @@ class TeacherNoise:
     def __init__(self, noise: Noise, seed: int) -> None:
         if noise.augmentation:  # timm's draw from generators that threads share
             raise NstError(
-                f"--noise: this teacher was trained with {noise.augmentation}, and labels are noised by RandAugment alone; label without"
+                f"`noise`: this teacher was trained with {noise.augmentation}, and labels are noised by RandAugment alone; label without"
             )
         self._noise, self._seed = noise, seed
         self._networks: list[NetworkNoise] = []
@@ -36,7 +36,7 @@ class TeacherNoise:
         try:
             self._networks.append(add_noise(network, self._noise, self._noise, classes, self._seed))
         except NstError as error:
-            raise NstError(f"--noise: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
+            raise NstError(f"`noise`: this teacher cannot be noised ({str(error).partition(';')[0]}); label without") from None
         for layer in [one for one in network.modules() if isinstance(one, StochasticDepth)] + list(classifiers_of(network, classes)):
             layer.training = True
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.sources import Source, match_classes
+from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.unreadable import check_readable
 from nst_data.store.manifest import Input
 from nst_data.store.store import Store
@@ -22,11 +22,11 @@ from nst_train.settings import LabelSettings
 def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
     """The source's entry in the lineage. Raises UsageError for images that a teacher was trained on, as far as the store knows."""
     if settings.temperature != 1:
-        raise UsageError("--calibrate fits the temperature; remove --temperature")
+        raise UsageError("`calibration` fits the temperature; remove `temperature`")
     for role, entry in inputs.items():
         if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
             raise UsageError(
-                f"--calibrate {source.location}: {entry.ref} was trained on these images, on which it is more confident than on others; "
+                f"`calibration` {source.location}: {entry.ref} was trained on these images, on which it is more confident than on others; "
                 "use labeled images that it has not seen"
             )
     return source.lineage
@@ -52,7 +52,7 @@ def fit(
     `unreadable` and `no_answer` count the others, where there are any. The bytes of each readable one's `image_hash` are put into `hashes`,
     shape (rows,). Raises NstError where no image is left, or more than the share `max_unreadable` of them cannot be read.
     """
-    assert source.labels is not None, "opened with its labels"
+    known = labels_in(source)
     columns = match_classes(source.class_names or [], teacher.class_names, source.location, subset=True)
     log_probs, labels, read, first = [], [], 0, ""
     batches = batches_of(source, computation.batch_size)
@@ -60,7 +60,7 @@ def fit(
         rows = np.array([batch.rows[position].id for position in prediction.images.readable], np.int64)
         if hashes is not None:
             hashes[rows] = np.frombuffer(bytes.fromhex("".join(prediction.images.hashes)), hashes.dtype)
-        found, truth = prediction.log_probs.float(), torch.from_numpy(columns[source.labels[rows]])
+        found, truth = prediction.log_probs.float(), torch.from_numpy(columns[known[rows]])
         is_answered = has_answer(found)
         log_probs.append(found[is_answered])
         labels.append(truth[is_answered])

@@ -135,7 +135,7 @@ def _noise_of(names: Sequence[str], store: Store) -> Noise:
     try:
         return Noise.model_validate(version.manifest.request.settings["noise"])
     except (KeyError, ValidationError):
-        raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without --noise") from None
+        raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without `noise`") from None
 
 
 def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | None:

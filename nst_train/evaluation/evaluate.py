@@ -1,6 +1,7 @@
 """Accuracy of a classifier on labeled images, with its own clean transform, and what a teacher's metrics.json keeps of any suite."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +11,128 @@ from numpy.typing import NDArray
 
 from nst_data.cards import cards
 from nst_data.cards.described import Described
-from nst_data.progress import Progress
-from nst_data.sources import Source
-from nst_data.store.files import write_text
+from nst_data.errors import UsageError
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.sources import Source, labels_in
+from nst_data.store.files import is_writable, write_text
 from nst_data.store.ownership import beside, owned
 from nst_data.store.places import METRICS
-from nst_data.store.store import Store, Version
+from nst_data.store.store import Store, Version, check_name
 from nst_data.store.version import read_metrics
 from nst_train.classifiers.inference import Computation, batches_of, predict
-from nst_train.classifiers.teachers import Classifier, Teacher, load_classifier
+from nst_train.classifiers.teachers import Teacher, is_in_store, load_classifier
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation.accuracy import Accuracy
-from nst_train.evaluation.measuring import Effort, Suite
+from nst_train.evaluation.measuring import Effort, Measured, Suite
 from nst_train.evaluation.metrics import Score
 from nst_train.evaluation.outcomes import OUTCOME, outcomes_of
 from nst_train.evaluation.plots import write_plots
+from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate
-from nst_train.evaluation_settings import CLEAN
+from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
 
-_IN_FULL_ONLY = ("classes", "confusions")  # what `nst evaluate --json` has beside what is recorded
+_IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is recorded
 
 
-def evaluate(classifier: Classifier, source: Source, run: ReadSettings | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """`top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read.
+def evaluate(
+    store: Store,
+    model: Version | str,
+    data: Source | str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    record: str | None = None,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Accuracy, calibration and robustness of a model on labeled images. Resumes where it stopped when called again.
 
-    The source's classes are matched by name and may be some of the classifier's. Raises NstError for others, and where no image could
-    be read.
+    Args:
+        store: Where a teacher is, and outcomes are kept.
+        model: A teacher of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a name of
+            timm.
+        data: Labeled images, whose classes are matched by name and may be some of the model's; for a published suite its folder.
+        settings: What to measure; by default accuracy on the images as they are.
+        record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
+        run: How images are read; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        `top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read;
+        beside them the numbers of each suite but `clean` under its name.
+
+    Raises:
+        UsageError: There is no such model, or `data` was opened without labels or does not go with the suite.
+        NstError: The model knows other classes, or no image can be read.
     """
-    effort = Effort(run=run or ReadSettings(), progress=progress or Progress())
-    result = Accuracy(CLEAN, source).measure(Candidate("", classifier, ""), effort).result
-    return {name: value for name, value in result.items() if not isinstance(value, list | dict)}
+    name = model if isinstance(model, str) else store.open(model, "teacher").ref
+    measured = measure_all(store, [name], data, settings or EvaluateSettings(), record=record, run=run, progress=progress)
+    (by_suite,) = by_model(measured).values()
+    return by_suite
+
+
+def measure_all(
+    store: Store,
+    models: Sequence[str],
+    data: Source | str | Path,
+    settings: EvaluateSettings,
+    *,
+    record: str | None = None,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, Measured]]:
+    """By suite, by model (a teacher of the store with its version): what `evaluate` measures, of each image too."""
+    effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or on_this_terminal())
+    names = list(dict.fromkeys(settled(model, store) for model in models))
+    if record is not None:
+        _check_recordable(store, names, record)
+    if settings.of_published:
+        if isinstance(data, Source):
+            raise UsageError(f"{data.location}: expected the folder of {settings.suite[0]} as it was published, found a source")
+        data = Path(data)
+    elif not isinstance(data, Source):
+        raise UsageError(f"{data}: expected a source with labels; open it: open_source(..., labeled=True)")
+    else:
+        labels_in(data)
+        for line in data.remarks():
+            effort.progress.say(line)
+    reference = load_candidate(settled(settings.relative_to, store), store) if settings.relative_to else None
+    suites = [open_suite(name, data, settings, reference) for name in settings.suite]
+    if not is_writable(kept_outcomes(store)):
+        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: nothing that is measured is kept for a next run")
+    measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in suites}
+    for name in names:
+        candidate = load_candidate(name, store)
+        for suite in suites:
+            measured[suite.name][name] = suite.measure(candidate, effort)
+    for suite in suites if record is not None else []:
+        for name, one in measured[suite.name].items():
+            keep(store.open(name, "teacher"), suite, recorded_name(str(record), suite.name), one.result)
+    return measured
+
+
+def _check_recordable(store: Store, models: Sequence[str], name: str) -> None:
+    """Raises UsageError where nothing can be kept under this name."""
+    check_name(name)
+    for model in models:
+        if not is_in_store(model, store):
+            raise UsageError(f"`record`: {model} is not a teacher in the store, so nothing can be recorded for it; remove `record`")
+        if not all(map(is_writable, ((folder := store.open(model, "teacher").folder), folder.parent))):
+            raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
+
+
+def settled(model: str, store: Store) -> str:
+    """The version that a name of the store means now: its newest may be another one when it is loaded."""
+    return store.open(model, "teacher").ref if is_in_store(model, store) else model
+
+
+def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
+    """Of each model the numbers of `clean`, beside them those of each other suite under its name."""
+    found: dict[str, dict[str, Any]] = {}
+    for suite, models in measured.items():
+        for model, one in models.items():
+            found.setdefault(model, {}).update(one.result if suite == CLEAN else {suite: one.result})
+    return found
 
 
 def score(
@@ -52,12 +144,11 @@ def score(
     threads: int | None = None,
 ) -> Score:
     """Count what the teacher gets right on some rows of a source whose class i is its class columns[i]."""
-    assert source.labels is not None, "scores need labels"
-    found = [np.empty(0, OUTCOME)]
+    known, found = labels_in(source), [np.empty(0, OUTCOME)]
     batches = batches_of(source, computation.batch_size, rows)
     for batch, prediction in predict(teacher, computation, batches, hashes=False, threads=threads):
         readable = prediction.images.readable
-        labels = columns[source.labels[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
+        labels = columns[known[np.array([batch.rows[position].id for position in readable], dtype=np.int64)]]
         found.append(outcomes_of(prediction.log_probs, torch.from_numpy(labels), readable, len(batch.rows)))
     return Score.of(np.concatenate(found))
 
@@ -93,7 +184,7 @@ def measure(
     if known and known["fingerprint"] == suite.identity and known.get(kind, stamp) == stamp:
         return known
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
-    return record(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
+    return keep(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
 
 
 def _stamp(suite: Suite, kind: str = "stamp") -> str:
@@ -102,7 +193,7 @@ def _stamp(suite: Suite, kind: str = "stamp") -> str:
     return agreed_text(getattr(source, kind)) if isinstance(source, Source) else ""
 
 
-def record(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], progress: Progress | None = None) -> dict[str, Any]:
     """Keep what was measured as `name` in a teacher's metrics.json, card and pictures; of several processes the first writes."""
     state, stamp = this_process(), _stamp(suite)
     if state.is_main_process:

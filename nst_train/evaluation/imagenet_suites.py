@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources import Source, open_source
+from nst_data.sources import Source, labels_in, open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_train.classifiers.teachers import Classifier
@@ -25,7 +25,7 @@ from nst_train.evaluation.sequences import Sequences
 from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import IMAGENET_A, IMAGENET_C, IMAGENET_P, IMAGENET_R
 
-_WAY_OUT = ". Complete it, or measure what is there with --partial"
+_WAY_OUT = ". Complete it, or measure what is there with `partial`"
 
 ALEXNET_ERROR: Mapping[str, float] = {  # top-1 error, mean over severities (google-research/augmix, imagenet.py)
     "gaussian_noise": 0.886428,
@@ -141,11 +141,10 @@ def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lack
 
     Raises NstError for other classes.
     """
-    assert source.labels is not None
     wnids = [wnid for wnid in classes_of(suite) if wnid not in lacking]
     columns = columns_of(classifier.class_names, wnids, suite)
     where = {wnid: place for place, wnid in enumerate(wnids)}
-    labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[source.labels]
+    labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[labels_in(source)]
     all_in_order = len(columns) == len(classifier.class_names) and bool((columns == range(len(columns))).all())
     are_cut = suite in (IMAGENET_C, IMAGENET_P)  # to 224 pixels
     return Trial(name, source, wnids, labels, None if all_in_order else columns, are_cut)

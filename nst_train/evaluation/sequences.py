@@ -78,7 +78,7 @@ class Sequences(Source):
             frames = frames_of(path)
             if len(frames) != self.frames:
                 raise NstError(
-                    f"{path}: expected {self.frames} frames, as in other sequences here, found {len(frames)}; replace it, or --partial"
+                    f"{path}: expected {self.frames} frames, as in other sequences here, found {len(frames)}; replace it, or `partial`"
                 )
         except NstError as error:
             if not self._partly:

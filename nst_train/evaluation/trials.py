@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from nst_data.errors import NstError
 from nst_data.prefetch import in_threads
 from nst_data.progress import Progress, Task
-from nst_data.sources import Row, Source, match_classes
+from nst_data.sources import Row, Source, labels_in, match_classes
 from nst_data.store.manifest import json_digest
 from nst_train.classifiers.inference import PlainBatch, choose_computation, load_images, placed, predict
 from nst_train.classifiers.teachers import Classifier, Teacher
@@ -60,9 +60,9 @@ class Trial:
     @classmethod
     def of(cls, name: str, source: Source, classifier: Classifier) -> "Trial":
         """A labeled source whose classes are some of the classifier's, by name. Raises NstError for others."""
-        assert source.labels is not None, "evaluation needs labels"
+        labels = labels_in(source)
         columns = match_classes(source.class_names or [], classifier.class_names, source.location, subset=True)
-        return cls(name, source, classifier.class_names, columns[source.labels])
+        return cls(name, source, classifier.class_names, columns[labels])
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def begin(
     edition = 1 if request.kind == "edition" and generation is not None else None
     staged = store.begin(request, corpus, generation, edition)
     if isinstance(staged, Version):
-        remedy = f"`nst remove {staged.ref}` and label again, or ask for another --generation N"
+        remedy = f"`store.remove({staged.ref!r})` and label again, or ask for another `generation` N"
         check_unchanged(staged, read, remedy, progress, run.share[0] == 0)
         _say_already_made(staged, run, progress)
     return staged
@@ -48,7 +48,7 @@ def begin(
 
 def note_images(staging: Staging, read: Mapping[str, Source], run: LabelRunSettings, progress: Progress) -> None:
     """Note which images a labeling is begun on. Raises NstError where it was begun on others of the same names and sizes."""
-    check_unchanged(staging, read, f"`nst remove {staging.ref}` and label again", progress, run.share[0] == 0)
+    check_unchanged(staging, read, f"`store.remove({staging.ref!r})` and label again", progress, run.share[0] == 0)
     if not (staging.work / _LISTING).exists():
         write_listing(staging.work / _LISTING, read["pool"].listing())
 
@@ -68,7 +68,7 @@ def _check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
         change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
         raise NstError(
             f"{request.inputs[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
-            f"restore it and rerun, or `nst remove {staging.ref}` and label again"
+            f"restore it and rerun, or `store.remove({staging.ref!r})` and label again"
         )
 
 
@@ -85,10 +85,10 @@ def _say_already_made(version: Version, run: LabelRunSettings, progress: Progres
     """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
     counts = version.manifest.counts
     errors, labels = counts.get("errors", 0), counts["unique" if version.manifest.kind == "edition" else "labeled"]
-    again = f"`nst remove {version.ref}` and rerun to label them"
+    again = f"`store.remove({version.ref!r})` and rerun to label them"
     if not labels:
         raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
-    sealed = "--retry-errors does nothing to a sealed version, " if run.retry_errors else ""
+    sealed = "`retry_errors` does nothing to a sealed version, " if run.retry_errors else ""
     left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
     progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")

@@ -52,12 +52,12 @@ class Grown(Plan):
         repository is not opened for that.
         """
         if "adopted" in self.earlier.manifest.request.inputs:
-            raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without --extend")
+            raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without `extend`")
         for entry in _teachers(self.earlier).values():
             if entry.pulled and not is_in_store(entry.ref, store):
                 raise UsageError(
-                    f"--extend {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
-                    "`nst pull` it, or label the whole pool with a teacher of your choice, without --extend"
+                    f"`extend` {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
+                    "`pull(...)` it, or label the whole pool with a teacher of your choice, without `extend`"
                 )
         return [_at_its_commit(entry) for entry in _teachers(self.earlier).values()]
 
@@ -68,8 +68,8 @@ class Grown(Plan):
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
             raise UsageError(
-                f"--extend {self.earlier.ref}: its manifest has settings that this nst does not label by "
-                f"({place}: {error.errors()[0]['msg']}); label the whole pool, without --extend"
+                f"`extend` {self.earlier.ref}: its manifest has settings that this nst does not label by "
+                f"({place}: {error.errors()[0]['msg']}); label the whole pool, without `extend`"
             ) from None
 
     def check_same(self, teachers: Mapping[str, Input]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from nst_data.errors import NstError, UsageError
 from nst_data.labeled_version import LabeledVersion
-from nst_data.progress import Progress
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
-from nst_data.sources import Source
+from nst_data.sources import Source, check_are_sources, labels_in
 from nst_data.sources.changes import HASH, Reading
+from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.files import discard, disk_use, space_warning
 from nst_data.store.manifest import Input, Request
 from nst_data.store.store import Staging, Store, Version
@@ -28,71 +29,151 @@ from nst_train.labeling.grown import Grown
 from nst_train.labeling.labeling import Labeling, NoAnswerError
 from nst_train.labeling.like import Like
 from nst_train.labeling.plan import Plan, Whole
-from nst_train.settings import LabelRunSettings, LabelSettings
+from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
 
 _ROW_BYTES = 100  # key, hashes and numbers
+_POOL_HINT = "was made from it; give its current location as `pool`"
+Teachers = str | Version | Sequence[str | Version]
 
 
 def label(
     store: Store,
     corpus: str,
-    teacher: str | Sequence[str],
+    teacher: Teachers,
     pool: Source,
     settings: LabelSettings | None = None,
-    generation: int | None = None,
-    run: LabelRunSettings | None = None,
-    progress: Progress | None = None,
+    *,
     calibration: Source | None = None,
+    generation: int | None = None,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
 ) -> Version:
-    """Label every image of `pool` with `teacher` into a sealed generation of `corpus`.
+    """Label every image of a pool with an un-noised teacher (Algorithm 1, step 2) and seal the soft labels as a generation of `corpus`.
 
-    Several teachers are an ensemble: the mean of their probabilities. `calibration` are labeled images to fit the temperature on. What was
-    labeled before, also by a run that was killed, is not labeled again. Each image ends in `pseudo_labels` or, with the reason, in
-    `errors`. Any number of processes may run this at once: they share the shards, and the bytes are the same.
+    What was labeled before, also by a run that was killed, is not labeled again. Any number of processes may run this at once: they share
+    the shards, and the bytes are the same.
+
+    Args:
+        store: Where the generation is kept.
+        corpus: The name that gets a new generation.
+        teacher: A version of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a timm
+            name. Several are an ensemble: the mean of their probabilities.
+        pool: Images, whose labels are not read.
+        settings: What shapes the labels.
+        calibration: Labeled images, unseen by the teacher, to fit the temperature on.
+        generation: Ask for this number, from 1, instead of the next free one.
+        run: How the labeling runs; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The sealed generation. Each image is in its table `pseudo_labels`, with a float16 probability for each class, or with the reason in
+        `errors`.
+
+    Raises:
+        UsageError: There is no such teacher, or the arguments do not go together.
+        NstError: The pool has changed on the way, or too many of its images cannot be read.
     """
+    check_are_sources(pool=pool, calibration=calibration)
     settings = settings or LabelSettings()
     if calibration is not None and settings.noise:
-        raise UsageError("--calibrate and --noise: calibration needs an un-noised teacher; remove one of them")
+        raise UsageError("`calibration` and `noise`: calibration needs an un-noised teacher; remove one of them")
+    if calibration is not None:
+        labels_in(calibration)
     for ref, request in _of_all(store, corpus).items():
         if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:  # it would seem to be drawn from this one
             raise NstError(f"{ref} is a relabeled edition, without its pool; omit the generation for the next free one")
-    driver = _Driver(store, teacher, settings, run or LabelRunSettings(), progress or Progress(), calibration)
+    driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal(), calibration)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
 
 def extend(
-    store: Store, generation: Version, pool: Source, run: LabelRunSettings | None = None, progress: Progress | None = None
+    store: Store,
+    generation: Version | str,
+    pool: Source | None = None,
+    *,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
 ) -> Version:
-    """Label what a grown pool has more than the pool of `generation`, by the same teacher and settings, into a new generation.
+    """Label only the images added to a pool since `generation`, by the same teacher and settings, into a new generation.
 
     The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
+
+    Args:
+        store: Where both generations are kept.
+        generation: The one to go on from, as a version or `name@gen-N`.
+        pool: The grown pool; by default what lies where the earlier one was.
+        run: How the labeling runs; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The new generation, of the same corpus.
+
+    Raises:
+        UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
+        NstError: The teacher has other weights by now, or too many images cannot be read.
     """
-    run = run or LabelRunSettings()
-    plan = Grown(pool, generation, run.decode_threads)
-    driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or Progress())
+    check_are_sources(pool=pool)
+    run, generation = _run_of(run), store.open(generation, "generation")
+    plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT), generation, run.decode_threads)
+    driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
     plan.check_same(driver.teachers)
     return driver.make(plan, generation.folder.parent.name)
 
 
 def label_like(
     store: Store,
-    edition: Version,
-    teacher: str | Sequence[str],
-    pool: Source,
+    edition: Version | str,
+    teacher: Teachers,
+    pool: Source | None = None,
     settings: LabelSettings | None = None,
+    *,
     generation: int | None = None,
-    run: LabelRunSettings | None = None,
+    run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """New soft labels for the rows of an edition, with the same copies: the first edition of a new generation.
+    """New soft labels for the images of an edition, with the same copies: the first edition of a new generation.
 
     As the paper does after its one selection (section 3.1), and the released code's "reassign".
+
+    Args:
+        store: Where both editions are kept.
+        edition: The one whose images are labeled again, as a version or `name@gen-N.K`.
+        teacher: As for `label`.
+        pool: Where the images are; by default where they were labeled.
+        settings: What shapes the labels.
+        generation: Ask for this number instead of the next free one.
+        run: How the labeling runs; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The new edition, of the same corpus.
+
+    Raises:
+        UsageError: There is no such edition or teacher.
+        NstError: The pool lacks images of the edition, or too many cannot be read.
     """
-    settings, corpus = settings or LabelSettings(), edition.folder.parent.name
+    check_are_sources(pool=pool)
+    settings, edition = settings or LabelSettings(), store.open(edition, "edition")
+    pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.folder.parent.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; omit the generation for the next free one")
-    driver = _Driver(store, teacher, settings, run or LabelRunSettings(), progress or Progress())
+    driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal())
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
+
+
+def _names_of(teacher: Teachers, store: Store) -> list[str]:
+    """What the teachers are called. Raises UsageError for a version that is none, and for none at all."""
+    teachers = [teacher] if isinstance(teacher, str | Version) else teacher
+    if not teachers:
+        raise UsageError("`teacher`: expected a teacher or several, found none")
+    return [one if isinstance(one, str) else store.open(one, "teacher").ref for one in teachers]
+
+
+def _run_of(run: ReadSettings | None) -> LabelRunSettings:
+    """How a labeling runs, from what the user says of that or of reading images alone."""
+    if run is None or isinstance(run, LabelRunSettings):
+        return run or LabelRunSettings()
+    return LabelRunSettings(decode_threads=run.decode_threads, max_unreadable=run.max_unreadable)
 
 
 def _of_all(store: Store, corpus: str) -> dict[str, Request]:
@@ -106,7 +187,7 @@ class _Driver:
     """A teacher over the rows of a plan: what all ways of labeling have in common."""
 
     store: Store
-    names: str | Sequence[str]
+    names: Sequence[str]
     settings: LabelSettings
     run: LabelRunSettings
     progress: Progress
@@ -115,17 +196,13 @@ class _Driver:
     @cached_property
     def teachers(self) -> dict[str, Input]:
         """Their entries in the lineage. A teacher in the store is not loaded for it."""
-        entries = teacher_entries(self._names, self.store)
+        entries = teacher_entries(self.names, self.store)
         return self._loaded[1] if entries is None else entries
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return (self.names,) if isinstance(self.names, str) else tuple(self.names)
 
     @cached_property
     def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
         s = self.settings
-        return load_teacher(self._names, self.store, s.exact_transform, s.seed if s.noise else None)
+        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None)
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing and seal; where another process seals first, its version is the result."""

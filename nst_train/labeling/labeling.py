@@ -178,7 +178,7 @@ class Labeling:
     def _no_answers(self, images: str) -> NoAnswerError:
         """What to say of a teacher that has no finite answer to any of these images."""
         at = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
-        advice = "label with --precision fp32" if self.computation.precision != "fp32" else "use another teacher"
+        advice = "label with `precision` fp32" if self.computation.precision != "fp32" else "use another teacher"
         return NoAnswerError(
             f"{self.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{at}: "
             f"its weights are damaged, or it overflows in {self.computation.precision}; {advice}"

@@ -157,7 +157,7 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
         answer = network(torch.zeros(1, *size))
     except FAILURES as error:
         raise NstError(
-            f"image size {size[-1]}: not supported by {settings.model} ({why_not_loaded(error)}); choose another --image-size, or omit it"
+            f"image size {size[-1]}: not supported by {settings.model} ({why_not_loaded(error)}); choose another `image_size`, or omit it"
         ) from None
     try:
         check_logits(answer, classes)
@@ -176,7 +176,7 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
     except FAILURES as error:
         raise NstError(
             f"{settings.model} cannot be trained on {_images(len(images))} of {images.shape[-1]} px at once ({first_line(error)}); "
-            "use a larger --batch-size or --image-size, fewer processes or a smaller --accumulate"
+            "use a larger `batch_size` or `image_size`, fewer processes or a smaller `accumulate`"
         ) from None
     found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if found != (len(images), classes):

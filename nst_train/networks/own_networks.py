@@ -33,12 +33,19 @@ def register_network(
 ) -> None:
     """Let `name` stand for a network wherever a timm name can: `TrainSettings.model`, a recipe, a sealed teacher that is loaded again.
 
-    `make(classes)` gives the module, with initial weights by torch's seed; it maps images of shape (batch, 3, image_size, image_size),
-    normalized by `mean` and `std` of values in [0, 1], to logits of shape (batch, classes). Dropout of the settings goes before its last
-    layer with as many outputs as classes. For stochastic depth it has to take `drop_path_rate` and skip blocks by timm's DropPath.
+    A name is known while the program runs that registered it: register it again in the one that loads the teacher.
 
-    A name is known while the program runs that registered it: register it again in the one that loads the teacher. Raises UsageError
-    for a name that is a network of timm.
+    Args:
+        name: Letters, digits and `_`.
+        make: `make(classes)` gives the module, with initial weights by torch's seed. It maps images of shape (batch, 3, image_size,
+            image_size) to logits of shape (batch, classes). Dropout of the settings goes before its last layer with as many outputs as
+            classes. For stochastic depth it has to take `drop_path_rate` and skip blocks by timm's DropPath.
+        image_size: Side of its images in pixels.
+        mean: Of each channel, of values in [0, 1], by which images are normalized.
+        std: Likewise.
+
+    Raises:
+        UsageError: The name is that of a network of timm.
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise UsageError(f"{name}: expected a name of letters, digits and _ that begins with a letter")

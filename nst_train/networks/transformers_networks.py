@@ -60,7 +60,7 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     reshaped = {name: shapes for name, *shapes in sorted(info["mismatched_keys"]) if "classifier" not in name}
     if missing or reshaped:
         wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
-        raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove --image-size or --pretrained")
+        raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove `image_size` or `pretrained`")
     return Logits(network, _processor(folder))
 
 

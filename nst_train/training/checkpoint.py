@@ -89,7 +89,7 @@ def _number(value: object) -> float:
     """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
-    raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold; use another --optimizer")
+    raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold; use another `optimizer`")
 
 
 def load_checkpoint(
@@ -132,8 +132,8 @@ def diverged(ref: str, folder: Path, step: int, what: str) -> NstError:
     last = last_checkpoint(folder)
     good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
     return NstError(
-        f"{ref}, step {step:,}: {what} not finite any more; {good}. Try a lower --learning-rate or a longer --warmup-epochs, "
-        f"after `nst remove {ref}`, which gives its number free"
+        f"{ref}, step {step:,}: {what} not finite any more; {good}. Try a lower `learning_rate` or a longer `warmup_epochs`, "
+        f"after `store.remove({ref!r})`, which gives its number free"
     )
 
 
@@ -146,7 +146,7 @@ def _check_same_network(name: str, saved: dict[str, Tensor], network: nn.Module)
     reshaped = {key: (found[key], expected[key]) for key in sorted(expected.keys() & found.keys()) if found[key] != expected[key]}
     raise NstError(
         f"checkpoint {name} belongs to another network: {differences(missing, unexpected, reshaped)}. "
-        "Use the timm version this training was started with, or `nst remove` it and start over"
+        "Use the timm version this training was started with, or `store.remove(...)` it and start over"
     )
 
 

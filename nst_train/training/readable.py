@@ -7,7 +7,7 @@ import numpy as np
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
-from nst_data.sources import Source
+from nst_data.sources import Source, labels_in
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Staging, Version
@@ -23,7 +23,7 @@ def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], pr
     is_sealed = isinstance(staged, Version)
     for role, source in sources.items():
         reading = Reading(staged.folder if isinstance(staged, Version) else staged.build, role)
-        remedy = f"`nst remove {staged.ref}` and train again" + (", or ask for another --generation N" if is_sealed else "")
+        remedy = f"`store.remove({staged.ref!r})` and train again" + (", or ask for another `generation` N" if is_sealed else "")
         reading.check(source, reading.kept(), f"{staged.ref} was {'made' if is_sealed else 'begun'}", remedy, progress)
         if not is_sealed:
             reading.begin(source)
@@ -54,12 +54,11 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
 
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
     """The classes without any labeled image. Raises NstError for one whose images are there and cannot be read."""
-    assert source.labels is not None, "training needs labels"
-    names, readable = source.class_names or [], set(labeled.labels.tolist())
+    labels, names, readable = labels_in(source), source.class_names or [], set(labeled.labels.tolist())
     for row, why in faults.items():
-        label = int(source.labels[int(row)])
+        label = int(labels[int(row)])
         if label not in readable:
-            images = int((source.labels == label).sum())
+            images = int((labels == label).sum())
             raise NstError(
                 f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
                 "restore them, or remove the class"
@@ -73,7 +72,6 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
 
 def say_lost_classes(source: Source, faults: Mapping[str, str], progress: Progress) -> None:
     """Of validation images: say of which classes none can be read."""
-    assert source.labels is not None, "validation needs labels"
     lost = np.fromiter(map(int, faults), np.int64, count=len(faults))
-    if classes := lost_classes(source.labels, source.class_names or [], lost):
+    if classes := lost_classes(labels_in(source), source.class_names or [], lost):
         progress.say(f"{source.location}: {phrase(classes)}")

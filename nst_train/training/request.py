@@ -50,6 +50,6 @@ def begin(store: Store, request: Request, name: str, generation: int | None) -> 
     if isinstance(found, Staging) and found.request.digest == other_order.digest:
         raise NstError(
             f"{found.ref} was begun by an earlier nst, which takes the images in another order; "
-            f"finish it with that nst, or `nst remove {found.ref}` and run this command again"
+            f"finish it with that nst, or `store.remove({found.ref!r})` and run this command again"
         )
     return found

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from nst_data.errors import NstError
-from nst_data.progress import Progress
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
-from nst_data.sources import Source, check_trainable
+from nst_data.sources import Source, check_are_sources, check_trainable, labels_in
+from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
@@ -25,26 +27,52 @@ from nst_train.training.warm_start import start_input
 def train(
     store: Store,
     name: str,
-    settings: TrainSettings,
     labeled: Source,
-    edition: Version | StreamedEdition | None = None,
+    settings: TrainSettings,
+    *,
+    edition: Version | StreamedEdition | str | None = None,
     pool: Source | None = None,
+    validation: Source | None = None,
     generation: int | None = None,
     run: RunSettings | None = None,
     progress: Progress | None = None,
-    validation: Source | None = None,
 ) -> Version:
-    """Train a network on labeled images and, with `edition`, on pseudo-labeled ones; seal its averaged weights as a teacher.
+    """Train a network on labeled images and, with `edition`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
 
-    An edition of the Hub is streamed: its shards come and go, and the images are in the order of the pulled one.
-    With `validation`, labeled images of the same classes, they are the weights that did best on it, else the last ones. A run that was
-    killed goes on at its last checkpoint and ends, on the CPU, with the same weights; one that a signal stops raises Interrupted.
-    Raises NstError for settings that the data or the network refuse, before any work starts.
+    Its averaged weights are sealed as a teacher. The same call does nothing where that is there, and a run that was killed goes on at its
+    last checkpoint and ends, on the CPU, with the same weights.
+
+    Args:
+        store: Where the teacher is kept, and what it is made from.
+        name: The teacher's name; each training of it is a new generation.
+        labeled: Images with their labels, `open_source(..., labeled=True)`.
+        settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images.
+        edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
+            the same training as on the pulled one.
+        pool: Where the edition's images are, if not where they were labeled. One that holds its images takes none.
+        validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
+        generation: Ask for this number, from 0, instead of the next free one.
+        run: How the training runs; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The sealed teacher; `manifest.counts` has its parameters and steps.
+
+    Raises:
+        UsageError: A source was opened without labels, or the arguments do not go together.
+        NstError: The data or the network refuse the settings, before any work starts; or a loss is finite no more.
+        Interrupted: A signal asked to stop; a checkpoint is written.
     """
-    run, progress = run or RunSettings(), progress or Progress()
+    check_are_sources(labeled=labeled, pool=pool, validation=validation)
+    run, progress = run or RunSettings(), progress or on_this_terminal()
+    if edition is not None and not isinstance(edition, StreamedEdition):
+        edition = store.open(edition, "edition")
+    _check_pool(edition, pool)
     for line in [line for source in filter(None, (labeled, validation)) for line in source.remarks()]:
         progress.say(line)
     check_trainable(labeled)
+    if validation is not None:
+        labels_in(validation)
     check_names(settings)
     trackers = check_trackers(run.tracker)
     if edition is None:
@@ -62,6 +90,21 @@ def train(
     with _alone(staging, progress) as sign:
         _train(store, staging, sign, settings, labeled, edition, pool, run, progress, validation, trackers)
     return Version(staging.target)
+
+
+def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None) -> None:
+    """Raises UsageError for a pool that nothing would be read from."""
+    if pool is not None and edition is None:
+        raise UsageError(f"`pool` {pool.location}: there are no pseudo-labeled images without an `edition`; add it, or remove `pool`")
+    if pool is not None and edition is not None and not needs_pool(edition):
+        raise UsageError(f"`pool` {pool.location}: {edition.ref} holds its images itself; remove `pool`")
+
+
+def _pool_of(store: Store, edition: Version | StreamedEdition | None, pool: Source | None) -> Source | None:
+    """The pool that the user names, else the one that was labeled; None where none is needed."""
+    if pool is not None or edition is None or not needs_pool(edition):
+        return pool
+    return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with `pool`")
 
 
 @contextmanager
@@ -99,11 +142,12 @@ def _train(
     if machine["device"] != state.device.type:
         raise NstError(
             f"{staging.ref} was begun on {machine['device']}, this process computes on {state.device.type}; go on where it was begun, "
-            f"or `nst remove {staging.ref}` first"
+            f"or `store.remove({staging.ref!r})` first"
         )
     settings = settings.model_copy(update={"precision": machine["precision"]})
     set_threads(machine["threads"])
     with staging.refusable():
+        pool = _pool_of(store, edition, pool)
         training = Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0

@@ -42,7 +42,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     if missing or unexpected or reshaped:
         raise NstError(
             f"start {settings.start}: the weights do not match {settings.model}: {differences(missing, unexpected, reshaped)}; "
-            "choose matching weights with --start-from, or another --model"
+            "choose matching weights with `start`, or another `model`"
         )
     network.load_state_dict(weights)
     if order is None:

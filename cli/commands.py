@@ -1,0 +1,65 @@
+"""Which commands there are, and where: only the one that is asked for is imported."""
+
+import ast
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+_STOPS = (
+    "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP finish the current step, save a checkpoint and exit with 130, 143, 138 "
+    "and 129; the same command resumes from there. A second Ctrl-C exits immediately. Other exit statuses: 0 done, 1 failed, "
+    "2 usage error."
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is; only the one that is asked for is imported, which keeps `nst --help` quick."""
+
+    module: str
+    function: str
+    epilog: str | None = None
+    only_shows: bool = False
+
+    def outline(self, name: str) -> TyperCommand:
+        """Its name and help, read from the source of its function."""
+        tree = ast.parse(Path(__file__).with_name(f"{self.module}.py").read_text("utf-8"))
+        (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self.function)
+        return TyperCommand(name, help=ast.get_docstring(function))
+
+    def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
+        """The command itself."""
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        function = getattr(importlib.import_module(f".{self.module}", __package__), self.function)
+        alone.command(name, epilog=self.epilog)(function)
+        return typer.main.get_command(alone)
+
+
+COMMANDS = {
+    "label": Command("label", "label"),
+    "balance": Command("balance", "balance"),
+    "train": Command("train", "train", _STOPS),
+    "evaluate": Command("evaluate", "evaluate"),
+    "run": Command("run_recipe", "run", _STOPS),
+    "demo": Command("run_recipe", "demo"),
+    "list": Command("versions", "list_versions", only_shows=True),
+    "show": Command("show", "show", only_shows=True),
+    "diff": Command("diff", "diff", only_shows=True),
+    "verify": Command("versions", "verify", only_shows=True),
+    "remove": Command("versions", "remove"),
+    "push": Command("sharing", "push"),
+    "pull": Command("sharing", "pull"),
+    "adopt": Command("adopt", "adopt"),
+    "lineage": Command("sharing", "lineage", only_shows=True),
+}
+
+
+@functools.cache
+def load(name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
+    """The command of a name; None where there is none."""
+    return COMMANDS[name].load(name) if name in COMMANDS else None
