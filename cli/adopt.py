@@ -37,6 +37,7 @@ def adopt(
     from nst_data.progress import on_this_terminal
     from nst_data.sources import open_source, open_table
     from nst_data.sources.cells import NoImagesError
+    from nst_data.store.manifest import GenerationManifest
 
     if bool(settings.key) != bool(pool):
         given, lacking = ("--key refers to images", "--pool SOURCE") if settings.key else ("--pool applies to --key", "--key COLUMN")
@@ -49,11 +50,11 @@ def adopt(
     table = open_table(source) if pool else images
     separate, progress = images if pool else None, on_this_terminal()
     version = adopt_labels(there, corpus, table, settings, separate, class_names, teacher, generation, progress, run.max_unreadable)
-    counts = version.manifest.counts
+    counts = GenerationManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    print(f"{version.ref}: labels of {counts['labeled']:,} images adopted, {counts['errors']:,} could not be read")
-    if counts["unlabeled"]:
-        print(f"  {counts['unlabeled']:,} of the pool's {counts['pool']:,} images have no label there")
+    print(f"{version.ref}: labels of {counts.labeled:,} images adopted, {counts.errors:,} could not be read")
+    if counts.unlabeled:
+        print(f"  {counts.unlabeled:,} of the pool's {counts.pool:,} images have no label there")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

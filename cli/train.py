@@ -88,13 +88,15 @@ def train(
     if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
     version = train_network(there, name, settings, images, edition, pool_images, generation, run, progress, validation_images)
-    counts = version.manifest.counts
+    from nst_data.store.manifest import TeacherManifest
+
+    counts = TeacherManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    best = f", the weights of step {counts['best_step']:,}, best on the validation images" if "best_step" in counts else ""
-    steps = f"{counts['steps']:,} step{'s' * (counts['steps'] != 1)}"
-    print(f"{version.ref}: {counts['parameters']:,} parameters after {steps}{best}")
+    best = f", the weights of step {counts.best_step:,}, best on the validation images" if counts.best_step is not None else ""
+    steps = f"{counts.steps:,} step{'s' * (counts.steps != 1)}"
+    print(f"{version.ref}: {counts.parameters:,} parameters after {steps}{best}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 
@@ -124,12 +126,13 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition", store
     from nst_data.self_contained.images import needs_pool
     from nst_data.sources import open_source
     from nst_data.sources.labeled_pool import open_labeled_pool
+    from nst_data.store.manifest import EditionManifest
 
     if not needs_pool(edition):
         if location:
             raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
         return None
     if location:
-        image_column = edition.manifest.request.inputs["pool"].image_column
+        image_column = EditionManifest.of(edition.manifest).request.inputs.pool.image_column
         return open_source(location, image_column=image_column, indexes=store.indexes)
     return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with --pool")

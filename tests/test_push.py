@@ -61,8 +61,8 @@ def test_the_manifest_there_names_no_folder_of_this_machine_and_links_to_what_it
     text = files(top, REPO, "gen-1")["nst.json"].decode()
     manifest = parse_manifest(text, "gen-1")
     assert manifest.digest == Store(home / "store").open("tiny@gen-1").manifest.digest
-    assert (manifest.request.inputs["pool"].ref, manifest.request.inputs["teacher"].repo) == ("pool", f"{MODEL}@gen-0")
-    assert manifest.request.inputs["teacher"].revision == head(top, MODEL, "gen-0", "models")
+    assert (manifest.request.inputs.pool.ref, manifest.request.inputs.teacher.repo) == ("pool", f"{MODEL}@gen-0")
+    assert manifest.request.inputs.teacher.revision == head(top, MODEL, "gen-0", "models")
     everything = b"".join(
         content for kind, repo in (("datasets", REPO), ("models", MODEL)) for content in files(top, repo, kind=kind).values()
     )
@@ -336,7 +336,7 @@ def test_a_teacher_pushed_anonymously_names_no_source(hub, tmp_path):
     )
     assert [pushed.status, pulled.status, verified.status] == [0, 0, 0], (pushed.err, pulled.err, verified.err)
     there = parse_manifest(files(top, "alice/nameless-teacher", "gen-0", "models")["nst.json"].decode(), "there")
-    assert {role: (one.ref, one.digest) for role, one in there.request.inputs.items() if role != "original"} == {
+    assert {role: (one.ref, one.digest) for role, one in there.request.inputs.by_role.items() if role != "original"} == {
         "labeled": ("not said", "")
     }
 

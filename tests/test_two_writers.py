@@ -52,6 +52,6 @@ def test_the_second_of_two_trainings_is_told_and_a_killed_one_is_gone_on_with(tm
     version = Store(store).open("twice@gen-0")
     steps = [json.loads(line)["step"] for line in (version.folder / "metrics.jsonl").read_text().splitlines()]
     assert set(Counter(steps).values()) == {1}
-    assert steps[-1] == version.manifest.counts["steps"] == 24
+    assert steps[-1] == version.manifest.counts.steps == 24
     assert Store(store).unfinished() == []
     assert not [path for path in version.folder.rglob("*") if "owner" in path.name]
