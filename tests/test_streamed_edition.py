@@ -222,7 +222,7 @@ def test_offline_a_stream_ends_at_once_with_one_line(published, tmp_path):
     _, _, labeled, _ = published
     done = nst("http://127.0.0.1:9", tmp_path / "home", *student(labeled, "--stream", "--store", tmp_path / "s"), HF_HUB_OFFLINE="1")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"nst: {REPO}: HF_HUB_OFFLINE keeps from asking the Hub; unset it"]
+    assert done.stderr.splitlines() == [f"nst: {REPO}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it"]
 
 
 SIZES = """
