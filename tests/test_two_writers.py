@@ -73,7 +73,10 @@ for store in ("once", "twice", "thrice"):
     while not all((top / f"{store}-{one}").exists() for one in (0, 1)):
         time.sleep(0.001)
     settings, table = AdoptSettings(probs="probs", rows_per_shard=4), open_source(str(top / "labels.parquet"))
-    print(adopt(Store(top / store), "theirs", table, settings, class_names_file=str(top / "names.txt")).manifest.digest)
+    try:
+        print(adopt(Store(top / store), "theirs", table, settings, class_names_file=str(top / "names.txt")).manifest.digest)
+    except Exception as error:  # told to the test: the other process waits for this one's next round
+        print(repr(error))
 """
 
 
@@ -86,5 +89,5 @@ def test_two_processes_that_adopt_the_same_labels_at_once_end_with_one_version(t
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     versions = [Store(tmp_path / name).open("theirs@gen-1") for name in ("once", "twice", "thrice")]
-    assert {tuple(out.split()) for out, _ in said} == {tuple(version.manifest.digest for version in versions)}
+    assert {tuple(out.splitlines()) for out, _ in said} == {tuple(version.manifest.digest for version in versions)}
     assert [version.verify() for version in versions] == [[], [], []]
