@@ -21,7 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from nst_data.cards import cards
-from nst_data.store.manifest import Input, Request
+from nst_data.store.counts import ClassCounts, EditionCounts
+from nst_data.store.inputs import EditionInputs, Input
+from nst_data.store.manifest import EditionRequest
 from nst_data.store.staging import Staging
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema
@@ -48,7 +50,7 @@ def make_edition(store, shards, mb):
     rows = mb * 10**6 // ROW_BYTES
     schema, rng = balanced_schema(CLASSES), np.random.default_rng(0)
     pool = Input(ref="a pool that nobody has", digest="0" * 64)
-    staging = store.begin(Request(kind="edition", settings={"embed_images": False}, inputs={"pool": pool}), "shards", 1)
+    staging = store.begin(EditionRequest(settings={"embed_images": False}, inputs=EditionInputs(pool=pool)), "shards", 1)
     assert isinstance(staging, Staging)
     plan, files = ShardPlan(shards * rows, rows, "balanced"), {}
     for shard in range(shards):
@@ -68,11 +70,12 @@ def make_edition(store, shards, mb):
             }
         )
         files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table.cast(schema)], schema)
-    counts = {"labeled": plan.rows, "unique": plan.rows, "copies": plan.rows, "dropped": {}, "classes_without_images": []}
-    counts |= {"kept": plan.rows, "quota": None, "top_k": None, "teacher_parameters": 0}
-    counts["per_class"] = {name: dict.fromkeys(("labeled", "unique", "copies"), plan.rows // len(CLASSES)) for name in CLASSES}
-    cards.write_dataset_card(staging, CLASSES, counts)
-    return staging.seal(files, CLASSES, counts, {})
+    each = plan.rows // len(CLASSES)
+    per_class = dict.fromkeys(CLASSES, ClassCounts(labeled=each, unique=each, copies=each))
+    counts = EditionCounts(labeled=plan.rows, kept=plan.rows, unique=plan.rows, copies=plan.rows, per_class=per_class, teacher_parameters=0)
+    manifest = staging.describe(files, CLASSES, counts)
+    cards.write_dataset_card(staging, manifest)
+    return staging.seal(manifest)
 
 
 def run(code, arguments, env):

@@ -32,8 +32,10 @@ import pyarrow.parquet as pq
 from nst_data.digits import write_digits
 from nst_data.images import image_hash
 from nst_data.sources import open_source
+from nst_data.store.counts import EditionCounts
 from nst_data.store.files import replacing
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import EditionInputs, Input
+from nst_data.store.manifest import EditionRequest
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema
 from nst_data.tables.shards import ROW_GROUP_ROWS, ShardPlan, parquet_writer
@@ -96,8 +98,8 @@ def make_edition(store: Store, names: Path, entries: int, with_images: bool) -> 
     if found := store.versions(name):
         return found[0].ref
     pool = open_source(str(names))
-    inputs = {"generation": Input(ref="none@gen-1", digest="none"), "pool": pool.lineage}
-    staging = store.begin(Request(kind="edition", settings={"entries": entries, "with_images": with_images}, inputs=inputs), name)
+    inputs = EditionInputs(generation=Input(ref="none@gen-1", digest="none"), pool=pool.lineage)
+    staging = store.begin(EditionRequest(settings={"entries": entries, "with_images": with_images}, inputs=inputs), name)
     schema, plan = balanced_schema(CLASSES, with_images=with_images), ShardPlan(rows, SHARD_ROWS, "balanced")
     (staging.build / plan.table).mkdir()
     files, groups = {}, tables(names, rows, with_images)
@@ -109,8 +111,8 @@ def make_edition(store: Store, names: Path, entries: int, with_images: bool) -> 
                 writer.write_table(group)
                 done += group.num_rows
         files[plan.file(shard)] = file.sealed
-    counts = {"unique": rows, "copies": entries, "teacher_parameters": 0}
-    return staging.seal(files, CLASSES, counts, {}).ref
+    counts = EditionCounts(labeled=rows, kept=rows, unique=rows, copies=entries, teacher_parameters=0)
+    return staging.seal(staging.describe(files, CLASSES, counts)).ref
 
 
 def anonymous_mb(process: int) -> float:

@@ -37,6 +37,7 @@ def adopt(
     from nst_data.errors import NstError
     from nst_data.sources import open_source
     from nst_data.sources.cells import NoImagesError
+    from nst_data.store.manifest import GenerationManifest
 
     there = open_store(store)
     try:
@@ -55,11 +56,11 @@ def adopt(
         max_unreadable=run.max_unreadable,
         progress=terminal(),
     )
-    counts = version.manifest.counts
+    counts = GenerationManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    print(f"{version.ref}: labels of {counts['labeled']:,} images adopted, {counts['errors']:,} could not be read")
-    if counts["unlabeled"]:
-        print(f"  {counts['unlabeled']:,} of the pool's {counts['pool']:,} images have no label there")
+    print(f"{version.ref}: labels of {counts.labeled:,} images adopted, {counts.errors:,} could not be read")
+    if counts.unlabeled:
+        print(f"  {counts.unlabeled:,} of the pool's {counts.pool:,} images have no label there")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

@@ -1,7 +1,7 @@
 """`nst balance`."""
 
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from nst_data.settings import BalanceSettings, ReadableSettings
 from .messages import terminal
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
 from .tables import named
+
+if TYPE_CHECKING:
+    from nst_data.store.counts import EditionCounts
 
 
 @with_settings(settings=BalanceSettings, run=ReadableSettings)
@@ -37,6 +40,7 @@ def balance(
     from nst_data.selection.editions import Engine
     from nst_data.selection.editions import balance as balance_generation
     from nst_data.sources import open_source
+    from nst_data.store.manifest import EditionManifest, GenerationManifest
 
     there = open_store(store)
     generation = open_version(there, ref, "generation")
@@ -51,7 +55,7 @@ def balance(
     if master and engine != "spark":
         raise UsageError("--master requires --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
-    labeled = generation.manifest.request.inputs["pool"]
+    labeled = GenerationManifest.of(generation.manifest).request.inputs.pool
     images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
     progress, allowed = terminal(), run.max_unreadable
@@ -66,28 +70,28 @@ def balance(
         engine=chosen,
         max_unreadable=allowed,
     )
-    counts = version.manifest.counts
+    counts = EditionManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    print(f"{version.ref}: {counts['copies']:,} entries from {counts['unique']:,} of {counts['labeled']:,} images")
-    _print_counts(counts, version.manifest.request.settings)
+    print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
+    _print_counts(counts, settings)
     print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
 
 
-def _print_counts(counts: dict[str, Any], settings: dict[str, Any]) -> None:
-    dropped = [f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items() if rows]
+def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
+    dropped = [f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts.dropped.items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
-    if quota := counts["quota"]:
-        per_class = [one for name, one in counts["per_class"].items() if name not in settings["exclude_class"]]
-        most = max(math.ceil(one["copies"] / one["unique"]) for one in per_class if one["unique"])
-        fewer = sum(one["copies"] < quota for one in per_class)
-        about = "" if settings["method"] == "exact" else "about "  # rounded at random
+    if quota := counts.quota:
+        per_class = [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
+        most = max(math.ceil(one.copies / one.unique) for one in per_class if one.unique)
+        fewer = sum(one.copies < quota for one in per_class)
+        about = "" if settings.method == "exact" else "about "  # rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
         print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
-    if unread := counts["near_duplicates"]["unreadable"]:
-        print(f"  warning: {unread:,} candidate near-duplicates could not be read in the pool, and were kept")
-    if unread := counts.get("held_out_unreadable"):
-        print(f"  warning: {unread:,} held-out images could not be read; this edition may contain copies of them")
-    if empty := counts["classes_without_images"]:
+    if counts.near_duplicates and counts.near_duplicates.unreadable:
+        print(f"  warning: {counts.near_duplicates.unreadable:,} candidate near-duplicates could not be read in the pool, and were kept")
+    if counts.held_out_unreadable:
+        print(f"  warning: {counts.held_out_unreadable:,} held-out images could not be read; this edition may contain copies of them")
+    if empty := counts.classes_without_images:
         print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")

@@ -130,25 +130,28 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
 
 
 def _print(version: "Version", json: bool) -> None:
+    from nst_data.store.counts import EditionCounts
+    from nst_data.store.manifest import GenerationManifest
+
     counts = version.manifest.counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    if version.manifest.kind == "edition":
-        print(f"{version.ref}: {counts['unique']:,} images labeled again, {counts['copies']:,} entries")
+    if isinstance(counts, EditionCounts):
+        print(f"{version.ref}: {counts.unique:,} images labeled again, {counts.copies:,} entries")
         print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
         return
-    no_answer = counts.get("no_answer", 0)
-    lost = f"{counts['errors'] - no_answer:,} could not be read"
-    lost += f", {no_answer:,} got non-finite outputs from the teacher" if no_answer else ""
-    print(f"{version.ref}: {counts['labeled']:,} of {counts['pool']:,} images labeled, {lost}")
-    if calibration := counts.get("calibration"):
-        before, after = calibration["ece_before"], calibration["ece_after"]
-        if calibration["at_edge"]:
+    counts = GenerationManifest.of(version.manifest).counts
+    lost = f"{counts.errors - counts.no_answer:,} could not be read"
+    lost += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
+    print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {lost}")
+    if calibration := counts.calibration:
+        before, after = calibration.ece_before, calibration.ece_after
+        if calibration.at_edge:
             print("  warning: no temperature fits: on these images the teacher's outputs are uninformative, or all correct")
-        if unread := calibration.get("unreadable"):
-            print(f"  {unread:,} calibration images could not be read")
-        if unanswered := calibration.get("no_answer"):
-            print(f"  {unanswered:,} calibration images were skipped: the teacher's output for them is not finite")
-        print(f"  temperature {calibration['temperature']:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
+        if calibration.unreadable:
+            print(f"  {calibration.unreadable:,} calibration images could not be read")
+        if calibration.no_answer:
+            print(f"  {calibration.no_answer:,} calibration images were skipped: the teacher's output for them is not finite")
+        print(f"  temperature {calibration.temperature:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     print(f"  {version.folder}\n  next: nst balance {version.ref}")

@@ -101,21 +101,27 @@ def _show_settings(path: Path, json: bool) -> None:
 
 
 def _row(generation: "Generation") -> dict[str, Any]:
-    from nst_data.store.version import read_metrics
+    from nst_data.store.manifest import EditionManifest, GenerationManifest, TeacherManifest
+    from nst_data.store.metrics import Metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
-    metrics = read_metrics(teacher)
+    trained, metrics = TeacherManifest.of(teacher.manifest), Metrics.read(teacher.folder)
+    selected = EditionManifest.of(edition.manifest).counts if edition else None
     seconds = sum(version.manifest.seconds for version in (teacher, corpus, edition) if version)
     return {
         "teacher": teacher.ref,
-        "model": teacher.manifest.request.settings["model"],
-        "parameters": teacher.manifest.counts["parameters"],
+        "model": trained.request.model,
+        "parameters": trained.counts.parameters,
         "pseudo": edition is not None,
         "edition": edition.ref if edition else None,
-        "images_labeled": corpus.manifest.counts["labeled"] if corpus else None,
-        **{name: edition.manifest.counts[name] if edition else None for name in ("kept", "unique", "copies")},
-        "test_top1": metrics.get("test", {}).get("top1"),
-        "metrics": {name: {key: value for key, value in one.items() if isinstance(value, int | float)} for name, one in metrics.items()},
+        "images_labeled": GenerationManifest.of(corpus.manifest).counts.labeled if corpus else None,
+        "kept": selected and selected.kept,
+        "unique": selected and selected.unique,
+        "copies": selected and selected.copies,
+        "test_top1": metrics.test_top1,
+        "metrics": {
+            name: {key: value for key, value in one.items() if isinstance(value, int | float)} for name, one in metrics.model_dump().items()
+        },
         "seconds": round(seconds, 1),
     }
 

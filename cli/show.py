@@ -85,7 +85,7 @@ def _print_manifest(version: Version) -> None:
     print(f"{version.ref}  {manifest.kind}  {in_a_line(manifest, version.folder)}")
     print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
-    for role, made_from in manifest.request.inputs.items():
+    for role, made_from in manifest.request.inputs.by_role.items():
         print(f"  {role:<10} {as_text(made_from.ref)}  {made_from.digest[:12]}")
     print("settings")
     for key, value in manifest.request.settings.items():
@@ -93,7 +93,7 @@ def _print_manifest(version: Version) -> None:
     if "batch_size" in manifest.machine:
         names = ("device", "precision", "batch_size", "threads")
         print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
-    _print_counts(manifest.counts)
+    _print_counts(manifest.counts.model_dump())
 
 
 def _print_counts(counts: dict[str, Any]) -> None:

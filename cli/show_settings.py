@@ -22,6 +22,7 @@ def look_up(
     student: bool,
 ) -> dict[str, Any]:
     """Values with their origins, and their consequences, as JSON values. Raises UsageError for names that do not exist."""
+    from nst_data.store.manifest import EditionManifest
     from nst_train.networks.models import check_names, parameters_of
     from nst_train.presets import PRESETS
 
@@ -33,7 +34,7 @@ def look_up(
         unread = [place for place in found if place.split(".")[0] in OF_PSEUDO_LABELS]
         found |= {place: (found[place][0], "not read on labeled images alone") for place in unread}
     parameters = parameters_of(settings, len(labeled.class_names or []) if labeled else None)
-    entries = edition.manifest.counts["copies"] if edition else None
+    entries = EditionManifest.of(edition.manifest).counts.copies if edition else None
     return {
         "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
         "settings": {name: {"value": value, "source": source} for name, (value, source) in found.items()},

@@ -108,13 +108,15 @@ def train(
         progress=progress,
         validation=validation_images,
     )
-    counts = version.manifest.counts
+    from nst_data.store.manifest import TeacherManifest
+
+    counts = TeacherManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts})
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    best = f", the weights of step {counts['best_step']:,}, best on the validation images" if "best_step" in counts else ""
-    steps = f"{counts['steps']:,} step{'s' * (counts['steps'] != 1)}"
-    print(f"{version.ref}: {counts['parameters']:,} parameters after {steps}{best}")
+    best = f", the weights of step {counts.best_step:,}, best on the validation images" if counts.best_step is not None else ""
+    steps = f"{counts.steps:,} step{'s' * (counts.steps != 1)}"
+    print(f"{version.ref}: {counts.parameters:,} parameters after {steps}{best}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
 
 
@@ -139,7 +141,14 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 
 def _open_pool(location: str | None, edition: "Version | StreamedEdition | None", store: "Store") -> "Source | None":
     """The pool that the user names."""
+    if location is None or edition is None:
+        return None
+    from nst_data.errors import UsageError
+    from nst_data.self_contained.images import needs_pool
     from nst_data.sources import open_source
+    from nst_data.store.manifest import EditionManifest
 
-    image_column = edition.manifest.request.inputs["pool"].image_column if edition else None
-    return open_source(location, image_column=image_column, indexes=store.indexes) if location else None
+    if not needs_pool(edition):
+        raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
+    image_column = EditionManifest.of(edition.manifest).request.inputs.pool.image_column
+    return open_source(location, image_column=image_column, indexes=store.indexes)

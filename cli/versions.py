@@ -1,6 +1,5 @@
 """`nst list`, `nst verify` and `nst remove`: the versions in the store."""
 
-import json as jsonlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,12 +101,16 @@ def _summary(version: Version) -> dict[str, Any]:
 
 def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
     """How much a version holds; with its folder, what was measured of a teacher."""
-    counts = manifest.counts
-    if manifest.kind == "generation":
-        return f"{counts['labeled']:,} images labeled"
-    if manifest.kind == "edition":
-        return f"{counts['copies']:,} entries, {counts['unique']:,} images"
-    metrics = folder / "metrics.json" if folder else None
-    test = jsonlib.loads(metrics.read_text("utf-8")).get("test") if metrics and metrics.exists() else None
-    measured = f", test top-1 {100 * test['top1']:.1f}%" if test and "top1" in test else ""
-    return f"{manifest.request.settings['model']}, {counts['parameters']:,} parameters{measured}"
+    from nst_data.store.manifest import EditionManifest, GenerationManifest, TeacherManifest
+    from nst_data.store.metrics import Metrics
+
+    match manifest:
+        case GenerationManifest(counts=counts):
+            return f"{counts.labeled:,} images labeled"
+        case EditionManifest(counts=counts):
+            return f"{counts.copies:,} entries, {counts.unique:,} images"
+        case TeacherManifest(counts=counts, request=request):
+            top1 = Metrics.read(folder).test_top1 if folder else None
+            measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"
+            return f"{request.model}, {counts.parameters:,} parameters{measured}"
+    raise AssertionError(manifest.kind)

@@ -103,8 +103,8 @@ class Lab:
     def made_of(self, version: Version) -> dict[str, Any]:
         """The settings and inputs of a training as the store recorded them, those of its edition inside."""
         request = version.manifest.request
-        inputs: dict[str, Any] = {role: one.digest for role, one in request.inputs.items()}
-        if edition := request.inputs.get("edition"):
+        inputs: dict[str, Any] = {role: one.digest for role, one in request.inputs.by_role.items()}
+        if edition := request.inputs.by_role.get("edition"):
             inputs["edition"] = self.made_of(self.store.open(edition.ref))
         return request.settings | inputs
 

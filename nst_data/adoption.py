@@ -1,7 +1,7 @@
 """Pseudo-labels that were made elsewhere, as a generation: their soft labels checked, joined to images that are read once, sealed."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,8 +21,10 @@ from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings, default_top_k
 from nst_data.sources import Row, Source, check_are_sources, open_source, open_table
 from nst_data.sources.labels import names_in
+from nst_data.store.counts import GenerationCounts, LabelCounts
 from nst_data.store.files import disk_use, space_warning
-from nst_data.store.manifest import Input, Request, json_digest
+from nst_data.store.inputs import GenerationInputs, Input
+from nst_data.store.manifest import GenerationRequest, json_digest
 from nst_data.store.store import Store, Version
 from nst_data.tables.key_column import KeyColumn, Rows
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
@@ -95,13 +97,13 @@ def adopt(
     for line in (pool or table).remarks():
         progress.say(line)
     labels = column.digest(progress)
-    inputs = {
-        "pool": (pool or table).lineage,
-        "adopted": table.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
+    inputs = GenerationInputs(
+        pool=(pool or table).lineage,
+        adopted=table.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
         **({"class_names": Input(ref=str(Path(class_names).absolute()), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
-    }
-    staged = store.begin(Request(kind="generation", settings=settings.for_request(), inputs=inputs), corpus, generation)
+    )
+    staged = store.begin(GenerationRequest(settings=settings.for_request(), inputs=inputs), corpus, generation)
     check = partial(check_unchanged, staged, {"pool": pool or table}, f"`store.remove({staged.ref!r})` and adopt again", progress)
     if isinstance(staged, Version):
         check()
@@ -196,11 +198,11 @@ class _Adoption:
             if self.version.has_too_many(shard, len(unread)):
                 self.version.shards.reopen(shard)
 
-    def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def counts(self, counts: LabelCounts) -> GenerationCounts:
         """With the images of the pool that have no label."""
         images = len(self.version.pool)
-        own = {"pool": images, "unlabeled": images - self.version.shards.plan.rows, "top_k": self.top_k, "teacher_parameters": 0}
-        return {**counts, **own}
+        whole = counts.model_dump() | {"pool": images, "unlabeled": images - self.version.shards.plan.rows}
+        return GenerationCounts(**whole, top_k=self.top_k, teacher_parameters=0)
 
     @property
     def _kept(self) -> Path:

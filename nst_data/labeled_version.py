@@ -12,6 +12,7 @@ from nst_data.progress import Progress, Task
 from nst_data.sources import Source
 from nst_data.sources.changes import Reading, hashes_in
 from nst_data.sources.unreadable import are_too_many, check_readable
+from nst_data.store.counts import Counts, LabelCounts
 from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Staging, Version
 from nst_data.tables.shards import Shards
@@ -26,7 +27,7 @@ class Labeler(Protocol):
     def read_again(self) -> None:
         """Have shards made again for images that could not be read."""
 
-    def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def counts(self, counts: LabelCounts) -> Counts:
         """The counts of the manifest, from those of the table. Raises NstError where they show that nothing is worth keeping."""
 
 
@@ -79,11 +80,12 @@ class LabeledVersion:
             if not self.shards.missing():
                 raise
             raise NotReadyError from None
-        counts, unread = labeler.counts(rows), rows["errors"] - rows.get("no_answer", 0)
+        counts, unread = labeler.counts(rows), rows.errors - rows.no_answer
         what = f"{self.staging.ref}: {self.pool.location}"
         check_readable(what, self.shards.plan.rows, unread, self.max_unreadable, self.shards.first_unread())
-        cards.write_dataset_card(self.staging, self.class_names, counts)
-        return self.staging.seal(files, self.class_names, counts, self.machine, partial(self.shards.are_as_in, files))
+        manifest = self.staging.describe(files, self.class_names, counts, self.machine)
+        cards.write_dataset_card(self.staging, manifest)
+        return self.staging.seal(manifest, partial(self.shards.are_as_in, files))
 
 
 def check_unchanged(

@@ -1,7 +1,10 @@
 """Settings of filtering, balancing and adopting: the only home of their defaults."""
 
 import contextlib
+import functools
 import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -14,6 +17,23 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a field that came after data had been made without it: `before` is its value that means what nst did then.
+
+    It is left out of what is kept while it has that value, whatever its default is: digests stay what they were.
+    """
+
+    before: Any
+
+
+@functools.cache
+def later_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a model that are marked as `Later`, with their value of before."""
+    marks = ((name, mark) for name, field in model.model_fields.items() for mark in field.metadata)
+    return {name: mark.before for name, mark in marks if isinstance(mark, Later)}
 
 
 class Settings(BaseModel):
@@ -31,8 +51,19 @@ class Settings(BaseModel):
         return value
 
     def for_request(self) -> dict[str, Any]:
-        """The settings that shape data, as JSON values."""
-        return self.model_dump(mode="json")
+        """The settings that shape data, as JSON values, without those that are `Later` and have their value of before."""
+        later, values = later_fields(type(self)), self.model_dump(mode="json")
+        own = {name: getattr(self, name) for name in values}
+        return {
+            name: own[name].for_request() if isinstance(own[name], Settings) else value
+            for name, value in values.items()
+            if name not in later or own[name] != later[name]
+        }
+
+    @classmethod
+    def of_request(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that `for_request` gave: what is missing has its value of before, whatever the default is now."""
+        return cls.model_validate({**later_fields(cls), **values})
 
 
 class ReadableSettings(Settings):

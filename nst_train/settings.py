@@ -233,8 +233,8 @@ class LabelSettings(Settings):
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
-        """The settings that shape labels, as JSON values: without noise no seed does."""
-        return self.model_dump(mode="json", exclude=None if self.noise else {"seed"})
+        """As of all settings; and without noise no seed shapes labels."""
+        return {name: value for name, value in super().for_request().items() if self.noise or name != "seed"}
 
 
 class ReadSettings(ReadableSettings):

@@ -3,12 +3,18 @@
 import pyarrow as pa
 
 from nst_data.images import image_hash
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import EditionRequest, GenerationRequest
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, write_parquet
 
 NAMES = ["ant", "bee", "cat"]
 POOL = Input(ref="/pool", digest="pool")
+COUNTS = {  # what a manifest of each kind must have
+    "generation": {"pool": 1, "labeled": 1, "errors": 0, "teacher_parameters": 0},
+    "edition": {"labeled": 1, "kept": 1, "unique": 1, "copies": 1, "teacher_parameters": 0},
+    "teacher": {"parameters": 1, "steps": 1},
+}
 
 
 def label_row(row, image, label, confidence, copies=1, key=None, classes=3):
@@ -21,8 +27,8 @@ def label_row(row, image, label, confidence, copies=1, key=None, classes=3):
 def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL):
     """The next generation, of `label_row`s."""
     per_class = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
-    counts = {"pool": len(rows), "labeled": len(rows), "errors": 0, "per_class": per_class} | (counts or {})
-    request = Request(kind="generation", settings={"number": len(store.versions(name)), **(settings or {})}, inputs={"pool": pool})
+    counts = COUNTS["generation"] | {"pool": len(rows), "labeled": len(rows), "per_class": per_class} | (counts or {})
+    request = GenerationRequest(settings={"number": len(store.versions(name)), **(settings or {})}, inputs={"pool": pool})
     return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts)
 
 
@@ -33,8 +39,9 @@ def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL)
     unique = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
     per_class = {one: {"labeled": 2 * images, "unique": images, "copies": 3 * images} for one, images in unique.items()}
     dropped = {"held_out": 0, "duplicate": 1, "low_confidence": 1234}
-    counts = {"labeled": 2 * len(rows), "dropped": dropped, "unique": len(rows), "copies": 3 * len(rows), "per_class": per_class}
-    request = Request(kind="edition", settings={"number": len(store.versions(name))}, inputs=inputs)
+    counts = COUNTS["edition"] | {"labeled": 2 * len(rows), "dropped": dropped, "unique": len(rows), "copies": 3 * len(rows)}
+    counts["per_class"] = per_class
+    request = EditionRequest(settings={"number": len(store.versions(name))}, inputs=inputs)
     staging = store.begin(request, name, parent.number.generation if role == "generation" else None)
     return _seal(staging, "balanced", rows, balanced_schema(names), names, counts)
 
@@ -42,4 +49,4 @@ def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL)
 def _seal(staging, table, rows, schema, names, counts):
     path = ShardPlan(1, 1, table).file(0)
     sealed = write_parquet(staging.build / path, [pa.Table.from_pylist(rows, schema=schema)], schema)
-    return staging.seal({path: sealed}, list(names), counts, {})
+    return staging.seal(staging.describe({path: sealed}, list(names), counts))

@@ -11,7 +11,8 @@ from conftest import TINY, picture, write_class_folders
 from hub import commit, environment, name
 from sealed_labels import NAMES, POOL, label_row
 
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import EditionRequest
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema
 from nst_data.tables.shards import ShardPlan, write_parquet
@@ -63,7 +64,7 @@ def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
     """A sealed edition of `shards` files with images of one to three copies, and the folder of labeled images."""
     labeled = write_class_folders(Path(top, "labeled"), NAMES, 4)
     store = Store(Path(top, "made"))
-    request = Request(kind="edition", settings={"seed": 0}, inputs={"pool": POOL, "generation": Input(ref="bugs@gen-1", digest="gen-1")})
+    request = EditionRequest(settings={"seed": 0}, inputs={"pool": POOL, "generation": Input(ref="bugs@gen-1", digest="gen-1")})
     staging, schema = store.begin(request, "bugs", 1), balanced_schema(NAMES, with_images=with_images)
     (staging.build / "balanced").mkdir()
     files, entries = {}, 0
@@ -77,8 +78,9 @@ def seal(top, shards=SHARDS, rows=ROWS, with_images=True, counts=None):
         path = ShardPlan(shards, 1, "balanced").file(shard)
         rows_of_shard = pa.Table.from_pylist([{key: one[key] for key in schema.names} for one in table], schema=schema)
         files[path] = write_parquet(staging.build / path, [rows_of_shard], schema)
-    known = {"labeled": shards * rows, "unique": shards * rows, "copies": entries, "teacher_parameters": 1, "top_k": None}
-    return staging.seal(files, NAMES, known | (counts or {}), {}), labeled
+    known = {"labeled": shards * rows, "kept": shards * rows, "unique": shards * rows, "copies": entries}
+    known |= {"teacher_parameters": 1, "top_k": None}
+    return staging.seal(staging.describe(files, NAMES, known | (counts or {}))), labeled
 
 
 def publish(top, edition, repo=REPO, tag="gen-1.1"):

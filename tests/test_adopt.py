@@ -118,7 +118,7 @@ def test_each_kind_of_table_with_images_becomes_a_generation(tmp_path, store, wr
     manifest = version.manifest
     assert (version.ref, manifest.kind, manifest.class_names, version.verify()) == ("bugs@gen-1", "generation", NAMES, [])
     assert rows(version) == expected(keys)
-    assert manifest.counts == {
+    assert manifest.counts.model_dump() == {
         "pool": 7,
         "labeled": 7,
         "errors": 0,
@@ -130,9 +130,9 @@ def test_each_kind_of_table_with_images_becomes_a_generation(tmp_path, store, wr
     assert set(manifest.files) == {f"pseudo_labels/train-0000{n}-of-00003.parquet" for n in range(3)} | {
         "errors/train-00000-of-00001.parquet"
     }
-    assert manifest.request.inputs["pool"] == pool.lineage
-    assert manifest.request.inputs["teacher"].ref == "hf-hub:google/vit-base-patch16-224"
-    assert manifest.request.inputs["adopted"].ref == pool.location
+    assert manifest.request.inputs.pool == pool.lineage
+    assert manifest.request.inputs.teacher.ref == "hf-hub:google/vit-base-patch16-224"
+    assert manifest.request.inputs.adopted.ref == pool.location
 
 
 def test_a_pattern_of_tables_without_names_takes_them_from_a_file(tmp_path, store, names_file):
@@ -145,7 +145,7 @@ def test_a_pattern_of_tables_without_names_takes_them_from_a_file(tmp_path, stor
     assert [row["image_hash"] for row in rows(version)] == [image_hash(one) for number in range(2) for one in IMAGES[number::2]]
     assert [row["label"] for row in rows(version)] == LABELS[0::2] + LABELS[1::2]
     assert version.manifest.class_names == NAMES
-    assert version.manifest.request.inputs["class_names"].ref == names_file
+    assert version.manifest.request.inputs.class_names.ref == names_file
 
 
 def keyed(path, keys, which, **columns):
@@ -166,8 +166,8 @@ def test_labels_in_another_order_than_the_pool_are_joined_by_key(tmp_path, store
     every = expected(keys)
     assert rows(version) == [every[row] for row in (0, 2, 3, 5, 6)]
     counts = version.manifest.counts
-    assert (counts["pool"], counts["labeled"], counts["unlabeled"], counts["errors"]) == (7, 5, 2, 0)
-    assert version.manifest.request.inputs["pool"] == tar_pool.lineage
+    assert (counts.pool, counts.labeled, counts.unlabeled, counts.errors) == (7, 5, 2, 0)
+    assert version.manifest.request.inputs.pool == tar_pool.lineage
     moved = adopt(
         store, "bugs", keyed(tmp_path / "t.parquet", keys[::-1], [6, 0, 3, 2, 5]), **BY_KEY, pool=tar_pool, class_names=names_file
     )
@@ -213,7 +213,7 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
     assert [(one["id"], one["key"]) for one in errors] == [(row, f"theirs.parquet:{row}") for row in (1, 2, 4)]
     too_long = "3x4000 pixels: one side is more than 250 times the other"
     assert [one["reason"] for one in errors] == ["empty file", "not an image in a known format", too_long]
-    assert version.manifest.counts["errors"] == 3
+    assert version.manifest.counts.errors == 3
 
 
 @pytest.mark.parametrize("bad", [[9.0, 1.0, 2.0], [0.5, 0.5]])
@@ -309,7 +309,7 @@ def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_pat
     names.write_text("\n".join(map(str, range(1001))))
     path = write_table(tmp_path / "many.parquet", image=IMAGES[:2], probs=many.tolist())
     version = adopt(store, "many", open_source(path), **SETTINGS, class_names=str(names))
-    assert version.manifest.counts["top_k"] == DEFAULT_TOP_K
+    assert version.manifest.counts.top_k == DEFAULT_TOP_K
     assert [row["label"] for row in rows(version)] == [1000, 0]
     with pytest.raises(NstError, match="top-k 4: expected 1 to 3, the number of classes; choose another `top_k`"):
         adopt(store, "four", open_source(table), probs="probs", top_k=4)
@@ -462,7 +462,7 @@ def test_datasets_of_the_hub_are_adopted_at_their_commit(tmp_path):
     assert [(row["id"], row["key"], row["label"]) for row in rows(keyed)] == [(1, "x.tar:1.png", 0), (3, "x.tar:3.png", 1)]
     assert theirs.manifest.class_names == keyed.manifest.class_names == NAMES
     inputs = keyed.manifest.request.inputs
-    assert (inputs["adopted"].revision, inputs["pool"].revision) == (head(top, "me/keyed"), head(top, "me/pool"))
+    assert (inputs.adopted.revision, inputs.pool.revision) == (head(top, "me/keyed"), head(top, "me/pool"))
 
 
 def test_who_is_second_to_seal_the_same_labels_ends_with_the_version_of_the_first(store, table, monkeypatch):

@@ -63,7 +63,7 @@ def test_keys_hashes_and_reasons_are_gone_and_all_else_stays(versions, kind, tmp
         pseudo = open_edition(Version(folder), None, version.manifest.class_names, tmp_path / "work")
         original = open_edition(version, None, version.manifest.class_names, tmp_path / "original")
         assert [pseudo.read(index) for index in range(len(pseudo.rows))] == [original.read(index) for index in range(len(original.rows))]
-    sources = [entry for role, entry in manifest.request.inputs.items() if role == "pool"]
+    sources = [entry for role, entry in manifest.request.inputs.by_role.items() if role == "pool"]
     assert [(entry.ref, entry.digest) for entry in sources] == [("not said", "")]
 
 

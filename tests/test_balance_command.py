@@ -69,7 +69,7 @@ def copies(edition):
 
 
 def dropped(edition):
-    return {reason: count for reason, count in edition.manifest.counts["dropped"].items() if count}
+    return {reason: count for reason, count in edition.manifest.counts.dropped.items() if count}
 
 
 def write_thresholds(tmp_path, text):
@@ -112,7 +112,7 @@ def test_a_class_that_is_left_out_is_not_missed(generation):
     edition, text = balanced(generation, "--exclude-class", "bee", "--per-class", 4)
     assert copies(edition) == {0: 1, 1: 1, 2: 1, 3: 1}
     assert dropped(edition) == {"excluded_class": 2}
-    assert edition.manifest.counts["classes_without_images"] == ["cat"]
+    assert edition.manifest.counts.classes_without_images == ["cat"]
     assert "4 entries per class, an image up to 1 time; fewer in 1 of 2 classes\n" in text
     assert "1 class without any image: cat\n" in text
     shown = nst(Store(generation.folder.parents[2]), "show", edition.ref).stdout
@@ -134,15 +134,15 @@ def test_a_fraction_is_a_part_of_every_larger_one_and_depends_on_the_seed(genera
 @pytest.mark.parametrize(("quantile", "quota"), [((), 2), (("--auto-quantile", 0.5), 2), (("--auto-quantile", 1), 4)])
 def test_auto_takes_a_quantile_of_the_classes_that_have_images(generation, quantile, quota):
     edition, text = balanced(generation, "--per-class", "auto", *quantile)
-    assert edition.manifest.counts["quota"] == quota
-    assert [edition.manifest.counts["per_class"][name]["copies"] for name in NAMES] == [quota, quota, 0]
+    assert edition.manifest.counts.quota == quota
+    assert [edition.manifest.counts.per_class[name].copies for name in NAMES] == [quota, quota, 0]
     assert f"  {quota} entries per class" in text
 
 
 def test_none_turns_balancing_off(generation):
     edition, text = balanced(generation, "--per-class", "none")
     assert copies(edition) == dict.fromkeys(range(6), 1)
-    assert edition.manifest.counts["quota"] is None
+    assert edition.manifest.counts.quota is None
     assert "entries per class" not in text
 
 
@@ -174,7 +174,7 @@ def test_the_official_method_takes_whole_bins_and_rounds_at_random(generation):
 
 def test_a_class_without_an_image_is_named_on_the_screen_and_in_the_manifest(generation):
     edition, text = balanced(generation, "--min-confidence", 0.8)
-    assert edition.manifest.counts["classes_without_images"] == ["bee", "cat"]
+    assert edition.manifest.counts.classes_without_images == ["bee", "cat"]
     assert "  2 classes without any image: bee, cat\n" in text
     result = json.loads(nst(Store(generation.folder.parents[2]), "balance", generation.ref, "--min-confidence", 0.8, "--json").stdout)
     assert result["ref"] == edition.ref
@@ -210,7 +210,7 @@ def test_the_images_stand_in_the_edition_beside_their_labels(generation, pool, s
         assert found[row["id"]] == row | {"image": {"bytes": pool.read(row["id"]), "path": row["key"]}}
     assert [row["id"] for row in rows(edition, "balanced")] != sorted(found)
     counts = plain.manifest.counts
-    assert edition.manifest.counts == counts | {"shards": {"images": [counts["unique"]], "entries": [counts["copies"]]}}
+    assert edition.manifest.counts.model_dump() == counts.model_dump() | {"shards": {"images": [counts.unique], "entries": [counts.copies]}}
     assert "1 files, all as sealed" in nst(store, "verify", edition.ref).stdout
 
 
@@ -256,7 +256,7 @@ def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation,
     assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} holds its images itself; remove --pool\n")
     nst(store, *words)
     counts = store.open("student@gen-0").manifest.counts
-    assert (counts["pseudo_labeled"], counts["entries"]) == (6, 8)
+    assert (counts.pseudo_labeled, counts.entries) == (6, 8)
 
 
 def test_a_pool_that_moved_and_has_another_order_gives_the_same_edition_with_images(generation, store, pool, tmp_path):
@@ -344,6 +344,6 @@ def test_a_recipe_selects_as_its_settings_say(tiny_store, tmp_path):
     }
     recipe = parse_recipe(json.dumps({"name": "bugs", **parts}), tmp_path / "bugs.yaml")
     edition = self_training(Store(tmp_path / "store"), recipe)[1].edition
-    assert edition.manifest.counts["per_class"]["cat"]["unique"] == 0
-    assert edition.manifest.counts["copies"] == edition.manifest.counts["unique"] > 0
+    assert edition.manifest.counts.per_class["cat"].unique == 0
+    assert edition.manifest.counts.copies == edition.manifest.counts.unique > 0
     assert rows(edition, "balanced")[0]["image"]["bytes"]

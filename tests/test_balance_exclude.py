@@ -63,9 +63,9 @@ def test_copies_of_held_out_images_are_dropped_and_counted_apart_from_equal_byte
     edition = balance(store, write_generation(store, pool, PROBS), BalanceSettings(per_class=9), exclude=[test_set])
     counts = edition.manifest.counts
     assert kept(edition) == [2, 5]
-    assert {reason: rows for reason, rows in counts["dropped"].items() if rows} == {"held_out": 1, "near_held_out": 3}
-    assert counts["near_duplicates"] == {"compared": 2, "unreadable": 0}
-    assert counts["labeled"] == sum(counts["dropped"].values()) + counts["unique"]
+    assert {reason: rows for reason, rows in counts.dropped.items() if rows} == {"held_out": 1, "near_held_out": 3}
+    assert counts.near_duplicates.model_dump() == {"compared": 2, "unreadable": 0}
+    assert counts.labeled == sum(counts.dropped.values()) + counts.unique
     assert "near\\_held\\_out: 3" in (edition.folder / "README.md").read_text()
 
 
@@ -73,7 +73,7 @@ def test_equal_bytes_alone_are_dropped_where_that_is_asked_for(store, pool, test
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)  # nothing is compared
     edition = balance(store, version, BalanceSettings(per_class=9, exact_overlap_only=True), exclude=[test_set])
-    assert edition.manifest.counts["dropped"]["near_held_out"] == 0
+    assert edition.manifest.counts.dropped["near_held_out"] == 0
     assert kept(edition) == [0, 2, 4, 5]
 
 
@@ -117,7 +117,7 @@ def test_a_pool_that_is_gone_is_not_missed_where_nothing_resembles_a_held_out_im
     version = write_generation(store, pool, PROBS)
     shutil.rmtree(pool.location)
     edition = balance(store, version, BalanceSettings(per_class=9), exclude=[write(tmp_path / "other", z=encoded(PHOTOGRAPHS[5]))])
-    assert edition.manifest.counts["unique"] == 5
+    assert edition.manifest.counts.unique == 5
 
 
 def test_a_pool_in_another_place_and_order_is_searched_by_key(store, pool, test_set, tmp_path):
@@ -144,7 +144,7 @@ def test_a_pool_image_that_vanished_or_changed_is_kept_and_counted(store, pool, 
     if Path(pool.location, "e.png").exists():
         pool = open_source(pool.location)  # else the size in the listing tells
     edition = balance(store, version, BalanceSettings(per_class=9), exclude=[test_set], pool=pool)
-    assert edition.manifest.counts["near_duplicates"] == {"compared": 2, "unreadable": 1}
+    assert edition.manifest.counts.near_duplicates.model_dump() == {"compared": 2, "unreadable": 1}
     assert kept(edition) == [2, 4, 5]
 
 

@@ -1,5 +1,7 @@
 """The YAML of cards, read by those who read it on the Hub: huggingface_hub's card classes and `datasets`."""
 
+import json
+
 import pytest
 import yaml
 from datasets import DatasetInfo, load_dataset, load_dataset_builder
@@ -7,10 +9,13 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 
-from nst_data.cards.card_metadata import LICENSES, front_matter, license_of, read_front_matter, scores
+from nst_data.cards.card_metadata import LICENSES, front_matter, license_of, read_front_matter
 from nst_data.cards.cards import Published, dataset_card, model_card
 from nst_data.cards.described import Described
-from nst_data.store.manifest import Input, Request
+from nst_data.errors import NstError
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import TeacherRequest
+from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
 
 HOSTILE = [
@@ -48,11 +53,12 @@ def rows(count, **changes):
     return [label_row(index, index, index % 3, 0.9, key=f"folder/{index}.png", **changes) for index in range(count)]
 
 
-def seal_teacher(store, name="net", config='{"architecture": "resnet18"}', **inputs):
+def seal_teacher(store, name="net", config='{"architecture": "resnet18"}', metrics=None, **inputs):
     inputs = {role: one if isinstance(one, Input) else Input(ref=one, digest=role) for role, one in inputs.items()}
-    staging = store.begin(Request(kind="teacher", settings={"model": "resnet18"}, inputs=inputs), name, first=0)
+    staging = store.begin(TeacherRequest(settings={"model": "resnet18"}, inputs=inputs), name, first=0)
     (staging.build / "config.json").write_text(config)
-    return staging.seal({}, NAMES, {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}, {})
+    (staging.build / "metrics.json").write_text(json.dumps(metrics or {}))
+    return staging.seal(staging.describe({}, NAMES, {"parameters": 11, "steps": 7, "labeled": 30, "entries": 60}))
 
 
 def written(version, card):
@@ -103,7 +109,7 @@ def test_hostile_class_names_stay_names_in_the_front_matter(store, tmp_path):
 
 def test_the_hubs_class_reads_the_metadata_of_a_dataset(store):
     generation = seal_generation(store, rows(3), pool=Input(ref="owner/photos@abc:default/train", digest="d", revision="abc"))
-    edition = seal_edition(store, generation, rows(3), pool=generation.manifest.request.inputs["pool"])
+    edition = seal_edition(store, generation, rows(3), pool=generation.manifest.request.inputs.pool)
     data = DatasetCard(dataset_card(edition, Published("alice/bugs", "gen-1.1", license="CC-BY-4.0"))).data
     assert data.to_dict() | {"configs": 0, "dataset_info": 0} == {
         "license": "cc-by-4.0",
@@ -119,8 +125,8 @@ def test_the_hubs_class_reads_the_metadata_of_a_dataset(store):
 
 
 def test_the_hubs_class_reads_the_scores_of_a_teacher(store):
-    teacher = seal_teacher(store, labeled="/labeled")
-    data = ModelCard(model_card(teacher, SCORES, Published("alice/net", "gen-0"))).data
+    teacher = seal_teacher(store, metrics=SCORES, labeled="/labeled")
+    data = ModelCard(model_card(teacher, Published("alice/net", "gen-0"))).data
     known = {"task_type": "image-classification", "task_name": "Image Classification", "dataset_type": "imagefolder"}
     known["metric_type"] = "accuracy"
     assert data.eval_results == [
@@ -136,39 +142,45 @@ def test_the_hubs_class_reads_the_scores_of_a_teacher(store):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_results_stay_text_in_the_front_matter(store, name):
-    teacher = seal_teacher(store, labeled="/labeled")
-    data = ModelCard(model_card(teacher, {name: {"top1": 0.5, "images": 2, "source": name}})).data
+    teacher = seal_teacher(store, metrics={name: {"top1": 0.5, "images": 2, "source": name}}, labeled="/labeled")
+    data = ModelCard(model_card(teacher)).data
     assert [(one.dataset_name, one.dataset_split) for one in data.eval_results] == [(name, name)]
 
 
-@pytest.mark.parametrize(
-    "result", [None, 5, "x", [], {}, {"top1": "0.5"}, {"top1": None}, {"top1": True}, {"top1": float("nan")}, {"top1": 50}, {"ece": 0.1}]
-)
+@pytest.mark.parametrize("result", [{}, {"top1": None}, {"mfr": float("nan")}, {"ece": 0.1}])
 def test_results_without_a_top1_accuracy_are_passed_over(store, result):
-    assert scores({"odd": result}) == {}
-    assert "odd" not in model_card(seal_teacher(store, labeled="/labeled"), {"odd": result, "test": {"top1": 0.5}})
+    card = model_card(seal_teacher(store, metrics={"odd": result, "test": {"top1": 0.5}}, labeled="/labeled"))
+    assert ("odd" in card, "50.00%" in card) == (False, True)
+
+
+@pytest.mark.parametrize("result", [None, 5, "x", [], {"top1": "0.5"}, {"top1": True}, {"top1": float("nan")}, {"top1": 50}])
+def test_metrics_that_are_none_are_refused_in_a_line_and_shown_on_no_card(store, result):
+    teacher = seal_teacher(store, metrics={"odd": result, "test": {"top1": 0.5}}, labeled="/labeled")
+    with pytest.raises(NstError, match=r"metrics.json: expected the metrics of a teacher, found odd: .*; delete it and evaluate again$"):
+        Metrics.read(teacher.folder)
+    assert "odd" not in model_card(teacher)
 
 
 def test_a_network_in_transformers_format_belongs_to_transformers(store):
     teacher = seal_teacher(store, config='{"model_type": "vit"}', labeled="/labeled")
-    card = model_card(teacher, {})
+    card = model_card(teacher)
     assert ModelCard(card).data.library_name == "transformers"
     assert "timm.create_model" not in card
 
 
 @pytest.mark.parametrize("config", ["", "{", "[]", "5"])
 def test_a_config_that_is_none_still_has_a_card(store, config):
-    assert ModelCard(model_card(seal_teacher(store, config=config, labeled="/labeled"), {})).data.library_name == "timm"
+    assert ModelCard(model_card(seal_teacher(store, config=config, labeled="/labeled"))).data.library_name == "timm"
 
 
 def test_the_base_model_is_the_network_that_a_teacher_started_from_and_not_the_one_that_labeled(store):
     labels = Input(ref="bugs@gen-1.1", digest="edition")
     student = seal_teacher(store, labeled="/labeled", edition=labels)
     links = {"edition": "alice/bugs@gen-1.1", "teacher": "alice/net@gen-0", "initial_weights": "alice/net@gen-0"}
-    data = ModelCard(model_card(student, {}, Published("alice/net", "gen-1", links))).data
+    data = ModelCard(model_card(student, Published("alice/net", "gen-1", links))).data
     assert (data.datasets, data.base_model) == (["alice/bugs"], None)
     started = seal_teacher(store, "other", labeled="/labeled", edition=labels, initial_weights="net@gen-0")
-    data = ModelCard(model_card(started, {}, Published("alice/other", "gen-1", links))).data
+    data = ModelCard(model_card(started, Published("alice/other", "gen-1", links))).data
     assert (data.base_model, data.base_model_relation) == (["alice/net"], "finetune")
 
 

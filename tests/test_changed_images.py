@@ -96,7 +96,7 @@ def test_a_labeling_under_way_does_not_mix_old_and_new_images(store, teacher, tm
         labeled(store, teacher, pool)
     assert (done.work / "shards" / "00000.json").exists()
     change(pool / "0-100.png")
-    assert labeled(store, teacher, pool)[0].manifest.counts["labeled"] == 22
+    assert labeled(store, teacher, pool)[0].manifest.counts.labeled == 22
 
 
 def test_a_version_of_an_earlier_nst_is_compared_with_when_it_was_made(store, teacher, tmp_path):

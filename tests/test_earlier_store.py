@@ -60,7 +60,7 @@ def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opene
     shard = "pseudo_labels/train-00000-of-00003.parquet"
     kept = hash_file(staging.build / shard)
     version = label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS, run=READING)
-    assert (version.ref, version.manifest.counts["labeled"], version.verify()) == ("bugs@gen-2", 15, [])
+    assert (version.ref, version.manifest.counts.labeled, version.verify()) == ("bugs@gen-2", 15, [])
     assert version.manifest.files[shard] == kept
 
 
@@ -68,7 +68,7 @@ def test_a_training_that_is_half_done_goes_on_from_its_checkpoint(opened):
     store, labeled, pool = opened
     edition = store.open("bugs@gen-1.1")
     version = train(store, "bugs-teacher", labeled, STUDENT, edition=edition, pool=pool, generation=1, run=RUN)
-    assert (version.ref, version.manifest.counts["steps"], version.verify()) == ("bugs-teacher@gen-1", 12, [])
+    assert (version.ref, version.manifest.counts.steps, version.verify()) == ("bugs-teacher@gen-1", 12, [])
     (row,) = (version.folder / "metrics.jsonl").read_text().splitlines()
     assert '"step": 12' in row
 

@@ -15,7 +15,8 @@ from nst_data.images import decode, image_hash, phash, phash_thumbnail
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import GenerationRequest
 from nst_data.store.store import Store
 from nst_data.tables.schema import pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
@@ -41,14 +42,14 @@ def pool(tmp_path):
 
 def write_generation(store, pool, probs=PROBS, names=NAMES, rows_per_shard=2):
     inputs = {"teacher": Input(ref="net@gen-0", digest="weights"), "pool": Input(ref=pool.location, digest=pool.fingerprint)}
-    staging = store.begin(Request(kind="generation", settings={"batch_size": 2}, inputs=inputs), "flowers")
+    staging = store.begin(GenerationRequest(settings={"batch_size": 2}, inputs=inputs), "flowers")
     shards = Shards(staging.build, staging.work, ShardPlan(len(pool), rows_per_shard))
     for shard in shards.take():
         write_shard(shards, shard, pool, probs, pseudo_labels_schema(names))
     files, counts = shards.finish(names)
-    counts["teacher_parameters"] = 7
-    cards.write_dataset_card(staging, names, counts)
-    return staging.seal(files, names, counts, {})
+    manifest = staging.describe(files, names, counts.model_dump() | {"teacher_parameters": 7})
+    cards.write_dataset_card(staging, manifest)
+    return staging.seal(manifest)
 
 
 def write_shard(shards, shard, pool, probs, schema):
@@ -79,7 +80,7 @@ def test_a_generation_holds_every_image_in_its_labels_or_its_errors(store, pool,
     labels, errors = read(version, "pseudo_labels", tmp_path), read(version, "errors", tmp_path)
     assert labels["id"][:] == [0, 1, 2, 4, 5]
     assert errors[:] == {"id": [3], "key": [pool.key(3)], "reason": ["not an image in a known format"]}
-    assert version.manifest.counts == {
+    assert version.manifest.counts.model_dump() == {
         "pool": 6,
         "labeled": 5,
         "errors": 1,
@@ -119,7 +120,7 @@ def test_a_shard_without_readable_images_is_an_empty_table(store, pool):
     files = sorted((version.folder / "pseudo_labels").iterdir())
     assert [pq.read_metadata(file).num_rows for file in files] == [1, 1, 1, 0, 1, 1]
     edition = balance(store, version, BalanceSettings(per_class=2))
-    assert edition.manifest.counts["labeled"] == 5
+    assert edition.manifest.counts.labeled == 5
 
 
 def test_an_edition_carries_the_soft_labels_unchanged_in_pool_order(store, pool, tmp_path):
@@ -158,7 +159,7 @@ def test_an_edition_counts_what_happened_to_every_image(store, pool, tmp_path):
     pool = open_source(pool.location)
     version = write_generation(store, pool, np.vstack([PROBS, [[0.1, 0.1, 0.8]]]).astype(np.float32))
     edition = balance(store, version, BalanceSettings(min_confidence=0.5, per_class=1))
-    assert edition.manifest.counts == {
+    assert edition.manifest.counts.model_dump() == {
         "labeled": 6,
         "dropped": {
             "held_out": 0,
@@ -200,7 +201,7 @@ def test_images_of_an_excluded_source_are_held_out(store, pool, tmp_path):
     version = write_generation(store, pool)
     edition = balance(store, version, BalanceSettings(per_class=2), exclude=[open_source(str(test))])
     assert 0 not in pl.read_parquet(edition.folder / "balanced" / "*.parquet")["id"]
-    assert edition.manifest.counts["dropped"]["held_out"] == 1
+    assert edition.manifest.counts.dropped["held_out"] == 1
     assert balance(store, version, BalanceSettings(per_class=2)).ref == "flowers@gen-1.2"
 
 
@@ -266,8 +267,8 @@ def test_other_settings_make_the_next_edition_and_a_taken_number_is_an_error(sto
 def test_an_edition_names_its_parent_and_pool_by_digest(store, pool):
     version = write_generation(store, pool)
     inputs = balance(store, version, BalanceSettings()).manifest.request.inputs
-    assert (inputs["generation"].ref, inputs["generation"].digest) == ("flowers@gen-1", version.manifest.digest)
-    assert (inputs["pool"].ref, inputs["pool"].digest) == (pool.location, pool.fingerprint)
+    assert (inputs.generation.ref, inputs.generation.digest) == ("flowers@gen-1", version.manifest.digest)
+    assert (inputs.pool.ref, inputs.pool.digest) == (pool.location, pool.fingerprint)
 
 
 def test_a_shard_whose_note_is_missing_is_written_again_with_the_same_bytes(tmp_path, pool):

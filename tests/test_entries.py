@@ -61,7 +61,7 @@ def same(left, right):
 def test_both_forms_give_the_same_images_with_the_same_soft_labels_in_each_epoch(forms, tmp_path):
     by_reference, with_images, labeled, pool = forms
     assert (needs_pool(by_reference), needs_pool(with_images)) == (True, False)
-    count = by_reference.manifest.counts["copies"]
+    count = by_reference.manifest.counts.copies
     settings = STILL | {"batch_size": 1, "ratio": count}
     pooled = batches(by_reference, labeled, tmp_path / "a", range(2), open_source(str(pool)), **settings)
     alone = batches(with_images, labeled, tmp_path / "b", range(2), **settings)
@@ -73,7 +73,7 @@ def test_both_forms_give_the_same_images_with_the_same_soft_labels_in_each_epoch
 def test_batches_of_a_self_contained_edition_are_the_same_with_workers_and_from_any_step_on(forms, tmp_path):
     _, edition, labeled, _ = forms
     whole = batches(edition, labeled, tmp_path, range(12))
-    assert len(whole) * 8 > edition.manifest.counts["copies"]
+    assert len(whole) * 8 > edition.manifest.counts.copies
     rest = batches(edition, labeled, tmp_path, range(7, 12), workers=2)
     assert all(same(left, right) for left, right in zip(whole[7:], rest, strict=True))
 

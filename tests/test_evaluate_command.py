@@ -13,8 +13,8 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.sources import open_source
+from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_data.store.version import read_metrics
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -113,7 +113,7 @@ def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_pat
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())
     for ref in ("net@gen-0", "net@gen-1"):
         version = store.open(ref)
-        metrics = read_metrics(version)
+        metrics = Metrics.read(version.folder).model_dump()
         assert list(metrics) == ["test", "test-corruptions", "test-fgsm", "test-pgd"]
         assert metrics["test"]["source"] == str(test)
         assert len(metrics["test-corruptions"]["error"]) == 15
@@ -218,7 +218,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     rows = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)["generations"]
     store = Store(tmp_path / "store")
     for row in rows:
-        metrics = read_metrics(store.open(row["teacher"]))
+        metrics = Metrics.read(store.open(row["teacher"]).folder).model_dump()
         assert list(metrics) == ["test", "test-corruptions", "test-fgsm", "shifted"]
         assert metrics["test-fgsm"]["by_epsilon"][0]["top1"] == metrics["test"]["top1"]
         assert metrics["shifted"]["source"] == str(tmp_path / "shifted")

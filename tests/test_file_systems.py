@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY
 from file_systems import LACKING, without_links_locks_and_times, without_renames_of_folders
 from hub import serving
+from sealed_labels import COUNTS
 from streamed import REF, process, publish, seal
 
 from nst_data.errors import NstError
@@ -16,7 +17,8 @@ from nst_data.settings import BalanceSettings
 from nst_data.sharing.push import _link
 from nst_data.sources import open_source
 from nst_data.store.files import fsync_tree, write_text
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import GenerationRequest
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.labeling.label import label
@@ -29,7 +31,7 @@ HOOKED = LACKS + "without_links_locks_and_times(pytest.MonkeyPatch(), {number}, 
 
 
 def begin(store):
-    request = Request(kind="generation", settings={"seed": 0}, inputs={"pool": Input(ref="photos", digest="pool-digest")})
+    request = GenerationRequest(settings={"seed": 0}, inputs={"pool": Input(ref="photos", digest="pool-digest")})
     return store.begin(request, "flowers")
 
 
@@ -41,7 +43,7 @@ def test_versions_are_staged_settled_and_sealed(tmp_path, monkeypatch, number):
     with staging.owned(print):
         (staging.build / "data").mkdir()
         files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", "labels")}
-        version = staging.seal(files, ["ant"], {"labeled": 1}, {})
+        version = staging.seal(staging.describe(files, ["ant"], COUNTS["generation"]))
     assert version.verify() == []
     assert begin(Store(tmp_path / "store")) == version
 

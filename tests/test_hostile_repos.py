@@ -31,7 +31,7 @@ def sound(tiny_store, tmp_path_factory):
 def changed(sound, **parts):
     """The same files with another manifest, its digest right."""
     manifest = json.loads(sound["nst.json"]) | parts
-    request = parse_manifest(json.dumps(manifest), "x").request
+    request = parse_manifest(json.dumps(json.loads(sound["nst.json"]) | {"request": manifest["request"]}), "x").request
     sealed = {name: SealedFile(**one) for name, one in manifest["files"].items()}
     manifest["digest"] = content_digest(request, sealed, manifest["class_names"])
     return sound | {"nst.json": json.dumps(manifest).encode()}
@@ -53,6 +53,7 @@ HOSTILE = {
     "pickle": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, "pytorch_model.bin")),
     "escape": lambda sound, old: changed(sound, class_names=["ant", "bee", "\x1b]0;owned\x07"]),
     "counts": lambda sound, old: changed(sound, counts={"labeled": "<b>many</b>"}),
+    "deep": lambda sound, old: changed(sound, machine={"x": json.loads("[" * 300 + "]" * 300)}),
     "later": lambda sound, old: changed(sound) | {"nst.json": json.dumps(json.loads(sound["nst.json"]) | {"schema_version": 99}).encode()},
     "list": lambda sound, old: changed(sound) | {"nst.json": b"[]"},
     "binary": lambda sound, old: changed(sound) | {"nst.json": b"\xff\xfe{}"},

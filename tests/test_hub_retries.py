@@ -106,5 +106,5 @@ def test_pools_and_teachers_survive_a_hub_that_fails_at_first_and_ask_once_where
     assert (pool, net) == (3, "weights")
     assert all(fault.seen > 1 for fault in passing)
     assert "no such dataset on the Hub" in gone
-    assert "the Hub wants to know who you are" in secret
+    assert "you are not logged in to the Hub" in secret
     assert [fault.seen for fault in lasting] == [1, 1]

@@ -16,6 +16,7 @@ from nst_data.cards.card_metadata import scores
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
+from nst_data.store.metrics import Metrics
 from nst_train.classifiers.teachers import Classifier
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.corrupted import of_corruptions
@@ -173,7 +174,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
     assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
     assert found.result["partial"]["missing"] == ["shot_noise", *CORRUPTIONS[3:]]
     assert len(found.result["partial"]["missing_classes"]) == 998
-    assert scores({"imagenet-c": found.result}) == {}
+    assert scores(Metrics({"imagenet-c": found.result})) == {}
     print_results({"imagenet-c": {"tiny": found.result}})
     shown = " ".join(capsys.readouterr().out.split())
     assert "partial, not to be compared with published numbers; missing: shot_noise, defocus_blur, " in shown

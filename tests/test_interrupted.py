@@ -250,7 +250,7 @@ def test_two_processes_label_with_the_bytes_of_one_and_train_together(undisturbe
     assert trained.returncode == 0, trained.stderr
     version = Store(store).open("pair@gen-0")
     assert version.verify() == []
-    assert version.manifest.counts["steps"] == 6
+    assert version.manifest.counts.steps == 6
 
 
 def process_of_rank(rank, parent):

@@ -65,7 +65,7 @@ def test_every_image_is_in_pseudo_labels_or_with_its_reason_in_errors(tiny_store
     assert errors["text.jpg"] == "not an image in a known format"
     assert {row["key"] for row in labeled} | errors.keys() == {path.name for path in pool.iterdir()}
     assert len(labeled) == 6
-    assert {name: version.manifest.counts[name] for name in ("pool", "labeled", "errors")} == {"pool": 9, "labeled": 6, "errors": 3}
+    assert (version.manifest.counts.pool, version.manifest.counts.labeled, version.manifest.counts.errors) == (9, 6, 3)
     assert version.verify() == []
 
 
@@ -90,8 +90,8 @@ def test_the_lineage_names_teacher_and_pool(tiny_store):
     store, _, pool = tiny_store
     inputs = store.open("tiny@gen-1").manifest.request.inputs
     teacher = store.open("tiny-teacher@gen-0").manifest
-    assert inputs["teacher"].ref == "tiny-teacher@gen-0"
-    assert inputs["teacher"].digest == teacher.digest
-    assert inputs["teacher"].weights_sha256 == teacher.files["model.safetensors"].sha256
-    assert inputs["pool"].ref == str(pool)
-    assert inputs["pool"].digest == open_source(str(pool)).fingerprint
+    assert inputs.teacher.ref == "tiny-teacher@gen-0"
+    assert inputs.teacher.digest == teacher.digest
+    assert inputs.teacher.weights_sha256 == teacher.files["model.safetensors"].sha256
+    assert inputs.pool.ref == str(pool)
+    assert inputs.pool.digest == open_source(str(pool)).fingerprint

@@ -80,30 +80,30 @@ def test_labels_are_the_softmax_of_the_logits_over_the_temperature(store, teache
     np.testing.assert_allclose(probs(version), expected, atol=1e-3)
     np.testing.assert_allclose([row["confidence"] for row in rows(version)], expected.max(axis=1), atol=1e-5)
     assert version.manifest.request.settings["temperature"] == temperature
-    assert "calibration" not in version.manifest.counts
+    assert version.manifest.counts.calibration is None
 
 
 def test_the_fitted_temperature_is_scipys_and_the_labels_have_it(store, teacher, pool, labeled):
     found, labels, temperature = reference(teacher, sorted(labeled.glob("*/*")))
     assert 1 / 32 < temperature < 32
     version = label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(labeled), labeled=True))
-    calibration = version.manifest.counts["calibration"]
-    assert calibration["temperature"] == pytest.approx(temperature, rel=1e-4)
-    assert calibration["images"] == 36
+    calibration = version.manifest.counts.calibration
+    assert calibration.temperature == pytest.approx(temperature, rel=1e-4)
+    assert calibration.images == 36
     for when, divisor in (("before", 1), ("after", temperature)):
         confidences = softmax(found / divisor, axis=1)
         right = confidences.argmax(axis=1) == labels
         bins = np.ceil(confidences.max(axis=1) * 15).astype(int)
         error = sum(abs((confidences.max(axis=1) - right)[bins == one].sum()) for one in set(bins)) / len(labels)
-        assert calibration[f"ece_{when}"] == pytest.approx(error, abs=1e-4)
+        assert getattr(calibration, f"ece_{when}") == pytest.approx(error, abs=1e-4)
         cost = -log_softmax(found / divisor, axis=1)[np.arange(36), labels].mean()
-        assert calibration[f"nll_{when}"] == pytest.approx(cost, abs=1e-4)
+        assert getattr(calibration, f"nll_{when}") == pytest.approx(cost, abs=1e-4)
     expected = softmax(logits(teacher, sorted(store.root.parent.glob("pool/*"))) / temperature, axis=1)
     np.testing.assert_allclose(probs(version), expected, atol=1e-3)
     card = (version.folder / "README.md").read_text()
-    assert f"{calibration['temperature']:.4g}" in card
-    assert f"{100 * calibration['ece_before']:.2f}% before, {100 * calibration['ece_after']:.2f}% after" in card
-    assert version.manifest.request.inputs["calibration"].digest == open_source(str(labeled), labeled=True).fingerprint
+    assert f"{calibration.temperature:.4g}" in card
+    assert f"{100 * calibration.ece_before:.2f}% before, {100 * calibration.ece_after:.2f}% after" in card
+    assert version.manifest.request.inputs.calibration.digest == open_source(str(labeled), labeled=True).fingerprint
 
 
 def test_an_ensembles_temperature_is_fitted_on_the_log_of_its_mean(store, teacher, pool, labeled, tmp_path):
@@ -117,7 +117,7 @@ def test_an_ensembles_temperature_is_fitted_on_the_log_of_its_mean(store, teache
 
     fitted = minimize_scalar(cost, bounds=(-4, 4), method="bounded")
     version = label(store, "bugs", [teacher, second], pool, SETTINGS, run=RUN, calibration=open_source(str(labeled), labeled=True))
-    assert version.manifest.counts["calibration"]["temperature"] == pytest.approx(math.exp(fitted.x), rel=1e-3)
+    assert version.manifest.counts.calibration.temperature == pytest.approx(math.exp(fitted.x), rel=1e-3)
 
 
 def test_an_unreadable_image_is_left_out_of_the_fit(store, teacher, pool, labeled):
@@ -125,8 +125,8 @@ def test_an_unreadable_image_is_left_out_of_the_fit(store, teacher, pool, labele
     version = label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(labeled), labeled=True))
     next(labeled.glob("*/aaa.png")).unlink()
     _, _, temperature = reference(teacher, sorted(labeled.glob("*/*")))
-    assert version.manifest.counts["calibration"]["temperature"] == pytest.approx(temperature, rel=1e-4)
-    assert version.manifest.counts["calibration"]["images"] == 36
+    assert version.manifest.counts.calibration.temperature == pytest.approx(temperature, rel=1e-4)
+    assert version.manifest.counts.calibration.images == 36
 
 
 def test_calibrating_on_nothing_readable_is_one_error_and_leaves_nothing(store, teacher, pool, tmp_path):
@@ -142,7 +142,7 @@ def test_images_of_some_of_the_classes_calibrate_and_of_others_are_refused(store
     some = write_class_folders(tmp_path / "some", ["ant", "cat"], 6, first=300)
     others = write_class_folders(tmp_path / "others", ["ant", "dog"], 6, first=300)
     version = label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(some), labeled=True))
-    assert version.manifest.counts["calibration"]["temperature"] == pytest.approx(reference(teacher, sorted(some.glob("*/*")))[2], rel=1e-4)
+    assert version.manifest.counts.calibration.temperature == pytest.approx(reference(teacher, sorted(some.glob("*/*")))[2], rel=1e-4)
     with pytest.raises(NstError, match=r"found 2 \(ant, dog\); not expected: 1 \(dog\)"):
         label(store, "others", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(others), labeled=True))
     assert store.unfinished() == []
@@ -175,7 +175,7 @@ def test_a_grown_pool_is_labeled_at_the_temperature_that_was_fitted(store, teach
     version = label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(labeled), labeled=True))
     picture(1, 900).save(tmp_path / "pool" / "1-900.png")
     grown = extend(store, version, open_source(pool.location), run=RUN)
-    assert grown.manifest.counts["calibration"] == version.manifest.counts["calibration"]
-    temperature = version.manifest.counts["calibration"]["temperature"]
+    assert grown.manifest.counts.calibration == version.manifest.counts.calibration
+    temperature = version.manifest.counts.calibration.temperature
     expected = softmax(logits(teacher, sorted(tmp_path.glob("pool/*"))) / temperature, axis=1)
     np.testing.assert_allclose(probs(grown), expected, atol=1e-3)

@@ -42,14 +42,15 @@ def test_every_command_that_reads_labels_takes_their_column(table, tmp_path):
     assert nst(store, "train", "--labeled", table, "--validation", table, *NETWORK, *named)[0] == 0
     teacher = Store(store).open("kinds@gen-0", "teacher")
     assert teacher.manifest.class_names == ["ant", "bee", "cat"]
-    assert {role: one.label_column for role, one in teacher.manifest.request.inputs.items()} == {"labeled": "kind", "validation": "kind"}
+    inputs = teacher.manifest.request.inputs
+    assert (inputs.labeled.label_column, inputs.validation.label_column) == ("kind", "kind")
     assert "--label-column kind" in (teacher.folder / "README.md").read_text()
     assert json.loads(nst(store, "evaluate", "kinds", "--data", table, *named, "--json")[1])["kinds@gen-0"]["images"] == 9
     pool = write_pool(tmp_path / "pool", 3, 2)
     others = write_kinds(tmp_path / "others.parquet", 20)
     assert nst(store, "label", pool, "--teacher", "kinds", "--corpus", "bugs", "--calibrate", others, *named)[0] == 0
     generation = Store(store).open("bugs@gen-1", "generation")
-    assert generation.manifest.request.inputs["calibration"].label_column == "kind"
+    assert generation.manifest.request.inputs.calibration.label_column == "kind"
     assert "--label-column kind" in (generation.folder / "README.md").read_text()
     nst(store, "label", table, "--teacher", "kinds", "--corpus", "same")
     shown = json.loads(nst(store, "show", "same@gen-1", "--truth", table, *named, "--json")[1])
@@ -75,4 +76,4 @@ def test_a_recipe_names_the_column_of_each_source(table, tmp_path):
     store = Store(tmp_path / "store")
     made = list(self_training(store, parse_recipe(text, tmp_path / "x.yaml"), progress=Progress()))
     assert [one.teacher.manifest.class_names for one in made] == [["ant", "bee", "cat"]] * 2
-    assert {one.teacher.manifest.request.inputs["labeled"].label_column for one in made} == {"kind"}
+    assert {one.teacher.manifest.request.inputs.labeled.label_column for one in made} == {"kind"}

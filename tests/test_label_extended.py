@@ -68,7 +68,7 @@ def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher
     same_labels(rows(extended), rows(afresh))
     assert rows(extended, "errors") == rows(afresh, "errors") != []
     for name in ("pool", "labeled", "errors", "per_class", "top_k", "teacher_parameters"):
-        assert extended.manifest.counts[name] == afresh.manifest.counts[name]
+        assert getattr(extended.manifest.counts, name) == getattr(afresh.manifest.counts, name)
     assert list(extended.manifest.files) == list(afresh.manifest.files)
     assert extended.verify() == []
 
@@ -124,9 +124,9 @@ def test_the_lineage_names_the_generation_and_the_same_request_is_done_once(stor
     grown = grow(pool)
     extended = extend(store, before, grown, run=RUN)
     inputs = extended.manifest.request.inputs
-    assert (inputs["extended"].ref, inputs["extended"].digest) == (before.ref, before.manifest.digest)
-    assert inputs["teacher"] == before.manifest.request.inputs["teacher"]
-    assert inputs["pool"].digest == grown.fingerprint
+    assert (inputs.extended.ref, inputs.extended.digest) == (before.ref, before.manifest.digest)
+    assert inputs.teacher == before.manifest.request.inputs.teacher
+    assert inputs.pool.digest == grown.fingerprint
     assert extended.manifest.request.settings == before.manifest.request.settings
     assert extend(store, before, grown, run=RUN).ref == extended.ref
     assert store.unfinished() == []
@@ -146,7 +146,7 @@ def test_a_generation_without_a_label_can_be_extended(store, teacher, tmp_path, 
     with monkeypatch.context() as earlier:  # versions that sealed it
         earlier.setattr("nst_data.labeled_version.check_readable", lambda *_: None)
         before = label(store, "bugs", teacher, open_source(str(tmp_path / "pool")), SETTINGS, run=RUN)
-    assert before.manifest.counts["labeled"] == 0
+    assert before.manifest.counts.labeled == 0
     picture(0, 0).save(tmp_path / "pool" / "0.png")
     assert [row["key"] for row in rows(extend(store, before, open_source(str(tmp_path / "pool")), run=RUN))] == ["0.png"]
 

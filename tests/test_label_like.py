@@ -70,8 +70,8 @@ def test_it_is_the_first_edition_of_a_generation_of_its_own(store, edition, pool
     version = again(store, edition, pool)
     assert (version.ref, version.manifest.kind) == ("bugs@gen-2.1", "edition")
     inputs = version.manifest.request.inputs
-    assert (inputs["like"].ref, inputs["like"].digest) == (edition.ref, edition.manifest.digest)
-    assert inputs["pool"].digest == open_source(str(pool)).fingerprint
+    assert (inputs.like.ref, inputs.like.digest) == (edition.ref, edition.manifest.digest)
+    assert inputs.pool.digest == open_source(str(pool)).fingerprint
     assert again(store, edition, pool).ref == "bugs@gen-2.1"
     third = label(store, "bugs", f"local-dir:{store.root.parent / 'new'}", open_source(str(pool)), SETTINGS, run=RUN)
     assert third.ref == "bugs@gen-3"
@@ -91,11 +91,11 @@ def test_the_counts_are_an_editions(store, edition, pool):
     version = again(store, edition, pool)
     before, counts, found = edition.manifest.counts, version.manifest.counts, rows(version, "balanced")
     for name in ("labeled", "dropped", "kept", "unique", "copies", "top_k"):
-        assert counts[name] == before[name]
+        assert getattr(counts, name) == getattr(before, name)
     for index, name in enumerate(NAMES):
         copies = [row["copies"] for row in found if row["label"] == index]
-        assert counts["per_class"][name] == {"labeled": len(copies), "unique": len(copies), "copies": sum(copies)}
-    assert counts["classes_without_images"] == [name for name in NAMES if not counts["per_class"][name]["unique"]]
+        assert counts.per_class[name].model_dump() == {"labeled": len(copies), "unique": len(copies), "copies": sum(copies)}
+    assert counts.classes_without_images == [name for name in NAMES if not counts.per_class[name].unique]
     assert "bugs@gen\\-2.1".replace(".", "\\.") in (version.folder / "README.md").read_text()
 
 
@@ -103,7 +103,7 @@ def test_a_student_trains_on_it(store, edition, pool, tmp_path):
     labeled = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 4)), labeled=True)
     version, settings = again(store, edition, pool), TrainSettings(**TINY | {"ratio": 2, "epochs": 1})
     student = train(store, "student", labeled, settings, edition=version, pool=open_source(str(pool)), run=RunSettings(workers=0))
-    assert student.manifest.request.inputs["edition"].digest == version.manifest.digest
+    assert student.manifest.request.inputs.edition.digest == version.manifest.digest
 
 
 def test_an_image_that_changed_or_vanished_goes_to_the_errors(store, edition, pool):
@@ -121,9 +121,9 @@ def test_an_image_that_changed_or_vanished_goes_to_the_errors(store, edition, po
     assert errors[chosen[3]] == "No such file or directory"
     assert [row["key"] for row in rows(version, "balanced")] == [key for key in chosen if key not in errors]
     counts = version.manifest.counts
-    assert counts["unique"] == len(chosen) - 3
-    assert counts["copies"] == sum(row["copies"] for row in rows(version, "balanced"))
-    assert counts["dropped"] == edition.manifest.counts["dropped"] | {"unreadable": 3}
+    assert counts.unique == len(chosen) - 3
+    assert counts.copies == sum(row["copies"] for row in rows(version, "balanced"))
+    assert counts.dropped == edition.manifest.counts.dropped | {"unreadable": 3}
 
 
 def test_errors_are_in_the_order_of_the_pool_and_are_tried_again(store, edition, pool):
@@ -182,9 +182,9 @@ def test_a_recipe_that_selects_once_labels_the_selection_again(tmp_path):
     first = nst(*command)
     versions = {version.ref: version.manifest for version in store.versions("bugs")}
     assert list(versions) == ["bugs@gen-1", "bugs@gen-1.1", "bugs@gen-2.1", "bugs@gen-3.1"]
-    assert versions["bugs@gen-2.1"].request.inputs["like"].ref == "bugs@gen-1.1"
-    assert versions["bugs@gen-2.1"].request.inputs["teacher"].ref == "bugs-teacher@gen-1"
-    assert versions["bugs@gen-3.1"].request.inputs["teacher"].ref == "bugs-teacher@gen-2"
+    assert versions["bugs@gen-2.1"].request.inputs.like.ref == "bugs@gen-1.1"
+    assert versions["bugs@gen-2.1"].request.inputs.teacher.ref == "bugs-teacher@gen-1"
+    assert versions["bugs@gen-3.1"].request.inputs.teacher.ref == "bugs-teacher@gen-2"
     frames = [pl.read_parquet(store.root / "corpora" / "bugs" / number / "balanced") for number in ("gen-1.1", "gen-2.1", "gen-3.1")]
     assert all(frame.select(KEPT).equals(frames[0].select(KEPT)) for frame in frames)
     times = {path: path.stat().st_mtime_ns for path in store.root.rglob("*.parquet")}

@@ -144,7 +144,7 @@ def test_killed_before_its_pool_was_written_down_a_labeling_goes_on(store, teach
     (store.stagings("bugs")[0].work / "pool.arrow").unlink()
     picture(0, 0).save(pool / "more.png")
     version = labeled(store, teacher, pool)
-    assert version.manifest.counts["pool"] == IMAGES + 1
+    assert version.manifest.counts.pool == IMAGES + 1
 
 
 def test_images_that_can_be_read_by_the_end_are_labeled_when_asked_for(store, teacher, pool, tmp_path):
@@ -231,7 +231,7 @@ def test_a_batch_size_found_by_trial_is_kept(store, teacher, pool, monkeypatch):
 def test_a_limit_labels_the_first_images(store, teacher, pool, limit):
     whole, limited = labeled(store, teacher, pool, "whole"), labeled(store, teacher, pool, limit=limit)
     assert rows(limited) == [row for row in rows(whole) if row["id"] < limit]
-    assert limited.manifest.counts["pool"] == min(limit, IMAGES)
+    assert limited.manifest.counts.pool == min(limit, IMAGES)
 
 
 def test_extending_a_limited_generation_labels_the_rest(store, teacher, pool):

@@ -54,8 +54,8 @@ def test_whole_and_shortened_labels_agree_where_they_overlap(versions):
 
 def test_above_1000_classes_the_default_is_a_hundred(many):
     above, below = many
-    assert above.manifest.counts["top_k"] == DEFAULT_TOP_K
-    assert below.manifest.counts["top_k"] is None
+    assert above.manifest.counts.top_k == DEFAULT_TOP_K
+    assert below.manifest.counts.top_k is None
     for row in rows(above):
         assert len(row["top_labels"]) == len(set(row["top_labels"])) == DEFAULT_TOP_K
         assert row["top_probs"] == sorted(row["top_probs"], reverse=True)
@@ -66,7 +66,7 @@ def test_datasets_and_polars_read_distributions(versions, many, tmp_path):
     for version in (*versions, *many):
         dataset = load_dataset(str(version.folder), "pseudo_labels", split="train", cache_dir=str(tmp_path))
         frame = pl.read_parquet(version.folder / "pseudo_labels" / "*.parquet")
-        name = "probs" if version.manifest.counts["top_k"] is None else "top_probs"
+        name = "probs" if version.manifest.counts.top_k is None else "top_probs"
         kept = np.stack(dataset.with_format("numpy")[name]).astype(np.float64)
         np.testing.assert_array_equal(kept, frame[name].to_numpy())
         left = 1 - kept.sum(axis=1)

@@ -94,11 +94,11 @@ def test_an_image_without_a_finite_answer_goes_to_errors_and_the_others_keep_the
     version = labeled(store, pool, white)
     assert rows(version, "errors") == [{"id": 7, "key": "255.png", "reason": NO_ANSWER}]
     counts = version.manifest.counts
-    assert (counts["labeled"], counts["errors"], counts["no_answer"]) == (7, 1, 1)
+    assert (counts.labeled, counts.errors, counts.no_answer) == (7, 1, 1)
     assert "0 could not be read, 1 got a non-finite output from the teacher" in (version.folder / "README.md").read_text()
     (pool / "255.png").unlink()
     without = labeled(store, pool, white, "dark")
-    assert "no_answer" not in without.manifest.counts
+    assert "no_answer" not in without.manifest.counts.model_dump()
     names = [name for name in version.manifest.files if name.startswith("pseudo_labels/")]
     assert [version.manifest.files[name] for name in names] == [without.manifest.files[name] for name in names]
 
@@ -116,7 +116,7 @@ def test_retrying_unread_images_does_not_label_it_again(store, pool, white, monk
     monkeypatch.setattr(labeling.Shards, "reopen", lambda *_: pytest.fail("made again"))
     run = LabelRunSettings(decode_threads=2, retry_errors=True)
     version = label(store, "bugs", white, open_source(str(pool)), SETTINGS, run=run)
-    assert version.manifest.counts["no_answer"] == 1
+    assert version.manifest.counts.no_answer == 1
 
 
 @pytest.mark.parametrize(("images", "says"), [(5, "any of 5 images"), (90, "any of the first 64 images")])
@@ -131,7 +131,7 @@ def test_a_teacher_without_any_finite_answer_stops_early_and_leaves_nothing(stor
 def test_it_goes_on_where_the_first_images_alone_have_no_answer_and_a_shard_is_done(store, tmp_path, white):
     pool = write_images(tmp_path / "pool", [*range(12), *range(250, 256)])
     version = labeled(store, pool, white, rows_per_shard=6)
-    assert (version.manifest.counts["labeled"], version.manifest.counts["no_answer"]) == (12, 6)
+    assert (version.manifest.counts.labeled, version.manifest.counts.no_answer) == (12, 6)
 
 
 def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts_them(store, pool, white, as_before, monkeypatch):
@@ -139,13 +139,13 @@ def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts
     monkeypatch.undo()
     assert np.isnan(rows(version)[7]["confidence"])
     edition = balance(store, version, ALL)
-    assert edition.manifest.counts["dropped"]["no_answer"] == 1
-    assert edition.manifest.counts["unique"] == 7
+    assert edition.manifest.counts.dropped["no_answer"] == 1
+    assert edition.manifest.counts.unique == 7
     extended = extend(store, version, open_source(str(write_images(pool, [75]))), run=RUN)
     assert [row["key"] for row in rows(extended, "errors")] == ["255.png"]
-    assert "no_answer" not in balance(store, extended, ALL).manifest.counts["dropped"]
+    assert "no_answer" not in balance(store, extended, ALL).manifest.counts.dropped
     again = label_like(store, edition, white, open_source(str(pool)), SETTINGS, run=RUN)
-    assert again.manifest.counts["unique"] == 7
+    assert again.manifest.counts.unique == 7
     result = CliRunner().invoke(app, ["show", version.ref, "--store", str(store.root)])
     assert "1 of bugs@gen-1 have a confidence that is no number in [0, 1]" in result.output
 
@@ -161,8 +161,8 @@ def test_images_to_calibrate_on_without_an_answer_are_left_out_and_counted(store
     images = write_class_folders(tmp_path / "calibration", NAMES, 2)
     Image.new("RGB", (16, 16), "white").save(images / "ant" / "white.png")
     source = open_source(str(images), labeled=True)
-    fitted = label(store, "bugs", white, open_source(str(pool)), SETTINGS, run=RUN, calibration=source).manifest.counts["calibration"]
-    assert (fitted["images"], fitted["no_answer"]) == (6, 1)
+    fitted = label(store, "bugs", white, open_source(str(pool)), SETTINGS, run=RUN, calibration=source).manifest.counts.calibration
+    assert (fitted.images, fitted.no_answer) == (6, 1)
 
 
 def test_accuracy_is_not_told_over_the_other_images_alone(store, white, tmp_path):

@@ -61,8 +61,8 @@ def test_the_manifest_there_names_no_folder_of_this_machine_and_links_to_what_it
     text = files(top, REPO, "gen-1")["nst.json"].decode()
     manifest = parse_manifest(text, "gen-1")
     assert manifest.digest == Store(home / "store").open("tiny@gen-1").manifest.digest
-    assert (manifest.request.inputs["pool"].ref, manifest.request.inputs["teacher"].repo) == ("pool", f"{MODEL}@gen-0")
-    assert manifest.request.inputs["teacher"].revision == head(top, MODEL, "gen-0", "models")
+    assert (manifest.request.inputs.pool.ref, manifest.request.inputs.teacher.repo) == ("pool", f"{MODEL}@gen-0")
+    assert manifest.request.inputs.teacher.revision == head(top, MODEL, "gen-0", "models")
     everything = b"".join(
         content for kind, repo in (("datasets", REPO), ("models", MODEL)) for content in files(top, repo, kind=kind).values()
     )
@@ -142,10 +142,10 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
-        (None, REPO, "the Hub wants to know who you are; log in with `hf auth login`, or set HF_TOKEN"),
-        ("hf_unknownToTheServerAndStillNotToBeShown", REPO, "the Hub does not take your token; log in with `hf auth login` again"),
-        (BOB, "alice/new", "the Hub does not let your token write there"),
-        (READER, "alice/new", "the Hub does not let your token write there"),
+        (None, REPO, "you are not logged in to the Hub; log in with `hf auth login`, or set HF_TOKEN"),
+        ("hf_unknownToTheServerAndStillNotToBeShown", REPO, "the Hub rejects your token; log in with `hf auth login` again"),
+        (BOB, "alice/new", "your token has no write access there"),
+        (READER, "alice/new", "your token has no write access there"),
     ],
 )
 def test_who_may_not_push_is_told_so_in_a_line(hub, token, repo, says):
@@ -162,7 +162,7 @@ def test_offline_what_is_local_works_and_what_is_remote_fails_at_once(hub):
     remote = [["push", "tiny@gen-1", "alice/x"], ["pull", REPO], ["list", "--remote", REPO], ["lineage", f"{REPO}@gen-1"]]
     done = nst(url, home, *commands, *remote, token=ALICE, HF_HUB_OFFLINE="1")
     assert [one.status for one in done] == [0, 0, 0, 1, 1, 1, 1]
-    assert all("HF_HUB_OFFLINE keeps from asking the Hub; unset it" in one.err for one in done[3:])
+    assert all("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it" in one.err for one in done[3:])
     assert all(len(one.err.splitlines()) == 1 for one in done[3:])
 
 
@@ -336,7 +336,7 @@ def test_a_teacher_pushed_anonymously_names_no_source(hub, tmp_path):
     )
     assert [pushed.status, pulled.status, verified.status] == [0, 0, 0], (pushed.err, pulled.err, verified.err)
     there = parse_manifest(files(top, "alice/nameless-teacher", "gen-0", "models")["nst.json"].decode(), "there")
-    assert {role: (one.ref, one.digest) for role, one in there.request.inputs.items() if role != "original"} == {
+    assert {role: (one.ref, one.digest) for role, one in there.request.inputs.by_role.items() if role != "original"} == {
         "labeled": ("not said", "")
     }
 
@@ -357,4 +357,4 @@ def test_a_hub_that_refuses_the_files_is_no_repository_without_versions(tmp_path
     with serving(top, [Fault("head", 403, times=ALWAYS)]) as (url, _):
         (done,) = nst(url, tmp_path, ["list", "--remote", REPO], token=ALICE)
     assert (done.status, done.out) == (1, "")
-    assert "does not let your token read" in done.err
+    assert "your token has no read access" in done.err

@@ -192,8 +192,8 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
     for number in ("gen-1", "gen-1.1"):
         downloaded, read = (store.open(f"{name}@{number}").manifest for name in ("a", "b"))
         assert downloaded.files == read.files
-        assert downloaded.request.inputs["pool"].ref.startswith("me/pool@")
+        assert downloaded.request.inputs.pool.ref.startswith("me/pool@")
     assert store.open("a-teacher@gen-1").manifest.digest == store.open("b-teacher@gen-1").manifest.digest
-    excluded = {entry.ref.partition("@")[0] for role, entry in store.open("a@gen-1.1").manifest.request.inputs.items() if "exclude" in role}
+    excluded = {entry.ref.partition("@")[0] for entry in store.open("a@gen-1.1").manifest.request.inputs.excluded.values()}
     assert excluded == {"me/labeled", "me/test", "me/more"}
     assert {"test", "more"} <= json.loads((store.open("a-teacher@gen-1").folder / "metrics.json").read_text()).keys()

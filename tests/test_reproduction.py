@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import TINY
 from nst_cli.main import app
+from sealed_labels import COUNTS
 from typer.testing import CliRunner
 
 from nst_data.cards.cards import Published, dataset_card
@@ -17,7 +18,9 @@ from nst_data.cards.reproduction import command
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store.manifest import Input, Request
+from nst_data.store.counts import GenerationCounts
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import GenerationRequest, make_manifest
 from nst_data.store.store import Store
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
@@ -122,9 +125,10 @@ HOSTILE = ["two\nlines", "a\n```\n<script>", "\x1b[31m", "$(reboot)", "`reboot`"
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_name_leaves_its_place_in_a_command(tmp_path, name):
     inputs = {"pool": Input(ref=f"/data/{name}", digest="d"), "teacher": Input(ref=name, digest="t")}
-    request = Request(kind="generation", settings={"x": name, "y": [name]}, inputs=inputs)
+    request = GenerationRequest(settings={"x": name, "y": [name]}, inputs=inputs)
     folder = tmp_path / "corpora" / "flowers" / "gen-1"
-    shown = command(Described(folder, folder, request, ["a"], {}))
+    manifest = make_manifest("flowers", "gen-1", request, {}, ["a"], GenerationCounts(**COUNTS["generation"]), 0, {})
+    shown = command(Described(folder, folder, manifest))
     words = shell_words(shown)
     plain = name if name.isprintable() and name != BEGIN else "NAME"
     assert words[:3] == ["nst", "label", "NAME" if plain == "NAME" else f"/data/{name}"]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_pool
 from datasets import ClassLabel, Features, Image, load_dataset
-from sealed_labels import NAMES, POOL, label_row
+from sealed_labels import COUNTS, NAMES, POOL, label_row
 
 from nst_data.errors import NstError
 from nst_data.images import decode
@@ -19,7 +19,7 @@ from nst_data.self_contained.writing import write_self_contained
 from nst_data.sources import open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import Request
+from nst_data.store.manifest import EditionRequest
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema
 
@@ -93,7 +93,7 @@ def labels(pool, without=(), at_once=50):
 
 
 def begin(store, **settings):
-    return store.begin(Request(kind="edition", settings=settings, inputs={"pool": POOL}), "bugs", 1)
+    return store.begin(EditionRequest(settings=settings, inputs={"pool": POOL}), "bugs", 1)
 
 
 def write(staging, pool, rows=None, is_same_pool=True, shard_mb=1, seed=0, progress=None, threads=None):
@@ -177,7 +177,7 @@ def test_after_a_few_samples_the_pool_is_read_once_and_in_order(store, pool):
 
 def test_nothing_but_the_version_is_left(store, pool):
     staging = begin(store)
-    version = staging.seal(write(staging, pool), NAMES, {}, {})
+    version = staging.seal(staging.describe(write(staging, pool), NAMES, COUNTS["edition"]))
     assert version.verify() == []
     assert sorted(path.name for path in store.root.rglob("*") if path.is_file() and path.suffix != ".json") == [
         f"train-{shard:05d}-of-00003.parquet" for shard in range(3)

@@ -61,8 +61,8 @@ def test_the_loop_makes_teachers_corpora_and_editions_and_a_control(finished):
 
 def test_each_student_teaches_the_next(finished):
     _, store, _ = finished
-    assert store.open("bugs@gen-2").manifest.request.inputs["teacher"].ref == "bugs-teacher@gen-1"
-    assert store.open("bugs-teacher@gen-2").manifest.request.inputs["edition"].ref == "bugs@gen-2.1"
+    assert store.open("bugs@gen-2").manifest.request.inputs.teacher.ref == "bugs-teacher@gen-1"
+    assert store.open("bugs-teacher@gen-2").manifest.request.inputs.edition.ref == "bugs@gen-2.1"
 
 
 def test_the_table_has_a_row_per_generation(finished):
@@ -77,9 +77,9 @@ def test_the_table_has_a_row_per_generation(finished):
 def test_the_control_has_the_last_students_steps_and_noise_and_no_pseudo_labels(finished):
     _, store, _ = finished
     control, student = (store.open(ref).manifest for ref in ("bugs-control@gen-0", "bugs-teacher@gen-2"))
-    assert control.counts["steps"] == student.counts["steps"]
+    assert control.counts.steps == student.counts.steps
     assert control.request.settings == student.request.settings | {"ratio": 1}
-    assert control.counts["entries"] == 0
+    assert control.counts.entries == 0
 
 
 def test_run_again_it_does_nothing(finished):
@@ -159,14 +159,14 @@ def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_p
     kept = pq.read_table(store.open("bugs@gen-1.1").folder / "balanced")["key"].to_pylist()
     assert kept
     assert not [key for key in kept if key.startswith("copy")]
-    assert store.open("bugs@gen-1").manifest.counts["labeled"] == 21
+    assert store.open("bugs@gen-1").manifest.counts.labeled == 21
     for ref in ("bugs-teacher@gen-0", "bugs-teacher@gen-1", "bugs-control@gen-0"):
         version = store.open(ref)
-        assert version.manifest.request.inputs["validation"].ref.endswith("photos/validation")
+        assert version.manifest.request.inputs.validation.ref.endswith("photos/validation")
         metrics = json.loads((version.folder / "metrics.json").read_text())
         assert metrics["validation"]["images"] == 6
         assert metrics["test"]["images"] == 9
-        assert metrics["validation"]["step"] == version.manifest.counts["best_step"]
+        assert metrics["validation"]["step"] == version.manifest.counts.best_step
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_images_that_evaluate_names_are_held_out_of_the_pool_and_an_edition_that
     def keys_and_excluded(**also):
         done = nst("run", write_tiny_recipe(photos, pool="unlabeled", **parts, **also), "--store", tmp_path / "store")
         edition = Store(tmp_path / "store").open(f"{also.get('name', 'bugs')}@gen-1.1")
-        excluded = [Path(entry.ref).name for role, entry in edition.manifest.request.inputs.items() if role.startswith("exclude")]
+        excluded = [Path(entry.ref).name for entry in edition.manifest.request.inputs.excluded.values()]
         return set(pq.read_table(edition.folder / "balanced")["key"].to_pylist()), sorted(excluded), done.stderr
 
     keys, excluded, _ = keys_and_excluded()

@@ -239,7 +239,7 @@ def test_finishing_counts_all_shards_and_collects_their_errors(shards):
     for shard in range(5):
         write(shards, shard, [{"id": 100 + shard, "key": "x", "reason": "empty file"}])
     files, counts = shards.finish(NAMES)
-    assert counts == {"pool": 10, "labeled": 10, "errors": 5, "per_class": {"ant": 4, "bee": 3, "cat": 3}}
+    assert counts.model_dump() == {"pool": 10, "labeled": 10, "errors": 5, "per_class": {"ant": 4, "bee": 3, "cat": 3}}
     assert {name: hash_file(shards.build / name) for name in files} == files
     assert pq.read_table(shards.build / "errors")["id"].to_pylist() == list(range(100, 105))
     assert not list(shards.parts.iterdir())

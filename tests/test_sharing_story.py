@@ -88,7 +88,7 @@ def test_one_publishes_and_another_trains_on_it_labels_with_it_and_publishes_the
     assert here.digest == there.digest == published["digits@gen-1.1"].digest == pulled.value["digest"]
     assert "has other keys than digits@gen-1.1; its 1,197 images are read once" in trained.err
 
-    student = Store(bob / "store").open("mine").manifest.request.inputs["edition"]
+    student = Store(bob / "store").open("mine").manifest.request.inputs.edition
     assert (student.repo, student.revision) == (f"{DATA}@gen-1.1", head(top, DATA, "gen-1.1"))
     teacher = tree.value["inputs"][0]["inputs"][-1]
     assert (tree.value["place"], tree.value["inputs"][0]["place"]) == ("bob/own-pseudo@gen-1.1", "bob/own-pseudo@gen-1")

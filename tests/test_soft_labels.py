@@ -17,7 +17,8 @@ from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import GenerationRequest
 from nst_data.store.store import Store
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema, soft_label_columns, top_k_of
 from nst_train.batches.entries import open_edition
@@ -65,7 +66,7 @@ def densified(k):
 def write_generation(store, corpus, pool, soft, top_k=None, rows_per_shard=2):
     """A sealed generation with these soft-label columns, shape (rows, classes) or (rows, k)."""
     inputs = {"teacher": Input(ref="net@gen-0", digest="weights"), "pool": Input(ref=pool.location, digest=pool.fingerprint)}
-    staging = store.begin(Request(kind="generation", settings={"top_k": top_k}, inputs=inputs), corpus)
+    staging = store.begin(GenerationRequest(settings={"top_k": top_k}, inputs=inputs), corpus)
     hashes = [image_hash(pool.read(row)) for row in range(len(pool))]
     columns = {
         "id": np.arange(len(pool)),
@@ -84,8 +85,9 @@ def write_generation(store, corpus, pool, soft, top_k=None, rows_per_shard=2):
         pq.write_table(table.slice(start, rows_per_shard), staging.build / name)
         files[name] = hash_file(staging.build / name)
     counts = {"pool": 5, "labeled": 5, "errors": 0, "per_class": dict.fromkeys(NAMES, 1), "teacher_parameters": 7, "top_k": top_k}
-    cards.write_dataset_card(staging, NAMES, counts)
-    return staging.seal(files, NAMES, counts, {})
+    manifest = staging.describe(files, NAMES, counts)
+    cards.write_dataset_card(staging, manifest)
+    return staging.seal(manifest)
 
 
 def edition_of(store, pool, k=None, probs=PROBS, corpus="bugs", per_class=2):
@@ -131,8 +133,8 @@ def test_datasets_and_polars_read_what_a_generation_and_its_edition_hold(store, 
 
 
 def test_an_edition_counts_the_classes_of_its_soft_labels(store, pool):
-    assert edition_of(store, pool, 2).manifest.counts["top_k"] == 2
-    assert edition_of(store, pool, corpus="whole").manifest.counts["top_k"] is None
+    assert edition_of(store, pool, 2).manifest.counts.top_k == 2
+    assert edition_of(store, pool, corpus="whole").manifest.counts.top_k is None
 
 
 def test_the_selection_is_the_same_whatever_the_soft_labels(store, pool):

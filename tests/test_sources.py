@@ -165,7 +165,7 @@ def test_a_missing_file_beside_this_folder_is_not_looked_for_on_the_hub(tmp_path
 
 def test_without_the_hub_a_missing_folder_is_an_error_that_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NstError, match=r"photos/pool: no such file or folder here, and HF_HUB_OFFLINE keeps from asking the Hub"):
+    with pytest.raises(NstError, match=r"photos/pool: no such file or folder here, and HF_HUB_OFFLINE is set, so the Hub is not asked"):
         open_source("photos/pool")
 
 

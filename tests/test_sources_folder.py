@@ -131,7 +131,7 @@ def test_a_folder_without_images_is_an_error(tmp_path):
 @pytest.mark.parametrize("labeled", [False, True])
 def test_tables_and_tar_files_that_are_pipes_or_devices_are_an_error(tmp_path, name, labeled):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(NstError, match=rf"{name}: not a file, but a folder, a named pipe or a device; take it out"):
+    with pytest.raises(NstError, match=rf"{name}: not a file, but a folder, a named pipe or a device; remove it"):
         open_source(str(tmp_path), labeled=labeled)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/dev/zero")

@@ -221,12 +221,12 @@ def test_one_of_several_columns_is_taken_by_name(found):
         ("streamed tars", "UsageError: `stream`: me/tars is not all parquet, which alone can be streamed; leave `stream` out"),
         ("several", "UsageError: me/several@"),
         ("text", "NstError: me/text: the dataset on the Hub holds no data files"),
-        ("script", "NstError: me/script: the dataset is a script, and nothing that lies in a repo is run; take one with data files"),
+        ("script", "NstError: me/script: the dataset is a script, and nst runs no code of a repository; use one with data files"),
         (
             "private",
             "NstError: me/private: no such file or folder here, and no such dataset on the Hub; correct it or, for a private one, log in",
         ),
-        ("gated", "NstError: me/gated: the Hub wants you to ask for access on the dataset's page first; then log in with `hf auth login`"),
+        ("gated", "NstError: me/gated: it is gated: request access on the dataset's page, then log in with `hf auth login`"),
         ("missing", "NstError: me/nothing: no such file or folder here, and no such dataset on the Hub"),
         ("wrong revision", "NstError: me/versions@v2: the dataset on the Hub has no such revision; give a branch, tag or commit"),
         ("no name", "NstError: me/no--name: no such file or folder here, and no such dataset on the Hub"),
@@ -241,4 +241,4 @@ def test_a_private_dataset_is_read_with_a_token_that_nobody_sees(hub, tmp_path):
     _, url, _, _ = hub
     private, gated = look(url, tmp_path, ("me/private", {}), ("me/gated", {}), token=TOKEN)
     assert len(private["found"]) == 3
-    assert "ask for access" in gated["error"]
+    assert "request access" in gated["error"]

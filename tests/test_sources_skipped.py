@@ -6,7 +6,7 @@ from pictures import png, write_files, write_table, write_tar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
 
 
 def test_files_that_may_be_images_are_counted_and_others_are_not(tmp_path):

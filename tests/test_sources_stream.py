@@ -15,7 +15,7 @@ def test_without_a_network_the_error_says_so(tmp_path):
     (nobody,) = look("http://127.0.0.1:9", tmp_path, ("me/one", {}))
     assert (
         offline["error"]
-        == "NstError: me/one: no such file or folder here, and HF_HUB_OFFLINE keeps from asking the Hub; unset it or give a path"
+        == "NstError: me/one: no such file or folder here, and HF_HUB_OFFLINE is set, so the Hub is not asked; unset it or give a path"
     )
     assert nobody["error"] == "NstError: me/one: no such file or folder here, and the Hub cannot be reached; check the path, or the network"
 
@@ -50,7 +50,7 @@ except NstError as error:
     command = [sys.executable, "-c", script, str(tmp_path / "top/datasets/me/large/gated")]
     with serving(tmp_path / "top") as (url, _):
         done = subprocess.run(command, env=environment(url, tmp_path), capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert done.stdout.endswith(": the Hub wants you to ask for access on the dataset's page first; then log in with `hf auth login`\n")
+    assert done.stdout.endswith(": it is gated: request access on the dataset's page, then log in with `hf auth login`\n")
     assert done.stdout.startswith("me/large@")
 
 

@@ -7,22 +7,35 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sealed_labels import COUNTS
 
 from nst_data.errors import NstError, UsageError
+from nst_data.store.counts import GenerationCounts
 from nst_data.store.files import clear_abandoned, temporary, write_text
-from nst_data.store.manifest import MANIFEST_NAME, Input, Request, read_manifest
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import (
+    MANIFEST_NAME,
+    EditionManifest,
+    EditionRequest,
+    GenerationManifest,
+    GenerationRequest,
+    TeacherRequest,
+    parse_manifest,
+    read_manifest,
+)
 from nst_data.store.ownership import AtWorkError, present
 from nst_data.store.store import Number, Staging, Store, Version
 
 
 def request(kind="generation", seed=0, digest="pool-digest", ref="photos"):
-    return Request(kind=kind, settings={"seed": seed, "batch_size": 8}, inputs={"pool": Input(ref=ref, digest=digest)})
+    kinds = {"generation": GenerationRequest, "edition": EditionRequest, "teacher": TeacherRequest}
+    return kinds[kind](settings={"seed": seed, "batch_size": 8, "model": "net"}, inputs={"pool": Input(ref=ref, digest=digest)})
 
 
 def seal(staging, text="labels"):
     (staging.build / "data").mkdir(exist_ok=True)
     files = {"data/a.txt": write_text(staging.build / "data" / "a.txt", text)}
-    return staging.seal(files, ["ant", "bee"], {"labeled": 1}, machine={"device": "cpu"})
+    return staging.seal(staging.describe(files, ["ant", "bee"], COUNTS[staging.request.kind], machine={"device": "cpu"}))
 
 
 def make(store, name="flowers", asked=None, **numbers):
@@ -53,9 +66,27 @@ def test_the_manifest_says_what_the_version_was_made_from(store):
     manifest = seal(staging).manifest
     assert manifest.seconds == pytest.approx(1.5, abs=0.4)
     assert (manifest.name, manifest.version, manifest.request) == ("flowers", "gen-1", request())
-    assert (manifest.class_names, manifest.counts) == (["ant", "bee"], {"labeled": 1})
+    assert (manifest.class_names, manifest.counts) == (["ant", "bee"], GenerationCounts(**COUNTS["generation"]))
     assert manifest.machine["device"] == "cpu"
     assert {"nst", "torch", "polars"} <= manifest.packages.keys()
+
+
+def test_a_version_of_another_kind_is_refused_in_a_line(store):
+    manifest = make(store).manifest
+    assert GenerationManifest.of(manifest) is manifest
+    with pytest.raises(UsageError, match=r"^flowers@gen-1: expected an edition, found a generation$"):
+        EditionManifest.of(manifest)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [({"pool": None}, "pool: Value error, expected an input"), ({}, "pool: Field required"), ({"later": 5}, "later: Input should be")],
+)
+def test_inputs_that_are_none_are_refused_in_a_line(store, inputs, problem):
+    content = json.loads((make(store).folder / MANIFEST_NAME).read_text())
+    content["request"]["inputs"] = inputs if "later" not in inputs else content["request"]["inputs"] | inputs
+    with pytest.raises(NstError, match=rf"^x: request\.inputs\.{problem}.*; the manifest was changed by hand or damaged$"):
+        parse_manifest(json.dumps(content), "x")
 
 
 def test_the_same_request_finds_the_sealed_version(store):
@@ -66,7 +97,7 @@ def test_the_same_request_finds_the_sealed_version(store):
 
 def test_where_the_inputs_lie_does_not_matter_and_what_they_hold_does(store):
     version = make(store)
-    moved = request().model_copy(update={"inputs": {"pool": Input(ref="elsewhere", digest="pool-digest")}})
+    moved = request(ref="elsewhere")
     assert store.begin(moved, "flowers") == version
     assert isinstance(store.begin(request(digest="another-digest"), "flowers"), Staging)
 
@@ -307,9 +338,9 @@ def test_two_that_stage_one_request_at_once_get_the_same_staging(tmp_path):
 def test_the_version_that_another_process_sealed_first_stands(store):
     first, second = store.begin(request(), "flowers"), store.begin(request(), "flowers")
     files = {"a.txt": write_text(first.build / "a.txt", "labels")}
-    version = second.seal(files, ["ant"], {}, {})
+    version = second.seal(second.describe(files, ["ant"], COUNTS["generation"]))
     first.build.mkdir(parents=True)
-    assert first.seal(files, ["ant"], {}, {}) == version
+    assert first.seal(first.describe(files, ["ant"], COUNTS["generation"])) == version
     assert version.verify() == []
 
 

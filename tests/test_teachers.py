@@ -91,13 +91,13 @@ def test_a_teacher_in_transformers_format_labels_as_processor_and_network_do_by_
 def test_a_teacher_in_timms_format_names_its_classes_and_its_weights(store, pool, tmp_path):
     name = write_teacher(tmp_path / "teacher", NAMES)
     version = labeled(store, pool, name)
-    entry = version.manifest.request.inputs["teacher"]
+    entry = version.manifest.request.inputs.teacher
     assert version.manifest.class_names == NAMES
     assert (entry.ref, entry.revision) == (name, None)
     again, _ = load_teacher([name], store)
     assert again.class_names == NAMES
     assert len(entry.weights_sha256) == 64
-    assert version.manifest.counts["teacher_parameters"] == again.parameters
+    assert version.manifest.counts.teacher_parameters == again.parameters
 
 
 def test_a_copied_folder_is_the_same_teacher_and_other_weights_or_classes_are_not(store, tmp_path):
@@ -199,9 +199,9 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities_by_class_name(stor
     np.testing.assert_allclose(probs(version), np.mean(alone, axis=0), atol=2e-3)
     assert version.manifest.class_names == NAMES
     inputs = version.manifest.request.inputs
-    assert [inputs[f"teacher_{number}"].ref for number in (1, 2, 3)] == names
-    assert "teacher" not in inputs
-    assert len({inputs[f"teacher_{number}"].weights_sha256 for number in (1, 2, 3)}) == 3
+    assert [entry.ref for entry in inputs.teachers.values()] == names
+    assert inputs.teacher is None
+    assert len({entry.weights_sha256 for entry in inputs.teachers.values()}) == 3
     card = (version.folder / "README.md").read_text()
     assert all(f"| teacher\\_{number} |" in card for number in (1, 2, 3))
 
@@ -229,7 +229,7 @@ def test_a_student_is_the_next_teacher(tiny_store):
         store, "next-teacher", open_source(str(data), labeled=True), settings, edition=edition, pool=source, run=RunSettings(workers=0)
     )
     version = label(store, "next", student.ref, source, SETTINGS, run=RUN)
-    assert version.manifest.request.inputs["teacher"].digest == student.manifest.digest
+    assert version.manifest.request.inputs.teacher.digest == student.manifest.digest
     folder, _ = load_classifier(f"local-dir:{student.folder}", store)
     own, _ = load_classifier(student.ref, store)
     assert folder.class_names == own.class_names == ["ant", "bee", "cat"]

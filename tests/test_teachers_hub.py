@@ -30,7 +30,7 @@ store, pool, names, moving = Store(sys.argv[1]), open_source(sys.argv[2]), json.
 for number, name in enumerate(names):
     try:
         version = label(store, f"bugs-{number}", name, pool, SETTINGS, run=RUN)
-        entry = version.manifest.request.inputs["teacher"].model_dump()
+        entry = version.manifest.request.inputs.teacher.model_dump()
         probs = [row["probs"][:3] for row in rows(version)]
         print(json.dumps({"entry": entry, "probs": probs, "classes": len(version.manifest.class_names)}))
     except NstError as error:
@@ -39,7 +39,7 @@ version = store.open("bugs-0")
 with open(moving, "r+") as ref:  # the branch gets another commit
     ref.write(json.loads(sys.argv[5]))
 grown = extend(store, version, open_source(sys.argv[6]), run=RUN)
-print(json.dumps({"entry": grown.manifest.request.inputs["teacher"].model_dump(), "rows": len(rows(grown))}))
+print(json.dumps({"entry": grown.manifest.request.inputs.teacher.model_dump(), "rows": len(rows(grown))}))
 """
 
 

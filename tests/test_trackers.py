@@ -79,7 +79,7 @@ def test_one_that_is_not_installed_is_one_line_and_nothing_is_begun(tiny_store):
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("nst: --tracker aim: its package is not installed; install it, or take one of what is there: ")
+    assert line.startswith("nst: --tracker aim: its package is not installed; install it, or use one of those installed: ")
     assert store.stagings("tracked") == []
 
 
@@ -92,7 +92,7 @@ def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
             raise RuntimeError("no account\nlog in first")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
-    with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); mend that, or take `tracker` none$"):
+    with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); fix that, or use `tracker` none$"):
         Trackers.start(["refusing"], "net@gen-0", "0" * 64, TrainSettings(model="x"), tmp_path, 0)
 
 

@@ -13,8 +13,8 @@ from nst_data.errors import NstError
 from nst_data.images import decode
 from nst_data.progress import Progress
 from nst_data.sources import open_source
+from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_data.store.version import read_metrics
 from nst_train.batches.batches import TrainingBatch
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.evaluation.evaluate import evaluate, measure
@@ -124,8 +124,8 @@ def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
     assert math.isfinite(line["loss_labeled"])
     assert math.isfinite(line["loss_pseudo"])
     counts = student.manifest.counts
-    assert (counts["labeled"], counts["pseudo_labeled"], counts["steps"]) == (12, store.open("tiny@gen-1.1").manifest.counts["unique"], 24)
-    assert student.manifest.request.inputs["edition"].ref == "tiny@gen-1.1"
+    assert (counts.labeled, counts.pseudo_labeled, counts.steps) == (12, store.open("tiny@gen-1.1").manifest.counts.unique, 24)
+    assert student.manifest.request.inputs.edition.ref == "tiny@gen-1.1"
     assert student.verify() == []
 
 
@@ -153,8 +153,8 @@ def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_
         progress=said,
     )
     (warning,) = [line for line in said.lines if "warning" in line]
-    teacher = store.open("tiny-teacher").manifest.counts["parameters"]
-    small = store.open("small").manifest.counts["parameters"]
+    teacher = store.open("tiny-teacher").manifest.counts.parameters
+    small = store.open("small").manifest.counts.parameters
     assert small < teacher
     assert f"has {small:,} parameters, its teacher {teacher:,}" in warning
 
@@ -169,7 +169,7 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     said = Said()
     version = train(store, "left-out", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     assert "skipped, unreadable: bee/broken.png: not an image in a known format" in said.lines
-    assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (12, 1)
+    assert (version.manifest.counts.labeled, version.manifest.counts.unreadable) == (12, 1)
 
 
 def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypatch):
@@ -180,7 +180,7 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
         with pytest.raises(KeyboardInterrupt):
             train(store, "stopped", source, settings, run=RUN)
     monkeypatch.setattr("nst_train.training.readable.unreadable", None)
-    assert train(store, "stopped", source, settings, run=RUN).manifest.counts["labeled"] == 12
+    assert train(store, "stopped", source, settings, run=RUN).manifest.counts.labeled == 12
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
@@ -213,7 +213,7 @@ def test_a_measurement_is_kept_and_not_made_twice(tiny_store, monkeypatch):
     first = measure(store, teacher, source, "train", RUN)
     monkeypatch.setattr("nst_train.evaluation.evaluate.evaluate", None)
     assert measure(store, teacher, source, "train", RUN) == first
-    assert read_metrics(teacher)["train"] == first
+    assert Metrics.read(teacher.folder).model_dump()["train"] == first
     assert "**train**: top-1" in (teacher.folder / "README.md").read_text()
     assert teacher.verify() == []
 
@@ -224,7 +224,7 @@ def test_starting_from_saved_weights_puts_their_digest_into_the_lineage(tiny_sto
     settings = TrainSettings(**TINY | {"model": f"local-dir:{teacher.folder}", "pretrained": True, "learning_rate": 1e-30, "epochs": 0.1})
     settings = settings.model_copy(update={"ema_decay": 0.0})
     warm = train(store, "warm", open_source(str(labeled), labeled=True), settings, run=RUN)
-    assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.files["model.safetensors"].sha256
+    assert warm.manifest.request.inputs.initial_weights.digest == teacher.manifest.files["model.safetensors"].sha256
     weights, initial = (load_file(version.folder / "model.safetensors")["fc.weight"] for version in (warm, teacher))
     assert torch.allclose(weights, initial)
 
@@ -234,7 +234,7 @@ def test_unreadable_rows_of_a_labeled_parquet_file_are_left_out(tiny_store, tmp_
     images = [path.read_bytes() for path in sorted(labeled.rglob("*.png"))]
     pq.write_table(pa.table({"image": [None, *images[1:]], "label": [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]}), tmp_path / "labeled.parquet")
     version = train(store, "nulls", open_source(str(tmp_path / "labeled.parquet"), labeled=True), TrainSettings(**TINY), run=RUN)
-    assert (version.manifest.counts["labeled"], version.manifest.counts["unreadable"]) == (11, 1)
+    assert (version.manifest.counts.labeled, version.manifest.counts.unreadable) == (11, 1)
 
 
 @pytest.mark.parametrize("changes", [{"ratio": 9}, {"loss": "sum"}, {"hard": True}, {"pseudo_temperature": 0.5}])

@@ -60,7 +60,7 @@ def test_it_is_the_next_teacher_and_predicts_as_transformers_own_classes_do(tiny
         torch.testing.assert_close(classifier.network(prepared), by_hand)
     assert prepared.shape == (1, 3, 16, 16)  # trained at 16 pixels
     corpus = label(store, "again", student.ref, open_source(str(pool)), LabelSettings(batch_size=4), run=LabelRunSettings(decode_threads=1))
-    assert corpus.manifest.request.inputs["teacher"].ref == student.ref
+    assert corpus.manifest.request.inputs.teacher.ref == student.ref
 
 
 def test_starting_from_its_weights_makes_only_a_new_last_layer(tiny_store, resnet):
@@ -71,7 +71,7 @@ def test_starting_from_its_weights_makes_only_a_new_last_layer(tiny_store, resne
     name = "resnet.embedder.embedder.convolution.weight"
     torch.testing.assert_close(found[name], stored[name])
     assert (found["classifier.1.weight"].shape, stored["classifier.1.weight"].shape) == ((3, 16), (5, 16))
-    assert "initial_weights" in version.manifest.request.inputs
+    assert "initial_weights" in version.manifest.request.inputs.by_role
 
 
 def test_a_vision_transformer_is_trained_at_another_size_from_scratch_and_refuses_it_for_stored_weights(tiny_store, tmp_path):

@@ -11,7 +11,7 @@ from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.truth import read_truth
 from nst_data.progress import Progress
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 
 IMAGES = [(label, index) for label in range(3) for index in range(2)]

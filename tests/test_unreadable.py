@@ -128,7 +128,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
         path.write_bytes(b"text")
     run = RUN.model_copy(update={"max_unreadable": 0.7})
     version = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run)
-    assert (version.manifest.counts["labeled"], version.manifest.counts["errors"]) == (1, 2)
+    assert (version.manifest.counts.labeled, version.manifest.counts.errors) == (1, 2)
     said, again = Told(), run.model_copy(update={"retry_errors": True})
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
     says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version, `store.remove('bugs@gen-1')`"
@@ -154,7 +154,7 @@ def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, t
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     assert store.unfinished() == []
     away.rename(tmp_path / "images")
-    assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN).manifest.counts["labeled"] == 4
+    assert label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN).manifest.counts.labeled == 4
 
 
 @pytest.mark.slow
@@ -167,12 +167,12 @@ def test_extending_and_labeling_again_stop_too(store, teacher, tmp_path):
     with pytest.raises(NstError, match=r"bugs@gen-2: .*none of its 8 images could be read"):
         extend(store, first, open_source(pool), run=RUN)
     other = write_teacher(tmp_path / "other", NAMES, seed=3)
-    images = edition.manifest.counts["unique"]
+    images = edition.manifest.counts.unique
     with pytest.raises(NstError, match=f"none of its {images} images could be read"):
         label_like(store, edition, other, open_source(pool), SETTINGS, run=RUN)
     (tmp_path / "away").rename(folder)
-    assert extend(store, first, open_source(pool), run=RUN).manifest.counts["labeled"] == 8
-    assert label_like(store, edition, other, open_source(pool), SETTINGS, run=RUN).manifest.counts["unique"] == images
+    assert extend(store, first, open_source(pool), run=RUN).manifest.counts.labeled == 8
+    assert label_like(store, edition, other, open_source(pool), SETTINGS, run=RUN).manifest.counts.unique == images
 
 
 def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when_it_is_found(store, teacher, tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_adopting_stops_and_goes_on(store, tmp_path):
         adopted()
     assert store.versions() == []
     (tmp_path / "away").rename(folder)
-    assert adopted().manifest.counts["labeled"] == 4
+    assert adopted().manifest.counts.labeled == 4
 
 
 def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(store, tmp_path):
@@ -214,7 +214,7 @@ def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(stor
     (test / "0-500.png").write_bytes(b"text")
     settings = BalanceSettings(min_confidence=0, per_class=3, exact_overlap_only=True)
     near = settings.model_copy(update={"exact_overlap_only": False})
-    assert balance(store, generation, near, exclude=[open_source(str(test))]).manifest.counts["held_out_unreadable"] == 1
+    assert balance(store, generation, near, exclude=[open_source(str(test))]).manifest.counts.held_out_unreadable == 1
     source = open_source(str(test))
     for path in test.iterdir():
         path.rename(tmp_path / path.name)
@@ -240,8 +240,8 @@ def test_classes_without_images_are_said_and_counted(store, tmp_path):
     version = train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=said)
     assert f"{labeled}: 1 folder without images is not a class: dog" in said.lines
     assert f"{labeled}: skipped 1 file: 1 .heic; convert them to .jpg or .png" in said.lines
-    assert version.manifest.counts["classes_without_images"] == ["dog"]
-    assert version.manifest.request.inputs["labeled"].skipped == {".heic": 1}
+    assert version.manifest.counts.classes_without_images == ["dog"]
+    assert version.manifest.request.inputs.labeled.skipped == {".heic": 1}
 
 
 @pytest.mark.parametrize("role", ["labeled", "validation"])
@@ -261,7 +261,7 @@ def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_pa
     for path in files[3:]:
         picture(0, int(path.stem)).save(path)
     version = trained()
-    assert version.manifest.counts["unreadable" if role == "labeled" else "unreadable_validation"] == 2
+    assert getattr(version.manifest.counts, "unreadable" if role == "labeled" else "unreadable_validation") == 2
 
 
 def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_path):

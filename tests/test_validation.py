@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
+from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
-from nst_data.store.version import read_metrics
 from nst_train.evaluation.evaluate import evaluate, measure
 from nst_train.interruption import Interrupted
 from nst_train.settings import RunSettings, TrainSettings
@@ -48,7 +48,7 @@ def ruined(tmp_path_factory):
 
 def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruined):
     store, version, validation = ruined
-    scores, best = scores_of(version), version.manifest.counts["best_step"]
+    scores, best = scores_of(version), version.manifest.counts.best_step
     assert list(scores) == list(range(12, 289, 12))
     assert best == max(step for step, top1 in scores.items() if top1 == max(scores.values())) < 288
     assert scores[best] > scores[288] + 0.2
@@ -60,7 +60,7 @@ def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruine
 def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weights(ruined, tmp_path):
     _, version, validation = ruined
     labeled, _ = sources(tmp_path)
-    store, stop = Store(tmp_path / "store"), version.manifest.counts["best_step"] + 3
+    store, stop = Store(tmp_path / "store"), version.manifest.counts.best_step + 3
     with pytest.raises(Interrupted, match=f"after step {stop + 1} of net@gen-0"):
         train(store, "net", labeled, TrainSettings(**RUINED), run=RUN, progress=SignalAt(stop, signal.SIGTERM), validation=validation)
     resumed = train(store, "net", labeled, TrainSettings(**RUINED), run=RUN, validation=validation)
@@ -70,8 +70,8 @@ def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weight
 
 def test_the_best_score_is_marked_in_metrics_card_and_summary(ruined):
     _, version, validation = ruined
-    recorded = read_metrics(version)["validation"]
-    best = version.manifest.counts["best_step"]
+    recorded = Metrics.read(version.folder).model_dump()["validation"]
+    best = version.manifest.counts.best_step
     assert (recorded["step"], recorded["top1"], recorded["images"]) == (best, scores_of(version)[best], 18)
     assert recorded["fingerprint"] == validation.fingerprint
     card = (version.folder / "README.md").read_text()
@@ -84,7 +84,7 @@ def test_the_best_score_is_marked_in_metrics_card_and_summary(ruined):
 
 def test_measuring_it_again_finds_what_training_found(ruined):
     store, version, validation = ruined
-    recorded = read_metrics(version)["validation"]
+    recorded = Metrics.read(version.folder).model_dump()["validation"]
     assert measure(store, version, validation, "validation", RUN) == recorded
     found = evaluate(store, version, validation, run=RUN)
     assert {name: found[name] for name in ("top1", "images", "errors")} == {name: recorded[name] for name in ("top1", "images", "errors")}
@@ -95,10 +95,10 @@ def test_without_validation_the_last_averaged_weights_are_the_result_whatever_th
     store, version, _ = ruined
     labeled, _ = sources(tmp_path)
     last = train(store, "last", labeled, TrainSettings(**RUINED), run=RUN)
-    assert "validation" not in last.manifest.request.inputs
+    assert "validation" not in last.manifest.request.inputs.by_role
     assert last.manifest.request.settings["validate_every"] is None
-    assert "best_step" not in last.manifest.counts
-    assert read_metrics(last) == {}
+    assert last.manifest.counts.best_step is None
+    assert Metrics.read(last.folder).model_dump() == {}
     here, there = (load_file(one.folder / "model.safetensors") for one in (version, last))
     assert any(not torch.equal(here[name], there[name]) for name in here)
 
@@ -119,7 +119,7 @@ def test_the_validation_images_are_part_of_what_a_version_is_made_from(ruined, t
     short = TrainSettings(**RUINED | {"epochs": 0.25})
     first, again, changed = (train(store, "made", labeled, short, run=RUN, validation=one) for one in (None, other, other))
     assert (first.ref, again.ref, changed.ref) == ("made@gen-0", "made@gen-1", "made@gen-1")
-    assert again.manifest.request.inputs["validation"].digest == other.fingerprint
+    assert again.manifest.request.inputs.validation.digest == other.fingerprint
 
 
 def test_other_classes_are_one_line_before_any_work(ruined, tmp_path):
@@ -138,7 +138,8 @@ def test_images_that_cannot_be_read_are_counted_and_none_at_all_is_an_error(ruin
     some = open_source(str(tmp_path / "validation"), labeled=True)
     short = TrainSettings(**RUINED | {"epochs": 0.25})
     version = train(store, "some", labeled, short, run=RUN, validation=some)
-    assert (read_metrics(version)["validation"]["images"], read_metrics(version)["validation"]["errors"]) == (17, 1)
+    recorded = Metrics.read(version.folder).model_dump()["validation"]
+    assert (recorded["images"], recorded["errors"]) == (17, 1)
     for file in files:
         file.write_text("no image")
     none = open_source(str(tmp_path / "validation"), labeled=True)

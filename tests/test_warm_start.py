@@ -42,7 +42,7 @@ def test_a_student_starts_from_its_teachers_weights_and_says_so_in_its_lineage(t
     store, labeled, _ = tiny_store
     teacher = store.open("tiny-teacher@gen-0")
     warm = started(store, labeled)
-    assert warm.manifest.request.inputs["initial_weights"].digest == teacher.manifest.digest
+    assert warm.manifest.request.inputs.initial_weights.digest == teacher.manifest.digest
     found, expected = weights_of(warm), weights_of(teacher)
     torch.testing.assert_close(
         {name: found[name] for name in dict.fromkeys(expected) if "running" not in name and "num_b" not in name},
@@ -113,10 +113,10 @@ def test_a_recipe_pretrains_on_pseudo_labels_and_finetunes_on_labeled_images(two
     store, generations = two_stages
     assert [one.teacher.ref for one in generations] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1"]
     before, after = (store.open(ref).manifest for ref in ("bugs-teacher-before-finetuning@gen-1", "bugs-teacher@gen-1"))
-    assert (before.request.inputs["initial_weights"].ref, before.request.inputs["edition"].ref) == ("bugs-teacher@gen-0", "bugs@gen-1.1")
+    assert (before.request.inputs.initial_weights.ref, before.request.inputs.edition.ref) == ("bugs-teacher@gen-0", "bugs@gen-1.1")
     assert before.request.settings["pseudo_only"]
-    assert after.request.inputs["initial_weights"].ref == "bugs-teacher-before-finetuning@gen-1"
-    assert "edition" not in after.request.inputs
+    assert after.request.inputs.initial_weights.ref == "bugs-teacher-before-finetuning@gen-1"
+    assert "edition" not in after.request.inputs.by_role
     assert (before.request.settings["noise"]["operations"], after.request.settings["noise"]["operations"]) == (1, 0)
 
 

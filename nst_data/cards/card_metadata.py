@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from nst_data.cards.described import Described, whole
+from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
+from nst_data.store.counts import EditionCounts, GenerationCounts
+from nst_data.store.metrics import Metrics
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
@@ -76,14 +78,16 @@ def pool_source_of(published: Published | None, earlier: Mapping[str, Any]) -> s
 
 def dataset_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a corpus' version."""
-    about = f"{described.ref} {described.request.digest[:16]}"  # `datasets` caches by folder name and this text: else every gen-1 were one
+    # `datasets` caches by folder name and this text: else every gen-1 were one
+    about = f"{described.ref} {described.manifest.request.digest[:16]}"
     configs: list[dict[str, Any]] = [
         {"config_name": table, "description": about, "data_files": [{"split": "train", "path": f"{table}/train-*.parquet"}]}
         for table in described.tables
     ]
     configs[0]["default"] = True
-    rows = described.count("unique" if described.request.kind == "edition" else "labeled")
-    places = {role: place_of(role, one, published) for role, one in described.request.inputs.items()}
+    counts = described.manifest.counts
+    rows = counts.unique if isinstance(counts, EditionCounts) else counts.labeled if isinstance(counts, GenerationCounts) else 0
+    places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     pool_source = pool_source_of(published, earlier)
     return {
         **license_of(published, earlier),
@@ -99,14 +103,12 @@ def dataset_metadata(described: Described, published: Published | None, earlier:
     }
 
 
-def model_metadata(
-    described: Described, metrics: Mapping[str, Any], published: Published | None, earlier: Mapping[str, Any]
-) -> dict[str, Any]:
+def model_metadata(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a teacher.
 
     `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
     """
-    places = {role: place_of(role, one, published) for role, one in described.request.inputs.items()}
+    places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library = library_of(described.folder)
     return {
@@ -116,7 +118,7 @@ def model_metadata(
         "tags": ["image-classification", library, "nst", TAG],
         **({"base_model": base, "base_model_relation": "finetune"} if base else {}),
         **({"datasets": trained_on} if trained_on else {}),
-        **_model_index(described, metrics, published),
+        **_model_index(described, published),
     }
 
 
@@ -132,23 +134,20 @@ def required_import(teacher: Path) -> str | None:
     return name if re.fullmatch(r"nst_train\.\w+", name) else None
 
 
-def scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def scores(metrics: Metrics) -> dict[str, dict[str, Any]]:
     """The results that have a top-1 accuracy or a mean error of corruptions or flips, by name: `top1`, `top5`, `ece` as fractions; `mce`,
     `mfr`; the size of an attack, `epsilon`; `images`, what errors are `relative_to`, and where from."""
     found = {}
-    for name, result in metrics.items():
-        if not isinstance(result, dict) or result.get("partial"):  # not comparable with what others report under its name
+    for name, result in metrics.root.items():
+        if result.partial:  # not comparable with what others report under its name
             continue
-        measured = {key: result[key] for key in ("top1", "top5", "ece") if _is_fraction(result.get(key))}
-        measured |= {key: result[key] for key in ("mce", "mfr") if _is_number(result.get(key))}
+        epsilon = result.by_epsilon[-1].epsilon if result.by_epsilon else None
+        numbers = {"top1": result.top1, "top5": result.top5, "ece": result.ece, "mce": result.mce, "mfr": result.mfr, "epsilon": epsilon}
+        measured = {key: value for key, value in numbers.items() if value is not None and math.isfinite(value)}
         if not {"top1", "mce", "mfr"} & measured.keys():
             continue
-        texts = {key: result[key] for key in ("source", "relative_to") if isinstance(result.get(key), str)}
-        texts |= {"relative_to": public_name(texts["relative_to"])} if "relative_to" in texts else {}
-        points = result.get("by_epsilon")
-        largest = points[-1] if isinstance(points, list) and points and isinstance(points[-1], dict) else {}
-        attack = {"epsilon": largest["epsilon"]} if _is_number(largest.get("epsilon")) else {}
-        found[str(name)] = {**measured, **attack, "images": whole(result.get("images")), **texts}
+        texts = {"source": result.source, "relative_to": result.relative_to and public_name(result.relative_to)}
+        found[name] = {**measured, "images": result.images or 0, **{key: text for key, text in texts.items() if text is not None}}
     return found
 
 
@@ -169,11 +168,11 @@ def _config(teacher: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _model_index(described: Described, metrics: Mapping[str, Any], published: Published | None) -> dict[str, Any]:
+def _model_index(described: Described, published: Published | None) -> dict[str, Any]:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
-    for name, result in scores(metrics).items():
+    for name, result in scores(described.metrics()).items():
         source = result.get("source", name)
         for key, (kind, label) in _METRICS.items():
             if key in result:
@@ -212,7 +211,7 @@ def _dataset_info(described: Described, published: Published | None) -> dict[str
         if published and published.anonymous and "key" in schema.names:
             continue  # the table that is published is another one
         size, rows = sum(_arrow_bytes(footer, schema) for footer in footers), sum(footer.num_rows for footer in footers)
-        features = Features.from_arrow_schema(schema) if len(described.class_names) <= _MOST_NAMES else None
+        features = Features.from_arrow_schema(schema) if len(described.manifest.class_names) <= _MOST_NAMES else None
         splits = SplitDict({"train": SplitInfo("train", num_bytes=size, num_examples=rows)})
         downloaded = sum(file.stat().st_size for file in files)
         infos[table] = DatasetInfo(features=features, splits=splits, download_size=downloaded, dataset_size=size)
@@ -255,11 +254,3 @@ def _size_category(rows: int) -> str:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_fraction(value: object) -> bool:
-    return isinstance(value, int | float) and _is_number(value) and 0 <= value <= 1

@@ -22,14 +22,16 @@ from nst_data.cards.card_metadata import (
     scores,
 )
 from nst_data.cards.curves import CURVES
-from nst_data.cards.described import Described, whole
+from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
 from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
 from nst_data.cards.own_text import OwnText, own_text, read_card
 from nst_data.cards.published import Published, place_of, public_name
 from nst_data.cards.reproduction import command, thresholds
+from nst_data.store.counts import EditionCounts, GenerationCounts
 from nst_data.store.files import write_text
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, TeacherManifest
 from nst_data.store.staging import Staging
 from nst_data.store.version import Version
 
@@ -39,73 +41,66 @@ _MOST_CLASSES = 100  # named in a card; of more, the largest and the smallest
 _ENDS = 20
 
 
-def dataset_card(
-    version: Version, published: Published | None = None, teacher_metrics: Mapping[str, Any] | None = None, target: Path | None = None
-) -> str:
+def dataset_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
     """The card of a generation or an edition: as it stands in its folder or, `published`, on the Hub, without any local path.
 
-    `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in.
-
-    `teacher_metrics` is the teacher's metrics.json or, for an ensemble, one by role (`teacher_1`); by default what the store has. The
-    pictures that lie in the folder are shown; `write_pictures` draws them.
+    `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in. The pictures that
+    lie in the folder are shown; `write_pictures` draws them.
     """
-    return _dataset_card(Described.of(version, target), published, teacher_metrics)
+    return _dataset_card(Described.of(version, target), published)
 
 
-def model_card(version: Version, metrics: Mapping[str, Any], published: Published | None = None, target: Path | None = None) -> str:
-    """The card of a teacher with what was measured of it (metrics.json): as in its folder or, `published`, on the Hub."""
-    return _model_card(Described.of(version, target), metrics, published)
+def model_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
+    """The card of a teacher with what was measured of it: as in its folder or, `published`, on the Hub."""
+    return _model_card(Described.of(version, target), published)
 
 
-def write_dataset_card(staging: Staging, class_names: Sequence[str], counts: Mapping[str, Any]) -> None:
+def write_dataset_card(staging: Staging, manifest: Manifest) -> None:
     """The card of a version that is about to be sealed, with its pictures. Both lie outside the seal."""
-    described = Described.staged(staging, class_names, counts)
+    described = Described(staging.build, staging.target, manifest)
     write_pictures(described, staging.work)
-    write_text(staging.build / "README.md", _dataset_card(described, None, None), staging.work)
+    write_text(staging.build / "README.md", _dataset_card(described, None), staging.work)
 
 
-def write_model_card(described: Described, metrics: Mapping[str, Any]) -> OwnText:
+def write_model_card(described: Described) -> OwnText:
     """The card of a teacher, in its folder. It is written again when new metrics are measured; what the user wrote into it stays.
 
     Gives that text, with what was wrong with its marks.
     """
-    write_text(described.folder / "README.md", _model_card(described, metrics, None))
+    write_text(described.folder / "README.md", _model_card(described, None))
     return own_text(read_card(described.folder))
 
 
-def _dataset_card(described: Described, published: Published | None, teacher_metrics: Mapping[str, Any] | None) -> str:
+def _dataset_card(described: Described, published: Published | None) -> str:
     earlier, own = _earlier(described.folder, published)
+    counts = described.manifest.counts
+    assert isinstance(counts, GenerationCounts | EditionCounts), "teachers have cards of their own"
     pictures = [name for name in (CONFIDENCE, CLASSES) if (described.folder / name).is_file()]
-    is_edition = described.request.kind == "edition"
     text = _render(
-        "edition.md.jinja" if is_edition else "generation.md.jinja",
+        "edition.md.jinja" if isinstance(counts, EditionCounts) else "generation.md.jinja",
         **_about(described, published, earlier),
         table=described.table,
         tables=described.tables,
         confidence=CONFIDENCE if CONFIDENCE in pictures else None,
         class_counts=CLASSES if CLASSES in pictures else None,
-        top_k=described.counts.get("top_k"),
+        top_k=counts.top_k,
         per_class=_class_rows(described),
-        teachers=_teachers(described, published, teacher_metrics or {}),
+        teachers=_teachers(described, published),
         calibration=described.calibration,
         limits=known_limits(described, published),
-        no_answer=described.count("no_answer"),
-        unread=described.count("errors") - described.count("no_answer"),
         pool_source=pool_source_of(published, earlier),
-        dropped=_reasons(described),
-        empty=_names(described.counts.get("classes_without_images")),
+        empty=_names(counts.classes_without_images if isinstance(counts, EditionCounts) else []),
         has_images=described.has_images,
-        noised=described.request.settings.get("noise") is True,
     )
     return front_matter(dataset_metadata(described, published, earlier)) + text + own.section
 
 
-def _model_card(described: Described, metrics: Mapping[str, Any], published: Published | None) -> str:
+def _model_card(described: Described, published: Published | None) -> str:
     earlier, own = _earlier(described.folder, published)
     text = _render(
         "teacher.md.jinja",
         **_about(described, published, earlier),
-        results=scores(metrics),
+        results=scores(described.metrics()),
         requires_import=required_import(described.folder),
         library=library_of(described.folder),
         curves=CURVES if (described.folder / CURVES).is_file() else None,
@@ -113,7 +108,7 @@ def _model_card(described: Described, metrics: Mapping[str, Any], published: Pub
         most_classes=_MOST_CLASSES,
         steps=_lineage(described, published),
     )
-    return front_matter(model_metadata(described, metrics, published, earlier)) + text + own.section
+    return front_matter(model_metadata(described, published, earlier)) + text + own.section
 
 
 def _earlier(folder: Path, published: Published | None) -> tuple[dict[str, Any], OwnText]:
@@ -128,18 +123,19 @@ def _earlier(folder: Path, published: Published | None) -> tuple[dict[str, Any],
 
 def _about(described: Described, published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
     """What both kinds of card show."""
+    manifest = described.manifest
     return {
         "ref": described.ref,
         "name": described.target.parent.name,
         "folder": described.target.name,
         "published": published,
-        "request": described.request,
-        "class_names": described.class_names,
-        "counts": described.counts,
+        "request": manifest.request,
+        "class_names": manifest.class_names,
+        "counts": manifest.counts,
         "made_from": [
-            (role, _shown(role, one, published), _code(one.digest[:12]), one.revision) for role, one in described.request.inputs.items()
+            (role, _shown(role, one, published), _code(one.digest[:12]), one.revision) for role, one in described.inputs.by_role.items()
         ],
-        "settings": dict(_settings(described.request.settings, published)),
+        "settings": dict(_settings(manifest.request.settings, published)),
         "license": license_of(published, earlier),
         "command": command(described, published),
         "thresholds": thresholds(described),
@@ -163,14 +159,13 @@ def _settings(values: Mapping[str, Any], published: Published | None, outer: str
             yield f"{outer}{name}", "none" if value is None or value in ({}, []) else as_text(shown)
 
 
-def _teachers(described: Described, published: Published | None, metrics: Mapping[str, Any]) -> list[str]:
+def _teachers(described: Described, published: Published | None) -> list[str]:
     """Each teacher as a line of markdown: link and revision, its share of an ensemble, and how often it is right."""
     entries = described.teachers()
     lines = []
     for role, one in entries.items():
         version = described.found(one)
-        known = metrics.get(role, {}) if len(entries) > 1 else metrics
-        results = scores(known if isinstance(known, Mapping) else {}) or scores(Described.of(version).metrics() if version else {})
+        results = scores(Described.of(version).metrics()) if version else {}
         parts = [f"**{_shown(role, one, published)}**"]
         parts += [f"revision {as_text(one.revision)}"] if one.revision else []
         parts += [f"one of {len(entries)}, each has the same share of the mean"] if len(entries) > 1 else []
@@ -183,7 +178,7 @@ def _lineage(described: Described, published: Published | None) -> list[str]:
     """The way from the first teacher to this one, a line of markdown each, as far as the store has it."""
     steps = []
     for role, one, version in described.lineage():
-        line = _shown(role, one, published if role in described.request.inputs else _without_links(published))
+        line = _shown(role, one, published if role in described.inputs.by_role else _without_links(published))
         steps.append(f"{line}: {_step(version)}" if version else f"{line}: further back the store here does not reach")
     own = f"**{as_text(described.ref)}**: {_step(described)}"
     return [*reversed(steps), own]
@@ -195,16 +190,16 @@ def _without_links(published: Published | None) -> Published | None:
 
 
 def _step(described: Described) -> str:
-    counts = described.count
-    match described.request.kind:
-        case "generation":
-            return f"{counts('labeled'):,} images labeled by it"
-        case "edition":
-            return f"{counts('copies'):,} entries from {counts('unique'):,} images selected"
-        case _:
-            pseudo = f" and {counts('entries'):,} pseudo-labeled entries" if "edition" in described.request.inputs else ""
+    match described.manifest:
+        case EditionManifest(counts=counts):
+            return f"{counts.copies:,} entries from {counts.unique:,} images selected"
+        case TeacherManifest(counts=counts, request=request):
+            pseudo = f" and {counts.entries:,} pseudo-labeled entries" if request.inputs.edition else ""
             results = [f"{as_text(name)}: {_score(result)}" for name, result in scores(described.metrics()).items()]
-            return "; ".join([f"trained on {counts('labeled'):,} labeled images{pseudo}", *results])
+            return "; ".join([f"trained on {counts.labeled:,} labeled images{pseudo}", *results])
+        case GenerationManifest(counts=counts):
+            return f"{counts.labeled:,} images labeled by it"
+    raise AssertionError(described.manifest.kind)
 
 
 def _class_rows(described: Described) -> list[tuple[str, list[int]] | None]:
@@ -216,18 +211,10 @@ def _class_rows(described: Described) -> list[tuple[str, list[int]] | None]:
     return [*ranked[:_ENDS], None, *ranked[-_ENDS:]]
 
 
-def _reasons(described: Described) -> dict[str, int]:
-    """How many images were left out for which reason; only reasons that some had."""
-    dropped = described.counts.get("dropped")
-    return {str(reason): whole(rows) for reason, rows in dropped.items() if whole(rows)} if isinstance(dropped, dict) else {}
-
-
-def _names(names: object) -> str:
+def _names(names: Sequence[str]) -> str:
     """Names as text, of many the first."""
-    if not isinstance(names, list):
-        return ""
     more = f" and {len(names) - _MOST_CLASSES:,} more" if len(names) > _MOST_CLASSES else ""
-    return as_text(", ".join(map(str, names[:_MOST_CLASSES]))) + more
+    return as_text(", ".join(names[:_MOST_CLASSES])) + more
 
 
 def _score(result: Mapping[str, Any]) -> str:
@@ -265,21 +252,8 @@ def _templates() -> jinja2.Environment:
         autoescape=False,  # markdown: `text` escapes both HTML and markdown
     )
     environment.filters |= {"text": as_text, "score": _score, "shell": shlex.quote}
-    environment.filters |= {"number": _number, "measured": _measured, "percent": _percent}
+    environment.filters |= {"number": "{:,}".format, "measured": "{:.4g}".format, "percent": "{:.2%}".format}
     return environment
-
-
-def _number(value: object) -> str:
-    """A count of a manifest, with commas."""
-    return f"{whole(value):,}"
-
-
-def _measured(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float | int) else as_text(value or "not known")
-
-
-def _percent(value: object) -> str:
-    return f"{100 * value:.2f}%" if isinstance(value, float | int) else as_text(value or "not known")
 
 
 def as_text(value: object) -> str:

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 
-from nst_data.cards.described import Described, whole
+from nst_data.cards.described import Described
 from nst_data.cards.published import Published
+from nst_data.store.counts import EditionCounts, GenerationCounts
+from nst_data.store.inputs import GenerationInputs
+from nst_data.store.manifest import EditionManifest, GenerationManifest
 
 
 def known_limits(described: Described, published: Published | None = None) -> list[str]:
     """A sentence or two each, as markdown."""
     limits = [*_of_labels(described)]
-    if described.request.kind == "edition":
-        limits += _of_selection(described)
-    else:
-        limits += _of_pool(described)
+    match described.manifest:
+        case EditionManifest():
+            limits += _of_selection(described, described.manifest)
+        case GenerationManifest():
+            limits += _of_pool(described.manifest)
     if published and published.anonymous:
         limits.append(_of_anonymity(described))
     return limits
@@ -24,59 +28,58 @@ def _of_labels(described: Described) -> Iterator[str]:
         "and an image of none of the classes has a label too."
     )
     labeled_by = described.labeled_by()
-    if labeled_by is not None and "adopted" in labeled_by.request.inputs:
+    if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:
         yield "How they were made is what the user who adopted them says: nst has checked their form, not where they come from."
     if labeled_by is None:
         yield "Whether the confidences are calibrated is not known here: the generation they come from says so."
     elif described.calibration:
-        images = whole(described.calibration.get("images"))
+        images = described.calibration.images
         yield f"The confidences are calibrated by one temperature on {images:,} labeled images; on images of another kind they need not be."
     else:
         yield "The confidences are not calibrated: networks are usually surer than they are right."
-    top_k = described.counts.get("top_k")
-    cut = f" Of {len(described.class_names):,} classes the {whole(top_k):,} most probable ones are kept; the rest is lost." if top_k else ""
+    counts = described.manifest.counts
+    top_k = counts.top_k if isinstance(counts, GenerationCounts | EditionCounts) else None
+    classes = len(described.manifest.class_names)
+    cut = f" Of {classes:,} classes the {top_k:,} most probable ones are kept; the rest is lost." if top_k else ""
     yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
-    if labeled_by is not None and labeled_by.request.settings.get("noise") is True:
+    if labeled_by is not None and labeled_by.manifest.request.is_noised:
         yield "The teacher was noised while it labeled, which costs accuracy."
 
 
-def _of_pool(described: Described) -> Iterator[str]:
-    if limit := whole(described.request.settings.get("limit")):
+def _of_pool(generation: GenerationManifest) -> Iterator[str]:
+    counts = generation.counts
+    if limit := generation.request.limit:
         yield f"Only the first {limit:,} images of the pool were labeled."
-    if errors := described.count("errors"):
-        lost = described.count("no_answer") or 0
-        if errors > lost:
-            yield f"{errors - lost:,} pool images could not be read; they are listed in `errors`."
-        if lost:
-            yield f"For {lost:,} pool images the teacher's output was not finite; they are listed in `errors`."
-    if unlabeled := described.count("unlabeled"):
-        yield f"{unlabeled:,} images of the pool have no label in it."
+    if counts.errors > counts.no_answer:
+        yield f"{counts.errors - counts.no_answer:,} pool images could not be read; they are listed in `errors`."
+    if counts.no_answer:
+        yield f"For {counts.no_answer:,} pool images the teacher's output was not finite; they are listed in `errors`."
+    if counts.unlabeled:
+        yield f"{counts.unlabeled:,} images of the pool have no label in it."
     yield "Nothing was excluded: it may contain duplicates, and images of a labeled or test set."
 
 
-def _of_selection(described: Described) -> Iterator[str]:
-    settings, inputs, counts = described.request.settings, described.request.inputs, described.counts
+def _of_selection(described: Described, edition: EditionManifest) -> Iterator[str]:
+    inputs, counts, selection = edition.request.inputs, edition.counts, edition.request.selection
     yield (
         "Byte-identical images appear once, counted in `duplicates`; resized or re-encoded copies of an image count as different images."
     )
-    near = counts.get("near_duplicates")
-    if not any(role.startswith("exclude") for role in inputs) and "like" not in inputs:
+    if not inputs.excluded and not inputs.like:
         yield "No labeled, validation or test images were held out: it may contain images that you test on."
-    elif settings.get("exact_overlap_only") is True:
+    elif selection and selection.exact_overlap_only:
         yield "Only byte-identical copies of held-out images were excluded: it may contain resized or re-encoded ones."
-    elif isinstance(near, dict) and whole(near.get("unreadable")):
-        yield f"{whole(near['unreadable']):,} candidate duplicates of held-out images could not be compared with them and were kept."
-    if unread := described.count("held_out_unreadable"):
-        yield f"{unread:,} held-out images could not be read: this edition may contain copies of them."
-    if "like" in inputs:
+    elif (near := counts.near_duplicates) and near.unreadable:
+        yield f"{near.unreadable:,} candidate duplicates of held-out images could not be compared with them and were kept."
+    if counts.held_out_unreadable:
+        yield f"{counts.held_out_unreadable:,} held-out images could not be read: this edition may contain copies of them."
+    if inputs.like:
         yield "The images were selected by another teacher's labels and then relabeled: the classes are no longer balanced."
     rows = described.per_class()
     copied = sum(row["copies"] > row["unique"] > 0 for row in rows.values())
     if copied:
         yield f"It is balanced only with `copies`: {copied:,} of {len(rows):,} classes had too few images, which are repeated."
-    empty = counts.get("classes_without_images")
-    if isinstance(empty, list) and empty:
-        yield f"{len(empty):,} of {len(rows):,} classes have no image."
+    if counts.classes_without_images:
+        yield f"{len(counts.classes_without_images):,} of {len(rows):,} classes have no image."
 
 
 def _of_anonymity(described: Described) -> str:

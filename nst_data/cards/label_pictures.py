@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from nst_data.cards.described import Described
 from nst_data.store.files import replacing
+from nst_data.store.manifest import EditionManifest, GenerationManifest
 from nst_data.tables.confidence import BINS
 from nst_data.tables.label_tables import histograms, scan_labels
 
@@ -41,7 +42,7 @@ def write_pictures(described: Described, parts: Path | None = None) -> list[str]
     parent = described.parent
     labels = [pl.scan_parquet(files, glob=False), *([scan_labels(parent)] if parent else [])]
     after, *before = [np.array(one.images) for one in histograms(described.ref, *labels)]
-    bins: list[Series] = [("labeled" if described.request.kind == "generation" else "selected", _BLUE, after)]
+    bins: list[Series] = [("labeled" if isinstance(described.manifest, GenerationManifest) else "selected", _BLUE, after)]
     if parent:
         bins.insert(0, (parent.ref, _GRAY, before[0]))
     with _drawn(described.folder / CONFIDENCE, parts, 4.0) as figure:
@@ -50,9 +51,9 @@ def write_pictures(described: Described, parts: Path | None = None) -> list[str]
     if not rows:
         return [CONFIDENCE]
     columns = [("labeled", "labeled", _GRAY), ("unique", "selected", _BLUE), ("copies", "entries, copies included", _ORANGE)]
-    if described.request.kind == "generation":
+    if isinstance(described.manifest, GenerationManifest):
         columns = [("labeled", "labeled", _BLUE)]
-    classes = [(name, color, np.array([row.get(column, 0) for row in rows.values()])) for column, name, color in columns]
+    classes = [(name, color, np.array([row[column] for row in rows.values()])) for column, name, color in columns]
     with _drawn(described.folder / CLASSES, parts, max(2.6, 1.3 + 0.27 * len(rows)) if len(rows) <= _MOST_NAMED else 4.4) as figure:
         _draw_classes(figure, f"{described.ref}: images per class", list(rows), classes)
     return [CONFIDENCE, CLASSES]
@@ -81,9 +82,11 @@ def _draw_confidence(figure: "Figure", described: Described, series: Sequence[Se
         for place, count in zip(places, images, strict=True):
             if count:
                 axes.annotate(_short(count), (place, count), ha="center", va="bottom", fontsize=7, color="#404040")
-    threshold = described.request.settings.get("min_confidence")
-    if described.request.settings.get("confidence_range") is None and isinstance(threshold, float | int) and 0 < threshold < 1:
-        axes.axvline(threshold, color="#404040", linewidth=1, linestyle="--", label=f"threshold {threshold:g}")
+    selection = described.manifest.request.selection if isinstance(described.manifest, EditionManifest) else None
+    if selection and selection.confidence_range is None and 0 < selection.min_confidence < 1:
+        axes.axvline(
+            selection.min_confidence, color="#404040", linewidth=1, linestyle="--", label=f"threshold {selection.min_confidence:g}"
+        )
     axes.set_xlim(0, 1)
     axes.set_xticks(np.arange(BINS + 1) / BINS)
     axes.set_xlabel("confidence: the largest probability of a label")

@@ -7,11 +7,10 @@ from typing import Literal
 from urllib.parse import quote
 
 from nst_data.hub.reference import HubReference
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input, is_of_model
 
 _HUB = "https://huggingface.co"
 _LOCAL = re.compile(r"local-dir:|[/~.\\]|[A-Za-z]:[\\/]")
-_MODELS = ("teacher", "initial_weights")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class HubPlace:
 
 def place_of(role: str, made_from: Input, published: Published | None) -> HubPlace | None:
     """Where an input is on the Hub: as the push found it, or as it was when it was read there. None for one that is not known there."""
-    kind: Literal["dataset", "model"] = "model" if role.startswith(_MODELS) else "dataset"
+    kind: Literal["dataset", "model"] = "model" if is_of_model(role) else "dataset"
     if published and (link := HubReference.of_repository(published.links.get(role, ""))):
         return HubPlace(link.repo, link.revision, kind)
     reference = HubReference.of_dataset(made_from.ref)

@@ -9,69 +9,67 @@ import yaml
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_name
-from nst_data.store.manifest import ANONYMOUS, ORDER, Request
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, TeacherInputs
+from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
 _OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
-_VERBS = {"generation": "label", "edition": "balance", "teacher": "train"}
 
 
 def command(described: Described, published: Published | None = None) -> str:
     """The lines to type. In public, what is on this machine alone is a word in capitals, and what is on the Hub is pulled first."""
-    request, name = described.request, described.target.parent.name
-    sources = _Sources(described, published)
-    if request.kind == "teacher":
-        words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
-        words += [*sources.option("--validation", "validation"), "--name", name]
-    elif "extended" in request.inputs:
-        return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
-    elif "like" in request.inputs:
-        words = [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
-    elif "adopted" in request.inputs:
-        pool = sources.option("--pool", "pool") if request.settings.get("key") else []
-        words = [sources["adopted"], "--corpus", name, *pool, *sources.option("--class-names", "class_names")]
-        words += sources.option("--teacher", "teacher")
-    elif request.kind == "generation":
-        words = [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
-    else:
-        words = [sources["generation"], *sources.exclude]
-    words += _columns(request)
-    verb = "label" if "like" in request.inputs else "adopt" if "adopted" in request.inputs else _VERBS[request.kind]
-    options = _options(
-        request.settings, with_pseudo=request.kind != "teacher" or "edition" in request.inputs, in_public=published is not None
-    )
+    request, name = described.manifest.request, described.target.parent.name
+    sources, inputs, with_pseudo = _Sources(described, published), request.inputs, True
+    match inputs:
+        case TeacherInputs():
+            verb, with_pseudo = "train", inputs.edition is not None
+            words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
+            words += [*sources.option("--validation", "validation"), "--name", name]
+            words += _columns(inputs.labeled, inputs.labeled)
+        case GenerationInputs(extended=Input()):
+            return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
+        case GenerationInputs(adopted=Input()):
+            verb, pool = "adopt", sources.option("--pool", "pool") if request.key else []
+            words = [sources["adopted"], "--corpus", name, *pool, *sources.option("--class-names", "class_names")]
+            words += [*sources.option("--teacher", "teacher"), *_columns(inputs.pool, None)]
+        case GenerationInputs():
+            verb, words = "label", [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
+            words += _columns(inputs.pool, inputs.calibration)
+        case EditionInputs(like=Input()):
+            verb, words = "label", [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
+        case _:
+            verb, words = "balance", [sources["generation"], *sources.exclude]
+    options = _options(request.settings, with_pseudo, in_public=published is not None)
     return _lines([*sources.pulls, _wrapped(["nst", verb, *words, *options])])
 
 
-def _columns(request: Request) -> list[str]:
+def _columns(of_images: Input | None, of_labels: Input | None) -> list[str]:
     """The columns that were asked for, of the source that the options speak of."""
-    roles = {"teacher": ("labeled", "labeled"), "generation": ("pool", "calibration")}.get(request.kind, ("", ""))
-    of_images, of_labels = map(request.inputs.get, roles)
     image_column, label_column = of_images and of_images.image_column, of_labels and of_labels.label_column
     return [*(["--image-column", image_column] if image_column else []), *(["--label-column", label_column] if label_column else [])]
 
 
 def thresholds(described: Described) -> str | None:
     """The file that the command reads the thresholds of single classes from, as YAML; None where there are none."""
-    values = described.request.settings.get(_THRESHOLDS)
-    if not isinstance(values, dict) or not values:
+    selection = described.manifest.request.selection if isinstance(described.manifest, EditionManifest) else None
+    if selection is None or not selection.class_min_confidence:
         return None
-    quoted = {name: yaml.safe_dump(str(name), default_style='"', width=2**30).strip() for name in values}
-    return "".join(f"{quoted[name]}: {least}\n" for name, least in values.items() if isinstance(least, int | float)).replace("<", r"\x3C")
+    quoted = {name: yaml.safe_dump(name, default_style='"', width=2**30).strip() for name in selection.class_min_confidence}
+    return "".join(f"{quoted[name]}: {least}\n" for name, least in selection.class_min_confidence.items()).replace("<", r"\x3C")
 
 
 class _Sources:
     """What the command names: as it was found or, in public, where others find it."""
 
     def __init__(self, described: Described, published: Published | None) -> None:
-        self._inputs, self._published = described.request.inputs, published
+        self._inputs, self._published = described.inputs, published
         self.pulls: list[str] = []
 
     def __getitem__(self, role: str) -> str:
         """What stands for an input. A corpus that is on the Hub is pulled first, under the name that it has here."""
-        one = self._inputs.get(role)
+        one = self._inputs.by_role.get(role)
         if one is None:
             return role.upper()
         if self._published is None:
@@ -90,16 +88,17 @@ class _Sources:
         return role.upper() if is_local(one.ref) else one.ref
 
     def option(self, name: str, role: str) -> list[str]:
-        return [name, self[role]] if role in self._inputs else []
+        return [name, self[role]] if role in self._inputs.by_role else []
 
     @property
     def teachers(self) -> list[str]:
-        roles = [role for role in self._inputs if role.startswith("teacher")] or ["teacher"]
+        roles = [*self._inputs.teachers] or ["teacher"]
         return [word for role in roles for word in ("--teacher", self[role])]
 
     @property
     def exclude(self) -> list[str]:
-        return [word for role in self._inputs if role.startswith("exclude") for word in ("--exclude", self[role])]
+        excluded = self._inputs.excluded if isinstance(self._inputs, EditionInputs) else {}
+        return [word for role in excluded for word in ("--exclude", self[role])]
 
 
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:

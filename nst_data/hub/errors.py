@@ -48,19 +48,19 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(errors.OfflineModeIsEnabled):
-        return f"{here}HF_HUB_OFFLINE keeps from asking the Hub; unset it{' or give a path' * or_path}"
+        return f"{here}HF_HUB_OFFLINE is set, so the Hub is not asked; unset it{' or give a path' * or_path}"
     status = next(
         (cause.response.status_code for cause in causes if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None), 0
     )
     is_refused = status == _UNAUTHORIZED and (writing or not caused_by(errors.RepositoryNotFoundError))
     if caused_by(errors.LocalTokenNotFoundError) or (is_refused and get_token() is None):
-        return f"the Hub wants to know who you are; {_LOG_IN}, or set HF_TOKEN"
+        return f"you are not logged in to the Hub; {_LOG_IN}, or set HF_TOKEN"
     if is_refused:
-        return f"the Hub does not take your token; {_LOG_IN} again, with a token that may write"
+        return f"the Hub rejects your token; {_LOG_IN} again, with a token that has write access"
     if status == _FORBIDDEN and writing:
-        return "the Hub does not let your token write there; take a repository of your own, or a token with the right to write"
+        return "your token has no write access there; use a repository of your own, or a token with write access"
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
-        return f"the Hub wants you to ask for access on the {what}'s page first; then {_LOG_IN}"
+        return f"it is gated: request access on the {what}'s page, then {_LOG_IN}"
     if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError):
         return f"{here}no such {what} on the Hub; correct it or, for a private one, {_LOG_IN}"
     if caused_by(errors.RevisionNotFoundError):
@@ -72,7 +72,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if caused_by(DatasetGenerationError):
         return f"datasets cannot read its files ({type(causes[-1]).__name__}); see `load_dataset` for the whole error"
     if status == _FORBIDDEN:
-        return f"the Hub does not let your token read this {what}; ask its owner for access, or {_LOG_IN} with another one"
+        return f"your token has no read access to this {what}; ask its owner for access, or {_LOG_IN} with another one"
     if status == _TOO_MANY:
         return "the Hub answered 429, too many requests; run the same command again in some minutes"
     if status:
@@ -82,7 +82,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if "Data files don't belong to" in str(error):
         return "its card names data files that are not in the repo; expected files of its own"
     if "scripts are no longer supported" in str(error):
-        return "the dataset is a script, and nothing that lies in a repo is run; take one with data files"
+        return "the dataset is a script, and nst runs no code of a repository; use one with data files"
     return f"cannot be read from the Hub ({type(error).__name__})"
 
 

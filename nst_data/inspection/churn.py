@@ -155,7 +155,7 @@ def matched_by_name(after: pl.LazyFrame, class_names: Sequence[str], expected: S
         if odd := [name for name in names if name not in set(others)]:
             shown = ", ".join(odd[:10]) + (", ..." if len(odd) > 10 else "")
             raise NstError(
-                f"{what}: expected the same classes in both, found {len(odd)} in {whose} alone ({shown}); choose two of one set of classes"
+                f"{what}: expected the same classes in both, found {len(odd)} in {whose} alone ({shown}); choose two with the same classes"
             )
     places = pl.Series(match_classes(class_names, expected, what), dtype=pl.Int64)
     return after.with_columns(label=pl.col("label").replace_strict(pl.arange(0, len(places), eager=True), places, default=pl.col("label")))

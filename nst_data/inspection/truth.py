@@ -18,6 +18,7 @@ from nst_data.sources.features import feature_names
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
+from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, parent_of, scan_labels
 
@@ -170,17 +171,17 @@ def _check_rows(rows: int, version: Version, store: Store, location: str) -> Non
             f"{location}: has labels without images, and the generation that {version.ref} was drawn from is not in the store "
             f"to say how many rows their pool has; {remedy}"
         )
-    pool, is_limited = int(generation.manifest.counts["pool"]), generation.manifest.request.settings.get("limit") is not None
+    pool, is_limited = generation.counts.pool, generation.request.limit is not None
     if rows < pool or (rows > pool and not is_limited):
         expected = f"at least {pool:,}" if is_limited else f"{pool:,}"
         raise UsageError(f"{location}: expected {expected} labels, one for each row of the pool of {version.ref}, found {rows:,}; {remedy}")
 
 
-def _labeling_of_its_pool(version: Version, store: Store) -> Version | None:
+def _labeling_of_its_pool(version: Version, store: Store) -> GenerationManifest | None:
     """The generation that a version was drawn from, directly or not, and whose pool it has; None where that is not in the store."""
-    generation: Version | None = version
-    while generation is not None and generation.manifest.kind != "generation":
-        generation = parent_of(generation, store)
-    if generation is None or generation.manifest.request.inputs["pool"].digest != version.manifest.request.inputs["pool"].digest:
-        return None
-    return generation
+    pool, labels = version.manifest.request.inputs.pool, version
+    while not isinstance(manifest := labels.manifest, GenerationManifest):
+        if (parent := parent_of(labels, store)) is None:
+            return None
+        labels = parent
+    return manifest if pool is not None and manifest.request.inputs.pool.digest == pool.digest else None

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -28,8 +27,10 @@ from nst_data.sources import Source, check_are_sources
 from nst_data.sources.changes import Reading
 from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.sources.unreadable import check_readable
+from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates
 from nst_data.store.files import clear_abandoned, temporary
-from nst_data.store.manifest import Input, Request, SealedFile
+from nst_data.store.inputs import EditionInputs, Input
+from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFile
 from nst_data.store.store import Staging, Store, Version
 from nst_data.tables import engines
 from nst_data.tables.label_tables import damage_is_named
@@ -105,7 +106,6 @@ def balance(
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
-    generation.manifest.count("teacher_parameters")  # refused before any work
     request = balance_request(generation, settings, exclude, pool)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     for role, source in roles.items():
@@ -121,11 +121,14 @@ def balance(
     return staging.shared(lambda: _make(staging, generation, settings, exclude, images, progress, engine, max_unreadable))
 
 
-def balance_request(generation: Version, settings: BalanceSettings, exclude: Sequence[Source] = (), pool: Source | None = None) -> Request:
+def balance_request(
+    generation: Version, settings: BalanceSettings, exclude: Sequence[Source] = (), pool: Source | None = None
+) -> EditionRequest:
     """What `balance` asks the store for."""
-    inputs = {"generation": generation.lineage, "pool": pool_entry(generation.manifest.request.inputs["pool"], pool)}
-    inputs |= {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
-    return Request(kind="edition", settings=settings.for_request(), inputs=inputs)
+    entry = GenerationManifest.of(generation.manifest).request.inputs.pool
+    excluded = {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
+    inputs = EditionInputs(generation=generation.lineage, pool=pool_entry(entry, pool), **excluded)
+    return EditionRequest(settings=settings.for_request(), inputs=inputs)
 
 
 def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
@@ -181,16 +184,14 @@ def _make(
         left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
         with damage_is_named(generation.ref):
             selection = select(labels, settings, class_names, left_out, work, generation.ref)
-        counts = _counts(selection, generation, settings)
-        counts["near_duplicates"] = {"compared": near.compared, "unreadable": near.unreadable}
-        if held_out.unreadable:
-            counts["held_out_unreadable"] = held_out.unreadable
-        counts["teacher_parameters"] = generation.manifest.count("teacher_parameters")
-        counts["top_k"] = top_k
+        counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k)
         files = _write(staging, generation, selection, settings, counts, images, progress)
-    cards.write_dataset_card(staging, class_names, counts)
+    if settings.embed_images:
+        counts = EditionCounts(**counts.model_dump(), shards=shard_counts([staging.build / name for name in files]))
     staging.add_seconds(since)
-    return staging.seal(files, class_names, counts, {})
+    manifest = staging.describe(files, class_names, counts)
+    cards.write_dataset_card(staging, manifest)
+    return staging.seal(manifest)
 
 
 @contextmanager
@@ -234,7 +235,7 @@ class _Images:
     @property
     def are_as_labeled(self) -> bool:
         """Whether a row's `id` is its place in the pool."""
-        return self.open("").fingerprint == self._generation.manifest.request.inputs["pool"].digest
+        return self.open("").fingerprint == GenerationManifest.of(self._generation.manifest).request.inputs.pool.digest
 
     def open(self, why: str) -> Source:
         """Raises NstError with `why` where the pool is not there."""
@@ -256,9 +257,12 @@ def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, pr
     return near_duplicates(label_batches(generation, OVERLAP_COLUMNS.names), held_out, locate, progress)
 
 
-def _counts(selection: Selection, generation: Version, settings: BalanceSettings) -> dict[str, Any]:
+def _counts(
+    selection: Selection, generation: Version, settings: BalanceSettings, near: Overlap, held_out_unreadable: int, top_k: int | None
+) -> EditionCounts:
     """What happened to all rows. Raises NstError where none is left."""
-    labeled, class_names = selection.labeled, generation.manifest.class_names
+    labeled, manifest = selection.labeled, GenerationManifest.of(generation.manifest)
+    class_names = manifest.class_names
     chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
     by_reason = dict(selection.dropped.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
     dropped = {reason: by_reason.get(reason, 0) for reason in (*REASONS, *({UNANSWERED} & by_reason.keys()))}
@@ -269,21 +273,24 @@ def _counts(selection: Selection, generation: Version, settings: BalanceSettings
         reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
         raise NstError(f"{generation.ref}: no image is left of {sum(labeled.values()):,} ({reasons}); {advice}")
-    return {
-        "labeled": sum(labeled.values()),
-        "dropped": dropped,
-        "kept": unique + dropped["over_quota"],
-        "unique": unique,
-        "copies": sum(copies for _, copies in chosen.values()),
-        "quota": selection.quota,
-        "classes_without_images": [
-            name for index, name in enumerate(class_names) if index not in chosen and name not in settings.exclude_class
-        ],
-        "per_class": {
-            name: dict(zip(("labeled", "unique", "copies"), (labeled.get(index, 0), *chosen.get(index, (0, 0))), strict=True))
-            for index, name in enumerate(class_names)
-        },
-    }
+    per_class = {}
+    for index, name in enumerate(class_names):
+        images, copies = chosen.get(index, (0, 0))
+        per_class[name] = ClassCounts(labeled=labeled.get(index, 0), unique=images, copies=copies)
+    return EditionCounts(
+        labeled=sum(labeled.values()),
+        dropped=dropped,
+        kept=unique + dropped["over_quota"],
+        unique=unique,
+        copies=sum(copies for _, copies in chosen.values()),
+        quota=selection.quota,
+        classes_without_images=[name for name, row in per_class.items() if not row.unique and name not in settings.exclude_class],
+        per_class=per_class,
+        near_duplicates=NearDuplicates(compared=near.compared, unreadable=near.unreadable),
+        held_out_unreadable=held_out_unreadable,
+        teacher_parameters=manifest.counts.teacher_parameters,
+        top_k=top_k,
+    )
 
 
 def _write(
@@ -291,23 +298,19 @@ def _write(
     generation: Version,
     selection: Selection,
     settings: BalanceSettings,
-    counts: dict[str, Any],
+    counts: EditionCounts,
     images: _Images,
     progress: Progress,
 ) -> dict[str, SealedFile]:
     """Carry the selected rows over, shard by shard: soft labels never stand in memory whole."""
     class_names = generation.manifest.class_names
-    schema = balanced_schema(class_names, counts["top_k"])
+    schema = balanced_schema(class_names, counts.top_k)
     tables = rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
-        with_images = balanced_schema(class_names, counts["top_k"], with_images=True)
+        with_images = balanced_schema(class_names, counts.top_k, with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
-        files = write_self_contained(
-            staging, tables, counts["unique"], pool, is_same, with_images, settings.shard_mb, settings.seed, progress
-        )
-        counts["shards"] = shard_counts([staging.build / name for name in files])
-        return files
-    plan = ShardPlan(counts["unique"], min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
+        return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
+    plan = ShardPlan(counts.unique, min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
     files = {}
     for shard in range(len(plan)):
         start, stop = plan.bounds(shard)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
+from nst_data.store.manifest import GenerationManifest
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import TableReader
@@ -23,7 +24,7 @@ def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.Re
 
 def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side."""
-    rest, last, count = _Selected(selected), -1, generation.manifest.counts["pool"]
+    rest, last, count = _Selected(selected), -1, GenerationManifest.of(generation.manifest).counts.pool
     for batch in label_batches(generation, [name for name in schema.names if name not in _ADDED]):
         ids = batch["id"].to_numpy()
         if (np.diff(ids, prepend=last, append=count) <= 0).any():

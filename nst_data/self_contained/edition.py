@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.self_contained.shard_folders import Prepare, ShardFolders
-from nst_data.store.manifest import Manifest
+from nst_data.store.manifest import EditionManifest
 from nst_data.tables.label_tables import damage_is_named
 
 _TABLE = "balanced/"
@@ -33,7 +33,7 @@ class SelfContainedEdition:
     place: str
     remedy: str
     root: str
-    manifest: Manifest
+    manifest: EditionManifest
     schema: pa.Schema
     _counted_at_once: ClassVar[int] = 2  # footers are large where images are small: a row group has 100 of them
 
@@ -67,25 +67,19 @@ class SelfContainedEdition:
         The manifest has them, or one column of each shard is read. Raises NstError where they are not what the manifest counts in all.
         """
         counts = self.manifest.counts
-        sizes = None if "shards" in counts else self._sizes_read(progress or Progress())
-        try:
-            if sizes is None:
-                sizes = np.array([counts["shards"][name] for name in ("images", "entries")], np.int64).T
-            is_sound = sizes.shape == (len(self.files), 2) and sizes.min() >= 0
-            is_sound &= sizes.sum(axis=0).tolist() == [counts["unique"], counts["copies"]]
-        except (TypeError, ValueError, KeyError, OverflowError):
-            is_sound = False
-        if sizes is None or not is_sound:
+        images, entries = (counts.shards.images, counts.shards.entries) if counts.shards else self._sizes_read(progress or Progress())
+        totals = (len(images), len(entries), sum(images), sum(entries))
+        if totals != (len(self.files), len(self.files), counts.unique, counts.copies):
             raise NstError(f"{self.place}: its shards do not hold as many images and entries as its manifest says; it is damaged")
-        return sizes
+        return np.array([images, entries], np.int64).T
 
-    def _sizes_read(self, progress: Progress) -> NDArray[np.int64]:
+    def _sizes_read(self, progress: Progress) -> tuple[list[int], list[int]]:
         found = []
         with progress.task(f"count {self.place}", len(self.files), "shards") as task, ThreadPoolExecutor(self._counted_at_once) as pool:
             for size in pool.map(self._size_of, self.files):
                 found.append(size)
                 task.advance(1)
-        return np.array(found, np.int64)
+        return [images for images, _ in found], [entries for _, entries in found]
 
     def _size_of(self, name: str) -> tuple[int, int]:
         with self._opened(name) as parquet:

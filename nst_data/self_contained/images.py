@@ -14,7 +14,7 @@ from nst_data.self_contained.remote import StreamedEdition
 from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.sources.plain_pages import PlainPages, plain_groups
 from nst_data.sources.source import Buffer, Row, Source, Wanted
-from nst_data.store.manifest import is_anonymous
+from nst_data.store.manifest import EditionManifest, is_anonymous
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import table_files
@@ -34,7 +34,7 @@ def self_contained(edition: Version | StreamedEdition) -> SelfContainedEdition:
     with damage_is_named(edition.ref):
         schema = pq.read_schema(table_files(edition.folder, "balanced")[0])
     remedy = f"`store.open({edition.ref!r}).verify()` shows all that changed"
-    return SelfContainedEdition(edition.ref, remedy, str(edition.folder), edition.manifest, schema)
+    return SelfContainedEdition(edition.ref, remedy, str(edition.folder), EditionManifest.of(edition.manifest), schema)
 
 
 class EditionImages(Source):

@@ -23,7 +23,8 @@ from nst_data.self_contained.shard_folders import Prepare
 from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import EditionManifest
 
 _SHARD = "shard.parquet"
 
@@ -41,7 +42,7 @@ class StreamedEdition(SelfContainedEdition):
         """The edition that `owner/name[@version]` means. Raises UsageError for one without images, NstError where the Hub fails."""
         repository, tag, commit, manifest = find(reference, "edition")
         place, root = f"{repository.id}@{tag}", f"datasets/{repository.id}@{commit}"
-        edition = cls(place, "tell its owner", root, manifest, pa.schema([]), repository, commit)
+        edition = cls(place, "tell its owner", root, EditionManifest.of(manifest), pa.schema([]), repository, commit)
         if "@" not in reference:
             (progress or Progress()).say(f"{repository.id}: the newest edition is {tag}")
         if not edition.files:

@@ -22,6 +22,7 @@ from nst_data.errors import NstError
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source
+from nst_data.store.counts import ShardCounts
 from nst_data.store.files import clear_abandoned, disk_use, replacing, space_warning, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.staging import Staging
@@ -74,10 +75,10 @@ def write_self_contained(
     return files
 
 
-def shard_counts(files: Sequence[Path]) -> dict[str, list[int]]:
+def shard_counts(files: Sequence[Path]) -> ShardCounts:
     """Images and entries (copies counted) of each shard: who trains on them one by one needs no other look at them before."""
     copies = [pq.read_table(file, columns=["copies"])["copies"] for file in files]
-    return {"images": [len(one) for one in copies], "entries": [int(pc.sum(one, min_count=0).as_py()) for one in copies]}
+    return ShardCounts(images=[len(one) for one in copies], entries=[int(pc.sum(one, min_count=0).as_py()) for one in copies])
 
 
 def is_begun(staging: Staging) -> bool:

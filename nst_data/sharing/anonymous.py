@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
 from nst_data.store.files import replacing
-from nst_data.store.manifest import ANONYMOUS, Input, Manifest, Request, SealedFile, content_digest
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import ANONYMOUS, Manifest, SealedFile, content_digest
 from nst_data.store.version import VERSION_REF, Version
 from nst_data.tables.shards import parquet_writer, table_files
 
@@ -47,10 +48,11 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
 
 def without_sources(version: Version, manifest: Manifest, files: dict[str, SealedFile]) -> Manifest:
     """The manifest of a version with these files, of whose inputs only other versions are named."""
-    versions = {role: entry for role, entry in manifest.request.inputs.items() if VERSION_REF.fullmatch(entry.ref)}
+    hidden = Input(ref="not said", digest="")
+    named = manifest.request.inputs.changed(lambda _, entry: entry if VERSION_REF.fullmatch(entry.ref) else hidden)
     original = Input(ref=version.ref, digest=version.manifest.digest)
-    inputs = dict.fromkeys(manifest.request.inputs, Input(ref="not said", digest="")) | versions | {"original": original}
-    request = Request(kind=manifest.kind, settings=manifest.request.settings | {ANONYMOUS: True}, inputs=inputs)
+    inputs = type(named)(**named.by_role | {"original": original})
+    request = manifest.request.model_copy(update={"settings": manifest.request.settings | {ANONYMOUS: True}, "inputs": inputs})
     digest = content_digest(request, files, manifest.class_names)
     return manifest.model_copy(update={"request": request, "files": files, "digest": digest})
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
-from nst_data.sharing.public_form import is_of_model, links
+from nst_data.sharing.public_form import links
 from nst_data.sharing.pull import find
 from nst_data.sharing.remote_manifest import manifest_at
-from nst_data.store.manifest import Input, Manifest
+from nst_data.store.inputs import Input, is_of_model
+from nst_data.store.manifest import Manifest
+from nst_data.store.metrics import Metrics
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
-from nst_data.store.version import VERSION_REF, Version, read_metrics
+from nst_data.store.version import VERSION_REF, Version
 
 
 @dataclass
@@ -73,14 +75,14 @@ class _Walk:
             place = places[-1].ref if (places := places_of(version.folder)) else place
         node = Node(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
         if version is not None and manifest.kind == "teacher":
-            node.top1 = read_metrics(version).get("test", {}).get("top1")
+            node.top1 = Metrics.read(version.folder).test_top1
         if manifest.digest in self._seen:
-            node.is_repeated = bool(manifest.request.inputs)
+            node.is_repeated = bool(manifest.request.inputs.by_role)
             return node
         self._seen.add(manifest.digest)
         on_the_hub = links(manifest)
         # what sources an edition shares with its generation stands there
-        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.items())]
+        node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.by_role.items())]
         return node
 
     def _input(self, role: str, entry: Input, place: str | None) -> Node:

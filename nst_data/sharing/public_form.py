@@ -5,15 +5,12 @@ from typing import Any
 
 from nst_data.cards.published import public_name
 from nst_data.hub.reference import HubReference
-from nst_data.store.manifest import Manifest, Request, content_digest
+from nst_data.store.inputs import Input, is_of_model
+from nst_data.store.manifest import Manifest, content_digest
+from nst_data.store.metrics import Metrics
 from nst_data.store.places import places_of
 from nst_data.store.store import Store
-from nst_data.store.version import Version, read_metrics
-
-
-def is_of_model(role: str) -> bool:
-    """Whether an input is a teacher or other weights, whose repository is a model."""
-    return role.startswith("teacher") or role == "initial_weights"
+from nst_data.store.version import Version
 
 
 def published_manifest(version: Version, store: Store, anonymous_in: str | None = None) -> Manifest:
@@ -24,26 +21,29 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
     """
     manifest = version.manifest
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
-    inputs = {}
-    for role, entry in manifest.request.inputs.items():
+
+    def published(role: str, entry: Input) -> Input:
         entry = entry.model_copy(update={"ref": public_name(entry.ref), "pulled": False})
         if anonymous_in is not None and not is_of_model(role):
             places = places_of(here[entry.digest].folder) if entry.digest in here else []
             place = max((one for one in places if one.anonymous), key=lambda one: one.repo == anonymous_in, default=None)
-            entry = entry.model_copy(update={"repo": place and place.ref, "revision": place and place.commit})
-        elif entry.repo is None and entry.digest in here:
+            return entry.model_copy(update={"repo": place and place.ref, "revision": place and place.commit})
+        if entry.repo is None and entry.digest in here:
             lineage = here[entry.digest].lineage
             entry = entry.model_copy(update={"repo": lineage.repo, "revision": lineage.revision})
-        inputs[role] = entry
-    request = Request(kind=manifest.kind, settings=without_paths(manifest.request.settings), inputs=inputs)
+        return entry
+
+    inputs, settings = manifest.request.inputs.changed(published), without_paths(manifest.request.settings)
+    request = manifest.request.model_copy(update={"settings": settings, "inputs": inputs})
     digest = content_digest(request, manifest.files, manifest.class_names)
-    return manifest.model_copy(update={"request": request, "digest": digest, "counts": without_paths(manifest.counts)})
+    counts = manifest.counts.model_validate(without_paths(manifest.counts.model_dump()))
+    return manifest.model_copy(update={"request": request, "digest": digest, "counts": counts})
 
 
 def links(manifest: Manifest) -> dict[str, str]:
     """Role of an input to `owner/name@revision`, for those that are on the Hub."""
     found = {}
-    for role, entry in manifest.request.inputs.items():
+    for role, entry in manifest.request.inputs.by_role.items():
         if entry.repo:
             found[role] = entry.repo
         elif entry.revision and (reference := (HubReference.of_repository if is_of_model(role) else HubReference.of_dataset)(entry.ref)):
@@ -60,8 +60,8 @@ def without_paths(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     return [without_paths(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def public_metrics(version: Version, anonymous: bool = False) -> dict[str, Any]:
+def public_metrics(version: Version, anonymous: bool = False) -> Metrics:
     """A teacher's metrics as others may see them; `anonymous` leaves out on which images they were measured."""
     hidden = {"modified", "stamp", *(("source", "fingerprint") if anonymous else ())}
-    metrics: dict[str, Any] = without_paths(read_metrics(version))
-    return {name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()}
+    metrics: dict[str, Any] = without_paths(Metrics.read(version.folder).model_dump())
+    return Metrics({name: {key: value for key, value in one.items() if key not in hidden} for name, one in metrics.items()})

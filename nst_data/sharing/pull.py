@@ -3,7 +3,6 @@
 Files come straight to their place, without a second copy in the Hub's cache. Interrupted, the same command goes on.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.remote_manifest import manifest_at
 from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
+from nst_data.store.metrics import Metrics
 from nst_data.store.ownership import beside, owned
 from nst_data.store.places import METRICS, PLACES, Place, remember_place
 from nst_data.store.store import PULLS, Store, check_name
@@ -170,7 +170,7 @@ def _download(
             ) from None
     for file in _beside(repository, commit):
         _fetch(repository, commit, build, file)
-    _check_metrics(build / METRICS)
+    _drop_odd_metrics(build)
     shutil.rmtree(build / ".cache", ignore_errors=True)
     write_text(build / MANIFEST_NAME, manifest.model_copy(update={"name": name}).model_dump_json(indent=2) + "\n")
     fsync_tree(build)
@@ -200,15 +200,9 @@ def _beside(repository: Repository, commit: str) -> list[str]:
     return sorted(files) if sum(sizes[path] or 0 for path in files) < _MOST_BESIDE_BYTES else []
 
 
-def _check_metrics(path: Path) -> None:
+def _drop_odd_metrics(folder: Path) -> None:
     """Metrics are not sealed: what is no metrics does not stay."""
-    if not path.exists():
-        return
     try:
-        content = json.loads(path.read_text("utf-8"))
-        sound = all(isinstance(one.get("top1", 0.0), float | int) and isinstance(one.get("images", 0), int) for one in content.values())
-        sound &= "test" not in content or isinstance(content["test"].get("top1"), float | int)
-    except (ValueError, AttributeError):
-        sound = False
-    if not sound:
-        path.unlink()
+        Metrics.read(folder)
+    except NstError:
+        (folder / METRICS).unlink()

@@ -3,7 +3,6 @@
 One commit brings the version's folder, and the tag comes last: until it is there nothing can be read under the version's name.
 """
 
-import json
 import re
 import secrets
 import shutil
@@ -29,7 +28,7 @@ from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
 from nst_data.store.places import METRICS, PLACES, Place, places_of, remember_place
 from nst_data.store.store import Store
-from nst_data.store.version import Number, Version, read_metrics
+from nst_data.store.version import Number, Version
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -155,8 +154,8 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
                 (folder / name).parent.mkdir(exist_ok=True)
                 _link(folder / name, version.folder / name)
         write_text(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
-        if metrics := public_metrics(version, settings.anonymous):
-            write_text(folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+        if (metrics := public_metrics(version, settings.anonymous)).root:
+            metrics.write(folder)
         yield Version(folder)
     finally:
         shutil.rmtree(top, ignore_errors=True)
@@ -259,7 +258,7 @@ class _Outgoing:
         about = (self.on_the_hub, self.settings.license, self.settings.pool_source, is_anonymous(manifest), earlier or "")
         published = Published(self.repository.id, self.tag, *about)
         if manifest.kind == "teacher":
-            card = cards.model_card(self.form, read_metrics(self.form), published, self.version.folder)
+            card = cards.model_card(self.form, published, self.version.folder)
         else:
             if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
                 write_pictures(Described.of(self.form, self.version.folder))
@@ -292,5 +291,7 @@ def _is_of_nst(name: str, before: Manifest | None) -> bool:
 def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:
     """Where on the Hub its inputs are and, of an edition whose generation is in the store, the teachers too."""
     parent = Described.of(version).parent
-    teachers = links(published_manifest(parent, store)) if parent else {}
-    return {role: place for role, place in teachers.items() if role.startswith("teacher")} | links(manifest)
+    if parent is None:
+        return links(manifest)
+    labeled_by = published_manifest(parent, store)
+    return {role: place for role, place in links(labeled_by).items() if role in labeled_by.request.inputs.teachers} | links(manifest)

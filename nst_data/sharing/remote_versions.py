@@ -1,13 +1,15 @@
 """The versions of a repository of the Hub, by its tags: no data is downloaded."""
 
-import json
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
 from nst_data.sharing.remote_manifest import UntrustedError, manifest_at
 from nst_data.store.manifest import Manifest
+from nst_data.store.metrics import Metrics
 from nst_data.store.places import METRICS
 from nst_data.store.version import Number
 
@@ -28,8 +30,7 @@ class RemoteVersion:
     @property
     def teachers(self) -> list[str]:
         """Who labeled it."""
-        inputs = self.manifest.request.inputs if self.manifest else {}
-        return [entry.ref for role, entry in sorted(inputs.items()) if role.startswith("teacher")]
+        return [entry.ref for _, entry in sorted(self.manifest.request.inputs.teachers.items())] if self.manifest else []
 
     @property
     def bytes(self) -> int:
@@ -40,8 +41,8 @@ class RemoteVersion:
         """As JSON values."""
         about: dict[str, Any] = {"tag": self.tag, "commit": self.commit}
         if self.manifest:
-            about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created", "counts")}
-            about |= {"teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
+            about |= {name: getattr(self.manifest, name) for name in ("name", "version", "kind", "digest", "created")}
+            about |= {"counts": self.manifest.counts.model_dump(), "teachers": self.teachers, "bytes": self.bytes, "test_top1": self.top1}
         if self.problem:
             about["problem"] = self.problem
         return about
@@ -70,7 +71,6 @@ def _order(tag: str) -> tuple[bool, tuple[int, int], str]:
 
 
 def _test_top1(metrics: str | None) -> float | None:
-    try:
-        return float(json.loads(metrics or "{}")["test"]["top1"])
-    except (ValueError, KeyError, TypeError):
-        return None
+    with contextlib.suppress(NstError):
+        return Metrics.parse(metrics or "{}", METRICS).test_top1
+    return None

@@ -29,7 +29,7 @@ def check_regular(path: str) -> None:
     """Raises NstError for a named pipe or a device, which would be waited for or never end. What is not there may say so itself."""
     with suppress(OSError):
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise NstError(f"{path}: not a file, but a folder, a named pipe or a device; take it out")
+            raise NstError(f"{path}: not a file, but a folder, a named pipe or a device; remove it")
 
 
 def read_file(path: str, listed_bytes: int | None = None) -> bytes:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, open_source
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
 from nst_data.store.version import Version
 
 
@@ -13,7 +13,9 @@ def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: 
 
     Raises UsageError for a version that came from the Hub, or was drawn from one that did: a path or an address in it is a stranger's.
     """
-    entry = version.manifest.request.inputs["pool"]
+    entry = version.manifest.request.inputs.pool
+    if entry is None:
+        raise UsageError(f"{version.ref}: expected a generation or an edition, found a teacher, which has no pool")
     if entry.pulled:
         raise UsageError(
             f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. {version.ref} {hint}"

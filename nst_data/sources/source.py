@@ -26,7 +26,7 @@ from nst_data.sources.hashing import image_hashes
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
 
 Buffer = bytes | memoryview
 Content = Buffer | NstError | Callable[[], Buffer]  # an image, why there is none, or how to get it

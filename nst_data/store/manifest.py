@@ -1,5 +1,6 @@
 """`nst.json`: what a version is, what it was made from, and the digests that say so."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -7,11 +8,14 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
+from nst_data.settings import BalanceSettings
+from nst_data.store.counts import Counts, EditionCounts, GenerationCounts, TeacherCounts
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Inputs, TeacherInputs
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
@@ -26,41 +30,76 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_LATER = ("label_column", "pulled", "skipped")  # fields of an input that earlier versions of nst do not know
-
-
-class Input(_Frozen):
-    """One thing a version was made from. Only `digest` decides whether two inputs are the same."""
-
-    ref: str = Field(description="name@version in the store, or the source as it was found")
-    digest: str = Field(description="the version's digest, or the source's fingerprint")
-    weights_sha256: str | None = None
-    revision: str | None = Field(None, description="commit on the Hub")
-    repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
-    image_column: str | None = Field(None, description="the requested image column, in a source with several")
-    label_column: str | None = Field(None, description="the requested label column")
-    pulled: bool = Field(False, description="taken from a downloaded manifest: `ref` is shown but never opened")
-    skipped: dict[str, int] | None = Field(None, description="skipped files that may be images, by suffix")
-
-    @model_serializer(mode="wrap")
-    def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the fields that came later where they say nothing, so that earlier versions of nst can read it."""
-        values: dict[str, Any] = plain(self)
-        return {name: value for name, value in values.items() if name not in _LATER or value}
-
-
 class Request(_Frozen):
     """What a version is asked to be: the settings that shape its data, and its inputs."""
 
     kind: Kind
-    settings: dict[str, Any]
-    inputs: dict[str, Input]
+    settings: dict[str, Any]  # as `for_request` gives them, maybe those of a later nst
+    inputs: Inputs
 
     @property
     def digest(self) -> str:
         """Equal for equal settings on equal inputs, wherever the inputs lie."""
-        inputs = {role: one.digest for role, one in self.inputs.items()}
+        inputs = {role: one.digest for role, one in self.inputs.by_role.items()}
         return json_digest({"kind": self.kind, "settings": self.settings, "inputs": inputs})
+
+    @property
+    def is_noised(self) -> bool:
+        """Whether the teacher was noised while it labeled."""
+        return self.settings.get("noise") is True
+
+    @property
+    def key(self) -> str | None:
+        """The column of an adopted table that names the images of a pool; None where the table holds them."""
+        key = self.settings.get("key")
+        return key if isinstance(key, str) else None
+
+
+class GenerationRequest(Request):
+    """A labeling, or the adoption of labels that were made elsewhere."""
+
+    kind: Literal["generation"] = "generation"
+    inputs: GenerationInputs
+
+    @property
+    def limit(self) -> int | None:
+        """How many of the pool's first images were labeled; None for all."""
+        limit = self.settings.get("limit")
+        return limit if isinstance(limit, int) else None
+
+
+class EditionRequest(Request):
+    """A selection from a generation, or the labeling of an edition by another teacher."""
+
+    kind: Literal["edition"] = "edition"
+    inputs: EditionInputs
+
+    @property
+    def selection(self) -> BalanceSettings | None:
+        """How it was selected; None where it was labeled again, or selected by settings that this nst does not know."""
+        with contextlib.suppress(ValidationError):
+            own = {name: value for name, value in self.settings.items() if name != ANONYMOUS}
+            return BalanceSettings.of_request(own) if self.inputs.like is None else None
+        return None
+
+
+class TeacherRequest(Request):
+    """A training."""
+
+    kind: Literal["teacher"] = "teacher"
+    inputs: TeacherInputs
+
+    @field_validator("settings")
+    @classmethod
+    def _name_a_network(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(settings.get("model"), str):
+            raise ValueError("expected the name of a network as `model`")
+        return settings
+
+    @property
+    def model(self) -> str:
+        """The name of the network."""
+        return str(self.settings["model"])
 
 
 class SealedFile(_Frozen):
@@ -79,29 +118,62 @@ class Manifest(_Frozen):
     digest: str = Field(description="sha256 over the request, the class names and the sealed files: the identity of this version's content")
     request: Request
     class_names: list[str]
-    counts: dict[str, Any]
+    counts: Counts
     files: dict[str, SealedFile]
     seconds: float
     created: str
     packages: dict[str, str]
     machine: dict[str, Any]
 
+    @classmethod
+    def of(cls, manifest: "Manifest") -> Self:
+        """A manifest as one of this kind. Raises UsageError for another's."""
+        if isinstance(manifest, cls):
+            return manifest
+        kind = next(kind for kind, model in _MANIFESTS.items() if model is cls)
+        raise UsageError(f"{manifest.name}@{manifest.version}: expected {with_article(kind)}, found {with_article(manifest.kind)}")
+
     @property
     def kind(self) -> Kind:
         """What sort of version this is."""
         return self.request.kind
 
-    def count(self, name: str) -> int:
-        """One of the counts. Raises NstError where a manifest, such as one that was pulled, has no such number."""
-        number = self.counts.get(name)
-        if not isinstance(number, int):
-            raise NstError(f"{self.name}@{self.version}: its manifest has no number of {name}; make it again, or pull it anew")
-        return number
-
     def marked_as_pulled(self) -> Self:
         """The same, whatever it was made from named by the Hub: its digest stays, and nothing is opened because it says so."""
-        inputs = {role: entry.model_copy(update={"pulled": True}) for role, entry in self.request.inputs.items()}
+        inputs = self.request.inputs.changed(lambda _, entry: entry.model_copy(update={"pulled": True}))
         return self.model_copy(update={"request": self.request.model_copy(update={"inputs": inputs})})
+
+
+class GenerationManifest(Manifest):
+    """The `nst.json` of a generation."""
+
+    request: GenerationRequest
+    counts: GenerationCounts
+
+
+class EditionManifest(Manifest):
+    """The `nst.json` of an edition."""
+
+    request: EditionRequest
+    counts: EditionCounts
+
+
+class TeacherManifest(Manifest):
+    """The `nst.json` of a teacher."""
+
+    request: TeacherRequest
+    counts: TeacherCounts
+
+
+_MANIFESTS: dict[str, type[Manifest]] = {"generation": GenerationManifest, "edition": EditionManifest, "teacher": TeacherManifest}
+_REQUEST: TypeAdapter[GenerationRequest | EditionRequest | TeacherRequest] = TypeAdapter(
+    Annotated[GenerationRequest | EditionRequest | TeacherRequest, Field(discriminator="kind")]
+)
+
+
+def with_article(kind: str) -> str:
+    """`a generation`, `an edition`."""
+    return f"an {kind}" if kind.startswith("e") else f"a {kind}"
 
 
 def json_digest(value: Any) -> str:  # noqa: ANN401 - any JSON value
@@ -121,12 +193,12 @@ def make_manifest(
     request: Request,
     files: dict[str, SealedFile],
     class_names: list[str],
-    counts: dict[str, Any],
+    counts: Counts,
     seconds: float,
     machine: dict[str, Any],
 ) -> Manifest:
     """A manifest of now, with the packages of this environment."""
-    return Manifest(
+    return _MANIFESTS[request.kind](
         name=name,
         version=version,
         digest=content_digest(request, files, class_names),
@@ -162,10 +234,22 @@ def parse_manifest(text: str, path: str) -> Manifest:
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
         raise NstError(f"{path}: has schema version {schema}, this nst reads up to {SCHEMA_VERSION}; upgrade nst to use this store")
     try:
-        return Manifest.model_validate(content)
+        return _manifest_class(content).model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise NstError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the manifest was changed by hand or damaged") from None
+
+
+def _manifest_class(content: dict[str, Any]) -> type[Manifest]:
+    """The class of its kind; for a kind that is none the plain one, which says so."""
+    request = content.get("request")
+    kind = request.get("kind") if isinstance(request, dict) else None
+    return _MANIFESTS.get(str(kind), Manifest)
+
+
+def read_request(path: Path) -> Request:
+    """The request of a version under way."""
+    return _REQUEST.validate_json(path.read_text("utf-8"))
 
 
 def this_machine() -> dict[str, Any]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
+from nst_data.store.counts import Counts
 from nst_data.store.files import discard, fsync_tree, place_once, write_text
-from nst_data.store.manifest import MANIFEST_NAME, Request, SealedFile, make_manifest
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, SealedFile, make_manifest
 from nst_data.store.ownership import Sign, owned, present
 from nst_data.store.version import Version
 
@@ -110,19 +111,18 @@ class Staging:
         path = self.work / "seconds.json"
         return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
 
-    def seal(
-        self,
-        files: dict[str, SealedFile],
-        class_names: list[str],
-        counts: dict[str, Any],
-        machine: dict[str, Any],
-        is_ready: Callable[[], bool] = lambda: True,
-    ) -> Version:
+    def describe(
+        self, files: dict[str, SealedFile], class_names: list[str], counts: Counts, machine: dict[str, Any] | None = None
+    ) -> Manifest:
+        """The manifest of what was built, which cards are rendered from and `seal` writes."""
+        name, version = self.target.parent.name, self.target.name
+        return make_manifest(name, version, self.request, files, class_names, counts, self.seconds, machine or {})
+
+    def seal(self, manifest: Manifest, is_ready: Callable[[], bool] = lambda: True) -> Version:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands.
 
         `is_ready` is asked at the last moment. Raises NotReadyError where it says no.
         """
-        manifest = make_manifest(self.target.parent.name, self.target.name, self.request, files, class_names, counts, self.seconds, machine)
         try:
             write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
             for abandoned in self.build.rglob(".*.tmp"):  # a writer that was killed left it

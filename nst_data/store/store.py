@@ -11,7 +11,7 @@ from pathlib import Path
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.store.files import discard, place_once, write_text
-from nst_data.store.manifest import MANIFEST_NAME, Kind, Request
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_request, with_article
 from nst_data.store.ownership import beside, check_nobody_at_work
 from nst_data.store.staging import Staging
 from nst_data.store.version import Number, Version
@@ -90,7 +90,7 @@ class Store:
             )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
         raise UsageError(
-            f"{ref}: expected {_either(kinds)} in the store {self.root}; "
+            f"{ref}: expected {with_article(' or '.join(kinds) or 'version')} in the store {self.root}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}, `store.versions()` shows what there is")
         )
 
@@ -168,7 +168,7 @@ class Store:
         digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
 
         def is_child(request: Request) -> bool:
-            return any(one.digest == digest if digest else one.ref == version.ref for one in request.inputs.values())
+            return any(one.digest == digest if digest else one.ref == version.ref for one in request.inputs.by_role.values())
 
         children = [child for child, request in requests if is_child(request)]
         if children:
@@ -191,7 +191,7 @@ class Store:
                 discard(folder)
 
     def _read_staging(self, folder: Path) -> Staging:
-        request = Request.model_validate_json((folder / "request.json").read_text("utf-8"))
+        request = read_request(folder / "request.json")
         return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request)
 
     def _number(self, request: Request, taken: list[Version | Staging], generation: int | None, edition: int | None, first: int) -> Number:
@@ -237,11 +237,6 @@ class Store:
             raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
 
 
-def _either(kinds: Sequence[Kind]) -> str:
-    sort = " or ".join(kinds) or "version"
-    return f"an {sort}" if sort.startswith("e") else f"a {sort}"
-
-
 def check_name(name: str) -> str:
     """A name that is safe as a folder and as a Hub repository. Raises UsageError."""
     if not _NAME.fullmatch(name):
@@ -260,8 +255,13 @@ def _difference(there: Request, asked: Request) -> str:
         for key in sorted(there.settings.keys() | asked.settings.keys())
         if there.settings.get(key) != asked.settings.get(key)
     ]
-    for role in sorted(there.inputs.keys() | asked.inputs.keys()):
-        left, right = there.inputs.get(role), asked.inputs.get(role)
+    before, now = there.inputs.by_role, asked.inputs.by_role
+    for role in sorted(before.keys() | now.keys()):
+        left, right = before.get(role), now.get(role)
         if (left and left.digest) != (right and right.digest):
             changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with other content")
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _either(kinds: Sequence[Kind]) -> str:
+    return with_article(" or ".join(kinds) or "version")

@@ -1,16 +1,16 @@
 """Sealed versions in their folders, and their numbers. What is sealed is never written again."""
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import MANIFEST_NAME, Input, Manifest, content_digest, read_manifest
-from nst_data.store.places import METRICS, may_be_pulled, places_of
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, read_manifest
+from nst_data.store.places import may_be_pulled, places_of
 
 _VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
 VERSION_REF = re.compile(r"[^@/:]+@gen-\d+(?:\.\d+)?")  # name@version in a store
@@ -105,17 +105,3 @@ class Version:
         if content_digest(self.manifest.request, self.manifest.files, self.manifest.class_names) != self.manifest.digest:
             problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
         return problems
-
-
-def read_metrics(teacher: Version) -> dict[str, dict[str, Any]]:
-    """What was measured of a teacher.
-
-    Args:
-        teacher: A version of the store.
-
-    Returns:
-        By the name under which it was recorded, such as `test`: `top1` and the other numbers that `evaluate` gives.
-    """
-    path = teacher.folder / METRICS
-    metrics: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return metrics

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError, first_line
+from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.confidence import Histogram, count_by_confidence, histogram
 from nst_data.tables.engines import spark_says
@@ -63,8 +64,8 @@ def check_classes(labels: pl.Series, class_names: Sequence[str], what: str) -> N
 
 def parent_of(version: Version, store: Store) -> Version | None:
     """The version whose rows an edition has: the generation it was drawn from, or the edition it is like. None where it is not here."""
-    inputs = version.manifest.request.inputs
-    entry = inputs.get("generation") or inputs.get("like")
+    manifest = version.manifest
+    entry = manifest.request.inputs.parent if isinstance(manifest, EditionManifest) else None
     if entry is None:
         return None
     for other in store.versions(entry.ref.partition("@")[0]):

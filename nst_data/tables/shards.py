@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
+from nst_data.store.counts import LabelCounts
 from nst_data.store.files import HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.tables.schema import errors_schema, soft_label_bytes
@@ -175,7 +176,7 @@ class Shards:
         note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}
         write_text(self._note(shard), json.dumps(note))
 
-    def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], dict[str, Any]]:
+    def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:
         """Write the `errors` table; return the sealed files and the counts of the whole table."""
         notes = [self.note(shard) for shard in range(len(self.plan))]
         errors = [error for note in notes for error in note["errors"]]
@@ -185,13 +186,13 @@ class Shards:
         files[name] = write_parquet(self.build / name, [pa.Table.from_pylist(errors, schema=schema)], schema, self.parts)
         per_class = np.sum([note["per_class"] for note in notes], axis=0)
         no_answer = sum(error["reason"] == NO_ANSWER for error in errors)
-        counts = {
-            "pool": self.plan.rows,
-            "labeled": int(per_class.sum()),
-            "errors": len(errors),
-            **({"no_answer": no_answer} if no_answer else {}),
-            "per_class": dict(zip(class_names, per_class.tolist(), strict=True)),
-        }
+        counts = LabelCounts(
+            pool=self.plan.rows,
+            labeled=int(per_class.sum()),
+            errors=len(errors),
+            no_answer=no_answer,
+            per_class=dict(zip(class_names, per_class.tolist(), strict=True)),
+        )
         return files, counts
 
     def are_as_in(self, files: Mapping[str, SealedFile]) -> bool:

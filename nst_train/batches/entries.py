@@ -23,7 +23,7 @@ from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.self_contained.shard_window import DamagedShardError
 from nst_data.sources import Source, match_classes
 from nst_data.store.files import replacing
-from nst_data.store.manifest import is_anonymous
+from nst_data.store.manifest import EditionManifest, is_anonymous
 from nst_data.store.store import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import table_files
@@ -150,7 +150,7 @@ def _in_pool(
             f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
             "ask its owner for an edition with images (`balance(..., BalanceSettings(embed_images=True))`)"
         )
-    images = edition.manifest.counts["unique"]
+    images = EditionManifest.of(edition.manifest).counts.unique
     with damage_is_named(edition.ref):
         files = table_files(edition.folder, "balanced")
         targets = target_columns(pq.read_schema(files[0]), hard)
@@ -177,7 +177,7 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
     def column(name: str) -> Iterator[pa.Array]:
         return (batch[name] for _, batch in pieces(files, [name]))
 
-    if pool.fingerprint == edition.manifest.request.inputs["pool"].digest:
+    if pool.fingerprint == EditionManifest.of(edition.manifest).request.inputs.pool.digest:
         for here, batch in pieces(files, ["id"]):
             rows[here] = batch["id"].to_numpy()
         return

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.unreadable import check_readable
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input, TeacherInputs
 from nst_data.store.store import Store
 from nst_train.classifiers.calibration import calibrate
 from nst_train.classifiers.inference import Computation, batches_of, has_answer, predict
@@ -34,8 +34,8 @@ def calibration_input(store: Store, inputs: Mapping[str, Input], settings: Label
 
 def _trained_on(store: Store, teacher: Input) -> str | None:
     for version in store.versions(teacher.ref.partition("@")[0]):
-        if version.ref == teacher.ref and version.is_readable and "labeled" in version.manifest.request.inputs:
-            return version.manifest.request.inputs["labeled"].digest
+        if version.ref == teacher.ref and version.is_readable and isinstance(inputs := version.manifest.request.inputs, TeacherInputs):
+            return inputs.labeled.digest if inputs.labeled else None
     return None
 
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError
 from nst_data.sources import match_classes
-from nst_data.store.manifest import Input, json_digest
+from nst_data.store.inputs import Input, numbered
+from nst_data.store.manifest import json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
@@ -125,7 +126,7 @@ def load_teacher(
         for member in teacher.members:  # refused before any work
             TeacherNoise(noise, noise_seed).add_to(copy.deepcopy(member.network), len(teacher.class_names))
         teacher = replace(teacher, noise=TeacherNoise(noise, noise_seed))
-    return teacher, _roles([entry for _, entry in loaded])
+    return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
 def _noise_of(names: Sequence[str], store: Store) -> Noise:
@@ -133,7 +134,7 @@ def _noise_of(names: Sequence[str], store: Store) -> Noise:
         return Noise()
     version = store.open(names[0], "teacher")
     try:
-        return Noise.model_validate(version.manifest.request.settings["noise"])
+        return Noise.of_request(version.manifest.request.settings["noise"])
     except (KeyError, ValidationError):
         raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without `noise`") from None
 
@@ -142,13 +143,7 @@ def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | No
     """The lineage entries of teachers that are all in the store, without loading them; None for others."""
     if not all(is_in_store(name, store) for name in names):
         return None
-    return _roles([teacher_input(name, store) for name in names])
-
-
-def _roles(entries: Sequence[Input]) -> dict[str, Input]:
-    if len(entries) == 1:
-        return {"teacher": entries[0]}
-    return {f"teacher_{number}": entry for number, entry in enumerate(entries, start=1)}
+    return numbered("teacher", [teacher_input(name, store) for name in names])
 
 
 def load_classifier(name: str, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:

@@ -1,6 +1,5 @@
 """Accuracy of a classifier on labeled images, with its own clean transform, and what a teacher's metrics.json keeps of any suite."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from nst_data.cards.described import Described
 from nst_data.errors import UsageError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sources import Source, labels_in
-from nst_data.store.files import is_writable, write_text
+from nst_data.store.files import is_writable
+from nst_data.store.metrics import Metrics, Result
 from nst_data.store.ownership import beside, owned
-from nst_data.store.places import METRICS
 from nst_data.store.store import Store, Version, check_name
-from nst_data.store.version import read_metrics
 from nst_train.classifiers.inference import Computation, batches_of, predict
 from nst_train.classifiers.teachers import Teacher, is_in_store, load_classifier
 from nst_train.device import agreed_text, this_process
@@ -177,7 +175,7 @@ def measure(
     A labeled source stands for the suite `clean` on it.
     """
     suite = Accuracy(CLEAN, data) if isinstance(data, Source) else data
-    known = read_metrics(teacher).get(name)
+    known = recorded(teacher, name)
     kind = "modified" if known and "modified" in known else "stamp"  # as an earlier nst kept it
     stamp = _stamp(suite, kind)
     this_process().wait_for_everyone()  # all have looked before one writes: else one might wait for a process that has already gone on
@@ -185,6 +183,12 @@ def measure(
         return known
     effort = Effort(kept_outcomes(store), run or ReadSettings(), progress or Progress())
     return keep(teacher, suite, name, suite.measure(load_candidate(teacher.ref, store), effort).result, progress)
+
+
+def recorded(teacher: Version, name: str) -> dict[str, Any]:
+    """What stands in a teacher's metrics.json under a name; empty where nothing does."""
+    result = Metrics.read(teacher.folder).root.get(name)
+    return result.model_dump() if result else {}
 
 
 def _stamp(suite: Suite, kind: str = "stamp") -> str:
@@ -200,12 +204,13 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
         shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
         with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
-            metrics, times = read_metrics(teacher), {"stamp": stamp} if stamp else {}
-            metrics[name] = kind | shown | {"source": suite.location, "fingerprint": suite.identity} | times
-            write_text(teacher.folder / METRICS, json.dumps(metrics, indent=2) + "\n")
+            metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
+            about = {"source": suite.location, "fingerprint": suite.identity}
+            metrics.root[name] = Result.model_validate(kind | shown | about | times)
+            metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
-            own = cards.write_model_card(Described.of(teacher), metrics)
+            own = cards.write_model_card(Described.of(teacher))
         if own.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()
-    return read_metrics(teacher)[name]
+    return recorded(teacher, name)

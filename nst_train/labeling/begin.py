@@ -9,6 +9,7 @@ from nst_data.progress import Progress
 from nst_data.sources import Source, what_changed
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.sources.unreadable import check_readable
+from nst_data.store.counts import EditionCounts, GenerationCounts
 from nst_data.store.manifest import Request
 from nst_data.store.store import Staging, Store, Version
 from nst_train.settings import LabelRunSettings
@@ -67,24 +68,28 @@ def _check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
     if moved is not None:
         change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
         raise NstError(
-            f"{request.inputs[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
+            f"{request.inputs.by_role[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
             f"restore it and rerun, or `store.remove({staging.ref!r})` and label again"
         )
 
 
 def _moved(begun: Request, asked: Request) -> str | None:
     """The pool or teacher that is not what it was, where two requests ask for the same labeling with inputs of the same names."""
-    if (begun.kind, begun.settings, begun.inputs.keys()) != (asked.kind, asked.settings, asked.inputs.keys()):
+    before, now = begun.inputs.by_role, asked.inputs.by_role
+    if (begun.kind, begun.settings, before.keys()) != (asked.kind, asked.settings, now.keys()):
         return None
-    if any(_COMMIT.sub("", begun.inputs[role].ref) != _COMMIT.sub("", asked.inputs[role].ref) for role in asked.inputs):
+    if any(_COMMIT.sub("", before[role].ref) != _COMMIT.sub("", now[role].ref) for role in now):
         return None
-    return next((role for role, entry in asked.inputs.items() if entry.digest != begun.inputs[role].digest), None)
+    return next((role for role, entry in now.items() if entry.digest != before[role].digest), None)
 
 
 def _say_already_made(version: Version, run: LabelRunSettings, progress: Progress) -> None:
     """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
-    counts = version.manifest.counts
-    errors, labels = counts.get("errors", 0), counts["unique" if version.manifest.kind == "edition" else "labeled"]
+    match version.manifest.counts:
+        case EditionCounts(errors=lost, unique=labels):
+            errors = lost or 0
+        case GenerationCounts(errors=errors, labeled=labels):
+            pass
     again = f"`store.remove({version.ref!r})` and rerun to label them"
     if not labels:
         raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,9 @@ from pydantic import ValidationError
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source
 from nst_data.sources.hashing import image_hashes
-from nst_data.store.manifest import Input
+from nst_data.store.counts import CalibrationCounts
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.teachers import is_in_store
 from nst_train.device import cpus_of_this_process
@@ -38,12 +39,21 @@ class Grown(Plan):
     @property
     def inputs(self) -> dict[str, Input]:
         """The teachers and what their temperature was fitted on, as they stand in the earlier generation, and that generation."""
-        return {**_teachers(self.earlier), **_calibration(self.earlier), "extended": self.earlier.lineage}
+        fitted = self._before.request.inputs.calibration
+        return {**self._teachers, **({"calibration": fitted} if fitted else {}), "extended": self.earlier.lineage}
 
     @property
-    def calibration(self) -> dict[str, Any]:
+    def calibration(self) -> CalibrationCounts | None:
         """The earlier one's."""
-        return {name: value for name, value in self.earlier.manifest.counts.items() if name == "calibration"}
+        return self._before.counts.calibration
+
+    @property
+    def _before(self) -> GenerationManifest:
+        return GenerationManifest.of(self.earlier.manifest)
+
+    @property
+    def _teachers(self) -> dict[str, Input]:
+        return self._before.request.inputs.teachers
 
     def teachers(self, store: Store) -> list[str]:
         """The names of those who labeled before, each at the commit that its revision meant then.
@@ -51,20 +61,20 @@ class Grown(Plan):
         Raises UsageError where the labels were made elsewhere, and where the Hub names a teacher that is not in the store: a folder or a
         repository is not opened for that.
         """
-        if "adopted" in self.earlier.manifest.request.inputs:
+        if self._before.request.inputs.adopted:
             raise UsageError(f"{self.earlier.ref} was adopted, so its teacher is unknown; label the whole pool without `extend`")
-        for entry in _teachers(self.earlier).values():
+        for entry in self._teachers.values():
             if entry.pulled and not is_in_store(entry.ref, store):
                 raise UsageError(
                     f"`extend` {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
                     "`pull(...)` it, or label the whole pool with a teacher of your choice, without `extend`"
                 )
-        return [_at_its_commit(entry) for entry in _teachers(self.earlier).values()]
+        return [_at_its_commit(entry) for entry in self._teachers.values()]
 
     def settings(self) -> LabelSettings:
         """How the earlier generation was labeled, for the whole of a pool, whatever its limit. Raises UsageError for other settings."""
         try:
-            return LabelSettings.model_validate(self.earlier.manifest.request.settings | {"limit": None})
+            return LabelSettings.of_request(self._before.request.settings | {"limit": None})
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
             raise UsageError(
@@ -74,7 +84,7 @@ class Grown(Plan):
 
     def check_same(self, teachers: Mapping[str, Input]) -> None:
         """Raises NstError where the teachers of those names are others by now."""
-        for role, entry in _teachers(self.earlier).items():
+        for role, entry in self._teachers.items():
             if teachers[role].digest != entry.digest:
                 raise NstError(f"{entry.ref}: its weights are not those that labeled {self.earlier.ref}; label the whole pool again")
 
@@ -82,14 +92,6 @@ class Grown(Plan):
         """Shards of both, the index of the earlier labels below `work`."""
         labels = EarlierLabels(self.earlier, work)
         return lambda start, stop, show_life: _part(self.pool, labels, start, stop, self.threads, show_life)
-
-
-def _teachers(generation: Version) -> dict[str, Input]:
-    return {role: entry for role, entry in generation.manifest.request.inputs.items() if role.startswith("teacher")}
-
-
-def _calibration(generation: Version) -> dict[str, Input]:
-    return {role: entry for role, entry in generation.manifest.request.inputs.items() if role == "calibration"}
 
 
 def _at_its_commit(teacher: Input) -> str:

@@ -16,8 +16,10 @@ from nst_data.settings import default_top_k
 from nst_data.sources import Source, check_are_sources, labels_in
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.labeled_pool import open_labeled_pool
+from nst_data.store.counts import CalibrationCounts
 from nst_data.store.files import discard, disk_use, space_warning
-from nst_data.store.manifest import Input, Request
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import EditionRequest, Request
 from nst_data.store.store import Staging, Store, Version
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards
@@ -80,7 +82,9 @@ def label(
     if calibration is not None:
         labels_in(calibration)
     for ref, request in _of_all(store, corpus).items():
-        if ref.startswith(f"{corpus}@gen-{generation}.") and "like" in request.inputs:  # it would seem to be drawn from this one
+        if (
+            ref.startswith(f"{corpus}@gen-{generation}.") and isinstance(request, EditionRequest) and request.inputs.like
+        ):  # it would seem to be drawn from this one
             raise NstError(f"{ref} is a relabeled edition, without its pool; omit the generation for the next free one")
     driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal(), calibration)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
@@ -210,7 +214,7 @@ class _Driver:
         if self.calibration is not None:
             inputs["calibration"] = calibration_input(self.store, inputs, self.settings, self.calibration)
             read["calibration"] = self.calibration
-        request = Request(kind=plan.kind, settings=self.settings.for_request(), inputs=inputs)
+        request = plan.request(self.settings.for_request(), inputs)
         staged = begin(self.store, request, corpus, generation, read, self.settings.limit, self.run, self.progress)
         return staged if isinstance(staged, Version) else staged.shared(lambda: self._make(staged, plan, read))
 
@@ -227,8 +231,8 @@ class _Driver:
         shard_plan = ShardPlan(plan.rows, s.rows_per_shard, "balanced" if is_edition else "pseudo_labels")
         shards = Shards(staging.build, staging.work, shard_plan)
         self._say_size(staging, shard_plan, top_k or classes, top_k is not None)
-        temperature = calibration["calibration"]["temperature"] if calibration else s.temperature
-        counts = {**calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
+        temperature = calibration.temperature if calibration else s.temperature
+        counts = {"calibration": calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
         class_names, machine = list(teacher.class_names), dataclasses.asdict(computation)
         version = LabeledVersion(staging, shards, plan.pool, class_names, "label", machine, self.progress, self.run.max_unreadable)
         threads, share = self.run.decode_threads, self.run.share
@@ -245,16 +249,16 @@ class _Driver:
         fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
         return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
 
-    def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> dict[str, Any]:
-        """The fitted temperature and what it did, for the manifest and the card; nothing where none was asked for."""
+    def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> CalibrationCounts | None:
+        """The fitted temperature and what it did, for the manifest and the card; None where none was asked for."""
         if self.calibration is None:
-            return {}
+            return None
         fitted: dict[str, Any] = {}
         if not (staging.work / "calibration.json").exists():
             hashes = np.zeros(len(self.calibration), HASH)
             fitted = fit(teacher, computation, self.calibration, self.run.decode_threads, self.run.max_unreadable, hashes)
             Reading(staging.build, "calibration").keep(hashes)
-        return {"calibration": staging.remembered("calibration", fitted)}
+        return CalibrationCounts(**staging.remembered("calibration", fitted))
 
     def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:
         needed = plan.rows * (values * (6 if with_labels else 2) + _ROW_BYTES)

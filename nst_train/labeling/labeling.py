@@ -1,6 +1,6 @@
 """A labeling under way: which shards this process labels, in which batches, and when a teacher is given up."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from nst_data.errors import NstError
 from nst_data.labeled_version import LabeledVersion
 from nst_data.progress import Task
 from nst_data.sources import Row
+from nst_data.store.counts import Counts, LabelCounts
 from nst_data.store.store import Staging
 from nst_data.tables.schema import top_k_of
 from nst_data.tables.shards import NO_ANSWER, Shards, ShardWriter
@@ -90,12 +91,11 @@ class Labeling:
             writing.shutdown()
             self._abandon()
 
-    def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+    def counts(self, counts: LabelCounts) -> Counts:
         """As the plan has them. Raises NoAnswerError where the teacher has no finite answer to any image."""
-        no_answer = counts.get("no_answer", 0)
-        if no_answer and not counts["labeled"]:
-            raise self._no_answers(f"{no_answer:,}")
-        return self.plan.counts(self.staging.build, {**counts, **self.teacher_counts})
+        if counts.no_answer and not counts.labeled:
+            raise self._no_answers(f"{counts.no_answer:,}")
+        return self.plan.counts(self.staging.build, counts, self.teacher_counts)
 
     def read_again(self) -> None:
         """Read the images again that could not be read; the shards of those that now can be are made again."""

@@ -1,5 +1,6 @@
 """The rows of an edition, labeled again by a new teacher, as the paper does after its one selection (section 3.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.store.manifest import Input, Kind
+from nst_data.store.counts import ClassCounts, Counts, EditionCounts, LabelCounts
+from nst_data.store.inputs import EditionInputs, Input
+from nst_data.store.manifest import EditionManifest, EditionRequest, Kind, Request
 from nst_data.store.store import Version
 from nst_data.tables.shards import TableReader
 from nst_train.labeling.answers import Errors
@@ -45,7 +48,7 @@ class Like(Plan):
 
     def parts(self, _: Path) -> PartMaker:
         """Images found in the pool by row or, in another copy of it, by key."""
-        is_same_pool = self.pool.fingerprint == self.edition.manifest.request.inputs["pool"].digest
+        is_same_pool = self.pool.fingerprint == EditionManifest.of(self.edition.manifest).request.inputs.pool.digest
         return lambda start, stop, _: self._part(is_same_pool, start, stop)
 
     def _part(self, is_same_pool: bool, start: int, stop: int) -> "_LikePart":
@@ -54,26 +57,32 @@ class Like(Plan):
         order = np.argsort(numbers, kind="stable")
         return _LikePart(numbers[order], rows.take(order))
 
-    def counts(self, build: Path, counts: dict[str, Any]) -> dict[str, Any]:
+    def request(self, settings: dict[str, Any], inputs: Mapping[str, Input]) -> Request:
+        """An edition's."""
+        return EditionRequest(settings=settings, inputs=EditionInputs(**inputs))
+
+    def counts(self, build: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
         """The counts of an edition: its parent's, with the classes that the new labels give."""
-        parent, errors, no_answer = self.edition.manifest, counts["errors"], counts.get("no_answer", 0)
-        lost = {"unreadable": errors - no_answer, "no_answer": no_answer}
+        parent = EditionManifest.of(self.edition.manifest).counts
+        lost = {"unreadable": counts.errors - counts.no_answer, "no_answer": counts.no_answer}
         rows = pl.scan_parquet(build / "balanced" / "*.parquet").group_by("label").agg(pl.col("copies").sum(), pl.len()).collect()
-        of_label = {label: {"unique": unique, "copies": copies} for label, copies, unique in rows.iter_rows()}
-        none = {"unique": 0, "copies": 0}
-        per_class = {
-            name: {"labeled": images, **of_label.get(index, none)} for index, (name, images) in enumerate(counts["per_class"].items())
-        }
-        return {
-            **{name: counts[name] for name in ("top_k", "teacher_parameters", "errors")},
-            "labeled": parent.count("labeled"),
-            "dropped": {**parent.counts.get("dropped", {}), **{reason: images for reason, images in lost.items() if images}},
-            "kept": parent.count("kept") - errors,
-            "unique": counts["labeled"],
-            "copies": sum(row["copies"] for row in per_class.values()),
-            "classes_without_images": [name for name, row in per_class.items() if not row["unique"]],
-            "per_class": per_class,
-        }
+        of_label = {label: (unique, copies) for label, copies, unique in rows.iter_rows()}
+        per_class = {}
+        for index, (name, images) in enumerate(counts.per_class.items()):
+            unique, copies = of_label.get(index, (0, 0))
+            per_class[name] = ClassCounts(labeled=images, unique=unique, copies=copies)
+        return EditionCounts(
+            top_k=of_teacher["top_k"],
+            teacher_parameters=of_teacher["teacher_parameters"],
+            errors=counts.errors,
+            labeled=parent.labeled,
+            dropped=parent.dropped | {reason: images for reason, images in lost.items() if images},
+            kept=max(parent.kept - counts.errors, 0),
+            unique=counts.labeled,
+            copies=sum(row.copies for row in per_class.values()),
+            classes_without_images=[name for name, row in per_class.items() if not row.unique],
+            per_class=per_class,
+        )
 
 
 @dataclass

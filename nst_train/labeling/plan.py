@@ -1,7 +1,7 @@
 """Which rows a labeling has, and which of them the teacher must see: all of a pool, here, or as `grown` and `like` say."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -11,7 +11,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.sources import Source
-from nst_data.store.manifest import Input, Kind
+from nst_data.store.counts import CalibrationCounts, Counts, GenerationCounts, LabelCounts
+from nst_data.store.inputs import GenerationInputs, Input
+from nst_data.store.manifest import GenerationRequest, Kind, Request
 from nst_train.labeling.answers import Errors
 
 RowNumbers = range | NDArray[np.int64]
@@ -54,17 +56,21 @@ class Plan(ABC):
         return {}
 
     @property
-    def calibration(self) -> dict[str, Any]:
-        """The count `calibration` where the temperature is known before the teacher has seen an image; else nothing."""
-        return {}
+    def calibration(self) -> CalibrationCounts | None:
+        """The temperature where it is known before the teacher has seen an image."""
+        return None
+
+    def request(self, settings: dict[str, Any], inputs: Mapping[str, Input]) -> Request:
+        """What the store is asked for."""
+        return GenerationRequest(settings=settings, inputs=GenerationInputs(**inputs))
 
     @abstractmethod
     def parts(self, work: Path) -> PartMaker:
         """What the shards consist of. What only the labeling needs may lie below `work`."""
 
-    def counts(self, _: Path, counts: dict[str, Any]) -> dict[str, Any]:
-        """The counts of the manifest, from those of the table below a folder."""
-        return counts
+    def counts(self, _: Path, counts: LabelCounts, of_teacher: dict[str, Any]) -> Counts:
+        """The counts of the manifest, from those of the table below a folder and those of the teacher."""
+        return GenerationCounts(**counts.model_dump(), **of_teacher)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
+from nst_data.store.manifest import EditionManifest
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without
@@ -222,7 +223,7 @@ def _check_batch_size(settings: TrainSettings, processes: int) -> None:
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:
     """Noisy Student Training takes a student that is at least as large as its teacher (section 2)."""
-    teacher = edition.manifest.count("teacher_parameters")
+    teacher = EditionManifest.of(edition.manifest).counts.teacher_parameters
     if parameters < teacher:
         progress.say(
             f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "

@@ -6,7 +6,8 @@ from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.files import hash_file
-from nst_data.store.manifest import ORDER, Input, Request
+from nst_data.store.inputs import Input, TeacherInputs
+from nst_data.store.manifest import ORDER, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.networks.models import local_weights
 from nst_train.settings import TrainSettings
@@ -27,13 +28,13 @@ def request_of(
         inputs["validation"] = validation.lineage
     if edition is not None:
         inputs["edition"] = edition.lineage
-        inputs["pool"] = pool_entry(edition.manifest.request.inputs["pool"], pool)
+        inputs["pool"] = pool_entry(EditionManifest.of(edition.manifest).request.inputs.pool, pool)
         order = {} if needs_pool(edition) else {ORDER: "shards"}
     if settings.pretrained and (weights := local_weights(settings.model)):
         inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
     if settings.start:
         inputs["initial_weights"] = start_input(settings.start, store)
-    return Request(kind="teacher", settings=settings.for_request() | order, inputs=inputs)
+    return TeacherRequest(settings=settings.for_request() | order, inputs=TeacherInputs(**inputs))
 
 
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:

@@ -1,13 +1,12 @@
 """The end of a training: its averaged weights as a sealed teacher."""
 
-import json
 from typing import Any
 
 from nst_data.cards import cards
 from nst_data.cards.curves import write_curves
 from nst_data.cards.described import Described
-from nst_data.store.files import write_text
-from nst_data.store.places import METRICS
+from nst_data.store.counts import TeacherCounts
+from nst_data.store.metrics import Metrics
 from nst_data.store.store import Staging
 from nst_train.networks.models import count_parameters, save_teacher
 from nst_train.settings import TrainSettings
@@ -18,24 +17,23 @@ def seal(staging: Staging, settings: TrainSettings, training: Training, class_na
     """Write the averaged weights, those of the best validation where there is one, with what describes them, and seal the teacher."""
     averaged, schedule, validation = training.step.averaged.module, training.step.schedule, training.validation
     best = validation.best if validation else None
-    metrics = {}
     if validation and best:
         averaged.load_state_dict(best.weights)
         place = {"step": best.step, "source": validation.source.location, "fingerprint": validation.source.fingerprint}
-        metrics["validation"] = best.scores | place
-        write_text(staging.build / METRICS, json.dumps(metrics, indent=2) + "\n")
+        Metrics.model_validate({"validation": best.scores | place}).write(staging.build)
     files = save_teacher(averaged, staging.build, class_names, settings)
-    counts = {
-        "parameters": count_parameters(averaged),
-        "steps": schedule.steps,
-        **({"best_step": best.step} if best else {}),
-        "labeled": len(training.labeled),
-        "unreadable": len(training.unreadable),
-        **({"unreadable_validation": training.unreadable_validation} if training.unreadable_validation else {}),
-        **({"classes_without_images": training.classes_without_images} if training.classes_without_images else {}),
-        "pseudo_labeled": len(training.pseudo.rows) if training.pseudo else 0,
-        "entries": len(training.pseudo) if training.pseudo else 0,
-    }
+    counts = TeacherCounts(
+        parameters=count_parameters(averaged),
+        steps=schedule.steps,
+        best_step=best.step if best else None,
+        labeled=len(training.labeled),
+        unreadable=len(training.unreadable),
+        unreadable_validation=training.unreadable_validation,
+        classes_without_images=training.classes_without_images,
+        pseudo_labeled=len(training.pseudo.rows) if training.pseudo else 0,
+        entries=len(training.pseudo) if training.pseudo else 0,
+    )
     write_curves(staging.build, staging.ref, best.step / schedule.steps_per_epoch if best else None)
-    cards.write_model_card(Described.staged(staging, class_names, counts), metrics)
-    staging.seal(files, class_names, counts, machine)
+    manifest = staging.describe(files, class_names, counts, machine)
+    cards.write_model_card(Described(staging.build, staging.target, manifest))
+    staging.seal(manifest)

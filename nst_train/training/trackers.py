@@ -21,7 +21,7 @@ def check_trackers(asked: Sequence[str]) -> list[str]:
             raise UsageError(f"`tracker` {name}: expected one of {', '.join(known)}, or {NO_TRACKER}")
         if name not in (*installed, NO_TRACKER):
             there = ", ".join(installed) or NO_TRACKER
-            raise UsageError(f"`tracker` {name}: its package is not installed; install it, or take one of what is there: {there}")
+            raise UsageError(f"`tracker` {name}: its package is not installed; install it, or use one of those installed: {there}")
     if not asked:
         return [DEFAULT_TRACKER] * (DEFAULT_TRACKER in installed)
     return [name for name in dict.fromkeys(asked) if name != NO_TRACKER]
@@ -44,7 +44,7 @@ class Trackers:
                 trackers.append(_started(name, ref, digest, settings, folder, begun))
             except Exception as error:  # each service has its own ways to refuse, such as an account that is not logged in
                 raise NstError(
-                    f"`tracker` {name}: cannot be started ({first_line(error)}); mend that, or take `tracker` {NO_TRACKER}"
+                    f"`tracker` {name}: cannot be started ({first_line(error)}); fix that, or use `tracker` {NO_TRACKER}"
                 ) from error
         return cls(trackers)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import match_classes
-from nst_data.store.manifest import Input
+from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import is_in_store, load_classifier, teacher_input
 from nst_train.networks.network_noise import classifiers_of

@@ -1,0 +1,38 @@
+"""Parts of a manifest that another nst may have written."""
+
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from nst_data.settings import later_fields
+
+
+class AsWritten(BaseModel):
+    """Is written as it was read or made: with the fields that it was given, in that order, those of a later nst among them.
+
+    Left out are those that are `Later` and have their value of before.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    _given: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_what_is_given(cls, given: Any, read: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401 - any JSON value
+        part = read(given)
+        if isinstance(given, dict):
+            part._given = tuple(given)
+        return part
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later, values = later_fields(type(self)), plain(self)
+        return {name: values[name] for name in self._given if name not in later or values[name] != later[name]}

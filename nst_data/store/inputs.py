@@ -1,0 +1,116 @@
+"""What a version was made from: an entry for each teacher, pool, labeled set and version, by its role."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+
+from nst_data.settings import Later, later_fields
+from nst_data.store.as_written import AsWritten
+
+_OF_MODEL = re.compile(r"teacher(_\d+)?|initial_weights")
+
+
+class Input(BaseModel):
+    """One thing a version was made from. Only `digest` decides whether two inputs are the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ref: str = Field(description="name@version in the store, or the source as it was found")
+    digest: str = Field(description="the version's digest, or the source's fingerprint")
+    weights_sha256: str | None = None
+    revision: str | None = Field(None, description="commit on the Hub")
+    repo: str | None = Field(None, description="owner/name@tag of a version on the Hub")
+    image_column: str | None = Field(None, description="the requested image column, in a source with several")
+    label_column: Annotated[str | None, Later(None)] = Field(None, description="the requested label column")
+    pulled: Annotated[bool, Later(False)] = Field(False, description="taken from a downloaded manifest: `ref` is shown but never opened")
+    skipped: Annotated[dict[str, int] | None, Later(None)] = Field(None, description="skipped files that may be images, by suffix")
+
+    @model_serializer(mode="wrap")
+    def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later where they say nothing, so that earlier versions of nst can read it."""
+        later, values = later_fields(type(self)), plain(self)
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
+
+
+class Inputs(AsWritten):
+    """The inputs of any version. Roles with numbers, and those that only a later nst knows, are no fields of their own."""
+
+    __pydantic_extra__: dict[str, Input] = Field(init=False)
+    pool: Input | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_an_input(cls, entry: Any) -> Any:  # noqa: ANN401 - any JSON value
+        if entry is None:  # a role that is not there is not named
+            raise ValueError("expected an input")
+        return entry
+
+    @property
+    def by_role(self) -> dict[str, Input]:
+        """All of them, in the order of the manifest."""
+        values = dict(self)
+        return {role: values[role] for role in self._given}
+
+    @property
+    def teachers(self) -> dict[str, Input]:
+        """Who gave the labels: `teacher`, or `teacher_1`, `teacher_2`, ... of an ensemble."""
+        return self._called("teacher")
+
+    def changed(self, change: Callable[[str, Input], Input]) -> Self:
+        """The same roles with other entries."""
+        return type(self).model_validate({role: change(role, entry) for role, entry in self.by_role.items()})
+
+    def _called(self, role: str) -> dict[str, Input]:
+        name = re.compile(rf"{role}(_\d+)?")
+        return {role: entry for role, entry in self.by_role.items() if name.fullmatch(role)}
+
+
+class GenerationInputs(Inputs):
+    """A generation: the pool, and what labeled it; `adopted` is the table of labels that were made elsewhere."""
+
+    pool: Input
+    teacher: Input | None = None
+    calibration: Input | None = None
+    extended: Input | None = None
+    adopted: Input | None = None
+    class_names: Input | None = None
+
+
+class EditionInputs(Inputs):
+    """An edition: the pool, and the generation that it was drawn from or the edition that was labeled again."""
+
+    pool: Input
+    teacher: Input | None = None
+    generation: Input | None = None
+    like: Input | None = None
+
+    @property
+    def parent(self) -> Input | None:
+        """The version whose rows it has."""
+        return self.generation or self.like
+
+    @property
+    def excluded(self) -> dict[str, Input]:
+        """The images that were held out: `exclude_1`, `exclude_2`, ..."""
+        return self._called("exclude")
+
+
+class TeacherInputs(Inputs):
+    """A trained teacher: its images, and the weights that it started from."""
+
+    labeled: Input | None = None
+    validation: Input | None = None
+    edition: Input | None = None
+    initial_weights: Input | None = None
+
+
+def numbered(role: str, entries: Sequence[Input]) -> dict[str, Input]:
+    """One entry by its role, several by the role with a number."""
+    return {role: entries[0]} if len(entries) == 1 else {f"{role}_{number}": entry for number, entry in enumerate(entries, start=1)}
+
+
+def is_of_model(role: str) -> bool:
+    """Whether an input is a teacher or other weights, whose repository is a model."""
+    return _OF_MODEL.fullmatch(role) is not None

@@ -1,0 +1,75 @@
+"""`metrics.json` of a teacher: what was measured of it, by name. It lies beside the sealed files, and grows."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+
+from nst_data.errors import NstError
+from nst_data.store.as_written import AsWritten
+from nst_data.store.counts import Count
+from nst_data.store.files import write_text
+from nst_data.store.places import METRICS
+
+_Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
+_Number = Annotated[float, Field(strict=True)]
+
+
+class AttackResult(BaseModel):
+    """Accuracy under an attack of a size."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    epsilon: _Number
+    top1: _Fraction
+
+
+class Result(AsWritten):
+    """What one suite has shown on one set of images, whose `fingerprint` says which. Each suite has more of its own."""
+
+    suite: str | None = None  # None for accuracy on images as they are
+    top1: _Fraction | None = None
+    top5: _Fraction | None = None
+    ece: _Fraction | None = None
+    mce: _Number | None = None
+    mfr: _Number | None = None
+    relative_to: str | None = None
+    by_epsilon: list[AttackResult] = Field([])
+    images: Count | None = None
+    partial: dict[str, Any] | None = None
+    source: str | None = None
+    fingerprint: str | None = None
+
+
+class Metrics(RootModel[dict[str, Result]]):
+    """All of a teacher's results, by name."""
+
+    root: dict[str, Result] = Field({})
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> Self:
+        """Metrics from their text; `path` says in errors where it stands. Raises NstError for what is none."""
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = ": ".join([*map(str, first["loc"]), first["msg"]])
+        except (ValueError, RecursionError) as error:
+            found = f"unreadable JSON ({error})"
+        raise NstError(f"{path}: expected the metrics of a teacher, found {found}; delete it and evaluate again")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Those of the teacher in a folder; none where nothing was measured. Raises NstError for what is none."""
+        path = folder / METRICS
+        return cls.parse(path.read_text("utf-8", errors="replace"), str(path)) if path.exists() else cls()
+
+    def write(self, folder: Path) -> None:
+        """Put them into a teacher's folder."""
+        write_text(folder / METRICS, json.dumps(self.model_dump(), indent=2) + "\n")
+
+    @property
+    def test_top1(self) -> float | None:
+        """The top-1 accuracy on test images."""
+        return self.root["test"].top1 if "test" in self.root else None
