@@ -89,10 +89,10 @@ def test_a_loop_needs_no_pool_no_settings_and_no_reference(tiny_store, tmp_path)
     again = label_like(store, edition, [teacher], settings=LabelSettings(batch_size=4), run=run)
     settings = TrainSettings(**teacher.manifest.request.settings | {"epochs": 1})
     student = train(store, "face-student", images, settings, edition=again, run=run)
-    assert student.manifest.counts["entries"] == again.manifest.counts["copies"]
+    assert student.manifest.counts.entries == again.manifest.counts.copies
     assert lineage(store, student).inputs[0].ref == again.ref
     assert evaluate(store, student, images, record="train")["images"] == len(images)
-    assert extend(store, "face@gen-1", run=run).manifest.counts["labeled"] == 15
+    assert extend(store, "face@gen-1", run=run).manifest.counts.labeled == 15
 
 
 def test_stores_and_sources_say_what_they_are(labeled_folder):
