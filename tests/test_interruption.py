@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, write_class_folders
 
 from nst_data.progress import Progress
-from nst_data.sources import open_source
+from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
 from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
@@ -154,6 +154,8 @@ class TellsToStop:
 
     def __init__(self, source, read):
         self._source, self._left = source, read
+
+    __class__ = Source  # for isinstance
 
     def __getattr__(self, name):
         return getattr(self._source, name)

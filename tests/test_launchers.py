@@ -2,14 +2,14 @@
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from nst_cli.main import _COMMANDS
+from nst_cli.commands import COMMANDS
 from torch.distributed.run import get_args_parser
 
 LAUNCHERS = {"torchrun": get_args_parser, "accelerate launch": launch_command_parser}
 
 
 def options_of(command):
-    return [name for option in _COMMANDS[command].load(command).params if not option.hidden for name in option.opts if name[:1] == "-"]
+    return [name for option in COMMANDS[command].load(command).params if not option.hidden for name in option.opts if name[:1] == "-"]
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -182,5 +182,5 @@ def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 def test_an_empty_name_of_a_column_is_an_error(tmp_path, option):
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    with pytest.raises(UsageError, match=rf"--{option.replace('_', '-')} '': empty column name for .*; expected a name, or remove"):
+    with pytest.raises(UsageError, match=rf"`{option}` '': empty column name for .*; expected a name, or remove"):
         open_source(path, labeled=True, **{option: ""})

@@ -52,7 +52,7 @@ def test_a_worker_that_is_killed_is_an_error_that_says_what_may_be_full(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("cause", "left"), [(MemoryError(), "fewer --workers"), (RuntimeError("can't allocate memory"), "fewer --workers")]
+    ("cause", "left"), [(MemoryError(), "fewer `workers`"), (RuntimeError("can't allocate memory"), "fewer `workers`")]
 )
 def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
     def transform(encoded, seed):
