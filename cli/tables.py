@@ -37,9 +37,9 @@ def bar(images: int, most: int, width: int) -> str:
     return "#" * max(round(width * images / most), 1) if images else ""
 
 
-def print_wrapped(text: str, indent: str = "  ") -> None:
+def print_wrapped(text: str) -> None:
     """A sentence on as many lines as it needs."""
-    print(textwrap.fill(as_text(text), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
+    print(textwrap.fill(as_text(text), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def named(names: Sequence[str], most: int = 20) -> str:

@@ -27,7 +27,7 @@ def write_digits(folder: Path, seed: int) -> None:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise NstError("the demo's digits come with scikit-learn, which is not installed; pip install 'nst[demo]'") from None
+        raise NstError("the demo's digits come with scikit-learn, which is not installed; pip install scikit-learn") from None
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(seed).permutation(len(images))

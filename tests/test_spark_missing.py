@@ -15,7 +15,7 @@ def test_spark_that_is_not_installed_is_a_line_that_says_what_to_install(monkeyp
     monkeypatch.setitem(sys.modules, "pyspark", None)
     for name in [name for name in sys.modules if name.startswith("pyspark.")]:
         monkeypatch.delitem(sys.modules, name)
-    expected = r"^`engine` spark: expected pyspark, found none; pip install 'nst\[spark\]', or leave out `engine`$"
+    expected = r"^`engine` spark: expected pyspark, found none; pip install pyspark, or leave out `engine`$"
     with pytest.raises(UsageError, match=expected):
         scan([Path("labels.parquet")], {}, "spark")
 

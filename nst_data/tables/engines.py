@@ -39,7 +39,7 @@ def _spark(master: str | None) -> Any:  # noqa: ANN401 - a SparkSession
     try:
         from pyspark.sql import SparkSession
     except ImportError:
-        raise UsageError("`engine` spark: expected pyspark, found none; pip install 'nst[spark]', or leave out `engine`") from None
+        raise UsageError("`engine` spark: expected pyspark, found none; pip install pyspark, or leave out `engine`") from None
     if master is None and (running := SparkSession.getActiveSession()) is not None:
         return running
     builder = SparkSession.builder.appName("nst balance").config("spark.ui.showConsoleProgress", "false")

@@ -120,7 +120,7 @@ def frames_of(path: str) -> list[Frame]:
     try:
         import av
     except ImportError:
-        raise NstError(f"{path}: reading videos requires PyAV; pip install 'nst[video]', or give folders of frames") from None
+        raise NstError(f"{path}: reading videos requires PyAV; pip install av, or give folders of frames") from None
     try:
         with av.open(path, options=_DEMUXERS, metadata_errors="replace") as container:
             return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
