@@ -108,6 +108,9 @@ class BalanceSettings(Settings):
 
     min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images that the teacher is surer of than this.")
     class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds of single classes: lines such as `rose: 0.5`.")
+    at_threshold: Annotated[Literal["drop", "keep"], Later("drop")] = Field(
+        "drop", description="Images exactly as sure as the threshold; the paper drops them. `method` official keeps them by default."
+    )
     confidence_range: tuple[float, float] | None = Field(
         None, description="Keep images with a confidence above the first number, up to the second, in place of the threshold (figure 5)."
     )
@@ -128,6 +131,14 @@ class BalanceSettings(Settings):
     embed_images: bool = Field(False, description="Write the images too, in shuffled shards: a dataset to share without the pool.")
     shard_mb: int = Field(500, ge=1, description="Size of a shard with images, in megabytes.")
     seed: int = Field(0, ge=0, lt=2**31, description="Decides which images of a class get one copy more, and other draws.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_at_threshold(cls, given: Any) -> Any:  # noqa: ANN401 - what a user wrote
+        """The released code keeps what is as sure as the threshold (filter_unlabel.py)."""
+        if isinstance(given, dict) and given.get("method") == "official" and not given.get("confidence_range"):
+            return {"at_threshold": "keep", **given}
+        return given
 
     @field_validator("class_min_confidence", mode="before")
     @classmethod
@@ -171,6 +182,8 @@ class BalanceSettings(Settings):
         """Settings in backticks become options on the command line."""
         if self.confidence_range and (self.class_min_confidence or self._is_set("min_confidence")):
             raise ValueError("`confidence_range` replaces `min_confidence` and `class_min_confidence`; remove those")
+        if self.confidence_range and self._is_set("at_threshold"):
+            raise ValueError("`at_threshold` does not apply to `confidence_range`; remove one of them")
         if self.per_class == "none" and self.max_copies:
             raise ValueError("`max_copies` limits copies, and `per_class` none makes none; remove one of them")
         if self.per_class == "none" and self.method != "exact":

@@ -206,6 +206,10 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
             ["--confidence-range", "0.2", "0.5", "--class-min-confidence", "ant.yaml"],
             "--confidence-range replaces --min-confidence and --class-min-confidence; remove those",
         ),
+        (
+            ["--confidence-range", "0.2", "0.5", "--at-threshold", "keep"],
+            "--at-threshold does not apply to --confidence-range; remove one of them",
+        ),
         (["--max-copies", "0"], "--max-copies: input should be greater than or equal to 1, got 0"),
         (["--max-copies", "x"], "--max-copies: input should be a valid integer, unable to parse string as an integer, got x"),
         (

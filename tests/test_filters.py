@@ -42,6 +42,15 @@ def test_confidence_must_lie_above_the_threshold_and_not_on_it():
     assert reasons([(0, 0, 0.5), (1, 0, f32(0.5, 1))], min_confidence=0.5) == ["low_confidence", None]
 
 
+def test_the_released_codes_method_keeps_what_lies_on_the_threshold():
+    """As `min_threshold` in filter_unlabel.py; an own threshold of a class alike."""
+    rows = [(0, 0, f32(0.5, -1)), (1, 0, 0.5), (2, 1, 0.25), (3, 1, f32(0.25, -1))]
+    chosen = {"min_confidence": 0.5, "class_min_confidence": {"bee": 0.25}}
+    assert reasons(rows, method="official", **chosen) == ["low_confidence", None, None, "low_confidence"]
+    assert reasons(rows, method="official", at_threshold="drop", **chosen) == ["low_confidence"] * 4
+    assert reasons(rows, at_threshold="keep", **chosen) == ["low_confidence", None, None, "low_confidence"]
+
+
 def test_a_class_may_have_a_threshold_of_its_own():
     rows = [(0, 0, 0.4), (1, 1, 0.4), (2, 1, 0.2), (3, 2, 0.2)]
     assert reasons(rows, class_min_confidence={"bee": 0.1, "ant": 0.5}) == ["low_confidence", None, None, "low_confidence"]

@@ -57,6 +57,16 @@ def test_our_recipes_ask_for_what_they_asked_for_before(recipe, label, select, t
     assert (digest(read.label), digest(selection), list(map(digest, stages))) == (label, select, trainings)
 
 
+def test_a_selection_by_the_released_method_is_another_than_the_one_of_before():
+    """That one dropped images exactly as sure as the threshold."""
+    before = BalanceSettings().for_request() | {"method": "official"}
+    assert BalanceSettings.of_request(before).at_threshold == "drop"
+    assert BalanceSettings.of_request(before).for_request() == before
+    assert BalanceSettings(method="official").for_request() == before | {"at_threshold": "keep"}
+    of_range = BalanceSettings(method="official", confidence_range=(0.2, 0.5))
+    assert of_range.for_request() == before | {"confidence_range": [0.2, 0.5]}
+
+
 def test_a_later_setting_is_left_out_while_it_has_its_value_of_before():
     class Grown(BalanceSettings):
         rounds: Annotated[int, Later(1)] = 3

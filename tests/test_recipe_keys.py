@@ -91,7 +91,7 @@ LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "li
 LABEL |= {"precision": "fp32", "compile": True, "seed": 9}
 SELECT = {"min_confidence": 0.1, "class_min_confidence": {"rose": 0.1}, "confidence_range": [0.1, 0.2], "exclude_class": ["rose"]}
 SELECT |= {"fraction": 0.5, "per_class": 5, "auto_quantile": 0.1, "max_copies": 2, "method": "official", "exact_overlap_only": True}
-SELECT |= {"embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
+SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
 SELECT_ALSO = {"auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
 
 

@@ -42,6 +42,7 @@ def store(tiny_store, tmp_path_factory):
         store, generation, BalanceSettings(class_min_confidence=thresholds, exclude_class=["bee", "cat"]), exclude=[held_out], pool=images
     )
     balance(store, generation, BalanceSettings(confidence_range=(0.0, 1.0), per_class="auto", max_copies=3, embed_images=True, shard_mb=1))
+    balance(store, generation, BalanceSettings.of_request(BalanceSettings().for_request() | {"method": "official"}))  # of an earlier nst
     student = TINY | {
         "ratio": 2,
         "loss": "sum",
@@ -74,7 +75,7 @@ def _others(labeled, folder):
 
 
 REFS = ["tiny-teacher@gen-0", "student@gen-0", "tiny@gen-1", "both@gen-1", "calibrated@gen-1", "noised@gen-1", "tiny@gen-3"]
-REFS += ["tiny@gen-1.1", "tiny@gen-1.2", "tiny@gen-1.3", "tiny@gen-2.1"]
+REFS += ["tiny@gen-1.1", "tiny@gen-1.2", "tiny@gen-1.3", "tiny@gen-1.4", "tiny@gen-2.1"]
 
 
 def test_every_version_is_tried(store):

@@ -94,25 +94,29 @@ def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> Into
     return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
 
 
-def reject_unsure(labels: IntoLazyFrameT, min_confidence: float, per_class: Mapping[int, float] | None = None) -> IntoLazyFrameT:
+def reject_unsure(
+    labels: IntoLazyFrameT, min_confidence: float, per_class: Mapping[int, float] | None = None, keep_equal: bool = False
+) -> IntoLazyFrameT:
     """Drop rows that the teacher is not sure of (section 3.1: 0.3).
 
     Args:
         labels: Rows with `label` and `confidence`.
         min_confidence: Rows at or below it go; in [0, 1].
         per_class: Thresholds of single classes, by label.
+        keep_equal: Keep rows at it, as the released code does.
 
     Returns:
         All rows; the dropped are `low_confidence`, also those whose confidence is no number.
     """
     rows = nw.from_native(labels)
     if not per_class:
-        return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence))).to_native()
+        return _reject(rows, "low_confidence", _not_above(nw.lit(min_confidence), keep_equal)).to_native()
     own = pl.DataFrame(
         {"label": list(per_class), "nst_least": list(per_class.values())}, schema={"label": pl.Int64, "nst_least": pl.Float64}
     )
     rows = with_class_values(rows, own)
-    return _reject(rows, "low_confidence", _not_above(nw.col("nst_least").fill_null(min_confidence))).drop("nst_least").to_native()
+    unsure = _not_above(nw.col("nst_least").fill_null(min_confidence), keep_equal)
+    return _reject(rows, "low_confidence", unsure).drop("nst_least").to_native()
 
 
 def reject_outside(labels: IntoLazyFrameT, low: float, high: float) -> IntoLazyFrameT:
@@ -134,8 +138,9 @@ def _confidence() -> nw.Expr:
     return nw.col("confidence").cast(nw.Float64)  # float64: 0.3 as float32 lies above 0.3, and engines differ in how they compare the two
 
 
-def _not_above(least: nw.Expr) -> nw.Expr:
-    return _confidence().is_null() | _confidence().is_nan() | (_confidence() <= least)
+def _not_above(least: nw.Expr, keep_equal: bool = False) -> nw.Expr:
+    too_low = _confidence() < least if keep_equal else _confidence() <= least
+    return _confidence().is_null() | _confidence().is_nan() | too_low
 
 
 def _reject(rows: LazyFrameT, reason: str, where: nw.Expr) -> LazyFrameT:

@@ -104,7 +104,7 @@ def judged(
         rows = filters.reject_outside(rows, *settings.confidence_range)
     else:
         own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
-        rows = filters.reject_unsure(rows, settings.min_confidence, own)
+        rows = filters.reject_unsure(rows, settings.min_confidence, own, keep_equal=settings.at_threshold == "keep")
     return cast("nw.LazyFrame[Any]", nw.from_native(rows))
 
 
