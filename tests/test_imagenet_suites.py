@@ -16,6 +16,7 @@ from nst_data.cards.card_metadata import scores
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
+from nst_data.store.manifest import json_digest
 from nst_data.store.metrics import Metrics
 from nst_train.classifiers.teachers import Classifier
 from nst_train.evaluation.accuracy import Accuracy
@@ -277,6 +278,21 @@ def test_flip_rates_follow_from_what_each_frame_alone_is_taken_for(tmp_path, can
     )
     assert found.by_image["mfr"].mean() == pytest.approx(found.result["mfr"])
     assert (found.result["frames"]["snow"], found.result["sequences"]) == (4, 20)
+
+
+def test_top1_of_imagenet_p_is_over_all_frames_of_which_translate_has_more(tmp_path, candidate):
+    """Section A.5; there translate has 41 frames a sequence, the others 31."""
+    with torch.no_grad():
+        images = torch.from_numpy(np.array(picture(0, 0, 32))).permute(2, 0, 1)[None]
+        said = int(candidate.classifier.network(candidate.classifier.preprocessing.finish(images)).argmax())
+    for name in ALEXNET_FLIPS:
+        write_sequences(tmp_path / name, [[0] * 9] if name == "translate" else [[0, 0]])
+        if name == "translate":  # whose frames alone are taken for their class
+            (tmp_path / name / WNIDS[0]).rename(tmp_path / name / WNIDS[said])
+    opened = suite("imagenet-p", tmp_path, **PARTIAL)
+    assert opened.measure(candidate, Effort()).result["top1"] == pytest.approx(9 / (9 + 9 * 2))
+    as_before = json_digest([[place.name, place.severity, source.fingerprint] for place, source in opened.sources])
+    assert opened.identity != as_before, "a record of the mean over perturbations would stand for it"
 
 
 def test_frames_of_another_size_are_other_sequences_though_their_sum_is_the_same(tmp_path):
