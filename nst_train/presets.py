@@ -96,7 +96,7 @@ def _presets() -> dict[str, Preset]:
         top1 = f"ImageNet top-1 {own}% taught by its own kind, {by_l2}% by L2 (table 9)"
         presets[f"efficientnet-{kind}"] = Preset(f"sections 3.1 and 3.2; {top1}", published)
         of_code = published | _CODE | (_NO_RANDAUGMENT if kind in ("b0", "b1") else {})
-        presets[f"efficientnet-{kind}-code"] = Preset("released code, `local_scripts/imagenet/run.sh`", of_code)
+        presets[f"efficientnet-{kind}-code"] = Preset("released code, `imagenet/train.sh`", of_code)
     presets["efficientnet-l2"] = Preset(f"section 3.1; {_L2_TOP1}", _efficientnet("l2", 475, 350, 14, 0.5, 27))
     # A.3 names the network and the magnitude; the rest is section 3.1's, with 350 epochs as for what is larger than B4.
     presets["resnet-50"] = Preset(
@@ -104,7 +104,7 @@ def _presets() -> dict[str, Preset]:
         _COMMON
         | {
             "model": ("resnet50", OTHERS),
-            "image_size": (224, "table 3"),
+            "image_size": (224, "tables 4 and 5"),
             "crop_pct": (0.875, CODE),  # 224 of 256 pixels; timm's own networks of this name ask for more
             "epochs": (350, TEXT),
             "ratio": (3, SIZES),
@@ -132,7 +132,7 @@ def _presets() -> dict[str, Preset]:
     }
     presets["svhn"] = Preset("section A.3; SVHN accuracy 98.6%, its teacher 98.1% (table 17)", svhn)
     of_code = svhn | {"loss": ("code", CODE)}
-    presets["svhn-code"] = Preset("released code, `local_scripts/run_svhn.sh`; SVHN accuracy 98.6 +- 0.1%, its teacher 97.9%", of_code)
+    presets["svhn-code"] = Preset("released code, `svhn/run.sh`; SVHN accuracy 98.6 +- 0.1%, its teacher 97.9%", of_code)
     return presets
 
 

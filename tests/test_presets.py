@@ -176,3 +176,9 @@ def test_the_example_for_svhn_trains_its_network():
 
 def test_a_noise_object_changes_only_what_it_was_made_with():
     assert settings("efficientnet-b0", noise=Noise(dropout=0.3)).noise == settings("efficientnet-b0", noise={"dropout": 0.3}).noise
+
+
+def test_presets_cite_where_their_figures_stand():
+    assert PRESETS["efficientnet-b7-code"].about == "released code, `imagenet/train.sh`"
+    assert PRESETS["svhn-code"].about.startswith("released code, `svhn/run.sh`; ")
+    assert PRESETS["resnet-50"].published["image_size"] == (224, "tables 4 and 5")

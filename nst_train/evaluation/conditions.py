@@ -55,7 +55,7 @@ class Corrupted(Condition):
 
 @dataclass(frozen=True)
 class FastGradientSign(Condition):
-    """One signed step of epsilon (section 4.3 of the paper)."""
+    """One signed step of epsilon (section 3.4 of the paper)."""
 
     attacks: ClassVar[bool] = True
     epsilon: float
