@@ -10,6 +10,8 @@ from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 
+_REPLACED = ("noise.magnitude", "noise.operations")  # by another augmentation: RandAugment's
+
 
 def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str]) -> dict[str, tuple[Any, str]]:
     """Each setting by its place, such as `noise.dropout`: (value, where it comes from).
@@ -21,8 +23,11 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
     defaults = DEFAULTS_PUBLISHED if isinstance(settings, TrainSettings) else {}
     written = set(_places(given))
     found = {}
+    unread = _REPLACED if isinstance(settings, TrainSettings) and settings.noise.augmentation else ()
     for place, value in _values(settings):
-        if any(place == one or place.startswith(f"{one}.") for one in written):
+        if place in unread:
+            origin = "not read beside noise.augmentation"
+        elif any(place == one or place.startswith(f"{one}.") for one in written):
             origin = named(place)
         elif place in published:
             origin = f"preset {preset} ({published[place][1]})"

@@ -1,6 +1,8 @@
 """`nst run` and `nst demo`: the whole loop."""
 
 import importlib.resources
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +74,7 @@ def _show_settings(path: Path, json: bool) -> None:
     from nst_data.errors import NstError
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
+    from nst_train.recipe_settings import OF_FINETUNING, inherited
     from nst_train.settings import over
 
     recipe, written, labeled = load_recipe(path), as_written(path), None
@@ -87,10 +90,14 @@ def _show_settings(path: Path, json: bool) -> None:
         given = written["generations"][number]
         trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
         if settings.finetune:
-            trainings.append((settings.finetune, over(given, given["finetune"]), "finetuned", False))
+            own = over(inherited(given) | OF_FINETUNING, given["finetune"])
+            trainings.append((settings.finetune, own, "finetuned", False))
         for training, own, kind, student in trainings:
-            here = {"settings": own, "run": written.get("run", {})}
-            shown[f"generation {number}, {kind}"] = look_up(training, recipe.run, here, lambda _: "recipe", labeled, None, student)
+            here, filled_in = {"settings": own, "run": written.get("run", {})}, {}
+            if training is settings.finetune:
+                filled_in = {name: "default of finetune" for name in OF_FINETUNING if name not in given["finetune"]}
+            origin = partial(_origin, filled_in)
+            shown[f"generation {number}, {kind}"] = look_up(training, recipe.run, here, origin, labeled, None, student)
     if json:
         print_json(list(shown.values()))
         return
@@ -98,6 +105,10 @@ def _show_settings(path: Path, json: bool) -> None:
         print(f"{title}\n")
         print_settings(found)
         print()
+
+
+def _origin(filled_in: Mapping[str, str], place: str) -> str:
+    return filled_in.get(place, "recipe")
 
 
 def _row(generation: "Generation") -> dict[str, Any]:

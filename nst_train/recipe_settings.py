@@ -1,5 +1,6 @@
 """The settings of a recipe: the whole loop. Imports no torch."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -53,6 +54,18 @@ class PushToSettings(Settings):
 
 _NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
 
+# what a `finetune` has that names nothing else; its `start` is settled when the first training is done
+OF_FINETUNING = {"warmup_epochs": 0, "start": "the first training"}
+
+
+def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
+    first = {name: value for name, value in generation.items() if name not in _NOT_INHERITED}
+    noise, of_first = generation["finetune"].get("noise"), first.get("noise")
+    if isinstance(noise, dict) and isinstance(of_first, dict) and {"magnitude", "operations"} & noise.keys():
+        first["noise"] = {name: value for name, value in of_first.items() if name != "augmentation"}
+    return first
+
 
 class GenerationSettings(TrainSettings):
     """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images alone.
@@ -69,13 +82,7 @@ class GenerationSettings(TrainSettings):
     def _inherit(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
             return content
-        first = {name: value for name, value in content.items() if name not in _NOT_INHERITED}
-        # `start` is settled when the first training is done; until then it says that there will be one
-        inherited = first | {"warmup_epochs": 0, "start": "the first training"}
-        noise = content["finetune"].get("noise")
-        if isinstance(noise, dict) and isinstance(first.get("noise"), dict) and {"magnitude", "operations"} & noise.keys():
-            inherited["noise"] = {name: value for name, value in first["noise"].items() if name != "augmentation"}
-        return content | {"finetune": over(inherited, content["finetune"])}
+        return content | {"finetune": over(inherited(content) | OF_FINETUNING, content["finetune"])}
 
     @property
     def first(self) -> TrainSettings:

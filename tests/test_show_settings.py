@@ -156,3 +156,28 @@ def test_a_finetuning_is_shown_as_a_training_of_its_own(recipe):
     found = json.loads(shown("run", recipe, "--show-settings", "--json"))
     assert [one["settings"]["image_size"]["value"] for one in found][-1] == 24
     assert found[-1]["derived"]["pseudo_labeled_images_per_step"] == 0
+
+
+def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
+    content = yaml.safe_load(recipe.read_text())
+    content["generations"][1] |= {"pretrained": True, "warmup_epochs": 2, "finetune": {"epochs": 1.5, "noise": {"operations": 0}}}
+    recipe.write_text(yaml.safe_dump(content))
+    first, finetuned = (one["settings"] for one in json.loads(shown("run", recipe, "--show-settings", "--json"))[1:])
+    assert first["warmup_epochs"] == {"value": 2, "source": "recipe"}
+    assert finetuned["warmup_epochs"] == {"value": 0, "source": "default of finetune"}
+    assert finetuned["start"]["source"] == "default of finetune"
+    assert (first["pretrained"], finetuned["pretrained"]) == (
+        {"value": True, "source": "recipe"},
+        {"value": False, "source": "default"},
+    )
+    assert [finetuned[name]["source"] for name in ("epochs", "noise.operations", "noise.stochastic_depth")] == ["recipe"] * 3
+    assert finetuned["noise.dropout"] == {"value": 0.3, "source": "preset efficientnet-b2 (released code)"}
+    content["generations"][1]["finetune"]["warmup_epochs"] = 1
+    recipe.write_text(yaml.safe_dump(content))
+    found = json.loads(shown("run", recipe, "--show-settings", "--json"))[-1]["settings"]
+    assert found["warmup_epochs"] == {"value": 1, "source": "recipe"}
+
+
+def test_randaugment_is_not_named_as_the_presets_where_another_augmentation_replaces_it():
+    found = settings_of("--preset", "efficientnet-b2", "--augmentation", "augmix-m3-w3")["settings"]
+    assert {found[name]["source"] for name in ("noise.magnitude", "noise.operations")} == {"not read beside noise.augmentation"}
