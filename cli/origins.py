@@ -6,35 +6,41 @@ from typing import Any
 from pydantic import BaseModel
 
 from nst_data.settings import Settings
-from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
+from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 
 _REPLACED = ("noise.magnitude", "noise.operations")  # by another augmentation: RandAugment's
 
 
-def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str]) -> dict[str, tuple[Any, str]]:
-    """Each setting by its place, such as `noise.dropout`: (value, where it comes from).
+def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str], outer: str = "") -> dict[str, tuple[Any, str]]:
+    """Each setting by its place, such as `noise.dropout`, with `outer` before it: (value, where it comes from).
 
     `given` holds what the user wrote, in dictionaries as the settings are; `named` says how he wrote one: an option, a line of a recipe.
     """
     preset = settings.preset if isinstance(settings, TrainSettings) else None
     published = PRESETS[preset].published if preset else {}
-    defaults = DEFAULTS_PUBLISHED if isinstance(settings, TrainSettings) else {}
-    written = set(_places(given))
+    written = set(_places(given, outer))
     found = {}
     unread = _REPLACED if isinstance(settings, TrainSettings) and settings.noise.augmentation else ()
-    for place, value in _values(settings):
+    for place, value in _values(settings, outer):
         if place in unread:
             origin = "not read beside noise.augmentation"
-        elif any(place == one or place.startswith(f"{one}.") for one in written):
+        elif any(place == one or place.startswith(f"{one}.") or one.startswith(f"{place}.") for one in written):
             origin = named(place)
         elif place in published:
             origin = f"preset {preset} ({published[place][1]})"
         else:
-            origin = f"default ({defaults[place]})" if place in defaults else "default"
+            origin = _of_default(place)
         found[place] = (value, origin)
     return found
+
+
+def _of_default(place: str) -> str:
+    if place in PUBLISHED_INSTEAD:
+        value, where = PUBLISHED_INSTEAD[place]
+        return f"default ({where} has {value})"
+    return f"default ({DEFAULTS_PUBLISHED[place]})" if place in DEFAULTS_PUBLISHED else "default"
 
 
 def consequences(settings: TrainSettings, labeled_images: int | None, entries: int | None, student: bool) -> dict[str, Any]:

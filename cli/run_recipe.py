@@ -77,6 +77,8 @@ def _show_settings(path: Path, json: bool) -> None:
     from nst_train.recipe_settings import OF_FINETUNING, inherited
     from nst_train.settings import over
 
+    from .origins import origins
+
     recipe, written, labeled = load_recipe(path), as_written(path), None
     try:
         asked = recipe.labeled
@@ -85,6 +87,9 @@ def _show_settings(path: Path, json: bool) -> None:
         )
     except NstError as error:
         terminal().say(f"no steps: {error}")
+    given = {name: written[name] for name in ("seed",) if name in written} | (written.get("select") or {})
+    by_place = origins(recipe.select, given, lambda _: "recipe", "select.")
+    selection = {place: {"value": value, "source": source} for place, (value, source) in by_place.items()}
     shown = {}
     for number, settings in enumerate(recipe.generations):
         given = written["generations"][number]
@@ -97,7 +102,10 @@ def _show_settings(path: Path, json: bool) -> None:
             if training is settings.finetune:
                 filled_in = {name: "default of finetune" for name in OF_FINETUNING if name not in given["finetune"]}
             origin = partial(_origin, filled_in)
-            shown[f"generation {number}, {kind}"] = look_up(training, recipe.run, here, origin, labeled, None, student)
+            found = look_up(training, recipe.run, here, origin, labeled, None, student)
+            if student:
+                found["settings"] |= selection
+            shown[f"generation {number}, {kind}"] = found
     if json:
         print_json(list(shown.values()))
         return

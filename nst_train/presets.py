@@ -145,6 +145,16 @@ DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
     "hard": "section 2",
     "pseudo_temperature": CODE,
     **{f"noise.{name}": TEXT for name in ("operations", "magnitude", "dropout", "stochastic_depth")},
+    **{f"select.{name}": TEXT for name in ("min_confidence", "per_class")},
+}
+
+# Defaults that are not the paper's, or not for every network: what is published instead, and where. `select` is a recipe's.
+PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
+    "select.when": ("once, by EfficientNet-B0", TEXT),
+    "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
+    "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
+    "noise.magnitude": ("27; EfficientNet-B2 to B6: 6, 12, 15, 18, 24", CODE),
+    "noise.dropout": ("0.5; EfficientNet-B0 to B5: 0.2, 0.2, 0.3, 0.3, 0.4, 0.4", CODE),
 }
 
 

@@ -6,8 +6,9 @@ from pydantic import ValidationError
 
 from nst_data.errors import UsageError
 from nst_train.networks.models import check_names, parameters_of
-from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS
+from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.recipe import load_recipe, parse_recipe
+from nst_train.recipe_settings import SelectSettings
 from nst_train.settings import Noise, TrainSettings
 
 # Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.
@@ -94,7 +95,40 @@ def test_the_defaults_are_b7s_where_they_are_published():
     default, b7 = TrainSettings(model="x", image_size=600, ratio=3).for_request(), settings("efficientnet-b7", model="x").for_request()
     assert default == b7
     flat = default | {f"noise.{name}": value for name, value in default["noise"].items()}
-    assert DEFAULTS_PUBLISHED.keys() <= flat.keys()
+    assert DEFAULTS_PUBLISHED.keys() <= flat.keys() | select_places()
+
+
+def select_places():
+    return {f"select.{name}" for name in SelectSettings.model_fields}
+
+
+def test_the_docs_name_each_default_that_is_not_the_papers():
+    """Beside the presets: what a network has by default and by its preset differs only in what the table names."""
+    rows = {}
+    for place, (value, where) in PUBLISHED_INSTEAD.items():
+        inside: object = SelectSettings() if place.startswith("select.") else TrainSettings(model="x")
+        for name in place.removeprefix("select.").split("."):
+            inside = getattr(inside, name)
+        rows[place] = f"| `{place}` | {inside} | {value} ({where}) |"
+    page = (Path(__file__).parent.parent / "docs" / "paper-settings.md").read_text("utf-8")
+    table = page.partition("\n## Defaults that are not the paper's\n")[2].partition("\n## ")[0]
+    assert [line for line in table.splitlines() if line.startswith("| `")] == list(rows.values())
+    kinds = [f"efficientnet-{kind}" for kind in ("b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "l2")]
+    default = flat_settings(TrainSettings(model="x"))
+    differs = {
+        place
+        for kind in kinds
+        for place, value in flat_settings(settings(kind, model="x", image_size=None)).items()
+        if value != default[place]
+    }
+    assert differs == {place for place in rows if not place.startswith("select.")}
+
+
+def flat_settings(found):
+    flat = found.for_request()
+    return {name: value for name, value in flat.items() if name != "noise"} | {
+        f"noise.{name}": value for name, value in flat["noise"].items()
+    }
 
 
 def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_default():

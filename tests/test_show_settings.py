@@ -40,7 +40,8 @@ def flattened(settings):
 def test_without_a_preset_the_defaults_name_their_section():
     found = settings_of("--model", "test_resnet")["settings"]
     assert found["model"]["source"] == "--model"
-    assert found["epochs"] == {"value": 350, "source": "default (section 3.1)"}
+    assert found["epochs"] == {"value": 350, "source": "default (section 3.1 has 350; 700 for EfficientNet-B0 to B4)"}
+    assert found["decay_rate"] == {"value": 0.97, "source": "default (section 3.1)"}
     assert found["label_smoothing"]["source"] == "default (released code)"
     assert found["compute_threads"] == {"value": None, "source": "default"}
 
@@ -126,6 +127,12 @@ def test_a_recipes_settings_are_shown_for_each_generation(recipe):
     assert student["settings"]["noise.dropout"] == {"value": 0.3, "source": "preset efficientnet-b2 (released code)"}
     assert student["settings"]["workers"] == {"value": 0, "source": "recipe"}
     assert student["derived"]["steps"] == 6
+    assert student["settings"]["select.per_class"] == {"value": 5, "source": "recipe"}
+    assert student["settings"]["select.when"] == {
+        "value": "every_generation",
+        "source": "default (section 3.1 has once, by EfficientNet-B0)",
+    }
+    assert "select.when" not in teacher["settings"]
     assert "generation 1, a student" in shown("run", recipe, "--show-settings")
 
 
