@@ -1,4 +1,8 @@
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
@@ -12,6 +16,18 @@ def test_the_papers_350_epochs_of_imagenet_are_218750_steps_and_start_at_0128():
     schedule = Schedule.of(settings(warmup_epochs=0), labeled_images=1_280_000)
     assert schedule.steps == 218_750
     assert schedule.learning_rate(0) == pytest.approx(0.128)
+
+
+def test_the_docs_shortened_warm_start_is_the_end_of_the_papers_schedule():
+    """Study 8: "training starts at different learning rates so that the learning rate is decayed to the same value"."""
+    page = (Path(__file__).parent.parent / "docs" / "training.md").read_text("utf-8")
+    shown = yaml.safe_load(re.search(r"\{start: teacher, epochs[^}]*\}", page)[0])
+    whole, short = (Schedule.of(settings(**changes), labeled_images=1_281_167) for changes in ({}, shown))
+    skipped = whole.steps - short.steps
+    assert short.learning_rate(0) == pytest.approx(whole.learning_rate(skipped), rel=1e-3)
+    assert short.learning_rate(short.steps - 1) == pytest.approx(whole.learning_rate(whole.steps - 1), rel=1e-3)
+    for step in range(0, short.steps, 999):
+        assert 0.969 < short.learning_rate(step) / whole.learning_rate(skipped + step) < 1 / 0.969  # decays at other steps
 
 
 @pytest.mark.parametrize(("epochs", "decay_epochs"), [(350, 2.4), (700, 4.8), (35, 0.24)])
