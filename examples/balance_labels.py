@@ -13,5 +13,5 @@ store, corpus, test = sys.argv[1:]
 settings = BalanceSettings(min_confidence=0.3, per_class="auto")
 edition = balance(Store(store), corpus, settings, exclude=[open_source(test)])
 counts = edition.manifest.counts
-print(f"{edition.ref}: {counts['copies']} entries from {counts['unique']} of {counts['labeled']} images")
-print(", ".join(f"{images} dropped: {reason}" for reason, images in counts["dropped"].items() if images))
+print(f"{edition.ref}: {counts.copies} entries from {counts.unique} of {counts.labeled} images")
+print(", ".join(f"{images} dropped: {reason}" for reason, images in counts.dropped.items() if images))

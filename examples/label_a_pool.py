@@ -15,5 +15,5 @@ from nst_train import label
 store, teacher, pool, name = sys.argv[1:]
 corpus = label(Store(store), name, teacher, open_source(pool))
 table = pl.read_parquet(corpus.folder / "pseudo_labels")
-print(f"{corpus.ref}: {len(table)} images labeled, {corpus.manifest.counts['errors']} could not be read")
+print(f"{corpus.ref}: {len(table)} images labeled, {corpus.manifest.counts.errors} could not be read")
 print(table.sort("confidence").select("key", "label", "confidence").head(3))  # the least sure ones

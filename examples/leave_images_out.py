@@ -22,4 +22,4 @@ dropped = store.root / "dark.txt"
 dropped.write_text("\n".join(dark))
 settings = BalanceSettings(per_class="auto", exact_overlap_only=True)  # only these images, not others that look like them
 edition = balance(store, corpus, settings, exclude=[open_source(dropped)] if dark else [])
-print(f"{edition.ref}: {edition.manifest.counts['unique']} images, {len(dark)} dark ones are left out")
+print(f"{edition.ref}: {edition.manifest.counts.unique} images, {len(dark)} dark ones are left out")

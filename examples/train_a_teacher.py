@@ -24,4 +24,4 @@ settings = TrainSettings(
 )
 run = RunSettings(workers=0, checkpoint_minutes=1)
 teacher = train(Store(store), name, open_source(labeled, labeled=True), settings, edition=edition[0] if edition else None, run=run)
-print(f"{teacher.ref}: {teacher.manifest.counts['steps']} steps, its weights are in {teacher.folder}")
+print(f"{teacher.ref}: {teacher.manifest.counts.steps} steps, its weights are in {teacher.folder}")

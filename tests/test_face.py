@@ -110,6 +110,7 @@ def wrong_calls(store, labeled, pool):
         (lambda: train(store, "net", images, settings, validation=without), unlabeled),
         (lambda: train(store, "net", "photos", settings), r"`labeled`: expected a source, such as open_source\('photos'\), found 'photos'"),
         (lambda: label(store, "new", teacher, str(pool)), "`pool`: expected a source, such as open_source"),
+        (lambda: balance(store, "tiny", exclude="photos"), r"`exclude`: expected a list of sources"),
         (lambda: balance(store, "tiny", exclude=["photos"]), r"`exclude\[0\]`: expected a source"),
         (lambda: train(store, "net", images, settings, edition=generation), "tiny@gen-1: expected an edition, found a generation"),
         (

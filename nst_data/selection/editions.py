@@ -102,6 +102,8 @@ def balance(
         UsageError: The settings name a class that the teacher does not know, or the pool is not to be opened.
         NstError: No image is left, or too many of those that must be compared cannot be read.
     """
+    if isinstance(exclude, Source | str):
+        raise UsageError(f"`exclude`: expected a list of sources, such as [open_source('photos/test')], found {exclude!r}")
     check_are_sources(pool=pool, **{f"exclude[{number}]": source for number, source in enumerate(exclude)})
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
     progress, roles = progress or on_this_terminal(), _roles(exclude)

@@ -108,6 +108,8 @@ class Training:
         step, state, settings = self.step, this_process(), self.step.settings
         with state.main_process_first():  # it deletes a damaged checkpoint before others look
             resumed = self._load(progress)
+        if resumed.step:
+            progress.say(f"{self.staging.ref}: resumes after step {resumed.step:,}")
         steps = range(resumed.step, step.schedule.steps)
         transforms = training_transforms(settings, self.data_config)
         batches = training_batches(
