@@ -143,7 +143,7 @@ def test_what_is_drawn_from_a_pulled_version_does_not_open_its_pool_either_until
     named = run(store, "balance", "tiny@gen-1", "--exclude", labeled, "--pool", pool, "--min-confidence", 0, "--per-class", 7)
     assert named.exit_code == 0, named.stderr
     own = store.open("tiny@gen-1.3").manifest.request.inputs
-    assert (own["pool"].ref, own["pool"].pulled, own["generation"].pulled) == (str(pool), False, False)
+    assert (own.pool.ref, own.pool.pulled, own.generation.pulled) == (str(pool), False, False)
     assert run(store, *train, "tiny@gen-1.3").exit_code == 0
 
 

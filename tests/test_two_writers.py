@@ -63,7 +63,6 @@ ADOPT = """
 import sys, time
 from pathlib import Path
 from nst_data.adoption import adopt
-from nst_data.settings import AdoptSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 
@@ -72,9 +71,9 @@ for store in ("once", "twice", "thrice"):
     (top / f"{store}-{number}").touch()
     while not all((top / f"{store}-{one}").exists() for one in (0, 1)):
         time.sleep(0.001)
-    settings, table = AdoptSettings(probs="probs", rows_per_shard=4), open_source(str(top / "labels.parquet"))
+    table, names = open_source(str(top / "labels.parquet")), str(top / "names.txt")
     try:
-        print(adopt(Store(top / store), "theirs", table, settings, class_names_file=str(top / "names.txt")).manifest.digest)
+        print(adopt(Store(top / store), "theirs", table, probs="probs", rows_per_shard=4, class_names=names).manifest.digest)
     except Exception as error:  # told to the test: the other process waits for this one's next round
         print(repr(error))
 """

@@ -15,7 +15,7 @@ import pytest
 from conftest import TINY, write_class_folders
 
 from nst_data.errors import NstError
-from nst_data.sources import open_source
+from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
 from nst_train.batches.batches import check_room, training_batches, without
 from nst_train.interruption import Interrupted, StopRequests
@@ -112,6 +112,8 @@ def test_of_several_processes_one_waits_some_seconds_for_the_others_to_agree(mon
 
 class Stuck:
     """A source whose images stop coming in workers: after eight the training is told to end."""
+
+    __class__ = Source  # for isinstance
 
     def __init__(self, source):
         self._source, self._parent, self._reads = source, os.getpid(), 0
