@@ -1,5 +1,6 @@
 """`nst train`."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +66,7 @@ def train(
     from nst_data.sources import open_source
 
     there = open_store(store)
+    open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
     pseudo = _open_edition(there, edition, stream)
     student = pseudo is not None or (show_settings and labeled is None)
     if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
@@ -73,22 +75,13 @@ def train(
     if validation is None and "validate_every" in given["settings"]:
         raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
     if show_settings:
-        source = (
-            open_source(labeled, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
-            if labeled
-            else None
-        )
-        found = look_up(settings, run, given, _as_option, source, pseudo, student)
+        found = look_up(settings, run, given, _as_option, open_labeled(labeled) if labeled else None, pseudo, student)
         (print_json if json else print_settings)(found)
         return
     if labeled is None or name is None:
         raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
-    images = open_source(labeled, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
-    validation_images = (
-        open_source(validation, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
-        if validation
-        else None
-    )
+    images = open_labeled(labeled)
+    validation_images = open_labeled(validation) if validation else None
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network
 
@@ -143,12 +136,8 @@ def _open_pool(location: str | None, edition: "Version | StreamedEdition | None"
     """The pool that the user names."""
     if location is None or edition is None:
         return None
-    from nst_data.errors import UsageError
-    from nst_data.self_contained.images import needs_pool
     from nst_data.sources import open_source
     from nst_data.store.manifest import EditionManifest
 
-    if not needs_pool(edition):
-        raise UsageError(f"--pool {location}: {edition.ref} holds its images itself; remove --pool")
     image_column = EditionManifest.of(edition.manifest).request.inputs.pool.image_column
     return open_source(location, image_column=image_column, indexes=store.indexes)

@@ -13,6 +13,12 @@ T = TypeVar("T")
 _ITEMS_AT_ONCE = 16  # a future for each image would cost as much as reading a small one
 
 
+def cpus_of_this_process() -> int:
+    """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS and Windows have none
+    return max(1, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def in_threads(work: Callable[[S], T], batches: Iterable[S], threads: int) -> Iterator[tuple[S, T]]:
     """Each batch with its result, in order; a thread of its own reads ahead, and no more than a few batches are under way.
 
@@ -48,5 +54,5 @@ def each_in_threads(
     """The results in the order of the items, which a thread takes `at_once`; by default with a thread for each CPU."""
     rest = iter(items)
     batches = iter(lambda: list(islice(rest, at_once())), [])
-    for _, results in in_threads(lambda some: [work(item) for item in some], batches, threads or len(os.sched_getaffinity(0))):
+    for _, results in in_threads(lambda some: [work(item) for item in some], batches, threads or cpus_of_this_process()):
         yield from results

@@ -31,11 +31,6 @@ def this_device() -> torch.device:
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
 
 
-def cpus_of_this_process() -> int:
-    """The CPUs that this process may use, shared with the processes that torchrun started beside it."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def settled_precision(precision: str, device: torch.device) -> str:
     """What `auto` means on a device: fp32 on CPUs, bf16 on GPUs that have it, else fp16."""
     if precision != "auto":

@@ -5,23 +5,13 @@ import pytest
 from earlier_store import LABELS, OTHER_LABELS, READING, RUN, SELECTION, STUDENT, TEACHER, unpack
 from nst_cli.main import app
 from typer.testing import CliRunner
+from watched import Said
 
-from nst_data.progress import Progress
 from nst_data.selection.editions import balance
 from nst_data.store.files import hash_file
 from nst_data.store.store import Staging
 from nst_train.labeling.label import label
 from nst_train.training.train import train
-
-
-class Told(Progress):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture
@@ -46,7 +36,7 @@ def test_it_is_listed_shown_and_verified(opened):
 
 def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     store, labeled, pool = opened
-    before, told = digests(store), Told()
+    before, told = digests(store), Said()
     assert train(store, "bugs-teacher", labeled, TEACHER, run=RUN, progress=told).ref == "bugs-teacher@gen-0"
     corpus = label(store, "bugs", "bugs-teacher@gen-0", pool, LABELS, run=READING, progress=told)
     assert balance(store, corpus, SELECTION, exclude=[labeled], progress=told).ref == "bugs@gen-1.1"

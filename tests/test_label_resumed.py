@@ -9,9 +9,9 @@ import pytest
 from conftest import picture, write_pool
 from labels import RUN, SETTINGS, rows, write_teacher
 from PIL import Image
+from watched import Ended, Said
 
 from nst_data.errors import NstError
-from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.labeling import labeling
@@ -26,30 +26,12 @@ class PowerCutError(Exception):
     """Stops a labeling in its middle."""
 
 
-class Failing(Progress):
-    """Says nothing, and stops the work after so many images."""
-
-    def __init__(self, images):
-        self._left = images
-
-    @contextmanager
-    def task(self, name, total, unit, done=0):
-        yield self
-
-    def advance(self, amount, note=""):
-        self._left -= amount
-        if self._left < 0:
-            raise PowerCutError
-
-
-class Told(Progress):
+class Told(Said):
     """Remembers what was said and counted."""
 
     def __init__(self):
-        self.lines, self.counted, self.done = [], 0, None
-
-    def say(self, line):
-        self.lines.append(line)
+        super().__init__()
+        self.counted, self.done = 0, None
 
     @contextmanager
     def task(self, name, total, unit, done=0):
@@ -80,7 +62,7 @@ def teacher(tmp_path):
 def stopped(store, teacher, pool, images=13, run=RUN, corpus="bugs"):
     """A labeling that was stopped after some shards."""
     with pytest.raises(PowerCutError):
-        label(store, corpus, teacher, open_source(str(pool)), SETTINGS, run=run, progress=Failing(images))
+        label(store, corpus, teacher, open_source(str(pool)), SETTINGS, run=run, progress=Ended(images, PowerCutError))
     (staging,) = store.stagings(corpus)
     return sorted((staging.work / "shards").iterdir())
 
@@ -220,7 +202,7 @@ def test_what_was_begun_on_a_gpu_is_one_error_here_and_nothing_is_lost(store, te
 
 def test_a_batch_size_found_by_trial_is_kept(store, teacher, pool, monkeypatch):
     with pytest.raises(PowerCutError):
-        labeled(store, teacher, pool, progress=Failing(13), batch_size=0)
+        labeled(store, teacher, pool, progress=Ended(13, PowerCutError), batch_size=0)
     chosen = json.loads((store.stagings("bugs")[0].work / "computation.json").read_text())
     monkeypatch.setattr("nst_train.labeling.label.choose_computation", None)  # not asked again
     version = labeled(store, teacher, pool, batch_size=0)

@@ -1,14 +1,13 @@
 """What trainings on editions with images are known by, and those that an earlier nst sealed or began before their order had a name."""
 
 import json
-from contextlib import contextmanager
 
 import pytest
 from conftest import TINY
 from earlier_store import RUN, network
+from watched import Ended
 
 from nst_data.errors import NstError
-from nst_data.progress import Progress
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
@@ -22,22 +21,6 @@ STREAMED, OTHER_ORDER = {"stream": True}, {}  # what an earlier nst had in the p
 SETTINGS = TrainSettings(
     **TINY | {"model": "earlier_network", "ratio": 2, "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}}
 )
-
-
-class Stopping(Progress):
-    """Ends a training like a kill after some images."""
-
-    def __init__(self, images):
-        self._left = images
-
-    @contextmanager
-    def task(self, name, total, unit, done=0):
-        yield self
-
-    def advance(self, amount, note=""):
-        self._left -= amount
-        if self._left <= 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +41,7 @@ def student(store, inputs, progress=None):
 
 def interrupted(store, inputs):
     with pytest.raises(KeyboardInterrupt):
-        student(store, inputs, Stopping(3 * 12))
+        student(store, inputs, Ended(3 * 12 - 1))
     (request,) = store.root.glob("runs/teachers/student/gen-0/request.json")
     return request
 
@@ -78,7 +61,7 @@ def test_one_that_was_sealed_before_is_found_and_not_trained_anew(inputs, tmp_pa
     request = Request(**earlier_form(manifest.request, place))
     digest = content_digest(request, manifest.files, manifest.class_names)
     (version.folder / "nst.json").write_text(manifest.model_copy(update={"request": request, "digest": digest}).model_dump_json())
-    found = student(store, inputs, Stopping(1))
+    found = student(store, inputs, Ended(0))
     assert (found.manifest.digest, found.verify()) == (digest, [])
     assert (store.versions(), store.unfinished()) == ([found], [])
 

@@ -10,6 +10,7 @@ import pytest
 from conftest import write_pool
 from datasets import ClassLabel, Features, Image, load_dataset
 from sealed_labels import COUNTS, NAMES, POOL, label_row
+from watched import Said
 
 from nst_data.errors import NstError
 from nst_data.images import decode
@@ -54,16 +55,6 @@ class Killed(Progress):
         self._left -= self._counts
         if not self._left:
             raise KeyboardInterrupt("killed")
-
-
-class Said(Progress):
-    """Keeps what was said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from conftest import TINY, png
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
+from watched import Said
 
 from nst_data.errors import NstError
 from nst_data.images import decode
-from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
@@ -27,16 +27,6 @@ from nst_train.training.train import train
 
 CONFIG = {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 RUN = RunSettings(workers=0, decode_threads=1)
-
-
-class Said(Progress):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def step_and_batch(**changes):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from safetensors.torch import load_file
+from watched import Said
 
 from nst_data.errors import NstError
-from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
@@ -17,16 +17,6 @@ from nst_train.training.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)
 NO_STEP = {"learning_rate": 1e-30, "epochs": 0.1, "ema_decay": 0.0, "weight_decay": 0.0}
-
-
-class Said(Progress):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 def weights_of(version):

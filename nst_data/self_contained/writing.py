@@ -6,7 +6,6 @@ Memory is that of a chunk or a shard, whatever the edition; the disk holds the i
 shards that a killed run finished are not made again.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from nst_data.errors import NstError
-from nst_data.prefetch import each_in_threads
+from nst_data.prefetch import cpus_of_this_process, each_in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source
 from nst_data.store.counts import ShardCounts
@@ -55,7 +54,7 @@ def write_self_contained(
     another than was labeled.
     """
     progress = progress or Progress()
-    images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or len(os.sched_getaffinity(0)))
+    images = _Images(pool, is_same_pool, soft_label_bytes(schema) + _ROW_BYTES, threads or cpus_of_this_process())
     work = staging.work / _WORK
     work.mkdir(exist_ok=True)
     clear_abandoned(work)

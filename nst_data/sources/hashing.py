@@ -1,12 +1,11 @@
 """The hashes of images that are read for that alone."""
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from nst_data.errors import NstError
 from nst_data.images import image_hash
-from nst_data.prefetch import each_in_threads
+from nst_data.prefetch import cpus_of_this_process, each_in_threads
 
 if TYPE_CHECKING:
     from nst_data.sources.source import Row
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def image_hashes(rows: "Iterable[Row]", threads: int | None = None) -> "Iterator[tuple[Row, str]]":
     """Each row with the `image_hash` of its bytes, in order; the hash is empty where the image cannot be read."""
-    return each_in_threads(_hashed, rows, threads or min(32, len(os.sched_getaffinity(0)) + 4))  # disks and networks are waited for
+    return each_in_threads(_hashed, rows, threads or min(32, cpus_of_this_process() + 4))  # disks and networks are waited for
 
 
 def _hashed(row: "Row") -> "tuple[Row, str]":

@@ -90,7 +90,7 @@ class Store:
             )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
         raise UsageError(
-            f"{ref}: expected {with_article(' or '.join(kinds) or 'version')} in the store {self.root}; "
+            f"{ref}: expected {_either(kinds)} in the store {self.root}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}, `store.versions()` shows what there is")
         )
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError, first_line
 from nst_data.images import ImageError, check_shape, image_hash, phash
-from nst_data.prefetch import in_threads
+from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.sources import Row, Source
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.teachers import Teacher
-from nst_train.device import autocast, cpus_of_this_process, set_threads, settled_precision, this_device
+from nst_train.device import autocast, set_threads, settled_precision, this_device
 from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024

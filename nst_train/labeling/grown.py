@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from nst_data.errors import NstError, UsageError
+from nst_data.prefetch import cpus_of_this_process
 from nst_data.sources import Source
 from nst_data.sources.hashing import image_hashes
 from nst_data.store.counts import CalibrationCounts
@@ -17,7 +18,6 @@ from nst_data.store.inputs import Input
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.teachers import is_in_store
-from nst_train.device import cpus_of_this_process
 from nst_train.labeling.answers import Errors
 from nst_train.labeling.earlier_labels import EarlierLabels
 from nst_train.labeling.plan import PartMaker, Plan

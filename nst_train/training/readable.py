@@ -1,11 +1,11 @@
 """What a training finds of its labeled and validation images before any step: which cannot be read, and which are others by now."""
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from nst_data.errors import NstError
+from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
 from nst_data.sources.changes import HASH, Reading
@@ -40,7 +40,7 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
             faults = staging.remembered(name, {})
         else:
             hashes = np.zeros(len(source), HASH)
-            faults = unreadable(source, run.decode_threads or len(os.sched_getaffinity(0)), hashes)
+            faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes)
             # before it is remembered for when the images are back
             check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
             Reading(staging.build, role).keep(hashes)
