@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -85,21 +85,26 @@ class Bars(Lines):
     def task(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
         """Show a bar with count, rate, time left and the latest note."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
+        from rich.table import Column
+        from rich.text import Text
 
+        class Note(ProgressColumn):
+            def render(self, task: Any) -> Text:  # noqa: ANN401 - rich's task
+                return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+        whole = Column(no_wrap=True)  # on a narrow terminal bar and note give way, and no number
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=whole.copy()),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=24)),
+            TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}", table_column=whole.copy()),
+            TextColumn("{task.fields[rate]}", table_column=whole.copy()),
+            TimeRemainingColumn(table_column=whole.copy()),
+            TextColumn("left", table_column=whole.copy()),
+            Note(table_column=Column()),
         )
-        with Rich(*columns, console=Console(stderr=True)) as rich:
+        with Rich(*columns, console=Console(stderr=True), expand=True) as rich:
             yield _BarTask(rich, rich.add_task(as_text(name), total=total, completed=done, rate="", note=""), done)
 
 

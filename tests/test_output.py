@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,3 +139,13 @@ def test_an_error_about_a_name_of_a_stranger_is_one_line_without_control_charact
     with pytest.raises(SystemExit):
         main.app(["label", str(tmp_path / NAME), "--teacher", "x", "--corpus", "y", "--store", str(tmp_path)])
     assert capsys.readouterr().err.startswith(f"nst: {tmp_path}/{ESCAPED}: expected parquet or tar files")
+
+
+def test_a_terminal_of_80_columns_shows_every_number_of_a_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
+    terminal.isatty = lambda: True
+    with Bars().task("train flowers-teacher@gen-1", 80_000, "images", 36_000) as task:
+        task.advance(800, "loss 1.103, lr 2.47e-05")
+    assert "36,800/80,000 images" in terminal.getvalue()
+    assert max(len(line) for line in re.sub(r"\x1b\[[\d;?]*[A-Za-z]|\r", "\n", terminal.getvalue()).split("\n")) <= 80
