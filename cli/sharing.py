@@ -93,7 +93,7 @@ def pull(
         "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
         "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
     }
-    print(f"{version.ref}: {len(manifest.files)} files, all as sealed\n  {version.folder}\n  next: {following[manifest.kind]}")
+    print(f"{version.ref}: {len(manifest.files)} file{'s' * (len(manifest.files) != 1)}, all as sealed\n  {version.folder}\n  next: {following[manifest.kind]}")
 
 
 def lineage(

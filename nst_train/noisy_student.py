@@ -62,7 +62,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
 
     Raises:
         NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
-        Interrupted: A signal asked to stop; the same call goes on.
+        KeyboardInterrupt: A signal asked to stop; the same call resumes. Its `status` is the exit status of a command, such as 130.
     """
     progress = progress or on_this_terminal()
     _say_idle(recipe, progress)

@@ -53,7 +53,7 @@ class Version:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The version's `nst.json`; of a version of the Hub with a mark at all that it says of where it was made from."""
+        """The version's `nst.json`. Pulled from the Hub, its inputs are marked as `pulled`: nothing is opened because they name it."""
         manifest = read_manifest(self.folder)
         return manifest.marked_as_pulled() if may_be_pulled(self.folder) else manifest
 

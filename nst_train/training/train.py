@@ -61,7 +61,7 @@ def train(
     Raises:
         UsageError: A source was opened without labels, or the arguments do not go together.
         NstError: The data or the network refuse the settings, before any work starts; or a loss is finite no more.
-        Interrupted: A signal asked to stop; a checkpoint is written.
+        KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
     """
     check_are_sources(labeled=labeled, pool=pool, validation=validation)
     run, progress = run or RunSettings(), progress or on_this_terminal()
