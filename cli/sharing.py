@@ -8,6 +8,7 @@ from nst_data.progress import as_text
 
 from .messages import in_our_words, terminal
 from .options import JsonOption, StoreOption, open_store, print_json
+from .versions import as_sealed
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -93,7 +94,7 @@ def pull(
         "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
         "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
     }
-    print(f"{version.ref}: {len(manifest.files)} file{'s' * (len(manifest.files) != 1)}, all as sealed\n  {version.folder}\n  next: {following[manifest.kind]}")
+    print(f"{as_sealed(version)}\n  {version.folder}\n  next: {following[manifest.kind]}")
 
 
 def lineage(

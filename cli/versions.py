@@ -75,7 +75,7 @@ def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> Non
     if json:
         print_json({"ref": version.ref, "sound": not problems, "problems": problems})
     elif not problems:
-        print(f"{version.ref}: {len(version.manifest.files)} files, all as sealed")
+        print(as_sealed(version))
     if problems:
         raise NstError(f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again")
 
@@ -114,3 +114,9 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
             measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"
             return f"{request.model}, {counts.parameters:,} parameters{measured}"
     raise AssertionError(manifest.kind)
+
+
+def as_sealed(version: Version) -> str:
+    """What a check of all checksums says of a sound version."""
+    files = len(version.manifest.files)
+    return f"{version.ref}: {files:,} file{'s' * (files != 1)}, all as sealed"

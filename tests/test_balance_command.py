@@ -211,7 +211,7 @@ def test_the_images_stand_in_the_edition_beside_their_labels(generation, pool, s
     assert [row["id"] for row in rows(edition, "balanced")] != sorted(found)
     counts = plain.manifest.counts
     assert edition.manifest.counts.model_dump() == counts.model_dump() | {"shards": {"images": [counts.unique], "entries": [counts.copies]}}
-    assert "1 files, all as sealed" in nst(store, "verify", edition.ref).stdout
+    assert "1 file, all as sealed" in nst(store, "verify", edition.ref).stdout
 
 
 def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation, store):
