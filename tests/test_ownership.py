@@ -14,7 +14,7 @@ import pytest
 
 from nst_data.errors import NstError
 from nst_data.store import ownership
-from nst_data.store.files import discard
+from nst_data.store.files import discard, place_once
 from nst_data.store.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
 from nst_data.store.places import Place, places_of, remember_place
 
@@ -195,6 +195,23 @@ def test_of_many_that_wait_one_owns_at_a_time_also_when_a_dead_one_is_followed(p
         list(threads.map(work, range(12)))
     assert most == [1] * 12
     assert signs(place) == []
+
+
+def test_a_place_that_was_taken_and_is_free_again_at_once_is_no_error(tmp_path, monkeypatch):
+    for name in ("fresh", "place"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    rename = os.rename
+
+    def rename_late(source, target):
+        try:
+            rename(source, target)
+        finally:
+            shutil.rmtree(tmp_path / "place")
+
+    monkeypatch.setattr(os, "rename", rename_late)
+    assert not place_once(tmp_path / "fresh", tmp_path / "place")
+    assert signs(tmp_path / "fresh") == ["fresh"]
 
 
 @pytest.mark.usefixtures("quick")

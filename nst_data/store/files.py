@@ -156,7 +156,7 @@ def place_once(fresh: Path, place: Path) -> bool:
     try:
         fresh.rename(place)
     except OSError as error:
-        if place.is_dir():
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST) or place.is_dir():  # which may be gone again by now
             return False
         if error.errno in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EXDEV, errno.EMFILE):
             raise NstError(
