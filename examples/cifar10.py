@@ -21,8 +21,9 @@ import numpy as np
 import polars as pl
 
 from nst_data import BalanceSettings, Store, Version, balance, open_source
+from nst_data.prefetch import cpus_of_this_process
 from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, train
-from nst_train.device import cpus_of_this_process, this_device
+from nst_train.device import this_device
 from nst_train.training.schedule import Schedule
 
 MILD = {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}  # noise of the first teacher

@@ -1,5 +1,6 @@
 import ast
 import graphlib
+import importlib
 import json
 import os
 import subprocess
@@ -115,3 +116,16 @@ def test_help_takes_less_than_three_tenths_of_a_second():
     """On a machine so busy that Typer alone takes half of that: little more than Typer."""
     nst = Path(sys.executable).with_name("nst")
     assert any(seconds_of(nst, "--help") < max(0.3, 4 * seconds_of(sys.executable, "-c", "import typer")) for _ in range(10))
+
+
+def test_every_name_that_examples_and_benchmarks_import_is_there():
+    wanted = [
+        (file.name, node.module, name.name)
+        for folder in ("examples", "benchmarks")
+        for file in sorted((ROOT / folder).glob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in FOLDERS
+        for name in node.names
+    ]
+    assert len(wanted) > 50
+    assert [(file, module, name) for file, module, name in wanted if not hasattr(importlib.import_module(module), name)] == []
