@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.labeled_version import LabeledVersion, check_unchanged
@@ -19,7 +20,7 @@ from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings, default_top_k
-from nst_data.sources import Row, Source, check_are_sources, open_source, open_table
+from nst_data.sources import Row, Source, open_source, open_table
 from nst_data.sources.labels import names_in
 from nst_data.store.counts import GenerationCounts, LabelCounts
 from nst_data.store.files import disk_use, space_warning
@@ -36,6 +37,7 @@ _IMAGES_AT_ONCE = 512
 _ROW_BYTES = 100  # key, hashes and numbers
 
 
+@with_checked_arguments
 def adopt(
     store: Store,
     corpus: str,
@@ -80,7 +82,6 @@ def adopt(
         UsageError: The arguments do not go together, or class names are missing.
         NstError: Soft labels, keys or images cannot be taken as they are; rerun, it reads unreadable images again.
     """
-    check_are_sources(pool=pool)
     settings = AdoptSettings(probs=probs, key=key, top_k=top_k, rows_per_shard=rows_per_shard)
     progress = progress or on_this_terminal()
     if bool(key) != (pool is not None):

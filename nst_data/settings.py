@@ -1,7 +1,9 @@
 """Settings of filtering, balancing and adopting: the only home of their defaults."""
 
 import contextlib
+import difflib
 import functools
+import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+
+from nst_data.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,52 @@ def later_fields(model: type[BaseModel]) -> dict[str, Any]:
     return {name: mark.before for name, mark in marks if isinstance(mark, Later)}
 
 
-class Settings(BaseModel):
+if typing.TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _InOneLine
+else:
+
+    class _InOneLine(type(BaseModel)):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            """Settings as a user of Python makes them. Raises UsageError with the first fault; `model_validate` has pydantic's error."""
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as error:
+                raise UsageError(f"{cls.__name__}: {_fault(cls, error)}") from None
+
+
+def _fault(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    *around, name = first["loc"] or ("",)
+    for step in around:
+        inner = model.model_fields[step].annotation if step in model.model_fields else None
+        model = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else model
+    place = f"`{'.'.join(map(str, first['loc']))}`: " if name != "" else ""
+    if first["type"] == "missing":
+        about = model.model_fields[str(name)].description
+        return f"{place}missing{(about and f': {about}') or ''}"
+    if first["type"] == "extra_forbidden":
+        return place + unknown_key(str(name), model)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}{message[:1].lower()}{message[1:]}" + (f", found {first['input']!r}" if place else "")
+
+
+def unknown_key(name: str, model: type[BaseModel]) -> str:
+    """What is said of a key that settings do not have, with what may have been meant."""
+    near = difflib.get_close_matches(name, model.model_fields, n=1)
+    return "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(model.model_fields)}")
+
+
+class Settings(BaseModel, metaclass=_InOneLine):
     """Settings are values: frozen, and a key that they do not know is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     panel: ClassVar[str] = "Options"  # under which a command's help lists them
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:  # noqa: ANN401
+        """What `help()` and notebooks show of settings says what each of them is."""
+        lines = [f"    {name}: {_with_default(field)}" for name, field in cls.model_fields.items()]
+        cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Args:", *lines])
 
     @field_validator("*", mode="before")
     @classmethod
@@ -64,6 +111,13 @@ class Settings(BaseModel):
     def of_request(cls, values: Mapping[str, Any]) -> Self:
         """The settings that `for_request` gave: what is missing has its value of before, whatever the default is now."""
         return cls.model_validate({**later_fields(cls), **values})
+
+
+def _with_default(field: FieldInfo) -> str:
+    about = field.description or ""
+    if field.is_required() or field.default in (None, (), {}) or isinstance(field.default, BaseModel):
+        return about
+    return f"{about} [default: {field.default!r}]"
 
 
 class ReadableSettings(Settings):

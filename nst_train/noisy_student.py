@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress, on_this_terminal
@@ -48,6 +49,7 @@ class Generation:
     edition: Version | None = None
 
 
+@with_checked_arguments
 def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> list[Generation]:
     """Run the whole loop of a recipe, or what is left of it (Algorithm 1).
 

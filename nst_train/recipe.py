@@ -1,6 +1,5 @@
 """A recipe's YAML file to settings; what is wrong in it is said with its line."""
 
-import difflib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
+from nst_data.settings import unknown_key
 from nst_train.recipe_dead_keys import dead_keys
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, Recipe, SourceSettings
 from nst_train.recipe_sources import with_sources_beside
@@ -97,9 +97,7 @@ def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
     place = ".".join(map(str, first["loc"]))
     line = f", line {_line(tree, first['loc'])}: {place}: " if place else ": "
     if first["type"] == "extra_forbidden":
-        known = _keys_at(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return line + "unknown key; " + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}")
+        return line + unknown_key(str(first["loc"][-1]), _model_at(first["loc"][:-1]))
     if first["type"] == "missing":
         return line + "missing"
     message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
@@ -135,11 +133,6 @@ def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
             node = node.value[step]
             line = node.start_mark.line
     return line + 1
-
-
-def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    """The keys that the settings know at a place of the recipe."""
-    return list(_model_at(place).model_fields)
 
 
 def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:

@@ -15,7 +15,8 @@ import nst_data
 import nst_train
 from nst_data import BalanceSettings, NstError, Store, adopt, balance, diff, lineage, open_source, quality
 from nst_data.progress import Progress
-from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, extend, label, label_like, train
+from nst_train import EvaluateSettings, LabelSettings, Noise, RunSettings, TrainSettings, evaluate, extend, label, label_like, train
+from nst_train.settings import LabelRunSettings
 
 ROOT = Path(__file__).parent.parent
 DATA = """
@@ -100,6 +101,9 @@ def test_stores_and_sources_say_what_they_are(labeled_folder):
     assert repr(open_source(labeled_folder, labeled=True)) == f"<ImageFolder {labeled_folder}: 12 images, 3 classes>"
 
 
+WRONG_CALLS = 32
+
+
 def wrong_calls(store, labeled, pool):
     """What a user may write, and what the line begins with or says."""
     images, without, settings = open_source(labeled, labeled=True), open_source(labeled), TrainSettings(model="test_resnet", image_size=16)
@@ -132,12 +136,23 @@ def wrong_calls(store, labeled, pool):
         (lambda: quality(store, edition, without), unlabeled),
         (lambda: adopt(store, "new", without, probs="p", pool=without), "`pool` applies to `key`; add `key` COLUMN, or remove it"),
         (lambda: lineage(store, "nothing"), r"there is nothing called 'nothing', `store.versions\(\)` shows what there is"),
+        (lambda: balance("nst-store", generation), r"`store`: expected a store, such as Store\('nst-store'\), found 'nst-store'"),
+        (lambda: balance(store, Path("tiny")), r"`generation`: expected a version or its name, found .*Path\('tiny'\)"),
+        (lambda: train(store, "net", images, {"epochs": 1}), r"`settings`: expected TrainSettings\(\.\.\.\), found {'epochs': 1}"),
+        (lambda: label(store, "new", teacher, images, run={"workers": 0}), r"`run`: expected ReadSettings\(\.\.\.\), found {'workers': 0}"),
+        (lambda: label(store, "new", teacher, images, LabelRunSettings()), r"`settings`: expected LabelSettings\(\.\.\.\), found Label"),
+        (lambda: TrainSettings(model="test_resnet", epoch=1), "TrainSettings: `epoch`: unknown key; did you mean epochs"),
+        (lambda: TrainSettings(epochs=1), "TrainSettings: `model`: missing: A timm network"),
+        (lambda: Noise(magnitude=-1), "Noise: `magnitude`: input should be greater than or equal to 0, found -1"),
+        (lambda: TrainSettings(model="test_resnet", noise={"magnitud": 1}), "`noise.magnitud`: unknown key; did you mean magnitude"),
     ]
 
 
-@pytest.mark.parametrize("number", range(22))
+@pytest.mark.parametrize("number", range(WRONG_CALLS))
 def test_wrong_use_from_python_is_one_line_that_names_settings(tiny_store, number):
-    call, line = wrong_calls(*tiny_store)[number]
+    calls = wrong_calls(*tiny_store)
+    assert len(calls) == WRONG_CALLS
+    call, line = calls[number]
     with pytest.raises(NstError, match=line) as caught:
         call()
     assert not re.search(r"--[a-z]|\bnst [a-z]|\n", str(caught.value))
@@ -194,6 +209,17 @@ NOUNS = [
     "path",
 ]
 NOUNS += ["labeled", "pool", "table", "data", "truth", "settings"]
+
+
+def test_help_on_settings_says_what_each_of_them_is():
+    described = inspect.getdoc(TrainSettings).partition("\n\nArgs:\n")[2]
+    assert re.findall(r"^    (\w+): \S", described, re.MULTILINE) == list(TrainSettings.model_fields)
+    assert "    ratio: Pseudo-labeled images in a step, as a multiple of the labeled ones. [default: 1]" in described
+
+
+def test_a_call_without_an_argument_says_what_is_missing(tmp_path):
+    with pytest.raises(TypeError, match=r"balance\(\) missing 1 required positional argument: 'generation'"):
+        balance(Store(tmp_path))
 
 
 @pytest.mark.parametrize("package", [nst_data, nst_train])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
-from pydantic import ValidationError
 from timm.data import auto_augment_transform, create_transform, rand_augment_transform
 from timm.data.auto_augment import augment_and_mix_transform, posterize
 
+from nst_data.errors import UsageError
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.noise import Normalize, training_transform
@@ -94,18 +94,18 @@ def test_an_augmentation_of_timm_is_what_timm_makes_of_the_string_and_a_posteriz
 
 @pytest.mark.parametrize("augmentation", ["", "random", "rand-m", "rand-x9", "rand-m9.5", "rand-tx", "augmix-w0", "augmix-a0", "v1"])
 def test_other_words_are_refused(augmentation):
-    with pytest.raises(ValidationError, match=r"expected an augmentation of timm, such as rand-m9-mstd0.5-inc1"):
+    with pytest.raises(UsageError, match=r"expected an augmentation of timm, such as rand-m9-mstd0.5-inc1"):
         Noise(augmentation=augmentation)
 
 
 @pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}])
 def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
-    with pytest.raises(ValidationError, match="`augmentation` replaces RandAugment and its `magnitude` and `operations`"):
+    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude` and `operations`"):
         Noise(augmentation="v0", **changes)
 
 
 def test_a_padded_crop_beside_a_random_resized_crop_is_refused():
-    with pytest.raises(ValidationError, match="`crop_padding` replaces the random resized crop and its `crop_scale_min`"):
+    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop and its `crop_scale_min`"):
         settings(Noise(), crop_padding=4, crop_scale_min=0.5)
 
 

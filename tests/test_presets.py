@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 from nst_cli.origins import consequences
-from pydantic import ValidationError
 
 from nst_data.errors import UsageError
 from nst_train.networks.models import check_names, parameters_of
@@ -156,9 +155,9 @@ def test_other_epochs_keep_the_proportion_of_the_staircase():
 
 
 def test_a_misspelled_preset_is_suggested_and_any_other_answered_with_the_list():
-    with pytest.raises(ValidationError, match=r"did you mean efficientnet-b7"):
+    with pytest.raises(UsageError, match=r"did you mean efficientnet-b7"):
         settings("efficientnet_b7")
-    with pytest.raises(ValidationError, match=r"expected a preset: efficientnet-b0, .*, svhn, some also with -code"):
+    with pytest.raises(UsageError, match=r"expected a preset: efficientnet-b0, .*, svhn, some also with -code"):
         settings("xyzzy")
 
 

@@ -13,10 +13,9 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from selections import HASHES, NAMES, drawn, f32, frame, left_out, many_labels, selected
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs, selection
 from nst_data.settings import BalanceSettings
 from nst_data.tables.engines import scan
@@ -130,7 +129,7 @@ def test_labels_that_no_teacher_gives_are_an_error_that_shows_one(label, confide
 
 
 def test_a_quota_of_zero_is_an_error_of_one_line():
-    with pytest.raises(ValidationError, match=r"expected a number of entries from 1.*, auto or none"):
+    with pytest.raises(UsageError, match=r"expected a number of entries from 1.*, auto or none"):
         BalanceSettings(per_class=0)
 
 

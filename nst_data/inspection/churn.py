@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
@@ -64,6 +65,7 @@ class Churn:
     by_confidence: list[ConfidenceChurn]
 
 
+@with_checked_arguments
 def diff(store: Store, before: Version | str, after: Version | str, *, pairs: int = 10) -> Churn:
     """What changed from one labeling to another of the same images.
 

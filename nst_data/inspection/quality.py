@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.inspection.truth import Truth, read_truth
 from nst_data.progress import Progress, on_this_terminal
@@ -97,6 +98,7 @@ def calibration_error(reliability: pl.DataFrame) -> float:
     return float(distances) / max(1, int(reliability["images"].sum()))
 
 
+@with_checked_arguments
 def quality(
     store: Store,
     version: Version | str,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
@@ -66,6 +67,7 @@ class Engine:
     master: str | None = None
 
 
+@with_checked_arguments
 def balance(
     store: Store,
     generation: Version | str,
@@ -104,7 +106,7 @@ def balance(
     """
     if isinstance(exclude, Source | str):
         raise UsageError(f"`exclude`: expected a list of sources, such as [open_source('photos/test')], found {exclude!r}")
-    check_are_sources(pool=pool, **{f"exclude[{number}]": source for number, source in enumerate(exclude)})
+    check_are_sources(**{f"exclude[{number}]": source for number, source in enumerate(exclude)})
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.hub.repository import Repository
 from nst_data.sharing.public_form import links
@@ -40,6 +41,7 @@ class Node:
         return values | ({"inputs": [one.as_json() for one in self.inputs]} if self.inputs else {})
 
 
+@with_checked_arguments
 def lineage(store: Store, version: Version | str) -> Node:
     """What a version was made from, and that from what, back to the first teacher.
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
@@ -76,6 +77,7 @@ def _newest(tags: Mapping[str, str], edition: bool | None) -> str | None:
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
 
 
+@with_checked_arguments
 def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
     """Bring a version from the Hub into the store, each file compared with its checksum. Interrupted, the same call goes on.
 

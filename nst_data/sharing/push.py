@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
@@ -50,6 +51,7 @@ class PushSettings:
     pool_source: str | None = None
 
 
+@with_checked_arguments
 def push(
     store: Store,
     version: Version | str,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.errors import UsageError
@@ -33,6 +34,7 @@ from nst_train.settings import ReadSettings
 _IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is recorded
 
 
+@with_checked_arguments
 def evaluate(
     store: Store,
     model: Version | str,

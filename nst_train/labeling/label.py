@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.labeled_version import LabeledVersion
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
-from nst_data.sources import Source, check_are_sources, labels_in
+from nst_data.sources import Source, labels_in
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.counts import CalibrationCounts
@@ -38,6 +39,7 @@ _POOL_HINT = "was made from it; give its current location as `pool`"
 Teachers = str | Version | Sequence[str | Version]
 
 
+@with_checked_arguments
 def label(
     store: Store,
     corpus: str,
@@ -75,7 +77,6 @@ def label(
         UsageError: There is no such teacher, or the arguments do not go together.
         NstError: The pool has changed on the way, or too many of its images cannot be read.
     """
-    check_are_sources(pool=pool, calibration=calibration)
     settings = settings or LabelSettings()
     if calibration is not None and settings.noise:
         raise UsageError("`calibration` and `noise`: calibration needs an un-noised teacher; remove one of them")
@@ -90,6 +91,7 @@ def label(
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
 
+@with_checked_arguments
 def extend(
     store: Store,
     generation: Version | str,
@@ -116,7 +118,6 @@ def extend(
         UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
         NstError: The teacher has other weights by now, or too many images cannot be read.
     """
-    check_are_sources(pool=pool)
     run, generation = _run_of(run), store.open(generation, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT), generation, run.decode_threads)
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
@@ -124,6 +125,7 @@ def extend(
     return driver.make(plan, generation.folder.parent.name)
 
 
+@with_checked_arguments
 def label_like(
     store: Store,
     edition: Version | str,
@@ -156,7 +158,6 @@ def label_like(
         UsageError: There is no such edition or teacher.
         NstError: The pool lacks images of the edition, or too many cannot be read.
     """
-    check_are_sources(pool=pool)
     settings, edition = settings or LabelSettings(), store.open(edition, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.folder.parent.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):

@@ -4,11 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
-from nst_data.sources import Source, check_are_sources, check_trainable, labels_in
+from nst_data.sources import Source, check_trainable, labels_in
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
@@ -24,6 +25,7 @@ from nst_train.training.trackers import check_trackers
 from nst_train.training.warm_start import start_input
 
 
+@with_checked_arguments
 def train(
     store: Store,
     name: str,
@@ -63,7 +65,6 @@ def train(
         NstError: The data or the network refuse the settings, before any work starts; or a loss is finite no more.
         KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
     """
-    check_are_sources(labeled=labeled, pool=pool, validation=validation)
     run, progress = run or RunSettings(), progress or on_this_terminal()
     if edition is not None and not isinstance(edition, StreamedEdition):
         edition = store.open(edition, "edition")
