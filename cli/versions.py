@@ -44,7 +44,8 @@ def list_versions(
             f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version.manifest, version.folder)}"
         )
     for ref in unfinished:
-        print(f"{ref:<32} unfinished   run its command again to go on, or nst remove {ref}")
+        done = there.how_far(ref)
+        print(f"{ref:<32} unfinished   {done}{'; ' * bool(done)}run its command again to go on, or nst remove {ref}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:

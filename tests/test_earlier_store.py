@@ -34,6 +34,32 @@ def test_it_is_listed_shown_and_verified(opened):
         assert version.verify() == []
 
 
+def test_a_list_says_how_far_unfinished_versions_are(opened):
+    store, _, _ = opened
+    listed = CliRunner().invoke(app, ["list", "--store", str(store.root)], catch_exceptions=False).stdout
+    assert [line.split("   ")[-1] for line in listed.splitlines() if "unfinished" in line] == [
+        "step 6; run its command again to go on, or nst remove bugs-teacher@gen-1",
+        "1 shard; run its command again to go on, or nst remove bugs@gen-2",
+    ]
+
+
+def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
+    store, labeled, pool = opened
+    told = Said()
+    changed = STUDENT.model_copy(update={"warmup_epochs": STUDENT.epochs})
+    assert (
+        train(store, "bugs-teacher", labeled, changed, edition="bugs@gen-1.1", pool=pool, run=RUN, progress=told).ref
+        == "bugs-teacher@gen-2"
+    )
+    label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS.model_copy(update={"temperature": 3.0}), run=READING, progress=told)
+    lines = [line for line in told.lines if "begun differently" in line]
+    assert len(lines) == 2
+    assert "bugs-teacher@gen-1 is unfinished and was begun differently (warmup_epochs: " in lines[0]
+    assert "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')` discards the unfinished one" in lines[0]
+    assert "bugs@gen-2 is unfinished and was begun differently (temperature: 2.0 there, 3.0 asked), so this is bugs@gen-3" in lines[1]
+    assert [line for line in told.lines if "never reaches `learning_rate`; set fewer `warmup_epochs`" in line]
+
+
 def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     store, labeled, pool = opened
     before, told = digests(store), Said()

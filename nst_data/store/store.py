@@ -57,6 +57,16 @@ class Store:
         rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
         return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/gen-*"))
 
+    def how_far(self, ref: str) -> str:
+        """How much is done of a version under way, such as `3 shards` or `step 1,200`; empty where nothing is kept yet."""
+        name, _, number = ref.partition("@")
+        for work in (self.root / "runs" / room / name / number / "work" for room in _ROOMS):
+            if steps := [int(one.name.removeprefix("step-")) for one in work.glob("checkpoints/step-*")]:
+                return f"step {max(steps):,}"
+            if shards := len(list(work.glob("shards/*"))):
+                return f"{shards:,} shard{'s' * (shards > 1)}"
+        return ""
+
     def open(self, ref: str | Version, *kinds: Kind) -> Version:
         """A version by its reference.
 
@@ -138,6 +148,16 @@ class Store:
             taken = [*all_versions, *all_stagings]
         number = self._number(request, taken, generation, edition, first)
         return self._stage(request, name, number)
+
+    def unfinished_beside(self, staging: Staging) -> list[str]:
+        """For a version that is new: a line for each unfinished one of its name, which other settings or images began."""
+        beside = self.stagings(staging.target.parent.name) if staging.fresh else []
+        return [
+            f"{other.ref} is unfinished and was begun differently ({_difference(other.request, staging.request)}), "
+            f"so this is {staging.ref}; `store.remove({other.ref!r})` discards the unfinished one"
+            for other in beside
+            if other.request.kind == staging.request.kind and other.request.digest != staging.request.digest
+        ]
 
     def remove(self, ref: str, say: Callable[[str], None] = lambda _: None) -> Path:
         """Delete a version, sealed or under way.

@@ -44,6 +44,9 @@ def begin(
         remedy = f"`store.remove({staged.ref!r})` and label again, or ask for another `generation` N"
         check_unchanged(staged, read, remedy, progress, run.share[0] == 0)
         _say_already_made(staged, run, progress)
+    else:
+        for line in store.unfinished_beside(staged):
+            progress.say(line)
     return staged
 
 

@@ -85,6 +85,8 @@ def train(
     state = this_process()
     with state.main_process_first():
         staging = begin(store, request_of(store, settings, labeled, edition, pool, validation), name, generation)
+        for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
+            progress.say(line)
         check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
@@ -154,6 +156,11 @@ def _train(
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
     entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
     progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
+    if training.step.schedule.warmup_steps >= steps:
+        progress.say(
+            f"{staging.ref}: the learning rate rises for {settings.warmup_epochs:g} epochs, as long as the training or longer, "
+            "so it never reaches `learning_rate`; set fewer `warmup_epochs`, or more `epochs`"
+        )
     with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
         training.run(run, progress, since, trackers)
     if sign is not None:
