@@ -39,6 +39,22 @@ def test_no_such_folder(tiny_store, tmp_path):
     assert "nowhere: no such file or folder; expected a folder of images" in fails(1, *label(tmp_path / "nowhere", tiny_store[0]))
 
 
+def test_a_slip_in_a_path_is_not_looked_for_on_the_hub(tiny_store, tmp_path, monkeypatch):
+    write_class_folders(tmp_path / "photos" / "unlabeled", ["ant"], 1)
+    monkeypatch.chdir(tmp_path)
+    line = fails(1, *label("photos/unlabelled", tiny_store[0]))
+    assert line.endswith("photos/unlabelled: no such file or folder; did you mean photos/unlabeled?")
+    line = fails(1, *label("photos/pool", tiny_store[0]))
+    assert line.endswith(f"photos/pool: no such file or folder; {tmp_path}/photos has unlabeled. On the Hub it is photos/pool@main")
+
+
+def test_what_is_no_teacher_is_answered_with_teachers(tiny_store):
+    store, _, pool = tiny_store
+    line = fails(2, "label", pool, "--teacher", "tiny@gen-1", "--corpus", "new", "--store", store.root)
+    assert "expected a teacher in the store" in line
+    assert "there is tiny@gen-1 (generation), tiny@gen-1.1 (edition); choose tiny-teacher@gen-0" in line
+
+
 def test_a_folder_without_images(tiny_store, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     assert "expected images (.avif, .bmp" in fails(1, *label(tmp_path, tiny_store[0]))

@@ -92,7 +92,7 @@ def test_a_loop_needs_no_pool_no_settings_and_no_reference(tiny_store, tmp_path)
     student = train(store, "face-student", images, settings, edition=again, run=run)
     assert student.manifest.counts.entries == again.manifest.counts.copies
     assert lineage(store, student).inputs[0].ref == again.ref
-    assert evaluate(store, student, images, record="train")["images"] == len(images)
+    assert evaluate(store, student, labeled, record="train") == evaluate(store, student, images)
     assert extend(store, "face@gen-1", run=run).manifest.counts.labeled == 15
 
 
@@ -129,7 +129,7 @@ def wrong_calls(store, labeled, pool):
         (lambda: balance(store, edition), "tiny@gen-1.1: expected a generation, found an edition"),
         (lambda: evaluate(store, edition, images), "tiny@gen-1.1: expected a teacher, found an edition"),
         (lambda: evaluate(store, teacher, without), unlabeled),
-        (lambda: evaluate(store, teacher, labeled), r"expected a source with labels; open it: open_source\(..., labeled=True\)"),
+        (lambda: evaluate(store, teacher, labeled.parent / "labelled"), r"labelled: no such file or folder; did you mean \w+/labeled\?"),
         (lambda: evaluate(store, teacher, images, EvaluateSettings(suite="imagenet-a")), "expected the folder of imagenet-a as it was pub"),
         (lambda: evaluate(store, "test_resnet", images, record="test"), "`record`: test_resnet is not a teacher in the store"),
         (lambda: diff(store, teacher, edition), "tiny-teacher@gen-0: expected a generation or edition, found a teacher"),

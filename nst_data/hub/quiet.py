@@ -1,8 +1,9 @@
 """The Hugging Face libraries without bars and remarks of their own."""
 
 import importlib
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 
@@ -19,3 +20,8 @@ def quiet(library: Literal["datasets", "huggingface_hub.utils"]) -> Iterator[Non
         module.logging.set_verbosity(verbosity)
         if had_bars:
             module.enable_progress_bars()
+
+
+def bars_on_terminals() -> AbstractContextManager[None]:
+    """For a download whose bars a person may watch; in a file or a pipe they would be noise."""
+    return nullcontext() if sys.stderr.isatty() else quiet("huggingface_hub.utils")

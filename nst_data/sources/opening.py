@@ -1,5 +1,6 @@
 """From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
 
+import difflib
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +65,7 @@ def open_source(
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {location} are not read; remove it")
     path = Path(location).absolute()
+    _check_beside(location, path)
     names = names_in(class_names) if class_names is not None else []
     labels = LabelsAsked(label_column, len(names)) if labeled else None
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
@@ -86,9 +88,23 @@ def open_source(
 def open_table(location: str) -> Source:
     """Open parquet files, a saved dataset or one of the Hub for its `columns` alone: there need not be images in it."""
     path = Path(location).absolute()
+    _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
         return open_hub(reference, None, NO_IMAGES, False, None)
     return _local(location, path, None, NO_IMAGES, None)
+
+
+def _check_beside(location: str, path: Path) -> None:
+    """`photos/unlabelled`, where a folder `photos` is here, is a slip and no dataset of the Hub. Raises NstError with what is there."""
+    if path.exists() or is_pattern(location) or not path.parent.is_dir() or path.parent == Path.cwd() or set("@:") & set(location):
+        return
+    there = sorted(one.name for one in path.parent.iterdir() if not one.name.startswith("."))
+    near = difflib.get_close_matches(path.name, there, n=1)
+    few = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
+    if near:
+        raise NstError(f"{location}: no such file or folder; did you mean {path.parent.name}/{near[0]}?")
+    if HubReference.parse(location) is not None:
+        raise NstError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
 
 
 def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:

@@ -99,9 +99,11 @@ class Store:
                 f"{ref}: expected a generation in the store {self.root}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
+        fitting = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
         raise UsageError(
             f"{ref}: expected {_either(kinds)} in the store {self.root}; "
-            + (f"there is {there}" if there else f"there is nothing called {name!r}, `store.versions()` shows what there is")
+            + (f"there is {there}" if there else f"there is nothing called {name!r}")
+            + (f"; choose {' or '.join(fitting[-3:])}" if fitting else ", `store.versions()` shows what there is" if not there else "")
         )
 
     def stagings(self, name: str) -> list[Staging]:

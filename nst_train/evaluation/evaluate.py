@@ -13,7 +13,7 @@ from nst_data.cards import cards
 from nst_data.cards.described import Described
 from nst_data.errors import UsageError
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.sources import Source, labels_in
+from nst_data.sources import Source, labels_in, open_source
 from nst_data.store.files import is_writable
 from nst_data.store.metrics import Metrics, Result
 from nst_data.store.ownership import beside, owned
@@ -51,7 +51,8 @@ def evaluate(
         store: Where a teacher is, and outcomes are kept.
         model: A teacher of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a name of
             timm.
-        data: Labeled images, whose classes are matched by name and may be some of the model's; for a published suite its folder.
+        data: Labeled images or where they are. Their classes are matched by name and may be some of the model's. For a published suite its
+            folder.
         settings: What to measure; by default accuracy on the images as they are.
         record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
         run: How images are read; changes no result.
@@ -90,9 +91,8 @@ def measure_all(
         if isinstance(data, Source):
             raise UsageError(f"{data.location}: expected the folder of {settings.suite[0]} as it was published, found a source")
         data = Path(data)
-    elif not isinstance(data, Source):
-        raise UsageError(f"{data}: expected a source with labels; open it: open_source(..., labeled=True)")
     else:
+        data = data if isinstance(data, Source) else open_source(data, labeled=True)
         labels_in(data)
         for line in data.remarks():
             effort.progress.say(line)

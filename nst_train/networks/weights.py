@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.hub.errors import plain_errors
+from nst_data.hub.quiet import bars_on_terminals
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import retried
 
@@ -29,7 +30,7 @@ def repository_of(name: str) -> HubReference:
 def download(name: str) -> tuple[Path, str]:
     """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
     repository = repository_of(name)
-    with plain_errors(name, "model"):
+    with plain_errors(name, "model"), bars_on_terminals():
         path = retried(lambda: snapshot_download(repository.repo, revision=repository.revision, allow_patterns=_FILES))
     folder = Path(path)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
@@ -44,7 +45,7 @@ def published_weights(name: str) -> Path:
     if config is None or not config.hf_hub_id:
         raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
     repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
-    with plain_errors(f"{name} ({repo})", "model"):
+    with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
         return Path(retried(lambda: hf_hub_download(repo, WEIGHTS)))
 
 
