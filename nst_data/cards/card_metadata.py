@@ -107,12 +107,14 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     """The metadata of a teacher.
 
     `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
+    Its license stands where the user names none.
     """
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
-    library = library_of(described.folder)
+    library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
+    inherited = {"license": weights.license} if weights and weights.license in LICENSES else {}
     return {
-        **license_of(published, earlier),
+        **(license_of(published, earlier) or inherited),
         "library_name": library,
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", library, "nst", TAG],

@@ -25,6 +25,7 @@ class Input(BaseModel):
     image_column: str | None = Field(None, description="the requested image column, in a source with several")
     label_column: Annotated[str | None, Later(None)] = Field(None, description="the requested label column")
     pulled: Annotated[bool, Later(False)] = Field(False, description="taken from a downloaded manifest: `ref` is shown but never opened")
+    license: Annotated[str | None, Later(None)] = Field(None, description="of published weights, as their repository names it")
     skipped: Annotated[dict[str, int] | None, Later(None)] = Field(None, description="skipped files that may be images, by suffix")
 
     @model_serializer(mode="wrap")

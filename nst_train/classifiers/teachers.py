@@ -263,7 +263,7 @@ def _skippable(stochastic_depth: float) -> dict[str, float]:
 
 def _published(name: str, stochastic_depth: float = 0.0) -> tuple[nn.Module, str]:
     """A timm name with the weights that timm publishes on the Hub, and their commit there."""
-    weights = published_weights(name)
+    weights, _ = published_weights(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, **_skippable(stochastic_depth))

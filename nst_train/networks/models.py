@@ -30,6 +30,7 @@ from nst_train.networks.weights import (
     FOLDER,
     HUB,
     WEIGHTS,
+    check_folder,
     download,
     published_weights,
     repository_of,
@@ -95,7 +96,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     if settings.pretrained and name.startswith(FOLDER):
         require_safetensors(settings.model, Path(name.removeprefix(FOLDER)))
     elif settings.pretrained:
-        options["pretrained_cfg_overlay"] = {"file": str(published_weights(name))}
+        options["pretrained_cfg_overlay"] = {"file": str(published_weights(name)[0])}
     with _refusals(settings):
         return timm.create_model(name, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
 
@@ -207,17 +208,6 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
     return {name: hash_file(folder / name) for name in (CONFIG, WEIGHTS)}
 
 
-def local_weights(name: str) -> Path | None:
-    """The weights file of local-dir:FOLDER; None for other names. Raises UsageError where it is missing."""
-    if not name.startswith(FOLDER):
-        return None
-    check_name(name)
-    weights = Path(name.removeprefix(FOLDER)) / WEIGHTS
-    if not weights.is_file():
-        raise NstError(f"{name}: expected its weights in one file, {WEIGHTS}, found them in several; save them as one")
-    return weights
-
-
 def _has_fixed_size(name: str) -> bool:
     if name.startswith((FOLDER, HUB)):
         return False
@@ -234,9 +224,7 @@ def published_size(name: str) -> int | None:
 def check_name(name: str, others: Sequence[str] = ()) -> None:
     """Raises UsageError for a name that means nothing, with near ones among timm's and `others`."""
     if name.startswith(FOLDER):
-        folder = Path(name.removeprefix(FOLDER))
-        if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-            raise UsageError(f"{name}: expected a folder with {CONFIG} and {WEIGHTS} in timm's or transformers' format")
+        check_folder(name)
     elif "/" in name:
         repository_of(name)
     elif not timm.is_model(name.split(".")[0]):

@@ -8,11 +8,15 @@ import timm
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from nst_data.cards.card_metadata import read_front_matter
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.hub.errors import plain_errors
 from nst_data.hub.quiet import bars_on_terminals
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import retried
+from nst_data.store.files import hash_file
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import json_digest
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOLDER, HUB = "local-dir:", "hf-hub:"
@@ -39,14 +43,57 @@ def download(name: str) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def published_weights(name: str) -> Path:
-    """The safetensors that timm publishes for one of its names; its folder is called like their commit."""
+def published_weights(name: str) -> tuple[Path, str]:
+    """The safetensors that timm publishes for one of its names, in a folder called like their commit, and their repository on the Hub."""
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
     repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
     with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
-        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS)))
+        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS))), repo
+
+
+def initial_weights(name: str) -> Input:
+    """The lineage entry of a model's published weights: repository, commit, license and sha256; of a folder's its sha256.
+
+    Raises UsageError or NstError where they are not there.
+    """
+    if name.startswith(FOLDER):
+        return Input(ref=name, digest=hash_file(_single_file(name)).sha256)
+    if "/" in name:
+        folder, commit = download(name)
+        files, repo = sorted(folder.glob("*.safetensors")), repository_of(name).repo
+    else:
+        weights, repo = published_weights(name)
+        files, commit = [weights], weights.parent.name
+    sums = [hash_file(file).sha256 for file in files]
+    digest = sums[0] if len(sums) == 1 else json_digest(sums)
+    return Input(ref=repo, digest=digest, weights_sha256=digest, revision=commit, license=_license_of(repo, commit))
+
+
+def check_folder(name: str) -> Path:
+    """The folder that local-dir:FOLDER names. Raises UsageError where no network is there."""
+    folder = Path(name.removeprefix(FOLDER))
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise UsageError(f"{name}: expected a folder with {CONFIG} and {WEIGHTS} in timm's or transformers' format")
+    return folder
+
+
+def _single_file(name: str) -> Path:
+    folder = check_folder(name)
+    if not (folder / WEIGHTS).is_file():
+        raise NstError(f"{name}: expected its weights in one file, {WEIGHTS}, found them in several; save them as one")
+    return folder / WEIGHTS
+
+
+def _license_of(repo: str, commit: str) -> str | None:
+    """The license in the card of a repository at a commit; None where it has no card or the card names none."""
+    try:
+        card = Path(retried(lambda: hf_hub_download(repo, "README.md", revision=commit)))
+        license = read_front_matter(card.read_text("utf-8")).get("license")
+    except (OSError, ValueError):  # EntryNotFoundError and what it is offline are OSErrors
+        return None
+    return license if isinstance(license, str) else None
 
 
 def require_safetensors(name: str, folder: Path) -> None:

@@ -5,11 +5,10 @@ from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
 from nst_data.sources.labeled_pool import pool_entry
-from nst_data.store.files import hash_file
-from nst_data.store.inputs import Input, TeacherInputs
+from nst_data.store.inputs import TeacherInputs
 from nst_data.store.manifest import ORDER, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
-from nst_train.networks.models import local_weights
+from nst_train.networks.weights import initial_weights
 from nst_train.settings import TrainSettings
 from nst_train.training.warm_start import start_input
 
@@ -30,8 +29,8 @@ def request_of(
         inputs["edition"] = edition.lineage
         inputs["pool"] = pool_entry(EditionManifest.of(edition.manifest).request.inputs.pool, pool)
         order = {} if needs_pool(edition) else {ORDER: "shards"}
-    if settings.pretrained and (weights := local_weights(settings.model)):
-        inputs["initial_weights"] = Input(ref=settings.model, digest=hash_file(weights).sha256)
+    if settings.pretrained:
+        inputs["initial_weights"] = initial_weights(settings.model)
     if settings.start:
         inputs["initial_weights"] = start_input(settings.start, store)
     return TeacherRequest(settings=settings.for_request() | order, inputs=TeacherInputs(**inputs))
@@ -40,17 +39,28 @@ def request_of(
 def begin(store: Store, request: Request, name: str, generation: int | None) -> Version | Staging:
     """The training that is asked for: sealed already, under way, or new. One that an earlier nst sealed is it too.
 
-    Before the order of images had a name, streamed trainings had today's; the others read an edition's images in another one. Raises
-    NstError where one of these is half done.
+    Before published weights were part of a request, `pretrained` alone said so. Before the order of images had a name, streamed trainings
+    had today's; the others read an edition's images in another one. Raises NstError where one of these is half done.
     """
-    if ORDER not in request.settings:
-        return store.begin(request, name, generation, first=0)
-    settings = {key: value for key, value in request.settings.items() if key != ORDER}
-    streamed, other_order = (request.model_copy(update={"settings": settings | more}) for more in ({"stream": True}, {}))
-    found = store.begin(request, name, generation, first=0, earlier=[streamed, other_order])
-    if isinstance(found, Staging) and found.request.digest == other_order.digest:
+    earlier = [request, *_without_published_weights(request)]
+    other_order: list[Request] = []
+    if ORDER in request.settings:
+        bare = {key: value for key, value in request.settings.items() if key != ORDER}
+        other_order = [form.model_copy(update={"settings": bare}) for form in earlier]
+        earlier += [form.model_copy(update={"settings": bare | {"stream": True}}) for form in earlier]
+    found = store.begin(request, name, generation, first=0, earlier=[*earlier[1:], *other_order])
+    if isinstance(found, Staging) and found.request.digest in {form.digest for form in other_order}:
         raise NstError(
             f"{found.ref} was begun by an earlier nst, which takes the images in another order; "
             f"finish it with that nst, or `store.remove({found.ref!r})` and run this command again"
         )
     return found
+
+
+def _without_published_weights(request: Request) -> list[Request]:
+    """The same training as an earlier nst asked for it: on the Hub's weights of that day, whichever they were."""
+    inputs = request.inputs.by_role
+    weights = inputs.pop("initial_weights", None)
+    if weights is None or not weights.revision or not request.settings.get("pretrained"):
+        return []
+    return [request.model_copy(update={"inputs": TeacherInputs(**inputs)})]
