@@ -45,6 +45,7 @@ COMMANDS = {
     "balance": Command("balance", "balance"),
     "train": Command("train", "train", _STOPS),
     "evaluate": Command("evaluate", "evaluate"),
+    "embed": Command("embed", "embed"),
     "run": Command("run_recipe", "run", _STOPS),
     "demo": Command("run_recipe", "demo"),
     "list": Command("versions", "list_versions", only_shows=True),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
+from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, RunSettings, TrainSettings
 
 from .messages import terminal
 from .options import (
@@ -27,6 +27,7 @@ from .show_settings import look_up, print_settings
 if TYPE_CHECKING:
     from nst_data.self_contained.remote import StreamedEdition
     from nst_data.sources import Source
+    from nst_data.store.counts import TeacherCounts
     from nst_data.store.store import Store, Version
 
 
@@ -74,6 +75,8 @@ def train(
         raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
     if validation is None and "validate_every" in given["settings"]:
         raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
+    if settings.probe and (idle := [name for name in given["settings"] if name not in OF_PROBE]):
+        raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
     if show_settings:
         found = look_up(settings, run, given, _as_option, open_labeled(labeled) if labeled else None, pseudo, student)
         (print_json if json else print_settings)(found)
@@ -107,10 +110,17 @@ def train(
     if json:
         print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
-    best = f", the weights of step {counts.best_step:,}, best on the validation images" if counts.best_step is not None else ""
-    steps = f"{counts.steps:,} step{'s' * (counts.steps != 1)}"
-    print(f"{version.ref}: {counts.parameters:,} parameters after {steps}{best}")
+    print(f"{version.ref}: {counts.parameters:,} parameters{_how(counts)}")
     print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
+
+
+def _how(counts: "TeacherCounts") -> str:
+    """How the weights came about, after a comma or `after`."""
+    if probe := counts.probe:
+        chosen = f", the best over {probe.folds} folds" if probe.folds else ""
+        return f", the last layer fitted on {counts.labeled:,} images (C = {probe.strength:.3g}{chosen})"
+    best = f", the weights of step {counts.best_step:,}, best on the validation images" if counts.best_step is not None else ""
+    return f" after {counts.steps:,} step{'s' * (counts.steps != 1)}{best}"
 
 
 def _as_option(place: str) -> str:

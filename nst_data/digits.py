@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nst_data.errors import NstError
 from nst_data.store.files import place_once, temporary
 
 LABELED_PER_CLASS, TEST = 10, 500
@@ -18,16 +17,11 @@ def write_digits(folder: Path, seed: int) -> None:
     Args:
         folder: Gets `labeled` (10 a class), `test` (500) and `pool` (the rest, without labels). One that is there stays as it is.
         seed: Of the split.
-
-    Raises:
-        NstError: scikit-learn, which has the digits, is not installed.
     """
     if folder.is_dir():
         return
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise NstError("the demo's digits come with scikit-learn, which is not installed; pip install scikit-learn") from None
+    from sklearn.datasets import load_digits  # takes a second
+
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(seed).permutation(len(images))

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nst_train.evaluation.evaluate import evaluate
     from nst_train.evaluation_settings import EvaluateSettings
+    from nst_train.features.embed import embed
     from nst_train.labeling.label import extend, label, label_like
     from nst_train.noisy_student import self_training
     from nst_train.recipe import load_recipe
     from nst_train.recipe_settings import Recipe
-    from nst_train.settings import LabelSettings, Noise, RunSettings, TrainSettings
+    from nst_train.settings import EmbedSettings, LabelSettings, Noise, RunSettings, TrainSettings
     from nst_train.training.train import train
 
 __all__ = [
+    "EmbedSettings",
     "EvaluateSettings",
     "LabelSettings",
     "Noise",
     "Recipe",
     "RunSettings",
     "TrainSettings",
+    "embed",
     "evaluate",
     "extend",
     "label",
@@ -33,12 +36,14 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EmbedSettings": "settings",
     "EvaluateSettings": "evaluation_settings",
     "LabelSettings": "settings",
     "Noise": "settings",
     "Recipe": "recipe_settings",
     "RunSettings": "settings",
     "TrainSettings": "settings",
+    "embed": "features.embed",
     "evaluate": "evaluation.evaluate",
     "extend": "labeling.label",
     "label": "labeling.label",

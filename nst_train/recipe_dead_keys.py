@@ -6,7 +6,7 @@ from typing import Any
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.presets import PRESETS
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import OF_PSEUDO_LABELS, TrainSettings
+from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, TrainSettings
 
 Place = tuple[str | int, ...]
 
@@ -44,6 +44,10 @@ def idle_of_first(recipe: Recipe) -> list[str]:
 def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
     place: Place = ("generations", number)
     settings = recipe.generations[number]
+    if settings.probe:
+        for key in written:
+            if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):
+                yield (*place, key), "`probe` fits the last layer alone"
     second = written.get("finetune")
     if not second or settings.finetune is None:
         return

@@ -52,7 +52,7 @@ class PushToSettings(Settings):
         return self
 
 
-_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
+_NOT_INHERITED = ("finetune", "start", "pretrained", "probe", "pseudo_only", "warmup_epochs", "freeze")
 
 # what a `finetune` has that names nothing else; its `start` is settled when the first training is done
 OF_FINETUNING = {"warmup_epochs": 0, "start": "the first training"}
@@ -147,6 +147,14 @@ class Recipe(Settings):
     def _the_first_has_no_teacher(self) -> Self:
         if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
             raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
+        return self
+
+    @model_validator(mode="after")
+    def _only_the_first_is_a_probe(self) -> Self:
+        if any(one.probe or (one.finetune and one.finetune.probe) for one in self.generations[1:]) or (
+            (finetune := self.generations[0].finetune) and finetune.probe
+        ):
+            raise ValueError("`probe` takes labeled images alone: it is for the first generation, and not for a `finetune`")
         return self
 
     @model_validator(mode="after")

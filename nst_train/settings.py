@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, ReadableSettings, Settings
+from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
 from nst_train.presets import PRESETS, check_preset
 
 MOST_THREADS = 1024  # more are a slip, and take the machine down
@@ -15,6 +15,8 @@ PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
+# settings of TrainSettings that shape a linear probe; its network stays as it is
+OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "image_size", "crop_pct", "precision", "seed")
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -146,6 +148,9 @@ class TrainSettings(Settings):
         None,
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
+    probe: Annotated[bool, Later(False)] = Field(
+        False, description="Keep the trained network as it is and fit its last layer, by logistic regression on features; takes minutes."
+    )
     freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with `start`, to finetune.")
     clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
@@ -178,6 +183,8 @@ class TrainSettings(Settings):
             raise ValueError("`pseudo_temperature` applies to soft labels, which `hard` does not use; give one of them")
         if self.freeze and not (self.start or self.pretrained):
             raise ValueError("`freeze` requires a trained network; add `start` or `pretrained`")
+        if self.probe and not (self.start or self.pretrained):
+            raise ValueError("`probe` requires a trained network; add `pretrained` or `start`")
         if self.start and self.pretrained:
             raise ValueError("`start` and `pretrained` both say where weights come from; give one of them")
         return self
@@ -187,6 +194,11 @@ class TrainSettings(Settings):
         if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
             raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
         return self
+
+    def of_probe(self) -> Self:
+        """Without what does not shape a linear probe: with and without it is one training."""
+        fields = type(self).model_fields
+        return self.model_copy(update={name: field.default for name, field in fields.items() if name not in OF_PROBE})
 
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
@@ -235,6 +247,18 @@ class LabelSettings(Settings):
     def for_request(self) -> dict[str, Any]:
         """As of all settings; and without noise no seed shapes labels."""
         return {name: value for name, value in super().for_request().items() if self.noise or name != "seed"}
+
+
+class EmbedSettings(Settings):
+    """What shapes features."""
+
+    panel: ClassVar[str] = "Features"
+
+    image_size: int | None = Field(None, ge=8, le=8192, description="Side of the images in pixels; the network's own by default.")
+    crop_pct: float | None = Field(None, gt=0, le=1, description="Share of the shorter side that is kept; the network's own by default.")
+    batch_size: int | None = Field(None, ge=1, description="Images in a batch; by default what suits the device and their size.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the forward pass; auto: fp32 on CPUs, bf16 on GPUs.")
+    rows_per_shard: int = Field(10_000, ge=1, description="Rows in a parquet shard; work done is kept shard by shard.")
 
 
 class ReadSettings(ReadableSettings):

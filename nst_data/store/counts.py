@@ -95,6 +95,13 @@ class EditionCounts(Counts):
     shards: ShardCounts | None = None
 
 
+class ProbeCounts(_Together):
+    """Of a linear probe: scikit-learn's `C`, and over how many folds it was chosen; 0 where there were too few images."""
+
+    strength: float
+    folds: Count
+
+
 class TeacherCounts(Counts):
     """Of a training. `pseudo_labeled` images stand in it as `entries`, copies counted."""
 
@@ -107,3 +114,4 @@ class TeacherCounts(Counts):
     classes_without_images: Annotated[list[str], Later([])] = Field([])
     pseudo_labeled: Count = 0
     entries: Count = 0
+    probe: Annotated[ProbeCounts | None, Later(None)] = None

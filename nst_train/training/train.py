@@ -18,6 +18,7 @@ from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.loop import Training
+from nst_train.training.probing import fit_probe
 from nst_train.training.readable import check_unchanged
 from nst_train.training.request import begin, request_of
 from nst_train.training.seal import seal
@@ -48,7 +49,8 @@ def train(
         store: Where the teacher is kept, and what it is made from.
         name: The teacher's name; each training of it is a new generation.
         labeled: Images with their labels, `open_source(..., labeled=True)`.
-        settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images.
+        settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images. With `probe` the
+            network stays as it is, and only its last layer is fitted.
         edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
             the same training as on the pulled one.
         pool: Where the edition's images are, if not where they were labeled. One that holds its images takes none.
@@ -76,6 +78,10 @@ def train(
         labels_in(validation)
     check_names(settings)
     trackers = check_trackers(run.tracker)
+    if settings.probe:
+        if edition is not None:
+            raise UsageError("`probe` takes labeled images alone; remove it, or the `edition`")
+        settings, validation = settings.of_probe(), None  # whose images would decide nothing
     if edition is None:
         settings = settings.of_labeled_alone()
     if validation is None:
@@ -148,6 +154,12 @@ def _train(
             f"or `store.remove({staging.ref!r})` first"
         )
     settings = settings.model_copy(update={"precision": machine["precision"]})
+    if settings.probe:
+        with staging.refusable():
+            if sign is not None:
+                fit_probe(store, staging, settings, labeled, run, progress, machine, since)
+        state.wait_for_everyone()
+        return
     set_threads(machine["threads"])
     with staging.refusable():
         pool = _pool_of(store, edition, pool)

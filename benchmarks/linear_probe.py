@@ -1,0 +1,81 @@
+"""How good a linear probe is on photographs, by the number of labeled images, and what the scale of the features has to do with it.
+
+python benchmarks/linear_probe.py CLOTHING MODEL [--per-class 1 2 5 20 50] [--seeds 0 1 2]
+
+CLOTHING is a folder with train.parquet and test.parquet (`image`, `label`), MODEL a name with published weights. One thread.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from nst_data import Store, open_source
+from nst_data.progress import Progress
+from nst_data.sources import labels_in
+from nst_train import EmbedSettings, embed
+from nst_train.features.linear_probe import STRENGTHS, fit
+from nst_train.settings import ReadSettings
+
+
+def features_of(store, model, file):
+    source = open_source(file, labeled=True)
+    before = time.process_time()
+    features = embed(store, model, source, EmbedSettings(), run=ReadSettings(decode_threads=1), progress=Progress())
+    seconds = time.process_time() - before
+    rows = features.rows()["id"].to_numpy()
+    return features.matrix(), labels_in(source)[rows], len(source.class_names), seconds
+
+
+def drawn(labels, per_class, seed):
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([rng.choice(one, min(per_class, len(one)), replace=False) for one in classes])
+
+
+def by_own_deviation(features, labels, test):
+    """The same with each feature divided by its own deviation, at the best strength for the test images: an upper bound."""
+    mean, std = features.mean(0), features.std(0)
+    std[std == 0] = 1
+    scores = []
+    for strength in STRENGTHS[::2]:
+        model = LogisticRegression(C=strength, max_iter=1000).fit((features - mean) / std, labels)
+        scores.append((model.predict((test[0] - mean) / std) == test[1]).mean())
+    return max(scores)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clothing", type=Path)
+    parser.add_argument("model")
+    parser.add_argument("--per-class", type=int, nargs="+", default=[1, 2, 5, 20, 50])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        train = features_of(Store(folder), words.model, words.clothing / "train.parquet")
+        test = features_of(Store(folder), words.model, words.clothing / "test.parquet")
+    print(f"features: {1000 * train[3] / len(train[0]):.0f} ms of CPU time an image")
+    print(
+        "| labeled images a class | "
+        + " | ".join(f"seed {seed}" for seed in words.seeds)
+        + " | mean | own deviations, best strength | fit, CPU s |"
+    )
+    print("|---" * (len(words.seeds) + 4) + "|")
+    for per_class in words.per_class:
+        scores, others, seconds = [], [], []
+        for seed in words.seeds:
+            rows = drawn(train[1], per_class, seed)
+            before = time.process_time()
+            probe = fit(train[0][rows], train[1][rows], train[2], seed)
+            seconds.append(time.process_time() - before)
+            scores.append(((test[0] @ probe.weight.T + probe.bias).argmax(1) == test[1]).mean())
+            others.append(by_own_deviation(train[0][rows], train[1][rows], test))
+        cells = [f"{100 * one:.1f}%" for one in (*scores, np.mean(scores), np.mean(others))]
+        print(f"| {per_class} | " + " | ".join(cells) + f" | {np.mean(seconds):.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""`nst embed`."""
+
+from typing import Annotated
+
+import typer
+
+from nst_train.settings import EmbedSettings, ReadSettings
+
+from .messages import terminal
+from .options import MODEL_HELP, ImageColumnOption, JsonOption, StoreOption, StreamOption, open_store, print_json, with_settings
+
+
+@with_settings(settings=EmbedSettings, run=ReadSettings)
+def embed(
+    settings: EmbedSettings,
+    run: ReadSettings,
+    data: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="Images: a folder, tar or parquet files, a .txt list, owner/name on the Hub."),
+    ],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
+    image_column: ImageColumnOption = None,
+    stream: StreamOption = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compute the features of images, what a network makes of them before its classifier. Resumes where it stopped when rerun."""
+    from nst_data.sources import open_source
+    from nst_train.features.embed import embed as embed_images
+
+    there = open_store(store)
+    images = open_source(data, image_column=image_column, stream=stream, indexes=there.indexes)
+    found = embed_images(there, model, images, settings, run=run, progress=terminal())
+    about = found.about
+    if json:
+        print_json({"folder": str(found.folder), **about.model_dump(include={"images", "errors", "dimensions"})})
+        return
+    unread = f", {about.errors:,} could not be read" if about.errors else ""
+    print(f"{about.images:,} images of {about.dimensions:,} features each{unread}\n  {found.folder}/features/*.parquet")

@@ -1,0 +1,165 @@
+"""Features in the store: `features/DIGEST/`, parquet shards and `features.json`, which is written last."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features as Columns
+from datasets import List, Value
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nst_data.errors import NstError
+from nst_data.store.files import discard, fsync_tree, hash_file, replacing, write_text
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import SealedFile, json_digest
+from nst_data.store.store import Store
+from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
+
+TABLE, ABOUT = "features", "features.json"
+_FOLDER, _WORK = "features", ".work"
+_LAYOUT = 1
+_ROWS_PER_GROUP = 1_000
+
+
+class FeaturesRequest(BaseModel):
+    """What features are asked for: of which source, by which network, at which size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Input
+    source: Input
+    settings: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal settings on an equal source, wherever it lies."""
+        about = {"settings": self.settings, "model": self.model.digest, "source": self.source.digest, "layout": _LAYOUT}
+        return json_digest({"kind": "features", **about})
+
+
+class About(BaseModel):
+    """The whole of `features.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    request: FeaturesRequest
+    images: int
+    errors: int
+    dimensions: int
+    files: dict[str, SealedFile]
+    machine: dict[str, Any]
+    created: str
+
+
+@dataclass(frozen=True)
+class Features:
+    """Finished features of a source, in its order, without the images that could not be read."""
+
+    folder: Path
+
+    @cached_property
+    def about(self) -> About:
+        """What they are of. Raises NstError where that is damaged."""
+        path = self.folder / ABOUT
+        try:
+            return About.model_validate_json(path.read_text("utf-8"))
+        except (OSError, ValidationError):
+            raise NstError(f"{path}: expected what features were computed from, found it damaged; remove {self.folder}") from None
+
+    def rows(self) -> pa.Table:
+        """`id`, the row number in the source, `key` and `image_hash` of each image."""
+        return pa.concat_tables(pq.read_table(path, columns=["id", "key", "image_hash"]) for path in self._files)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """`id`, `key` and `reason` of each image that could not be read."""
+        rows: list[dict[str, Any]] = pq.read_table(self.folder / ShardPlan(1, 1, "errors").file(0)).to_pylist()
+        return rows
+
+    def matrix(self) -> NDArray[np.float32]:
+        """Shape (images, dimensions), in the order of `rows`."""
+        parts = [pq.read_table(path, columns=["features"])["features"].combine_chunks() for path in self._files]
+        values = [part.flatten().to_numpy(zero_copy_only=False) for part in parts]
+        return np.concatenate([np.empty(0, np.float32), *values]).reshape(-1, self.about.dimensions)
+
+    def verify(self) -> list[str]:
+        """Recompute every checksum; a line for each file that is not as it was."""
+        files = self.about.files.items()
+        return [name for name, sealed in files if not (self.folder / name).is_file() or hash_file(self.folder / name) != sealed]
+
+    @property
+    def _files(self) -> list[Path]:
+        return [self.folder / name for name in sorted(self.about.files) if name.startswith(f"{TABLE}/")]
+
+
+@dataclass(frozen=True)
+class FeaturesUnderWay:
+    """Features that are being computed, by any number of processes: which shards are missing, and the end."""
+
+    request: FeaturesRequest
+    folder: Path
+    shards: Shards
+    dimensions: int
+
+    def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
+        """A whole shard: tables with the columns of `schema`."""
+        kind = schema(self.dimensions)
+        table = pa.concat_tables([kind.empty_table(), *rows])
+        with replacing(self.folder / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, kind) as writer:
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+        self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
+
+    def seal(self, machine: dict[str, Any]) -> Features:
+        """Say that nothing is missing any more."""
+        files, counts = self.shards.finish(["images"])
+        about = About(
+            request=self.request,
+            images=counts.labeled,
+            errors=counts.errors,
+            dimensions=self.dimensions,
+            files=files,
+            machine=machine,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        fsync_tree(self.folder)
+        write_text(self.folder / ABOUT, json.dumps(about.model_dump(mode="json"), indent=2) + "\n")
+        discard(self.folder / _WORK)
+        return Features(self.folder)
+
+
+def find(store: Store, request: FeaturesRequest) -> Features | None:
+    """The features of a request, where they are finished."""
+    folder = folder_of(store, request)
+    return Features(folder) if (folder / ABOUT).is_file() else None
+
+
+def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesUnderWay:
+    """Features to compute, or to go on with."""
+    folder = folder_of(store, request)
+    work = folder / _WORK
+    work.mkdir(parents=True, exist_ok=True)
+    return FeaturesUnderWay(request, folder, Shards(folder, work, ShardPlan(rows, rows_per_shard, TABLE)), dimensions)
+
+
+def folder_of(store: Store, request: FeaturesRequest) -> Path:
+    """Where the features of a request are or will be."""
+    return store.root / _FOLDER / request.digest[:32]
+
+
+def schema(dimensions: int) -> pa.Schema:
+    """The columns of the table `features`."""
+    return Columns(
+        {
+            "id": Value("int64"),  # row number in the source's fixed order
+            "key": Value("string"),
+            "image_hash": Value("string"),  # xxh3-128 of the encoded bytes
+            "features": List(Value("float32"), length=dimensions),
+        }
+    ).arrow_schema

@@ -1,0 +1,79 @@
+"""A network without its last layer: what it makes of an image is the image's features."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nst_data.errors import NstError
+from nst_data.store.inputs import Input
+from nst_data.store.store import Store
+from nst_train.classifiers.teachers import Classifier, Teacher, is_in_store, teacher_input
+from nst_train.networks.models import check_name, create_network, data_config_of
+from nst_train.networks.network_noise import classifiers_of
+from nst_train.networks.weights import FOLDER, initial_weights
+from nst_train.settings import TrainSettings
+from nst_train.transforms.preprocessing import TimmPreprocessing
+
+_CLASSES = 2  # of a last layer that is taken off again
+
+
+class Backbone(Teacher):
+    """Answers with the features of an image in place of probabilities."""
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers describe an image."""
+        return len(self.class_names)
+
+    def log_probs(self, logits: "list[Float[Tensor, 'batch dimensions']]", temperature: float = 1.0) -> Float[Tensor, "batch dimensions"]:  # type: ignore[override]
+        """The features as they are, in float32."""
+        return logits[0].float()
+
+
+def last_layer(network: nn.Module, classes: int, name: str) -> nn.Linear:
+    """The layer that makes logits of features. Raises NstError for a network that has another end than one linear layer."""
+    found = classifiers_of(network, classes)
+    if len(found) != 1 or not isinstance(found[0], nn.Linear) or found[0].bias is None:
+        kinds = ", ".join(type(one).__name__ for one in found) or "none"
+        raise NstError(f"{name}: expected one linear layer with a bias at the end of the network, found {kinds}; choose another model")
+    return found[0]
+
+
+def backbone_of(network: nn.Module, classes: int, name: str, data_config: dict[str, Any]) -> Backbone:
+    """A copy of a network without its last layer, with the evaluation transform of its data."""
+    last = last_layer(network, classes, name)
+    headless = copy.deepcopy(network)
+    place = next(path for path, module in network.named_modules() if module is last)
+    parent, _, attribute = place.rpartition(".")
+    setattr(headless.get_submodule(parent), attribute, nn.Identity())
+    classifier = Classifier(headless.eval(), TimmPreprocessing.of(data_config), [str(number) for number in range(last.in_features)])
+    return Backbone((classifier,), (None,))
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A backbone by name, and its entry in the lineage."""
+
+    backbone: Backbone
+    entry: Input
+
+
+def load_backbone(name: str, store: Store, image_size: int | None, crop_pct: float | None) -> Embedder:
+    """The backbone of a teacher of the store, or of a model with published weights, at an image size (by default its own).
+
+    Raises UsageError or NstError for a name that is none.
+    """
+    model, entry = name, None
+    if is_in_store(name, store):
+        version = store.open(name, "teacher")
+        model, entry = f"{FOLDER}{version.folder}", teacher_input(name, store)
+    check_name(model)
+    settings = TrainSettings(model=model, pretrained=True, image_size=image_size, crop_pct=crop_pct, noise={"stochastic_depth": 0})
+    entry = entry or initial_weights(model)
+    with torch.random.fork_rng(devices=[]):
+        network = create_network(settings, _CLASSES)
+    return Embedder(backbone_of(network, _CLASSES, name, data_config_of(network, settings)), entry)

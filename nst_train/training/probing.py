@@ -1,0 +1,70 @@
+"""A linear probe as a teacher: a trained network as it is, with a last layer fitted on the features of labeled images."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from nst_data.cards import cards
+from nst_data.cards.described import Described
+from nst_data.progress import Progress
+from nst_data.sources import Source, labels_in
+from nst_data.store.counts import ProbeCounts, TeacherCounts
+from nst_data.store.staging import Staging
+from nst_data.store.store import Store
+from nst_train.batches.batches import without
+from nst_train.features.backbone import Embedder, backbone_of, last_layer
+from nst_train.features.embed import embed_by
+from nst_train.features.linear_probe import fit
+from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
+from nst_train.networks.weights import initial_weights
+from nst_train.seeds import seed_network, seed_of
+from nst_train.settings import EmbedSettings, Noise, RunSettings, TrainSettings
+from nst_train.training.readable import check_classes, unreadable_images
+from nst_train.training.warm_start import start_from, start_input
+
+
+def fit_probe(
+    store: Store,
+    staging: Staging,
+    settings: TrainSettings,
+    labeled: Source,
+    run: RunSettings,
+    progress: Progress,
+    machine: dict[str, Any],
+    since: float,
+) -> None:
+    """Fit the last layer and seal the whole network. What it makes of the images is kept in the store as features.
+
+    Raises NstError for a network that ends in something else than one linear layer.
+    """
+    faults = unreadable_images(staging, "labeled", labeled, run, progress)
+    images, names = without(labeled, faults), labeled.class_names or []
+    empty = check_classes(labeled, images, faults, progress)
+    seed_network(seed_of(settings.seed, "initial weights"))
+    network = create_network(settings.model_copy(update={"noise": Noise.none()}), len(names))
+    if settings.start:
+        start_from(network, settings, store, names, progress)
+    entry = start_input(settings.start, store) if settings.start else initial_weights(settings.model)
+    backbone = backbone_of(network, len(names), settings.model, data_config_of(network, settings))
+    features = embed_by(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
+    rows = features.rows()["id"].to_numpy()
+    is_read = ~np.isin(rows, np.fromiter(map(int, faults), np.int64, count=len(faults)))
+    probe = fit(features.matrix()[is_read], labels_in(labeled)[rows[is_read]].astype(np.int64), len(names), settings.seed)
+    last = last_layer(network, len(names), settings.model)
+    with torch.no_grad():
+        last.weight.copy_(torch.from_numpy(probe.weight))
+        last.bias.copy_(torch.from_numpy(probe.bias))
+    files = save_teacher(network.eval(), staging.build, names, settings)
+    counts = TeacherCounts(
+        parameters=count_parameters(network),
+        steps=0,
+        labeled=len(images),
+        unreadable=len(faults),
+        classes_without_images=empty,
+        probe=ProbeCounts(strength=probe.strength, folds=probe.folds),
+    )
+    staging.add_seconds(since)
+    manifest = staging.describe(files, names, counts, machine)
+    cards.write_model_card(Described(staging.build, staging.target, manifest))
+    staging.seal(manifest)

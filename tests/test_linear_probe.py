@@ -1,0 +1,147 @@
+"""A network as it is, with a last layer fitted by logistic regression: a teacher in a minute."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from labels import write_teacher
+from nst_cli.main import app
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from test_teachers import write_transformer
+from transformers import AutoModelForImageClassification
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_train.evaluation.evaluate import evaluate
+from nst_train.features.backbone import last_layer
+from nst_train.features.embed import embed
+from nst_train.features.linear_probe import STATED_STRENGTH, STRENGTHS, fit
+from nst_train.labeling.label import label
+from nst_train.recipe import load_recipe
+from nst_train.settings import EmbedSettings, LabelRunSettings, RunSettings, TrainSettings
+from nst_train.training.train import train
+
+CLASSES, RUN = ["ant", "bee", "cat"], RunSettings(workers=0, decode_threads=1)
+
+
+def blobs(counts, dimensions=6, seed=0):
+    """Features of classes that overlap, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    centers = rng.normal(size=(len(counts), dimensions))
+    features = (centers[labels] + rng.normal(size=(len(labels), dimensions))) * 100 + 3
+    return features.astype(np.float32), labels.astype(np.int64)
+
+
+def regression(strength):
+    return LogisticRegression(C=strength, max_iter=1000)
+
+
+@pytest.mark.parametrize("counts", [[30, 30, 30], [40, 7]])
+def test_it_equals_scikit_learns_and_has_the_strength_of_the_best_likelihood(counts):
+    features, labels = blobs(counts)
+    probe = fit(features, labels, len(counts), seed=4)
+    split = StratifiedKFold(5, shuffle=True, random_state=4)
+    exact = features.astype(np.float64)
+    scaled = (exact - exact.mean(0)) / np.sqrt(exact.var(0).mean())
+    means = [cross_val_score(regression(one), scaled, labels, cv=split, scoring="neg_log_loss").mean() for one in STRENGTHS]
+    assert (probe.strength, probe.folds) == (STRENGTHS[int(np.argmax(means))], 5)
+    model = regression(probe.strength).fit(scaled, labels)
+    logits = features.astype(np.float64) @ probe.weight.T.astype(np.float64) + probe.bias
+    found = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), model.predict_proba(scaled), atol=2e-3)
+
+
+def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
+    features, labels = blobs([3, 1, 3])
+    labels[labels == 2] = 3
+    probe = fit(features, labels, 4)
+    assert (probe.strength, probe.folds, probe.weight.shape) == (STATED_STRENGTH, 0, (4, 6))
+    assert 2 not in (features @ probe.weight.T + probe.bias).argmax(1)
+    assert probe.bias[2] < probe.bias[[0, 1, 3]].min() - 20
+
+
+@pytest.fixture
+def images(tmp_path):
+    return open_source(write_class_folders(tmp_path / "labeled", CLASSES, 6), labeled=True)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_the_whole_network_is_sealed_and_only_its_last_layer_is_new(images, tmp_path, kind):
+    name = write_teacher(tmp_path / "net", ["x", "y"]) if kind == "timm" else write_transformer(tmp_path / "net")
+    store = Store(tmp_path / "store")
+    version = train(store, "probe", images, TrainSettings(model=name, pretrained=True, probe=True), run=RUN)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "net", version.folder))
+    assert {key.split(".")[0] for key in after if key not in before or not torch.equal(after[key], before[key])} == {
+        "fc" if kind == "timm" else "classifier"
+    }
+    features = embed(store, name, images, EmbedSettings(precision="fp32"), run=RUN)
+    probe = fit(features.matrix(), np.repeat(np.arange(3), 6), 3)
+    assert torch.equal(after["fc.weight" if kind == "timm" else "classifier.weight"], torch.from_numpy(probe.weight))
+    assert (version.manifest.counts.steps, version.manifest.counts.labeled, version.manifest.counts.probe.folds) == (0, 18, 5)
+    assert version.manifest.counts.probe.strength == probe.strength
+    if kind == "timm":
+        assert timm.create_model(f"local-dir:{version.folder}", pretrained=True).num_classes == 3
+    assert AutoModelForImageClassification.from_pretrained(version.folder).config.num_labels == 3
+    card = (version.folder / "README.md").read_text()
+    assert "all but the last layer as published: that was fitted by logistic regression (C = " in card
+    corpus = label(store, "bugs", version, open_source(write_pool(tmp_path / "pool", 3, 2)), run=LabelRunSettings(decode_threads=1))
+    assert corpus.manifest.counts.labeled == 6
+
+
+def test_the_same_probe_is_found_whatever_does_not_shape_it_and_a_finetuned_student_may_start_from_it(images, tmp_path):
+    store, name = Store(tmp_path / "store"), write_teacher(tmp_path / "net", ["x", "y"])
+    settings = TrainSettings(model=name, pretrained=True, probe=True)
+    version = train(store, "probe", images, settings, run=RUN)
+    assert train(store, "probe", images, settings.model_copy(update={"epochs": 3, "learning_rate": 1.0}), run=RUN) == version
+    still = TINY | {"learning_rate": 1e-30, "ema_decay": 0.0, "epochs": 0.5, "start": "probe@gen-0", "image_size": None}
+    student = train(store, "student", images, TrainSettings(**still), run=RUN)
+    first, second = (load_file(one.folder / "model.safetensors") for one in (version, student))
+    torch.testing.assert_close(first["fc.weight"], second["fc.weight"])
+    assert evaluate(store, version, images)["images"] == 18
+
+
+def test_a_probe_without_weights_or_with_pseudo_labels_is_one_line(tiny_store):
+    store, labeled, _ = tiny_store
+    with pytest.raises(UsageError, match="`probe` requires a trained network; add `pretrained` or `start`"):
+        TrainSettings(model="test_resnet", probe=True)
+    settings = TrainSettings(model="test_resnet", start="tiny-teacher@gen-0", probe=True, image_size=16)
+    with pytest.raises(UsageError, match="`probe` takes labeled images alone; remove it, or the `edition`"):
+        train(store, "probe", open_source(labeled, labeled=True), settings, edition="tiny@gen-1.1")
+
+
+def test_the_command_fits_one_and_refuses_options_that_do_nothing(tiny_store):
+    store, labeled, _ = tiny_store
+    words = ["train", "--labeled", str(labeled), "--name", "probed", "--model", "test_resnet", "--start-from", "tiny-teacher@gen-0"]
+    words += ["--image-size", "16", "--probe", "--store", str(store.root)]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert "parameters, the last layer fitted on 12 images (C = " in done.stdout
+    done = CliRunner().invoke(app, [*words, "--epochs", "3"], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "nst: --epochs has no effect with --probe, which fits the last layer alone; remove it\n",
+    )
+
+
+def test_a_network_with_another_end_is_one_line(monkeypatch):
+    network = timm.create_model("test_resnet", num_classes=2)
+    monkeypatch.setattr(network, "get_classifier", lambda: torch.nn.Conv2d(1, 2, 1))
+    with pytest.raises(NstError, match=r"net: expected one linear layer with a bias at the end of the network, found Conv2d; choose"):
+        last_layer(network, 2, "net")
+
+
+def test_a_recipe_begins_with_a_probe(tmp_path):
+    name = write_teacher(tmp_path / "net", ["x", "y"])
+    probe = {"model": name, "pretrained": True, "probe": True}
+    path = write_tiny_recipe(tmp_path, generations=[probe, TINY | {"model": name, "image_size": None, "start": "teacher"}])
+    assert load_recipe(path).generations[0].probe
+    with pytest.raises(UsageError, match=r"generations.0.epochs: has no effect: .*`probe`"):
+        load_recipe(write_tiny_recipe(tmp_path, generations=[probe | {"epochs": 3}, TINY]))
+    with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation"):
+        load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, probe]))
