@@ -29,7 +29,8 @@ from nst_train.training.schedule import Schedule
 MILD = {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}  # noise of the first teacher
 STRONG = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}
 SMALL = {"model": "test_resnet", "image_size": 32, "crop_pct": 1.0, "compute_threads": 1, "batch_size": 128, "epochs": 25}
-ADAM = {"optimizer": "adamw", "learning_rate": 0.002, "warmup_epochs": 3, "weight_decay": 0.05, "ema_decay": 0.995}
+ADAM = {"optimizer": "adamw", "learning_rate": 0.002, "warmup_epochs": 3, "weight_decay": 0.05, "weight_decay_on": "weights"}
+ADAM |= {"ema_decay": 0.995}
 CROPS = {"crop_scale_min": 0.6, "flip": 0.5}
 SCALES = {
     "cpu": SMALL | ADAM | CROPS | {"noise": STRONG, "ratio": 3},

@@ -47,6 +47,7 @@ _COMMON: Published = {
     "optimizer": ("rmsproptf", CODE),  # with decay 0.9 and epsilon 0.001
     "momentum": (0.9, CODE),
     "weight_decay": (1e-5, CODE),
+    "weight_decay_on": ("all", CODE),
     "learning_rate": (0.016, TEXT),  # per 256 images: 0.128 for 2048
     "warmup_epochs": (5, CODE),
     "decay_rate": (0.97, TEXT),

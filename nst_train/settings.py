@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, ReadableSettings, Settings
+from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
 from nst_train.presets import PRESETS, check_preset
 
 MOST_THREADS = 1024  # more are a slip, and take the machine down
@@ -109,8 +109,11 @@ class TrainSettings(Settings):
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
-    weight_decay: float = Field(
-        1e-5, ge=0, le=LARGEST_RATE, description="Weight decay, for all parameters except biases and normalization."
+    weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
+    weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
+        "all",
+        description="all: on all but normalization layers, as in the released code; weights: neither on biases and other vectors, "
+        "as timm does: for pretrained networks.",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
     loss: Weighing = Field(

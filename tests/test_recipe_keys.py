@@ -23,7 +23,8 @@ BASE = {"name": "a", "labeled": {"source": "/l"}, "pool": {"source": "/p"}, "val
 TRAINING = {
     **{"preset": "svhn", "model": "resnet10t", "pretrained": True, "image_size": 64, "epochs": 3, "batch_size": 8, "ratio": 3},
     **{"optimizer": "adamw", "learning_rate": 0.5, "warmup_epochs": 1, "decay_rate": 0.5, "decay_epochs": 2, "momentum": 0.5},
-    **{"weight_decay": 0.5, "label_smoothing": 0.5, "loss": "sum", "hard": True, "pseudo_temperature": 2, "pseudo_only": True},
+    **{"weight_decay": 0.5, "weight_decay_on": "weights"},
+    **{"label_smoothing": 0.5, "loss": "sum", "hard": True, "pseudo_temperature": 2, "pseudo_only": True},
     **{"ema_decay": 0.5, "flip": 0, "crop_scale_min": 0.5, "crop_padding": 4, "crop_pct": 0.5, "compute_threads": 1},
     **{"noise": {"magnitude": 3}, "pseudo_noise": {"magnitude": 3}, "start": "other@gen-1", "freeze": 0.5, "clip_grad": 1, "accumulate": 2},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
