@@ -45,8 +45,10 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
     place: Place = ("generations", number)
     settings = recipe.generations[number]
     second = written.get("finetune")
+    yield from _of_freezing(place, written, settings)
     if not second or settings.finetune is None:
         return
+    yield from _of_freezing((*place, "finetune"), second, settings.finetune)
     for key in OF_PSEUDO_LABELS:
         if key in second and _is_set(settings.finetune, key):
             yield (*place, "finetune", key), "it applies to pseudo-labels, and finetuning uses labeled images only"
@@ -55,6 +57,11 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
             yield (*place, "finetune", key), "finetuning always starts from the preceding training's weights"
     if settings.finetune.model != settings.model:
         yield (*place, "finetune", "model"), f"finetuning keeps the network of the preceding training, {settings.model}"
+
+
+def _of_freezing(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:
+    if "freeze_by" in written and _is_set(settings, "freeze_by") and not settings.freeze:
+        yield (*place, "freeze_by"), "nothing is frozen (set `freeze`)"
 
 
 def _is_set(settings: TrainSettings, key: str) -> bool:

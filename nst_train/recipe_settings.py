@@ -52,7 +52,7 @@ class PushToSettings(Settings):
         return self
 
 
-_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
+_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze", "freeze_by")
 
 # what a `finetune` has that names nothing else; its `start` is settled when the first training is done
 OF_FINETUNING = {"warmup_epochs": 0, "start": "the first training"}

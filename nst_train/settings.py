@@ -149,7 +149,11 @@ class TrainSettings(Settings):
         None,
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
-    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with `start`, to finetune.")
+    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the blocks, from the first; with `start`, to finetune.")
+    freeze_by: Annotated[Literal["blocks", "layers"], Later("layers")] = Field(
+        "blocks",
+        description="blocks: whole ones, batch-norm and stochastic depth as in evaluation, as in the released code; layers: single ones.",
+    )
     clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
@@ -190,6 +194,10 @@ class TrainSettings(Settings):
         if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
             raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
         return self
+
+    def for_request(self) -> dict[str, Any]:
+        """As of all settings; and what is frozen by shapes nothing where nothing is."""
+        return {name: value for name, value in super().for_request().items() if self.freeze or name != "freeze_by"}
 
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""

@@ -27,9 +27,10 @@ TRAINING = {
     **{"label_smoothing": 0.5, "loss": "sum", "hard": True, "pseudo_temperature": 2, "pseudo_only": True},
     **{"ema_decay": 0.5, "flip": 0, "crop_scale_min": 0.5, "crop_padding": 4, "crop_pct": 0.5, "compute_threads": 1},
     **{"noise": {"magnitude": 3}, "pseudo_noise": {"magnitude": 3}, "start": "other@gen-1", "freeze": 0.5, "clip_grad": 1, "accumulate": 2},
+    **{"freeze_by": "layers"},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
 }
-ALSO = {"freeze": {"start": "other@gen-1"}}
+ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 NOISE = {"magnitude": 3, "operations": 3, "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
 
 
@@ -66,7 +67,8 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
 
 @pytest.mark.parametrize("setting", [name for name in TrainSettings.model_fields if name != "freeze"])
 def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
-    parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: TRAINING[setting]}}]}
+    also = {"freeze": 0.25} if setting == "freeze_by" else {}
+    parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: TRAINING[setting], **also}}]}
     if setting == "pretrained":
         with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both say where weights come from"):
             parsed(**parts)
@@ -190,6 +192,10 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
         (
             {"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]},
             r"generations.1.finetune.model: .* preceding training, test_resnet",
+        ),
+        (
+            {"generations": [NETWORK, NETWORK | {"finetune": {"freeze_by": "layers"}}]},
+            r"generations.1.finetune.freeze_by: has no effect: nothing is frozen \(set `freeze`\)",
         ),
     ],
 )

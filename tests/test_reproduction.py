@@ -48,7 +48,7 @@ def store(tiny_store, tmp_path_factory):
         "loss": "sum",
         "pseudo_temperature": 0.5,
         "pseudo_noise": {"operations": 0},
-        "weight_decay_on": "weights",  # which an earlier nst did without a word for it
+        **{"freeze": 0.3, "freeze_by": "layers", "weight_decay_on": "weights"},  # which an earlier nst did without a word for it
         "start": "tiny-teacher@gen-0",
     }
     train(store, "student", held_out, TrainSettings(**student), edition=edition, pool=images, run=RUN, validation=held_out)

@@ -16,7 +16,8 @@ from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
-BEFORE = {"teacher": {"weight_decay_on": "weights"}}  # what requests leave out of nst_train's settings with a value that is no default
+# what requests leave out of nst_train's settings with a value that is no default
+BEFORE = {"teacher": {"weight_decay_on": "weights", "freeze_by": "layers"}}
 _OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
 
 
@@ -49,7 +50,9 @@ def command(described: Described, published: Published | None = None) -> str:
 
 def _as_asked_today(described: Described) -> dict[str, Any]:
     """The settings of a request, and what it left out that is left out with another meaning today."""
-    settings = BEFORE.get(described.manifest.kind, {}) | described.manifest.request.settings
+    settings = described.manifest.request.settings
+    before = BEFORE.get(described.manifest.kind, {})
+    settings = {name: value for name, value in before.items() if name != "freeze_by" or settings.get("freeze")} | settings
     selection = described.manifest.request.selection if isinstance(described.manifest, EditionManifest) else None
     if selection is None:
         return settings

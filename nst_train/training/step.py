@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
-from nst_train.networks.models import freeze
+from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
 from nst_train.networks.sync_batch_norm import synchronize_batch_norm
 from nst_train.networks.transformers_networks import Logits
@@ -87,7 +87,7 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     accelerator = Accelerator(cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
-    freeze(network, settings.freeze)
+    freeze(network, settings)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
