@@ -6,7 +6,7 @@ from typing import Any
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.presets import PRESETS
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import OF_PSEUDO_LABELS, TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_PSEUDO_LABELS, TrainSettings
 
 Place = tuple[str | int, ...]
 
@@ -49,6 +49,12 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
     if not second or settings.finetune is None:
         return
     yield from _of_freezing((*place, "finetune"), second, settings.finetune)
+    if settings.finetune.transform == "evaluation":
+        noise = second.get("noise") or {}
+        asked: list[Place] = [(name,) for name in OF_AUGMENTATION if second.get(name)]
+        asked += [("noise", name) for name in INPUT_NOISE if noise.get(name)]
+        for of_input in asked:
+            yield (*place, "finetune", *of_input), "finetuning is on un-augmented images (set `transform: training` to augment them)"
     for key in OF_PSEUDO_LABELS:
         if key in second and _is_set(settings.finetune, key):
             yield (*place, "finetune", key), "it applies to pseudo-labels, and finetuning uses labeled images only"

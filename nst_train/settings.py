@@ -15,6 +15,8 @@ PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
+# what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
+OF_AUGMENTATION, INPUT_NOISE = ("flip", "crop_scale_min", "crop_padding"), ("magnitude", "operations", "augmentation", "cutout")
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -108,6 +110,9 @@ class TrainSettings(Settings):
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
+    schedule_epochs: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, le=1e9, description="Train at the end of a schedule of so many epochs, at its low learning rates; by default all of it."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
     weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
     weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
@@ -125,6 +130,10 @@ class TrainSettings(Settings):
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
+    transform: Annotated[Literal["training", "evaluation"], Later("training")] = Field(
+        "training",
+        description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
+    )
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
@@ -190,6 +199,14 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _schedule_is_long_enough(self) -> Self:
+        if self.schedule_epochs and self.schedule_epochs < self.epochs:
+            raise ValueError(
+                f"`schedule_epochs`: expected at least the {self.epochs:g} `epochs` of the training, found {self.schedule_epochs:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _crops_in_one_way(self) -> Self:
         if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
             raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
@@ -218,7 +235,7 @@ class TrainSettings(Settings):
     @property
     def staircase_epochs(self) -> float:
         """Epochs between two steps down of the learning rate."""
-        return self.decay_epochs or self.epochs * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
+        return self.decay_epochs or (self.schedule_epochs or self.epochs) * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
 
 
 class LabelSettings(Settings):

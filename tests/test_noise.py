@@ -1,5 +1,6 @@
 import io
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from timm.data import auto_augment_transform, create_transform, rand_augment_tra
 from timm.data.auto_augment import augment_and_mix_transform, posterize
 
 from nst_data.errors import UsageError
+from nst_train.recipe import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.noise import Normalize, training_transform
@@ -158,3 +160,23 @@ def test_normalizing_on_the_device_equals_timms_transform():
 
 def test_seeds_depend_on_every_word_and_on_their_order():
     assert len({seed_of(1, "a", 2), seed_of(1, "b", 2), seed_of(2, "a", 1), seed_of(1, "a", 3)}) == 4
+
+
+@pytest.mark.parametrize("size", [(40, 30), (16, 50), (9, 9)])
+def test_un_augmented_images_are_those_of_timms_evaluation(size):
+    """Whatever else is asked for: flip, crops, RandAugment, Cutout."""
+    image, config = picture(1, 0).resize(size, Image.Resampling.BICUBIC), CONFIG | {"crop_pct": 0.8}
+    transform = training_transform(settings(Noise(cutout=8), transform="evaluation", flip=1), config)
+    expected = np.asarray(create_transform((3, 16, 16), interpolation="bicubic", crop_pct=0.8, normalize=False)(image)).transpose(1, 2, 0)
+    for seed in range(3):
+        assert np.abs(transform(png(image), seed).astype(int) - expected).max() <= 2
+
+
+def test_the_papers_finetuning_is_on_the_middle_800_pixels_of_832():
+    finetune = load_recipe(Path(__file__).parent.parent / "examples" / "imagenet.yaml").generations[-1].finetune
+    assert (finetune.epochs, finetune.image_size, finetune.batch_size) == (1.5, 800, 2048)
+    pixels = np.random.default_rng(0).integers(0, 256, (832, 1000, 3), dtype=np.uint8)  # as large as evaluation makes an image
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    transform = training_transform(finetune, CONFIG | {"input_size": (3, 800, 800), "crop_pct": finetune.crop_pct})
+    assert np.array_equal(transform(file.getvalue(), 5), pixels[16:816, 100:900])
