@@ -8,9 +8,8 @@ from typing import Annotated
 import pytest
 from earlier_store import ZIP
 
-from nst_data.cards.reproduction import BEFORE
 from nst_data.settings import AdoptSettings, BalanceSettings, Later, later_fields
-from nst_data.store.manifest import json_digest
+from nst_data.store.manifest import BEFORE, json_digest
 from nst_train.recipe import load_recipe
 from nst_train.settings import LabelSettings, Noise, PseudoNoise, TrainSettings
 
@@ -70,11 +69,11 @@ def test_a_selection_by_the_released_method_is_another_than_the_one_of_before():
     assert of_range.for_request() == before | {"confidence_range": [0.2, 0.5]}
 
 
-def test_the_command_of_a_card_spells_out_what_earlier_requests_left_out():
-    """Where today's default is another; that table lies below the settings of training and labeling."""
-    for kind, settings in (("teacher", TrainSettings), ("generation", LabelSettings)):
+def test_an_earlier_request_is_spelled_out_where_todays_default_is_another():
+    """For the commands of cards, and to say what is different: the table of them lies below the settings of training."""
+    for before, settings in ((BEFORE, TrainSettings), ({}, LabelSettings)):
         default = {name: field.default for name, field in settings.model_fields.items()}
-        assert BEFORE.get(kind, {}) == {name: value for name, value in later_fields(settings).items() if value != default[name]}
+        assert before == {name: value for name, value in later_fields(settings).items() if value != default[name]}
 
 
 def test_a_later_setting_is_left_out_while_it_has_its_value_of_before():
