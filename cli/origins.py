@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from nst_data.settings import Settings
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
-from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_RANDAUGMENT, TrainSettings
 from nst_train.training.schedule import Schedule
 
 
@@ -38,9 +38,8 @@ def _unread(settings: TrainSettings) -> dict[str, str]:
     """Settings that another one replaces."""
     if settings.transform == "evaluation":
         return dict.fromkeys([*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)], "not read beside transform evaluation")
-    return (
-        dict.fromkeys(["noise.magnitude", "noise.operations"], "not read beside noise.augmentation") if settings.noise.augmentation else {}
-    )
+    replaced = OF_RANDAUGMENT if settings.noise.augmentation else ()
+    return dict.fromkeys([f"noise.{name}" for name in replaced], "not read beside noise.augmentation")
 
 
 def _of_default(place: str) -> str:

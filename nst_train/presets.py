@@ -56,6 +56,7 @@ _COMMON: Published = {
     "ema_decay": (0.9999, CODE),
     "flip": (0.5, CODE),
     "crop_scale_min": (0.08, CODE),
+    "noise.amounts": ("released", CODE),
 }
 _CODE: Published = {"loss": ("code", CODE), "batch_size": (4096, CODE)}  # 109,474 steps of 4096 are its 350 epochs of ImageNet
 _NO_RANDAUGMENT: Published = {"noise.operations": (0, CODE), "noise.magnitude": (0, CODE)}
@@ -155,6 +156,7 @@ PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
     "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
     "noise.magnitude": ("27; EfficientNet-B2 to B6: 6, 12, 15, 18, 24", CODE),
+    "noise.amounts": ("released", CODE),
     "noise.dropout": ("0.5; EfficientNet-B0 to B5: 0.2, 0.2, 0.3, 0.3, 0.4, 0.4", CODE),
 }
 

@@ -10,7 +10,7 @@ from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.presets import PRESETS
-from nst_train.settings import PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
+from nst_train.settings import OF_RANDAUGMENT, PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
 
 
 class SourceSettings(Settings):
@@ -61,7 +61,7 @@ def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
     """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
     first = {name: value for name, value in generation.items() if name not in _NOT_INHERITED}
     noise, of_first = generation["finetune"].get("noise"), first.get("noise")
-    if isinstance(noise, dict) and isinstance(of_first, dict) and {"magnitude", "operations"} & noise.keys():
+    if isinstance(noise, dict) and isinstance(of_first, dict) and noise.keys() & set(OF_RANDAUGMENT):
         first["noise"] = {name: value for name, value in of_first.items() if name != "augmentation"}
     return first
 

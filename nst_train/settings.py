@@ -13,10 +13,12 @@ MOST_THREADS = 1024  # more are a slip, and take the machine down
 LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
+Amounts = Literal["scaled", "released"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
+OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
-OF_AUGMENTATION, INPUT_NOISE = ("flip", "crop_scale_min", "crop_padding"), ("magnitude", "operations", "augmentation", "cutout")
+OF_AUGMENTATION, INPUT_NOISE = ("flip", "crop_scale_min", "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -35,6 +37,11 @@ class Noise(Settings):
 
     magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
+    amounts: Annotated[Amounts, Later("scaled")] = Field(
+        "scaled",
+        description="Pixels of RandAugment's Translate and Cutout: in proportion to the image, or the released code's 100 and 40 at any "
+        "size above 64, with its rounding in Color, AutoContrast and Shear.",
+    )
     augmentation: str | None = Field(
         None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
     )
@@ -59,8 +66,8 @@ class Noise(Settings):
     @model_validator(mode="after")
     def _augments_in_one_way(self) -> Self:
         fields = type(self).model_fields
-        if self.augmentation and any(getattr(self, name) != fields[name].default for name in ("magnitude", "operations")):
-            raise ValueError("`augmentation` replaces RandAugment and its `magnitude` and `operations`; remove those")
+        if self.augmentation and any(getattr(self, name) != fields[name].default for name in OF_RANDAUGMENT):
+            raise ValueError("`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`; remove those")
         return self
 
 
@@ -185,7 +192,7 @@ class TrainSettings(Settings):
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
-            values["noise"] = {name: value for name, value in values["noise"].items() if name not in ("magnitude", "operations")}
+            values["noise"] = {name: value for name, value in values["noise"].items() if name not in OF_RANDAUGMENT}
         return over(values, given)
 
     @model_validator(mode="after")

@@ -100,9 +100,9 @@ def test_other_words_are_refused(augmentation):
         Noise(augmentation=augmentation)
 
 
-@pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}])
+@pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}, {"amounts": "released"}])
 def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
-    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude` and `operations`"):
+    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`"):
         Noise(augmentation="v0", **changes)
 
 

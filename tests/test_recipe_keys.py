@@ -31,7 +31,7 @@ TRAINING = {
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
 }
 ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
-NOISE = {"magnitude": 3, "operations": 3, "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
+NOISE = {"magnitude": 3, "operations": 3, "amounts": "released", "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
 
 
 def parsed(**parts):
