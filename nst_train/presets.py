@@ -56,6 +56,7 @@ _COMMON: Published = {
     "ema_decay": (0.9999, CODE),
     "flip": (0.5, CODE),
     "crop_scale_min": (0.08, CODE),
+    "crop_draw": ("released", CODE),
     "noise.amounts": ("released", CODE),
 }
 _CODE: Published = {"loss": ("code", CODE), "batch_size": (4096, CODE)}  # 109,474 steps of 4096 are its 350 epochs of ImageNet
@@ -117,7 +118,7 @@ def _presets() -> dict[str, Preset]:
         },
     )
     # A.3 names the network and its strides. The staircase ends near the released code's final learning rate of 0.0002 per 256 images.
-    svhn = {place: one for place, one in _COMMON.items() if place != "crop_scale_min"} | {
+    svhn = {place: one for place, one in _COMMON.items() if not place.startswith("crop_")} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
         "epochs": (202.3, CODE),  # 109,474 steps of 128 over 69,257 labeled images
@@ -155,6 +156,7 @@ PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
     "select.when": ("once, by EfficientNet-B0", TEXT),
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
     "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
+    "crop_draw": ("released", CODE),
     "noise.magnitude": ("27; EfficientNet-B2 to B6: 6, 12, 15, 18, 24", CODE),
     "noise.amounts": ("released", CODE),
     "noise.dropout": ("0.5; EfficientNet-B0 to B5: 0.2, 0.2, 0.3, 0.3, 0.4, 0.4", CODE),

@@ -13,12 +13,14 @@ MOST_THREADS = 1024  # more are a slip, and take the machine down
 LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
+CropDraw = Literal["torchvision", "released"]
 Amounts = Literal["scaled", "released"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
+OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
-OF_AUGMENTATION, INPUT_NOISE = ("flip", "crop_scale_min", "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
+OF_AUGMENTATION, INPUT_NOISE = ("flip", *OF_RESIZED_CROP, "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -145,6 +147,11 @@ class TrainSettings(Settings):
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
     )
+    crop_draw: Annotated[CropDraw, Later("torchvision")] = Field(
+        "torchvision",
+        description="How random crops are drawn: evenly by area, as torchvision and timm do; released: by height and covering a tenth "
+        "of the image, as the released code does, on average smaller.",
+    )
     crop_padding: int = Field(
         0,
         ge=0,
@@ -191,6 +198,8 @@ class TrainSettings(Settings):
         values = PRESETS[preset].values
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
+        if given.get("crop_padding"):
+            values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
             values["noise"] = {name: value for name, value in values["noise"].items() if name not in OF_RANDAUGMENT}
         return over(values, given)
@@ -215,8 +224,9 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _crops_in_one_way(self) -> Self:
-        if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
-            raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
+        fields = type(self).model_fields
+        if self.crop_padding and any(getattr(self, name) != fields[name].default for name in OF_RESIZED_CROP):
+            raise ValueError("`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`; remove one of them")
         return self
 
     def for_request(self) -> dict[str, Any]:

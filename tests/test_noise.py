@@ -14,6 +14,7 @@ from nst_data.errors import UsageError
 from nst_train.recipe import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
+from nst_train.transforms.crops import RandomResizedCrop
 from nst_train.transforms.noise import Normalize, training_transform
 
 CONFIG = {
@@ -106,9 +107,17 @@ def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
         Noise(augmentation="v0", **changes)
 
 
-def test_a_padded_crop_beside_a_random_resized_crop_is_refused():
-    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop and its `crop_scale_min`"):
-        settings(Noise(), crop_padding=4, crop_scale_min=0.5)
+@pytest.mark.parametrize("crop", [{"crop_scale_min": 0.5}, {"crop_draw": "released"}])
+def test_a_padded_crop_beside_a_random_resized_crop_is_refused(crop):
+    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`"):
+        settings(Noise(), crop_padding=4, **crop)
+
+
+@pytest.mark.parametrize(("named", "draw"), [({"preset": "efficientnet-b7"}, "released"), ({}, "torchvision")])
+def test_by_a_preset_crops_are_drawn_as_the_released_code_draws_them(named, draw):
+    transform = training_transform(TrainSettings(model="x", flip=0, noise={"operations": 0}, **named), CONFIG)
+    photograph, crop = png(picture(1, 0).resize((50, 40))), RandomResizedCrop(0.08, (16, 16), "bicubic", draw)
+    assert all((transform(photograph, seed) == np.asarray(crop(photograph, random.Random(seed)))).all() for seed in range(10))
 
 
 def test_without_noise_crop_and_flip_an_image_comes_through_as_it_is():

@@ -41,7 +41,7 @@ def test_a_preset_has_the_published_figures(preset):
     assert (found.decay_rate, found.label_smoothing, found.ema_decay, found.noise.operations) == (0.97, 0.1, 0.9999, 2)
     assert (found.loss, found.hard, found.pretrained) == ("concat", False, False)
     assert found.weight_decay == (1e-4 if preset == "svhn" else 1e-5)
-    assert noise.amounts == "released"
+    assert (noise.amounts, found.crop_draw) == ("released", "torchvision" if preset == "svhn" else "released")  # svhn pads
     assert found.flip == (0 if preset == "svhn" else 0.5)
     assert (found.crop_padding, noise.cutout) == ((4, 16) if preset == "svhn" else (0, 0))
 
@@ -91,7 +91,7 @@ def test_each_network_exists_and_has_the_papers_number_of_parameters():
         assert parameters / 1e6 == pytest.approx(expected, rel=0.02)
 
 
-UNLIKE_B7 = {"ratio": 3, "noise": {"amounts": "released"}}  # and the table of docs/paper-settings.md names them
+UNLIKE_B7 = {"ratio": 3, "crop_draw": "released", "noise": {"amounts": "released"}}  # and the table of docs/paper-settings.md names them
 
 
 def test_the_defaults_are_b7s_where_they_are_published():
@@ -144,6 +144,11 @@ def test_what_is_given_wins_over_the_preset_and_the_preset_over_the_default():
 def test_an_augmentation_of_timm_takes_the_place_of_a_presets_randaugment():
     noise = settings("efficientnet-b2", noise={"augmentation": "augmix-m3-w3"}).noise
     assert noise == Noise(augmentation="augmix-m3-w3", dropout=0.3)
+
+
+def test_a_padded_crop_takes_the_place_of_a_presets_random_resized_crop():
+    found = settings("efficientnet-b2", crop_padding=4)
+    assert (found.crop_padding, found.crop_draw) == (4, "torchvision")
 
 
 def test_a_default_that_is_given_wins_too():

@@ -42,7 +42,7 @@ def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> 
         return _AsInEvaluation(data_config)
     _, height, width = data_config["input_size"]
     scale_min = 1.0 if settings.crop_padding else settings.crop_scale_min
-    crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"])
+    crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"], settings.crop_draw)
     steps = _augmentations(settings.noise, data_config)
     flip = [_Flip(settings.flip)] if settings.flip else []
     if settings.crop_padding:
