@@ -6,7 +6,7 @@ from typing import Any
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.presets import PRESETS
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_PSEUDO_LABELS, TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_LABEL_NOISE, OF_PSEUDO_LABELS, LabelSettings, TrainSettings
 
 Place = tuple[str | int, ...]
 
@@ -21,8 +21,9 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
     for key in ("class_names", "label_column"):
         if content["pool"].get(key) is not None:
             yield ("pool", key), "pool labels are not read"
-    if "seed" in (content.get("label") or {}) and recipe.label.seed and not recipe.label.noise:
-        yield ("label", "seed"), "it seeds labeling noise, which is off (set `noise: true`)"
+    for key in OF_LABEL_NOISE:
+        if key in (content.get("label") or {}) and not recipe.label.noise and getattr(recipe.label, key) != getattr(LabelSettings(), key):
+            yield ("label", key), "it is of labeling noise, which is off (set `noise: true`)"
     evaluate = content.get("evaluate") or []
     for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
         place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)

@@ -14,6 +14,7 @@ LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 CropDraw = Literal["torchvision", "released"]
+TransformOf = Literal["training", "evaluation"]
 Amounts = Literal["scaled", "released"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
@@ -21,6 +22,7 @@ OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what anothe
 OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
 OF_AUGMENTATION, INPUT_NOISE = ("flip", *OF_RESIZED_CROP, "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
+OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: what only `noise` reads
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -80,6 +82,15 @@ class PseudoNoise(Settings):
 
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
+    transform: Annotated[TransformOf | None, Later(None)] = Field(
+        None, description="evaluation: pseudo-labeled images un-augmented, as in evaluation, whatever the labeled ones are."
+    )
+    flip: Annotated[float | None, Later(None)] = Field(
+        None, ge=0, le=1, description="Chance of a flip of a pseudo-labeled image, if different; 0: none."
+    )
+    crop_scale_min: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, le=1, description="Smallest share that a crop of a pseudo-labeled image keeps, if different; 1: no random crop."
+    )
     cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if different.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
@@ -139,7 +150,7 @@ class TrainSettings(Settings):
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
-    transform: Annotated[Literal["training", "evaluation"], Later("training")] = Field(
+    transform: Annotated[TransformOf, Later("training")] = Field(
         "training",
         description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
     )
@@ -238,12 +249,15 @@ class TrainSettings(Settings):
         return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
 
     @property
-    def noise_of_pseudo(self) -> Noise:
-        """The noise of pseudo-labeled images."""
-        changed = self.pseudo_noise.model_dump(exclude_none=True)
-        if {"magnitude", "operations"} & changed.keys():
-            changed["augmentation"] = None  # RandAugment, or none, in place of another augmentation
-        return self.noise.model_copy(update=changed)
+    def of_pseudo(self) -> Self:
+        """The settings by which pseudo-labeled images are cropped, flipped and noised."""
+        noise = self.pseudo_noise.model_dump(exclude_none=True)
+        changed: dict[str, Any] = {name: noise.pop(name) for name in ("transform", "flip", "crop_scale_min") if name in noise}
+        if "crop_scale_min" in changed:
+            changed["crop_padding"] = 0  # a resized crop, or none, in place of a padded one
+        if {"magnitude", "operations"} & noise.keys():
+            noise["augmentation"] = None  # RandAugment, or none, in place of another augmentation
+        return self.model_copy(update=changed | {"noise": self.noise.model_copy(update=noise)})
 
     def without_validation(self) -> Self:
         """Without what speaks of validation images: where there are none, with and without it is one training."""
@@ -270,6 +284,11 @@ class LabelSettings(Settings):
     noise: bool = Field(
         False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
     )
+    noise_transform: Annotated[TransformOf, Later("evaluation")] = Field(
+        "training",
+        description="What `noise` does to images: training's own crop, flip and RandAugment, in its order; or RandAugment alone, before "
+        "the resize and crop of evaluation.",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of `noise`; unused without it.")
     exact_transform: bool = Field(
         False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
@@ -278,8 +297,8 @@ class LabelSettings(Settings):
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
-        """As of all settings; and without noise no seed shapes labels."""
-        return {name: value for name, value in super().for_request().items() if self.noise or name != "seed"}
+        """As of all settings; and without noise none of its settings shapes labels."""
+        return {name: value for name, value in super().for_request().items() if self.noise or name not in OF_LABEL_NOISE}
 
 
 class ReadSettings(ReadableSettings):

@@ -9,7 +9,7 @@ import pytest
 from earlier_store import ZIP
 
 from nst_data.settings import AdoptSettings, BalanceSettings, Later, Settings, later_fields
-from nst_data.store.manifest import BEFORE, json_digest
+from nst_data.store.manifest import BEFORE, BEFORE_OF_NOISED_LABELS, json_digest
 from nst_train.recipe import load_recipe
 from nst_train.settings import LabelSettings, Noise, PseudoNoise, TrainSettings
 
@@ -42,7 +42,7 @@ def taken_apart(settings):
     [
         (TrainSettings(model="x", weight_decay_on="weights"), "9e20100d3f2e209c"),
         (LabelSettings(), "0e48e70d87dea88b"),
-        (LabelSettings(noise=True), "c93212c1da56f99f"),
+        (LabelSettings(noise=True, noise_transform="evaluation"), "c93212c1da56f99f"),
         (BalanceSettings(), "f27e29d319a9f28e"),
         (AdoptSettings(probs="p"), "1dd763454e4253ea"),
     ],
@@ -90,7 +90,7 @@ def test_a_selection_by_the_released_method_is_another_than_the_one_of_before():
 
 def test_an_earlier_request_is_spelled_out_where_todays_default_is_another():
     """For the commands of cards, and to say what is different: the table of them lies below the settings of training."""
-    for before, settings in ((BEFORE, TrainSettings), ({}, LabelSettings)):
+    for before, settings in ((BEFORE, TrainSettings), (BEFORE_OF_NOISED_LABELS, LabelSettings)):
         default = {name: field.default for name, field in settings.model_fields.items()}
         assert before == {name: value for name, value in later_fields(settings).items() if value != default[name]}
 

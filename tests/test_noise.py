@@ -15,7 +15,7 @@ from nst_train.recipe import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.crops import RandomResizedCrop
-from nst_train.transforms.noise import Normalize, training_transform
+from nst_train.transforms.noise import Normalize, training_transform, training_transforms
 
 CONFIG = {
     "input_size": (3, 16, 16),
@@ -111,6 +111,34 @@ def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
 def test_a_padded_crop_beside_a_random_resized_crop_is_refused(crop):
     with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`"):
         settings(Noise(), crop_padding=4, **crop)
+
+
+def test_pseudo_labeled_images_alone_go_without_flip_crop_and_randaugment():
+    """Table 6: the noise of labeled images stays."""
+    plain = {"flip": 0, "crop_scale_min": 1, "operations": 0}
+    transforms = training_transforms(settings(Noise(), pseudo_noise=plain), CONFIG)
+    image = picture(1, 0)
+    assert all((transforms["pseudo"](png(image), seed) == np.asarray(image)).all() for seed in range(10))
+    labeled = training_transform(settings(Noise()), CONFIG)
+    assert all((transforms["labeled"](png(image), seed) == labeled(png(image), seed)).all() for seed in range(10))
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_each_part_of_the_augmentation_of_pseudo_labeled_images_goes_by_itself(padding):
+    bright = np.asarray(picture(1, 0)).copy()
+    bright[:, :8] = 255
+
+    def shown(**pseudo):
+        noise = Noise(operations=0)
+        transform = training_transforms(settings(noise, crop_padding=padding, pseudo_noise=pseudo), CONFIG)["pseudo"]
+        return [transform(png(Image.fromarray(bright)), seed) for seed in range(30)]
+
+    assert {(one == bright).all() or (one == bright[:, ::-1]).all() for one in shown(crop_scale_min=1)} == {True}
+    assert sum((one == bright[:, ::-1]).all() for one in shown(crop_scale_min=1)) > 5
+    assert all(one[:, :6].mean() > one[:, 10:].mean() for one in shown(flip=0) if one[:, 0].min() == 255 and one[:, -1].min() < 255)
+    assert len({one.tobytes() for one in shown(flip=0)}) > 5
+    evaluated = training_transform(settings(Noise(), transform="evaluation"), CONFIG)(png(Image.fromarray(bright)), 0)
+    assert all((one == evaluated).all() for one in shown(transform="evaluation"))
 
 
 @pytest.mark.parametrize(("named", "draw"), [({"preset": "efficientnet-b7"}, "released"), ({}, "torchvision")])

@@ -33,6 +33,7 @@ TRAINING = {
 }
 ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 NOISE = {"magnitude": 3, "operations": 3, "amounts": "released", "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
+PSEUDO_NOISE = NOISE | {"transform": "evaluation", "flip": 0, "crop_scale_min": 1}
 
 
 def parsed(**parts):
@@ -88,12 +89,12 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
 @pytest.mark.parametrize(("model", "where"), [(Noise, "noise"), (PseudoNoise, "pseudo_noise")])
 def test_each_setting_of_noise_changes_it_or_is_refused(model, where):
     for setting in model.model_fields:
-        changed = parsed(generations=[NETWORK, NETWORK | {where: {setting: NOISE[setting]}}]).generations[1].first
+        changed = parsed(generations=[NETWORK, NETWORK | {where: {setting: PSEUDO_NOISE[setting]}}]).generations[1].first
         assert changed != parsed().generations[1].first, setting
 
 
 LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "limit": 5, "noise": True, "exact_transform": True}
-LABEL |= {"precision": "fp32", "compile": True, "seed": 9}
+LABEL |= {"precision": "fp32", "compile": True, "noise_transform": "evaluation", "seed": 9}
 SELECT = {"min_confidence": 0.1, "class_min_confidence": {"rose": 0.1}, "confidence_range": [0.1, 0.2], "exclude_class": ["rose"]}
 SELECT |= {"fraction": 0.5, "per_class": 5, "auto_quantile": 0.1, "max_copies": 2, "method": "official", "exact_overlap_only": True}
 SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
@@ -103,7 +104,7 @@ SELECT_ALSO = {"auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_image
 @pytest.mark.parametrize("setting", LabelSettings.model_fields)
 def test_each_setting_of_labeling_changes_the_labels_or_is_refused(setting):
     found = outcome(f"label.{setting}", label={setting: LABEL[setting]})
-    assert (found is None) == (setting == "seed")
+    assert (found is None) == (setting in ("seed", "noise_transform"))
     assert found is None or found.label.for_request() != parsed().label.for_request()
     assert parsed(label={"noise": True, "seed": 9}).label.for_request()["seed"] == 9
 

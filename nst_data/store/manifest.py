@@ -46,7 +46,7 @@ class Request(_Frozen):
     @property
     def spelled_out(self) -> dict[str, Any]:
         """The settings, with the value of before of each that it left out and that has another default today."""
-        return self.settings
+        return (BEFORE_OF_NOISED_LABELS if self.is_noised else {}) | self.settings
 
     @property
     def is_noised(self) -> bool:
@@ -91,12 +91,13 @@ class EditionRequest(Request):
     def spelled_out(self) -> dict[str, Any]:
         """As of each request."""
         if self.selection is None:
-            return self.settings
+            return super().spelled_out
         today = BalanceSettings.model_validate({name: value for name, value in self.settings.items() if name != ANONYMOUS})
         return self.settings | {name: value for name, value in self.selection.model_dump().items() if value != getattr(today, name)}
 
 
 BEFORE = {"weight_decay_on": "weights", "freeze_by": "layers"}  # of a training's settings, which lie above this package
+BEFORE_OF_NOISED_LABELS = {"noise_transform": "evaluation"}  # of a labeling's, likewise
 
 
 class TeacherRequest(Request):

@@ -90,7 +90,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
             with _refusals(settings):
                 return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
-    if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
+    if largest := max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
         options["drop_path_rate"] = largest
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size

@@ -91,7 +91,7 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    noise = add_noise(network, settings.noise, settings.noise_of_pseudo, classes, settings.seed)
+    noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     optimizer = make_optimizer(network, settings, schedule)
     if settings.compile:
         network.compile()

@@ -27,8 +27,7 @@ Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:
     """The transform of `labeled` and that of `pseudo` images."""
-    pseudo = settings.model_copy(update={"noise": settings.noise_of_pseudo})
-    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(pseudo, data_config)}
+    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(settings.of_pseudo, data_config)}
 
 
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
