@@ -7,9 +7,8 @@ The networks are timm's `tf_` ones: their padding and batch-norm epsilon are tho
 timm publishes for them are the paper's. Their padding costs time (a step of B0 took 1.1 to 1.3 times as long on a CPU core); any other
 network, such as `efficientnet_b7`, can be named beside a preset.
 
-Not in a preset: batch-norm's decay (0.99 in the released code, 0.9 in timm's networks), for which there is no setting; which images are
-selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training (`finetune`, examples/imagenet.yaml).
-Imports no torch.
+Not in a preset: which images are selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training
+(`finetune`, examples/imagenet.yaml). Imports no torch.
 """
 
 import difflib
@@ -54,6 +53,7 @@ _COMMON: Published = {
     "label_smoothing": (0.1, CODE),
     "loss": ("concat", TEXT),
     "ema_decay": (0.9999, CODE),
+    "batch_norm_decay": (0.99, CODE),
     "flip": (0.5, CODE),
     "crop_scale_min": (0.08, CODE),
     "crop_draw": ("released", CODE),
@@ -104,7 +104,7 @@ def _presets() -> dict[str, Preset]:
     # A.3 names the network and the magnitude; the rest is section 3.1's, with 350 epochs as for what is larger than B4.
     presets["resnet-50"] = Preset(
         "section A.3; ImageNet top-1 78.9%, its teacher 77.6% (table 16)",
-        _COMMON
+        {place: one for place, one in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is of its EfficientNets
         | {
             "model": ("resnet50", OTHERS),
             "image_size": (224, "tables 4 and 5"),
@@ -117,11 +117,13 @@ def _presets() -> dict[str, Preset]:
             "noise.stochastic_depth": (0, OTHERS),
         },
     )
-    # A.3 names the network and its strides. The staircase ends near the released code's final learning rate of 0.0002 per 256 images.
+    # A.3 names the network and its strides. The schedule is of 109,474 steps of 128 over 69,257 labeled images, whose learning rate falls
+    # by 0.97 as often as makes 0.0002 per 256 images of 0.016 in all epochs but 5: every (202.3286 - 5) / (ln(0.0002 / 0.016) / ln 0.97).
     svhn = {place: one for place, one in _COMMON.items() if not place.startswith("crop_")} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
-        "epochs": (202.3, CODE),  # 109,474 steps of 128 over 69,257 labeled images
+        "epochs": (202.3286, CODE),
+        "decay_epochs": (1.37162, CODE),
         "batch_size": (128, CODE),
         "ratio": (5, CODE),
         "weight_decay": (1e-4, CODE),
@@ -156,6 +158,7 @@ PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
     "select.when": ("once, by EfficientNet-B0", TEXT),
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
     "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
+    "batch_norm_decay": ("0.99", CODE),
     "crop_draw": ("released", CODE),
     "noise.magnitude": ("27; EfficientNet-B2 to B6: 6, 12, 15, 18, 24", CODE),
     "noise.amounts": ("released", CODE),

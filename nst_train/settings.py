@@ -150,6 +150,9 @@ class TrainSettings(Settings):
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
+    batch_norm_decay: Annotated[float | None, Later(None)] = Field(
+        None, ge=0, lt=1, description="Decay of batch-norm's means and variances; the network's own by default, 0.9 in timm's."
+    )
     transform: Annotated[TransformOf, Later("training")] = Field(
         "training",
         description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
@@ -209,6 +212,8 @@ class TrainSettings(Settings):
         values = PRESETS[preset].values
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
+        if given.get("epochs") is not None:
+            values.pop("decay_epochs", None)  # which is of the preset's epochs
         if given.get("crop_padding"):
             values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):

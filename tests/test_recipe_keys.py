@@ -26,7 +26,7 @@ TRAINING = {
     **{"weight_decay": 0.5, "weight_decay_on": "weights"},
     **{"label_smoothing": 0.5, "loss": "sum", "hard": True, "pseudo_temperature": 2, "pseudo_only": True},
     **{"ema_decay": 0.5, "flip": 0, "crop_scale_min": 0.5, "crop_draw": "released", "crop_padding": 4},
-    **{"crop_pct": 0.5, "compute_threads": 1},
+    **{"batch_norm_decay": 0.5, "crop_pct": 0.5, "compute_threads": 1},
     **{"noise": {"magnitude": 3}, "pseudo_noise": {"magnitude": 3}, "start": "other@gen-1", "freeze": 0.5, "clip_grad": 1, "accumulate": 2},
     **{"freeze_by": "layers", "schedule_epochs": 700, "transform": "evaluation"},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
+from nst_train.networks.batch_norm import decay_batch_norm, synchronize_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
-from nst_train.networks.sync_batch_norm import synchronize_batch_norm
 from nst_train.networks.transformers_networks import Logits
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
@@ -88,6 +88,8 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
     freeze(network, settings)
+    if settings.batch_norm_decay is not None:
+        decay_batch_norm(network, settings.batch_norm_decay)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
