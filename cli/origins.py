@@ -7,10 +7,8 @@ from pydantic import BaseModel
 
 from nst_data.settings import Settings
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
-from nst_train.settings import TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_RANDAUGMENT, TrainSettings
 from nst_train.training.schedule import Schedule
-
-_REPLACED = ("noise.magnitude", "noise.operations")  # by another augmentation: RandAugment's
 
 
 def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str], outer: str = "") -> dict[str, tuple[Any, str]]:
@@ -22,10 +20,10 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
     published = PRESETS[preset].published if preset else {}
     written = set(_places(given, outer))
     found = {}
-    unread = _REPLACED if isinstance(settings, TrainSettings) and settings.noise.augmentation else ()
+    unread = _unread(settings) if isinstance(settings, TrainSettings) else {}
     for place, value in _values(settings, outer):
         if place in unread:
-            origin = "not read beside noise.augmentation"
+            origin = unread[place]
         elif any(place == one or place.startswith(f"{one}.") or one.startswith(f"{place}.") for one in written):
             origin = named(place)
         elif place in published:
@@ -34,6 +32,14 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
             origin = _of_default(place)
         found[place] = (value, origin)
     return found
+
+
+def _unread(settings: TrainSettings) -> dict[str, str]:
+    """Settings that another one replaces."""
+    if settings.transform == "evaluation":
+        return dict.fromkeys([*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)], "not read beside transform evaluation")
+    replaced = OF_RANDAUGMENT if settings.noise.augmentation else ()
+    return dict.fromkeys([f"noise.{name}" for name in replaced], "not read beside noise.augmentation")
 
 
 def _of_default(place: str) -> str:
@@ -56,7 +62,7 @@ def consequences(settings: TrainSettings, labeled_images: int | None, entries: i
         "labeled_images_per_step": labeled,
         "pseudo_labeled_images_per_step": pseudo,
         "images_per_step": labeled + pseudo,
-        "peak_learning_rate": schedule.peak,
+        "peak_learning_rate": schedule.highest,
         "epochs_between_decays": settings.staircase_epochs,
         "labeled_images": labeled_images,
         "steps": steps,

@@ -74,7 +74,7 @@ def _show_settings(path: Path, json: bool) -> None:
     from nst_data.errors import NstError
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
-    from nst_train.recipe_settings import OF_FINETUNING, inherited
+    from nst_train.recipe_settings import inherited, of_finetuning
     from nst_train.settings import over
 
     from .origins import origins
@@ -95,12 +95,12 @@ def _show_settings(path: Path, json: bool) -> None:
         given = written["generations"][number]
         trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
         if settings.finetune:
-            own = over(inherited(given) | OF_FINETUNING, given["finetune"])
+            own = over(inherited(given) | of_finetuning(given), given["finetune"])
             trainings.append((settings.finetune, own, "finetuned", False))
         for training, own, kind, student in trainings:
             here, filled_in = {"settings": own, "run": written.get("run", {})}, {}
             if training is settings.finetune:
-                filled_in = {name: "default of finetune" for name in OF_FINETUNING if name not in given["finetune"]}
+                filled_in = {name: "default of finetune" for name in of_finetuning(given) if name not in given["finetune"]}
             origin = partial(_origin, filled_in)
             found = look_up(training, recipe.run, here, origin, labeled, None, student)
             if student:

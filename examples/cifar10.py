@@ -22,14 +22,15 @@ import polars as pl
 
 from nst_data import BalanceSettings, Store, Version, balance, open_source
 from nst_data.prefetch import cpus_of_this_process
-from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, train
+from nst_train import LabelSettings, RunSettings, TrainSettings, evaluate, label, train
 from nst_train.device import this_device
 from nst_train.training.schedule import Schedule
 
 MILD = {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}  # noise of the first teacher
 STRONG = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}
 SMALL = {"model": "test_resnet", "image_size": 32, "crop_pct": 1.0, "compute_threads": 1, "batch_size": 128, "epochs": 25}
-ADAM = {"optimizer": "adamw", "learning_rate": 0.002, "warmup_epochs": 3, "weight_decay": 0.05, "ema_decay": 0.995}
+ADAM = {"optimizer": "adamw", "learning_rate": 0.002, "warmup_epochs": 3, "weight_decay": 0.05, "weight_decay_on": "weights"}
+ADAM |= {"ema_decay": 0.995}
 CROPS = {"crop_scale_min": 0.6, "flip": 0.5}
 SCALES = {
     "cpu": SMALL | ADAM | CROPS | {"noise": STRONG, "ratio": 3},
@@ -62,7 +63,7 @@ class Lab:
     def student(self, name: str = "student", teacher: Version | None = None, pool: Path | None = None, **switch: Any) -> Version:  # noqa: ANN401
         """A student: the teacher labels the pool, it is filtered and balanced (section 3.1), and both parts are trained on."""
         images, teacher = open_source(str(pool or self.data / "unlabeled.parquet")), teacher or self.teacher()
-        labels = label(self.store, self.name + ("-unbalanced" if pool else ""), teacher, images)
+        labels = label(self.store, self.name + ("-unbalanced" if pool else ""), teacher, images, switch.pop("labels", None))
         quota = switch.pop("per_class", len(images) // len(labels.manifest.class_names))
         selection = BalanceSettings(min_confidence=0.3, per_class=quota, seed=self.settings.seed)
         edition = balance(self.store, labels, selection, exclude=[self.labeled, self.test], pool=images)
@@ -112,6 +113,8 @@ class Lab:
 
 Row = tuple[Callable[[Lab], Version], Set[str]]  # a way to train, and all that it changes of the first row's
 NOISE = {f"noise.{name}" for name in STRONG}
+NO_AUGMENTATION, NO_DROPPING = {"transform": "evaluation"}, {"dropout": 0, "stochastic_depth": 0}  # of pseudo-labeled images
+UNNOISED = {f"pseudo_noise.{name}" for name in NO_AUGMENTATION | NO_DROPPING}
 LABELED_ALONE = {"edition", "pool", "ratio"}  # without pseudo-labels there is no ratio
 FINETUNED = LABELED_ALONE | {"initial_weights", "start", "learning_rate", "warmup_epochs"}
 COMPARISONS: dict[str, tuple[str, dict[str, Row]]] = {
@@ -120,8 +123,13 @@ COMPARISONS: dict[str, tuple[str, dict[str, Row]]] = {
         {"student": (Lab.student, set()), "supervised": (Lab.supervised, LABELED_ALONE), "teacher": (Lab.teacher, LABELED_ALONE | NOISE)},
     ),
     "noise": (
-        "RandAugment, dropout and stochastic depth against none; crops and flips stay (table 6)",
-        {"noise": (Lab.student, set()), "no noise": (lambda lab: lab.student("no-noise", noise=Noise.none()), NOISE)},
+        "noise of pseudo-labeled images against none, that of labeled ones stays; a noised teacher against the clean one (table 6)",
+        {
+            "noise": (Lab.student, set()),
+            "no noise": (lambda lab: lab.student("no-noise", pseudo_noise=NO_AUGMENTATION | NO_DROPPING), UNNOISED),
+            "no augmentation": (lambda lab: lab.student("no-augmentation", pseudo_noise=NO_AUGMENTATION), {"pseudo_noise.transform"}),
+            "noised teacher": (lambda lab: lab.student("noised-teacher", labels=LabelSettings(noise=True)), {"edition.generation"}),
+        },
     ),
     "hard": (
         "soft pseudo-labels against hard ones (figure 5)",

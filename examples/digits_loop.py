@@ -18,7 +18,8 @@ labeled, test = (open_source(folder / "digits" / part, labeled=True) for part in
 pool, store = open_source(folder / "digits" / "pool"), Store(folder / "store")
 
 network = {"model": "test_resnet", "image_size": 32, "crop_pct": 1.0, "compute_threads": 1, "batch_size": 20, "epochs": epochs, "flip": 0}
-network |= {"optimizer": "adamw", "learning_rate": 0.04, "warmup_epochs": 5, "weight_decay": 0.02, "ema_decay": 0.99}
+network |= {"optimizer": "adamw", "learning_rate": 0.04, "warmup_epochs": 5, "weight_decay": 0.02, "weight_decay_on": "weights"}
+network |= {"ema_decay": 0.99}
 first = TrainSettings(**network, crop_scale_min=1, noise=Noise.none())
 noised = TrainSettings(**network, crop_scale_min=0.8, ratio=9, noise=Noise(magnitude=9, dropout=0.2, stochastic_depth=0))
 

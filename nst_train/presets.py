@@ -7,9 +7,8 @@ The networks are timm's `tf_` ones: their padding and batch-norm epsilon are tho
 timm publishes for them are the paper's. Their padding costs time (a step of B0 took 1.1 to 1.3 times as long on a CPU core); any other
 network, such as `efficientnet_b7`, can be named beside a preset.
 
-Not in a preset: batch-norm's decay (0.99 in the released code, 0.9 in timm's networks), for which there is no setting; which images are
-selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training (`finetune`, examples/imagenet.yaml).
-Imports no torch.
+Not in a preset: which images are selected (`nst balance`); for L2 the finetuning at a larger size, which is a second training
+(`finetune`, examples/imagenet.yaml). Imports no torch.
 """
 
 import difflib
@@ -47,14 +46,18 @@ _COMMON: Published = {
     "optimizer": ("rmsproptf", CODE),  # with decay 0.9 and epsilon 0.001
     "momentum": (0.9, CODE),
     "weight_decay": (1e-5, CODE),
+    "weight_decay_on": ("all", CODE),
     "learning_rate": (0.016, TEXT),  # per 256 images: 0.128 for 2048
     "warmup_epochs": (5, CODE),
     "decay_rate": (0.97, TEXT),
     "label_smoothing": (0.1, CODE),
     "loss": ("concat", TEXT),
     "ema_decay": (0.9999, CODE),
+    "batch_norm_decay": (0.99, CODE),
     "flip": (0.5, CODE),
     "crop_scale_min": (0.08, CODE),
+    "crop_draw": ("released", CODE),
+    "noise.amounts": ("released", CODE),
 }
 _CODE: Published = {"loss": ("code", CODE), "batch_size": (4096, CODE)}  # 109,474 steps of 4096 are its 350 epochs of ImageNet
 _NO_RANDAUGMENT: Published = {"noise.operations": (0, CODE), "noise.magnitude": (0, CODE)}
@@ -101,7 +104,7 @@ def _presets() -> dict[str, Preset]:
     # A.3 names the network and the magnitude; the rest is section 3.1's, with 350 epochs as for what is larger than B4.
     presets["resnet-50"] = Preset(
         "section A.3; ImageNet top-1 78.9%, its teacher 77.6% (table 16)",
-        _COMMON
+        {place: one for place, one in _COMMON.items() if place != "batch_norm_decay"}  # the released code's is of its EfficientNets
         | {
             "model": ("resnet50", OTHERS),
             "image_size": (224, "tables 4 and 5"),
@@ -114,11 +117,13 @@ def _presets() -> dict[str, Preset]:
             "noise.stochastic_depth": (0, OTHERS),
         },
     )
-    # A.3 names the network and its strides. The staircase ends near the released code's final learning rate of 0.0002 per 256 images.
-    svhn = {place: one for place, one in _COMMON.items() if place != "crop_scale_min"} | {
+    # A.3 names the network and its strides. The schedule is of 109,474 steps of 128 over 69,257 labeled images, whose learning rate falls
+    # by 0.97 as often as makes 0.0002 per 256 images of 0.016 in all epochs but 5: every (202.3286 - 5) / (ln(0.0002 / 0.016) / ln 0.97).
+    svhn = {place: one for place, one in _COMMON.items() if not place.startswith("crop_")} | {
         "model": ("tf_efficientnet_b0_32", OTHERS),
         "image_size": (32, OTHERS),
-        "epochs": (202.3, CODE),  # 109,474 steps of 128 over 69,257 labeled images
+        "epochs": (202.3286, CODE),
+        "decay_epochs": (1.37162, CODE),
         "batch_size": (128, CODE),
         "ratio": (5, CODE),
         "weight_decay": (1e-4, CODE),
@@ -153,7 +158,10 @@ PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
     "select.when": ("once, by EfficientNet-B0", TEXT),
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
     "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
+    "batch_norm_decay": ("0.99", CODE),
+    "crop_draw": ("released", CODE),
     "noise.magnitude": ("27; EfficientNet-B2 to B6: 6, 12, 15, 18, 24", CODE),
+    "noise.amounts": ("released", CODE),
     "noise.dropout": ("0.5; EfficientNet-B0 to B5: 0.2, 0.2, 0.3, 0.3, 0.4, 0.4", CODE),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.presets import PRESETS
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_LABEL_NOISE, OF_PROBE, OF_PSEUDO_LABELS, LabelSettings, TrainSettings
 
 Place = tuple[str | int, ...]
 
@@ -21,8 +21,9 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
     for key in ("class_names", "label_column"):
         if content["pool"].get(key) is not None:
             yield ("pool", key), "pool labels are not read"
-    if "seed" in (content.get("label") or {}) and recipe.label.seed and not recipe.label.noise:
-        yield ("label", "seed"), "it seeds labeling noise, which is off (set `noise: true`)"
+    for key in OF_LABEL_NOISE:
+        if key in (content.get("label") or {}) and not recipe.label.noise and getattr(recipe.label, key) != getattr(LabelSettings(), key):
+            yield ("label", key), "it is of labeling noise, which is off (set `noise: true`)"
     evaluate = content.get("evaluate") or []
     for number, written in enumerate(evaluate if isinstance(evaluate, list) else [evaluate]):
         place: Place = ("evaluate", number) if isinstance(evaluate, list) else ("evaluate",)
@@ -49,8 +50,16 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
             if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):
                 yield (*place, key), "`probe` fits the last layer alone"
     second = written.get("finetune")
+    yield from _of_freezing(place, written, settings)
     if not second or settings.finetune is None:
         return
+    yield from _of_freezing((*place, "finetune"), second, settings.finetune)
+    if settings.finetune.transform == "evaluation":
+        noise = second.get("noise") or {}
+        asked: list[Place] = [(name,) for name in OF_AUGMENTATION if second.get(name)]
+        asked += [("noise", name) for name in INPUT_NOISE if noise.get(name)]
+        for of_input in asked:
+            yield (*place, "finetune", *of_input), "finetuning is on un-augmented images (set `transform: training` to augment them)"
     for key in OF_PSEUDO_LABELS:
         if key in second and _is_set(settings.finetune, key):
             yield (*place, "finetune", key), "it applies to pseudo-labels, and finetuning uses labeled images only"
@@ -59,6 +68,11 @@ def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iter
             yield (*place, "finetune", key), "finetuning always starts from the preceding training's weights"
     if settings.finetune.model != settings.model:
         yield (*place, "finetune", "model"), f"finetuning keeps the network of the preceding training, {settings.model}"
+
+
+def _of_freezing(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:
+    if "freeze_by" in written and _is_set(settings, "freeze_by") and not settings.freeze:
+        yield (*place, "freeze_by"), "nothing is frozen (set `freeze`)"
 
 
 def _is_set(settings: TrainSettings, key: str) -> bool:

@@ -9,7 +9,8 @@ from nst_data.hub.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
-from nst_train.settings import LabelSettings, RunSettings, TrainSettings, over
+from nst_train.presets import PRESETS
+from nst_train.settings import OF_RANDAUGMENT, PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
 
 
 class SourceSettings(Settings):
@@ -52,27 +53,48 @@ class PushToSettings(Settings):
         return self
 
 
-_NOT_INHERITED = ("finetune", "start", "pretrained", "probe", "pseudo_only", "warmup_epochs", "freeze")
-
-# what a `finetune` has that names nothing else; its `start` is settled when the first training is done
-OF_FINETUNING = {"warmup_epochs": 0, "start": "the first training"}
+_NOT_INHERITED = ("finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
+_OF_SCHEDULE = ("learning_rate", "warmup_epochs", "decay_rate", "decay_epochs", "schedule_epochs")
 
 
 def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
     """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
     first = {name: value for name, value in generation.items() if name not in _NOT_INHERITED}
     noise, of_first = generation["finetune"].get("noise"), first.get("noise")
-    if isinstance(noise, dict) and isinstance(of_first, dict) and {"magnitude", "operations"} & noise.keys():
+    if isinstance(noise, dict) and isinstance(of_first, dict) and noise.keys() & set(OF_RANDAUGMENT):
         first["noise"] = {name: value for name, value in of_first.items() if name != "augmentation"}
     return first
+
+
+def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `finetune` has that names nothing else: section 3.1's un-augmented images, and the end of the first training's schedule.
+
+    Images stay augmented after pretraining on pseudo-labels (study 6). A learning rate, warm-up or decay of its own is a schedule of its
+    own, which starts at its full rate. `start` is settled when the first training is done.
+    """
+    finetune = generation["finetune"]
+    whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
+    is_end = not any(name in finetune for name in _OF_SCHEDULE) and whole >= epochs
+    schedule = {"schedule_epochs": whole} if is_end else {"warmup_epochs": 0, "schedule_epochs": None}
+    images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
+    return {"start": "the first training", **schedule, **images}
+
+
+def _epochs(settings: Mapping[str, Any], *longer: str) -> float:
+    """Those of settings as written; 0 where they are no number, which is said elsewhere."""
+    preset = settings.get("preset")
+    of_preset = PRESETS[preset].values if isinstance(preset, str) and preset in PRESETS else {}
+    values = {"epochs": PAPER_EPOCHS} | of_preset | dict(settings)
+    epochs = next(values[name] for name in (*longer, "epochs") if values.get(name) is not None or name == "epochs")
+    return epochs if isinstance(epochs, int | float) else 0
 
 
 class GenerationSettings(TrainSettings):
     """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images alone.
 
-    `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights at its full
-    learning rate. Pretraining and finetuning (study 6) is `pseudo_only: true` before it; a larger test resolution (section 3.1) is
-    `finetune: {epochs: 1.5, image_size: 800, freeze: 0.9}` without noise.
+    `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights, at the end of
+    its schedule, on un-augmented images. So a larger test resolution (section 3.1) is `finetune: {epochs: 1.5, image_size: 800, crop_pct:
+    0.9615, freeze: 0.95}`. Pretraining and finetuning (study 6), on augmented images, is `pseudo_only: true` before it.
     """
 
     finetune: TrainSettings | None = None
@@ -82,7 +104,7 @@ class GenerationSettings(TrainSettings):
     def _inherit(cls, content: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         if not isinstance(content, dict) or not isinstance(content.get("finetune"), dict):
             return content
-        return content | {"finetune": over(inherited(content) | OF_FINETUNING, content["finetune"])}
+        return content | {"finetune": over(inherited(content) | of_finetuning(content), content["finetune"])}
 
     @property
     def first(self) -> TrainSettings:

@@ -13,10 +13,18 @@ MOST_THREADS = 1024  # more are a slip, and take the machine down
 LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
+CropDraw = Literal["torchvision", "released"]
+TransformOf = Literal["training", "evaluation"]
+Amounts = Literal["scaled", "released"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 # settings of TrainSettings that shape a linear probe; its network stays as it is
 OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "image_size", "crop_pct", "precision", "seed")
+OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
+OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
+# what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
+OF_AUGMENTATION, INPUT_NOISE = ("flip", *OF_RESIZED_CROP, "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
+OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: what only `noise` reads
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
     rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
@@ -35,6 +43,11 @@ class Noise(Settings):
 
     magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
+    amounts: Annotated[Amounts, Later("scaled")] = Field(
+        "scaled",
+        description="Pixels of RandAugment's Translate and Cutout: in proportion to the image, or the released code's 100 and 40 at any "
+        "size above 64, with its rounding in Color, AutoContrast and Shear.",
+    )
     augmentation: str | None = Field(
         None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
     )
@@ -59,8 +72,8 @@ class Noise(Settings):
     @model_validator(mode="after")
     def _augments_in_one_way(self) -> Self:
         fields = type(self).model_fields
-        if self.augmentation and any(getattr(self, name) != fields[name].default for name in ("magnitude", "operations")):
-            raise ValueError("`augmentation` replaces RandAugment and its `magnitude` and `operations`; remove those")
+        if self.augmentation and any(getattr(self, name) != fields[name].default for name in OF_RANDAUGMENT):
+            raise ValueError("`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`; remove those")
         return self
 
 
@@ -71,6 +84,15 @@ class PseudoNoise(Settings):
 
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
+    transform: Annotated[TransformOf | None, Later(None)] = Field(
+        None, description="evaluation: pseudo-labeled images un-augmented, as in evaluation, whatever the labeled ones are."
+    )
+    flip: Annotated[float | None, Later(None)] = Field(
+        None, ge=0, le=1, description="Chance of a flip of a pseudo-labeled image, if different; 0: none."
+    )
+    crop_scale_min: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, le=1, description="Smallest share that a crop of a pseudo-labeled image keeps, if different; 1: no random crop."
+    )
     cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if different.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
@@ -110,9 +132,15 @@ class TrainSettings(Settings):
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
+    schedule_epochs: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, le=1e9, description="Train at the end of a schedule of so many epochs, at its low learning rates; by default all of it."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
-    weight_decay: float = Field(
-        1e-5, ge=0, le=LARGEST_RATE, description="Weight decay, for all parameters except biases and normalization."
+    weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
+    weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
+        "all",
+        description="all: on all but normalization layers, as in the released code; weights: neither on biases and other vectors, "
+        "as timm does: for pretrained networks.",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
     loss: Weighing = Field(
@@ -124,9 +152,21 @@ class TrainSettings(Settings):
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
+    batch_norm_decay: Annotated[float | None, Later(None)] = Field(
+        None, ge=0, lt=1, description="Decay of batch-norm's means and variances; the network's own by default, 0.9 in timm's."
+    )
+    transform: Annotated[TransformOf, Later("training")] = Field(
+        "training",
+        description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
+    )
     flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
+    )
+    crop_draw: Annotated[CropDraw, Later("torchvision")] = Field(
+        "torchvision",
+        description="How random crops are drawn: evenly by area, as torchvision and timm do; released: by height and covering a tenth "
+        "of the image, as the released code does, on average smaller.",
     )
     crop_padding: int = Field(
         0,
@@ -151,7 +191,11 @@ class TrainSettings(Settings):
     probe: Annotated[bool, Later(False)] = Field(
         False, description="Keep the trained network as it is and fit its last layer, by logistic regression on features; takes minutes."
     )
-    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the layers, from the first; with `start`, to finetune.")
+    freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the blocks, from the first; with `start`, to finetune.")
+    freeze_by: Annotated[Literal["blocks", "layers"], Later("layers")] = Field(
+        "blocks",
+        description="blocks: whole ones, batch-norm and stochastic depth as in evaluation, as in the released code; layers: single ones.",
+    )
     clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
@@ -173,8 +217,12 @@ class TrainSettings(Settings):
         values = PRESETS[preset].values
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
+        if given.get("epochs") is not None:
+            values.pop("decay_epochs", None)  # which is of the preset's epochs
+        if given.get("crop_padding"):
+            values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
-            values["noise"] = {name: value for name, value in values["noise"].items() if name not in ("magnitude", "operations")}
+            values["noise"] = {name: value for name, value in values["noise"].items() if name not in OF_RANDAUGMENT}
         return over(values, given)
 
     @model_validator(mode="after")
@@ -190,9 +238,11 @@ class TrainSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _crops_in_one_way(self) -> Self:
-        if self.crop_padding and self.crop_scale_min != type(self).model_fields["crop_scale_min"].default:
-            raise ValueError("`crop_padding` replaces the random resized crop and its `crop_scale_min`; remove one of them")
+    def _schedule_is_long_enough(self) -> Self:
+        if self.schedule_epochs and self.schedule_epochs < self.epochs:
+            raise ValueError(
+                f"`schedule_epochs`: expected at least the {self.epochs:g} `epochs` of the training, found {self.schedule_epochs:g}"
+            )
         return self
 
     def of_probe(self) -> Self:
@@ -200,17 +250,32 @@ class TrainSettings(Settings):
         fields = type(self).model_fields
         return self.model_copy(update={name: field.default for name, field in fields.items() if name not in OF_PROBE})
 
+    @model_validator(mode="after")
+    def _crops_in_one_way(self) -> Self:
+        fields = type(self).model_fields
+        if self.crop_padding and any(getattr(self, name) != fields[name].default for name in OF_RESIZED_CROP):
+            raise ValueError("`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`; remove one of them")
+        return self
+
+    def for_request(self) -> dict[str, Any]:
+        """As of all settings; of a linear probe those that shape it, and what is frozen by only where something is."""
+        named = super().for_request().items()
+        return {name: value for name, value in named if (name in OF_PROBE if self.probe else self.freeze or name != "freeze_by")}
+
     def of_labeled_alone(self) -> Self:
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
 
     @property
-    def noise_of_pseudo(self) -> Noise:
-        """The noise of pseudo-labeled images."""
-        changed = self.pseudo_noise.model_dump(exclude_none=True)
-        if {"magnitude", "operations"} & changed.keys():
-            changed["augmentation"] = None  # RandAugment, or none, in place of another augmentation
-        return self.noise.model_copy(update=changed)
+    def of_pseudo(self) -> Self:
+        """The settings by which pseudo-labeled images are cropped, flipped and noised."""
+        noise = self.pseudo_noise.model_dump(exclude_none=True)
+        changed: dict[str, Any] = {name: noise.pop(name) for name in ("transform", "flip", "crop_scale_min") if name in noise}
+        if "crop_scale_min" in changed:
+            changed["crop_padding"] = 0  # a resized crop, or none, in place of a padded one
+        if {"magnitude", "operations"} & noise.keys():
+            noise["augmentation"] = None  # RandAugment, or none, in place of another augmentation
+        return self.model_copy(update=changed | {"noise": self.noise.model_copy(update=noise)})
 
     def without_validation(self) -> Self:
         """Without what speaks of validation images: where there are none, with and without it is one training."""
@@ -219,7 +284,7 @@ class TrainSettings(Settings):
     @property
     def staircase_epochs(self) -> float:
         """Epochs between two steps down of the learning rate."""
-        return self.decay_epochs or self.epochs * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
+        return self.decay_epochs or (self.schedule_epochs or self.epochs) * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
 
 
 class LabelSettings(Settings):
@@ -237,6 +302,11 @@ class LabelSettings(Settings):
     noise: bool = Field(
         False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
     )
+    noise_transform: Annotated[TransformOf, Later("evaluation")] = Field(
+        "training",
+        description="What `noise` does to images: training's own crop, flip and RandAugment, in its order; or RandAugment alone, before "
+        "the resize and crop of evaluation.",
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of `noise`; unused without it.")
     exact_transform: bool = Field(
         False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
@@ -245,8 +315,8 @@ class LabelSettings(Settings):
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
-        """As of all settings; and without noise no seed shapes labels."""
-        return {name: value for name, value in super().for_request().items() if self.noise or name != "seed"}
+        """As of all settings; and without noise none of its settings shapes labels."""
+        return {name: value for name, value in super().for_request().items() if self.noise or name not in OF_LABEL_NOISE}
 
 
 class EmbedSettings(Settings):

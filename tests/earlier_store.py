@@ -26,8 +26,9 @@ from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, Tra
 from nst_train.training.train import train
 
 ZIP = Path(__file__).with_name("earlier_store.zip")
+EARLIER = {"weight_decay_on": "weights"}  # what that nst did, and requests do not say
 TEACHER = TrainSettings(
-    **TINY | {"model": "earlier_network", "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}}
+    **TINY | EARLIER | {"model": "earlier_network", "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}}
 )
 STUDENT = TEACHER.model_copy(update={"ratio": 2, "epochs": 4.0})
 LABELS, OTHER_LABELS = LabelSettings(batch_size=4, rows_per_shard=6), LabelSettings(batch_size=4, rows_per_shard=6, temperature=2.0)

@@ -102,4 +102,4 @@ def test_the_settings_of_each_scale_are_known_and_turn_all_noise_between_teacher
     noise = settings.noise.model_dump()
     assert settings.ratio > 1
     assert all(noise[name] != cifar10.MILD[name] and noise[name] for name in cifar10.STRONG)
-    assert not any(noise[name] for name in noise.keys() - cifar10.STRONG.keys())
+    assert not any(noise[name] for name in noise.keys() - cifar10.STRONG.keys() - {"amounts"})  # which at 32 pixels are the same

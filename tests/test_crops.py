@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from nst_data.images import ImageError, decode, upright_size
-from nst_train.transforms.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box
+from nst_train.transforms.crops import Box, PaddedCrop, RandomResizedCrop, middle_square, random_box, released_box
 
 
 def photograph(width, height):
@@ -34,13 +34,61 @@ def test_boxes_are_drawn_as_timm_draws_them(size, scale_min):
         assert random_box(*size, scale_min, random.Random(seed)) == Box(left, top, width, height)
 
 
+# Of 200,000 draws by TensorFlow 2.21's `sample_distorted_bounding_box` with the released code's arguments: mean share of the image, its
+# 0.1, 0.5 and 0.9 quantiles, mean left edge / width, share of draws that fall back on the whole image.
+TENSORFLOWS_DRAWS = {
+    (500, 375): (0.3877, (0.138, 0.355, 0.691), 0.2330, 0.0000),
+    (32, 32): (0.4317, (0.141, 0.391, 0.781), 0.1639, 0.0023),
+    (300, 900): (0.2039, (0.116, 0.194, 0.307), 0.1092, 0.0000),
+    (100, 900): (0.1491, (0.101, 0.111, 0.133), 0.0200, 0.0406),
+    (20, 17): (0.4234, (0.124, 0.382, 0.794), 0.1828, 0.0081),
+}
+
+
+@pytest.mark.parametrize("size", TENSORFLOWS_DRAWS)
+def test_released_boxes_are_drawn_as_tensorflow_draws_them(size):
+    (width, height), drawn = size, random.Random(0)
+    boxes = [released_box(*size, 0.08, 224, drawn) for _ in range(10_000)]
+    side = int(224 / 256 * min(size))
+    middle = Box((width - side + 1) // 2, (height - side + 1) // 2, side, side)
+    whole = [Box(0, 0, *size) if box == middle else box for box in boxes]
+    shares = [box.width * box.height / (width * height) for box in whole]
+    mean, quantiles, left, fallen_back = TENSORFLOWS_DRAWS[size]
+    assert np.mean(shares) == pytest.approx(mean, abs=0.01)
+    assert np.quantile(shares, [0.1, 0.5, 0.9]) == pytest.approx(quantiles, abs=0.025)
+    assert np.mean([box.left for box in whole]) / width == pytest.approx(left, abs=0.006)
+    assert boxes.count(middle) / len(boxes) == pytest.approx(fallen_back, abs=0.006)
+    assert min(shares) >= 0.1
+
+
+def test_the_released_draw_keeps_less_of_a_photograph_than_torchvisions():
+    means = []
+    for draw in (lambda one: released_box(500, 375, 0.08, 224, one), lambda one: random_box(500, 375, 0.08, one)):
+        drawn = random.Random(1)
+        means.append(np.mean([box.width * box.height for box in (draw(drawn) for _ in range(10_000))]) / (500 * 375))
+    assert means == pytest.approx([0.387, 0.432], abs=0.008)
+
+
+def test_a_part_that_keeps_at_least_half_is_drawn_evenly_by_height():
+    """The height of a square image's part goes from sqrt(0.5 / aspect) to 1, or 1 / aspect; averaged over a grid of aspects."""
+    drawn, side = random.Random(0), 1000
+    boxes = [released_box(side, side, 0.5, 224, drawn) for _ in range(10_000)]
+    aspects = np.linspace(0.75, 4 / 3, 2001)
+    lowest, highest = np.sqrt(0.5 / aspects), np.minimum(1, 1 / aspects)
+    assert np.mean([box.height for box in boxes]) / side == pytest.approx(((lowest + highest) / 2).mean(), abs=0.005)
+
+
+@pytest.mark.parametrize("draw", ["torchvision", "released"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (2, 3)])
-def test_the_smallest_images_have_parts_too(size):
-    assert all(crop(photograph(*size), (32, 32), 0.08, seed).shape == (32, 32, 3) for seed in range(50))
+def test_the_smallest_images_have_parts_too(size, draw):
+    cropped = RandomResizedCrop(0.08, (32, 32), "bicubic", draw)
+    image = encoded(photograph(*size), "BMP")
+    assert all(np.asarray(cropped(image, random.Random(seed))).shape == (32, 32, 3) for seed in range(50))
 
 
 def test_a_scale_of_one_takes_the_largest_square_in_the_middle():
     assert random_box(50, 30, 1.0, random.Random(0)) == middle_square(50, 30) == Box(10, 0, 30, 30)
+    assert released_box(50, 30, 1.0, 224, random.Random(0)) == middle_square(50, 30)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

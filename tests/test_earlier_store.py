@@ -7,6 +7,7 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 from watched import Said
 
+from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.store.files import hash_file
 from nst_data.store.store import Staging
@@ -68,6 +69,13 @@ def test_the_same_requests_find_it_and_make_nothing_anew(opened):
     assert balance(store, corpus, SELECTION, exclude=[labeled], progress=told).ref == "bugs@gen-1.1"
     assert digests(store) == before
     assert sum("already exists" in line for line in told.lines) == 2, told.lines  # a training that is there says nothing
+
+
+def test_todays_default_is_another_training_and_says_what_the_one_of_before_did(opened):
+    store, labeled, _ = opened
+    today = TEACHER.model_copy(update={"weight_decay_on": "all"})
+    with pytest.raises(NstError, match=r"taken by other settings \(weight_decay_on: 'weights' there, 'all' asked\); choose another name"):
+        train(store, "bugs-teacher", labeled, today, generation=0, run=RUN)
 
 
 def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opened):

@@ -3,13 +3,20 @@
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from conftest import TINY
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
+from nst_train.classifiers.noised_teacher import TeacherNoise
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.label import label
-from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
+from nst_train.networks.models import data_config_of
+from nst_train.seeds import seed_of
+from nst_train.settings import LabelRunSettings, LabelSettings, Noise, RunSettings, TrainSettings
 from nst_train.training.train import train
+from nst_train.transforms.noise import Normalize, training_transform
+from nst_train.transforms.preprocessing import decode_pixels
 
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.3, "stochastic_depth": 0.3}
 
@@ -44,6 +51,59 @@ def test_an_images_noise_depends_on_its_row_and_not_on_its_batch(tiny_store, tea
     _, small = labeled(tiny_store, teacher, "batch-4", noise=True)
     _, large = labeled(tiny_store, teacher, "batch-6", noise=True, batch_size=6)
     np.testing.assert_allclose(small, large, atol=2e-3)
+
+
+@pytest.mark.parametrize("crop", [{}, {"crop_padding": 2, "noise": {"operations": 2, "cutout": 4}}, {"transform": "evaluation"}])
+def test_the_noised_teacher_sees_what_it_saw_in_training(tiny_store, crop):
+    """Crop, flip and RandAugment of training, in its order, at its size: labels are those of the network on such images, by hand."""
+    store, folder, pool = tiny_store
+    only_images = {"noise": {"dropout": 0, "stochastic_depth": 0} | crop.get("noise", {"magnitude": 9})}
+    settings, name = (
+        TrainSettings(**TINY | {"epochs": 1, "flip": 0.5, "crop_scale_min": 0.08} | crop | only_images),
+        f"seen-{'-'.join(crop)}".rstrip("-"),
+    )
+    run = RunSettings(workers=0, decode_threads=1)
+    teacher = train(store, name, open_source(str(folder), labeled=True), settings, run=run).ref
+    _, noised = labeled(tiny_store, teacher, f"of-{name}", noise=True, seed=3)
+    network = load_classifier(teacher, store)[0].network
+    transform, normalize = (made(network, settings) for made in (transform_of, normalize_of))
+    images = [transform(row.read(), seed_of(3, "label noise", row.id)) for row in open_source(str(pool)).rows(range(len(noised)))]
+    with torch.inference_mode():
+        expected = network(normalize(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))).softmax(1)
+    np.testing.assert_allclose(noised, expected.numpy(), atol=2e-3)
+
+
+def transform_of(network, settings):
+    return training_transform(settings, data_config_of(network, settings))
+
+
+def normalize_of(network, settings):
+    return Normalize(data_config_of(network, settings), torch.device("cpu"))
+
+
+def test_labels_of_an_earlier_nst_are_noised_as_they_were(tiny_store, teacher):
+    """By RandAugment on the whole image, before the resize and crop of evaluation."""
+    store, _, _ = tiny_store
+    before = {"noise": True, "seed": 4, "noise_transform": "evaluation"}
+    _, noised = labeled(tiny_store, teacher, "as-before", **before)
+    _, today = labeled(tiny_store, teacher, "as-today", noise=True, seed=4)
+    assert np.abs(noised - today).max() > 0.001
+    assert "noise_transform" not in LabelSettings(**before).for_request()
+    (request,) = (one.manifest.request for one in store.versions("as-before"))
+    assert request.spelled_out["noise_transform"] == "evaluation"
+
+
+def test_a_transformers_teacher_is_noised_at_its_own_size(tmp_path, labeled_folder, tiny_store):
+    from test_teachers import write_transformer
+
+    store, _, pool = tiny_store
+    classifier = load_classifier(write_transformer(tmp_path), store)[0]
+    noise = TeacherNoise(TrainSettings(model="x", flip=1, crop_scale_min=1, noise=Noise.none()), 0, "training")
+    row = next(iter(open_source(str(pool)).rows(range(1))))
+    pixels = decode_pixels(row.read())
+    seen = noise.prepare(classifier.preprocessing, row.read(), pixels, 0)
+    assert seen.shape == classifier.preprocessing.prepare(pixels).shape
+    np.testing.assert_allclose(seen.flip(-1), classifier.preprocessing.prepare(pixels), atol=0.1)
 
 
 def test_without_noise_the_seed_is_no_part_of_what_was_asked_for(tiny_store, teacher):

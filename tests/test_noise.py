@@ -1,5 +1,6 @@
 import io
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from timm.data import auto_augment_transform, create_transform, rand_augment_tra
 from timm.data.auto_augment import augment_and_mix_transform, posterize
 
 from nst_data.errors import UsageError
+from nst_train.recipe import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
 from nst_train.settings import Noise, TrainSettings
-from nst_train.transforms.noise import Normalize, training_transform
+from nst_train.transforms.crops import RandomResizedCrop
+from nst_train.transforms.noise import Normalize, training_transform, training_transforms
 
 CONFIG = {
     "input_size": (3, 16, 16),
@@ -98,15 +101,51 @@ def test_other_words_are_refused(augmentation):
         Noise(augmentation=augmentation)
 
 
-@pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}])
+@pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}, {"amounts": "released"}])
 def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
-    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude` and `operations`"):
+    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`"):
         Noise(augmentation="v0", **changes)
 
 
-def test_a_padded_crop_beside_a_random_resized_crop_is_refused():
-    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop and its `crop_scale_min`"):
-        settings(Noise(), crop_padding=4, crop_scale_min=0.5)
+@pytest.mark.parametrize("crop", [{"crop_scale_min": 0.5}, {"crop_draw": "released"}])
+def test_a_padded_crop_beside_a_random_resized_crop_is_refused(crop):
+    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`"):
+        settings(Noise(), crop_padding=4, **crop)
+
+
+def test_pseudo_labeled_images_alone_go_without_flip_crop_and_randaugment():
+    """Table 6: the noise of labeled images stays."""
+    plain = {"flip": 0, "crop_scale_min": 1, "operations": 0}
+    transforms = training_transforms(settings(Noise(), pseudo_noise=plain), CONFIG)
+    image = picture(1, 0)
+    assert all((transforms["pseudo"](png(image), seed) == np.asarray(image)).all() for seed in range(10))
+    labeled = training_transform(settings(Noise()), CONFIG)
+    assert all((transforms["labeled"](png(image), seed) == labeled(png(image), seed)).all() for seed in range(10))
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_each_part_of_the_augmentation_of_pseudo_labeled_images_goes_by_itself(padding):
+    bright = np.asarray(picture(1, 0)).copy()
+    bright[:, :8] = 255
+
+    def shown(**pseudo):
+        noise = Noise(operations=0)
+        transform = training_transforms(settings(noise, crop_padding=padding, pseudo_noise=pseudo), CONFIG)["pseudo"]
+        return [transform(png(Image.fromarray(bright)), seed) for seed in range(30)]
+
+    assert {(one == bright).all() or (one == bright[:, ::-1]).all() for one in shown(crop_scale_min=1)} == {True}
+    assert sum((one == bright[:, ::-1]).all() for one in shown(crop_scale_min=1)) > 5
+    assert all(one[:, :6].mean() > one[:, 10:].mean() for one in shown(flip=0) if one[:, 0].min() == 255 and one[:, -1].min() < 255)
+    assert len({one.tobytes() for one in shown(flip=0)}) > 5
+    evaluated = training_transform(settings(Noise(), transform="evaluation"), CONFIG)(png(Image.fromarray(bright)), 0)
+    assert all((one == evaluated).all() for one in shown(transform="evaluation"))
+
+
+@pytest.mark.parametrize(("named", "draw"), [({"preset": "efficientnet-b7"}, "released"), ({}, "torchvision")])
+def test_by_a_preset_crops_are_drawn_as_the_released_code_draws_them(named, draw):
+    transform = training_transform(TrainSettings(model="x", flip=0, noise={"operations": 0}, **named), CONFIG)
+    photograph, crop = png(picture(1, 0).resize((50, 40))), RandomResizedCrop(0.08, (16, 16), "bicubic", draw)
+    assert all((transform(photograph, seed) == np.asarray(crop(photograph, random.Random(seed)))).all() for seed in range(10))
 
 
 def test_without_noise_crop_and_flip_an_image_comes_through_as_it_is():
@@ -158,3 +197,23 @@ def test_normalizing_on_the_device_equals_timms_transform():
 
 def test_seeds_depend_on_every_word_and_on_their_order():
     assert len({seed_of(1, "a", 2), seed_of(1, "b", 2), seed_of(2, "a", 1), seed_of(1, "a", 3)}) == 4
+
+
+@pytest.mark.parametrize("size", [(40, 30), (16, 50), (9, 9)])
+def test_un_augmented_images_are_those_of_timms_evaluation(size):
+    """Whatever else is asked for: flip, crops, RandAugment, Cutout."""
+    image, config = picture(1, 0).resize(size, Image.Resampling.BICUBIC), CONFIG | {"crop_pct": 0.8}
+    transform = training_transform(settings(Noise(cutout=8), transform="evaluation", flip=1), config)
+    expected = np.asarray(create_transform((3, 16, 16), interpolation="bicubic", crop_pct=0.8, normalize=False)(image)).transpose(1, 2, 0)
+    for seed in range(3):
+        assert np.abs(transform(png(image), seed).astype(int) - expected).max() <= 2
+
+
+def test_the_papers_finetuning_is_on_the_middle_800_pixels_of_832():
+    finetune = load_recipe(Path(__file__).parent.parent / "examples" / "imagenet.yaml").generations[-1].finetune
+    assert (finetune.epochs, finetune.image_size, finetune.batch_size) == (1.5, 800, 2048)
+    pixels = np.random.default_rng(0).integers(0, 256, (832, 1000, 3), dtype=np.uint8)  # as large as evaluation makes an image
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    transform = training_transform(finetune, CONFIG | {"input_size": (3, 800, 800), "crop_pct": finetune.crop_pct})
+    assert np.array_equal(transform(file.getvalue(), 5), pixels[16:816, 100:900])

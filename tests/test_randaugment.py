@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from nst_train.settings import Noise
+from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.randaugment import FILL, OPERATIONS, Operation, RandAugment, amount_of, cutout, cutout_px, translate_px
 
 LEVELS = [0, 5, 9, 10, 15, 27]
@@ -79,11 +79,44 @@ def test_the_amount_of_each_operation_follows_the_released_formula_unclipped(nam
     assert [amount_of(name, level) for level in LEVELS] == pytest.approx(FORMULAS[name])
 
 
-def test_pixel_amounts_are_the_released_ones_at_600_and_at_32_pixels_and_in_proportion_elsewhere():
+def test_scaled_pixel_amounts_are_the_released_ones_at_600_and_at_32_pixels_and_in_proportion_elsewhere():
     assert (translate_px(600), cutout_px(600)) == (100, 40)
     assert (translate_px(32), cutout_px(32)) == (4, 4)
     assert (translate_px(300), cutout_px(300)) == (50, 20)
     assert [amount_of("Cutout", 5, 32), amount_of("TranslateX", 5, 32)] == [2, 2]
+
+
+# The released code's translate_const of 100 and cutout_const of 40, times magnitude / 10, whatever the size; 32 // 8 of each for SVHN.
+RELEASED_PX = {
+    "efficientnet-b2": (60, 24),
+    "efficientnet-b3": (120, 48),
+    "efficientnet-b4": (150, 60),
+    "efficientnet-b5": (180, 72),
+    "efficientnet-b6": (240, 96),
+    "efficientnet-b7": (270, 108),
+    "efficientnet-l2": (270, 108),
+    "resnet-50": (90, 36),
+    "svhn": (2, 2),
+    "efficientnet-b2-code": (60, 24),
+    "efficientnet-b7-code": (270, 108),
+    "svhn-code": (2, 2),
+}
+
+
+@pytest.mark.parametrize("preset", RELEASED_PX)
+def test_presets_translate_and_cut_out_as_many_pixels_as_the_released_code(preset):
+    settings = TrainSettings(preset=preset)
+    amounts = {one.name: one.amount for one in RandAugment(settings.noise, settings.image_size).operations}
+    assert (amounts["TranslateX"], amounts["Cutout"]) == pytest.approx(RELEASED_PX[preset])
+    assert amounts["TranslateX"] == amounts["TranslateY"]
+
+
+def test_in_training_by_a_preset_an_image_moves_by_the_released_pixels():
+    settings = TrainSettings(preset="efficientnet-b2", crop_scale_min=1, flip=0)
+    policy = RandAugment(settings.noise, 260)
+    (moved,) = (one for one in policy.operations if one.name == "TranslateX")
+    white = np.full((260, 260, 3), 255, np.uint8)
+    assert {int((changed_at(moved, white, seed) == FILL).all(-1).sum()) for seed in range(4)} == {60 * 260}
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -126,6 +159,48 @@ def test_color_blends_with_gray_to_within_the_rounding_of_gray(level):
     difference = changed("Color", factor).astype(int) - blend(gray, PIXELS, factor)
     assert np.abs(difference).max() <= math.ceil(abs(1 - factor))
     assert np.abs(difference).mean() <= 0.5 * abs(1 - factor)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("pixels", [PIXELS, SMOOTH])
+def test_color_with_released_amounts_blends_with_the_released_codes_gray(level, pixels):
+    """tf.image.rgb_to_grayscale: levels to [0, 1], weighted, back times 255.5 and rounded down, all in float32."""
+    weights, shares = np.float32([0.2989, 0.587, 0.114]), pixels.astype(np.float32) * np.float32(1 / 255)
+    gray = (shares * weights).sum(-1, dtype=np.float32) * np.float32(255.5)
+    degenerate = np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+    factor = amount_of("Color", level)
+    assert (released("Color", factor, pixels) == blend(degenerate, pixels, factor)).all()
+
+
+def test_released_grays_are_tensorflows():
+    """As TensorFlow 2.21 gives them; Pillow's, one level more, are those of `scaled`."""
+    colors = np.uint8([[[69, 78, 10], [128, 155, 248], [208, 171, 0], [100, 219, 141], [20, 76, 123]]])
+    assert released("Color", 0.0, colors)[0, :, 0].tolist() == [67, 157, 162, 174, 64]
+    assert changed("Color", 0.0, colors)[0, :, 0].tolist() == [68, 158, 163, 175, 65]
+
+
+def released(name, amount, pixels):
+    return np.asarray(Operation(name, amount, "released")(Image.fromarray(pixels), Unsigned()))
+
+
+@pytest.mark.parametrize("size", [(40, 48), (90, 80)])  # with and without NumPy's look-up
+def test_autocontrast_with_released_amounts_stretches_in_float32(size):
+    pixels = np.clip(smooth(*size), 3, 249)
+    low, high = pixels.min((0, 1)).astype(np.float32), pixels.max((0, 1)).astype(np.float32)
+    scale = np.float32(255) / (high - low)
+    expected = np.clip(pixels.astype(np.float32) * scale + -low * scale, 0, 255).astype(np.uint8)
+    assert (released("AutoContrast", 0, pixels) == expected).all()
+
+
+@pytest.mark.parametrize("level", [5, 9, 15, 27])
+def test_shear_with_released_amounts_rounds_half_a_pixel_up(level):
+    """float32(0.15) * 10 is 1.5 in TensorFlow, which rounds it to 2; Pillow's 9830 / 65536 is below 0.15."""
+    tall = np.random.default_rng(2).integers(0, 256, (600, 30, 3), dtype=np.uint8)
+    hundredths = 3 * level
+    x, y = np.meshgrid(np.arange(30), np.arange(600))
+    source = x + (hundredths * y + 50) // 100
+    expected = np.where((source < 30)[..., None], tall[y, np.minimum(source, 29)], 128)
+    assert (released("ShearX", amount_of("ShearX", level), tall) == expected).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)

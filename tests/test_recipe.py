@@ -70,21 +70,55 @@ def test_a_wrong_recipe_names_the_key_and_its_line(change, message):
         parsed(*change)
 
 
-def test_a_finetuning_names_what_is_different_and_starts_at_its_full_learning_rate():
-    recipe = parsed(
-        "noise: {magnitude: 15}}", "pseudo_only: true, noise: {magnitude: 15}, finetune: {epochs: 1.5, noise: {operations: 0}}}"
-    )
-    first, second = recipe.generations[1].first, recipe.generations[1].finetune
+def finetuned(of_first, own):
+    recipe = parsed("noise: {magnitude: 15}}", f"{of_first}, noise: {{magnitude: 15}}, finetune: {own}}}")
+    return recipe.generations[1].first, recipe.generations[1].finetune
+
+
+def test_a_finetuning_names_what_is_different_and_is_the_end_of_the_schedule():
+    first, second = finetuned("pseudo_only: true", "{epochs: 1.5, noise: {operations: 0}}")
     assert (first.epochs, first.pseudo_only, first.warmup_epochs, first.noise.magnitude, first.noise.operations) == (350, True, 5, 15, 2)
-    assert (second.epochs, second.pseudo_only, second.warmup_epochs, second.noise.magnitude, second.noise.operations) == (
-        1.5,
-        False,
-        0,
-        15,
-        0,
-    )
+    assert (second.epochs, second.pseudo_only, second.schedule_epochs) == (1.5, False, 350)
+    assert (second.warmup_epochs, second.staircase_epochs, second.noise.magnitude, second.noise.operations) == (5, 2.4, 15, 0)
     assert (second.model, second.seed, second.start) == ("efficientnet_b0", 7, "the first training")
-    assert recipe.generations[0].finetune is None
+    assert parsed().generations[0].finetune is None
+
+
+@pytest.mark.parametrize(
+    ("of_first", "epochs", "whole"),
+    [
+        ("warmup_epochs: 5", 1.5, 350),  # the default
+        ("epochs: 100", 1.5, 100),
+        ("preset: efficientnet-b0", 1.5, 700),
+        ("epochs: 140, schedule_epochs: 350", 1.5, 350),
+        ("epochs: 8", 8, 8),
+    ],
+)
+def test_the_schedule_that_a_finetuning_ends_is_that_of_its_first_training(of_first, epochs, whole):
+    first, second = finetuned(of_first, f"{{epochs: {epochs}}}")
+    assert (second.schedule_epochs, second.decay_rate) == (whole, 0.97)
+    assert second.staircase_epochs == first.staircase_epochs == pytest.approx(2.4 * whole / 350)
+
+
+@pytest.mark.parametrize("own", ["learning_rate: 0.001", "warmup_epochs: 0", "decay_epochs: 1", "epochs: 9"])
+def test_a_finetuning_with_a_rate_of_its_own_or_more_epochs_than_the_first_is_no_end_of_that_schedule(own):
+    _, second = finetuned("epochs: 8, schedule_epochs: 8, warmup_epochs: 2", f"{{{own}}}")
+    assert (second.schedule_epochs, second.warmup_epochs) == (None, 0)
+
+
+def test_a_finetuning_is_on_un_augmented_images_but_after_pretraining_on_pseudo_labels():
+    assert [one.transform for one in finetuned("epochs: 8", "{image_size: 800}")] == ["training", "evaluation"]
+    assert finetuned("epochs: 8", "{transform: training, flip: 0.5}")[1].transform == "training"
+    assert finetuned("pseudo_only: true", "{epochs: 8}")[1].transform == "training"  # study 6
+    with pytest.raises(UsageError, match=r"finetune.crop_scale_min: has no effect: .* un-augmented images \(set `transform: training`"):
+        finetuned("epochs: 8", "{crop_scale_min: 0.5}")
+    with pytest.raises(UsageError, match=r"finetune.noise.magnitude: has no effect"):
+        finetuned("epochs: 8", "{noise: {magnitude: 9, operations: 0}}")
+
+
+def test_a_schedule_is_no_shorter_than_its_end():
+    with pytest.raises(UsageError, match=r"`schedule_epochs`: expected at least the 8 `epochs` of the training, found 7"):
+        finetuned("epochs: 8", "{schedule_epochs: 7}")
 
 
 @pytest.mark.parametrize("setting", ["start: teacher", "pseudo_only: true"])

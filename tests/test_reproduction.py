@@ -48,13 +48,16 @@ def store(tiny_store, tmp_path_factory):
         "loss": "sum",
         "pseudo_temperature": 0.5,
         "pseudo_noise": {"operations": 0},
+        **{"freeze": 0.3, "freeze_by": "layers", "weight_decay_on": "weights"},  # which an earlier nst did without a word for it
         "start": "tiny-teacher@gen-0",
     }
     train(store, "student", held_out, TrainSettings(**student), edition=edition, pool=images, run=RUN, validation=held_out)
     teachers = ["tiny-teacher@gen-0", "student@gen-0"]
     label(store, "both", teachers, images, LabelSettings(batch_size=4, limit=9, top_k=2), run=READ)
     label(store, "calibrated", teachers[1], images, LabelSettings(batch_size=4), run=READ, calibration=_others(labeled, folder))
-    label(store, "noised", teachers[0], images, LabelSettings(batch_size=4, noise=True, seed=3), run=READ)
+    label(
+        store, "noised", teachers[0], images, LabelSettings(batch_size=4, noise=True, noise_transform="evaluation", seed=3), run=READ
+    )  # as before
     label_like(store, edition, teachers[1], images, LabelSettings(batch_size=4, temperature=2), run=READ)
     grown = shutil.copytree(pool, folder / "a grown pool")
     shutil.copy(next(labeled.glob("*/*.png")), grown / "new's.png")

@@ -171,18 +171,22 @@ def test_a_finetunings_values_are_named_with_their_true_origin(recipe):
     recipe.write_text(yaml.safe_dump(content))
     first, finetuned = (one["settings"] for one in json.loads(shown("run", recipe, "--show-settings", "--json"))[1:])
     assert first["warmup_epochs"] == {"value": 2, "source": "recipe"}
-    assert finetuned["warmup_epochs"] == {"value": 0, "source": "default of finetune"}
+    assert finetuned["warmup_epochs"] == {"value": 2, "source": "recipe"}
+    assert finetuned["schedule_epochs"] == {"value": 2, "source": "default of finetune"}
+    assert finetuned["transform"] == {"value": "evaluation", "source": "default of finetune"}
     assert finetuned["start"]["source"] == "default of finetune"
+    assert {finetuned[name]["source"] for name in ("flip", "crop_scale_min", "noise.cutout")} == {"not read beside transform evaluation"}
     assert (first["pretrained"], finetuned["pretrained"]) == (
         {"value": True, "source": "recipe"},
         {"value": False, "source": "default"},
     )
-    assert [finetuned[name]["source"] for name in ("epochs", "noise.operations", "noise.stochastic_depth")] == ["recipe"] * 3
+    assert [finetuned[name]["source"] for name in ("epochs", "noise.stochastic_depth")] == ["recipe"] * 2
     assert finetuned["noise.dropout"] == {"value": 0.3, "source": "preset efficientnet-b2 (released code)"}
     content["generations"][1]["finetune"]["warmup_epochs"] = 1
     recipe.write_text(yaml.safe_dump(content))
     found = json.loads(shown("run", recipe, "--show-settings", "--json"))[-1]["settings"]
     assert found["warmup_epochs"] == {"value": 1, "source": "recipe"}
+    assert found["schedule_epochs"]["value"] is None
 
 
 def test_randaugment_is_not_named_as_the_presets_where_another_augmentation_replaces_it():

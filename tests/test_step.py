@@ -85,15 +85,26 @@ def test_channels_last_changes_the_order_in_memory_and_no_result():
     )
 
 
-def test_frozen_layers_stay_as_they_are_batch_norm_too():
-    step, batch = made(model="test_resnet", image_size=16, freeze=0.5, start="some@gen-0")
+def changed(step, batch):
+    """The weights and statistics that a step changes, by the layer that they belong to; and all layers in order."""
     before = {name: value.clone() for name, value in step.network.state_dict().items()}
     step(0, batch)
-    changed = {name for name, value in step.network.state_dict().items() if not torch.equal(value, before[name])}
-    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in before))  # in the network's order
-    frozen = set(layers[: len(layers) // 2])
-    assert {name.rpartition(".")[0] for name in changed}.isdisjoint(frozen)
-    assert {"fc.weight", f"{layers[-2]}.running_mean"} <= changed
+    changed = {name.rpartition(".")[0] for name, value in step.network.state_dict().items() if not torch.equal(value, before[name])}
+    return changed, list(dict.fromkeys(name.rpartition(".")[0] for name in before))
+
+
+def test_frozen_blocks_stay_as_they_are_batch_norm_too():
+    """Two of the four blocks of test_resnet, with the stem before them."""
+    layers, all_of_them = changed(*made(model="test_resnet", image_size=16, freeze=0.5, start="some@gen-0"))
+    frozen = [name for name in all_of_them if name.startswith(("conv1", "bn1", "layer1", "layer2"))]
+    assert layers.isdisjoint(frozen)
+    assert {"layer3.0.bn1", "layer4.0.bn1", "fc"} <= layers
+
+
+def test_single_layers_are_frozen_as_before_where_that_is_asked_for():
+    layers, all_of_them = changed(*made(model="test_resnet", image_size=16, freeze=0.5, freeze_by="layers", start="some@gen-0"))
+    assert layers.isdisjoint(all_of_them[: len(all_of_them) // 2])
+    assert {"fc", all_of_them[-2]} <= layers
 
 
 def test_a_step_on_pseudo_labeled_images_alone_has_their_mean_for_a_loss():
@@ -151,10 +162,3 @@ def test_rmsprop_is_the_released_codes():
         moved_by = 0.9 * moved_by + step.schedule.learning_rate(number) * gradient / np.sqrt(squares + 1e-3)
         weights = weights - moved_by
         np.testing.assert_allclose(layer.detach().numpy(), weights, rtol=1e-4, atol=1e-6)
-
-
-def test_freezing_the_first_layers_of_a_vit_leaves_the_others_in_training():
-    step, _ = made(freeze=0.3, start="some@gen-0")
-    assert step.network.training is False  # the tokens are its own weights, and the first ones
-    assert all(layer.training for layer in step.network.blocks[-1].modules())
-    assert not all(layer.training for layer in step.network.blocks[0].modules())

@@ -13,7 +13,7 @@ from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
 
-CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.875}
 CLASSES = ["ant", "bee", "cat"]
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}
 
@@ -47,7 +47,10 @@ def changed(one, other):
     ("switch", "turned"),
     [
         ({"hard": True}, {"targets"}),  # study 3
-        ({"pseudo_noise": {"operations": 0}}, {"pseudo images"}),  # table 6, second row
+        ({"pseudo_noise": {"operations": 0}}, {"pseudo images"}),  # table 6, second row, with 130M images
+        ({"pseudo_noise": {"transform": "evaluation"}}, {"pseudo images"}),  # with 1.3M, where augmentation is a crop and a flip
+        ({"pseudo_noise": {"flip": 1}}, {"pseudo images"}),
+        ({"pseudo_noise": {"crop_scale_min": 1}}, {"pseudo images"}),
         ({"pseudo_noise": {"dropout": 0, "stochastic_depth": 0}}, set()),  # table 6, third row: in the network alone
         ({"noise": NOISE | {"operations": 0}}, {"labeled images", "pseudo images"}),
         ({"pseudo_only": True}, {"labeled images", "labels"}),  # study 6

@@ -37,6 +37,18 @@ def step_and_batch(**changes):
     return step, TrainingBatch(images, torch.tensor([0, 2]), {"probs": torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16)})
 
 
+@pytest.mark.parametrize(("settings", "kept"), [({}, 0.9), ({"batch_norm_decay": 0.99}, 0.99), ({"batch_norm_decay": 0.0}, 0.0)])
+def test_batch_norms_statistics_keep_their_share_at_each_step(settings, kept):
+    step, batch = step_and_batch(learning_rate=1e-30, **settings)
+    layer = next(one for one in step.network.modules() if isinstance(one, torch.nn.BatchNorm2d))
+    seen = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().mean((0, 2, 3))))
+    before = layer.running_mean.clone()
+    step(0, batch)
+    assert torch.allclose(layer.running_mean, kept * before + (1 - kept) * seen[0], atol=1e-6)
+    assert (seen[0] - before).abs().max() > 1e-3
+
+
 def test_a_step_changes_weights_and_its_losses_are_the_cross_entropies_of_one_joint_forward_pass():
     step, batch = step_and_batch(label_smoothing=0.0)
     network = step.network

@@ -86,7 +86,7 @@ def two_stages(tmp_path_factory):
     for folder, first in (("labeled", 0), ("test", 50)):
         write_class_folders(top / folder, ["ant", "bee", "cat"], 4, first)
     write_pool(top / "pool", 3, 5)
-    finetune = {"image_size": 24, "freeze": 0.3, "noise": {"operations": 0}}
+    finetune = {"epochs": 2, "image_size": 24, "freeze": 0.3, "transform": "evaluation"}
     student = TINY | {"ratio": 2, "start": "teacher", "epochs": 8, "pseudo_only": True, "finetune": finetune}
     path = write_tiny_recipe(
         top,
@@ -107,7 +107,15 @@ def test_a_recipe_pretrains_on_pseudo_labels_and_finetunes_on_labeled_images(two
     assert before.request.settings["pseudo_only"]
     assert after.request.inputs.initial_weights.ref == "bugs-teacher-before-finetuning@gen-1"
     assert "edition" not in after.request.inputs.by_role
-    assert (before.request.settings["noise"]["operations"], after.request.settings["noise"]["operations"]) == (1, 0)
+    assert "transform" not in before.request.settings
+    assert after.request.settings["transform"] == "evaluation"
+
+
+def test_its_learning_rate_is_the_end_of_the_first_ones(two_stages):
+    """Eight epochs of three steps, with 350 / 2.4 steps down: the last step is the 24th."""
+    store, _ = two_stages
+    row = json.loads((store.open("bugs-teacher@gen-1").folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (row["step"], row["learning_rate"]) == (6, pytest.approx(0.1 * 4 / 256 * 0.97 ** int(23 / 24 * 350 / 2.4)))
 
 
 def test_a_network_finetuned_at_a_larger_size_evaluates_there_and_keeps_its_first_layers(two_stages):

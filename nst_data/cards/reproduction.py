@@ -9,7 +9,6 @@ import yaml
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_name
-from nst_data.settings import BalanceSettings
 from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, TeacherInputs
 from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 
@@ -42,18 +41,8 @@ def command(described: Described, published: Published | None = None) -> str:
             verb, words = "label", [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
         case _:
             verb, words = "balance", [sources["generation"], *sources.exclude]
-    options = _options(_as_asked_today(described), with_pseudo, in_public=published is not None)
+    options = _options(request.spelled_out, with_pseudo, in_public=published is not None)
     return _lines([*sources.pulls, _wrapped(["nst", verb, *words, *options])])
-
-
-def _as_asked_today(described: Described) -> dict[str, Any]:
-    """The settings of a request, and what it left out that is left out with another meaning today."""
-    settings = described.manifest.request.settings
-    selection = described.manifest.request.selection if isinstance(described.manifest, EditionManifest) else None
-    if selection is None:
-        return settings
-    today = BalanceSettings.model_validate({name: value for name, value in settings.items() if name != ANONYMOUS})
-    return settings | {name: value for name, value in selection.model_dump().items() if value != getattr(today, name)}
 
 
 def _columns(of_images: Input | None, of_labels: Input | None) -> list[str]:

@@ -44,6 +44,11 @@ class Request(_Frozen):
         return json_digest({"kind": self.kind, "settings": self.settings, "inputs": inputs})
 
     @property
+    def spelled_out(self) -> dict[str, Any]:
+        """The settings, with the value of before of each that it left out and that has another default today."""
+        return (BEFORE_OF_NOISED_LABELS if self.is_noised else {}) | self.settings
+
+    @property
     def is_noised(self) -> bool:
         """Whether the teacher was noised while it labeled."""
         return self.settings.get("noise") is True
@@ -82,6 +87,18 @@ class EditionRequest(Request):
             return BalanceSettings.of_request(own) if self.inputs.like is None else None
         return None
 
+    @property
+    def spelled_out(self) -> dict[str, Any]:
+        """As of each request."""
+        if self.selection is None:
+            return super().spelled_out
+        today = BalanceSettings.model_validate({name: value for name, value in self.settings.items() if name != ANONYMOUS})
+        return self.settings | {name: value for name, value in self.selection.model_dump().items() if value != getattr(today, name)}
+
+
+BEFORE = {"weight_decay_on": "weights", "freeze_by": "layers"}  # of a training's settings, which lie above this package
+BEFORE_OF_NOISED_LABELS = {"noise_transform": "evaluation"}  # of a labeling's, likewise
+
 
 class TeacherRequest(Request):
     """A training."""
@@ -95,6 +112,11 @@ class TeacherRequest(Request):
         if not isinstance(settings.get("model"), str):
             raise ValueError("expected the name of a network as `model`")
         return settings
+
+    @property
+    def spelled_out(self) -> dict[str, Any]:
+        """As of each request."""
+        return {name: value for name, value in BEFORE.items() if name != "freeze_by" or self.settings.get("freeze")} | self.settings
 
     @property
     def model(self) -> str:

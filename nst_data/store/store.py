@@ -272,10 +272,9 @@ def _is_asked(kind: Kind, number: Number, request: Request, generation: int | No
 
 def _difference(there: Request, asked: Request) -> str:
     """The first few settings and inputs in which two requests differ, for a person."""
+    old, new = there.spelled_out, asked.spelled_out
     changes = [
-        f"{key}: {there.settings.get(key)!r} there, {asked.settings.get(key)!r} asked"
-        for key in sorted(there.settings.keys() | asked.settings.keys())
-        if there.settings.get(key) != asked.settings.get(key)
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
     ]
     before, now = there.inputs.by_role, asked.inputs.by_role
     for role in sorted(before.keys() | now.keys()):

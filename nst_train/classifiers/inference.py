@@ -194,8 +194,7 @@ def load_images(
             encoded = row.read()
             pixels = decode_pixels(encoded, least_side_px, exact)
             check_shape(pixels.shape[2], pixels.shape[1])
-            noised = noise.augmented(pixels, row.id) if noise else pixels
-            views = [_prepared(one, noised) for one in preprocessings]
+            views = [_prepared(one, encoded, pixels, row.id, noise) for one in preprocessings]
         except (NstError, OSError) as error:
             reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
             continue
@@ -209,9 +208,9 @@ def load_images(
     return Images(readable, reasons, hashed, phashes, [_padded(one, readable, batch_size) for one in prepared])
 
 
-def _prepared(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: Tensor, row: int, noise: TeacherNoise | None) -> Tensor:
     try:
-        return preprocessing.prepare(pixels)
+        return noise.prepare(preprocessing, encoded, pixels, row) if noise else preprocessing.prepare(pixels)
     except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a side that would be 0 pixels long
         raise ImageError(
             f"{pixels.shape[2]}x{pixels.shape[1]} pixels, which the teacher's transform refuses ({first_line(error)})"

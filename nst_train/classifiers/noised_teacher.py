@@ -14,20 +14,24 @@ from torch import Tensor, nn
 from nst_data.errors import NstError
 from nst_train.networks.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
 from nst_train.seeds import seed_of
-from nst_train.settings import Noise
-from nst_train.transforms.preprocessing import as_image
+from nst_train.settings import Noise, TrainSettings, TransformOf
+from nst_train.transforms.noise import Transform, training_transform
+from nst_train.transforms.preprocessing import Preprocessing, as_image
 from nst_train.transforms.randaugment import RandAugment, cutout
 
 
 class TeacherNoise:
-    """RandAugment on the images, dropout and stochastic depth in the network; an image's noise follows from seed and row alone."""
+    """Crop, flip and RandAugment of images as in training, dropout and stochastic depth in the network; seed and row decide an image's."""
 
-    def __init__(self, noise: Noise, seed: int) -> None:
-        if noise.augmentation:  # timm's draw from generators that threads share
+    def __init__(self, settings: TrainSettings, seed: int, transform: TransformOf) -> None:
+        """`settings` are those of the teacher's training; `transform` evaluation: RandAugment alone, before the evaluation transform."""
+        if settings.noise.augmentation:  # timm's draw from generators that threads share
+            augmentation = settings.noise.augmentation
             raise NstError(
-                f"`noise`: this teacher was trained with {noise.augmentation}, and labels are noised by RandAugment alone; label without"
+                f"`noise`: this teacher was trained with {augmentation}, and labels are noised by RandAugment alone; label without"
             )
-        self._noise, self._seed = noise, seed
+        self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
+        self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []
         self._lock = threading.Lock()
 
@@ -40,9 +44,19 @@ class TeacherNoise:
         for layer in [one for one in network.modules() if isinstance(one, StochasticDepth)] + list(classifiers_of(network, classes)):
             layer.training = True
 
-    def augmented(self, pixels: UInt8[Tensor, "3 height width"], row: int) -> UInt8[Tensor, "3 height width"]:
-        """RandAugment and Cutout of the image in a row of the pool."""
-        drawn, image = Random(seed_of(self._seed, "label noise", row)), as_image(pixels)
+    def prepare(self, preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: UInt8[Tensor, "3 h w"], row: int) -> Tensor:
+        """The image in a row of the pool, encoded and decoded, to a noised tensor of the classifier's size."""
+        seed = seed_of(self._seed, "label noise", row)
+        if self._transform == "evaluation":
+            return preprocessing.prepare(self._augmented(pixels, Random(seed)))
+        if self._settings.transform == "evaluation":  # as it was trained
+            return preprocessing.prepare(pixels)
+        if preprocessing not in self._of_training:
+            self._of_training[preprocessing] = training_transform(self._settings, preprocessing.data_config)
+        return preprocessing.of_its_size(self._of_training[preprocessing](encoded, seed))
+
+    def _augmented(self, pixels: UInt8[Tensor, "3 height width"], drawn: Random) -> UInt8[Tensor, "3 height width"]:
+        image = as_image(pixels)
         if self._noise.operations:
             image = _randaugment(self._noise, min(pixels.shape[1:]))(image, drawn)
         if self._noise.cutout:

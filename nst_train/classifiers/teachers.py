@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from torch import Tensor, nn
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
-from nst_data.store.manifest import json_digest
+from nst_data.store.manifest import ORDER, json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
@@ -40,7 +40,7 @@ from nst_train.networks.weights import (
     require_safetensors,
     why_not_loaded,
 )
-from nst_train.settings import Noise
+from nst_train.settings import TrainSettings, TransformOf
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
 
 _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"
@@ -113,29 +113,30 @@ class Teacher:
 
 
 def load_teacher(
-    names: Sequence[str], store: Store, exact: bool = False, noise_seed: int | None = None
+    names: Sequence[str], store: Store, exact: bool = False, noise_seed: int | None = None, noise_transform: TransformOf = "training"
 ) -> tuple[Teacher, dict[str, Input]]:
     """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ...
 
     With `noise_seed` it is noised as it was trained, where that is known, else as the paper's.
     """
-    noise = None if noise_seed is None else _noise_of(names, store)
-    loaded = [load_classifier(name, store, exact, noise.stochastic_depth if noise else 0.0) for name in names]
+    trained = None if noise_seed is None else _training_of(names, store, noise_transform)
+    loaded = [load_classifier(name, store, exact, trained.noise.stochastic_depth if trained else 0.0) for name in names]
     teacher = Teacher.of(*(classifier for classifier, _ in loaded))
-    if noise is not None and noise_seed is not None:
+    if trained is not None and noise_seed is not None:
         for member in teacher.members:  # refused before any work
-            TeacherNoise(noise, noise_seed).add_to(copy.deepcopy(member.network), len(teacher.class_names))
-        teacher = replace(teacher, noise=TeacherNoise(noise, noise_seed))
+            TeacherNoise(trained, noise_seed, noise_transform).add_to(copy.deepcopy(member.network), len(teacher.class_names))
+        teacher = replace(teacher, noise=TeacherNoise(trained, noise_seed, noise_transform))
     return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
-def _noise_of(names: Sequence[str], store: Store) -> Noise:
+def _training_of(names: Sequence[str], store: Store, transform: TransformOf) -> TrainSettings:
     if len(names) > 1 or not is_in_store(names[0], store):
-        return Noise()
+        return TrainSettings(model=names[0], preset="efficientnet-b7" if transform == "training" else None)
     version = store.open(names[0], "teacher")
+    settings = version.manifest.request.settings
     try:
-        return Noise.of_request(version.manifest.request.settings["noise"])
-    except (KeyError, ValidationError):
+        return TrainSettings.of_request({name: value for name, value in settings.items() if name != ORDER} | {"noise": settings["noise"]})
+    except (KeyError, ValidationError, UsageError):
         raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without `noise`") from None
 
 

@@ -207,7 +207,7 @@ class _Driver:
     @cached_property
     def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
         s = self.settings
-        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None)
+        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None, s.noise_transform)
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing and seal; where another process seals first, its version is the result."""

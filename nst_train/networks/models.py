@@ -22,6 +22,7 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
+from nst_train.networks.freezing import freeze
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
@@ -89,7 +90,7 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
             with _refusals(settings):
                 return create_transformer(folder, settings, classes)
     options: dict[str, Any] = {"num_classes": classes}
-    if largest := max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth):
+    if largest := max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth):
         options["drop_path_rate"] = largest
     if settings.image_size and _has_fixed_size(settings.model):
         options["img_size"] = settings.image_size
@@ -114,18 +115,6 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
                 f"{settings.model}: does not support {_argument(error)}; set noise.stochastic_depth or noise.dropout to 0 for it"
             ) from None
         raise NstError(f"{settings.model}: cannot be made with these settings ({why_not_loaded(error)})") from None
-
-
-def freeze(network: nn.Module, share: float) -> None:
-    """Keep the first layers as they are, batch-norm's statistics too: this share of the layers with weights, in the network's order.
-
-    Finetuning at a larger resolution keeps the shallow layers (section 3.1, fix-res).
-    """
-    layers = [one for one in network.modules() if next(one.parameters(recurse=False), None) is not None]
-    for layer in layers[: int(share * len(layers))]:
-        layer.training = False  # of this layer alone: `eval` would take those inside it along, in a ViT all of them
-        for weight in layer.parameters(recurse=False):
-            weight.requires_grad = False
 
 
 def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
@@ -170,7 +159,7 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:
     """Let a copy see images as in training; what it draws and counts changes nothing. Raises NstError."""
     trial = copy.deepcopy(network).train()
-    freeze(trial, settings.freeze)
+    freeze(trial, settings)
     try:
         with torch.random.fork_rng(devices=[]):
             logits = trial(images)

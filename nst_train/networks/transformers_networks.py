@@ -48,7 +48,7 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     if settings.image_size and hasattr(config, "image_size"):
         config.image_size = settings.image_size
     if hasattr(config, "drop_path_rate"):
-        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.noise_of_pseudo.stochastic_depth)
+        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth)
     if not settings.pretrained:
         return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), _processor(folder))
     network, info = AutoModelForImageClassification.from_pretrained(

@@ -18,25 +18,34 @@ class Schedule:
     warmup_steps: float
     decay_steps: float
     decay_rate: float
+    skipped_steps: int = 0  # where the training is the end of a longer schedule
 
     @classmethod
     def of(cls, settings: TrainSettings, labeled_images: int) -> Self:
         """Convert the settings' epochs to steps over `labeled_images`."""
         steps_per_epoch = labeled_images / settings.batch_size
+        steps = max(1, round(settings.epochs * steps_per_epoch))
         return cls(
-            steps=max(1, round(settings.epochs * steps_per_epoch)),
+            steps=steps,
             steps_per_epoch=steps_per_epoch,
             peak=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
             warmup_steps=settings.warmup_epochs * steps_per_epoch,
             decay_steps=settings.staircase_epochs * steps_per_epoch,
             decay_rate=settings.decay_rate,
+            skipped_steps=max(0, round((settings.schedule_epochs or 0) * steps_per_epoch) - steps),
         )
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a staircase that counts from step 0 (released code)."""
+        step += self.skipped_steps
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
         return float(self.peak * self.decay_rate ** (step // self.decay_steps))
+
+    @property
+    def highest(self) -> float:
+        """The peak, or where only what follows it is trained the first learning rate."""
+        return self.peak if self.skipped_steps < self.warmup_steps else self.learning_rate(0)
 
     def ends_epoch(self, done: int, epochs: float = 1.0) -> bool:
         """Whether step `done` (counted from 1) is the last or passes a multiple of `epochs`."""

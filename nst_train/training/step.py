@@ -6,20 +6,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from nst_data.errors import NstError, first_line
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
-from nst_train.networks.models import freeze
+from nst_train.networks.batch_norm import decay_batch_norm, synchronize_batch_norm
+from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
-from nst_train.networks.sync_batch_norm import synchronize_batch_norm
 from nst_train.networks.transformers_networks import Logits
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
 from nst_train.training.loss import joint_cross_entropies, weighed
+from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
 
@@ -88,12 +87,14 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     accelerator = Accelerator(cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
-    freeze(network, settings.freeze)
+    freeze(network, settings)
+    if settings.batch_norm_decay is not None:
+        decay_batch_norm(network, settings.batch_norm_decay)
     if settings.channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
-    noise = add_noise(network, settings.noise, settings.noise_of_pseudo, classes, settings.seed)
-    optimizer = _optimizer(network, settings, schedule)
+    noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
+    optimizer = make_optimizer(network, settings, schedule)
     if settings.compile:
         network.compile()
     wrapped, optimizer = accelerator.prepare(network, optimizer)
@@ -102,18 +103,3 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     normalize = Normalize(data_config, accelerator.device)
     return Step(wrapped, network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
-
-
-def _optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
-    try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **_released(settings)
-        )
-    except (ValueError, TypeError) as error:
-        raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
-    return optimizer
-
-
-def _released(settings: TrainSettings) -> dict[str, float]:
-    """RMSProp as in the released code: decay 0.9, epsilon 0.001."""
-    return {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}

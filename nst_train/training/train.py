@@ -168,7 +168,7 @@ def _train(
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
     entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
     progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
-    if training.step.schedule.warmup_steps >= steps:
+    if training.step.schedule.warmup_steps >= training.step.schedule.skipped_steps + steps:
         progress.say(
             f"{staging.ref}: the learning rate rises for {settings.warmup_epochs:g} epochs, as long as the training or longer, "
             "so it never reaches `learning_rate`; set fewer `warmup_epochs`, or more `epochs`"

@@ -15,11 +15,13 @@ from torch.nn import functional as F
 
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.images import reduced_factor, upright_size
+from nst_train.settings import CropDraw
 from nst_train.transforms.preprocessing import decode_pixels
 
 _OVERSIZE = 2  # a JPEG is decoded so that the crop has no less than twice the size that it is then resized to
 _ASPECTS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+_COVERED, _AROUND_PX = 0.1, 32  # of the released code: `min_object_covered` and `CROP_PADDING` (preprocessing.py)
 
 
 class Box(NamedTuple):
@@ -55,12 +57,43 @@ def random_box(width: int, height: int, scale_min: float, random: Random) -> Box
     return Box((width - wide) // 2, (height - high) // 2, wide, high)
 
 
+def released_box(width: int, height: int, scale_min: float, size_px: int, random: Random) -> Box:
+    """A part as the released code draws it for a square of `size_px`: by TensorFlow's `sample_distorted_bounding_box`.
+
+    Its height is drawn evenly, not its area, and it covers at least a tenth of the image, so small parts are more frequent than
+    `random_box` has them. It never touches the right and the lower edge, but where it is as wide or as high as the image. Where ten
+    attempts fail, or the image as a whole is drawn, it is the middle square of evaluation. With `scale_min` 1 the largest one.
+    """
+    if scale_min == 1:
+        return middle_square(width, height)
+    most = width * height
+    least = scale_min * most
+    for _ in range(_ATTEMPTS):
+        aspect = random.uniform(*_ASPECTS)
+        highest = min(height, round(math.sqrt(most / aspect)), int((width + 0.5) / aspect))
+        high = random.randint(min(round(math.sqrt(least / aspect)), highest), highest)
+        wide = round(high * aspect)
+        if wide * high < least:
+            high += 1
+        elif wide * high > most:
+            high -= 1
+        wide = round(high * aspect)
+        if high > height or wide > width or not max(least, _COVERED * most) <= wide * high:
+            continue
+        if wide * high == most:
+            break
+        top = random.randrange(height - high) if high < height else 0
+        return Box(random.randrange(width - wide) if wide < width else 0, top, wide, high)
+    side = max(1, int(size_px / (size_px + _AROUND_PX) * min(width, height)))
+    return Box((width - side + 1) // 2, (height - side + 1) // 2, side, side)
+
+
 class RandomResizedCrop:
     """Encoded bytes to a random part of the image, resized."""
 
-    def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str) -> None:
+    def __init__(self, scale_min: float, size_px: tuple[int, int], interpolation: str, draw: CropDraw = "torchvision") -> None:
         """`size_px` is (height, width); `interpolation` is timm's word: bicubic or bilinear."""
-        self._scale_min, self._size, self._interpolation = scale_min, size_px, interpolation
+        self._scale_min, self._size, self._interpolation, self._draw = scale_min, size_px, interpolation, draw
 
     def __call__(self, encoded: bytes | memoryview, random: Random) -> Image.Image:
         """An RGB image of the size asked for. Raises ImageError for bytes that cannot be decoded."""
@@ -68,16 +101,21 @@ class RandomResizedCrop:
         least_side_px = None
         if header is not None and min(header.width, header.height) >= 2 * _OVERSIZE * max(self._size):
             width, height = upright_size(encoded)
-            box = random_box(width, height, self._scale_min, random)
+            box = self._box(width, height, random)
             factor = reduced_factor(box.width, box.height, _OVERSIZE * max(self._size))
             least_side_px = min(width, height) // factor if factor > 1 else None
         pixels = decode_pixels(encoded, least_side_px).permute(1, 2, 0)
         if box is None:
-            box = random_box(pixels.shape[1], pixels.shape[0], self._scale_min, random)
+            box = self._box(pixels.shape[1], pixels.shape[0], random)
         else:
             box = _scaled(box, pixels.shape[1] / width, pixels.shape[0] / height)
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         return Image.fromarray(_resized(part, self._size, self._interpolation))
+
+    def _box(self, width: int, height: int, random: Random) -> Box:
+        if self._draw == "released":
+            return released_box(width, height, self._scale_min, min(self._size), random)
+        return random_box(width, height, self._scale_min, random)
 
 
 def _scaled(box: Box, across: float, down: float) -> Box:

@@ -21,14 +21,17 @@ def through(image: Image.Image, table: NDArray[np.integer]) -> Image.Image:
     return Image.fromarray(table.astype(np.uint8).take(np.asarray(image)))
 
 
-def autocontrast(image: Image.Image) -> Image.Image:
-    """An RGB image, each channel stretched over all levels."""
-    if _is_large(image):
+def autocontrast(image: Image.Image, kind: type[np.floating] = np.float64) -> Image.Image:
+    """An RGB image, each channel stretched over all levels, computed in floats of this kind: Pillow's float64, or TensorFlow's float32."""
+    if kind is np.float64 and _is_large(image):
         return auto_augment.auto_contrast(image)  # type: ignore[no-any-return]
-    low, high = np.array(image.getextrema()).T[..., None]
-    scale = 255 / np.maximum(high - low, 1)
-    stretched = np.clip(_LEVELS * scale - low * scale, 0, 255).astype(np.intp)
-    return _through_each(np.asarray(image) + _CHANNEL_STARTS, np.where(high > low, stretched, _LEVELS))
+    low, high = np.array(image.getextrema(), kind).T[..., None]
+    scale = kind(255) / np.maximum(high - low, 1)
+    stretched = np.clip(_LEVELS.astype(kind) * scale - low * scale, 0, 255).astype(np.intp)
+    tables = np.where(high > low, stretched, _LEVELS)
+    if _is_large(image):
+        return image.point(tables.ravel().tolist())
+    return _through_each(np.asarray(image) + _CHANNEL_STARTS, tables)
 
 
 def equalize(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ from torch import Tensor
 from nst_train.seeds import seed_transforms
 from nst_train.settings import Noise, TrainSettings
 from nst_train.transforms.crops import PaddedCrop, RandomResizedCrop
+from nst_train.transforms.preprocessing import TimmPreprocessing, decode_pixels
 from nst_train.transforms.randaugment import RandAugment, cutout
 
 Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
@@ -26,19 +27,21 @@ Transform = Callable[[bytes | memoryview, int], NDArray[np.uint8]]
 
 def training_transforms(settings: TrainSettings, data_config: dict[str, Any]) -> dict[str, Transform]:
     """The transform of `labeled` and that of `pseudo` images."""
-    pseudo = settings.model_copy(update={"noise": settings.noise_of_pseudo})
-    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(pseudo, data_config)}
+    return {"labeled": training_transform(settings, data_config), "pseudo": training_transform(settings.of_pseudo, data_config)}
 
 
 def training_transform(settings: TrainSettings, data_config: dict[str, Any]) -> Transform:
     """Encoded bytes and a seed to a noised image: uint8 of shape (height, width, 3), normalized later on the device.
 
     Random resized crop, flip, RandAugment, Cutout; with `crop_padding` RandAugment, Cutout, random crop, flip, as the released code does
-    for small images. The image depends on the bytes and the seed alone. Raises ImageError for bytes that cannot be decoded.
+    for small images; with `transform: evaluation` what the network sees in evaluation. The image depends on the bytes and the seed alone.
+    Raises ImageError for bytes that cannot be decoded.
     """
+    if settings.transform == "evaluation":
+        return _AsInEvaluation(data_config)
     _, height, width = data_config["input_size"]
     scale_min = 1.0 if settings.crop_padding else settings.crop_scale_min
-    crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"])
+    crop = RandomResizedCrop(scale_min, (height, width), data_config["interpolation"], settings.crop_draw)
     steps = _augmentations(settings.noise, data_config)
     flip = [_Flip(settings.flip)] if settings.flip else []
     if settings.crop_padding:
@@ -59,6 +62,15 @@ class _Chain:
         for step in self._steps:
             image = step(image, drawn)
         return np.asarray(image)
+
+
+class _AsInEvaluation:
+    def __init__(self, data_config: dict[str, Any]) -> None:
+        self._preprocessing = TimmPreprocessing.of(data_config)
+
+    def __call__(self, encoded: bytes | memoryview, seed: int) -> NDArray[np.uint8]:
+        pixels = self._preprocessing.prepare(decode_pixels(encoded, self._preprocessing.least_side_px))
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 class _Flip:

@@ -50,6 +50,13 @@ class Preprocessing(Protocol):
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Tensor:
         """One decoded image to a tensor of the classifier's size, whatever its own."""
 
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """What a training transform is made from: `input_size` and `interpolation`."""
+
+    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Tensor:
+        """An image that a training transform made, of the classifier's size, to what `prepare` gives."""
+
     def finish(self, batch: Tensor) -> Float[Tensor, "batch 3 height width"]:
         """A stack of prepared images, on the device, to what the network reads."""
 
@@ -95,6 +102,15 @@ class TimmPreprocessing:
             pixels = tensor_transforms.resize(pixels, step.size, step.interpolation, antialias=True) if resizes else step(pixels)
         return pixels
 
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """As timm has it."""
+        return {"input_size": self.input_size, "interpolation": self.interpolation}
+
+    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 height width"]:
+        """The same."""
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
     def finish(self, batch: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Normalized, bit for bit as torchvision's ToTensor and Normalize do it image by image."""
         mean, std = (_per_channel(value, batch.device) for value in (self.mean, self.std))
@@ -136,6 +152,18 @@ class ProcessorPreprocessing:
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "3 height width"]:
         """The processor's own pixel values."""
         values: Tensor = self.processor(images=as_image(pixels), return_tensors="pt")["pixel_values"]
+        return values[0]
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """As timm has it."""
+        size = tuple(self.prepare(torch.zeros(3, 48, 64, dtype=torch.uint8)).shape)
+        return {"input_size": size, "interpolation": "bilinear" if self.processor.resample == Image.Resampling.BILINEAR else "bicubic"}
+
+    def of_its_size(self, image: UInt8[np.ndarray, "height width 3"]) -> Float[Tensor, "3 height width"]:
+        """Scaled and normalized alone."""
+        as_it_is = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
+        values: Tensor = self.processor(images=Image.fromarray(image), **as_it_is)["pixel_values"]
         return values[0]
 
     def finish(self, batch: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:

@@ -1,4 +1,4 @@
-"""Batch-norm over the images of all processes, as on one process with all of them."""
+"""Batch-norm: how slowly its statistics move, and over the images of all processes, as on one process with all of them."""
 
 from typing import Any
 
@@ -6,6 +6,13 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def decay_batch_norm(network: nn.Module, decay: float) -> None:
+    """Let the means and variances of all batch-norm layers keep this share at each step; torch's `momentum` is the rest."""
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.momentum = 1 - decay
 
 
 def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:

@@ -1,0 +1,39 @@
+"""The optimizer of a training, and which weights it decays."""
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+from nst_data.errors import NstError, first_line
+from nst_train.settings import TrainSettings
+from nst_train.training.schedule import Schedule
+
+
+def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
+    """timm's optimizer for the weights that are trained. Raises NstError for settings that it refuses."""
+    options: dict[str, Any] = {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}  # the released code's
+    if settings.weight_decay_on == "all":
+        options["param_group_fn"] = lambda network: _decayed_and_not(network, settings.weight_decay)
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **options
+        )
+    except (ValueError, TypeError) as error:
+        raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
+    return optimizer
+
+
+def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """All that is trained, biases too, and apart from it what normalization layers hold (released code: main.py)."""
+    normalizing = {weight for layer in network.modules() if _is_normalization(layer) for weight in layer.parameters(recurse=False)}
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    parts = [(weight_decay, [weight for weight in trained if weight not in normalizing])]
+    parts += [(0.0, [weight for weight in trained if weight in normalizing])]
+    return [{"params": weights, "weight_decay": decay} for decay, weights in parts if weights]
+
+
+def _is_normalization(layer: nn.Module) -> bool:
+    """By its name or that of a class it is one of: BatchNormAct2d, LayerNorm, RmsNorm, a transformers network's own."""
+    return any("Norm" in kind.__name__ for kind in type(layer).__mro__)

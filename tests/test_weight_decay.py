@@ -1,0 +1,68 @@
+"""Which weights are decayed: all but normalization, as in the released code, or neither biases nor other vectors."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nst_train.settings import TrainSettings
+from nst_train.training.optimizer import make_optimizer
+from nst_train.training.schedule import Schedule
+
+
+def decayed(network, **changes):
+    """The names of what an optimizer decays, and of what it leaves alone."""
+    settings = TrainSettings(model="x", **changes)
+    optimizer = make_optimizer(network, settings, Schedule.of(settings, 1_281_167))
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert {*decay.values()} == {0.0, settings.weight_decay}
+    names = {name for name, weight in network.named_parameters() if decay[id(weight)]}
+    return names, {name for name, _ in network.named_parameters()} - names
+
+
+@pytest.fixture(scope="module")
+def b0():
+    with torch.device("meta"):
+        return timm.create_model("tf_efficientnet_b0", num_classes=1000)
+
+
+def test_all_of_b0_but_its_49_batch_norms_is_decayed_as_in_the_released_code(b0):
+    """Sixteen blocks: depthwise, two of squeeze-excite, projection, in all but the first an expansion; stem, head, classifier."""
+    kernels, biases, norms = 1 + 4 + 15 * 5 + 1 + 1, 16 * 2 + 1, 1 + 2 + 15 * 3 + 1
+    names, left = decayed(b0)
+    assert (len(names), len(left)) == (kernels + biases, 2 * norms) == (115, 98)
+    assert {name.rpartition(".")[0].rpartition(".")[2][:2] for name in left} == {"bn"}
+    assert {"classifier.bias", "blocks.6.0.se.conv_reduce.bias", "blocks.6.0.se.conv_expand.bias"} <= names
+
+
+def test_the_33_biases_of_b0_are_left_alone_where_weights_alone_are_decayed(b0):
+    names, left = decayed(b0, weight_decay_on="weights")
+    all_of_them, _ = decayed(b0)
+    assert {name.rpartition(".")[2] for name in all_of_them - names} == {"bias"}
+    assert (len(all_of_them - names), len(left)) == (33, 98 + 33)
+
+
+def test_of_a_vit_layer_norms_are_no_more_decayed_than_batch_norms():
+    network = timm.create_model("test_vit", num_classes=3)
+    names, left = decayed(network)
+    assert {"cls_token", "pos_embed", "head.bias", "blocks.0.attn.qkv.bias"} <= names
+    assert all("norm" in name for name in left)
+    assert decayed(network, weight_decay_on="weights")[0] == {name for name in names if name.endswith("weight")}
+
+
+class OtherName(nn.BatchNorm2d):
+    """Normalizes, whatever it is called."""
+
+
+@pytest.mark.parametrize(("on", "bias"), [("all", 1 - 0.5 * 0.25), ("weights", 1.0)])
+def test_a_decayed_bias_shrinks_by_rate_times_decay(on, bias):
+    """Momentum SGD without a gradient of the loss: half l2 of a bias of 1, weighed by 0.25, at a rate of 0.5."""
+    network = nn.Sequential(nn.Conv2d(3, 2, 1), OtherName(2), nn.Flatten(), nn.Linear(2, 2))
+    settings = TrainSettings(model="x", optimizer="momentum", momentum=0, weight_decay=0.25, weight_decay_on=on, learning_rate=0.5)
+    optimizer = make_optimizer(network, settings, Schedule.of(settings.model_copy(update={"batch_size": 256}), 256))
+    for weight in network.parameters():
+        nn.init.ones_(weight)
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    shrunk = {name: weight.flatten()[0].item() for name, weight in network.named_parameters()}
+    assert shrunk == {"0.weight": 0.875, "0.bias": bias, "1.weight": 1.0, "1.bias": 1.0, "3.weight": 0.875, "3.bias": bias}
