@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nst_data.progress import as_text
+
 from .messages import terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
@@ -33,7 +35,7 @@ def run(
         print_json({"store": str(there.root), "generations": rows})
         return
     _print_table(rows)
-    newest = rows[-1 if rows[-1]["pseudo"] else -2]
+    newest = next(row for row in reversed(rows) if row["pseudo"])
     print(f"store: {there.root}")
     print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {newest['teacher']} --corpus NAME")
 
@@ -91,8 +93,8 @@ def _show_settings(path: Path, json: bool) -> None:
     by_place = origins(recipe.select, given, lambda _: "recipe", "select.")
     selection = {place: {"value": value, "source": source} for place, (value, source) in by_place.items()}
     shown = {}
-    for number, settings in enumerate(recipe.generations):
-        given = written["generations"][number]
+    for network in recipe.networks:
+        settings, given, number = network.settings, network.written_in(written), network.generation
         trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
         if settings.finetune:
             own = over(inherited(given) | OF_FINETUNING, given["finetune"])
@@ -109,6 +111,8 @@ def _show_settings(path: Path, json: bool) -> None:
     if json:
         print_json(list(shown.values()))
         return
+    if recipe.teacher:
+        print(f"generation 0, the teacher: {as_text(recipe.teacher)}, already trained\n")
     for title, found in shown.items():
         print(f"{title}\n")
         print_settings(found)

@@ -88,7 +88,7 @@ def as_written(path: Path) -> dict[str, Any]:
     """What a recipe that `load_recipe` takes spells out, without what presets and defaults fill in."""
     content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     seed = {"seed": content["seed"]} if "seed" in content else {}
-    return content | {"generations": [seed | one for one in content["generations"]]}
+    return content | {"generations": [seed | one for one in content.get("generations", [])]}
 
 
 def _explain(error: ValidationError, tree: yaml.Node | None) -> str:

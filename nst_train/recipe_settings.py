@@ -1,6 +1,7 @@
 """The settings of a recipe: the whole loop. Imports no torch."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -90,6 +91,25 @@ class GenerationSettings(TrainSettings):
         return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network that a recipe trains: its generation, and where the recipe has its settings."""
+
+    generation: int
+    settings: GenerationSettings
+    place: tuple[str, int]
+
+    @property
+    def key(self) -> str:
+        """Its place as messages have it."""
+        return ".".join(map(str, self.place))
+
+    def written_in(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe's file spells out of it."""
+        key, index = self.place
+        return dict(content[key][index])
+
+
 class EvaluationSettings(EvaluateSettings):
     """What is measured of every generation of a recipe, beside its accuracy on the test images."""
 
@@ -127,7 +147,7 @@ _MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a ke
 
 
 class Recipe(Settings):
-    """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
+    """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student."""
 
     name: Annotated[str, AfterValidator(check_name)]
     labeled: SourceSettings
@@ -137,14 +157,49 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
     select: SelectSettings = SelectSettings()
-    generations: list[GenerationSettings] = Field(min_length=2)
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="A trained model in place of generation 0, by any name that `nst label --teacher` takes.",
+    )
+    generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
     control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
     push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
 
+    @property
+    def networks(self) -> list[Network]:
+        """What it trains, in order."""
+        first = 0 if self.teacher is None else 1
+        return [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
+
+    @model_validator(mode="after")
+    def _has_a_student(self) -> Self:
+        if self.teacher is not None and not self.generations:
+            raise ValueError("`teacher` teaches nobody; add a student, such as `generations: [{model: ...}]`")
+        if self.teacher is None and len(self.generations) < 2:
+            raise ValueError(
+                f"`generations`: expected settings of a teacher and of a student or more, found {len(self.generations)}; "
+                "a teacher that is trained already is named as `teacher: MODEL`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trains_no_model_that_it_names(self) -> Self:
+        own, of_0 = {f"{self.name}-teacher", f"{self.name}-control"}, f"{self.name}-teacher@gen-0"
+        if self.teacher is None:
+            return self
+        if self.teacher != of_0 and self.teacher.partition("@")[0] in own:
+            raise ValueError(f"`teacher` {self.teacher}: this recipe trains students of that name; give it another `name`")
+        if self.teacher != of_0 and any(one.relative_to == of_0 for one in self.evaluate):
+            raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {self.teacher}")
+        return self
+
     @model_validator(mode="after")
     def _the_first_has_no_teacher(self) -> Self:
+        if self.teacher is not None:
+            return self
         if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
             raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
         return self

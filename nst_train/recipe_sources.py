@@ -24,8 +24,9 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
             return one.model_copy(update={"data": beside(one.data)})
         return one.model_copy(update={"data": one.data.model_copy(update={"source": _file(folder, one.data.source)})})
 
+    teacher = recipe.teacher and _model(folder, recipe.teacher)
     sources = {role: beside(getattr(recipe, role)) for role in ("labeled", "validation", "test", "pool")}
-    return recipe.model_copy(update={**sources, "evaluate": [of_evaluation(one) for one in recipe.evaluate]})
+    return recipe.model_copy(update={**sources, "teacher": teacher, "evaluate": [of_evaluation(one) for one in recipe.evaluate]})
 
 
 def located(folder: Path, source: str) -> str:
@@ -48,6 +49,12 @@ def located(folder: Path, source: str) -> str:
             f"give an absolute path, or {pinned} for the Hub dataset"
         )
     return source
+
+
+def _model(folder: Path, name: str) -> str:
+    """A model's name; a folder's starts beside the recipe."""
+    prefix, is_folder, path = name.rpartition("local-dir:")
+    return f"{is_folder}{_file(folder, path)}" if is_folder and not prefix else name
 
 
 def _file(folder: Path, name: str | None) -> str | None:

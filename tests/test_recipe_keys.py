@@ -11,8 +11,9 @@ from nst_data.errors import UsageError
 from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
-from nst_train.noisy_student import _open, _say_idle
+from nst_train.noisy_student import _open
 from nst_train.recipe import parse_recipe
+from nst_train.recipe_checks import say_idle
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
@@ -142,6 +143,7 @@ def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
 
 
 PARTS = {
+    "teacher": "other@gen-1",
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
     **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
@@ -271,5 +273,5 @@ def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_p
 def test_a_momentum_that_the_optimizer_lacks_is_said():
     lines, progress = [], Progress()
     progress.say = lines.append
-    _say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
+    say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
     assert lines == ["generations.1.momentum changes nothing: adamw has none"]
