@@ -1,8 +1,8 @@
 """Noisy Student Training: Algorithm 1 of the paper over a recipe.
 
 Where it departs from the paper:
-- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
-  by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
+- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once,
+  by the first teacher or, as in the paper (EfficientNet-B0: 3.1, A.4), by another model, `by`;
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
   near-duplicates; the paper names only evaluation sets;
@@ -19,7 +19,6 @@ from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import balance, balance_request
 from nst_data.self_contained.images import needs_pool
-from nst_data.settings import BalanceSettings
 from nst_data.sharing.push import is_pushed, push
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Number, Store, Version
@@ -29,13 +28,16 @@ from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
 from nst_train.recipe_checks import check_evaluations, check_recipe, say_idle, trained_model
 from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
-from nst_train.settings import LabelRunSettings, TrainSettings
+from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.training.train import train
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone."""
+    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone.
+
+    `corpus` is the labeling of the pool that its edition was selected by, where that was made for this network.
+    """
 
     teacher: Version
     corpus: Version | None = None
@@ -68,10 +70,11 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     check_recipe(recipe, labeled, validation, test)
     check_evaluations(recipe, store, evaluations, labeled)
     teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
+    by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
     held_out = [source for source in (labeled, validation, test) if source]
     evaluated = _of_other_images([data for _, data in evaluations if isinstance(data, Source)], held_out)
     publish = _Publishing(recipe.name, recipe.push_to, store, progress)
-    labels = _Labels(recipe, store, pool, held_out, evaluated, publish, progress)
+    labels = _Labels(recipe, store, pool, by, held_out, evaluated, publish, progress)
     training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
 
     generations: list[Generation] = []
@@ -79,10 +82,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     for network in recipe.networks:
         corpus, taught_by = None, teacher
         if teacher is not None:
-            if edition is None or recipe.select.when == "every_generation":
-                corpus, edition = labels.selected(network.generation, teacher)
-            else:
-                edition = labels.of_the_same(edition, network.generation, teacher)
+            corpus, edition = labels.of_student(network.generation, teacher, edition)
         trained = training.train(f"{recipe.name}-teacher", network.settings, network.generation, taught_by, edition)
         generations.append(Generation(trained, corpus, edition))
         teacher = trained.ref
@@ -98,24 +98,35 @@ class _Labels:
     recipe: Recipe
     store: Store
     pool: Source
+    by: str | None
     held_out: list[Source]
     evaluated: list[Source]  # beside these, images of `evaluate`
     publish: "_Publishing"
     progress: Progress
 
-    def selected(self, number: int, teacher: str) -> tuple[Version, Version]:
-        """The whole pool, labeled by a teacher, and the edition that is selected by these labels."""
-        recipe, run, progress = self.recipe, self._run, self.progress
-        corpus = label(self.store, recipe.name, teacher, self.pool, recipe.label, generation=number, run=run, progress=progress)
+    def of_student(self, number: int, teacher: str, before: Version | None) -> tuple[Version | None, Version]:
+        """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
+
+        `before` is the edition of the student before. What another model selects is generation 0 of the corpus; its labels are un-noised
+        and at temperature 1, whatever those that students are trained on are.
+        """
+        settings, corpus = self.recipe.label, None
+        if before is None and self.by is not None:
+            corpus, before = self._selected(0, self.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
+        if before is None or self.recipe.select.when == "every_generation":
+            return self._selected(number, teacher, settings)
+        run, progress = self._run, self.progress
+        again = label_like(self.store, before, teacher, self.pool, settings, generation=number, run=run, progress=progress)
+        return corpus, self.publish(again)
+
+    def _selected(self, number: int, model: str, settings: LabelSettings) -> tuple[Version, Version]:
+        """The whole pool, labeled by a model, and the edition that is selected by these labels."""
+        name, run, progress = self.recipe.name, self._run, self.progress
+        corpus = label(self.store, name, model, self.pool, settings, generation=number, run=run, progress=progress)
         self.publish(corpus)
         with this_process().main_process_first():
             edition = self._balanced(corpus)
         return corpus, self.publish(edition)
-
-    def of_the_same(self, edition: Version, number: int, teacher: str) -> Version:
-        """The images of an edition, labeled again by another teacher."""
-        settings, run, progress = self.recipe.label, self._run, self.progress
-        return self.publish(label_like(self.store, edition, teacher, self.pool, settings, generation=number, run=run, progress=progress))
 
     @property
     def _run(self) -> LabelRunSettings:
@@ -127,8 +138,7 @@ class _Labels:
         One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
         were trained on it.
         """
-        selection = BalanceSettings.model_validate(self.recipe.select.model_dump(exclude={"when"}))
-        number = Number(corpus.number.generation, 1)
+        selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
         earlier = balance_request(corpus, selection, self.held_out, self.pool).digest if self.evaluated else None
         for version in self.store.versions(corpus.folder.parent.name):
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:

@@ -26,9 +26,23 @@ class SourceSettings(Settings):
 class SelectSettings(BalanceSettings):
     """The selection of a recipe."""
 
+    by: str | None = Field(
+        None, min_length=1, description="Another model labels the pool, once, to select: any name that `nst label --teacher` takes."
+    )
     when: Literal["every_generation", "once"] = Field(
         "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
     )
+
+    @model_validator(mode="after")
+    def _another_selects_once(self) -> Self:
+        if self.by is not None and self.when != "once":
+            raise ValueError(f"`by` {self.by} selects once, whichever teacher labels what is selected; add `when: once`, or remove `by`")
+        return self
+
+    @property
+    def balancing(self) -> BalanceSettings:
+        """Without what a recipe alone knows."""
+        return BalanceSettings.model_validate(self.model_dump(exclude={"by", "when"}))
 
 
 class PushToSettings(Settings):
@@ -187,7 +201,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _trains_no_model_that_it_names(self) -> Self:
-        own, of_0 = {f"{self.name}-teacher", f"{self.name}-control"}, f"{self.name}-teacher@gen-0"
+        own, of_0, by = {f"{self.name}-teacher", f"{self.name}-control"}, f"{self.name}-teacher@gen-0", self.select.by
+        if by is not None and (by == self.teacher or (by.partition("@")[0] in own and (by != of_0 or self.teacher is None))):
+            whose = "is the teacher" if by == self.teacher else "is trained by this recipe"
+            raise ValueError(f"`select.by` {by} {whose}; name another model, or remove `by`: with `when: once` the first teacher selects")
         if self.teacher is None:
             return self
         if self.teacher != of_0 and self.teacher.partition("@")[0] in own:

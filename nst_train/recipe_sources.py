@@ -25,8 +25,16 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
         return one.model_copy(update={"data": one.data.model_copy(update={"source": _file(folder, one.data.source)})})
 
     teacher = recipe.teacher and _model(folder, recipe.teacher)
+    by = recipe.select.by and _model(folder, recipe.select.by)
     sources = {role: beside(getattr(recipe, role)) for role in ("labeled", "validation", "test", "pool")}
-    return recipe.model_copy(update={**sources, "teacher": teacher, "evaluate": [of_evaluation(one) for one in recipe.evaluate]})
+    return recipe.model_copy(
+        update={
+            **sources,
+            "teacher": teacher,
+            "select": recipe.select.model_copy(update={"by": by}),
+            "evaluate": [of_evaluation(one) for one in recipe.evaluate],
+        }
+    )
 
 
 def located(folder: Path, source: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 from nst_cli.origins import consequences
 
 from nst_data.errors import UsageError
-from nst_train.networks.models import check_names, parameters_of
+from nst_train.networks.models import check_name, check_names, parameters_of
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.recipe_settings import SelectSettings
@@ -202,6 +202,9 @@ def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
     assert finetuned == [True] * 3 or "the last L2 alone is finetuned" in recipe.read_text("utf-8").partition("\nname: ")[0]
     assert [one.model for one in generations] == ["tf_efficientnet_b7"] + 3 * ["tf_efficientnet_l2"]
     assert [one.ratio for one in generations[1:]] == [14, 14, 28]
+    select = load_recipe(recipe).select
+    assert (select.by, select.when) == ("tf_efficientnet_b0.aa_in1k", "once")
+    check_name(select.by)
 
 
 def test_the_example_for_svhn_trains_its_network():

@@ -92,8 +92,8 @@ LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "li
 LABEL |= {"precision": "fp32", "compile": True, "seed": 9}
 SELECT = {"min_confidence": 0.1, "class_min_confidence": {"rose": 0.1}, "confidence_range": [0.1, 0.2], "exclude_class": ["rose"]}
 SELECT |= {"fraction": 0.5, "per_class": 5, "auto_quantile": 0.1, "max_copies": 2, "method": "official", "exact_overlap_only": True}
-SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
-SELECT_ALSO = {"auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
+SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "by": "other@gen-1", "when": "once"}
+SELECT_ALSO = {"by": {"when": "once"}, "auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
 
 
 @pytest.mark.parametrize("setting", LabelSettings.model_fields)
@@ -106,7 +106,7 @@ def test_each_setting_of_labeling_changes_the_labels_or_is_refused(setting):
 
 @pytest.mark.parametrize("setting", SelectSettings.model_fields)
 def test_each_setting_of_the_selection_changes_it(setting):
-    assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "when"}
+    assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "by", "when"}
     also = SELECT_ALSO.get(setting, {})
     assert parsed(select={setting: SELECT[setting], **also}).select != parsed(select=also).select
 
