@@ -68,7 +68,12 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     settings = load_recipe(recipe)
     from nst_train.noisy_student import self_training
 
-    return [_row(generation) for generation in self_training(store, settings, progress=terminal())]
+    rows, counted = [], set[Path]()
+    for generation in self_training(store, settings, progress=terminal()):
+        versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.folder not in counted]
+        counted |= {version.folder for version in versions}  # students of one teacher share its labels
+        rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
+    return rows
 
 
 def _show_settings(path: Path, json: bool) -> None:
@@ -95,10 +100,11 @@ def _show_settings(path: Path, json: bool) -> None:
     shown = {}
     for network in recipe.networks:
         settings, given, number = network.settings, network.written_in(written), network.generation
-        trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
+        kind = f"student {network.student}" if network.student else "a student" if number else "the teacher"
+        trainings = [(settings.first, given, kind, number > 0)]
         if settings.finetune:
             own = over(inherited(given) | OF_FINETUNING, given["finetune"])
-            trainings.append((settings.finetune, own, "finetuned", False))
+            trainings.append((settings.finetune, own, f"{kind}, finetuned" if network.student else "finetuned", False))
         for training, own, kind, student in trainings:
             here, filled_in = {"settings": own, "run": written.get("run", {})}, {}
             if training is settings.finetune:
@@ -109,7 +115,7 @@ def _show_settings(path: Path, json: bool) -> None:
                 found["settings"] |= selection
             shown[f"generation {number}, {kind}"] = found
     if json:
-        print_json(list(shown.values()))
+        print_json([{"network": title} | found for title, found in shown.items()])
         return
     if recipe.teacher:
         print(f"generation 0, the teacher: {as_text(recipe.teacher)}, already trained\n")
@@ -123,14 +129,13 @@ def _origin(filled_in: Mapping[str, str], place: str) -> str:
     return filled_in.get(place, "recipe")
 
 
-def _row(generation: "Generation") -> dict[str, Any]:
+def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
     from nst_data.store.manifest import EditionManifest, GenerationManifest, TeacherManifest
     from nst_data.store.metrics import Metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
     trained, metrics = TeacherManifest.of(teacher.manifest), Metrics.read(teacher.folder)
     selected = EditionManifest.of(edition.manifest).counts if edition else None
-    seconds = sum(version.manifest.seconds for version in (teacher, corpus, edition) if version)
     return {
         "teacher": teacher.ref,
         "model": trained.request.model,

@@ -11,6 +11,7 @@ Where it departs from the paper:
 
 import os
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from nst_data.arguments import with_checked_arguments
@@ -36,7 +37,7 @@ from nst_train.training.train import train
 class Generation:
     """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone.
 
-    `corpus` is the labeling of the pool that its edition was selected by, where that was made for this network.
+    `corpus` is the labeling of the pool that its edition was selected by, where that was made for its generation.
     """
 
     teacher: Version
@@ -55,7 +56,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
 
     Returns:
         A `Generation` for each network that was trained, in order: `teacher`, and the `corpus` and `edition` that it was trained on. The
-        control comes last where the recipe asks for one.
+        controls come last where the recipe asks for them.
 
     Raises:
         NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
@@ -79,15 +80,17 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
 
     generations: list[Generation] = []
     edition: Version | None = None
-    for network in recipe.networks:
-        corpus, taught_by = None, teacher
-        if teacher is not None:
-            corpus, edition = labels.of_student(network.generation, teacher, edition)
-        trained = training.train(f"{recipe.name}-teacher", network.settings, network.generation, taught_by, edition)
-        generations.append(Generation(trained, corpus, edition))
-        teacher = trained.ref
-    if recipe.control:
-        generations.append(Generation(training.train(f"{recipe.name}-control", recipe.networks[-1].settings, 0, taught_by)))
+    for number, of_generation in groupby(recipe.networks, lambda network: network.generation):
+        corpus, taught_by, networks = None, teacher, list(of_generation)
+        if taught_by is not None:
+            corpus, edition = labels.of_students(number, taught_by, edition)
+        for network in networks:
+            trained = training.train(network.name_in(recipe.name), network.settings, number, taught_by, edition)
+            generations.append(Generation(trained, corpus, edition))
+            teacher = trained.ref
+    for network in networks if recipe.control else []:
+        control = training.train(network.name_in(recipe.name, "control"), network.settings, 0, taught_by)
+        generations.append(Generation(control))
     return generations
 
 
@@ -104,10 +107,10 @@ class _Labels:
     publish: "_Publishing"
     progress: Progress
 
-    def of_student(self, number: int, teacher: str, before: Version | None) -> tuple[Version | None, Version]:
+    def of_students(self, number: int, teacher: str, before: Version | None) -> tuple[Version | None, Version]:
         """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
 
-        `before` is the edition of the student before. What another model selects is generation 0 of the corpus; its labels are un-noised
+        `before` is the edition of the generation before. What another model selects is generation 0 of the corpus; its labels are un-noised
         and at temperature 1, whatever those that students are trained on are.
         """
         settings, corpus = self.recipe.label, None

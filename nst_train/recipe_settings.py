@@ -67,7 +67,7 @@ class PushToSettings(Settings):
         return self
 
 
-_NOT_INHERITED = ("finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
+_NOT_INHERITED = ("name", "finetune", "start", "pretrained", "pseudo_only", "warmup_epochs", "freeze")
 
 # what a `finetune` has that names nothing else; its `start` is settled when the first training is done
 OF_FINETUNING = {"warmup_epochs": 0, "start": "the first training"}
@@ -102,7 +102,13 @@ class GenerationSettings(TrainSettings):
     @property
     def first(self) -> TrainSettings:
         """The settings of the first training, or of the only one."""
-        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
+        return TrainSettings.model_validate(self.model_dump(exclude={"finetune", "name"}) | {"preset": self.preset})
+
+
+class StudentSettings(GenerationSettings):
+    """One of several students of one teacher."""
+
+    name: str = Field(description="Distinguishes it: `b0` in the recipe flowers becomes flowers-teacher-b0.")
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,15 @@ class Network:
     generation: int
     settings: GenerationSettings
     place: tuple[str, int]
+
+    @property
+    def student(self) -> str | None:
+        """Its name among several students of one teacher."""
+        return self.settings.name if isinstance(self.settings, StudentSettings) else None
+
+    def name_in(self, recipe: str, kind: str = "teacher") -> str:
+        """What it is called in the store; its control has a name too."""
+        return f"{recipe}-{kind}" + ("" if self.student is None else f"-{self.student}")
 
     @property
     def key(self) -> str:
@@ -161,7 +176,10 @@ _MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a ke
 
 
 class Recipe(Settings):
-    """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student."""
+    """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student.
+
+    `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
+    """
 
     name: Annotated[str, AfterValidator(check_name)]
     labeled: SourceSettings
@@ -177,8 +195,9 @@ class Recipe(Settings):
         description="A trained model in place of generation 0, by any name that `nst label --teacher` takes.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
+    students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
-    control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
+    control: bool = Field(False, description="Also train the last networks on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
     push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
 
@@ -186,13 +205,15 @@ class Recipe(Settings):
     def networks(self) -> list[Network]:
         """What it trains, in order."""
         first = 0 if self.teacher is None else 1
-        return [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
+        chain = [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
+        last = first + len(chain)
+        return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
 
     @model_validator(mode="after")
     def _has_a_student(self) -> Self:
-        if self.teacher is not None and not self.generations:
+        if self.teacher is not None and not self.networks:
             raise ValueError("`teacher` teaches nobody; add a student, such as `generations: [{model: ...}]`")
-        if self.teacher is None and len(self.generations) < 2:
+        if self.teacher is None and (not self.generations or len(self.networks) < 2):
             raise ValueError(
                 f"`generations`: expected settings of a teacher and of a student or more, found {len(self.generations)}; "
                 "a teacher that is trained already is named as `teacher: MODEL`"
@@ -200,8 +221,18 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _students_have_names_of_their_own(self) -> Self:
+        names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`students`: two are called {twice[0]}; give one of them another `name`")
+        for network in self.networks:
+            check_name(network.name_in(self.name))
+        return self
+
+    @model_validator(mode="after")
     def _trains_no_model_that_it_names(self) -> Self:
-        own, of_0, by = {f"{self.name}-teacher", f"{self.name}-control"}, f"{self.name}-teacher@gen-0", self.select.by
+        own = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
+        of_0, by = f"{self.name}-teacher@gen-0", self.select.by
         if by is not None and (by == self.teacher or (by.partition("@")[0] in own and (by != of_0 or self.teacher is None))):
             whose = "is the teacher" if by == self.teacher else "is trained by this recipe"
             raise ValueError(f"`select.by` {by} {whose}; name another model, or remove `by`: with `when: once` the first teacher selects")
@@ -224,7 +255,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _validation_has_images(self) -> Self:
         if self.validation is None and any(
-            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None) for one in self.generations
+            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None)
+            for one in (*self.generations, *self.students)
         ):
             raise ValueError("`validate_every` needs validation images; add a line `validation: {source: ...}` or remove it")
         return self
@@ -278,12 +310,14 @@ class Recipe(Settings):
             return content
         content = {name: value for name, value in content.items() if value is not None or name not in _MAY_BE_EMPTY}
         seed = content.get("seed", 0)
-        parts = {name: content.get(name, {}) for name in ("select", "label")} | {"generations": content.get("generations", [])}
+        parts = {name: content.get(name, {}) for name in ("select", "label")}
+        parts |= {name: content.get(name, []) for name in ("generations", "students")}
         for name in ("select", "label"):
             if isinstance(parts[name], dict):
                 parts[name] = {"seed": seed, **parts[name]}
-        if isinstance(parts["generations"], list):
-            parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        for name in ("generations", "students"):
+            if isinstance(parts[name], list):
+                parts[name] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts[name]]
         evaluate = content.get("evaluate", [])
         if evaluate and isinstance(evaluate, dict | list):
             several = evaluate if isinstance(evaluate, list) else [evaluate]

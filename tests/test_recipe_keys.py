@@ -15,7 +15,15 @@ from nst_train.noisy_student import _open
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_checks import say_idle
 from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
+from nst_train.recipe_settings import (
+    EvaluationSettings,
+    GenerationSettings,
+    PushToSettings,
+    Recipe,
+    SelectSettings,
+    SourceSettings,
+    StudentSettings,
+)
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
@@ -146,6 +154,7 @@ PARTS = {
     "teacher": "other@gen-1",
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
     **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
+    "students": [NETWORK | {"name": "b"}],
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
 }
 
@@ -156,7 +165,8 @@ def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
         assert getattr(parsed(**{key: value}), key) != getattr(parsed(), key), key
     assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
     assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
-    assert [one.seed for one in parsed(seed=5).generations] == [5, 5]
+    assert set(StudentSettings.model_fields) == {*GenerationSettings.model_fields, "name"}
+    assert [one.settings.seed for one in parsed(seed=5, students=PARTS["students"]).networks] == [5, 5, 5]
     assert (parsed(seed=5).select.seed, parsed(seed=5, evaluate={"suite": "corruptions"}).evaluate[0].seed) == (5, 5)
 
 
@@ -237,6 +247,9 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
     [
         ("pool: data/pool", "line 1: pool: expected `{source: ...}`, found 'data/pool'"),
         ("generations: 5", "line 1: generations: expected a list such as `[{model: ...}, {model: ...}]`, found 5"),
+        ("students: a", "line 1: students: expected a list such as `[{name: ..., model: ...}, {name: ..., model: ...}]`, found 'a'"),
+        ("students: [{model: a}]", "line 1: students.0.name: missing"),
+        ("students: [{name: a, model: a, ratoi: 3}]", "line 1: students.0.ratoi: unknown key; did you mean ratio?"),
         ("generations: [a, b]", "line 1: generations.0: expected `{model: ...}`, found 'a'"),
         ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
         ("evaluate: {}", "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"),

@@ -6,7 +6,6 @@ import pytest
 import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
 from labels import RUN, SETTINGS, rows, write_teacher
-from watched import EndedIn
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -93,19 +92,6 @@ def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
     assert (corpus.ref, selected.ref, again.ref) == ("bugs@gen-1", "bugs@gen-1.1", "bugs@gen-2.1")
     made = [finished[0].open(ref).manifest.digest for ref in ("bugs@gen-0", "bugs@gen-0.1", "bugs@gen-1.1")]
     assert made == [one.manifest.digest for one in (corpus, selected, again)]
-
-
-@pytest.mark.slow
-def test_a_run_that_is_ended_in_each_step_and_run_again_makes_the_same_versions(images, finished, tmp_path):
-    recipe, store = load_recipe(write_tiny_recipe(images, select=SELECT, **PARTS)), Store(tmp_path / "store")
-    for ref in ("bugs@gen-0", "bugs@gen-1.1", "bugs-teacher@gen-1", "bugs@gen-2.1"):
-        with pytest.raises(InterruptedError, match=f"ended in {ref}"):
-            self_training(store, recipe, progress=EndedIn(ref))
-        assert ref in store.unfinished()
-    self_training(store, recipe, progress=Progress())
-    names = ("bugs", "bugs-teacher")
-    made = [{one.ref: one.manifest.digest for name in names for one in at.versions(name)} for at in (store, finished[0])]
-    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(

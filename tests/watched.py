@@ -15,22 +15,6 @@ class Said(Progress):
         self.lines.append(line)
 
 
-class EndedIn(Progress):
-    """Ends the work on one version by an error, as a kill would, once some of its images are done."""
-
-    def __init__(self, ref):
-        self._ref, self._under_way = ref, ""
-
-    @contextmanager
-    def task(self, name, total, unit, done=0):
-        self._under_way = name
-        yield self
-
-    def advance(self, amount, note=""):
-        if self._under_way.endswith(self._ref):
-            raise InterruptedError(f"ended in {self._ref}")
-
-
 class Ended(Progress):
     """Ends the work by an error, as a kill would, once more than so many images are done."""
 
