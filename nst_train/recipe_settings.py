@@ -27,7 +27,7 @@ class SelectSettings(BalanceSettings):
     """The selection of a recipe."""
 
     by: str | None = Field(
-        None, min_length=1, description="Another model labels the pool, once, to select: any name that `nst label --teacher` takes."
+        None, min_length=1, description="Another model labels the pool, once, to select: any name that labeling takes for its teacher."
     )
     when: Literal["every_generation", "once"] = Field(
         "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
@@ -192,7 +192,7 @@ class Recipe(Settings):
     teacher: str | None = Field(
         None,
         min_length=1,
-        description="A trained model in place of generation 0, by any name that `nst label --teacher` takes.",
+        description="A trained model in place of generation 0, by any name that labeling takes for its teacher.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
     students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")

@@ -102,7 +102,7 @@ def test_a_recipe_killed_at_many_points_ends_with_the_bytes_of_one_that_was_not(
 
 def test_a_recipe_of_several_students_on_images_that_another_model_selected_goes_on_too(tmp_path):
     path = write_recipe(tmp_path)
-    for seed, name in enumerate(("large", "small")):
+    for seed, name in enumerate(("small", "large")):
         write_teacher(tmp_path / name, CLASSES, seed)
     students = [TINY | {"ratio": 2, "name": "slim"}, TINY | {"ratio": 3, "name": "wide"}]
     select = {"min_confidence": 0.0, "per_class": 10, "by": "local-dir:small", "when": "once"}

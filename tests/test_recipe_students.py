@@ -35,7 +35,7 @@ def recipe(tmp_path_factory):
     write_class_folders(top / "test", CLASSES, 2, first=50)
     write_pool(top / "pool", 3, 5)
     write_teacher(top / "large", CLASSES)
-    write_teacher(top / "small", CLASSES, seed=8)
+    write_teacher(top / "small", CLASSES, seed=3)
     return write_tiny_recipe(top, teacher="local-dir:large", select=ONCE, **PARTS)
 
 
