@@ -28,7 +28,8 @@ from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
 from nst_train.recipe_checks import check_evaluations, check_recipe, say_idle, trained_model
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.training.train import train
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ValidationError
 from nst_data.errors import UsageError
 from nst_data.settings import unknown_key
 from nst_train.recipe_dead_keys import dead_keys
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, Recipe, SourceSettings, StudentSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipe_sources import with_sources_beside
 
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}

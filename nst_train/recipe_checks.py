@@ -17,7 +17,8 @@ from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.networks.models import check_names, published_size, takes_momentum
 from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_settings import EvaluationSettings, Recipe
+from nst_train.recipe_sections import EvaluationSettings
+from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
 from nst_train.training.trackers import check_trackers
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.patterns import is_pattern
-from nst_train.recipe_settings import EvaluationSettings, Recipe, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import Recipe
 
 
 def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:

@@ -15,15 +15,8 @@ from nst_train.noisy_student import _open
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_checks import say_idle
 from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_settings import (
-    EvaluationSettings,
-    GenerationSettings,
-    PushToSettings,
-    Recipe,
-    SelectSettings,
-    SourceSettings,
-    StudentSettings,
-)
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
