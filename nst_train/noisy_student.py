@@ -27,7 +27,7 @@ from nst_train.device import this_process
 from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
-from nst_train.recipe_checks import check_evaluations, check_recipe, say_idle, trained_model
+from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, say_idle, trained_model
 from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SourceSettings
 from nst_train.recipe_settings import GenerationSettings, Recipe
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
@@ -70,6 +70,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     validation = _open("validation", recipe.validation, progress) if recipe.validation else None
     evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
     check_recipe(recipe, labeled, validation, test)
+    check_selection(recipe, store)
     check_evaluations(recipe, store, evaluations, labeled)
     teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
     by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])

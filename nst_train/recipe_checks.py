@@ -6,7 +6,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.selection.editions import check_classes
 from nst_data.sources import Source, check_trainable, match_classes
-from nst_data.store.store import Store
+from nst_data.store.store import Number, Store
 from nst_train.classifiers.teachers import is_in_store, load_classifier
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX
 from nst_train.evaluation.evaluate import load_candidate
@@ -61,6 +61,17 @@ def trained_model(key: str, name: str, store: Store, class_names: list[str]) -> 
     except NstError as error:
         raise type(error)(f"{key}: {error}") from None
     return name
+
+
+def check_selection(recipe: Recipe, store: Store) -> None:
+    """Raises NstError where the first student's images were selected by its own teacher, before the recipe named another model."""
+    first = next(network.generation for network in recipe.networks if network.generation)
+    for version in store.versions(recipe.name) if recipe.select.by else []:
+        if version.number == Number(first) and version.is_readable and version.manifest.kind == "generation":
+            raise NstError(
+                f"`select.by` {recipe.select.by}: in this store {recipe.name} selects by its own teacher ({version.ref}); "
+                "give the recipe another `name`, or remove `by`"
+            )
 
 
 def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:

@@ -95,6 +95,15 @@ def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
     assert made == [one.manifest.digest for one in (corpus, selected, again)]
 
 
+def test_a_store_in_which_the_recipe_selected_by_its_own_teacher_is_not_mixed_with_it(images, tmp_path):
+    store = Store(tmp_path / "store")
+    label(store, "bugs", f"local-dir:{images / 'small'}", open_source(str(images / "pool")), SETTINGS, run=RUN)
+    recipe = load_recipe(write_tiny_recipe(images, select=SELECT, **PARTS))
+    with pytest.raises(NstError, match=r"in this store bugs selects by its own teacher \(bugs@gen-1\); give the recipe another `name`"):
+        self_training(store, recipe, progress=Progress())
+    assert [version.ref for version in store.versions()] == ["bugs@gen-1"]
+
+
 @pytest.mark.parametrize(
     ("by", "says"),
     [
