@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nst_data.progress import as_text
+
 from .messages import terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
@@ -33,7 +35,7 @@ def run(
         print_json({"store": str(there.root), "generations": rows})
         return
     _print_table(rows)
-    newest = rows[-1 if rows[-1]["pseudo"] else -2]
+    newest = next(row for row in reversed(rows) if row["pseudo"])
     print(f"store: {there.root}")
     print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {newest['teacher']} --corpus NAME")
 
@@ -66,7 +68,12 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     settings = load_recipe(recipe)
     from nst_train.noisy_student import self_training
 
-    return [_row(generation) for generation in self_training(store, settings, progress=terminal())]
+    rows, counted = [], set[Path]()
+    for generation in self_training(store, settings, progress=terminal()):
+        versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.folder not in counted]
+        counted |= {version.folder for version in versions}  # students of one teacher share its labels
+        rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
+    return rows
 
 
 def _show_settings(path: Path, json: bool) -> None:
@@ -91,12 +98,13 @@ def _show_settings(path: Path, json: bool) -> None:
     by_place = origins(recipe.select, given, lambda _: "recipe", "select.")
     selection = {place: {"value": value, "source": source} for place, (value, source) in by_place.items()}
     shown = {}
-    for number, settings in enumerate(recipe.generations):
-        given = written["generations"][number]
-        trainings = [(settings.first, given, "a student" if number else "the teacher", number > 0)]
+    for network in recipe.networks:
+        settings, given, number = network.settings, network.written_in(written), network.generation
+        kind = f"student {network.student}" if network.student else "a student" if number else "the teacher"
+        trainings = [(settings.first, given, kind, number > 0)]
         if settings.finetune:
             own = over(inherited(given) | of_finetuning(given), given["finetune"])
-            trainings.append((settings.finetune, own, "finetuned", False))
+            trainings.append((settings.finetune, own, f"{kind}, finetuned" if network.student else "finetuned", False))
         for training, own, kind, student in trainings:
             here, filled_in = {"settings": own, "run": written.get("run", {})}, {}
             if training is settings.finetune:
@@ -107,8 +115,10 @@ def _show_settings(path: Path, json: bool) -> None:
                 found["settings"] |= selection
             shown[f"generation {number}, {kind}"] = found
     if json:
-        print_json(list(shown.values()))
+        print_json([{"network": title} | found for title, found in shown.items()])
         return
+    if recipe.teacher:
+        print(f"generation 0, the teacher: {as_text(recipe.teacher)}, already trained\n")
     for title, found in shown.items():
         print(f"{title}\n")
         print_settings(found)
@@ -119,14 +129,13 @@ def _origin(filled_in: Mapping[str, str], place: str) -> str:
     return filled_in.get(place, "recipe")
 
 
-def _row(generation: "Generation") -> dict[str, Any]:
+def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
     from nst_data.store.manifest import EditionManifest, GenerationManifest, TeacherManifest
     from nst_data.store.metrics import Metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
     trained, metrics = TeacherManifest.of(teacher.manifest), Metrics.read(teacher.folder)
     selected = EditionManifest.of(edition.manifest).counts if edition else None
-    seconds = sum(version.manifest.seconds for version in (teacher, corpus, edition) if version)
     return {
         "teacher": teacher.ref,
         "model": trained.request.model,

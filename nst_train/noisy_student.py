@@ -1,8 +1,8 @@
 """Noisy Student Training: Algorithm 1 of the paper over a recipe.
 
 Where it departs from the paper:
-- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once, as in the paper,
-  by the first teacher (the paper's was an EfficientNet-B0: 3.1, A.4);
+- the selection is made anew for each generation, by its own teacher; with `select: {when: once}` it is made once,
+  by the first teacher or, as in the paper (EfficientNet-B0: 3.1, A.4), by another model, `by`;
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
   near-duplicates; the paper names only evaluation sets;
@@ -11,38 +11,35 @@ Where it departs from the paper:
 
 import os
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from nst_data.arguments import with_checked_arguments
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError
 from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.selection.editions import balance, balance_request, check_classes
+from nst_data.selection.editions import balance, balance_request
 from nst_data.self_contained.images import needs_pool
-from nst_data.settings import BalanceSettings
 from nst_data.sharing.push import is_pushed, push
-from nst_data.sources import Source, check_trainable, match_classes, open_source
+from nst_data.sources import Source, open_source
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
-from nst_train.evaluation.corruptions import LEAST_SIDE_PX
 from nst_train.evaluation.evaluate import load_candidate, measure
-from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
-from nst_train.evaluation.imagenet_suites import classes_of
 from nst_train.evaluation.suites import open_suite
-from nst_train.evaluation.trials import Trial
-from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.labeling.label import label, label_like
-from nst_train.networks.models import check_names, published_size, takes_momentum
-from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SourceSettings
-from nst_train.settings import LabelRunSettings, TrainSettings
-from nst_train.training.trackers import check_trackers
+from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, say_idle, trained_model
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe
+from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.training.train import train
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone."""
+    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone.
+
+    `corpus` is the labeling of the pool that its edition was selected by, where that was made for its generation.
+    """
 
     teacher: Version
     corpus: Version | None = None
@@ -59,54 +56,112 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         progress: What a person sees of it; by default lines on standard error.
 
     Returns:
-        A `Generation` for each network in order: `teacher`, and the `corpus` and `edition` that it was trained on. The control comes last
-        where the recipe asks for one.
+        A `Generation` for each network that was trained, in order: `teacher`, and the `corpus` and `edition` that it was trained on. The
+        controls come last where the recipe asks for them.
 
     Raises:
         NstError: A source, a setting or a model is refused; what would stop a later generation stops the loop before its first.
         KeyboardInterrupt: A signal asked to stop; the same call resumes. Its `status` is the exit status of a command, such as 130.
     """
     progress = progress or on_this_terminal()
-    _say_idle(recipe, progress)
+    say_idle(recipe, progress)
     labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
     test = _open("test", recipe.test, progress) if recipe.test else None
     validation = _open("validation", recipe.validation, progress) if recipe.validation else None
     evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
-    _check(recipe, labeled, validation, test)
-    _check_evaluations(recipe, store, evaluations, labeled)
+    check_recipe(recipe, labeled, validation, test)
+    check_selection(recipe, store)
+    check_evaluations(recipe, store, evaluations, labeled)
+    teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
+    by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
     held_out = [source for source in (labeled, validation, test) if source]
     evaluated = _of_other_images([data for _, data in evaluations if isinstance(data, Source)], held_out)
-    first, *students = recipe.generations
-    reading = LabelRunSettings(decode_threads=recipe.run.decode_threads, max_unreadable=recipe.run.max_unreadable)
-    selection = BalanceSettings.model_validate(recipe.select.model_dump(exclude={"when"}))
     publish = _Publishing(recipe.name, recipe.push_to, store, progress)
+    labels = _Labels(recipe, store, pool, by, held_out, evaluated, publish, progress)
     training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
-    teachers = f"{recipe.name}-teacher"
 
-    teacher = training.train(teachers, first, 0)
-    generations = [Generation(teacher)]
+    generations: list[Generation] = []
     edition: Version | None = None
-    for number, settings in enumerate(students, start=1):
-        if edition is None or recipe.select.when == "every_generation":
-            corpus: Version | None = label(
-                store, recipe.name, teacher.ref, pool, recipe.label, generation=number, run=reading, progress=progress
-            )
-            assert corpus is not None
-            publish(corpus)
-            with this_process().main_process_first():
-                edition = _selected(store, corpus, selection, held_out, evaluated, pool, progress, recipe.run.max_unreadable)
-        else:
-            corpus, edition = (
-                None,
-                label_like(store, edition, teacher.ref, pool, recipe.label, generation=number, run=reading, progress=progress),
-            )
-        publish(edition)
-        student = training.train(teachers, settings, number, teacher, edition)
-        generations.append(Generation(student, corpus, edition))
-        teacher = student
-    if recipe.control:
-        generations.append(Generation(training.train(f"{recipe.name}-control", students[-1], 0, generations[-2].teacher)))
+    for number, of_generation in groupby(recipe.networks, lambda network: network.generation):
+        corpus, taught_by, networks = None, teacher, list(of_generation)
+        if taught_by is not None:
+            corpus, edition = labels.of_students(number, taught_by, edition)
+        for network in networks:
+            trained = training.train(network.name_in(recipe.name), network.settings, number, taught_by, edition)
+            generations.append(Generation(trained, corpus, edition))
+            teacher = trained.ref
+    for network in networks if recipe.control else []:
+        control = training.train(network.name_in(recipe.name, "control"), network.settings, 0, taught_by)
+        generations.append(Generation(control))
     return generations
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What the students of a recipe are trained on: the pool's labels, and the images that are selected by them."""
+
+    recipe: Recipe
+    store: Store
+    pool: Source
+    by: str | None
+    held_out: list[Source]
+    evaluated: list[Source]  # beside these, images of `evaluate`
+    publish: "_Publishing"
+    progress: Progress
+
+    def of_students(self, number: int, teacher: str, before: Version | None) -> tuple[Version | None, Version]:
+        """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
+
+        `before` is the edition of the generation before. What another model selects is generation 0 of the corpus; its labels are un-noised
+        and at temperature 1, whatever those that students are trained on are.
+        """
+        settings, corpus = self.recipe.label, None
+        if before is None and self.by is not None:
+            corpus, before = self._selected(0, self.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
+        if before is None or self.recipe.select.when == "every_generation":
+            return self._selected(number, teacher, settings)
+        run, progress = self._run, self.progress
+        again = label_like(self.store, before, teacher, self.pool, settings, generation=number, run=run, progress=progress)
+        return corpus, self.publish(again)
+
+    def _selected(self, number: int, model: str, settings: LabelSettings) -> tuple[Version, Version]:
+        """The whole pool, labeled by a model, and the edition that is selected by these labels."""
+        name, run, progress = self.recipe.name, self._run, self.progress
+        corpus = label(self.store, name, model, self.pool, settings, generation=number, run=run, progress=progress)
+        self.publish(corpus)
+        with this_process().main_process_first():
+            edition = self._balanced(corpus)
+        return corpus, self.publish(edition)
+
+    @property
+    def _run(self) -> LabelRunSettings:
+        return LabelRunSettings(decode_threads=self.recipe.run.decode_threads, max_unreadable=self.recipe.run.max_unreadable)
+
+    def _balanced(self, corpus: Version) -> Version:
+        """The edition of a generation, without the images that are evaluated on.
+
+        One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
+        were trained on it.
+        """
+        selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
+        earlier = balance_request(corpus, selection, self.held_out, self.pool).digest if self.evaluated else None
+        for version in self.store.versions(corpus.folder.parent.name):
+            if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
+                self.progress.say(
+                    f"warning: {version.ref} was built without holding out {', '.join(source.location for source in self.evaluated)}, so "
+                    "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
+                )
+                return version
+        return balance(
+            self.store,
+            corpus,
+            selection,
+            exclude=[*self.held_out, *self.evaluated],
+            edition=1,
+            pool=self.pool,
+            progress=self.progress,
+            max_unreadable=self.recipe.run.max_unreadable,
+        )
 
 
 @dataclass(frozen=True)
@@ -124,12 +179,12 @@ class _Trainings:
     progress: Progress
 
     def train(
-        self, name: str, settings: GenerationSettings, number: int, teacher: Version | None = None, edition: Version | None = None
+        self, name: str, settings: GenerationSettings, number: int, teacher: str | None = None, edition: Version | None = None
     ) -> Version:
         """A network of this generation, in one training or, with `finetune`, in two."""
         first = settings.first
         if first.start == "teacher" and teacher is not None:
-            first = first.model_copy(update={"start": teacher.ref})
+            first = first.model_copy(update={"start": teacher})
         if settings.finetune is None:
             return self._train(name, first, number, edition)
         before = self._train(f"{name}-before-finetuning", first, number, edition, whole=False)
@@ -188,61 +243,10 @@ class _Publishing:
         return version
 
 
-def _say_idle(recipe: Recipe, progress: Progress) -> None:
-    """Say which settings change nothing but may well stand there, since generations share them."""
-    for key in idle_of_first(recipe):
-        progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images only")
-    for number, settings in enumerate(recipe.generations):
-        if settings.momentum != TrainSettings.model_fields["momentum"].default and not takes_momentum(settings.optimizer):
-            progress.say(f"generations.{number}.momentum changes nothing: {settings.optimizer} has none")
-
-
-def _check(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
-    """What would stop a later generation stops the loop before its first."""
-    check_trainable(labeled)
-    check_trackers(recipe.run.tracker)
-    check_classes(recipe.select, labeled.class_names or [])
-    for settings in recipe.generations:
-        check_names(settings)
-        if settings.finetune:
-            check_names(settings.finetune)
-    for source in filter(None, scored):
-        match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
-
-
 def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
     """Those that hold other images than the known ones and those before them."""
     found = {source.images_fingerprint: source for source in sources}
     return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
-
-
-def _selected(
-    store: Store,
-    corpus: Version,
-    selection: BalanceSettings,
-    held_out: list[Source],
-    evaluated: list[Source],
-    pool: Source,
-    progress: Progress,
-    max_unreadable: float,
-) -> Version:
-    """The edition of a generation, without the images that are evaluated on.
-
-    One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
-    were trained on it.
-    """
-    number = Number(corpus.number.generation, 1)
-    earlier = balance_request(corpus, selection, held_out, pool).digest if evaluated else None
-    for version in store.versions(corpus.folder.parent.name):
-        if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
-            progress.say(
-                f"warning: {version.ref} was built without holding out {', '.join(source.location for source in evaluated)}, so "
-                "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
-            )
-            return version
-    return balance(
-        store, corpus, selection, exclude=[*held_out, *evaluated], edition=1, pool=pool, progress=progress, max_unreadable=max_unreadable
-    )
 
 
 def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
@@ -251,34 +255,6 @@ def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progre
         assert test is not None, "the recipe was checked"
         return test
     return Path(settings.data.source) if settings.of_published else _open("evaluate", settings.data, progress)
-
-
-def _check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
-    class_names = labeled.class_names or []
-    for settings, data in evaluations:
-        if {CORRUPTED, EXTRA_CORRUPTED} & set(settings.suite):
-            _check_sizes(recipe)
-        reference = settings.relative_to
-        if reference and reference != f"{recipe.name}-teacher@gen-0" and isinstance(data, Source):
-            Trial.of(reference, data, load_candidate(reference, store).classifier)
-        if isinstance(data, Source):
-            match_classes(data.class_names or [], class_names, data.location, subset=True)
-        else:
-            wnids = classes_of(settings.suite[0])
-            known = known_wnids(class_names, wnids) if settings.partial else []
-            columns_of(class_names, known or wnids, f"{labeled.location}, for {settings.suite[0]}")
-            open_suite(settings.suite[0], data, settings)
-
-
-def _check_sizes(recipe: Recipe) -> None:
-    for number, settings in enumerate(recipe.generations):
-        last = settings.finetune or settings
-        size = last.image_size or published_size(last.model)
-        if size is not None and size < LEAST_SIDE_PX:
-            raise UsageError(
-                f"generation {number}: corruptions require images of {LEAST_SIDE_PX} px or more, found {size}; set a larger `image_size`, "
-                "or remove them from `evaluate`"
-            )
 
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:

@@ -155,7 +155,8 @@ DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {
 
 # Defaults that are not the paper's, or not for every network: what is published instead, and where. `select` is a recipe's.
 PUBLISHED_INSTEAD: Mapping[str, tuple[str, str]] = {
-    "select.when": ("once, by EfficientNet-B0", TEXT),
+    "select.by": ("EfficientNet-B0", TEXT),
+    "select.when": ("once", TEXT),
     "ratio": ("3; 1 for EfficientNet-B0, 14 for L2", SIZES),
     "epochs": ("350; 700 for EfficientNet-B0 to B4", TEXT),
     "batch_norm_decay": ("0.99", CODE),

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ValidationError
 from nst_data.errors import UsageError
 from nst_data.settings import unknown_key
 from nst_train.recipe_dead_keys import dead_keys
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, Recipe, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipe_sources import with_sources_beside
 
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
+_EXAMPLES |= {StudentSettings: "name: ..., model: ..."}
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -88,7 +90,7 @@ def as_written(path: Path) -> dict[str, Any]:
     """What a recipe that `load_recipe` takes spells out, without what presets and defaults fill in."""
     content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     seed = {"seed": content["seed"]} if "seed" in content else {}
-    return content | {"generations": [seed | one for one in content["generations"]]}
+    return content | {name: [seed | one for one in content.get(name, [])] for name in ("generations", "students")}
 
 
 def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
@@ -112,7 +114,11 @@ def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
     if error in ("model_type", "dict_type"):
         return f"expected `{example}`"
     if error == "list_type":
-        return f"expected a list such as `[{example}, {example}]`" if model is GenerationSettings else f"expected `{example}`, or a list"
+        return (
+            f"expected a list such as `[{example}, {example}]`"
+            if issubclass(model, GenerationSettings)
+            else f"expected `{example}`, or a list"
+        )
     return {"string_type": "expected text", "bool_parsing": "expected true or false", "invalid_key": "expected keys that are text"}.get(
         error
     )

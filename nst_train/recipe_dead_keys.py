@@ -5,7 +5,7 @@ from typing import Any
 
 from nst_train.evaluation_settings import CORRUPTED, PGD
 from nst_train.presets import PRESETS
-from nst_train.recipe_settings import Recipe
+from nst_train.recipe_settings import Network, Recipe
 from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_LABEL_NOISE, OF_PROBE, OF_PSEUDO_LABELS, LabelSettings, TrainSettings
 
 Place = tuple[str | int, ...]
@@ -16,8 +16,8 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
 
     `content` is what the YAML file holds, of which `recipe` was made: only what is written is looked at, and no value that is the default.
     """
-    for number, written in enumerate(content["generations"]):
-        yield from _of_generation(number, written, recipe)
+    for network in recipe.networks:
+        yield from _of_network(network, content)
     for key in ("class_names", "label_column"):
         if content["pool"].get(key) is not None:
             yield ("pool", key), "pool labels are not read"
@@ -36,15 +36,16 @@ def dead_keys(content: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, 
 
 
 def idle_of_first(recipe: Recipe) -> list[str]:
-    """What the first generation's settings say of pseudo-labels, beside its preset's: often it is shared with the students by an anchor."""
+    """What generation 0's settings say of pseudo-labels, beside its preset's: often it is shared with the students by an anchor."""
+    if recipe.teacher is not None:
+        return []
     first = recipe.generations[0]
     of_preset = PRESETS[first.preset].values if first.preset else {}
     return [key for key in OF_PSEUDO_LABELS if _is_set(first, key) and getattr(first, key) != of_preset.get(key)]
 
 
-def _of_generation(number: int, written: dict[str, Any], recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    place: Place = ("generations", number)
-    settings = recipe.generations[number]
+def _of_network(network: Network, content: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    place, settings, written = network.place, network.settings, network.written_in(content)
     if settings.probe:
         for key in written:
             if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):

@@ -1,59 +1,18 @@
 """The settings of a recipe: the whole loop. Imports no torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nst_data.hub.repository import Repository
-from nst_data.settings import BalanceSettings, Settings
+from nst_data.settings import Settings
 from nst_data.store.store import check_name
-from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 from nst_train.presets import PRESETS
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
 from nst_train.settings import OF_RANDAUGMENT, PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
 
-
-class SourceSettings(Settings):
-    """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
-
-    source: str = Field(min_length=1)
-    image_column: str | None = Field(None, description="The column with the images, where there are several.")
-    class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
-    label_column: str | None = Field(None, description="Label column, if it is not named `label`.")
-    stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
-
-
-class SelectSettings(BalanceSettings):
-    """The selection of a recipe."""
-
-    when: Literal["every_generation", "once"] = Field(
-        "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
-    )
-
-
-class PushToSettings(Settings):
-    """Where on the Hub a recipe's versions go as they are made."""
-
-    corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
-    teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
-    public: bool = Field(False, description="Everybody may see them; else new repositories are private.")
-    anonymous: bool = Field(False, description="Leave keys out of the dataset, put row numbers for hashes, and name no source in either.")
-    license: str | None = Field(None, description="For the cards, such as cc-by-4.0.")
-    pool_source: str | None = Field(None, description="For the cards: where the pool's images come from.")
-
-    @field_validator("corpus", "teacher")
-    @classmethod
-    def _is_a_repository(cls, value: str | None) -> str | None:
-        return value if value is None else Repository.named(value).id
-
-    @model_validator(mode="after")
-    def _names_a_repository(self) -> Self:
-        if self.corpus is None and self.teacher is None:
-            raise ValueError("expected `corpus: OWNER/NAME`, `teacher: OWNER/NAME` or both")
-        return self
-
-
-_NOT_INHERITED = ("finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
+_NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
 _OF_SCHEDULE = ("learning_rate", "warmup_epochs", "decay_rate", "decay_epochs", "schedule_epochs")
 
 
@@ -109,47 +68,51 @@ class GenerationSettings(TrainSettings):
     @property
     def first(self) -> TrainSettings:
         """The settings of the first training, or of the only one."""
-        return TrainSettings.model_validate(self.model_dump(exclude={"finetune"}) | {"preset": self.preset})
+        return TrainSettings.model_validate(self.model_dump(exclude={"finetune", "name"}) | {"preset": self.preset})
 
 
-class EvaluationSettings(EvaluateSettings):
-    """What is measured of every generation of a recipe, beside its accuracy on the test images."""
+class StudentSettings(GenerationSettings):
+    """One of several students of one teacher."""
 
-    data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
-    name: Annotated[str, AfterValidator(check_name)] | None = Field(
-        None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
-    )
+    name: str = Field(description="Distinguishes it: `b0` in the recipe flowers becomes flowers-teacher-b0.")
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _may_be_a_path(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
-        return {"source": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _has_data_and_name(self) -> Self:
-        if self.of_published and self.data is None:
-            raise ValueError(f"`suite` {self.suite[0]} has its own folder; set it as `data`")
-        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
-            raise ValueError(
-                f"`class_names`, `image_column` and `label_column` do not apply to {self.suite[0]}, "
-                "which is read from its published folders; remove them"
-            )
-        if self.of_published and self.data and self.data.stream:
-            raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
-        if self.data and not self.of_published and not self.name:
-            raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
-        return self
+@dataclass(frozen=True)
+class Network:
+    """A network that a recipe trains: its generation, and where the recipe has its settings."""
 
-    def recorded(self, suite: str) -> str:
-        """The name of one of its suites in metrics.json: with `name` or test before it, a published suite's alone by default."""
-        return recorded_name(self.name or (suite if self.of_published else "test"), suite)
+    generation: int
+    settings: GenerationSettings
+    place: tuple[str, int]
+
+    @property
+    def student(self) -> str | None:
+        """Its name among several students of one teacher."""
+        return self.settings.name if isinstance(self.settings, StudentSettings) else None
+
+    def name_in(self, recipe: str, kind: str = "teacher") -> str:
+        """What it is called in the store; its control has a name too."""
+        return f"{recipe}-{kind}" + ("" if self.student is None else f"-{self.student}")
+
+    @property
+    def key(self) -> str:
+        """Its place as messages have it."""
+        return ".".join(map(str, self.place))
+
+    def written_in(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """What the recipe's file spells out of it."""
+        key, index = self.place
+        return dict(content[key][index])
 
 
 _MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key is the default
 
 
 class Recipe(Settings):
-    """The whole loop. Generation 0 is the teacher, trained on labeled images alone; each next one a student."""
+    """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student.
+
+    `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
+    """
 
     name: Annotated[str, AfterValidator(check_name)]
     labeled: SourceSettings
@@ -159,30 +122,80 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
     select: SelectSettings = SelectSettings()
-    generations: list[GenerationSettings] = Field(min_length=2)
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="A trained model in place of generation 0, by any name that labeling takes for its teacher.",
+    )
+    generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
+    students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
-    control: bool = Field(False, description="Also train the last network on labeled images alone, with the same noise and steps.")
+    control: bool = Field(False, description="Also train the last networks on labeled images alone, with the same noise and steps.")
     run: RunSettings = RunSettings()
     push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
 
+    @property
+    def networks(self) -> list[Network]:
+        """What it trains, in order."""
+        first = 0 if self.teacher is None else 1
+        chain = [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
+        last = first + len(chain)
+        return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
+
+    @model_validator(mode="after")
+    def _has_a_student(self) -> Self:
+        if self.teacher is not None and not self.networks:
+            raise ValueError("`teacher` teaches nobody; add a student, such as `generations: [{model: ...}]`")
+        if self.teacher is None and (not self.generations or len(self.networks) < 2):
+            raise ValueError(
+                f"`generations`: expected settings of a teacher and of a student or more, found {len(self.generations)}; "
+                "a teacher that is trained already is named as `teacher: MODEL`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _students_have_names_of_their_own(self) -> Self:
+        names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"`students`: two are called {twice[0]}; give one of them another `name`")
+        for network in self.networks:
+            check_name(network.name_in(self.name))
+        return self
+
+    @model_validator(mode="after")
+    def _trains_no_model_that_it_names(self) -> Self:
+        own = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
+        of_0, by = f"{self.name}-teacher@gen-0", self.select.by
+        if by is not None and (by == self.teacher or (by.partition("@")[0] in own and (by != of_0 or self.teacher is None))):
+            whose = "is the teacher" if by == self.teacher else "is trained by this recipe"
+            raise ValueError(f"`select.by` {by} {whose}; name another model, or remove `by`: with `when: once` the first teacher selects")
+        if self.teacher is None:
+            return self
+        if self.teacher != of_0 and self.teacher.partition("@")[0] in own:
+            raise ValueError(f"`teacher` {self.teacher}: this recipe trains students of that name; give it another `name`")
+        if self.teacher != of_0 and any(one.relative_to == of_0 for one in self.evaluate):
+            raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {self.teacher}")
+        return self
+
     @model_validator(mode="after")
     def _the_first_has_no_teacher(self) -> Self:
+        if self.teacher is not None:
+            return self
         if self.generations[0].start == "teacher" or self.generations[0].pseudo_only:
             raise ValueError("the first generation has no teacher and no pseudo-labels; give it no `start: teacher` and no `pseudo_only`")
         return self
 
     @model_validator(mode="after")
     def _only_the_first_is_a_probe(self) -> Self:
-        if any(one.probe or (one.finetune and one.finetune.probe) for one in self.generations[1:]) or (
-            (finetune := self.generations[0].finetune) and finetune.probe
-        ):
+        if any((one.generation and one.settings.probe) or (one.settings.finetune and one.settings.finetune.probe) for one in self.networks):
             raise ValueError("`probe` takes labeled images alone: it is for the first generation, and not for a `finetune`")
         return self
 
     @model_validator(mode="after")
     def _validation_has_images(self) -> Self:
         if self.validation is None and any(
-            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None) for one in self.generations
+            one.validate_every is not None or (one.finetune and one.finetune.validate_every is not None)
+            for one in (*self.generations, *self.students)
         ):
             raise ValueError("`validate_every` needs validation images; add a line `validation: {source: ...}` or remove it")
         return self
@@ -236,12 +249,14 @@ class Recipe(Settings):
             return content
         content = {name: value for name, value in content.items() if value is not None or name not in _MAY_BE_EMPTY}
         seed = content.get("seed", 0)
-        parts = {name: content.get(name, {}) for name in ("select", "label")} | {"generations": content.get("generations", [])}
+        parts = {name: content.get(name, {}) for name in ("select", "label")}
+        parts |= {name: content.get(name, []) for name in ("generations", "students")}
         for name in ("select", "label"):
             if isinstance(parts[name], dict):
                 parts[name] = {"seed": seed, **parts[name]}
-        if isinstance(parts["generations"], list):
-            parts["generations"] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts["generations"]]
+        for name in ("generations", "students"):
+            if isinstance(parts[name], list):
+                parts[name] = [{"seed": seed, **one} if isinstance(one, dict) else one for one in parts[name]]
         evaluate = content.get("evaluate", [])
         if evaluate and isinstance(evaluate, dict | list):
             several = evaluate if isinstance(evaluate, list) else [evaluate]

@@ -7,7 +7,8 @@ from pathlib import Path
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.patterns import is_pattern
-from nst_train.recipe_settings import EvaluationSettings, Recipe, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import Recipe
 
 
 def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
@@ -24,8 +25,17 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
             return one.model_copy(update={"data": beside(one.data)})
         return one.model_copy(update={"data": one.data.model_copy(update={"source": _file(folder, one.data.source)})})
 
+    teacher = recipe.teacher and _model(folder, recipe.teacher)
+    by = recipe.select.by and _model(folder, recipe.select.by)
     sources = {role: beside(getattr(recipe, role)) for role in ("labeled", "validation", "test", "pool")}
-    return recipe.model_copy(update={**sources, "evaluate": [of_evaluation(one) for one in recipe.evaluate]})
+    return recipe.model_copy(
+        update={
+            **sources,
+            "teacher": teacher,
+            "select": recipe.select.model_copy(update={"by": by}),
+            "evaluate": [of_evaluation(one) for one in recipe.evaluate],
+        }
+    )
 
 
 def located(folder: Path, source: str) -> str:
@@ -48,6 +58,12 @@ def located(folder: Path, source: str) -> str:
             f"give an absolute path, or {pinned} for the Hub dataset"
         )
     return source
+
+
+def _model(folder: Path, name: str) -> str:
+    """A model's name; a folder's starts beside the recipe."""
+    prefix, is_folder, path = name.rpartition("local-dir:")
+    return f"{is_folder}{_file(folder, path)}" if is_folder and not prefix else name
 
 
 def _file(folder: Path, name: str | None) -> str | None:

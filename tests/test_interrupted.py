@@ -11,9 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from labels import write_teacher
 
 from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +98,24 @@ def test_a_recipe_killed_at_many_points_ends_with_the_bytes_of_one_that_was_not(
     assert done.returncode == 0, done.stderr
     assert contents(store) == expected
     assert not list((store / "runs").glob("*/*/gen-*"))
+
+
+def test_a_recipe_of_several_students_on_images_that_another_model_selected_goes_on_too(tmp_path):
+    path = write_recipe(tmp_path)
+    for seed, name in enumerate(("small", "large")):
+        write_teacher(tmp_path / name, CLASSES, seed)
+    students = [TINY | {"ratio": 2, "name": "slim"}, TINY | {"ratio": 3, "name": "wide"}]
+    select = {"min_confidence": 0.0, "per_class": 10, "by": "local-dir:small", "when": "once"}
+    parts = {"teacher": "local-dir:large", "generations": [], "students": students, "select": select}
+    parts |= {"run": {"workers": 0, "decode_threads": 2, "checkpoint_minutes": 0}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | parts))
+    points = ["corpora/bugs/gen-1.1/work/shards/00001.json", "teachers/bugs-teacher-wide/gen-1/work/checkpoints/step-000000002"]
+    kills = [killed_when(tmp_path / "killed", f"runs/{point}", "run", path, "--store", tmp_path / "killed") for point in points]
+    assert kills[0]
+    for store in ("killed", "whole"):
+        self_training(Store(tmp_path / store), load_recipe(path))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert {"bugs@gen-1.1", "bugs-teacher-slim@gen-1", "bugs-teacher-wide@gen-1"} <= contents(tmp_path / "whole").keys()
 
 
 def test_training_along_shards_that_is_killed_between_steps_ends_with_the_weights_of_one_that_was_not(undisturbed, tmp_path):

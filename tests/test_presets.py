@@ -5,10 +5,10 @@ import pytest
 from nst_cli.origins import consequences
 
 from nst_data.errors import UsageError
-from nst_train.networks.models import check_names, parameters_of
+from nst_train.networks.models import check_name, check_names, parameters_of
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.recipe import load_recipe, parse_recipe
-from nst_train.recipe_settings import SelectSettings
+from nst_train.recipe_sections import SelectSettings
 from nst_train.settings import Noise, TrainSettings
 
 # Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.
@@ -231,6 +231,23 @@ def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
     assert finetuned == [True] * 3 or "the last L2 alone is finetuned" in recipe.read_text("utf-8").partition("\nname: ")[0]
     assert [one.model for one in generations] == ["tf_efficientnet_b7"] + 3 * ["tf_efficientnet_l2"]
     assert [one.ratio for one in generations[1:]] == [14, 14, 28]
+    select = load_recipe(recipe).select
+    assert (select.by, select.when) == ("tf_efficientnet_b0.aa_in1k", "once")
+    check_name(select.by)
+
+
+def test_the_example_for_study_1_is_table_9():
+    """L2 of 88.4% teaches B0 to B7: standard augmentation on unlabeled images; 700 epochs below B5; three of them a labeled one, B0 one."""
+    recipe = load_recipe(Path(__file__).parent.parent / "examples" / "study_1.yaml")
+    for name in (recipe.teacher, recipe.select.by):
+        check_name(name)
+    assert [one.model for one in recipe.students] == [f"tf_efficientnet_b{number}" for number in range(8)]
+    assert {network.generation for network in recipe.networks} == {1}
+    assert [one.epochs for one in recipe.students] == 5 * [700] + 3 * [350]
+    assert [one.ratio for one in recipe.students] == [1] + 7 * [3]
+    for student in recipe.students:
+        own, of_pseudo = student.noise, student.noise_of_pseudo
+        assert (own.operations, of_pseudo) == (2, own.model_copy(update={"operations": 0}))
 
 
 def test_the_example_for_svhn_trains_its_network():

@@ -11,10 +11,12 @@ from nst_data.errors import UsageError
 from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
-from nst_train.noisy_student import _open, _say_idle
+from nst_train.noisy_student import _open
 from nst_train.recipe import parse_recipe
+from nst_train.recipe_checks import say_idle
 from nst_train.recipe_dead_keys import idle_of_first
-from nst_train.recipe_settings import EvaluationSettings, GenerationSettings, PushToSettings, Recipe, SelectSettings, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.settings import OF_PSEUDO_LABELS, LabelSettings, Noise, PseudoNoise, RunSettings, TrainSettings
 
 NETWORK = {"model": "test_resnet"}
@@ -97,8 +99,8 @@ LABEL = {"batch_size": 3, "rows_per_shard": 3, "temperature": 2, "top_k": 2, "li
 LABEL |= {"precision": "fp32", "compile": True, "noise_transform": "evaluation", "seed": 9}
 SELECT = {"min_confidence": 0.1, "class_min_confidence": {"rose": 0.1}, "confidence_range": [0.1, 0.2], "exclude_class": ["rose"]}
 SELECT |= {"fraction": 0.5, "per_class": 5, "auto_quantile": 0.1, "max_copies": 2, "method": "official", "exact_overlap_only": True}
-SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "when": "once"}
-SELECT_ALSO = {"auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
+SELECT |= {"at_threshold": "keep", "embed_images": True, "shard_mb": 5, "seed": 9, "by": "other@gen-1", "when": "once"}
+SELECT_ALSO = {"by": {"when": "once"}, "auto_quantile": {"per_class": "auto"}, "shard_mb": {"embed_images": True}}
 
 
 @pytest.mark.parametrize("setting", LabelSettings.model_fields)
@@ -111,7 +113,7 @@ def test_each_setting_of_labeling_changes_the_labels_or_is_refused(setting):
 
 @pytest.mark.parametrize("setting", SelectSettings.model_fields)
 def test_each_setting_of_the_selection_changes_it(setting):
-    assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "when"}
+    assert set(SelectSettings.model_fields) == {*BalanceSettings.model_fields, "by", "when"}
     also = SELECT_ALSO.get(setting, {})
     assert parsed(select={setting: SELECT[setting], **also}).select != parsed(select=also).select
 
@@ -148,8 +150,10 @@ def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
 
 
 PARTS = {
+    "teacher": "other@gen-1",
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
     **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
+    "students": [NETWORK | {"name": "b"}],
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
 }
 
@@ -160,7 +164,8 @@ def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
         assert getattr(parsed(**{key: value}), key) != getattr(parsed(), key), key
     assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
     assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
-    assert [one.seed for one in parsed(seed=5).generations] == [5, 5]
+    assert set(StudentSettings.model_fields) == {*GenerationSettings.model_fields, "name"}
+    assert [one.settings.seed for one in parsed(seed=5, students=PARTS["students"]).networks] == [5, 5, 5]
     assert (parsed(seed=5).select.seed, parsed(seed=5, evaluate={"suite": "corruptions"}).evaluate[0].seed) == (5, 5)
 
 
@@ -245,6 +250,9 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
     [
         ("pool: data/pool", "line 1: pool: expected `{source: ...}`, found 'data/pool'"),
         ("generations: 5", "line 1: generations: expected a list such as `[{model: ...}, {model: ...}]`, found 5"),
+        ("students: a", "line 1: students: expected a list such as `[{name: ..., model: ...}, {name: ..., model: ...}]`, found 'a'"),
+        ("students: [{model: a}]", "line 1: students.0.name: missing"),
+        ("students: [{name: a, model: a, ratoi: 3}]", "line 1: students.0.ratoi: unknown key; did you mean ratio?"),
         ("generations: [a, b]", "line 1: generations.0: expected `{model: ...}`, found 'a'"),
         ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
         ("evaluate: {}", "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"),
@@ -281,5 +289,5 @@ def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_p
 def test_a_momentum_that_the_optimizer_lacks_is_said():
     lines, progress = [], Progress()
     progress.say = lines.append
-    _say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
+    say_idle(parsed(generations=[NETWORK, NETWORK | {"optimizer": "adamw", "momentum": 0.5}]), progress)
     assert lines == ["generations.1.momentum changes nothing: adamw has none"]

@@ -19,7 +19,8 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
-from nst_train.recipe_settings import Recipe, SourceSettings
+from nst_train.recipe_sections import SourceSettings
+from nst_train.recipe_settings import Recipe
 
 CLASSES = ["ant", "bee", "cat"]
 ROLES = ("labeled", "validation", "test", "pool", "evaluate")

@@ -128,10 +128,8 @@ def test_a_recipes_settings_are_shown_for_each_generation(recipe):
     assert student["settings"]["workers"] == {"value": 0, "source": "recipe"}
     assert student["derived"]["steps"] == 6
     assert student["settings"]["select.per_class"] == {"value": 5, "source": "recipe"}
-    assert student["settings"]["select.when"] == {
-        "value": "every_generation",
-        "source": "default (section 3.1 has once, by EfficientNet-B0)",
-    }
+    assert student["settings"]["select.when"] == {"value": "every_generation", "source": "default (section 3.1 has once)"}
+    assert student["settings"]["select.by"] == {"value": None, "source": "default (section 3.1 has EfficientNet-B0)"}
     assert "select.when" not in teacher["settings"]
     assert "generation 1, a student" in shown("run", recipe, "--show-settings")
 

@@ -1,0 +1,103 @@
+"""What would stop a later generation of a recipe stops the loop before its first; what changes nothing is said."""
+
+from pathlib import Path
+
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.selection.editions import check_classes
+from nst_data.sources import Source, check_trainable, match_classes
+from nst_data.store.store import Number, Store
+from nst_train.classifiers.teachers import is_in_store, load_classifier
+from nst_train.evaluation.corruptions import LEAST_SIDE_PX
+from nst_train.evaluation.evaluate import load_candidate
+from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
+from nst_train.evaluation.imagenet_suites import classes_of
+from nst_train.evaluation.suites import open_suite
+from nst_train.evaluation.trials import Trial
+from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
+from nst_train.networks.models import check_names, published_size, takes_momentum
+from nst_train.recipe_dead_keys import idle_of_first
+from nst_train.recipe_sections import EvaluationSettings
+from nst_train.recipe_settings import Recipe
+from nst_train.settings import TrainSettings
+from nst_train.training.trackers import check_trackers
+
+
+def say_idle(recipe: Recipe, progress: Progress) -> None:
+    """Say which settings change nothing but may well stand there, since generations share them."""
+    for key in idle_of_first(recipe):
+        progress.say(f"generations.0.{key} changes nothing: the first generation is trained on labeled images only")
+    for network in recipe.networks:
+        settings = network.settings
+        if settings.momentum != TrainSettings.model_fields["momentum"].default and not takes_momentum(settings.optimizer):
+            progress.say(f"{network.key}.momentum changes nothing: {settings.optimizer} has none")
+
+
+def check_recipe(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
+    """Raises NstError for settings and classes that would stop a later generation."""
+    check_trainable(labeled)
+    check_trackers(recipe.run.tracker)
+    check_classes(recipe.select, labeled.class_names or [])
+    for network in recipe.networks:
+        check_names(network.settings)
+        if network.settings.finetune:
+            check_names(network.settings.finetune)
+    for source in filter(None, scored):
+        match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
+
+
+def trained_model(key: str, name: str, store: Store, class_names: list[str]) -> str:
+    """The model at a key of a recipe, with its version where it is one of the store: the newest may soon be another.
+
+    Raises NstError for one that is not there or knows other classes than the labeled images.
+    """
+    try:
+        if is_in_store(name, store):
+            version = store.open(name, "teacher")
+            name, classes = version.ref, version.manifest.class_names
+        else:
+            classes = load_classifier(name, store)[0].class_names
+        match_classes(classes, class_names, name, advice="Name a model with the classes of the labeled images")
+    except NstError as error:
+        raise type(error)(f"{key}: {error}") from None
+    return name
+
+
+def check_selection(recipe: Recipe, store: Store) -> None:
+    """Raises NstError where the first student's images were selected by its own teacher, before the recipe named another model."""
+    first = next(network.generation for network in recipe.networks if network.generation)
+    for version in store.versions(recipe.name) if recipe.select.by else []:
+        if version.number == Number(first) and version.is_readable and version.manifest.kind == "generation":
+            raise NstError(
+                f"`select.by` {recipe.select.by}: in this store {recipe.name} selects by its own teacher ({version.ref}); "
+                "give the recipe another `name`, or remove `by`"
+            )
+
+
+def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
+    """Raises NstError for evaluations that the networks of a recipe cannot have."""
+    class_names = labeled.class_names or []
+    for settings, data in evaluations:
+        if {CORRUPTED, EXTRA_CORRUPTED} & set(settings.suite):
+            _check_sizes(recipe)
+        reference = settings.relative_to
+        if reference and (reference != f"{recipe.name}-teacher@gen-0" or recipe.teacher) and isinstance(data, Source):
+            Trial.of(reference, data, load_candidate(reference, store).classifier)
+        if isinstance(data, Source):
+            match_classes(data.class_names or [], class_names, data.location, subset=True)
+        else:
+            wnids = classes_of(settings.suite[0])
+            known = known_wnids(class_names, wnids) if settings.partial else []
+            columns_of(class_names, known or wnids, f"{labeled.location}, for {settings.suite[0]}")
+            open_suite(settings.suite[0], data, settings)
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    for network in recipe.networks:
+        last = network.settings.finetune or network.settings
+        size = last.image_size or published_size(last.model)
+        if size is not None and size < LEAST_SIDE_PX:
+            raise UsageError(
+                f"generation {network.generation}: corruptions require images of {LEAST_SIDE_PX} px or more, found {size}; "
+                "set a larger `image_size`, or remove them from `evaluate`"
+            )

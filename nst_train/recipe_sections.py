@@ -1,0 +1,97 @@
+"""The sections of a recipe beside its networks: sources, selection, evaluation, the Hub. Imports no torch."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from nst_data.hub.repository import Repository
+from nst_data.settings import BalanceSettings, Settings
+from nst_data.store.store import check_name
+from nst_train.evaluation_settings import EvaluateSettings, recorded_name
+
+
+class SourceSettings(Settings):
+    """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
+
+    source: str = Field(min_length=1)
+    image_column: str | None = Field(None, description="The column with the images, where there are several.")
+    class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
+    label_column: str | None = Field(None, description="Label column, if it is not named `label`.")
+    stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
+
+
+class SelectSettings(BalanceSettings):
+    """The selection of a recipe."""
+
+    by: str | None = Field(
+        None, min_length=1, description="Another model labels the pool, once, to select: any name that labeling takes for its teacher."
+    )
+    when: Literal["every_generation", "once"] = Field(
+        "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
+    )
+
+    @model_validator(mode="after")
+    def _another_selects_once(self) -> Self:
+        if self.by is not None and self.when != "once":
+            raise ValueError(f"`by` {self.by} selects once, whichever teacher labels what is selected; add `when: once`, or remove `by`")
+        return self
+
+    @property
+    def balancing(self) -> BalanceSettings:
+        """Without what a recipe alone knows."""
+        return BalanceSettings.model_validate(self.model_dump(exclude={"by", "when"}))
+
+
+class PushToSettings(Settings):
+    """Where on the Hub a recipe's versions go as they are made."""
+
+    corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
+    teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
+    public: bool = Field(False, description="Everybody may see them; else new repositories are private.")
+    anonymous: bool = Field(False, description="Leave keys out of the dataset, put row numbers for hashes, and name no source in either.")
+    license: str | None = Field(None, description="For the cards, such as cc-by-4.0.")
+    pool_source: str | None = Field(None, description="For the cards: where the pool's images come from.")
+
+    @field_validator("corpus", "teacher")
+    @classmethod
+    def _is_a_repository(cls, value: str | None) -> str | None:
+        return value if value is None else Repository.named(value).id
+
+    @model_validator(mode="after")
+    def _names_a_repository(self) -> Self:
+        if self.corpus is None and self.teacher is None:
+            raise ValueError("expected `corpus: OWNER/NAME`, `teacher: OWNER/NAME` or both")
+        return self
+
+
+class EvaluationSettings(EvaluateSettings):
+    """What is measured of every generation of a recipe, beside its accuracy on the test images."""
+
+    data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
+    name: Annotated[str, AfterValidator(check_name)] | None = Field(
+        None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
+    )
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _may_be_a_path(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_data_and_name(self) -> Self:
+        if self.of_published and self.data is None:
+            raise ValueError(f"`suite` {self.suite[0]} has its own folder; set it as `data`")
+        if self.of_published and self.data and (self.data.class_names or self.data.image_column or self.data.label_column):
+            raise ValueError(
+                f"`class_names`, `image_column` and `label_column` do not apply to {self.suite[0]}, "
+                "which is read from its published folders; remove them"
+            )
+        if self.of_published and self.data and self.data.stream:
+            raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
+        if self.data and not self.of_published and not self.name:
+            raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
+        return self
+
+    def recorded(self, suite: str) -> str:
+        """The name of one of its suites in metrics.json: with `name` or test before it, a published suite's alone by default."""
+        return recorded_name(self.name or (suite if self.of_published else "test"), suite)
