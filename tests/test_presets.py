@@ -246,7 +246,7 @@ def test_the_example_for_study_1_is_table_9():
     assert [one.epochs for one in recipe.students] == 5 * [700] + 3 * [350]
     assert [one.ratio for one in recipe.students] == [1] + 7 * [3]
     for student in recipe.students:
-        own, of_pseudo = student.noise, student.noise_of_pseudo
+        own, of_pseudo = student.noise, student.of_pseudo.noise
         assert (own.operations, of_pseudo) == (2, own.model_copy(update={"operations": 0}))
 
 

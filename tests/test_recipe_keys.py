@@ -32,8 +32,9 @@ TRAINING = {
     **{"noise": {"magnitude": 3}, "pseudo_noise": {"magnitude": 3}, "start": "other@gen-1", "freeze": 0.5, "clip_grad": 1, "accumulate": 2},
     **{"freeze_by": "layers", "schedule_epochs": 700, "transform": "evaluation"},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
+    **{"probe": True},
 }
-ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
+ALSO = {"probe": {"pretrained": True}, "freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 NOISE = {"magnitude": 3, "operations": 3, "amounts": "released", "augmentation": "v0", "cutout": 3, "dropout": 0.1, "stochastic_depth": 0.1}
 PSEUDO_NOISE = NOISE | {"transform": "evaluation", "flip": 0, "crop_scale_min": 1}
 
@@ -64,6 +65,10 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
     if settings is not None:  # as `train` takes it where there are no pseudo-labels
         trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
         assert trained != other or (setting == "preset" and trained.epochs != other.epochs)
+    if setting == "probe":
+        with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation"):
+            parsed(generations=[NETWORK, written])
+        return
     settings = outcome(f"generations.1.{setting}", generations=[NETWORK, written])
     assert settings is not None, "a student knows all of them"
     assert settings.generations[1].first != parsed(generations=[NETWORK, plain]).generations[1].first
@@ -74,6 +79,10 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
     other = TRAINING | {"transform": "training"}  # which is not its default here
     also = {"freeze": 0.25} if setting == "freeze_by" else {}
     parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: other[setting], **also}}]}
+    if setting == "probe":
+        with pytest.raises(UsageError, match=r"`probe` takes labeled images alone: .* not for a `finetune`"):
+            parsed(**parts)
+        return
     if setting == "pretrained":
         with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both say where weights come from"):
             parsed(**parts)
