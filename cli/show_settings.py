@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nst_data.progress import as_text
-from nst_train.settings import OF_PSEUDO_LABELS, RunSettings, TrainSettings
+from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, ReadSettings, RunSettings, TrainSettings
 
 if TYPE_CHECKING:
     from nst_data.self_contained.remote import StreamedEdition
@@ -33,12 +33,14 @@ def look_up(
     if not student:
         unread = [place for place in found if place.split(".")[0] in OF_PSEUDO_LABELS]
         found |= {place: (found[place][0], "not read on labeled images alone") for place in unread}
+    if settings.probe:
+        found = {place: one for place, one in found.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
     parameters = parameters_of(settings, len(labeled.class_names or []) if labeled else None)
     entries = EditionManifest.of(edition.manifest).counts.copies if edition else None
     return {
         "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
         "settings": {name: {"value": value, "source": source} for name, (value, source) in found.items()},
-        "derived": consequences(settings, len(labeled) if labeled else None, entries, student)
+        "derived": ({} if settings.probe else consequences(settings, len(labeled) if labeled else None, entries, student))
         | dict(zip(("parameters", "classes"), parameters or (None, None), strict=True)),
     }
 
@@ -54,6 +56,13 @@ def print_settings(found: Mapping[str, Any]) -> None:
 
 
 def _sentences(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
+    sentences = _of_steps(derived) if "steps" in derived else []
+    if derived["parameters"]:
+        sentences.append(("parameters", f"{derived['parameters']:,} with {derived['classes']:,} classes"))
+    return sentences
+
+
+def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = f"{derived['labeled_images_per_step']:,} labeled"
     if derived["pseudo_labeled_images_per_step"]:
         images = f"{derived['images_per_step']:,}: {images}, {derived['pseudo_labeled_images_per_step']:,} pseudo-labeled"
@@ -68,12 +77,12 @@ def _sentences(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
     if derived["passes_over_entries"]:
         entries = f"{derived['passes_over_entries']:.1f} over {derived['pseudo_labeled_entries']:,} entries"
         sentences.append(("passes over the pseudo-labels", entries))
-    if derived["parameters"]:
-        sentences.append(("parameters", f"{derived['parameters']:,} with {derived['classes']:,} classes"))
     return sentences
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    if not rows:
+        return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -122,6 +122,12 @@ def test_the_command_fits_one_and_refuses_options_that_do_nothing(tiny_store):
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     assert "parameters, the last layer fitted on 12 images (C = " in done.stdout
+    shown = CliRunner().invoke(app, [*words, "--show-settings"], catch_exceptions=False).stdout
+    assert "epochs" not in shown
+    assert [line.split() for line in shown.splitlines() if line.startswith(("probe", "start"))] == [
+        ["start", "tiny-teacher@gen-0", "--start-from"],
+        ["probe", "true", "--probe"],
+    ]
     done = CliRunner().invoke(app, [*words, "--epochs", "3"], catch_exceptions=False)
     assert (done.exit_code, done.stderr) == (
         2,
