@@ -97,6 +97,13 @@ class PseudoNoise(Settings):
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
 
+    @model_validator(mode="after")
+    def _augments_or_not(self) -> Self:
+        named = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
+        if self.transform == "evaluation" and named:
+            raise ValueError(f"{', '.join(named)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
+        return self
+
 
 def over(below: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`given` and what it lacks, in dictionaries inside it too."""
@@ -217,7 +224,7 @@ class TrainSettings(Settings):
         values = PRESETS[preset].values
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
-        if given.get("epochs") is not None:
+        if given.get("epochs") is not None and given.get("schedule_epochs") is None:
             values.pop("decay_epochs", None)  # which is of the preset's epochs
         if given.get("crop_padding"):
             values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}

@@ -13,7 +13,7 @@ from timm.data.auto_augment import augment_and_mix_transform, posterize
 from nst_data.errors import UsageError
 from nst_train.recipe import load_recipe
 from nst_train.seeds import seed_of, seed_transforms
-from nst_train.settings import Noise, TrainSettings
+from nst_train.settings import Noise, PseudoNoise, TrainSettings
 from nst_train.transforms.crops import RandomResizedCrop
 from nst_train.transforms.noise import Normalize, training_transform, training_transforms
 
@@ -121,6 +121,11 @@ def test_pseudo_labeled_images_alone_go_without_flip_crop_and_randaugment():
     assert all((transforms["pseudo"](png(image), seed) == np.asarray(image)).all() for seed in range(10))
     labeled = training_transform(settings(Noise()), CONFIG)
     assert all((transforms["labeled"](png(image), seed) == labeled(png(image), seed)).all() for seed in range(10))
+
+
+def test_settings_of_augmentation_beside_un_augmented_pseudo_labeled_images_are_refused():
+    with pytest.raises(UsageError, match="operations, flip: pseudo-labeled images are un-augmented by transform evaluation; remove one"):
+        PseudoNoise(transform="evaluation", operations=1, flip=0.5, dropout=0.1)
 
 
 @pytest.mark.parametrize("padding", [0, 4])

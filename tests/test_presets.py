@@ -69,6 +69,7 @@ def test_svhns_schedule_is_the_released_codes(preset):
 def test_with_other_epochs_svhns_learning_rate_falls_in_proportion():
     assert settings("svhn", epochs=35).staircase_epochs == pytest.approx(0.24)
     assert settings("svhn", epochs=35, decay_epochs=2).staircase_epochs == 2
+    assert settings("svhn", epochs=2, schedule_epochs=202.3286).staircase_epochs == pytest.approx(1.372, abs=0.0005)  # its end
 
 
 def test_the_released_codes_steps_are_350_epochs_of_its_batch():
