@@ -57,13 +57,13 @@ def consequences(settings: TrainSettings, labeled_images: int | None, entries: i
     pseudo = settings.batch_size * settings.ratio if student else 0
     labeled = 0 if student and settings.pseudo_only else settings.batch_size
     schedule = Schedule.of(settings, labeled_images or settings.batch_size)
-    steps = schedule.steps if labeled_images else None
+    steps = schedule.steps if labeled_images or settings.steps else None
     return {
         "labeled_images_per_step": labeled,
         "pseudo_labeled_images_per_step": pseudo,
         "images_per_step": labeled + pseudo,
         "peak_learning_rate": schedule.highest,
-        "epochs_between_decays": settings.staircase_epochs,
+        "epochs_between_decays": None if settings.schedule == "cosine" else schedule.decay_steps / schedule.steps_per_epoch,
         "labeled_images": labeled_images,
         "steps": steps,
         "pseudo_labeled_entries": entries,

@@ -66,13 +66,14 @@ def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = f"{derived['labeled_images_per_step']:,} labeled"
     if derived["pseudo_labeled_images_per_step"]:
         images = f"{derived['images_per_step']:,}: {images}, {derived['pseudo_labeled_images_per_step']:,} pseudo-labeled"
+    between = derived["epochs_between_decays"]
     sentences = [
         ("images in a step", images),
         ("learning rate at its peak", f"{derived['peak_learning_rate']:.6g}"),
-        ("epochs between its steps down", f"{derived['epochs_between_decays']:.6g}"),
+        ("epochs between its steps down", "none: a cosine" if between is None else f"{between:.6g}"),
         ("steps", "name the labeled images to see them"),
     ]
-    if derived["steps"]:
+    if derived["steps"] and derived["labeled_images"]:
         sentences[-1] = ("steps", f"{derived['steps']:,} over {derived['labeled_images']:,} labeled images")
     if derived["passes_over_entries"]:
         entries = f"{derived['passes_over_entries']:.1f} over {derived['pseudo_labeled_entries']:,} entries"

@@ -24,6 +24,7 @@ OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what anothe
 OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
 OF_AUGMENTATION, INPUT_NOISE = ("flip", *OF_RESIZED_CROP, "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
+OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: what a cosine replaces
 OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: what only `noise` reads
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
@@ -132,17 +133,27 @@ class TrainSettings(Settings):
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
     epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Epochs over the labeled images.")
+    steps: Annotated[int | None, Later(None)] = Field(None, ge=1, le=10**9, description="Steps of the training, in place of `epochs`.")
     batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
     learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images in a step; grows with the batch size.")
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
+    schedule: Annotated[Literal["staircase", "cosine"], Later("staircase")] = Field(
+        "staircase", description="After the warm-up: staircase as in the paper, or cosine to 0 at the end, as is usual in finetuning."
+    )
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     schedule_epochs: Annotated[float | None, Later(None)] = Field(
         None, gt=0, le=1e9, description="Train at the end of a schedule of so many epochs, at its low learning rates; by default all of it."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
+    layer_decay: Annotated[float | None, Later(None)] = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Factor of the learning rate from each layer to the one before it, as in timm; for pretrained networks.",
+    )
     weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
     weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
         "all",
@@ -226,6 +237,10 @@ class TrainSettings(Settings):
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
             values.pop("decay_epochs", None)  # which is of the preset's epochs
+        if given.get("steps") is not None:
+            values = {name: value for name, value in values.items() if name not in ("epochs", "schedule_epochs", "decay_epochs")}
+        if given.get("schedule") == "cosine":
+            values = {name: value for name, value in values.items() if name not in OF_STAIRCASE}
         if given.get("crop_padding"):
             values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
@@ -246,6 +261,13 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _schedule_is_long_enough(self) -> Self:
+        fields = type(self).model_fields
+        if self.steps and (self.schedule_epochs or self.epochs != fields["epochs"].default):
+            raise ValueError("`steps` replaces `epochs` and `schedule_epochs`; give one of them")
+        if self.schedule == "cosine" and any(getattr(self, name) != fields[name].default for name in OF_STAIRCASE):
+            raise ValueError("`schedule` cosine has no steps down, which `decay_rate` and `decay_epochs` are of; remove those")
+        if self.layer_decay is not None and self.weight_decay_on == "all":
+            raise ValueError("`layer_decay` groups weights as timm does, without decay of biases; add `weight_decay_on` weights")
         if self.schedule_epochs and self.schedule_epochs < self.epochs:
             raise ValueError(
                 f"`schedule_epochs`: expected at least the {self.epochs:g} `epochs` of the training, found {self.schedule_epochs:g}"

@@ -2,8 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from timm.scheduler import CosineLRScheduler
 
+from nst_data.errors import UsageError
 from nst_train.recipe_settings import GenerationSettings
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
@@ -61,6 +64,45 @@ def test_the_learning_rate_warms_up_linearly_and_falls_in_steps_counted_from_0()
     # ten steps an epoch
     assert [schedule.learning_rate(step) for step in (0, 5, 10)] == pytest.approx([0.0, 0.25, 0.5])
     assert [schedule.learning_rate(step) for step in (20, 29, 30, 99)] == pytest.approx([0.5**2, 0.5**2, 0.5**3, 0.5**9])
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+def test_the_cosine_is_timms_step_by_step(warmup_epochs):
+    values = {"epochs": 10, "batch_size": 256, "learning_rate": 0.3, "warmup_epochs": warmup_epochs}
+    schedule = Schedule.of(settings(**values, schedule="cosine"), 2560)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    warm = {"warmup_t": 10 * warmup_epochs, "warmup_lr_init": 0, "warmup_prefix": True}
+    timms = CosineLRScheduler(optimizer, t_initial=100 - 10 * warmup_epochs, t_in_epochs=False, **warm)
+    for step in range(100):
+        timms.step_update(step)
+        assert schedule.learning_rate(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12), step
+    end = Schedule.of(settings(**values | {"epochs": 3}, schedule="cosine", schedule_epochs=10), 2560)
+    assert [end.learning_rate(step) for step in range(30)] == [schedule.learning_rate(step) for step in range(70, 100)]
+
+
+def test_steps_stand_in_place_of_epochs():
+    schedule = Schedule.of(settings(steps=700, batch_size=50, warmup_epochs=2), 100)
+    assert (schedule.steps, schedule.steps_per_epoch, schedule.warmup_steps, schedule.decay_steps) == (700, 2, 4, 700 * 2.4 / 350)
+    assert Schedule.of(settings(steps=700, batch_size=50, decay_epochs=3), 100).decay_steps == 6
+    assert Schedule.of(settings(preset="efficientnet-b0", steps=700), 2048).decay_steps == 700 * 2.4 / 350
+    for other in ({"epochs": 3}, {"schedule_epochs": 700}):
+        with pytest.raises(UsageError, match="`steps` replaces `epochs` and `schedule_epochs`; give one of them"):
+            settings(steps=5, **other)
+
+
+def test_a_finetuning_has_the_length_that_it_names_and_a_schedule_of_its_own_beside_steps():
+    first = {"model": "x", "steps": 70, "batch_size": 4}
+    by_epochs = GenerationSettings.model_validate(first | {"finetune": {"epochs": 2}}).finetune
+    assert (by_epochs.steps, by_epochs.epochs, by_epochs.schedule_epochs, by_epochs.warmup_epochs) == (None, 2, None, 0)
+    by_steps = GenerationSettings.model_validate({"model": "x", "epochs": 9, "finetune": {"steps": 5}}).finetune
+    assert (by_steps.steps, by_steps.schedule_epochs) == (5, None)
+    assert GenerationSettings.model_validate(first | {"finetune": {"image_size": 64}}).finetune.steps == 70
+
+
+def test_what_a_cosine_does_not_read_is_refused_and_a_preset_leaves_it_out():
+    with pytest.raises(UsageError, match="`schedule` cosine has no steps down, which `decay_rate` and `decay_epochs` are of; remove those"):
+        settings(schedule="cosine", decay_epochs=2)
+    assert settings(preset="efficientnet-b7", schedule="cosine").decay_epochs is None
 
 
 def test_the_learning_rate_grows_with_the_batch():

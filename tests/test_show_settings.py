@@ -84,7 +84,7 @@ def test_columns_are_aligned_and_nothing_is_trained(labeled_folder, tmp_path):
     column = header.index("value")
     assert all(row[column - 1] == " " and row[column] != " " for row in rows)
     assert any(row.split() == ["noise.magnitude", "5", "preset", "svhn", "(released", "code)"] for row in rows)
-    steps = next(line for line in lines if line.startswith("steps"))
+    steps = next(line for line in lines[lines.index("", 2) :] if line.startswith("steps"))
     assert steps.split(maxsplit=1)[1] == "19 over 12 labeled images"
     assert not (tmp_path / "store").exists()
 

@@ -3,11 +3,17 @@
 import pytest
 import timm
 import torch
+from conftest import TINY
+from safetensors.torch import load_file
 from torch import nn
 
-from nst_train.settings import TrainSettings
+from nst_data.errors import UsageError
+from nst_data.sources import open_source
+from nst_train.networks.models import create_network
+from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
+from nst_train.training.train import train
 
 
 def decayed(network, **changes):
@@ -66,3 +72,48 @@ def test_a_decayed_bias_shrinks_by_rate_times_decay(on, bias):
     optimizer.step()
     shrunk = {name: weight.flatten()[0].item() for name, weight in network.named_parameters()}
     assert shrunk == {"0.weight": 0.875, "0.bias": bias, "1.weight": 1.0, "1.bias": 1.0, "3.weight": 0.875, "3.bias": bias}
+
+
+def test_each_layer_learns_by_a_factor_less_than_the_one_after_it():
+    settings = TrainSettings(
+        model="test_vit", image_size=16, optimizer="adamw", weight_decay_on="weights", layer_decay=0.5, warmup_epochs=0
+    )
+    network = create_network(settings, 3)
+    optimizer = make_optimizer(network, settings, Schedule.of(settings, 10))
+    scale = {weight: group["lr_scale"] for group in optimizer.param_groups for weight in group["params"]}
+    names = dict(network.named_parameters())
+    depth = len(network.blocks)
+    assert scale[names["head.weight"]] == 1
+    assert [scale[names[f"blocks.{block}.mlp.fc1.weight"]] for block in range(depth)] == [0.5 ** (depth - block) for block in range(depth)]
+    assert scale[names["patch_embed.proj.weight"]] == 0.5 ** (depth + 1)
+    decayed = {weight: group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert (decayed[names["head.bias"]], decayed[names["head.weight"]]) == (0, settings.weight_decay)
+
+
+def test_a_layers_factor_reaches_its_weights(tiny_store):
+    """A step of plain gradient descent: the stem moves by its factor of what it moves without layer decay; the last layer as much."""
+    store, labeled, _ = tiny_store
+    images, moved = open_source(labeled, labeled=True), {}
+    values = TINY | {
+        "optimizer": "momentum",
+        "momentum": 0.0,
+        "learning_rate": 1.0,
+        "warmup_epochs": 0,
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+    }
+    values |= {"weight_decay_on": "weights", "epochs": 1, "batch_size": 12, "start": "tiny-teacher@gen-0"}
+    before = load_file(store.open("tiny-teacher").folder / "model.safetensors")
+    for factor in (None, 0.5):
+        version = train(store, f"layers-{factor}", images, TrainSettings(**values, layer_decay=factor), run=RunSettings(workers=0))
+        after = load_file(version.folder / "model.safetensors")
+        moved[factor] = {name: after[name] - before[name] for name in ("conv1.0.weight", "fc.weight")}
+    assert moved[None]["fc.weight"].abs().max() > 0
+    torch.testing.assert_close(moved[0.5]["fc.weight"], moved[None]["fc.weight"])
+    ratio = moved[0.5]["conv1.0.weight"].norm() / moved[None]["conv1.0.weight"].norm()
+    assert ratio == pytest.approx(0.5**5, rel=1e-3)  # stem, four stages, last layer
+
+
+def test_layer_decay_with_decay_of_biases_is_one_line():
+    with pytest.raises(UsageError, match="`layer_decay` groups weights as timm does, without decay of biases"):
+        TrainSettings(model="test_vit", layer_decay=0.5)

@@ -16,6 +16,8 @@ def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedu
     options: dict[str, Any] = {"alpha": 0.9, "eps": 1e-3} if settings.optimizer == "rmsproptf" else {}  # the released code's
     if settings.weight_decay_on == "all":
         options["param_group_fn"] = lambda network: _decayed_and_not(network, settings.weight_decay)
+    if settings.layer_decay is not None:
+        options["layer_decay"] = settings.layer_decay  # each group gets an `lr_scale`, by which `Step` multiplies
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **options

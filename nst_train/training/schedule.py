@@ -1,9 +1,10 @@
 """Durations to steps, once; the learning rate at a step."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
-from nst_train.settings import TrainSettings
+from nst_train.settings import PAPER_DECAY_EPOCHS, PAPER_EPOCHS, TrainSettings
 
 LEARNING_RATE_BATCH = 256
 
@@ -18,28 +19,36 @@ class Schedule:
     warmup_steps: float
     decay_steps: float
     decay_rate: float
+    is_cosine: bool = False
     skipped_steps: int = 0  # where the training is the end of a longer schedule
 
     @classmethod
     def of(cls, settings: TrainSettings, labeled_images: int) -> Self:
         """Convert the settings' epochs to steps over `labeled_images`."""
         steps_per_epoch = labeled_images / settings.batch_size
-        steps = max(1, round(settings.epochs * steps_per_epoch))
+        steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
+        decay_steps = settings.staircase_epochs * steps_per_epoch
+        if settings.steps and not settings.decay_epochs:
+            decay_steps = steps * PAPER_DECAY_EPOCHS / PAPER_EPOCHS
         return cls(
             steps=steps,
             steps_per_epoch=steps_per_epoch,
             peak=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
             warmup_steps=settings.warmup_epochs * steps_per_epoch,
-            decay_steps=settings.staircase_epochs * steps_per_epoch,
+            decay_steps=decay_steps,
             decay_rate=settings.decay_rate,
+            is_cosine=settings.schedule == "cosine",
             skipped_steps=max(0, round((settings.schedule_epochs or 0) * steps_per_epoch) - steps),
         )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then a staircase that counts from step 0 (released code)."""
+        """Linear warm-up, then a staircase that counts from step 0 (released code), or a cosine from the warm-up's end to 0 at the last."""
         step += self.skipped_steps
         if step < self.warmup_steps:
             return self.peak * step / self.warmup_steps
+        if self.is_cosine:
+            done = (step - self.warmup_steps) / (self.steps + self.skipped_steps - self.warmup_steps)
+            return self.peak * (1 + math.cos(math.pi * done)) / 2
         return float(self.peak * self.decay_rate ** (step // self.decay_steps))
 
     @property

@@ -43,7 +43,7 @@ class Step:
         """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
         seed_network(seed_of(self.settings.seed, "own noise", step))  # for what a network draws beside ours
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(step)
+            group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # of `layer_decay`
         losses = [self._gradients(step, number, part) for number, part in enumerate(batch.parts(self.settings.accumulate))]
         if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer.optimizer)
