@@ -46,15 +46,13 @@ def idle_of_first(recipe: Recipe) -> list[str]:
 
 def _of_network(network: Network, content: dict[str, Any]) -> Iterator[tuple[Place, str]]:
     place, settings, written = network.place, network.settings, network.written_in(content)
-    if settings.probe:
-        for key in written:
-            if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):
-                yield (*place, key), "`probe` fits the last layer alone"
+    yield from _of_probe(place, written, settings)
     second = written.get("finetune")
     yield from _of_freezing(place, written, settings)
     if not second or settings.finetune is None:
         return
     yield from _of_freezing((*place, "finetune"), second, settings.finetune)
+    yield from _of_probe((*place, "finetune"), second, settings.finetune)
     if settings.finetune.transform == "evaluation":
         noise = second.get("noise") or {}
         asked: list[Place] = [(name,) for name in OF_AUGMENTATION if second.get(name)]
@@ -69,6 +67,12 @@ def _of_network(network: Network, content: dict[str, Any]) -> Iterator[tuple[Pla
             yield (*place, "finetune", key), "finetuning always starts from the preceding training's weights"
     if settings.finetune.model != settings.model:
         yield (*place, "finetune", "model"), f"finetuning keeps the network of the preceding training, {settings.model}"
+
+
+def _of_probe(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:
+    for key in written if settings.probe else ():
+        if key in TrainSettings.model_fields and key not in OF_PROBE and _is_set(settings, key):
+            yield (*place, key), "`probe` fits the last layer alone"
 
 
 def _of_freezing(place: Place, written: dict[str, Any], settings: TrainSettings) -> Iterator[tuple[Place, str]]:

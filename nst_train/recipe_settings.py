@@ -190,8 +190,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _only_the_first_is_a_probe(self) -> Self:
-        if any((one.generation and one.settings.probe) or (one.settings.finetune and one.settings.finetune.probe) for one in self.networks):
-            raise ValueError("`probe` takes labeled images alone: it is for the first generation, and not for a `finetune`")
+        if any(one.generation and one.settings.probe for one in self.networks):
+            raise ValueError("`probe` takes labeled images alone: it is for the first generation, and for a `finetune`")
         return self
 
     @model_validator(mode="after")

@@ -214,6 +214,9 @@ class TrainSettings(Settings):
         "blocks",
         description="blocks: whole ones, batch-norm and stochastic depth as in evaluation, as in the released code; layers: single ones.",
     )
+    freeze_batch_norm: Annotated[bool, Later(False)] = Field(
+        False, description="Batch-norm as in evaluation, by the statistics that it has; with `start` or `pretrained`, for few images."
+    )
     clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
@@ -237,6 +240,8 @@ class TrainSettings(Settings):
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
             values.pop("decay_epochs", None)  # which is of the preset's epochs
+        if given.get("freeze_batch_norm"):
+            values.pop("batch_norm_decay", None)
         if given.get("steps") is not None:
             values = {name: value for name, value in values.items() if name not in ("epochs", "schedule_epochs", "decay_epochs")}
         if given.get("schedule") == "cosine":
@@ -253,6 +258,10 @@ class TrainSettings(Settings):
             raise ValueError("`pseudo_temperature` applies to soft labels, which `hard` does not use; give one of them")
         if self.freeze and not (self.start or self.pretrained):
             raise ValueError("`freeze` requires a trained network; add `start` or `pretrained`")
+        if self.freeze_batch_norm and not (self.start or self.pretrained):
+            raise ValueError("`freeze_batch_norm` requires a trained network; add `start` or `pretrained`")
+        if self.freeze_batch_norm and self.batch_norm_decay is not None:
+            raise ValueError("`batch_norm_decay` is of statistics that `freeze_batch_norm` leaves as they are; remove one of them")
         if self.probe and not (self.start or self.pretrained):
             raise ValueError("`probe` requires a trained network; add `pretrained` or `start`")
         if self.start and self.pretrained:

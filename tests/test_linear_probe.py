@@ -22,6 +22,7 @@ from nst_train.features.backbone import last_layer
 from nst_train.features.embed import embed
 from nst_train.features.linear_probe import STATED_STRENGTH, STRENGTHS, fit
 from nst_train.labeling.label import label
+from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
 from nst_train.settings import EmbedSettings, LabelRunSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -142,6 +143,21 @@ def test_a_network_with_another_end_is_one_line(monkeypatch):
         last_layer(network, 2, "net")
 
 
+def test_a_student_may_end_with_a_last_layer_fitted_anew(tmp_path):
+    write_class_folders(tmp_path / "labeled", CLASSES, 6)
+    write_class_folders(tmp_path / "test", CLASSES, 2, 50)
+    write_pool(tmp_path / "pool", 3, 4)
+    first = {"model": write_teacher(tmp_path / "net", ["x", "y"]), "pretrained": True, "probe": True}
+    student = TINY | {"model": first["model"], "image_size": None, "start": "teacher", "finetune": {"probe": True}}
+    recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[first, student], run={"workers": 0}, select={"min_confidence": 0}))
+    store = Store(tmp_path / "store")
+    teacher, last = (one.teacher for one in self_training(store, recipe))
+    assert last.manifest.counts.probe is not None
+    assert last.manifest.request.inputs.initial_weights.ref == "bugs-teacher-before-finetuning@gen-1"
+    assert store.open("bugs-teacher-before-finetuning@gen-1").manifest.counts.entries > 0
+    assert teacher.manifest.counts.probe is not None
+
+
 def test_a_recipe_begins_with_a_probe(tmp_path):
     name = write_teacher(tmp_path / "net", ["x", "y"])
     probe = {"model": name, "pretrained": True, "probe": True}
@@ -149,5 +165,7 @@ def test_a_recipe_begins_with_a_probe(tmp_path):
     assert load_recipe(path).generations[0].probe
     with pytest.raises(UsageError, match=r"generations.0.epochs: has no effect: .*`probe`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[probe | {"epochs": 3}, TINY]))
-    with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation"):
+    with pytest.raises(UsageError, match=r"generations.1.finetune.epochs: has no effect: `probe` fits the last layer alone"):
+        load_recipe(write_tiny_recipe(tmp_path, generations=[probe, TINY | {"finetune": {"probe": True, "epochs": 3}}]))
+    with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation, and for a `finetune`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, probe]))

@@ -142,8 +142,9 @@ def test_one_image_at_once_is_enough_where_a_channel_has_more_values_or_layers_n
     check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
 
 
-def test_frozen_batch_norm_takes_one_image_at_once():
-    settings = TrainSettings(model="test_resnet", image_size=16, pretrained=True, freeze=0.99, freeze_by="layers")
+@pytest.mark.parametrize("frozen", [{"freeze": 0.99, "freeze_by": "layers"}, {"freeze_batch_norm": True}])
+def test_frozen_batch_norm_takes_one_image_at_once(frozen):
+    settings = TrainSettings(model="test_resnet", image_size=16, pretrained=True, **frozen)
     network = create_network(settings.model_copy(update={"pretrained": False}), 3)
     check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from watched import Said
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
@@ -35,6 +35,18 @@ def step_and_batch(**changes):
     step = make_step(create_network(settings, 3), settings, Schedule.of(settings, 16), CONFIG, 3)
     images = torch.randint(0, 255, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return step, TrainingBatch(images, torch.tensor([0, 2]), {"probs": torch.tensor([[0.1, 0.2, 0.7]] * 4, dtype=torch.float16)})
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_is_trained_in_what_it_scales_by(tiny_store):
+    store, labeled, _ = tiny_store
+    settings = TrainSettings(**TINY | {"start": "tiny-teacher@gen-0", "freeze_batch_norm": True, "epochs": 1, "ema_decay": 0.0})
+    version = train(store, "still", open_source(labeled, labeled=True), settings, run=RUN)
+    before, after = (load_file(one.folder / "model.safetensors") for one in (store.open("tiny-teacher"), version))
+    statistics = {name for name in before if "running" in name or "num_batches" in name}
+    assert len(statistics) > 10
+    assert {name for name in before if torch.equal(before[name], after[name])} == statistics
+    with pytest.raises(UsageError, match="`freeze_batch_norm` requires a trained network; add `start` or `pretrained`"):
+        TrainSettings(**TINY | {"freeze_batch_norm": True})
 
 
 @pytest.mark.parametrize(("settings", "kept"), [({}, 0.9), ({"batch_norm_decay": 0.99}, 0.99), ({"batch_norm_decay": 0.0}, 0.0)])

@@ -1,4 +1,4 @@
-"""Batch-norm: how slowly its statistics move, and over the images of all processes, as on one process with all of them."""
+"""Batch-norm: how slowly its statistics move, whether they do, and over the images of all processes, as on one process with all of them."""
 
 from typing import Any
 
@@ -13,6 +13,13 @@ def decay_batch_norm(network: nn.Module, decay: float) -> None:
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
             layer.momentum = 1 - decay
+
+
+def freeze_batch_norm(network: nn.Module) -> None:
+    """Let all batch-norm layers normalize by the means and variances that they have; what they scale and shift by is trained."""
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm):
+            layer.eval()
 
 
 def synchronize_batch_norm(network: nn.Module, device: torch.device) -> None:

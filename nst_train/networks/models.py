@@ -22,6 +22,7 @@ from nst_data.store.files import hash_file
 from nst_data.store.manifest import SealedFile
 from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
+from nst_train.networks.batch_norm import freeze_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.probe import FAILURES, check_logits
@@ -160,6 +161,8 @@ def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor,
     """Let a copy see images as in training; what it draws and counts changes nothing. Raises NstError."""
     trial = copy.deepcopy(network).train()
     freeze(trial, settings)
+    if settings.freeze_batch_norm:
+        freeze_batch_norm(trial)
     try:
         with torch.random.fork_rng(devices=[]):
             logits = trial(images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_precision, this_process
-from nst_train.networks.batch_norm import decay_batch_norm, synchronize_batch_norm
+from nst_train.networks.batch_norm import decay_batch_norm, freeze_batch_norm, synchronize_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
 from nst_train.networks.transformers_networks import Logits
@@ -88,6 +88,8 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
     precision = settled_precision(settings.precision, accelerator.device)
     network = network.to(accelerator.device).train()
     freeze(network, settings)
+    if settings.freeze_batch_norm:
+        freeze_batch_norm(network)
     if settings.batch_norm_decay is not None:
         decay_batch_norm(network, settings.batch_norm_decay)
     if settings.channels_last:
