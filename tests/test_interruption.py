@@ -60,10 +60,18 @@ def undisturbed(tmp_path_factory):
     return train_in(tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.fixture
+def hangups_heeded():
+    """Also where the tests run under `nohup`, which has SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("steps", "number"), [(1, signal.SIGTERM), (5, signal.SIGTERM), (13, signal.SIGHUP), (19, signal.SIGINT), (20, signal.SIGUSR1)]
 )
-def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps):
+def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps, hangups_heeded):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; what is done is kept, the same command goes on") as stop:
         train_in(tmp_path, SignalAt(steps, number))
