@@ -56,7 +56,6 @@ def test_the_requests_of_default_settings_are_those_of_before(settings, expected
     [
         ("cifar10", "0e48e70d87dea88b", "df4f3eb4fc3e20d7", ["2f602bef322d4247", "60dae52767c0d8ed", "60dae52767c0d8ed"]),
         ("digits", "0e48e70d87dea88b", "59bb3afda09fd146", ["b711bd72772d3d0f", "24358db7ac4c3e9f", "24358db7ac4c3e9f"]),
-        ("image_folder", "0e48e70d87dea88b", "37a908fc78aa5061", ["646e7a5ce1e3736d", "95748cc9c7dd74ca", "0d07841514c1bde2"]),
         (
             "imagenet",
             "0e48e70d87dea88b",

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from labels import write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
 
@@ -133,8 +134,9 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     """The file that users copy, with the few lines changed that make it small."""
     write_images(tmp_path / "photos")
     recipe = yaml.safe_load((EXAMPLES / "image_folder.yaml").read_text())
-    small = {"model": "test_efficientnet", "image_size": 32, "epochs": 1, "batch_size": 6}
-    recipe["generations"] = [settings | small for settings in recipe["generations"]]
+    first, *students = recipe["generations"]
+    small = {"model": write_teacher(tmp_path / "net", CLASSES), "image_size": 16, "steps": 2, "batch_size": 6, "finetune": {"probe": True}}
+    recipe["generations"] = [first | {"model": small["model"]}, *(settings | small for settings in students)]
     recipe["select"] = {"min_confidence": 0.3, "per_class": 5}
     recipe["run"] = RUN
     (tmp_path / "flowers.yaml").write_text(yaml.safe_dump(recipe))
