@@ -158,6 +158,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from nst_data.cards.published import public_name
+
     table = Table(box=None, pad_edge=False)
     for column in ("generation", "model"):
         table.add_column(column, no_wrap=True)
@@ -166,7 +168,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in ("images_labeled", "kept", "unique", "copies")]
         top1 = "-" if row["test_top1"] is None else f"{100 * row['test_top1']:.1f}%"
-        table.add_row(row["teacher"], row["model"], f"{row['parameters']:,}", *counts, top1, f"{row['seconds']:.0f}")
+        table.add_row(row["teacher"], public_name(row["model"]), f"{row['parameters']:,}", *counts, top1, f"{row['seconds']:.0f}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)

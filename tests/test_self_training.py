@@ -143,6 +143,7 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     output = nst("run", tmp_path / "flowers.yaml", "--store", tmp_path / "store").stdout
     assert "flowers-teacher@gen-2" in output
     assert "test top-1" in output
+    assert str(tmp_path / "net") not in output  # the last part of a path is what the table has room for
 
 
 def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_path):
