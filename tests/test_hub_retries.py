@@ -90,6 +90,12 @@ def test_where_there_is_no_network_a_mistyped_path_is_told_at_once():
     assert calls_until(answered(503), or_path=True) == 3
 
 
+def test_a_client_that_has_tried_long_to_connect_is_not_asked_again(monkeypatch):
+    monkeypatch.setattr("nst_data.hub.retries._ITSELF_RETRIED_SECONDS", -1)
+    assert calls_until(httpx.ConnectError("no network")) == "1 failed"
+    assert calls_until(httpx.ReadTimeout("busy")) == 3
+
+
 @pytest.mark.slow
 def test_pools_and_teachers_survive_a_hub_that_fails_at_first_and_ask_once_where_it_refuses(tmp_path):
     commit(tmp_path / "top", "me/pool", {f"{index}.png": png(0, index) for index in range(3)})

@@ -10,6 +10,7 @@ T = TypeVar("T")
 
 WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
+_ITSELF_RETRIED_SECONDS = 10  # huggingface_hub tries to connect again for half a minute in some of its calls: that is enough
 _TOO_MANY = 429
 
 
@@ -19,18 +20,20 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
     `or_path` is for references that may have been meant as paths: where there is no network, a mistyped path is told at once.
     """
     for wait in waits:
+        began = time.monotonic()
         try:
             return call()
         except Exception as error:
-            pause = _pause(error, wait, or_path)
+            was_retried = time.monotonic() - began > _ITSELF_RETRIED_SECONDS
+            pause = _pause(error, wait, or_path or was_retried)
             if pause is None:
                 raise
             time.sleep(pause)
     return call()
 
 
-def _pause(error: Exception, wait: float, or_path: bool) -> float | None:
-    """Seconds to wait before a call is made again; None where that would not help."""
+def _pause(error: Exception, wait: float, needs_network: bool) -> float | None:
+    """Seconds to wait before a call is made again; None where that would not help: without a network where one is needed now."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
@@ -41,7 +44,7 @@ def _pause(error: Exception, wait: float, or_path: bool) -> float | None:
         if status == _TOO_MANY and after.isdigit():
             return min(float(after), _LONGEST_WAIT_SECONDS)
         return wait if status == _TOO_MANY or status >= 500 else None
-    hopeless = (OfflineModeIsEnabled, *([httpx.ConnectError] if or_path else []))
+    hopeless = (OfflineModeIsEnabled, *([httpx.ConnectError] if needs_network else []))
     if any(isinstance(cause, hopeless) for cause in causes):
         return None
     return wait if any(isinstance(cause, httpx.TransportError | ConnectionError) for cause in causes) else None
