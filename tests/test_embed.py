@@ -1,5 +1,7 @@
 """Features: what a network makes of images before its classifier, kept in the store."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,7 @@ from watched import Ended, Said
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
+from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
 from nst_data.store.store import Store
@@ -54,7 +57,7 @@ def test_features_are_what_the_network_gives_before_its_classifier(teacher, tmp_
     assert rows["id"].to_pylist() == list(range(15))
     assert rows["key"].to_pylist() == [pool.key(row) for row in range(15)]
     assert rows["image_hash"].to_pylist() == [image_hash(row.read()) for row in pool.rows(range(15))]
-    assert (features.about.images, features.about.errors, features.verify()) == (15, 0, [])
+    assert (features.about.images, features.about.errors) == (15, 0)
 
 
 def test_logits_follow_from_features_by_the_last_layer_for_transformers_too(tmp_path):
@@ -83,6 +86,29 @@ def test_interrupted_they_go_on_and_are_the_same_bytes(teacher, tmp_path):
     assert parts.about.files == whole.about.files
     assert {name: hash_file(parts.folder / name) for name in parts.about.files} == whole.about.files
     assert not (parts.folder / ".work").exists()
+
+
+class Meanwhile(Progress):
+    """Has something done once, when the first images are."""
+
+    def __init__(self, work):
+        self._work = [work]
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        yield self
+
+    def advance(self, amount, note=""):
+        if self._work:
+            self._work.pop()()
+
+
+def test_where_another_process_ends_first_its_features_are_the_result(teacher, tmp_path):
+    store, pool = Store(tmp_path / "store"), open_source(write_pool(tmp_path / "pool", 3, 5))
+    others = []
+    ours = embed(store, teacher, pool, SETTINGS, run=RUN, progress=Meanwhile(lambda: others.append(embed(store, teacher, pool, SETTINGS))))
+    assert others == [ours]
+    assert {name: hash_file(ours.folder / name) for name in ours.about.files} == ours.about.files
 
 
 def test_what_was_computed_is_found_and_other_sizes_and_rewritten_images_are_not(teacher, tmp_path):
@@ -127,7 +153,7 @@ def test_the_files_are_a_dataset_and_their_columns_are_said(teacher, tmp_path):
     [
         ("no_such_network", "no_such_network: no network of timm and no teacher in the store"),
         ("local-dir:nowhere", "local-dir:nowhere: expected a folder with config.json and model.safetensors"),
-        ("deit_tiny_distilled_patch16_224", "timm publishes|HF_HUB_OFFLINE"),
+        ("deit_tiny_distilled_patch16_224", "HF_HUB_OFFLINE is set, so the Hub is not asked"),
     ],
 )
 def test_what_is_no_model_is_one_line(tmp_path, model, line):

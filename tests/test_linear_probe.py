@@ -90,7 +90,7 @@ def test_the_whole_network_is_sealed_and_only_its_last_layer_is_new(images, tmp_
         assert timm.create_model(f"local-dir:{version.folder}", pretrained=True).num_classes == 3
     assert AutoModelForImageClassification.from_pretrained(version.folder).config.num_labels == 3
     card = (version.folder / "README.md").read_text()
-    assert "all but the last layer as published: that was fitted by logistic regression (C = " in card
+    assert "those of the network that it starts from but for the last layer, which was fitted by logistic regression (C = " in card
     corpus = label(store, "bugs", version, open_source(write_pool(tmp_path / "pool", 3, 2)), run=LabelRunSettings(decode_threads=1))
     assert corpus.manifest.counts.labeled == 6
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nst_data.errors import NstError
-from nst_data.store.files import discard, fsync_tree, hash_file, replacing, write_text
+from nst_data.store.files import discard, fsync_tree, replacing, write_text
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import SealedFile, json_digest
 from nst_data.store.store import Store
@@ -88,11 +88,6 @@ class Features:
         parts = [pq.read_table(path, columns=["features"])["features"].combine_chunks() for path in self._files]
         values = [part.flatten().to_numpy(zero_copy_only=False) for part in parts]
         return np.concatenate([np.empty(0, np.float32), *values]).reshape(-1, self.about.dimensions)
-
-    def verify(self) -> list[str]:
-        """Recompute every checksum; a line for each file that is not as it was."""
-        files = self.about.files.items()
-        return [name for name, sealed in files if not (self.folder / name).is_file() or hash_file(self.folder / name) != sealed]
 
     @property
     def _files(self) -> list[Path]:

@@ -32,8 +32,8 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
     return call()
 
 
-def _pause(error: Exception, wait: float, needs_network: bool) -> float | None:
-    """Seconds to wait before a call is made again; None where that would not help: without a network where one is needed now."""
+def _pause(error: Exception, wait: float, gives_up_offline: bool) -> float | None:
+    """Seconds to wait before a call is made again; None where that would not help."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
@@ -44,7 +44,7 @@ def _pause(error: Exception, wait: float, needs_network: bool) -> float | None:
         if status == _TOO_MANY and after.isdigit():
             return min(float(after), _LONGEST_WAIT_SECONDS)
         return wait if status == _TOO_MANY or status >= 500 else None
-    hopeless = (OfflineModeIsEnabled, *([httpx.ConnectError] if needs_network else []))
+    hopeless = (OfflineModeIsEnabled, *([httpx.ConnectError] if gives_up_offline else []))
     if any(isinstance(cause, hopeless) for cause in causes):
         return None
     return wait if any(isinstance(cause, httpx.TransportError | ConnectionError) for cause in causes) else None

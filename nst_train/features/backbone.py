@@ -1,6 +1,7 @@
 """A network without its last layer: what it makes of an image is the image's features."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Backbone(Teacher):
         """How many numbers describe an image."""
         return len(self.class_names)
 
-    def log_probs(self, logits: "list[Float[Tensor, 'batch dimensions']]", temperature: float = 1.0) -> Float[Tensor, "batch dimensions"]:  # type: ignore[override]
+    def log_probs(self, logits: Sequence[Float[Tensor, "batch dimensions"]], temperature: float = 1.0) -> Float[Tensor, "batch dimensions"]:
         """The features as they are, in float32."""
         return logits[0].float()
 

@@ -84,9 +84,14 @@ def embed_by(
         return found
     under_way = begin(store, request, len(data), settings.rows_per_shard, backbone.dimensions)
     reading.begin(data)
-    _fill(under_way, embedder, data, computation, run, progress)
-    _check_readable(under_way, data, run.max_unreadable)
-    return under_way.seal(dataclasses.asdict(computation))
+    try:
+        _fill(under_way, embedder, data, computation, run, progress)
+        _check_readable(under_way, data, run.max_unreadable)
+        return under_way.seal(dataclasses.asdict(computation))
+    except FileNotFoundError:
+        if found := find(store, request):  # another process was at it too and has finished
+            return found
+        raise
 
 
 def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> None:

@@ -89,7 +89,8 @@ def _single_file(name: str) -> Path:
 def _license_of(repo: str, commit: str) -> str | None:
     """The license in the card of a repository at a commit; None where it has no card or the card names none."""
     try:
-        card = Path(retried(lambda: hf_hub_download(repo, "README.md", revision=commit)))
+        with bars_on_terminals():
+            card = Path(retried(lambda: hf_hub_download(repo, "README.md", revision=commit)))
         license = read_front_matter(card.read_text("utf-8")).get("license")
     except (OSError, ValueError):  # EntryNotFoundError and what it is offline are OSErrors
         return None

@@ -17,11 +17,10 @@ from nst_train.features.backbone import Embedder, backbone_of, last_layer
 from nst_train.features.embed import embed_by
 from nst_train.features.linear_probe import fit
 from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
-from nst_train.networks.weights import initial_weights
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import EmbedSettings, Noise, RunSettings, TrainSettings
 from nst_train.training.readable import check_classes, unreadable_images
-from nst_train.training.warm_start import start_from, start_input
+from nst_train.training.warm_start import start_from
 
 
 def fit_probe(
@@ -45,7 +44,7 @@ def fit_probe(
     network = create_network(settings.model_copy(update={"noise": Noise.none()}), len(names))
     if settings.start:
         start_from(network, settings, store, names, progress)
-    entry = start_input(settings.start, store) if settings.start else initial_weights(settings.model)
+    entry = staging.request.inputs.by_role["initial_weights"]
     backbone = backbone_of(network, len(names), settings.model, data_config_of(network, settings))
     features = embed_by(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
     rows = features.rows()["id"].to_numpy()
