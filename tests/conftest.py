@@ -94,6 +94,14 @@ TINY = {
 }
 
 
+def write_tiny_images(folder: Path) -> Path:
+    """The folders of `write_tiny_recipe` with images of three classes: 12 labeled, 6 to test on, 15 in the pool."""
+    write_class_folders(folder / "labeled", ["ant", "bee", "cat"], 4)
+    write_class_folders(folder / "test", ["ant", "bee", "cat"], 2, first=50)
+    write_pool(folder / "pool", 3, 5)
+    return folder
+
+
 def write_tiny_recipe(folder, pool="pool", **parts):
     """`folder`/bugs.yaml over the folders labeled, test and the pool beside it."""
     sources = {role: {"source": where} for role, where in (("labeled", "labeled"), ("test", "test"), ("pool", pool))}

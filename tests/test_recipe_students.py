@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from conftest import TINY, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS, write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
@@ -30,10 +30,7 @@ def nst(*words):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """The path of a recipe in which one trained model teaches two students, on images that another model selected."""
-    top = tmp_path_factory.mktemp("study")
-    write_class_folders(top / "labeled", CLASSES, 4)
-    write_class_folders(top / "test", CLASSES, 2, first=50)
-    write_pool(top / "pool", 3, 5)
+    top = write_tiny_images(tmp_path_factory.mktemp("study"))
     write_teacher(top / "large", CLASSES)
     write_teacher(top / "small", CLASSES, seed=3)
     return write_tiny_recipe(top, teacher="local-dir:large", select=ONCE, **PARTS)

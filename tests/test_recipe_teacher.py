@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+from conftest import TINY, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS, write_teacher
 
 from nst_data.errors import NstError, UsageError
@@ -28,10 +28,7 @@ PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder with labeled and test images, a pool and a trained model, whose classes have another order."""
-    top = tmp_path_factory.mktemp("images")
-    write_class_folders(top / "labeled", CLASSES, 4)
-    write_class_folders(top / "test", CLASSES, 2, first=50)
-    write_pool(top / "pool", 3, 5)
+    top = write_tiny_images(tmp_path_factory.mktemp("images"))
     write_teacher(top / "large", CLASSES[::-1])
     return top
 
