@@ -59,6 +59,8 @@ def store(tiny_store, tmp_path_factory):
         store, "noised", teachers[0], images, LabelSettings(batch_size=4, noise=True, noise_transform="evaluation", seed=3), run=READ
     )  # as before
     label_like(store, edition, teachers[1], images, LabelSettings(batch_size=4, temperature=2), run=READ)
+    probe = TrainSettings(model="test_resnet", image_size=16, start="tiny-teacher@gen-0", probe=True)
+    train(store, "probed", open_source(str(labeled), labeled=True), probe, run=RUN)
     grown = shutil.copytree(pool, folder / "a grown pool")
     shutil.copy(next(labeled.glob("*/*.png")), grown / "new's.png")
     extend(store, generation, open_source(str(grown)), run=READ)
@@ -77,7 +79,7 @@ def _others(labeled, folder):
     return open_source(str(copy), labeled=True)
 
 
-REFS = ["tiny-teacher@gen-0", "student@gen-0", "tiny@gen-1", "both@gen-1", "calibrated@gen-1", "noised@gen-1", "tiny@gen-3"]
+REFS = ["tiny-teacher@gen-0", "student@gen-0", "probed@gen-0", "tiny@gen-1", "both@gen-1", "calibrated@gen-1", "noised@gen-1", "tiny@gen-3"]
 REFS += ["tiny@gen-1.1", "tiny@gen-1.2", "tiny@gen-1.3", "tiny@gen-1.4", "tiny@gen-2.1"]
 
 

@@ -115,7 +115,9 @@ class TeacherRequest(Request):
 
     @property
     def spelled_out(self) -> dict[str, Any]:
-        """As of each request."""
+        """As of each request; a linear probe has no settings of before."""
+        if self.settings.get("probe"):
+            return self.settings
         return {name: value for name, value in BEFORE.items() if name != "freeze_by" or self.settings.get("freeze")} | self.settings
 
     @property
