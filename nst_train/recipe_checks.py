@@ -95,9 +95,9 @@ def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[Eval
 def _check_sizes(recipe: Recipe) -> None:
     for network in recipe.networks:
         last = network.settings.finetune or network.settings
-        size = last.image_size or published_size(last.model)
+        size = last.test_size or last.image_size or published_size(last.model)
         if size is not None and size < LEAST_SIDE_PX:
             raise UsageError(
                 f"generation {network.generation}: corruptions require images of {LEAST_SIDE_PX} px or more, found {size}; "
-                "set a larger `image_size`, or remove them from `evaluate`"
+                "set a larger `test_size` or `image_size`, or remove them from `evaluate`"
             )

@@ -13,12 +13,13 @@ from nst_train.recipe_sections import EvaluationSettings, PushToSettings, Select
 from nst_train.settings import OF_RANDAUGMENT, PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
 
 _NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
-_OF_SCHEDULE = ("learning_rate", "warmup_epochs", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")
+_OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")
 
 
 def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
     """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
-    other = {"epochs": "steps", "steps": "epochs"}  # of two lengths the one that the finetuning names
+    # of two lengths the one that the finetuning names; and a test size is of the image size beside it
+    other = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
     left = {*_NOT_INHERITED, *(other[name] for name in generation["finetune"] if name in other)}
     first = {name: value for name, value in generation.items() if name not in left}
     noise, of_first = generation["finetune"].get("noise"), first.get("noise")
@@ -37,7 +38,9 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
     counts_epochs = not generation.get("steps") and not finetune.get("steps")
     is_end = counts_epochs and not any(name in finetune for name in _OF_SCHEDULE) and whole >= epochs
-    schedule = {"schedule_epochs": whole} if is_end else {"warmup_epochs": 0, "schedule_epochs": None}
+    schedule: dict[str, float | None] = {"schedule_epochs": whole if is_end else None}
+    if not is_end and finetune.get("warmup_steps") is None:
+        schedule |= {"warmup_epochs": 0, "warmup_steps": None}
     images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
     return {"start": "the first training", **schedule, **images}
 

@@ -132,6 +132,13 @@ class TrainSettings(Settings):
     model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
+    test_size: Annotated[int | None, Later(None)] = Field(
+        None,
+        ge=8,
+        le=8192,
+        description="Side of the images that the trained network is evaluated on and labels, in pixels; by default the training's. Random "
+        "crops enlarge what they show, so a side some 1.2 times as large often scores better (FixRes).",
+    )
     epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Epochs over the labeled images.")
     steps: Annotated[int | None, Later(None)] = Field(None, ge=1, le=10**9, description="Steps of the training, in place of `epochs`.")
     batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
@@ -139,6 +146,9 @@ class TrainSettings(Settings):
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
     learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images in a step; grows with the batch size.")
     warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
+    warmup_steps: Annotated[int | None, Later(None)] = Field(
+        None, ge=0, le=10**9, description="Steps of the warm-up, in place of `warmup_epochs`."
+    )
     schedule: Annotated[Literal["staircase", "cosine"], Later("staircase")] = Field(
         "staircase", description="After the warm-up: staircase as in the paper, or cosine to 0 at the end, as is usual in finetuning."
     )
@@ -244,6 +254,8 @@ class TrainSettings(Settings):
             values.pop("batch_norm_decay", None)
         if given.get("steps") is not None:
             values = {name: value for name, value in values.items() if name not in ("epochs", "schedule_epochs", "decay_epochs")}
+        if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
+            values = {name: value for name, value in values.items() if name not in ("warmup_epochs", "warmup_steps")}
         if given.get("schedule") == "cosine":
             values = {name: value for name, value in values.items() if name not in OF_STAIRCASE}
         if given.get("crop_padding"):
@@ -273,6 +285,8 @@ class TrainSettings(Settings):
         fields = type(self).model_fields
         if self.steps and (self.schedule_epochs or self.epochs != fields["epochs"].default):
             raise ValueError("`steps` replaces `epochs` and `schedule_epochs`; give one of them")
+        if self.warmup_steps is not None and self.warmup_epochs != fields["warmup_epochs"].default:
+            raise ValueError("`warmup_steps` replaces `warmup_epochs`; give one of them")
         if self.schedule == "cosine" and any(getattr(self, name) != fields[name].default for name in OF_STAIRCASE):
             raise ValueError("`schedule` cosine has no steps down, which `decay_rate` and `decay_epochs` are of; remove those")
         if self.layer_decay is not None and self.weight_decay_on == "all":

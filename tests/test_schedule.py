@@ -90,6 +90,24 @@ def test_steps_stand_in_place_of_epochs():
             settings(steps=5, **other)
 
 
+def test_warmup_steps_stand_in_place_of_warmup_epochs():
+    assert Schedule.of(settings(steps=70, batch_size=50, warmup_steps=7), 100).warmup_steps == 7
+    assert Schedule.of(settings(preset="efficientnet-b0", warmup_steps=0), 2048).warmup_steps == 0
+    with pytest.raises(UsageError, match="`warmup_steps` replaces `warmup_epochs`; give one of them"):
+        settings(warmup_steps=7, warmup_epochs=1)
+    first = {"model": "x", "steps": 70, "warmup_steps": 7, "image_size": 64, "test_size": 80}
+    for own, expected in (
+        ({"steps": 5}, (0, None, 64, 80)),
+        ({"warmup_steps": 2}, (5, 2, 64, 80)),
+        ({"warmup_epochs": 3}, (3, None, 64, 80)),
+        ({"image_size": 96}, (0, None, 96, None)),
+    ):
+        second = GenerationSettings.model_validate(first | {"finetune": own}).finetune
+        assert (second.warmup_epochs, second.warmup_steps, second.image_size, second.test_size) == expected
+    second = GenerationSettings.model_validate({"model": "x", "finetune": {"warmup_steps": 2, "learning_rate": 0.1}}).finetune
+    assert second.warmup_steps == 2
+
+
 def test_a_finetuning_has_the_length_that_it_names_and_a_schedule_of_its_own_beside_steps():
     first = {"model": "x", "steps": 70, "batch_size": 4}
     by_epochs = GenerationSettings.model_validate(first | {"finetune": {"epochs": 2}}).finetune

@@ -56,6 +56,18 @@ def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruine
     assert result["top1"] == scores[best]
 
 
+def test_the_size_of_evaluation_is_that_of_validation_and_of_the_sealed_teacher(tmp_path):
+    labeled, validation = sources(tmp_path)
+    store, settings = Store(tmp_path / "store"), TINY | {"epochs": 1, "image_size": 16}
+    version = train(store, "net", labeled, TrainSettings(**settings, test_size=24), run=RUN, validation=validation)
+    config = json.loads((version.folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 24, 24]
+    assert evaluate(store, version, validation, run=RUN)["top1"] == Metrics.read(version.folder).model_dump()["validation"]["top1"]
+    fixed = TINY | {"model": "test_vit", "epochs": 1, "image_size": 16, "test_size": 24}
+    with pytest.raises(NstError, match=r"image size 24: not supported by test_vit .*; choose another `test_size`, or omit it"):
+        train(store, "fixed", labeled, TrainSettings(**fixed), run=RUN)
+
+
 @pytest.mark.slow
 def test_a_training_that_stopped_after_its_best_step_still_knows_the_best_weights(ruined, tmp_path):
     _, version, validation = ruined

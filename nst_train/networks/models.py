@@ -119,7 +119,7 @@ def _refusals(settings: TrainSettings) -> Iterator[None]:
 
 
 def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
-    """How images are prepared for a network: timm's `resolve_model_data_config` with what the settings change.
+    """How images are prepared for a network in training: timm's `resolve_model_data_config` with what the settings change.
 
     Raises NstError for a network of other images than RGB, and for values that a config should not have.
     """
@@ -129,11 +129,23 @@ def data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any
         data_config = check_data_config(dict(resolve_model_data_config(network)))
     except (NstError, *FAILURES) as error:
         raise NstError(f"{settings.model}: {error}") from None
-    if settings.image_size:
-        data_config["input_size"] = (3, settings.image_size, settings.image_size)
+    data_config = _of_side(data_config, settings.image_size)
     if settings.crop_pct:
         data_config["crop_pct"] = settings.crop_pct
     return data_config
+
+
+def evaluation_data_config_of(network: nn.Module, settings: TrainSettings) -> dict[str, Any]:
+    """As `data_config_of`, of the images that the trained network is evaluated on and labels.
+
+    A random crop shows things larger than they are in a whole image, so that a larger side in testing suits a network that is trained on
+    crops (Touvron et al. 2019, "Fixing the train-test resolution discrepancy").
+    """
+    return _of_side(data_config_of(network, settings), settings.test_size)
+
+
+def _of_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
+    return data_config | {"input_size": (3, side, side)} if side else data_config
 
 
 @torch.no_grad()
@@ -144,16 +156,19 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
     """
     network.eval()
     size = data_config["input_size"]
-    try:
-        answer = network(torch.zeros(1, *size))
-    except FAILURES as error:
-        raise NstError(
-            f"image size {size[-1]}: not supported by {settings.model} ({why_not_loaded(error)}); choose another `image_size`, or omit it"
-        ) from None
-    try:
-        check_logits(answer, classes)
-    except NstError as error:
-        raise NstError(f"{settings.model}: {error}") from None
+    for side, name in ((size[-1], "image_size"), (settings.test_size, "test_size")):
+        if side is None:
+            continue
+        try:
+            answer = network(torch.zeros(1, size[0], side, side))
+        except FAILURES as error:
+            raise NstError(
+                f"image size {side}: not supported by {settings.model} ({why_not_loaded(error)}); choose another `{name}`, or omit it"
+            ) from None
+        try:
+            check_logits(answer, classes)
+        except NstError as error:
+            raise NstError(f"{settings.model}: {error}") from None
     _check_training(network, settings, torch.zeros(min(at_once, 2), *size), classes)
 
 
@@ -185,7 +200,7 @@ def save_teacher(network: nn.Module, folder: Path, class_names: list[str], setti
 
     A network that timm lacks (`nst_train.small_efficientnet`) they load after the import that config.json names as `requires_import`.
     """
-    data_config = data_config_of(network, settings)
+    data_config = evaluation_data_config_of(network, settings)
     if isinstance(network, Logits):
         return {name: hash_file(folder / name) for name in save_transformer(network, folder, class_names, data_config)}
     network = network.to(memory_format=torch.contiguous_format)  # channels-last weights safetensors refuses

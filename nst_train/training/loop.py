@@ -19,7 +19,7 @@ from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, 
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.device import agreed_maxima, this_process
 from nst_train.interruption import Interrupted, StopRequests
-from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of
+from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
@@ -100,7 +100,8 @@ class Training:
             say_lost_classes(validation, unscored_faults, progress)
             unscored = len(unscored_faults)
             per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
-            scores = Validation.of(validation, class_names, settings, data_config, step.schedule, per_epoch, run.decode_threads)
+            of_test = evaluation_data_config_of(network, settings)
+            scores = Validation.of(validation, class_names, settings, of_test, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:

@@ -34,7 +34,7 @@ class Schedule:
             steps=steps,
             steps_per_epoch=steps_per_epoch,
             peak=settings.learning_rate * settings.batch_size / LEARNING_RATE_BATCH,
-            warmup_steps=settings.warmup_epochs * steps_per_epoch,
+            warmup_steps=settings.warmup_epochs * steps_per_epoch if settings.warmup_steps is None else settings.warmup_steps,
             decay_steps=decay_steps,
             decay_rate=settings.decay_rate,
             is_cosine=settings.schedule == "cosine",

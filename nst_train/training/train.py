@@ -168,10 +168,12 @@ def _train(
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
     entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
     progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
+    words = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "steps" if settings.steps else "epochs"
+    warmup = f"{settings.warmup_epochs:g} epochs" if settings.warmup_steps is None else f"{settings.warmup_steps:,} steps"
     if training.step.schedule.warmup_steps >= training.step.schedule.skipped_steps + steps:
         progress.say(
-            f"{staging.ref}: the learning rate rises for {settings.warmup_epochs:g} epochs, as long as the training or longer, "
-            "so it never reaches `learning_rate`; set fewer `warmup_epochs`, or more `epochs`"
+            f"{staging.ref}: the learning rate rises for {warmup}, as long as the training or longer, "
+            f"so it never reaches `learning_rate`; set fewer `{words[0]}`, or more `{words[1]}`"
         )
     with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
         training.run(run, progress, since, trackers)
