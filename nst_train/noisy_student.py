@@ -81,7 +81,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
 
     generations: list[Generation] = []
-    edition: Version | None = None
+    edition, first_teacher = None, teacher
     for number, of_generation in groupby(recipe.networks, lambda network: network.generation):
         corpus, taught_by, networks = None, teacher, list(of_generation)
         if taught_by is not None:
@@ -90,10 +90,19 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
             trained = training.train(network.name_in(recipe.name), network.settings, number, taught_by, edition)
             generations.append(Generation(trained, corpus, edition))
             teacher = trained.ref
+            first_teacher = first_teacher or teacher
     for network in networks if recipe.control else []:
-        control = training.train(network.name_in(recipe.name, "control"), network.settings, 0, taught_by)
-        generations.append(Generation(control))
+        name = network.name_in(recipe.name, "control")
+        start = taught_by if _is_control_of_before(store, name, taught_by) else first_teacher
+        generations.append(Generation(training.train(name, network.settings, 0, start)))
     return generations
+
+
+def _is_control_of_before(store: Store, name: str, teacher: str | None) -> bool:
+    """Whether a control is there that started, as earlier versions did, from a teacher whose weights know pseudo-labels."""
+    firsts = [version for of_name in (name, f"{name}-before-finetuning") for version in store.versions(of_name)]
+    made = [version for version in firsts if version.number == Number(0) and version.is_readable]
+    return any(version.manifest.request.settings.get("start") == teacher for version in made)
 
 
 @dataclass(frozen=True)

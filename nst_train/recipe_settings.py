@@ -136,7 +136,10 @@ class Recipe(Settings):
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
     students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
-    control: bool = Field(False, description="Also train the last networks on labeled images alone, with the same noise and steps.")
+    control: bool = Field(
+        False,
+        description="Also train the last networks on labeled images alone, with the same noise and steps; `start: teacher` is the first.",
+    )
     run: RunSettings = RunSettings()
     push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
 

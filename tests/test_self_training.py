@@ -12,7 +12,11 @@ from labels import write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
 
+from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe
+from nst_train.training.train import train
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CLASSES = ["ant", "bee", "cat"]
@@ -81,6 +85,23 @@ def test_the_control_has_the_last_students_steps_and_noise_and_no_pseudo_labels(
     assert control.counts.steps == student.counts.steps
     assert control.request.settings == student.request.settings | {"ratio": 1}
     assert control.counts.entries == 0
+
+
+def test_a_control_starts_from_the_first_teacher_whose_weights_know_no_pseudo_labels(tmp_path):
+    write_images(tmp_path)
+    student = TINY | {"ratio": 2, "epochs": 0.1, "start": "teacher"}
+    select, teacher = {"min_confidence": 0.0, "per_class": "none"}, TINY | {"epochs": 0.1}
+    path = write_tiny_recipe(tmp_path, "unlabeled", generations=[teacher, student, student], select=select, control=True, run=RUN)
+    recipe = load_recipe(path)
+    store = Store(tmp_path / "store")
+    *_, control = self_training(store, recipe)
+    assert control.teacher.manifest.request.settings["start"] == "bugs-teacher@gen-0"
+    store.remove(control.teacher.ref)
+    # as an earlier version made it: its result stays
+    settings = recipe.generations[-1].first.model_copy(update={"start": "bugs-teacher@gen-1"})
+    earlier = train(store, "bugs-control", open_source(str(tmp_path / "labeled"), labeled=True), settings, generation=0, run=recipe.run)
+    *_, control = self_training(store, recipe)
+    assert control.teacher.manifest.request == earlier.manifest.request
 
 
 def test_run_again_it_does_nothing(finished):
