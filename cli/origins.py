@@ -26,7 +26,7 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
             origin = unread[place]
         elif any(place == one or place.startswith(f"{one}.") or one.startswith(f"{place}.") for one in written):
             origin = named(place)
-        elif place in published:
+        elif place in published and published[place][0] == value:
             origin = f"preset {preset} ({published[place][1]})"
         else:
             origin = _of_default(place)

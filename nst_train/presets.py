@@ -1,7 +1,9 @@
-"""Published settings by name, from the paper (arXiv 1911.04252) and, where its text is silent, from the released code.
+"""Settings by name: published ones, from the paper (arXiv 1911.04252) and, where its text is silent, from the released code; and nst's own
+for finetuning pretrained networks, `pretrained` and `pretrained-vit`: as measured on photographs, and as is usual in the field.
 
-A preset follows the text; with `-code` behind its name it follows the released code (google-research/noisystudent) where the two differ:
-the loss is mean + ratio x mean, the batch has 4096 labeled images instead of 2048, and B0 and B1 are trained without RandAugment.
+A preset of the paper follows the text; with `-code` behind its name it follows the released code (google-research/noisystudent) where the
+two differ: the loss is mean + ratio x mean, the batch has 4096 labeled images instead of 2048, and B0 and B1 are trained without
+RandAugment.
 
 The networks are timm's `tf_` ones: their padding and batch-norm epsilon are those of the released TensorFlow code, and the weights that
 timm publishes for them are the paper's. Their padding costs time (a step of B0 took 1.1 to 1.3 times as long on a CPU core); any other
@@ -17,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT, SIZES, OTHERS, CODE = "section 3.1", "section 3.2", "section A.3", "released code"
+MEASURED, USUAL, OF_BEIT = "measured on photographs", "usual in finetuning", "as BEiT is finetuned"  # not the paper's: nst's own
 Published = dict[str, tuple[Any, str]]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of a training by their place in TrainSettings, such as `noise.dropout`: each value with where it is published."""
+    """Settings of a training by their place in TrainSettings, such as `noise.dropout`: each value with where it comes from."""
 
     about: str
     published: Mapping[str, tuple[Any, str]]
@@ -92,8 +95,52 @@ def _efficientnet(kind: str, size: int, epochs: int, ratio: int, dropout: float,
     }
 
 
+# Some tens to some hundreds of labeled photographs a class and weights of ImageNet (benchmarks/results/image_folder.md). It pins all that
+# it needs, whatever the defaults are, but the network and the size of its images.
+_PRETRAINED: Published = {
+    "pretrained": (True, USUAL),  # unless `start` is named
+    "steps": (130, MEASURED),
+    "batch_size": (16, MEASURED),
+    "ratio": (3, MEASURED),
+    "optimizer": ("adamw", USUAL),
+    "momentum": (0.9, USUAL),
+    "learning_rate": (0.032, MEASURED),  # per 256 labeled images: 0.002 for 16
+    "warmup_steps": (12, USUAL),
+    "schedule": ("cosine", USUAL),
+    "layer_decay": (0.9, MEASURED),
+    "weight_decay": (0.05, USUAL),
+    "weight_decay_on": ("weights", USUAL),
+    "label_smoothing": (0, MEASURED),
+    "loss": ("concat", MEASURED),
+    "hard": (False, MEASURED),
+    "pseudo_temperature": (0.7, MEASURED),
+    "ema_decay": (0.98, MEASURED),  # an average over some 50 steps
+    "freeze_batch_norm": (True, MEASURED),  # its statistics are of a million images, those of a step of 64
+    "flip": (0.5, USUAL),
+    "crop_scale_min": (0.4, MEASURED),
+    "crop_draw": ("torchvision", MEASURED),
+    "noise.magnitude": (7, MEASURED),
+    "noise.operations": (1, MEASURED),
+    "noise.amounts": ("scaled", MEASURED),
+    "noise.dropout": (0.2, MEASURED),
+    "noise.stochastic_depth": (0.1, MEASURED),
+}
+# Vision transformers: what their finetuning has otherwise. BEiT's rate is 0.001 for 256 images of a step, of which one in four is labeled.
+_PRETRAINED_VIT: Published = {
+    place: (value, "as preset pretrained" if where == MEASURED else where)
+    for place, (value, where) in _PRETRAINED.items()
+    if place != "freeze_batch_norm"
+} | {
+    "learning_rate": (0.004, OF_BEIT),  # per 256 labeled images: 0.00025 for 16 and 48 pseudo-labeled ones
+    "layer_decay": (0.75, OF_BEIT),
+    "noise.dropout": (0, OF_BEIT),
+    "noise.stochastic_depth": (0.1, OF_BEIT),
+}
+
+
 def _presets() -> dict[str, Preset]:
-    presets = {}
+    about = "nst's own, not the paper's: finetunes published weights, or those of `start`, on some hundred photographs"
+    presets = {"pretrained": Preset(about, _PRETRAINED), "pretrained-vit": Preset(f"{about}; a vision transformer", _PRETRAINED_VIT)}
     for kind, (size, epochs, ratio, dropout, magnitude, own, by_l2) in _EFFICIENTNETS.items():
         published = _efficientnet(kind, size, epochs, ratio, dropout, magnitude)
         top1 = f"ImageNet top-1 {own}% taught by its own kind, {by_l2}% by L2 (table 9)"
@@ -174,4 +221,5 @@ def check_preset(name: str | None) -> str | None:
     near = difflib.get_close_matches(name, PRESETS, n=2)
     if near:
         raise ValueError(f"expected a preset (did you mean {' or '.join(near)}?)")
-    raise ValueError(f"expected a preset: {', '.join(one for one in PRESETS if not one.endswith('-code'))}, some also with -code")
+    of_paper = [one for one in PRESETS if not one.startswith("pretrained") and not one.endswith("-code")]
+    raise ValueError(f"expected a preset: pretrained, pretrained-vit, or of the paper {', '.join(of_paper)}, some also with -code")

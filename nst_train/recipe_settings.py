@@ -36,7 +36,7 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     """
     finetune = generation["finetune"]
     whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
-    counts_epochs = not generation.get("steps") and not finetune.get("steps")
+    counts_epochs = not _counts_steps(generation) and not _counts_steps(inherited(generation) | finetune)
     is_end = counts_epochs and not any(name in finetune for name in _OF_SCHEDULE) and whole >= epochs
     schedule: dict[str, float | None] = {"schedule_epochs": whole if is_end else None}
     if not is_end and finetune.get("warmup_steps") is None:
@@ -47,11 +47,20 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _epochs(settings: Mapping[str, Any], *longer: str) -> float:
     """Those of settings as written; 0 where they are no number, which is said elsewhere."""
-    preset = settings.get("preset")
-    of_preset = PRESETS[preset].values if isinstance(preset, str) and preset in PRESETS else {}
-    values = {"epochs": PAPER_EPOCHS} | of_preset | dict(settings)
+    values = {"epochs": PAPER_EPOCHS} | _of_preset(settings) | dict(settings)
     epochs = next(values[name] for name in (*longer, "epochs") if values.get(name) is not None or name == "epochs")
     return epochs if isinstance(epochs, int | float) else 0
+
+
+def _counts_steps(settings: Mapping[str, Any]) -> bool:
+    """Whether settings as written, or their preset, say how long a training is in steps."""
+    in_epochs = settings.get("epochs") or settings.get("schedule_epochs")
+    return bool(settings.get("steps") or ("steps" in _of_preset(settings) and not in_epochs))
+
+
+def _of_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    preset = settings.get("preset")
+    return PRESETS[preset].values if isinstance(preset, str) and preset in PRESETS else {}
 
 
 class GenerationSettings(TrainSettings):

@@ -25,6 +25,17 @@ OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a pa
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
 OF_AUGMENTATION, INPUT_NOISE = ("flip", *OF_RESIZED_CROP, "crop_padding"), (*OF_RANDAUGMENT, "augmentation", "cutout")
 OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: what a cosine replaces
+# what of a preset a setting replaces that is given and on
+_REPLACES = {
+    "start": ("pretrained",),
+    "epochs": ("steps",),
+    "schedule_epochs": ("steps",),
+    "steps": ("epochs", "schedule_epochs", "decay_epochs"),
+    "hard": ("pseudo_temperature",),
+    "freeze_batch_norm": ("batch_norm_decay",),
+    "batch_norm_decay": ("freeze_batch_norm",),
+    "crop_padding": OF_RESIZED_CROP,
+}
 OF_LABEL_NOISE = ("seed", "noise_transform")  # of LabelSettings: what only `noise` reads
 _NUMBER = r"\d+(\.\d+)?"
 _AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
@@ -126,10 +137,12 @@ class TrainSettings(Settings):
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None,
         exclude=True,  # its values are what a training is known by
-        description="Published settings: efficientnet-b0 to -b7, efficientnet-l2, resnet-50, svhn; explicit values win. "
-        "With the suffix -code: the released code's where they differ from the paper's.",
+        description="pretrained, pretrained-vit: nst's own, to finetune published weights on photographs. The paper's: efficientnet-b0 to "
+        "-b7, efficientnet-l2, resnet-50, svhn, some with -code for the released code's. Explicit values win.",
     )
-    model: str = Field(description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER or hf-hub:OWNER/NAME; a preset names one.")
+    model: str = Field(
+        description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER, hf-hub:OWNER/NAME; presets of the paper name one."
+    )
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
     image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
     test_size: Annotated[int | None, Later(None)] = Field(
@@ -245,21 +258,18 @@ class TrainSettings(Settings):
         preset = given.get("preset") if isinstance(given, dict) else None
         if not isinstance(preset, str) or preset not in PRESETS:
             return given
-        values = PRESETS[preset].values
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
+        replaced = {other for name, others in _REPLACES.items() if given.get(name) for other in others}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
-            values.pop("decay_epochs", None)  # which is of the preset's epochs
-        if given.get("freeze_batch_norm"):
-            values.pop("batch_norm_decay", None)
-        if given.get("steps") is not None:
-            values = {name: value for name, value in values.items() if name not in ("epochs", "schedule_epochs", "decay_epochs")}
+            replaced.add("decay_epochs")  # which is of the preset's epochs
         if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
-            values = {name: value for name, value in values.items() if name not in ("warmup_epochs", "warmup_steps")}
+            replaced.update(("warmup_epochs", "warmup_steps"))
         if given.get("schedule") == "cosine":
-            values = {name: value for name, value in values.items() if name not in OF_STAIRCASE}
-        if given.get("crop_padding"):
-            values = {name: value for name, value in values.items() if name not in OF_RESIZED_CROP}
+            replaced.update(OF_STAIRCASE)
+        if given.get("weight_decay_on") == "all":
+            replaced.add("layer_decay")
+        values = {name: value for name, value in PRESETS[preset].values.items() if name not in replaced}
         if isinstance(given.get("noise"), dict) and given["noise"].get("augmentation"):
             values["noise"] = {name: value for name, value in values["noise"].items() if name not in OF_RANDAUGMENT}
         return over(values, given)

@@ -9,6 +9,7 @@ from nst_train.networks.models import check_name, check_names, parameters_of
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.recipe_sections import SelectSettings
+from nst_train.recipe_settings import GenerationSettings
 from nst_train.settings import Noise, TrainSettings
 
 # Written from the paper: sections 3.1, 3.2 and A.3, table 8; dropout and magnitude below B7, and all of svhn: the released code.
@@ -89,12 +90,13 @@ def test_the_released_code_differs_from_the_text_in_these_settings_alone(preset,
 
 
 def test_there_is_a_preset_for_each_published_network():
-    assert PRESETS.keys() == PAPER.keys() | {f"efficientnet-b{number}-code" for number in range(8)} | {"svhn-code"}
+    of_code = {f"efficientnet-b{number}-code" for number in range(8)} | {"svhn-code"}
+    assert PRESETS.keys() == PAPER.keys() | of_code | {"pretrained", "pretrained-vit"}
 
 
 def test_each_network_exists_and_has_the_papers_number_of_parameters():
     millions = {"efficientnet-b0": 5.3, "efficientnet-b2": 9.2, "efficientnet-b7": 66, "efficientnet-l2": 480, "resnet-50": 26}
-    for preset in PRESETS:
+    for preset in PRESETS.keys() - {"pretrained", "pretrained-vit"}:
         check_names(settings(preset))
     for preset, expected in millions.items():
         parameters, classes = parameters_of(settings(preset))
@@ -187,7 +189,7 @@ def test_other_epochs_keep_the_proportion_of_the_staircase():
 def test_a_misspelled_preset_is_suggested_and_any_other_answered_with_the_list():
     with pytest.raises(UsageError, match=r"did you mean efficientnet-b7"):
         settings("efficientnet_b7")
-    with pytest.raises(UsageError, match=r"expected a preset: efficientnet-b0, .*, svhn, some also with -code"):
+    with pytest.raises(UsageError, match=r"expected a preset: pretrained, .* of the paper efficientnet-b0, .*, svhn, some also with -code"):
         settings("xyzzy")
 
 
@@ -265,3 +267,75 @@ def test_presets_cite_where_their_figures_stand():
     assert PRESETS["efficientnet-b7-code"].about == "released code, `imagenet/train.sh`"
     assert PRESETS["svhn-code"].about.startswith("released code, `svhn/run.sh`; ")
     assert PRESETS["resnet-50"].published["image_size"] == (224, "tables 4 and 5")
+
+
+def test_pretrained_finetunes_published_weights_or_those_of_a_start():
+    found = settings("pretrained", model="x")
+    assert (found.pretrained, found.freeze_batch_norm, found.schedule, found.steps, found.batch_size) == (True, True, "cosine", 130, 16)
+    assert found.learning_rate * found.batch_size / 256 == pytest.approx(0.002)
+    student = settings("pretrained", model="x", start="teacher")
+    assert student.for_request() == found.for_request() | {"pretrained": False, "start": "teacher"}
+    vit = settings("pretrained-vit", model="x")
+    assert (vit.pretrained, vit.freeze_batch_norm, vit.layer_decay, vit.noise.dropout) == (True, False, 0.75, 0)
+    with pytest.raises(UsageError, match="`start` and `pretrained` both say where weights come from"):
+        settings("pretrained", model="x", start="teacher", pretrained=True)
+    with pytest.raises(UsageError, match="`model`: missing"):
+        settings("pretrained")
+
+
+@pytest.mark.parametrize("preset", ["pretrained", "pretrained-vit"])
+def test_what_finetunes_does_not_hang_on_the_papers_defaults(preset):
+    """Whatever of them changes, each setting that shapes a training of photographs is the preset's, or off, or the network's own."""
+    left = flat_settings(settings(preset, model="x")).keys() - PRESETS[preset].published.keys()
+    of_staircase = {"epochs", "warmup_epochs", "decay_rate", "decay_epochs", "schedule_epochs"}
+    of_network = {"model", "image_size", "test_size", "crop_pct", "compute_threads", "precision", "compile", "channels_last"}
+    for place in left - of_staircase - of_network - {"pseudo_noise", "transform", "freeze_by", "accumulate"}:
+        inside: object = settings(preset, model="x")
+        for name in place.split("."):
+            inside = getattr(inside, name)
+        assert not inside, place
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"epochs": 20}, {"epochs": 20, "steps": None}),
+        ({"schedule_epochs": 400}, {"epochs": 350, "schedule_epochs": 400, "steps": None}),
+        ({"steps": 700}, {"epochs": 350, "steps": 700}),
+        ({"warmup_epochs": 0}, {"warmup_epochs": 0, "warmup_steps": None}),
+        ({"hard": True}, {"hard": True, "pseudo_temperature": 1.0}),
+        ({"batch_norm_decay": 0.9}, {"batch_norm_decay": 0.9, "freeze_batch_norm": False}),
+        ({"weight_decay_on": "all"}, {"weight_decay_on": "all", "layer_decay": None}),
+        ({"crop_padding": 4}, {"crop_padding": 4, "crop_scale_min": 0.08}),
+        ({"schedule": "staircase"}, {"schedule": "staircase", "steps": 130}),
+    ],
+)
+def test_what_is_given_drops_what_of_pretrained_it_replaces(given, expected):
+    found = settings("pretrained", model="x", **given)
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert (found.ratio, found.ema_decay) == (3, 0.98)
+
+
+def test_a_finetuning_of_a_pretrained_generation_has_a_schedule_of_its_own():
+    """Its preset counts steps; a length in epochs, of the generation or of the finetuning, takes their place."""
+    first = {"preset": "pretrained", "model": "x", "start": "teacher"}
+
+    def finetune(first_has, **second):
+        generation = GenerationSettings.model_validate(first | first_has | {"finetune": second})
+        assert generation.first.for_request() == settings(**first | first_has).for_request()
+        second = generation.finetune
+        assert (second.start, second.pretrained, second.learning_rate) == ("the first training", False, 0.032)
+        return second.steps, second.epochs, second.schedule_epochs, second.warmup_epochs if second.warmup_steps is None else second.warmup_steps
+
+    assert finetune({}, image_size=224) == (130, 350, None, 0)
+    assert finetune({}, epochs=2) == (None, 2, None, 0)
+    assert finetune({}, steps=9) == (9, 350, None, 0)
+    assert finetune({"steps": 70}, image_size=224) == (70, 350, None, 0)
+    assert finetune({"epochs": 20}, epochs=2) == (None, 2, 20, 12)  # the end of the first one's cosine
+
+
+def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
+    assert {where for _, where in PRESETS["pretrained"].published.values()} == {"measured on photographs", "usual in finetuning"}
+    of_vit = {where for _, where in PRESETS["pretrained-vit"].published.values()}
+    assert of_vit == {"as preset pretrained", "usual in finetuning", "as BEiT is finetuned"}
+    assert PRESETS["pretrained"].about.startswith("nst's own, not the paper's")

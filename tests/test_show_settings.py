@@ -31,6 +31,13 @@ def test_each_value_comes_from_an_option_a_preset_or_the_defaults():
     assert found["seed"] == {"value": 0, "source": "default"}
 
 
+def test_a_value_of_a_preset_that_another_setting_replaced_is_not_shown_as_the_presets():
+    found = settings_of("--preset", "pretrained", "--model", "test_resnet", "--start-from", "x@gen-0", "--epochs", "9")["settings"]
+    assert found["ema_decay"] == {"value": 0.98, "source": "preset pretrained (measured on photographs)"}
+    assert found["schedule"] == {"value": "cosine", "source": "preset pretrained (usual in finetuning)"}
+    assert (found["pretrained"], found["steps"]) == ({"value": False, "source": "default"}, {"value": None, "source": "default"})
+
+
 def flattened(settings):
     """Settings inside settings by their place, such as noise.dropout."""
     inside = {f"{name}.{one}": value for name, part in settings.items() if isinstance(part, dict) for one, value in part.items()}
