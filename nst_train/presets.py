@@ -99,6 +99,7 @@ def _efficientnet(kind: str, size: int, epochs: int, ratio: int, dropout: float,
 # it needs, whatever the defaults are, but the network and the size of its images.
 _PRETRAINED: Published = {
     "pretrained": (True, USUAL),  # unless `start` is named
+    "head_init": ("zero", USUAL),
     "steps": (130, MEASURED),
     "batch_size": (16, MEASURED),
     "ratio": (3, MEASURED),

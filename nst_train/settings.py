@@ -229,6 +229,10 @@ class TrainSettings(Settings):
         None,
         description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
     )
+    head_init: Annotated[Literal["network", "zero"], Later("network")] = Field(
+        "network",
+        description="A new last layer: as the network begins its own; zero: all classes equally likely, for pretrained networks.",
+    )
     probe: Annotated[bool, Later(False)] = Field(
         False, description="Keep the trained network as it is and fit its last layer, by logistic regression on features; takes minutes."
     )

@@ -24,6 +24,7 @@ from nst_train import small_efficientnet
 from nst_train.networks import transformers_networks
 from nst_train.networks.batch_norm import freeze_batch_norm
 from nst_train.networks.freezing import freeze
+from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import check_config, is_of_timm, read_config
 from nst_train.networks.probe import FAILURES, check_logits
 from nst_train.networks.transformers_networks import Logits, create_transformer, save_transformer
@@ -100,7 +101,12 @@ def create_network(settings: TrainSettings, classes: int) -> nn.Module:
     elif settings.pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(published_weights(name)[0])}
     with _refusals(settings):
-        return timm.create_model(name, pretrained=settings.pretrained, **options)  # type: ignore[no-any-return]
+        network: nn.Module = timm.create_model(name, pretrained=settings.pretrained, **options)
+    published: Any = getattr(network, "pretrained_cfg", None) or {}
+    has_published_head = settings.pretrained and published.get("num_classes") == classes
+    if settings.head_init == "zero" and not has_published_head:
+        zero_heads(network, classes, settings.model)
+    return network
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nst_data.errors import NstError
+from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import PROCESSOR
 from nst_train.networks.weights import CONFIG, differences
 from nst_train.settings import TrainSettings
@@ -50,7 +51,8 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     if hasattr(config, "drop_path_rate"):
         config.drop_path_rate = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth)
     if not settings.pretrained:
-        return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), _processor(folder))
+        made = Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), _processor(folder))
+        return _begun(made, settings, classes)
     network, info = AutoModelForImageClassification.from_pretrained(
         *(folder,),
         **{"config": config, "use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
@@ -61,7 +63,16 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     if missing or reshaped:
         wrong = differences(missing, sorted(info["unexpected_keys"]), reshaped)
         raise NstError(f"{settings.model}: its weights do not fit these settings ({wrong}); remove `image_size` or `pretrained`")
-    return Logits(network, _processor(folder))
+    is_published = not info["missing_keys"] and not info["mismatched_keys"]
+    made = Logits(network, _processor(folder))
+    return made if is_published else _begun(made, settings, classes)
+
+
+def _begun(network: Logits, settings: TrainSettings, classes: int) -> Logits:
+    """With a new last layer as `head_init` has it."""
+    if settings.head_init == "zero":
+        zero_heads(network, classes, settings.model)
+    return network
 
 
 def data_config_of(network: Logits, settings: TrainSettings) -> dict[str, Any]:

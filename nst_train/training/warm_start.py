@@ -10,7 +10,7 @@ from nst_data.sources import match_classes
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import is_in_store, load_classifier, teacher_input
-from nst_train.networks.network_noise import classifiers_of
+from nst_train.networks.heads import heads_of
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
 
@@ -30,9 +30,7 @@ def start_from(network: nn.Module, settings: TrainSettings, store: Store, class_
     trained, _ = load_classifier(settings.start, store)
     weights, own = trained.network.state_dict(), network.state_dict()
     order = _order_of(class_names, trained.class_names)
-    layers = [one for top in classifiers_of(network, len(class_names)) for one in top.modules()]
-    by_class = [one for one in layers if getattr(one, "out_features", getattr(one, "out_channels", None)) == len(class_names)]
-    last = {id(weight) for layer in by_class for weight in layer.parameters(recurse=False)}
+    last = {id(weight) for head in heads_of(network, len(class_names)) for weight in head.parameters(recurse=False)}
     for name, value in network.state_dict(keep_vars=True).items():
         if id(value) in last and name in weights:
             weights[name] = own[name] if order is None else weights[name][order]

@@ -1,0 +1,30 @@
+"""The last layers of a network, which have an output for each class, and how they begin."""
+
+import torch
+from torch import nn
+
+from nst_data.errors import NstError
+from nst_train.networks.network_noise import classifiers_of
+
+
+def heads_of(network: nn.Module, classes: int) -> list[nn.Module]:
+    """Of each of a network's classifiers the last layer with an output for each class."""
+    found = []
+    for classifier in classifiers_of(network, classes):
+        layers = [one for one in classifier.modules() if getattr(one, "out_features", getattr(one, "out_channels", None)) == classes]
+        found += layers[-1:]
+    return found
+
+
+@torch.no_grad()
+def zero_heads(network: nn.Module, classes: int, name: str) -> None:
+    """Make all classes equally likely: weights and biases of the last layers are 0, so that the first loss is ln(classes).
+
+    New layers before the last one keep their own first weights, or none of them would learn. Raises NstError where no layer is the last.
+    """
+    heads = heads_of(network, classes)
+    if not heads:
+        raise NstError(f"{name}: expected a last layer with {classes} outputs, found none; set `head_init` to network")
+    for head in heads:
+        for weight in head.parameters(recurse=False):
+            weight.zero_()
