@@ -325,7 +325,8 @@ def test_a_finetuning_of_a_pretrained_generation_has_a_schedule_of_its_own():
         assert generation.first.for_request() == settings(**first | first_has).for_request()
         second = generation.finetune
         assert (second.start, second.pretrained, second.learning_rate) == ("the first training", False, 0.032)
-        return second.steps, second.epochs, second.schedule_epochs, second.warmup_epochs if second.warmup_steps is None else second.warmup_steps
+        warmup = second.warmup_epochs if second.warmup_steps is None else second.warmup_steps
+        return second.steps, second.epochs, second.schedule_epochs, warmup
 
     assert finetune({}, image_size=224) == (130, 350, None, 0)
     assert finetune({}, epochs=2) == (None, 2, None, 0)
