@@ -42,7 +42,9 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     if not is_end and finetune.get("warmup_steps") is None:
         schedule |= {"warmup_epochs": 0, "warmup_steps": None}
     images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
-    return {"start": "the first training", **schedule, **images}
+    is_augmented = (images | finetune).get("transform", "training") == "training"
+    unmixed = {} if generation.get("pseudo_only") and is_augmented else {"mixup": 0, "cutmix": 0}
+    return {"start": "the first training", **schedule, **images, **unmixed}
 
 
 def _epochs(settings: Mapping[str, Any], *longer: str) -> float:

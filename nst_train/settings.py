@@ -217,6 +217,18 @@ class TrainSettings(Settings):
     crop_pct: float | None = Field(
         None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
     )
+    mixup: Annotated[float, Later(0)] = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Mix all images of a step in pairs, and their targets: the share is of a beta distribution of this alpha, such as 0.2.",
+    )
+    cutmix: Annotated[float, Later(0)] = Field(
+        0,
+        ge=0,
+        le=100,
+        description="The same with a box of the other image, alpha such as 1.0; beside `mixup` each has half of the steps, as in timm.",
+    )
     compute_threads: int | None = Field(
         None,
         ge=1,
@@ -321,6 +333,8 @@ class TrainSettings(Settings):
         fields = type(self).model_fields
         if self.crop_padding and any(getattr(self, name) != fields[name].default for name in OF_RESIZED_CROP):
             raise ValueError("`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`; remove one of them")
+        if self.transform == "evaluation" and (self.mixup or self.cutmix):
+            raise ValueError("`mixup` and `cutmix` augment images, and `transform` evaluation leaves them un-augmented; remove one of them")
         return self
 
     def for_request(self) -> dict[str, Any]:

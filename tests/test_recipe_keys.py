@@ -33,7 +33,7 @@ TRAINING = {
     **{"freeze_by": "layers", "schedule_epochs": 700, "transform": "evaluation"},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
     **{"probe": True, "schedule": "cosine", "layer_decay": 0.7, "steps": 70, "freeze_batch_norm": True},
-    **{"test_size": 96, "warmup_steps": 7, "head_init": "zero"},
+    **{"test_size": 96, "warmup_steps": 7, "head_init": "zero", "mixup": 0.2, "cutmix": 1.0},
 }
 ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 ALSO |= {"probe": {"pretrained": True}, "freeze_batch_norm": {"pretrained": True}, "layer_decay": {"weight_decay_on": "weights"}}
@@ -80,6 +80,7 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
 def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
     other = TRAINING | {"transform": "training"}  # which is not its default here
     also = {"freeze_by": {"freeze": 0.25}, "layer_decay": {"weight_decay_on": "weights"}}.get(setting, {})
+    also |= {"transform": "training"} if setting in ("mixup", "cutmix") else {}
     parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: other[setting], **also}}]}
     if setting == "pretrained":
         with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both say where weights come from"):

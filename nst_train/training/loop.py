@@ -66,7 +66,7 @@ class Training:
     ) -> "Training":
         """Look at images, edition and network. Raises NstError for what they refuse, before any step."""
         processes = this_process().num_processes
-        _check_batch_size(settings, processes)
+        _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
@@ -215,13 +215,15 @@ def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:
     return (0 if settings.pseudo_only else 1) + (settings.ratio if with_pseudo else 0)
 
 
-def _check_batch_size(settings: TrainSettings, processes: int) -> None:
-    if settings.batch_size % (processes * settings.accumulate):
-        parts = f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else ""
-        raise NstError(
-            f"batch size {settings.batch_size}: expected a multiple of the {processes} "
-            f"process{'es' * (processes > 1)}{parts}; batch sizes are global"
-        )
+def _check_batch_size(settings: TrainSettings, processes: int, with_pseudo: bool) -> None:
+    parts = processes * settings.accumulate
+    of = f"{processes} process{'es' * (processes > 1)}" + (f" x {settings.accumulate} parts of a step" if settings.accumulate > 1 else "")
+    if settings.batch_size % parts:
+        raise NstError(f"batch size {settings.batch_size}: expected a multiple of the {of}; batch sizes are global")
+    is_one_kind = not with_pseudo or settings.pseudo_only
+    images = settings.batch_size // parts * _images_per_labeled(settings, with_pseudo)
+    if (settings.mixup or settings.cutmix) and is_one_kind and images % 2:
+        raise NstError(f"batch size {settings.batch_size}: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x {of}")
 
 
 def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdition, progress: Progress) -> None:

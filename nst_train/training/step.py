@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from nst_train.networks.transformers_networks import Logits
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import TrainSettings
 from nst_train.training.loss import joint_cross_entropies, weighed
+from nst_train.training.mixing import mixing_of
 from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
@@ -62,15 +64,23 @@ class Step:
         at = self.accelerator.process_index * settings.accumulate + number  # of parts of equal size
         self.noise.begin(step, *(range(at * size, (at + 1) * size) for size in (labeled, len(part.images) - labeled)))
         images = self.normalize(part.images.to(device, non_blocking=True))
+        mixing = mixing_of(settings, step, images, labeled)
+        if mixing:
+            images = mixing.images(images)
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         is_last = number + 1 == settings.accumulate
         with nullcontext() if is_last else self.accelerator.no_sync(self.network):
             with autocast(self.precision, device.type):
                 logits = self.network(images)
-            losses = joint_cross_entropies(
-                logits, part.labels.to(device, non_blocking=True), pseudo, settings.label_smoothing, settings.pseudo_temperature
+            against = partial(
+                joint_cross_entropies,
+                labels=part.labels.to(device, non_blocking=True),
+                pseudo=pseudo,
+                smoothing=settings.label_smoothing,
+                temperature=settings.pseudo_temperature,
             )
+            losses = mixing.losses(logits, against) if mixing else against(logits)
             loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         losses = losses.detach()

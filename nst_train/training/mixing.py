@@ -1,0 +1,92 @@
+"""Mixup and cutmix by timm's formulas, on the joint batch of a step: each image takes over a part of another one, and of its target.
+
+All images of a step are mixed alike, as in timm's batch mode: by one share and one box, drawn anew for each step from (seed, step). Which
+image an image takes from follows from its place alone: a labeled image and its `ratio` pseudo-labeled ones are a circle, in which each
+takes from the next; where a step has one kind of image alone, two neighbors take from each other. A circle is never cut, however a step
+is spread over processes or split into parts, so that all of them mix the same images by the same share.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nst_train.seeds import seed_of
+from nst_train.settings import TrainSettings
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How the images of a step are mixed. `kept` is the share that each keeps of itself, `box` what cutmix puts the other's pixels in.
+
+    The box is (top, bottom, left, right) in pixels; None is mixup, a weighted mean of both images. `others` has for each image the place
+    of the one that it takes from.
+    """
+
+    kept: float
+    box: Box | None
+    others: Int[Tensor, " batch"]
+
+    def images(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Each image mixed with its other one."""
+        if self.box is None:
+            return images * self.kept + images[self.others] * (1 - self.kept)
+        top, bottom, left, right = self.box
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = images[self.others, :, top:bottom, left:right]
+        return mixed
+
+    def losses(self, logits: Float[Tensor, "batch classes"], against: Callable[[Tensor], Tensor]) -> Float[Tensor, " batch"]:
+        """The loss of each mixed image against its mixed target: it is linear in the target, so that none has to be made.
+
+        `against` gives the losses of logits against the targets of the images as they were, in their order.
+        """
+        of_takers = against(logits[self.others.argsort()])  # each target against the image that took from its own
+        return self.kept * against(logits) + (1 - self.kept) * of_takers[self.others]
+
+
+def mixing_of(settings: TrainSettings, step: int, images: Float[Tensor, "batch 3 height width"], labeled: int) -> Mixing | None:
+    """The mixing of a step, `labeled` of whose images come first; None without mixup and cutmix.
+
+    Where both are on, each has half of the steps (timm's `switch_prob` 0.5).
+    """
+    if not settings.mixup and not settings.cutmix:
+        return None
+    others = others_of(labeled, len(images) - labeled).to(images.device)
+    draw = np.random.default_rng(seed_of(settings.seed, "mixing", step))
+    is_cutmix = draw.random() < 0.5 if settings.mixup and settings.cutmix else bool(settings.cutmix)
+    alpha = settings.cutmix if is_cutmix else settings.mixup
+    kept = float(draw.beta(alpha, alpha))
+    if not is_cutmix:
+        return Mixing(kept, None, others)
+    height_px, width_px = images.shape[-2:]
+    box = box_of(kept, height_px, width_px, int(draw.integers(height_px)), int(draw.integers(width_px)))
+    top, bottom, left, right = box
+    return Mixing(1 - (bottom - top) * (right - left) / (height_px * width_px), box, others)  # of the box as the border cuts it off
+
+
+def box_of(kept: float, height_px: int, width_px: int, middle_y: int, middle_x: int) -> Box:
+    """A box of the image's shape that leaves `kept` of it, around a middle, cut off at the image's border."""
+    side = (1 - kept) ** 0.5
+    height, width = int(height_px * side), int(width_px * side)
+    top, bottom = max(0, middle_y - height // 2), min(height_px, middle_y + (height + 1) // 2)
+    left, right = max(0, middle_x - width // 2), min(width_px, middle_x + (width + 1) // 2)
+    return top, bottom, left, right
+
+
+def others_of(labeled: int, pseudo: int) -> Int[Tensor, " batch"]:
+    """For each image of a step or a part of it, labeled ones first, the place of the one that it takes from.
+
+    Pseudo-labeled images are a multiple of the labeled ones, or one kind is missing and the other one's number is even.
+    """
+    circles = labeled if labeled and pseudo else (labeled + pseudo) // 2
+    places = torch.arange(labeled + pseudo)
+    members = torch.cat([part.reshape(circles, -1) for part in (places[:labeled], places[labeled:]) if len(part)], dim=1)
+    others = torch.empty_like(places)
+    others[members.flatten()] = members.roll(-1, dims=1).flatten()
+    return others
