@@ -19,7 +19,7 @@ Amounts = Literal["scaled", "released"]
 # settings of TrainSettings that labeled images alone do not know
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 # settings of TrainSettings that shape a linear probe; its network stays as it is
-OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "image_size", "crop_pct", "precision", "seed")
+OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "class_weights", "image_size", "crop_pct", "precision", "seed")
 OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
 OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a padded crop replaces
 # what `transform: evaluation` replaces: settings of TrainSettings, and of its Noise
@@ -184,6 +184,10 @@ class TrainSettings(Settings):
         "as timm does: for pretrained networks.",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
+    class_weights: Annotated[Literal["balanced"] | None, Later(None)] = Field(
+        None,
+        description="balanced: labeled images of rare classes count more, each class as much as another; pseudo-labels have `per_class`.",
+    )
     loss: Weighing = Field(
         "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
     )

@@ -58,6 +58,29 @@ def test_it_equals_scikit_learns_and_has_the_strength_of_the_best_likelihood(cou
     np.testing.assert_allclose(found / found.sum(1, keepdims=True), model.predict_proba(scaled), atol=2e-3)
 
 
+def test_with_balanced_classes_it_equals_scikit_learns_and_classes_count_the_same_in_the_choice_of_strength(monkeypatch):
+    strengths = STRENGTHS[3:9:2]
+    monkeypatch.setattr("nst_train.features.linear_probe.STRENGTHS", strengths)
+    features, labels = blobs([24, 8, 5], seed=1)
+    probe, plain = (fit(features, labels, 3, seed=4, class_weights=weights) for weights in ("balanced", None))
+    exact = features.astype(np.float64)
+    scaled = (exact - exact.mean(0)) / np.sqrt(exact.var(0).mean())
+    scores = []
+    for strength in strengths:
+        losses = []
+        for train_rows, test_rows in StratifiedKFold(5, shuffle=True, random_state=4).split(scaled, labels):
+            model = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced").fit(scaled[train_rows], labels[train_rows])
+            own = np.log(model.predict_proba(scaled[test_rows])[np.arange(len(test_rows)), labels[test_rows]])
+            losses.append(np.mean([own[labels[test_rows] == one].mean() for one in range(3)]))
+        scores.append(np.mean(losses))
+    assert probe.strength == strengths[int(np.argmax(scores))]
+    model = LogisticRegression(C=probe.strength, max_iter=1000, class_weight="balanced").fit(scaled, labels)
+    logits = features.astype(np.float64) @ probe.weight.T.astype(np.float64) + probe.bias
+    found = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), model.predict_proba(scaled), atol=2e-3)
+    assert not np.allclose(probe.weight, plain.weight, rtol=0.1)
+
+
 def test_too_few_images_for_folds_have_a_stated_strength_and_a_class_without_images_never_wins():
     features, labels = blobs([3, 1, 3])
     labels[labels == 2] = 3

@@ -5,8 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 
-from nst_train.training.loss import cross_entropies, joint_cross_entropies, renormalized, smoothed, top_k_cross_entropies, weighed
+from nst_train.training.loss import (
+    balanced_weights,
+    cross_entropies,
+    joint_cross_entropies,
+    renormalized,
+    smoothed,
+    top_k_cross_entropies,
+    weighed,
+)
 
 WEIGHINGS = ["concat", "sum", "code"]
 
@@ -178,3 +187,23 @@ def test_the_twins_agree_with_many_classes(classes, k, temperature):
 def test_uniform_logits_cost_ln_of_the_number_of_classes_with_k_of_them_too():
     losses = top_k_cross_entropies(torch.zeros(1, 6), torch.tensor([[3, 0]]), torch.tensor([[0.5, 0.25]]))
     assert torch.allclose(losses, torch.tensor([math.log(6)]))
+
+
+def test_with_balanced_weights_each_class_with_images_counts_the_same():
+    """Six, three and one of ten images: 10 / 3 by each count, scikit-learn's; a fourth class has none."""
+    labels = np.array([0] * 6 + [1] * 3 + [3])
+    weights = balanced_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([10 / 18, 10 / 9, 0, 10 / 3])
+    classes = np.unique(labels)
+    assert weights[classes].tolist() == pytest.approx(compute_class_weight("balanced", classes=classes, y=labels))
+    assert weights[torch.from_numpy(labels)].mean() == pytest.approx(1)
+    assert balanced_weights(np.array([1, 0, 1, 0]), 2).tolist() == [1, 1]
+
+
+def test_class_weights_are_of_labeled_images_alone():
+    logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    labels, pseudo, weights = torch.tensor([1, 0]), {"label": torch.tensor([0])}, torch.tensor([0.5, 3.0])
+    plain = joint_cross_entropies(logits, labels, pseudo, 0.1)
+    weighed_by_class = joint_cross_entropies(logits, labels, pseudo, 0.1, class_weights=weights)
+    assert plain[0] == pytest.approx(math.log(2))
+    torch.testing.assert_close(weighed_by_class, plain * torch.tensor([3.0, 0.5, 1.0]))

@@ -33,7 +33,7 @@ TRAINING = {
     **{"freeze_by": "layers", "schedule_epochs": 700, "transform": "evaluation"},
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
     **{"probe": True, "schedule": "cosine", "layer_decay": 0.7, "steps": 70, "freeze_batch_norm": True},
-    **{"test_size": 96, "warmup_steps": 7, "head_init": "zero", "mixup": 0.2, "cutmix": 1.0},
+    **{"test_size": 96, "warmup_steps": 7, "head_init": "zero", "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced"},
 }
 ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 ALSO |= {"probe": {"pretrained": True}, "freeze_batch_norm": {"pretrained": True}, "layer_decay": {"weight_decay_on": "weights"}}

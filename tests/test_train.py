@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import TINY, png
+from conftest import TINY, png, write_class_folders
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from watched import Said
@@ -294,3 +294,21 @@ def test_slow_reads_are_said_before_training(tmp_path):
     assert line.startswith(
         f"{path}: reading single images is slow: each read decodes a whole row group, because `datasets` could not make a copy"
     )
+
+
+def test_class_weights_follow_the_readable_labeled_images_and_change_nothing_where_classes_are_equal(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    rare = write_class_folders(tmp_path / "rare", ["ant", "bee", "cat"], 2)
+    write_class_folders(rare, ["ant"], 6, first=10)
+    first_loss = {}
+    for weights in (None, "balanced"):
+        settings = TrainSettings(**TINY | {"learning_rate": 1e-30, "batch_size": 12, "epochs": 1, "class_weights": weights})
+        equal, unequal = (
+            train(store, f"{weights}-{name}", open_source(folder, labeled=True), settings, run=RUN)
+            for name, folder in (("equal", labeled), ("rare", rare))
+        )
+        first_loss[weights] = [
+            json.loads((one.folder / "metrics.jsonl").read_text().splitlines()[0])["loss_labeled"] for one in (equal, unequal)
+        ]
+    assert first_loss["balanced"][0] == first_loss[None][0]
+    assert abs(first_loss["balanced"][1] - first_loss[None][1]) > 1e-3

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,14 +28,19 @@ class LinearProbe:
 
 
 def fit(
-    features: Float[NDArray[np.float32], "images dimensions"], labels: Int[NDArray[np.int64], " images"], classes: int, seed: int = 0
+    features: Float[NDArray[np.float32], "images dimensions"],
+    labels: Int[NDArray[np.int64], " images"],
+    classes: int,
+    seed: int = 0,
+    class_weights: Literal["balanced"] | None = None,
 ) -> LinearProbe:
     """scikit-learn's `LogisticRegression` on centered features, with center and scale folded into weights and bias.
 
     One scale for all features: the deviation of each, from a few images, is mostly noise (`benchmarks/results/linear_probe.md`).
 
     The strength is the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has images and at
-    most five; with a class of one image it is `STATED_STRENGTH`. A class without images gets a bias that never wins.
+    most five; with a class of one image it is `STATED_STRENGTH`. A class without images gets a bias that never wins. With balanced
+    `class_weights` all classes count the same, in the fit and in the likelihood.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -46,10 +52,11 @@ def fit(
     folds = min(FOLDS, int(counts[counts > 0].min()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
-        model, strength = LogisticRegression(C=STATED_STRENGTH, max_iter=_MOST_ITERATIONS), STATED_STRENGTH
+        model = LogisticRegression(C=STATED_STRENGTH, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
+        strength, scoring = STATED_STRENGTH, _balanced_likelihood if class_weights else "neg_log_loss"
         if folds > 1:
             split = StratifiedKFold(folds, shuffle=True, random_state=seed)
-            search = GridSearchCV(model, {"C": STRENGTHS}, scoring="neg_log_loss", cv=split).fit(scaled, labels)
+            search = GridSearchCV(model, {"C": STRENGTHS}, scoring=scoring, cv=split).fit(scaled, labels)
             model, strength = search.best_estimator_, search.best_params_["C"]
         else:
             folds, model = 0, model.fit(scaled, labels)
@@ -59,3 +66,11 @@ def fit(
     weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
     weight_of_all[model.classes_], bias_of_all[model.classes_] = found, bias
     return LinearProbe(weight_of_all.astype(np.float32), bias_of_all.astype(np.float32), strength, folds, int(np.max(model.n_iter_)))
+
+
+def _balanced_likelihood(model: Any, features: NDArray[np.float64], labels: NDArray[np.int64]) -> float:  # noqa: ANN401 - scikit-learn's
+    """The mean over classes of the log-likelihood of their images."""
+    from sklearn.metrics import log_loss
+
+    weights = len(labels) / np.bincount(labels)[labels]
+    return -float(log_loss(labels, model.predict_proba(features), sample_weight=weights, labels=model.classes_))

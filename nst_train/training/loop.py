@@ -23,6 +23,7 @@ from nst_train.networks.models import check_size, count_parameters, create_netwo
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
+from nst_train.training.loss import balanced_weights
 from nst_train.training.readable import check_classes, say_lost_classes, unreadable_images
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import Step, make_step
@@ -93,7 +94,8 @@ class Training:
         check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_size(network, settings, data_config, len(class_names), at_once)
-        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names))
+        weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
+        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names), weights)
         scores, unscored = None, 0
         if validation is not None:
             unscored_faults = unreadable_images(staging, "validation", validation, run, progress)

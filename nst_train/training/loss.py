@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,14 +59,24 @@ def top_k_cross_entropies(
     return -costs / (named.sum(dim=1) + others * even)
 
 
+def balanced_weights(labels: Int[NDArray[np.int64], " images"], classes: int) -> Float[Tensor, " classes"]:
+    """By which an image of a class counts so that all classes with images count the same; over the images the mean is 1.
+
+    scikit-learn's `class_weight="balanced"`: images / (classes x images of the class). A class without images has 0.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return torch.from_numpy(len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)).float()
+
+
 def joint_cross_entropies(
     logits: Float[Tensor, "batch classes"],
     labels: Int[Tensor, " labeled"],
     pseudo: Mapping[str, Tensor],
     smoothing: float,
     temperature: float = 1.0,
+    class_weights: Float[Tensor, " classes"] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Cross-entropy of each image of a step, the labeled ones first.
+    """Cross-entropy of each image of a step, the labeled ones first, and times the weight of their class.
 
     `pseudo` holds the columns of the pseudo-labels as they are stored: `label` for hard targets, `probs`, or `top_labels` and
     `top_probs` for soft ones; nothing for a step of labeled images alone. As in the released code, smoothing is for labeled images
@@ -74,12 +86,16 @@ def joint_cross_entropies(
     targets = smoothed(labels, classes, smoothing)
     if "top_labels" in pseudo:
         soft = top_k_cross_entropies(logits[labeled:], pseudo["top_labels"], pseudo["top_probs"], temperature)
-        return torch.cat([cross_entropies(logits[:labeled], targets), soft])
-    if "probs" in pseudo:
-        targets = torch.cat([targets, renormalized(pseudo["probs"], temperature)])
-    elif "label" in pseudo:
-        targets = torch.cat([targets, smoothed(pseudo["label"], classes, smoothing)])
-    return cross_entropies(logits, targets)
+        losses = torch.cat([cross_entropies(logits[:labeled], targets), soft])
+    else:
+        if "probs" in pseudo:
+            targets = torch.cat([targets, renormalized(pseudo["probs"], temperature)])
+        elif "label" in pseudo:
+            targets = torch.cat([targets, smoothed(pseudo["label"], classes, smoothing)])
+        losses = cross_entropies(logits, targets)
+    if class_weights is None:
+        return losses
+    return torch.cat([losses[:labeled] * class_weights[labels], losses[labeled:]])
 
 
 def weighed(labeled: Float[Tensor, " labeled"], pseudo: Float[Tensor, " pseudo"], weighing: Weighing, ratio: float) -> Float[Tensor, ""]:

@@ -49,7 +49,8 @@ def fit_probe(
     features = embed_by(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
     rows = features.rows()["id"].to_numpy()
     is_read = ~np.isin(rows, np.fromiter(map(int, faults), np.int64, count=len(faults)))
-    probe = fit(features.matrix()[is_read], labels_in(labeled)[rows[is_read]].astype(np.int64), len(names), settings.seed)
+    labels = labels_in(labeled)[rows[is_read]].astype(np.int64)
+    probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights)
     last = last_layer(network, len(names), settings.model)
     with torch.no_grad():
         last.weight.copy_(torch.from_numpy(probe.weight))

@@ -40,6 +40,7 @@ class Step:
     noise: NetworkNoise
     precision: str
     scaler: torch.amp.GradScaler
+    class_weights: Tensor | None
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
@@ -79,6 +80,7 @@ class Step:
                 pseudo=pseudo,
                 smoothing=settings.label_smoothing,
                 temperature=settings.pseudo_temperature,
+                class_weights=self.class_weights,
             )
             losses = mixing.losses(logits, against) if mixing else against(logits)
             loss = weighed(losses[:labeled], losses[labeled:], settings.loss, settings.ratio) / settings.accumulate
@@ -87,10 +89,17 @@ class Step:
         return losses[:labeled], losses[labeled:]
 
 
-def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, data_config: dict[str, Any], classes: int) -> Step:
+def make_step(
+    network: nn.Module,
+    settings: TrainSettings,
+    schedule: Schedule,
+    data_config: dict[str, Any],
+    classes: int,
+    class_weights: Tensor | None = None,
+) -> Step:
     """The step for a network on Accelerate's device: its noise, timm's optimizer and averaged weights around it.
 
-    Raises NstError for a network that has no place for the noise.
+    `class_weights` are what labeled images of each class count. Raises NstError for a network that has no place for the noise.
     """
     # precision and parts of a step are the settings', not those in the environment that `accelerate launch` sets
     unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(network, Logits))  # such as DINOv2's mask token
@@ -114,4 +123,5 @@ def make_step(network: nn.Module, settings: TrainSettings, schedule: Schedule, d
         synchronize_batch_norm(wrapped, accelerator.device)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
     normalize = Normalize(data_config, accelerator.device)
-    return Step(wrapped, network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler)
+    weights = class_weights.to(accelerator.device) if class_weights is not None else None
+    return Step(wrapped, network, averaged, optimizer, accelerator, schedule, settings, normalize, noise, precision, scaler, weights)
