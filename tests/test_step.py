@@ -1,11 +1,14 @@
 """One optimizer step in all its ways: cut into parts, clipped, in bf16, frozen, compiled."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 
 from nst_data.errors import NstError
 from nst_train.batches.batches import TrainingBatch
@@ -162,3 +165,29 @@ def test_rmsprop_is_the_released_codes():
         moved_by = 0.9 * moved_by + step.schedule.learning_rate(number) * gradient / np.sqrt(squares + 1e-3)
         weights = weights - moved_by
         np.testing.assert_allclose(layer.detach().numpy(), weights, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["pretrained", "pretrained-vit"])
+def test_each_weights_rate_in_each_step_of_the_presets_is_timms(preset):
+    """With `t_in_epochs=False` and `warmup_prefix=True`; it multiplies by the `lr_scale` of timm's groups of weights."""
+    model = {"pretrained": "test_resnet", "pretrained-vit": "test_vit"}[preset]
+    settings = TrainSettings(preset=preset, model=model, pretrained=False, freeze_batch_norm=False, steps=40)
+    network = create_network(settings, 3)
+    step = make_step(network, settings, Schedule.of(settings, 200), {"mean": (0.5,) * 3, "std": (0.5,) * 3}, 3)
+    peak = settings.learning_rate * 16 / 256
+    decay = {"weight_decay": 0.05, "layer_decay": settings.layer_decay}
+    optimizer = create_optimizer_v2(create_network(settings, 3), "adamw", lr=peak, **decay)
+    timms = CosineLRScheduler(optimizer, t_initial=40 - 12, lr_min=0, warmup_t=12, warmup_lr_init=0, warmup_prefix=True, t_in_epochs=False)
+    step.scaler = SimpleNamespace(step=lambda _: None, update=lambda: None)  # rates are looked at, no weight is moved
+    step.averaged = SimpleNamespace(update=lambda *_: None)
+    step._gradients = lambda *_: (torch.zeros(0), torch.zeros(0))
+    seen = []
+    for number in range(40):
+        step(number, SimpleNamespace(parts=lambda _: [None]))
+        timms.step_update(number)
+        ours, expected = ([group["lr"] for group in one.param_groups] for one in (step.optimizer, optimizer))
+        assert ours == pytest.approx(expected, rel=1e-9, abs=1e-15), number
+        seen.append(max(ours))
+    assert [len(group["params"]) for group in step.optimizer.param_groups] == [len(group["params"]) for group in optimizer.param_groups]
+    assert len({group["lr_scale"] for group in optimizer.param_groups}) > 3
+    assert (seen[0], max(seen), seen.index(max(seen))) == (0, pytest.approx(peak), 12)
