@@ -118,6 +118,28 @@ def test_a_recipe_of_several_students_on_images_that_another_model_selected_goes
     assert {"bugs@gen-1.1", "bugs-teacher-slim@gen-1", "bugs-teacher-wide@gen-1"} <= contents(tmp_path / "whole").keys()
 
 
+def test_a_recipe_of_a_probe_and_a_finetuned_student_killed_in_both_ends_with_the_bytes_of_one_that_was_not(tmp_path):
+    path = write_recipe(tmp_path)
+    write_class_folders(tmp_path / "labeled", CLASSES[:1], 5, first=30)
+    model = write_teacher(tmp_path / "net", ["x", "y"])
+    student = {"preset": "pretrained", "model": model, "image_size": 16, "start": "teacher", "steps": 9, "warmup_steps": 3, "batch_size": 4}
+    student |= {"mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced"}
+    parts = {"generations": [{"preset": "pretrained", "model": model, "probe": True, "image_size": 16}, student]}
+    parts |= {"run": {"workers": 1, "decode_threads": 2, "checkpoint_minutes": 0}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | parts))
+    points = [
+        "runs/teachers/bugs-teacher/gen-0/request.json",
+        "teachers/bugs-teacher/gen-0/nst.json",
+        *(f"runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-{step:09d}" for step in (1, 4)),
+        "runs/teachers/bugs-teacher/gen-1/build/model.safetensors",
+    ]
+    kills = sum(killed_when(tmp_path / "killed", point, "run", path, "--store", tmp_path / "killed") for point in points)
+    assert kills >= 3
+    for store in ("killed", "whole"):
+        self_training(Store(tmp_path / store), load_recipe(path))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_training_along_shards_that_is_killed_between_steps_ends_with_the_weights_of_one_that_was_not(undisturbed, tmp_path):
     recipe, _ = undisturbed
     store = tmp_path / "store"

@@ -84,6 +84,34 @@ def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs
     assert logs(resumed) == logs(undisturbed)
 
 
+def test_a_finetuning_stopped_after_every_second_step_ends_with_equal_weights_and_logs(tiny_store, tmp_path):
+    """All that shapes it by the step: cosine with warm-up, layer decay, mixup and cutmix, class weights, averaged weights."""
+    store, _, pool = tiny_store
+    unbalanced = write_class_folders(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 2), ["bee"], 5, first=20)
+    settings = TrainSettings(
+        **{"preset": "pretrained", "model": "test_resnet", "start": "tiny-teacher@gen-0", "image_size": 16, "batch_size": 4, "ratio": 1},
+        **{"steps": 5, "warmup_steps": 2, "mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced"},
+    )
+
+    def finetuned(name, progress=None):
+        sources = {"edition": store.open("tiny@gen-1.1"), "pool": open_source(str(pool))}
+        run = RunSettings(workers=0, decode_threads=1)
+        return train(store, name, open_source(str(unbalanced), labeled=True), settings, run=run, progress=progress, **sources)
+
+    whole, stops = finetuned("whole"), 0
+    while not store.versions("stopped"):
+        try:
+            finetuned("stopped", SignalAt(1, signal.SIGUSR1))
+        except Interrupted:
+            stops += 1
+            assert stops <= 5
+    stopped = store.open("stopped@gen-0")
+    assert stops == 2
+    assert stopped.manifest.files == whole.manifest.files
+    assert logs(stopped) == logs(whole)
+    assert stopped.manifest.files["model.safetensors"] != store.open("tiny-teacher").manifest.files["model.safetensors"]
+
+
 def test_a_signal_in_the_last_step_is_heeded_and_what_is_left_is_sealing(undisturbed, tmp_path):
     with pytest.raises(Interrupted, match=f"by SIGTERM after step {STEPS} of net@gen-0"):
         train_in(tmp_path, SignalAt(STEPS - 1, signal.SIGTERM))

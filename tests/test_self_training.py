@@ -156,7 +156,7 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     write_images(tmp_path / "photos")
     recipe = yaml.safe_load((EXAMPLES / "image_folder.yaml").read_text())
     first, *students = recipe["generations"]
-    small = {"model": write_teacher(tmp_path / "net", CLASSES), "image_size": 16, "steps": 2, "batch_size": 6}
+    small = {"model": write_teacher(tmp_path / "net", CLASSES), "image_size": 16, "test_size": 16, "steps": 2, "batch_size": 6}
     recipe["generations"] = [first | {"model": small["model"]}, *(settings | small for settings in students)]
     recipe["select"] = {"min_confidence": 0.3, "per_class": 5}
     recipe["run"] = RUN
