@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from nst_data.settings import Settings
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
-from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_RANDAUGMENT, TrainSettings
+from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_RANDAUGMENT, OF_STAIRCASE, TrainSettings
 from nst_train.training.schedule import Schedule
 
 
@@ -37,9 +37,18 @@ def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str],
 def _unread(settings: TrainSettings) -> dict[str, str]:
     """Settings that another one replaces."""
     if settings.transform == "evaluation":
-        return dict.fromkeys([*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)], "not read beside transform evaluation")
-    replaced = OF_RANDAUGMENT if settings.noise.augmentation else ()
-    return dict.fromkeys([f"noise.{name}" for name in replaced], "not read beside noise.augmentation")
+        places = [*OF_AUGMENTATION, *(f"noise.{name}" for name in INPUT_NOISE)]
+        unread = dict.fromkeys(places, "not read beside transform evaluation")
+    else:
+        replaced = OF_RANDAUGMENT if settings.noise.augmentation else ()
+        unread = dict.fromkeys([f"noise.{name}" for name in replaced], "not read beside noise.augmentation")
+    if settings.steps:
+        unread |= dict.fromkeys(("epochs", "schedule_epochs"), "not read beside steps")
+    if settings.warmup_steps is not None:
+        unread["warmup_epochs"] = "not read beside warmup_steps"
+    if settings.schedule == "cosine":
+        unread |= dict.fromkeys(OF_STAIRCASE, "not read beside schedule cosine")
+    return unread
 
 
 def _of_default(place: str) -> str:

@@ -129,12 +129,10 @@ def test_a_recipe_of_a_probe_and_a_finetuned_student_killed_in_both_ends_with_th
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | parts))
     points = [
         "runs/teachers/bugs-teacher/gen-0/request.json",
-        "teachers/bugs-teacher/gen-0/nst.json",
-        *(f"runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-{step:09d}" for step in (1, 4)),
-        "runs/teachers/bugs-teacher/gen-1/build/model.safetensors",
+        *(f"runs/teachers/bugs-teacher/gen-1/work/checkpoints/step-{step:09d}" for step in (1, 5)),
     ]
     kills = sum(killed_when(tmp_path / "killed", point, "run", path, "--store", tmp_path / "killed") for point in points)
-    assert kills >= 3
+    assert kills >= 2
     for store in ("killed", "whole"):
         self_training(Store(tmp_path / store), load_recipe(path))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -36,6 +36,14 @@ def test_a_value_of_a_preset_that_another_setting_replaced_is_not_shown_as_the_p
     assert found["ema_decay"] == {"value": 0.98, "source": "preset pretrained (measured on photographs)"}
     assert found["schedule"] == {"value": "cosine", "source": "preset pretrained (usual in finetuning)"}
     assert (found["pretrained"], found["steps"]) == ({"value": False, "source": "default"}, {"value": None, "source": "default"})
+    assert found["epochs"]["source"] == "--epochs"
+
+
+def test_what_steps_and_a_cosine_replace_is_not_shown_as_read():
+    found = settings_of("--preset", "pretrained", "--model", "test_resnet")["settings"]
+    assert {found[name]["source"] for name in ("epochs", "schedule_epochs")} == {"not read beside steps"}
+    assert {found[name]["source"] for name in ("decay_rate", "decay_epochs")} == {"not read beside schedule cosine"}
+    assert found["warmup_epochs"]["source"] == "not read beside warmup_steps"
 
 
 def flattened(settings):
