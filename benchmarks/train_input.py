@@ -27,7 +27,8 @@ from torch.utils.data import Dataset
 
 from nst_data.sources import open_source
 from nst_train.batches.batches import LabeledImages, training_batches
-from nst_train.settings import Noise, TrainSettings
+from nst_train.noise_settings import Noise
+from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import training_transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from nst_data.settings import Settings
+from nst_train.noise_settings import INPUT_NOISE, OF_RANDAUGMENT
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
-from nst_train.settings import INPUT_NOISE, OF_AUGMENTATION, OF_RANDAUGMENT, OF_STAIRCASE, TrainSettings
+from nst_train.settings import OF_AUGMENTATION, OF_STAIRCASE, TrainSettings
 from nst_train.training.schedule import Schedule
 
 

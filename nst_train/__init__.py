@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from nst_train.evaluation_settings import EvaluateSettings
     from nst_train.features.embed import embed
     from nst_train.labeling.label import extend, label, label_like
+    from nst_train.noise_settings import Noise
     from nst_train.noisy_student import self_training
     from nst_train.recipe import load_recipe
     from nst_train.recipe_settings import Recipe
-    from nst_train.settings import EmbedSettings, LabelSettings, Noise, RunSettings, TrainSettings
+    from nst_train.settings import EmbedSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.training.train import train
 
 __all__ = [
@@ -39,7 +40,7 @@ _MODULES = {
     "EmbedSettings": "settings",
     "EvaluateSettings": "evaluation_settings",
     "LabelSettings": "settings",
-    "Noise": "settings",
+    "Noise": "noise_settings",
     "Recipe": "recipe_settings",
     "RunSettings": "settings",
     "TrainSettings": "settings",

@@ -8,9 +8,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nst_data.settings import Settings
 from nst_data.store.store import check_name
+from nst_train.noise_settings import OF_RANDAUGMENT
 from nst_train.presets import PRESETS
 from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
-from nst_train.settings import OF_RANDAUGMENT, PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
+from nst_train.settings import PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
 
 _NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
 _OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")

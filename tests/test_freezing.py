@@ -10,7 +10,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, SwinConfig,
 
 from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import StochasticDepth, add_noise
-from nst_train.settings import Noise, TrainSettings
+from nst_train.noise_settings import Noise
+from nst_train.settings import TrainSettings
 
 
 def frozen(network, share, **changes):

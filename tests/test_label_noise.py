@@ -12,8 +12,9 @@ from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.labeling.label import label
 from nst_train.networks.models import data_config_of
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_of
-from nst_train.settings import LabelRunSettings, LabelSettings, Noise, RunSettings, TrainSettings
+from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
 from nst_train.transforms.noise import Normalize, training_transform
 from nst_train.transforms.preprocessing import decode_pixels

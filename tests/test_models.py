@@ -9,8 +9,9 @@ from nst_data.errors import NstError, UsageError
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.models import check_names, check_size, create_network, data_config_of, save_teacher
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
-from nst_train.settings import Noise, TrainSettings
+from nst_train.settings import TrainSettings
 
 CLASSES = ["ant", "bee", "cat"]
 SETTINGS = TrainSettings(model="test_resnet", image_size=32, crop_pct=1.0, noise=Noise(dropout=0.3, stochastic_depth=0.1))

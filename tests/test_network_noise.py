@@ -5,8 +5,9 @@ from torch import nn
 from nst_data.errors import NstError
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import NetworkNoise, Rates, add_noise
+from nst_train.noise_settings import Noise, PseudoNoise
 from nst_train.seeds import seed_network
-from nst_train.settings import Noise, PseudoNoise, TrainSettings
+from nst_train.settings import TrainSettings
 
 CPU = torch.device("cpu")
 NONE = Noise.none()

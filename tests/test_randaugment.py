@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 
-from nst_train.settings import Noise, TrainSettings
+from nst_train.noise_settings import Noise
+from nst_train.settings import TrainSettings
 from nst_train.transforms.randaugment import FILL, OPERATIONS, Operation, RandAugment, amount_of, cutout, cutout_px, translate_px
 
 LEVELS = [0, 5, 9, 10, 15, 27]

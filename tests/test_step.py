@@ -13,8 +13,9 @@ from timm.scheduler import CosineLRScheduler
 from nst_data.errors import NstError
 from nst_train.batches.batches import TrainingBatch
 from nst_train.networks.models import create_network
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
-from nst_train.settings import Noise, TrainSettings
+from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import make_step
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from nst_data.errors import NstError
 from nst_train.networks.network_noise import NetworkNoise, StochasticDepth, add_noise, classifiers_of
+from nst_train.noise_settings import Noise, TransformOf
 from nst_train.seeds import seed_of
-from nst_train.settings import Noise, TrainSettings, TransformOf
+from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform, training_transform
 from nst_train.transforms.preprocessing import Preprocessing, as_image
 from nst_train.transforms.randaugment import RandAugment, cutout

@@ -40,7 +40,8 @@ from nst_train.networks.weights import (
     require_safetensors,
     why_not_loaded,
 )
-from nst_train.settings import TrainSettings, TransformOf
+from nst_train.noise_settings import TransformOf
+from nst_train.settings import TrainSettings
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
 
 _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"

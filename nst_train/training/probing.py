@@ -17,8 +17,9 @@ from nst_train.features.backbone import Embedder, backbone_of, last_layer
 from nst_train.features.embed import embed_by
 from nst_train.features.linear_probe import fit
 from nst_train.networks.models import count_parameters, create_network, data_config_of, save_teacher
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network, seed_of
-from nst_train.settings import EmbedSettings, Noise, RunSettings, TrainSettings
+from nst_train.settings import EmbedSettings, RunSettings, TrainSettings
 from nst_train.training.readable import check_classes, unreadable_images
 from nst_train.training.warm_start import start_from
 

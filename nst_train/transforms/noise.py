@@ -16,8 +16,9 @@ from timm.data.auto_augment import AutoAugment, posterize
 from timm.data.transforms_factory import transforms_imagenet_train
 from torch import Tensor
 
+from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_transforms
-from nst_train.settings import Noise, TrainSettings
+from nst_train.settings import TrainSettings
 from nst_train.transforms.crops import PaddedCrop, RandomResizedCrop
 from nst_train.transforms.preprocessing import TimmPreprocessing, decode_pixels
 from nst_train.transforms.randaugment import RandAugment, cutout

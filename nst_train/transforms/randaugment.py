@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 from timm.data import auto_augment
 
-from nst_train.settings import Amounts, Noise
+from nst_train.noise_settings import Amounts, Noise
 from nst_train.transforms.level_tables import autocontrast, equalize, through
 
 _LEVELS = np.arange(256)

@@ -1,0 +1,91 @@
+"""Settings of noise: the only home of their defaults. Imports no torch."""
+
+import re
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from nst_data.settings import Later, Settings
+
+TransformOf = Literal["training", "evaluation"]
+Amounts = Literal["scaled", "released"]
+OF_RANDAUGMENT = ("magnitude", "operations", "amounts")  # of Noise: what another augmentation replaces
+INPUT_NOISE = (*OF_RANDAUGMENT, "augmentation", "cutout")  # of Noise: what `transform: evaluation` replaces
+_NUMBER = r"\d+(\.\d+)?"
+_AUGMENTATION = re.compile(  # timm ignores some words that it does not know, fails over others, and over some at the first image
+    rf"rand(-(m|mmax|inc)\d+|-n[1-9]|-(p|mstd){_NUMBER}|-t(weights|3a|3aw))*"
+    rf"|augmix(-(m|d|b)\d+|-w[1-9]|-mstd{_NUMBER}|-a(?!0+(\.0+)?(-|$)){_NUMBER})*"
+    rf"|(original|originalr|v0|v0r|3a)(-mstd{_NUMBER})?"
+)
+
+
+class Noise(Settings):
+    """The noise of a network that is trained (section 2). Its defaults are the paper's for EfficientNet-B7 and L2.
+
+    Evaluation takes no Noise, and labeling none but for the comparison of `LabelSettings(noise=True)`. `Noise.none()` trains without.
+    """
+
+    panel: ClassVar[str] = "Noise"
+
+    magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
+    operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
+    amounts: Annotated[Amounts, Later("scaled")] = Field(
+        "scaled",
+        description="Pixels of RandAugment's Translate and Cutout: in proportion to the image, or the released code's 100 and 40 at any "
+        "size above 64, with its rounding in Color, AutoContrast and Shear.",
+    )
+    augmentation: str | None = Field(
+        None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
+    )
+    cutout: int = Field(0, ge=0, description="Side in pixels of a gray square that covers a random part of each image; 0 for none.")
+    dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
+    stochastic_depth: float = Field(0.2, ge=0, lt=1, description="Chance that the last block is skipped; linear from 0 at the first.")
+
+    @classmethod
+    def none(cls) -> Self:
+        """No RandAugment, no dropout, no stochastic depth."""
+        return cls(magnitude=0, operations=0, dropout=0, stochastic_depth=0)
+
+    @field_validator("augmentation")
+    @classmethod
+    def _is_one_of_timms(cls, value: str | None) -> str | None:
+        if value is not None and not _AUGMENTATION.fullmatch(value):
+            raise ValueError(
+                "expected an augmentation of timm, such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original, originalr, v0, v0r, 3a"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _augments_in_one_way(self) -> Self:
+        fields = type(self).model_fields
+        if self.augmentation and any(getattr(self, name) != fields[name].default for name in OF_RANDAUGMENT):
+            raise ValueError("`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`; remove those")
+        return self
+
+
+class PseudoNoise(Settings):
+    """Where the noise of pseudo-labeled images differs from that of labeled ones (Table 6); what is left out is the same."""
+
+    panel: ClassVar[str] = "Noise of pseudo-labeled images"
+
+    magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
+    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
+    transform: Annotated[TransformOf | None, Later(None)] = Field(
+        None, description="evaluation: pseudo-labeled images un-augmented, as in evaluation, whatever the labeled ones are."
+    )
+    flip: Annotated[float | None, Later(None)] = Field(
+        None, ge=0, le=1, description="Chance of a flip of a pseudo-labeled image, if different; 0: none."
+    )
+    crop_scale_min: Annotated[float | None, Later(None)] = Field(
+        None, gt=0, le=1, description="Smallest share that a crop of a pseudo-labeled image keeps, if different; 1: no random crop."
+    )
+    cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if different.")
+    dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
+    stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
+
+    @model_validator(mode="after")
+    def _augments_or_not(self) -> Self:
+        named = [name for name in ("magnitude", "operations", "flip", "crop_scale_min", "cutout") if getattr(self, name) is not None]
+        if self.transform == "evaluation" and named:
+            raise ValueError(f"{', '.join(named)}: pseudo-labeled images are un-augmented by transform evaluation; remove one of them")
+        return self
