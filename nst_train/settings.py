@@ -143,7 +143,7 @@ class TrainSettings(Settings):
         0,
         ge=0,
         le=100,
-        description="Mix all images of a step in pairs, and their targets: the share is of a beta distribution of this alpha, such as 0.2.",
+        description="Mix each image and its target with another one of the step: alpha of the share's beta distribution, such as 0.2.",
     )
     cutmix: Annotated[float, Later(0)] = Field(
         0,
