@@ -117,6 +117,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
         default = None if field.is_required() else field.default  # what is missing the model says: another setting may stand for it
         is_named = field.annotation is bool or name in _OPTIONS  # no --no-...: every flag is off by default
         names = [option_of(name)] if is_named else []
+        if field.annotation == bool | None:
+            names = [f"{option_of(name)}/--no-{option_of(name).removeprefix('--')}"]
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
         shown = field.examples[0] if field.examples else True  # a default as a user would write it
@@ -133,8 +135,8 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
 def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN401 - any type annotation
     """How Typer should read a setting: as text, which the settings model checks, so that all errors are lines of one kind."""
     origin, inside, plain = typing.get_origin(annotation), typing.get_args(annotation), _plain(annotation)
-    if annotation is bool:
-        return bool, None
+    if annotation in (bool, bool | None):
+        return annotation, None
     if origin is dict:
         return str | None, "FILE"
     if origin is tuple and inside[-1] is Ellipsis:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from nst_data.errors import NstError, is_out_of_memory
 
@@ -36,6 +36,19 @@ def settled_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     return "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+
+
+def settled_channels_last(asked: bool | None, network: nn.Module, device_type: str, precision: str) -> bool:
+    """Whether images and weights of a training are kept in channels-last order: as asked, else where the network gains by it.
+
+    A convolutional network does on CPUs, and on GPUs in reduced precision, whose convolutions compute in that order.
+    """
+    return asked if asked is not None else (device_type == "cpu" or precision != "fp32") and is_convolutional(network)
+
+
+def is_convolutional(network: nn.Module) -> bool:
+    """Whether a network has convolutions whose windows overlap. Those of a ViT, which cut the image into patches, do not."""
+    return any(isinstance(one, nn.Conv2d) and max(one.kernel_size) > max(one.stride) for one in network.modules())
 
 
 def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:

@@ -182,7 +182,10 @@ class TrainSettings(Settings):
     accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
-    channels_last: bool = Field(False, description="Keep images and weights in channels-last order; faster for convolutions on GPUs.")
+    channels_last: bool | None = Field(
+        None,
+        description="Images and weights in channels-last order; by default convolutional networks, on CPUs and on GPUs in bf16 or fp16.",
+    )
     sync_batch_norm: bool = Field(False, description="Batch-norm over the images of all processes rather than of each.")
     validate_every: float | None = Field(
         None, gt=0, description="Epochs between two validations; by default 1, more where ten images are not trained on for each scored."

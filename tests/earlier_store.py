@@ -26,7 +26,7 @@ from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, Tra
 from nst_train.training.train import train
 
 ZIP = Path(__file__).with_name("earlier_store.zip")
-EARLIER = {"weight_decay_on": "weights"}  # what that nst did, and requests do not say
+EARLIER = {"weight_decay_on": "weights", "channels_last": False}  # what that nst did by default
 TEACHER = TrainSettings(
     **TINY | EARLIER | {"model": "earlier_network", "noise": {"magnitude": 5, "operations": 1, "dropout": 0.1, "stochastic_depth": 0}}
 )

@@ -41,7 +41,7 @@ def taken_apart(settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (TrainSettings(model="x", weight_decay_on="weights"), "9e20100d3f2e209c"),
+        (TrainSettings(model="x", weight_decay_on="weights", channels_last=False), "9e20100d3f2e209c"),
         (LabelSettings(), "0e48e70d87dea88b"),
         (LabelSettings(noise=True, noise_transform="evaluation"), "c93212c1da56f99f"),
         (BalanceSettings(), "f27e29d319a9f28e"),

@@ -17,7 +17,7 @@ from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
-from nst_train.device import agreed_maxima, this_process
+from nst_train.device import agreed_maxima, settled_channels_last, this_process
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.seeds import seed_network, seed_of
@@ -89,6 +89,9 @@ class Training:
             start_from(network, settings, store, class_names, progress)
         if edition is not None:
             _warn_if_smaller(settings.model, count_parameters(network), edition, progress)
+        kind = this_process().device.type
+        order = settled_channels_last(settings.channels_last, network, kind, settings.precision)
+        settings = settings.model_copy(update=staging.remembered("memory_format", {"channels_last": order}))
         data_config = data_config_of(network, settings)
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
         check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

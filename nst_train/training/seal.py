@@ -34,6 +34,7 @@ def seal(staging: Staging, settings: TrainSettings, training: Training, class_na
         entries=len(training.pseudo) if training.pseudo else 0,
     )
     write_curves(staging.build, staging.ref, best.step / schedule.steps_per_epoch if best else None)
+    machine = machine | {"channels_last": training.step.settings.channels_last}
     manifest = staging.describe(files, class_names, counts, machine)
     cards.write_model_card(Described(staging.build, staging.target, manifest))
     staging.seal(manifest)

@@ -11,7 +11,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from nst_train.batches.batches import TrainingBatch
-from nst_train.device import autocast, settled_precision, this_process
+from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
 from nst_train.networks.batch_norm import decay_batch_norm, freeze_batch_norm, synchronize_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
@@ -105,13 +105,15 @@ def make_step(
     unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(network, Logits))  # such as DINOv2's mask token
     accelerator = Accelerator(cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
     precision = settled_precision(settings.precision, accelerator.device)
+    channels_last = settled_channels_last(settings.channels_last, network, accelerator.device.type, precision)
+    settings = settings.model_copy(update={"channels_last": channels_last})
     network = network.to(accelerator.device).train()
     freeze(network, settings)
     if settings.freeze_batch_norm:
         freeze_batch_norm(network)
     if settings.batch_norm_decay is not None:
         decay_batch_norm(network, settings.batch_norm_decay)
-    if settings.channels_last:
+    if channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
