@@ -119,6 +119,7 @@ _PRETRAINED: Published = {
     "freeze_batch_norm": (True, MEASURED),  # its statistics are of a million images, those of a step of 64
     "flip": (0.5, USUAL),
     "crop_scale_min": (0.4, MEASURED),
+    "crop_pct": (1.0, MEASURED),
     "crop_draw": ("torchvision", MEASURED),
     "noise.magnitude": (7, MEASURED),
     "noise.operations": (1, MEASURED),

@@ -344,7 +344,7 @@ def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
 
 
 def test_the_example_for_photographs_has_the_students_that_were_measured():
-    """benchmarks/results/image_folder.md; since then with a warm-up in steps, 192 px in testing, and zeros in a last layer that is new."""
+    """benchmarks/results/image_folder.md; since then with a warm-up in steps, 192 px of whole squares in testing, and zeros in a last layer that is new."""
     measured = {"learning_rate": 0.032, "optimizer": "adamw", "schedule": "cosine", "layer_decay": 0.9, "weight_decay": 0.05}
     measured |= {
         "weight_decay_on": "weights",
@@ -355,7 +355,7 @@ def test_the_example_for_photographs_has_the_students_that_were_measured():
     }
     measured |= {"crop_scale_min": 0.4, "channels_last": True, "steps": 130, "batch_size": 16, "ratio": 3, "image_size": 160}
     measured |= {"noise": {"magnitude": 7, "operations": 1, "dropout": 0.2, "stochastic_depth": 0.1}}
-    since = {"warmup_steps": 12, "test_size": 192, "head_init": "zero"}
+    since = {"warmup_steps": 12, "test_size": 192, "crop_pct": 1.0, "head_init": "zero"}
     first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
     assert (first.probe, first.pretrained) == (True, True)
     expected = TrainSettings(model="tf_efficientnet_lite0", start="teacher", **measured, **since)
