@@ -79,6 +79,7 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
 def _show_settings(path: Path, json: bool) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
+    from nst_data.selection.holdout import hold_out
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
     from nst_train.recipe_settings import inherited, of_finetuning
@@ -92,6 +93,8 @@ def _show_settings(path: Path, json: bool) -> None:
         labeled = open_source(
             asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
         )
+        if recipe.holdout:
+            labeled, _ = hold_out(labeled, recipe.holdout, recipe.seed)
     except NstError as error:
         terminal().say(f"no steps: {error}")
     given = {name: written[name] for name in ("seed",) if name in written} | (written.get("select") or {})

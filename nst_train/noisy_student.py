@@ -19,6 +19,7 @@ from nst_data.errors import NstError
 from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import balance, balance_request
+from nst_data.selection.holdout import hold_out
 from nst_data.self_contained.images import needs_pool
 from nst_data.sharing.push import is_pushed, push
 from nst_data.sources import Source, open_source
@@ -65,8 +66,11 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     """
     progress = progress or on_this_terminal()
     say_idle(recipe, progress)
-    labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
-    test = _open("test", recipe.test, progress) if recipe.test else None
+    all_labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
+    labeled, test = all_labeled, _open("test", recipe.test, progress) if recipe.test else None
+    if recipe.holdout:
+        with this_process().main_process_first():
+            labeled, test = hold_out(all_labeled, recipe.holdout, recipe.seed, kept=store.root / "runs" / "holdout", progress=progress)
     validation = _open("validation", recipe.validation, progress) if recipe.validation else None
     evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
     check_recipe(recipe, labeled, validation, test)
@@ -74,8 +78,9 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     check_evaluations(recipe, store, evaluations, labeled)
     teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
     by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
-    held_out = [source for source in (labeled, validation, test) if source]
-    evaluated = _of_other_images([data for _, data in evaluations if isinstance(data, Source)], held_out)
+    held_out = [source for source in (all_labeled, validation, None if recipe.holdout else test) if source]
+    others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
+    evaluated = _of_other_images(others, held_out)
     publish = _Publishing(recipe.name, recipe.push_to, store, progress)
     labels = _Labels(recipe, store, pool, by, held_out, evaluated, publish, progress)
     training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)

@@ -160,7 +160,7 @@ def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
 PARTS = {
     "teacher": "other@gen-1",
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
-    **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
+    **{"holdout": 0.2, "seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
     "students": [NETWORK | {"name": "b"}],
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
 }
@@ -169,7 +169,8 @@ PARTS = {
 def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
     assert Recipe.model_fields.keys() == PARTS.keys()
     for key, value in PARTS.items():
-        assert getattr(parsed(**{key: value}), key) != getattr(parsed(), key), key
+        also = {"test": None} if key == "holdout" else {}
+        assert getattr(parsed(**also, **{key: value}), key) != getattr(parsed(), key), key
     assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
     assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
     assert set(StudentSettings.model_fields) == {*GenerationSettings.model_fields, "name"}
