@@ -17,7 +17,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
-from nst_train.starting.choosing import CPU_NETWORK, Facts, check_is_there, facts_of, numbers, selection, workers
+from nst_train.starting.choosing import CPU_NETWORK, Facts, check_is_there, facts_of, finetuning, numbers, selection, workers
 from nst_train.starting.looking import warnings
 from nst_train.starting.writing import init, scalar
 
@@ -71,7 +71,8 @@ def test_the_recipe_of_a_plain_folder_names_its_sources_beside_itself_and_runs_t
     assert [content[role]["source"] for role in ("labeled", "test", "pool")] == ["photos/labeled", "photos/test", "photos/unlabeled"]
     assert "holdout" not in content
     assert [one.settings.probe for one in recipe.networks] == [True, False, False]
-    assert recipe.generations[1].batch_size == 12  # of 12 labeled images
+    student = recipe.generations[1]
+    assert (student.preset, student.start, student.batch_size) == ("pretrained", "teacher", 12)  # of 12 labeled images
     assert runs(tmp_path) == ["a-teacher@gen-0", "a-teacher@gen-1"]
 
 
@@ -261,7 +262,7 @@ def looked(counts, pool=1000, side=200):
 
 def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
     said = warnings(looked([400, 30], side=32))
-    assert said[0] == "labels are unbalanced: 400 of c0, 30 of c1: rare classes may be predicted too seldom"
+    assert said[0] == "labels are unbalanced: 400 of c0, 30 of c1: `class_weights: balanced` in the generations makes classes count alike"
     assert said[2] == "86 test images tell networks apart only where they differ by 10 points or more"
     assert said[3] == "the images are tiny (32 px): they are enlarged for a network that was trained on photographs"
     assert warnings(looked([400, 300])) == ["there are no test images: 140 of the labeled ones are held out"]
@@ -299,6 +300,11 @@ def test_sides_suit_the_network_and_the_images():
     assert sides(0, LITE) == (160, 192)
 
 
+def test_a_larger_batch_has_a_rate_that_grows_with_its_root():
+    assert "learning_rate" not in finetuning(numbers(200, 500, LITE, on_gpu=False), LITE)
+    assert finetuning(numbers(200, 500, LITE, on_gpu=True), LITE)["learning_rate"] == pytest.approx(0.032 / 2**0.5, rel=0.05)
+
+
 def test_what_is_known_of_networks(network):
     assert facts_of(CPU_NETWORK) == LITE
     assert facts_of("vit_tiny_patch16_224") == Facts(224, None, True, True)
@@ -313,7 +319,7 @@ def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):
     photos(tmp_path / "photos")
     recipe, said = recipe_of(tmp_path, "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
     student = recipe.generations[1]
-    assert (student.layer_decay, student.freeze_batch_norm, student.image_size) == (0.75, False, None)
+    assert (student.preset, student.layer_decay, student.freeze_batch_norm, student.image_size) == ("pretrained-vit", 0.75, False, None)
     assert any(line.startswith("vit_tiny_patch16_224.augreg_in21k_ft_in1k: its weights cannot be had now") for line in said)
 
 

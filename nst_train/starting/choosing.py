@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
+from nst_train.presets import PRESETS
 from nst_train.starting.looking import TINY_PX
 
 # Both are EfficientNets with batch-norm, the kind that the settings were measured on, under Apache-2.0 and with safetensors on the Hub.
 CPU_NETWORK = "tf_efficientnet_lite0.in1k"  # 4.7 million weights, no squeeze-excite: the fastest of them on CPUs
 GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million; made for fast training, knows ImageNet-21k: 84% top-1
+MEASURED_BATCH = 16
 _CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
 _STEP_PX = 32  # sides that networks of this kind divide evenly
 _TRANSFORMER = re.compile(r"(^|_)(vit|deit|deit3|beit|beitv2|eva|eva02|cait|dinov2|dinov3|siglip)(_|$)")
@@ -37,7 +39,6 @@ class Numbers:
     steps: int
     batch_size: int
     ratio: int
-    learning_rate: float  # per 256 labeled images, as all of them
 
 
 def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
@@ -48,11 +49,10 @@ def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
     is never more than there are labeled images. A GPU takes some 20 times the images a second: four times the steps of twice the batch, at
     the network's own size; AdamW's rate then grows with the root of the batch.
     """
-    batch = min(32 if on_gpu else 16, max(1, labeled))
+    batch = min(2 * MEASURED_BATCH if on_gpu else MEASURED_BATCH, max(1, labeled))
     least = 520 if on_gpu else 130
     steps = min(20 * least, max(least, 10 * round(least / 10 * math.sqrt(labeled / 200))))
-    rate = float(f"{0.032 * math.sqrt(16 / max(16, batch)):.2g}")
-    return Numbers(*_sides(side_px, facts, on_gpu), steps, batch, 3, rate)
+    return Numbers(*_sides(side_px, facts, on_gpu), steps, batch, 3)
 
 
 def _sides(side_px: int, facts: Facts, on_gpu: bool) -> tuple[int | None, int | None]:
@@ -74,27 +74,12 @@ def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
 
 
 def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
-    """The settings of a student beside its network. What a preset will stand for is all but the numbers."""
+    """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
-    own = {"learning_rate": chosen.learning_rate} | (_OF_TRANSFORMER if facts.is_transformer else {})
-    return sizes | {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio} | _FINETUNING | own
-
-
-_FINETUNING: dict[str, Any] = {
-    "optimizer": "adamw",
-    "schedule": "cosine",
-    "warmup_steps": 12,
-    "layer_decay": 0.9,
-    "weight_decay": 0.05,
-    "weight_decay_on": "weights",
-    "ema_decay": 0.98,
-    "freeze_batch_norm": True,
-    "label_smoothing": 0,
-    "pseudo_temperature": 0.7,
-    "crop_scale_min": 0.4,
-    "noise": {"magnitude": 7, "operations": 1, "dropout": 0.2, "stochastic_depth": 0.1},
-}
-_OF_TRANSFORMER: dict[str, Any] = {"learning_rate": 0.004, "layer_decay": 0.75, "freeze_batch_norm": False}
+    preset = "pretrained-vit" if facts.is_transformer else "pretrained"
+    rate = PRESETS[preset].values["learning_rate"] * math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
+    counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
+    return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if chosen.batch_size > MEASURED_BATCH else {})
 
 
 def of_machine(on_gpu: bool) -> dict[str, Any]:

@@ -161,7 +161,10 @@ def _of_labels(look: Look) -> Iterator[str]:
     there = counts[counts > 0]
     if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
         least, most = as_text(names[int(counts.argmin())]), as_text(names[int(counts.argmax())])
-        yield f"labels are unbalanced: {counts.max():,} of {most}, {counts.min():,} of {least}: rare classes may be predicted too seldom"
+        yield (
+            f"labels are unbalanced: {counts.max():,} of {most}, {counts.min():,} of {least}: "
+            "`class_weights: balanced` in the generations makes classes count alike"
+        )
     if look.test is None and look.holdout is None:
         yield "there are no test images, and no class has two images of which one could be held out: nothing will be measured"
     elif look.test is None:

@@ -144,17 +144,8 @@ def _lines(rows: list[tuple[str, str]], indent: str) -> str:
 
 
 _WHY = {
-    "learning_rate": "for 256 labeled images; in proportion for fewer",
-    "optimizer": "usual in finetuning",
-    "schedule": "down to 0 at the end",
-    "warmup_steps": "up from 0 at the beginning",
-    "layer_decay": "earlier layers, which know most already, learn slower",
-    "weight_decay_on": "not on biases, as is usual with published weights",
-    "ema_decay": "the result is an average over some 50 steps",
-    "freeze_batch_norm": "its statistics are of a million images, those of a step of a few",
-    "pseudo_temperature": "pseudo-labels a little surer than the teacher is",
-    "crop_scale_min": "random crops keep 0.4 of an image or more",
-    "noise": "gentle: a few steps have to do",
+    "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
+    "learning_rate": "for 256 labeled images; the preset's is for half the batch",
     "channels_last": "faster",
 }
 
