@@ -41,13 +41,14 @@ class Command:
 
 
 COMMANDS = {
+    "init": Command("init", "init"),
+    "run": Command("run_recipe", "run", _STOPS),
+    "demo": Command("run_recipe", "demo"),
     "label": Command("label", "label"),
     "balance": Command("balance", "balance"),
     "train": Command("train", "train", _STOPS),
     "evaluate": Command("evaluate", "evaluate"),
     "embed": Command("embed", "embed"),
-    "run": Command("run_recipe", "run", _STOPS),
-    "demo": Command("run_recipe", "demo"),
     "list": Command("versions", "list_versions", only_shows=True),
     "show": Command("show", "show", only_shows=True),
     "diff": Command("diff", "diff", only_shows=True),

@@ -24,10 +24,16 @@ def run(
     store: StoreOption = None,
     json: JsonOption = False,
     show_settings: ShowSettingsOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done: images, steps, time by a few timed steps, disk. Write nothing.")
+    ] = False,
 ) -> None:
     """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
     if show_settings:
         _show_settings(recipe, json)
+        return
+    if dry_run:
+        _dry_run(recipe, open_store(store), json)
         return
     there = open_store(store)
     rows = _run(recipe, there)
@@ -76,9 +82,63 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     return rows
 
 
+def _dry_run(path: Path, store: "Store", json: bool) -> None:
+    """What is left to do of a recipe, and what it takes."""
+    import dataclasses
+
+    from nst_data.store.files import disk_use
+    from nst_train.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    from nst_train.starting.dry_run import dry_run
+
+    found = dry_run(store, recipe, progress=terminal())
+    if json:
+        stages = [dataclasses.asdict(stage) for stage in found.stages]
+        print_json({"store": str(store.root), "stages": stages, "seconds": found.seconds, "bytes_on_disk": found.bytes_on_disk})
+        return
+    rows = [
+        (
+            stage.ref,
+            stage.what,
+            {"differs": "differs: nst run will stop here"}.get(stage.state, stage.state),
+            stage.images,
+            stage.steps,
+            "-" if stage.state == "done" else _duration(stage.seconds),
+            "-" if stage.state == "done" or stage.bytes_on_disk is None else disk_use(stage.bytes_on_disk).removeprefix("about "),
+        )
+        for stage in found.stages
+    ]
+    _print_columns(("version", "step", "state", "images", "steps", "time", "disk"), rows)
+    free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
+    print(f"left to do: {_duration(found.seconds)}, {disk_use(found.bytes_on_disk)} with checkpoints; {free}. Nothing was written.")
+
+
+def _print_columns(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Three columns of text, then numbers."""
+    written = [
+        header,
+        *(tuple("-" if cell is None else f"{cell:,}" if isinstance(cell, int) else as_text(cell) for cell in row) for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*written, strict=True)]
+    for row in written:
+        cells = [cell.ljust(width) if at < 3 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def _duration(seconds: float | None) -> str:
+    """Rounded as an estimate is."""
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s" if seconds >= 1 else "under 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def _show_settings(path: Path, json: bool) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
+    from nst_data.selection.holdout import hold_out
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
     from nst_train.recipe_settings import inherited, of_finetuning
@@ -92,6 +152,8 @@ def _show_settings(path: Path, json: bool) -> None:
         labeled = open_source(
             asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
         )
+        if recipe.holdout:
+            labeled, _ = hold_out(labeled, recipe.holdout, recipe.seed)
     except NstError as error:
         terminal().say(f"no steps: {error}")
     given = {name: written[name] for name in ("seed",) if name in written} | (written.get("select") or {})

@@ -9,26 +9,23 @@ Where it departs from the paper:
 - finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 
-import os
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.editions import balance, balance_request
 from nst_data.self_contained.images import needs_pool
 from nst_data.sharing.push import is_pushed, push
-from nst_data.sources import Source, open_source
 from nst_data.store.store import Number, Store, Version
 from nst_train.device import this_process
 from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.suites import open_suite
 from nst_train.labeling.label import label, label_like
-from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, say_idle, trained_model
-from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SourceSettings
+from nst_train.recipe_checks import say_idle
+from nst_train.recipe_data import RecipeData
+from nst_train.recipe_sections import PushToSettings
 from nst_train.recipe_settings import GenerationSettings, Recipe
 from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
 from nst_train.training.train import train
@@ -65,20 +62,10 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     """
     progress = progress or on_this_terminal()
     say_idle(recipe, progress)
-    labeled, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=store.indexes)
-    test = _open("test", recipe.test, progress) if recipe.test else None
-    validation = _open("validation", recipe.validation, progress) if recipe.validation else None
-    evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
-    check_recipe(recipe, labeled, validation, test)
-    check_selection(recipe, store)
-    check_evaluations(recipe, store, evaluations, labeled)
-    teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
-    by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
-    held_out = [source for source in (labeled, validation, test) if source]
-    evaluated = _of_other_images([data for _, data in evaluations if isinstance(data, Source)], held_out)
+    data = RecipeData.open(recipe, store, progress)
     publish = _Publishing(recipe.name, recipe.push_to, store, progress)
-    labels = _Labels(recipe, store, pool, by, held_out, evaluated, publish, progress)
-    training = _Trainings(recipe, store, labeled, pool, validation, test, evaluations, publish, progress)
+    labels, training = _Labels(recipe, store, data, publish, progress), _Trainings(recipe, store, data, publish, progress)
+    teacher = data.teacher
 
     generations: list[Generation] = []
     edition, first_teacher = None, teacher
@@ -111,10 +98,7 @@ class _Labels:
 
     recipe: Recipe
     store: Store
-    pool: Source
-    by: str | None
-    held_out: list[Source]
-    evaluated: list[Source]  # beside these, images of `evaluate`
+    data: RecipeData
     publish: "_Publishing"
     progress: Progress
 
@@ -125,18 +109,18 @@ class _Labels:
         and at temperature 1, whatever those that students are trained on are.
         """
         settings, corpus = self.recipe.label, None
-        if before is None and self.by is not None:
-            corpus, before = self._selected(0, self.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
+        if before is None and self.data.by is not None:
+            corpus, before = self._selected(0, self.data.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
         if before is None or self.recipe.select.when == "every_generation":
             return self._selected(number, teacher, settings)
         run, progress = self._run, self.progress
-        again = label_like(self.store, before, teacher, self.pool, settings, generation=number, run=run, progress=progress)
+        again = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
         return corpus, self.publish(again)
 
     def _selected(self, number: int, model: str, settings: LabelSettings) -> tuple[Version, Version]:
         """The whole pool, labeled by a model, and the edition that is selected by these labels."""
         name, run, progress = self.recipe.name, self._run, self.progress
-        corpus = label(self.store, name, model, self.pool, settings, generation=number, run=run, progress=progress)
+        corpus = label(self.store, name, model, self.data.pool, settings, generation=number, run=run, progress=progress)
         self.publish(corpus)
         with this_process().main_process_first():
             edition = self._balanced(corpus)
@@ -153,11 +137,12 @@ class _Labels:
         were trained on it.
         """
         selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
-        earlier = balance_request(corpus, selection, self.held_out, self.pool).digest if self.evaluated else None
+        earlier = balance_request(corpus, selection, self.data.held_out, self.data.pool).digest if self.data.evaluated else None
         for version in self.store.versions(corpus.folder.parent.name):
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
+                others = ", ".join(source.location for source in self.data.evaluated)
                 self.progress.say(
-                    f"warning: {version.ref} was built without holding out {', '.join(source.location for source in self.evaluated)}, so "
+                    f"warning: {version.ref} was built without holding out {others}, so "
                     "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
                 )
                 return version
@@ -165,9 +150,9 @@ class _Labels:
             self.store,
             corpus,
             selection,
-            exclude=[*self.held_out, *self.evaluated],
+            exclude=[*self.data.held_out, *self.data.evaluated],
             edition=1,
-            pool=self.pool,
+            pool=self.data.pool,
             progress=self.progress,
             max_unreadable=self.recipe.run.max_unreadable,
         )
@@ -179,11 +164,7 @@ class _Trainings:
 
     recipe: Recipe
     store: Store
-    labeled: Source
-    pool: Source
-    validation: Source | None
-    test: Source | None
-    evaluations: list[tuple[EvaluationSettings, Path | Source]]
+    data: RecipeData
     publish: "_Publishing"
     progress: Progress
 
@@ -200,22 +181,22 @@ class _Trainings:
         return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
 
     def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None, whole: bool = True) -> Version:
-        pool, run = self.pool if edition and needs_pool(edition) else None, self.recipe.run
+        pool, run = self.data.pool if edition and needs_pool(edition) else None, self.recipe.run
         trained = train(
             self.store,
             name,
-            self.labeled,
+            self.data.labeled,
             training,
             edition=edition,
             pool=pool,
             generation=number,
             run=run,
             progress=self.progress,
-            validation=self.validation,
+            validation=self.data.validation,
         )
-        if self.test is not None:
-            measure(self.store, trained, self.test, "test", run, self.progress)
-        for settings, data in self.evaluations if whole else []:
+        if self.data.test is not None:
+            measure(self.store, trained, self.data.test, "test", run, self.progress)
+        for settings, data in self.data.evaluations if whole else []:
             reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
             for suite in settings.suite:
                 measure(self.store, trained, open_suite(suite, data, settings, reference), settings.recorded(suite), run, self.progress)
@@ -250,33 +231,3 @@ class _Publishing:
             reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__
             self.progress.say(f"warning: {version.ref} was not pushed: {reason}; the next run of this recipe tries again")
         return version
-
-
-def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
-    """Those that hold other images than the known ones and those before them."""
-    found = {source.images_fingerprint: source for source in sources}
-    return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
-
-
-def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
-    """A published suite's folder, or labeled images: the test images where it names none."""
-    if settings.data is None:
-        assert test is not None, "the recipe was checked"
-        return test
-    return Path(settings.data.source) if settings.of_published else _open("evaluate", settings.data, progress)
-
-
-def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
-    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
-    is_path = os.path.exists(settings.source) or HubReference.parse(settings.source) is None
-    beside = f"{role}: no {settings.source} next to the recipe"
-    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
-    try:
-        source = open_source(
-            settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
-        )
-    except NstError as error:
-        raise type(error)(f"{role}: {error}" if is_path else f"{beside}, and on the Hub: {error}") from None
-    if not is_path:
-        progress.say(f"{beside}; using Hub dataset {source.location}")
-    return source

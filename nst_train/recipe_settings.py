@@ -136,6 +136,9 @@ class Recipe(Settings):
     labeled: SourceSettings
     validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
     test: SourceSettings | None = None
+    holdout: float | None = Field(
+        None, gt=0, lt=1, description="Without `test`: this share of each class's labeled images is held out of training to test on."
+    )
     pool: SourceSettings
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
@@ -162,6 +165,17 @@ class Recipe(Settings):
         chain = [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
         last = first + len(chain)
         return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there are test images, of their own or held out."""
+        return self.test is not None or self.holdout is not None
+
+    @model_validator(mode="after")
+    def _is_tested_on_one_set(self) -> Self:
+        if self.test is not None and self.holdout is not None:
+            raise ValueError("`holdout` is for recipes without `test` images; remove one of them")
+        return self
 
     @model_validator(mode="after")
     def _has_a_student(self) -> Self:
@@ -243,16 +257,18 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _evaluation_has_images(self) -> Self:
-        if self.test is None and any(one.data is None for one in self.evaluate):
-            raise ValueError("`evaluate` uses the test images where it has no `data`; add a line `test: {source: ...}` or set `data`")
+        if not self.is_tested and any(one.data is None for one in self.evaluate):
+            raise ValueError(
+                "`evaluate` uses the test images where it has no `data`; add a line `test: {source: ...}` or `holdout: 0.2`, or set `data`"
+            )
         return self
 
     @model_validator(mode="after")
     def _results_have_names_of_their_own(self) -> Self:
         """One would be written over the other."""
-        names = ["test"] if self.test else []
+        names = ["test"] if self.is_tested else []
         for one in self.evaluate:
-            if self.test and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
+            if self.is_tested and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
                 raise ValueError(
                     "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"
                 )

@@ -182,13 +182,13 @@ def test_work_is_shown_in_lines_unless_it_is_silenced(tiny_store, capsys):
 
 
 def test_no_message_of_the_library_names_an_option_or_a_command():
-    """But for the cards, which show commands."""
+    """But for the cards and the recipes that are written, which show commands."""
     literals = re.compile(r"\"[^\"\n]*\"")
     files = [file for package in ("nst_data", "nst_train") for file in (ROOT / package).rglob("*.py") if file.parent.name != "cards"]
     said = [text for file in files for line in file.read_text().splitlines() if '"""' not in line for text in literals.findall(line)]
     assert len(said) > 1000
     named = [text for text in said if re.search(r"(?<![\w-])--[a-z]|`nst [a-z]+", text)]
-    assert sorted(word for text in named for word in re.findall(r"--[a-z-]+", text)) == ["--shm-size", "--sparse"]
+    assert sorted(word for text in named for word in re.findall(r"--[a-z-]+", text)) == ["--dry-run", "--shm-size", "--show-settings", "--sparse"]
 
 
 NOUNS = [

@@ -12,9 +12,9 @@ from nst_data.progress import Progress
 from nst_data.settings import BalanceSettings
 from nst_train.evaluation_settings import EvaluateSettings
 from nst_train.noise_settings import Noise, PseudoNoise
-from nst_train.noisy_student import _open
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_checks import say_idle
+from nst_train.recipe_data import _open
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
 from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
@@ -161,7 +161,7 @@ def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
 PARTS = {
     "teacher": "other@gen-1",
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
-    **{"seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
+    **{"holdout": 0.2, "seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
     "students": [NETWORK | {"name": "b"}],
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
 }
@@ -170,7 +170,8 @@ PARTS = {
 def test_each_key_of_a_recipe_is_known_here_and_reaches_it():
     assert Recipe.model_fields.keys() == PARTS.keys()
     for key, value in PARTS.items():
-        assert getattr(parsed(**{key: value}), key) != getattr(parsed(), key), key
+        also = {"test": None} if key == "holdout" else {}
+        assert getattr(parsed(**also, **{key: value}), key) != getattr(parsed(), key), key
     assert set(GenerationSettings.model_fields) == {*TRAINING, "finetune"} == {*TrainSettings.model_fields, "finetune"}
     assert set(EvaluationSettings.model_fields) == {*EvaluateSettings.model_fields, "data", "name"}
     assert set(StudentSettings.model_fields) == {*GenerationSettings.model_fields, "name"}

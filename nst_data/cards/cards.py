@@ -145,8 +145,8 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
 def _shown(role: str, made_from: Input, published: Published | None) -> str:
     """An input as markdown: its name, with a link where it is on the Hub."""
     name = public_name(made_from.ref) if published else made_from.ref
-    place = place_of(role, made_from, published)
-    return f"[{as_text(name)}]({place.url})" if place else as_text(name)
+    place, part = place_of(role, made_from, published), f" ({as_text(made_from.part)})" if made_from.part else ""
+    return (f"[{as_text(name)}]({place.url})" if place else as_text(name)) + part
 
 
 def _settings(values: Mapping[str, Any], published: Published | None, outer: str = "") -> Iterator[tuple[str, str]]:

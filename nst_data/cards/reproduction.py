@@ -42,7 +42,9 @@ def command(described: Described, published: Published | None = None) -> str:
         case _:
             verb, words = "balance", [sources["generation"], *sources.exclude]
     options = _options(request.spelled_out, with_pseudo, in_public=published is not None)
-    return _lines([*sources.pulls, _wrapped(["nst", verb, *words, *options])])
+    part = inputs.labeled.part if isinstance(inputs, TeacherInputs) and inputs.labeled else None
+    about = [f"# of the labeled images {' '.join(part.split())}, which a recipe holds out and `nst run` alone"] if part else []
+    return _lines([*about, *sources.pulls, _wrapped(["nst", verb, *words, *options])])
 
 
 def _columns(of_images: Input | None, of_labels: Input | None) -> list[str]:

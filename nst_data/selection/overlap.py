@@ -109,7 +109,7 @@ class HeldOut:
                 for line in source.remarks():
                     progress.say(line)
                 lost, rows, hashes = list[int](), source.rows(range(len(source))), np.zeros(len(source), HASH)
-                for row, (hashed, thumbnail) in enumerate(each_in_threads(lambda row: _looked_at(row, near), rows, threads)):
+                for row, (hashed, thumbnail) in enumerate(each_in_threads(lambda row: looked_at(row, near), rows, threads)):
                     task.advance(1)
                     lost += [row] if hashed is None or (near and thumbnail is None) else []
                     if hashed is not None:
@@ -188,13 +188,13 @@ def _candidates(labels: Iterable[pa.RecordBatch], held_out: HeldOut) -> pa.Table
 
 def _is_near(row: Row, hashed: str, perceptual_hash: int, held_out: HeldOut) -> bool | None:
     """None for an image that cannot be decoded, or whose bytes are not those that were labeled."""
-    found, thumbnail = _looked_at(row, True)
+    found, thumbnail = looked_at(row, True)
     if thumbnail is None or found != hashed:
         return None
     return held_out.show(Looks.of(thumbnail[None]), perceptual_hash)
 
 
-def _looked_at(row: Row, decoded: bool) -> tuple[str | None, NDArray[np.uint8] | None]:
+def looked_at(row: Row, decoded: bool) -> tuple[str | None, NDArray[np.uint8] | None]:
     """The hash of an image's bytes and its thumbnail, None for what cannot be had."""
     hashed = None
     with suppress(OSError, NstError):

@@ -1,0 +1,61 @@
+"""`nst init`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from nst_train.starting.writing import Beginning
+
+_SOURCE_HELP = "in place of PHOTOS/{}: a folder, parquet or tar files, owner/name on the Hub."
+
+
+def init(
+    photos: Annotated[
+        Path | None,
+        typer.Argument(metavar="PHOTOS", help="A folder with labeled/CLASS/, unlabeled/ and, if there are such images, test/CLASS/ in it."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RECIPE.yaml", help="Where the recipe goes; never overwritten.")] = Path(
+        "photos.yaml"
+    ),
+    labeled: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images, " + _SOURCE_HELP.format("labeled"))] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Unlabeled images, " + _SOURCE_HELP.format("unlabeled"))] = None,
+    test: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images to test on; else some are held out.")] = None,
+    validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The pretrained network: a timm name, local-dir:FOLDER, hf-hub:OWNER/NAME. Default: by device."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the recipe's versions are called; default: as its file.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Look at your images and write a recipe for them, with the reason of each value. Trains nothing, overwrites nothing."""
+    from nst_train.starting.writing import init as write
+
+    begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, model=model, name=name)
+    if json:
+        images = {role: len(getattr(begun.look, role)) for role in begun.look.named}
+        about = {"network": begun.network, "device": begun.device, "holdout": begun.look.holdout, "warnings": begun.warnings}
+        print_json({"recipe": str(begun.path), "images": images, "classes": len(begun.look.class_names)} | about)
+        return
+    _print(begun)
+
+
+def _print(begun: "Beginning") -> None:
+    import shlex
+
+    from nst_data.progress import as_text
+
+    look, recipe = begun.look, shlex.quote(str(begun.path))
+    each = f"{look.counts.min():,}" if look.counts.min() == look.counts.max() else f"{look.counts.min():,} to {look.counts.max():,}"
+    print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {each} each")
+    print(f"pool:     {len(look.pool):,} images")
+    held = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
+    print(f"test:     {f'{len(look.test):,} images' if look.test else held}")
+    print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
+    for line in begun.warnings:
+        print(f"warning:  {line}")
+    print(f"written:  {recipe}\nnext:     nst run {recipe} --dry-run   nst run {recipe}")

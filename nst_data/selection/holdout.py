@@ -1,0 +1,174 @@
+"""A share of the labeled images, held out to test on: by what the images hold, whatever their files are called and in whatever order."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.images import phash
+from nst_data.prefetch import each_in_threads
+from nst_data.progress import Progress, as_text
+from nst_data.selection.hash_index import HashIndex
+from nst_data.selection.overlap import LEAST_CONTRAST, Looks, looked_at
+from nst_data.sources import Source, labels_in
+from nst_data.sources.subset import Subset
+from nst_data.store.files import replacing
+
+_LOOKS_AT_ONCE = 4096
+
+
+def hold_out(
+    labeled: Source, share: float, seed: int, *, kept: Path | None = None, progress: Progress | None = None, threads: int | None = None
+) -> tuple[Source, Source]:
+    """Split labeled images in two: those to train on, and a share of each class to test on.
+
+    Copies and near-duplicates stay together. Which images are held out follows from their bytes, `share` and `seed` alone. A class with
+    fewer than two distinct images is not divided: it stays labeled, and so does an image whose copies are of several classes.
+
+    Args:
+        labeled: Images with their labels.
+        share: Of the images of each class, in (0, 1); one at least is held out where a class has two.
+        seed: Another one holds out others.
+        kept: A folder that keeps the answer, so that the images are not read again for it the next time.
+        progress: What a person sees of it.
+        threads: That read and decode; by default as many as suit this machine.
+
+    Returns:
+        (the images that stay labeled, the held-out ones).
+
+    Raises:
+        NstError: No image can be held out.
+    """
+    progress, labels, names = progress or Progress(), labels_in(labeled), labeled.class_names or []
+    about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
+    file = kept and kept / f"{hashlib.sha256(about.encode()).hexdigest()}.npy"
+    if file and file.exists():
+        rows = np.load(file)
+    else:
+        hashes, groups = _groups(labeled, progress, threads)
+        rows = held_out_rows(hashes, groups, labels, share, seed)
+        with suppress(OSError):  # a store that is only read
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(file) as out:
+                    np.lib.format.write_array(out, rows)
+    if not len(rows):
+        raise NstError(
+            f"{labeled.location}: `holdout` {share:g} finds no image to hold out: no class has two images that differ; "
+            "name test images with `test`, or remove `holdout`"
+        )
+    progress.say(f"{labeled.location}: {len(rows):,} of {len(labeled):,} labeled images are held out as test images")
+    images, held = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))
+    if whole := [as_text(name) for name, here, out in zip(names, images, held, strict=True) if here and not out]:
+        shown = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
+        classes = f"{len(whole):,} classes are" if len(whole) > 1 else "1 class is"
+        progress.say(f"{labeled.location}: {classes} not tested, having no two images that differ: {shown}")
+    stay = np.setdiff1d(np.arange(len(labeled)), rows)
+    which = f"holdout {share:g}, seed {seed}"
+    return Subset(labeled, stay, f"all but {which}"), Subset(labeled, rows, which)
+
+
+def held_out_rows(
+    hashes: Sequence[str], groups: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int
+) -> NDArray[np.int64]:
+    """The increasing numbers of the held-out rows.
+
+    `hashes` has the `image_hash` of each row, empty for one that cannot be decoded, which is left where it is; rows of one number in
+    `groups` show the same and stay together.
+    """
+    members: dict[int, list[int]] = {}
+    for row in np.flatnonzero(np.array([bool(hashed) for hashed in hashes], dtype=np.bool_)).tolist():
+        members.setdefault(int(groups[row]), []).append(row)
+    by_class: dict[int, list[list[int]]] = {}
+    for rows in members.values():
+        classes = {int(labels[row]) for row in rows}
+        if len(classes) == 1:
+            by_class.setdefault(classes.pop(), []).append(rows)
+    held = [row for label in sorted(by_class) for row in _of_class(by_class[label], hashes, share, seed)]
+    return np.array(sorted(held), dtype=np.int64)
+
+
+def _of_class(alike: list[list[int]], hashes: Sequence[str], share: float, seed: int) -> Iterator[int]:
+    """The rows of whole groups, drawn in a seeded order, up to the share."""
+
+    def order(rows: list[int]) -> bytes:
+        return hashlib.sha256(f"holdout {seed} {min(hashes[row] for row in rows)}".encode()).digest()
+
+    images, drawn, held = sum(map(len, alike)), sorted(alike, key=order), 0
+    most = max(1, math.floor(share * images + 0.5))
+    for rows in drawn:
+        if held + len(rows) <= most and held + len(rows) < images:
+            held += len(rows)
+            yield from rows
+    smallest = min(drawn, key=len)
+    if not held and 2 * len(smallest) <= images:  # each group is more than the share: some images are copied many times
+        yield from smallest
+
+
+def _groups(labeled: Source, progress: Progress, threads: int | None) -> tuple[list[str], NDArray[np.int64]]:
+    """The `image_hash` of each row, and a number that rows share whose images are equal or near-duplicates."""
+    hashes: list[str] = []
+    where: dict[str, int] = {}  # image_hash to its first row
+    thumbnails: list[NDArray[np.uint8]] = []
+    looks, phashes, rows = list[Looks](), list[NDArray[np.int64]](), list[int]()
+
+    def look() -> None:
+        stacked = np.stack(thumbnails)
+        looks.append(Looks.of(stacked))
+        phashes.append(phash(stacked))
+        thumbnails.clear()
+
+    with progress.task("hold out test images", len(labeled), "images") as task:
+        seen = each_in_threads(lambda row: looked_at(row, True), labeled.rows(range(len(labeled))), threads)
+        for row, (hashed, thumbnail) in enumerate(seen):
+            task.advance(1)
+            hashes.append(hashed if hashed and thumbnail is not None else "")
+            if thumbnail is not None and hashes[row] not in where:
+                where[hashes[row]] = row
+                rows.append(row)
+                thumbnails.append(thumbnail)
+                if len(thumbnails) == _LOOKS_AT_ONCE:
+                    look()
+        if thumbnails:
+            look()
+    groups = np.array([where.get(hashed, row) for row, hashed in enumerate(hashes)], dtype=np.int64)
+    if rows:
+        columns = [np.concatenate(column) for column in zip(*looks, strict=True)]
+        roots = _joined(len(rows), _near_pairs(Looks(*columns), np.concatenate(phashes)))
+        of_first = dict(zip(rows, (rows[root] for root in roots), strict=True))
+        groups = np.array([of_first.get(first, first) for first in groups.tolist()], dtype=np.int64)
+    return hashes, groups
+
+
+def _near_pairs(looks: Looks, phashes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Pairs of images that show the same; plain ones have nothing to compare."""
+    clear = np.flatnonzero(looks.contrasts >= LEAST_CONTRAST)
+    index = HashIndex(phashes[clear])
+    for at in clear.tolist():
+        near = clear[index.near(int(phashes[at]))]
+        near = near[near > at]
+        for start in range(0, len(near), _LOOKS_AT_ONCE):
+            piece = near[start : start + _LOOKS_AT_ONCE]
+            for other in piece[looks.taken(piece).resemble(looks.taken(slice(at, at + 1)))].tolist():
+                yield at, other
+
+
+def _joined(images: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """For each image the first of those that it is connected with."""
+    root = list(range(images))
+
+    def find(image: int) -> int:
+        while root[image] != image:
+            root[image] = root[root[image]]
+            image = root[image]
+        return image
+
+    for one, other in pairs:
+        first, second = sorted((find(one), find(other)))
+        root[second] = first
+    return [find(image) for image in range(images)]

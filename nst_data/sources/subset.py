@@ -1,0 +1,80 @@
+"""Some of the images of a source, in its order: a source of their own."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.sources.source import Row, Source, Wanted
+from nst_data.store.inputs import Input
+
+
+class Subset(Source):
+    """The `rows` of another source, given by increasing numbers; `part` says which these are, in a phrase for a person.
+
+    All classes of the other one stay classes here, whichever images are left.
+    """
+
+    def __init__(self, whole: Source, rows: NDArray[np.int64], part: str) -> None:
+        super().__init__(whole.location)
+        self._whole, self._rows, self._part = whole, rows, part
+        self.labels = None if whole.labels is None else whole.labels[rows]
+        self.class_names, self.empty_classes = whole.class_names, whole.empty_classes
+        self.revision, self.skipped = whole.revision, whole.skipped
+        self.image_column, self.label_column = whole.image_column, whole.label_column
+        self._listing = whole._listing
+        self._pins = (*whole._pins, hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, row: int) -> str:
+        """As in the whole source."""
+        return self._whole.key(int(self._rows[row]))
+
+    def read(self, row: int) -> bytes:
+        """As in the whole source."""
+        return self._whole.read(int(self._rows[row]))
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted rows, by their numbers here."""
+        numbers = np.asarray(wanted, dtype=np.int64)
+        for number, row in zip(numbers.tolist(), self._whole.rows(self._rows[numbers]), strict=True):
+            yield replace(row, id=number)
+
+    def copy_of_images(self) -> str:
+        """As of the whole source."""
+        return self._whole.copy_of_images()
+
+    def slow_reads(self) -> str:
+        """As of the whole source."""
+        return self._whole.slow_reads()
+
+    def remarks(self) -> list[str]:
+        """As of the whole source."""
+        return self._whole.remarks()
+
+    @property
+    def rows_per_file(self) -> int | None:
+        """As of the whole source."""
+        return self._whole.rows_per_file
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """By the number of the files here, which are fewer where each is an image."""
+        if self.rows_per_file == 1:
+            return files
+        return np.flatnonzero(np.isin(self._rows, self._whole.rows_of_files(files)))
+
+    @property
+    def lineage(self) -> Input:
+        """With the part that it is."""
+        return super().lineage.model_copy(update={"part": self._part})
+
+    def _paths(self) -> Iterator[str]:
+        if self.rows_per_file != 1:
+            yield from self._whole.files()
+            return
+        chosen = set(self._rows.tolist())
+        yield from (path for number, path in enumerate(self._whole.files()) if number in chosen)

@@ -1,0 +1,82 @@
+"""The sources of a recipe, opened, and all that would stop a later generation checked before the first."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from nst_data.errors import NstError
+from nst_data.hub.reference import HubReference
+from nst_data.progress import Progress
+from nst_data.selection.holdout import hold_out
+from nst_data.sources import Source, open_source
+from nst_data.store.store import Store
+from nst_train.device import this_process
+from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, trained_model
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import Recipe
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """What a recipe works on. With `holdout`, `labeled` and `test` are two parts of one source."""
+
+    labeled: Source
+    pool: Source
+    test: Source | None
+    validation: Source | None
+    evaluations: list[tuple[EvaluationSettings, Path | Source]]
+    teacher: str | None  # a trained model in place of generation 0, with its version
+    by: str | None  # a model that selects, with its version
+    held_out: list[Source]  # no image of these is trained on with a pseudo-label,
+    evaluated: list[Source]  # nor of these, which `evaluate` names beside them
+
+    @classmethod
+    def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
+        """Raises NstError for a source that is not there, and for what would stop a later generation. Without `writes` the store stays."""
+        indexes, kept = (store.indexes, store.root / "runs" / "holdout") if writes else (None, None)
+        whole, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=indexes)
+        labeled, test = whole, _open("test", recipe.test, progress) if recipe.test else None
+        if recipe.holdout:
+            with this_process().main_process_first():
+                labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, progress=progress)
+        validation = _open("validation", recipe.validation, progress) if recipe.validation else None
+        evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
+        check_recipe(recipe, labeled, validation, test)
+        check_selection(recipe, store)
+        check_evaluations(recipe, store, evaluations, labeled)
+        teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
+        by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
+        held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
+        others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
+        return cls(labeled, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
+
+
+def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:
+    """Those that hold other images than the known ones and those before them."""
+    found = {source.images_fingerprint: source for source in sources}
+    return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
+
+
+def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
+    """A published suite's folder, or labeled images: the test images where it names none."""
+    if settings.data is None:
+        assert test is not None, "the recipe was checked"
+        return test
+    return Path(settings.data.source) if settings.of_published else _open("evaluate", settings.data, progress)
+
+
+def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
+    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
+    is_path = os.path.exists(settings.source) or HubReference.parse(settings.source) is None
+    beside = f"{role}: no {settings.source} next to the recipe"
+    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
+    try:
+        source = open_source(
+            settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
+        )
+    except NstError as error:
+        raise type(error)(f"{role}: {error}" if is_path else f"{beside}, and on the Hub: {error}") from None
+    if not is_path:
+        progress.say(f"{beside}; using Hub dataset {source.location}")
+    return source

@@ -1,0 +1,159 @@
+"""The settings that suit some images and a machine: every number that `nst init` writes is decided here, with its reason."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_train.presets import PRESETS
+from nst_train.starting.looking import TINY_PX
+
+# Both are EfficientNets with batch-norm, the kind that the settings were measured on, under Apache-2.0 and with safetensors on the Hub.
+CPU_NETWORK = "tf_efficientnet_lite0.in1k"  # 4.7 million weights, no squeeze-excite: the fastest of them on CPUs
+GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million; made for fast training, knows ImageNet-21k: 84% top-1
+MEASURED_BATCH = 16
+_CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
+_STEP_PX = 32  # sides that networks of this kind divide evenly
+_TRANSFORMER = re.compile(r"(^|_)(vit|deit|deit3|beit|beitv2|eva|eva02|cait|dinov2|dinov3|siglip)(_|$)")
+_WAIT_SECONDS = 4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides settings of a network; `side_px` is None where its own is not known before it is loaded."""
+
+    side_px: int | None
+    test_px: int | None
+    is_fixed: bool  # takes images of its own size alone
+    is_transformer: bool
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The settings of a student that depend on images and machine; None leaves the network's own size."""
+
+    image_size: int | None
+    test_size: int | None
+    steps: int
+    batch_size: int
+    ratio: int
+
+
+def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
+    """Sizes, steps and batch for so many labeled images whose shorter side is `side_px` (0: not known).
+
+    Measured (benchmarks/results/image_folder.md): 200 labeled photographs on a CPU, EfficientNet-Lite0: 160 px, 130 steps of 16 + 48. From
+    there: steps grow with the root of the labels, since more labels carry more steps and each student also sees more of the pool; a batch
+    is never more than there are labeled images. A GPU takes some 20 times the images a second: four times the steps of twice the batch, at
+    the network's own size; AdamW's rate then grows with the root of the batch.
+    """
+    batch = min(2 * MEASURED_BATCH if on_gpu else MEASURED_BATCH, max(1, labeled))
+    least = 520 if on_gpu else 130
+    steps = min(20 * least, max(least, 10 * round(least / 10 * math.sqrt(labeled / 200))))
+    return Numbers(*_sides(side_px, facts, on_gpu), steps, batch, 3)
+
+
+def _sides(side_px: int, facts: Facts, on_gpu: bool) -> tuple[int | None, int | None]:
+    """Side in training and, some 1.2 times that, in testing (FixRes): random crops enlarge what they show."""
+    if facts.side_px is None or facts.is_fixed:
+        return None, None
+    if side_px and side_px < TINY_PX:
+        side = min(_TINY_SIDE_PX, facts.side_px)
+    elif on_gpu:
+        return None, (facts.test_px if facts.test_px != facts.side_px else None)
+    else:
+        side = min(_CPU_SIDE_PX, facts.side_px)
+    return side, max(side, _STEP_PX * round(1.2 * side / _STEP_PX))
+
+
+def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
+    """Which pseudo-labels to take: of a pool of the labeled images' own kind all, as measured; else of each class the surest."""
+    return {"min_confidence": 0, "per_class": "none"} if is_of_a_kind else {"min_confidence": 0.3, "per_class": max(1, pool // classes)}
+
+
+def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
+    """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
+    sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
+    preset = "pretrained-vit" if facts.is_transformer else "pretrained"
+    rate = PRESETS[preset].values["learning_rate"] * math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
+    counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
+    return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if chosen.batch_size > MEASURED_BATCH else {})
+
+
+def of_machine(on_gpu: bool) -> dict[str, Any]:
+    """Settings of a training that suit the machine and change only rounding."""
+    return {"channels_last": True}
+
+
+def workers(cores: int, on_gpu: bool) -> int:
+    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images."""
+    return max(1, min(12, cores - 1)) if on_gpu else max(1, min(2, cores))
+
+
+def facts_of(model: str) -> Facts:
+    """What is known of a network without its weights. Raises UsageError or NstError for one that does not exist."""
+    import timm
+
+    from nst_train.networks.model_config import is_of_timm, read_config
+    from nst_train.networks.models import check_name
+    from nst_train.networks.weights import FOLDER
+
+    check_name(model)
+    if model.startswith(FOLDER):
+        config = read_config(model, Path(model.removeprefix(FOLDER)))
+        stored = config.get("pretrained_cfg", config)
+        if not is_of_timm(config) or not isinstance(stored, dict):
+            return Facts(None, None, True, False)
+        size, tested, name = stored.get("input_size"), stored.get("test_input_size"), str(config.get("architecture"))
+        fixed = bool(stored.get("fixed_input_size"))
+    elif "/" in model:
+        return Facts(None, None, True, False)
+    else:
+        known = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
+        size, tested, fixed, name = known.input_size, known.test_input_size, known.fixed_input_size, model
+    sides = [int(one[-1]) if isinstance(one, list | tuple) else None for one in (size, tested)]
+    return Facts(sides[0], sides[1], fixed, bool(_TRANSFORMER.search(name.partition(".")[0])))
+
+
+def why_not_there(model: str) -> str:
+    """Why the published weights of a network can be had neither from the cache nor, asked once and briefly, from the Hub; or nothing."""
+    import timm
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.constants import is_offline_mode
+
+    from nst_train.networks.weights import CONFIG, FOLDER, WEIGHTS, repository_of
+
+    if model.startswith(FOLDER):
+        return ""
+    revision = None
+    if "/" in model:
+        reference = repository_of(model)
+        repo, revision, file = reference.repo, reference.revision, CONFIG
+    else:
+        config = timm.models.get_pretrained_cfg(model)
+        if config is None or not config.hf_hub_id:
+            return "timm publishes none"
+        repo, file = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}", WEIGHTS
+    if isinstance(try_to_load_from_cache(repo, file, revision=revision), str):
+        return ""
+    if is_offline_mode():
+        return "they are not in the cache, and HF_HUB_OFFLINE is set"
+    try:
+        HfApi().model_info(repo, revision=revision, timeout=_WAIT_SECONDS)
+    except Exception as error:  # whatever the client raises: there is no answer
+        return f"they are not in the cache, and the Hub does not answer ({type(error).__name__})"
+    return ""
+
+
+def check_is_there(model: str, is_chosen: bool) -> str:
+    """A warning where a network that the user named has no weights here. Raises NstError for the one that would be chosen."""
+    if not (why := why_not_there(model)):
+        return ""
+    if is_chosen:
+        raise NstError(
+            f"{model}: the weights of the default network cannot be had: {why}; name another network with `model`, such as "
+            "local-dir:FOLDER (config.json and model.safetensors of timm or transformers), or this one to fetch it later"
+        )
+    return f"{model}: its weights cannot be had now: {why}; they must be there when the recipe runs"

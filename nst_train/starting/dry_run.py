@@ -1,0 +1,207 @@
+"""What `nst run` would do, with how many images and steps, how long and on how much disk. Writes nothing."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.cards.published import public_name
+from nst_data.errors import NstError
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.settings import default_top_k
+from nst_data.store.manifest import Kind
+from nst_data.store.store import Number, Store
+from nst_train.recipe_data import RecipeData
+from nst_train.recipe_settings import GenerationSettings, Network, Recipe
+from nst_train.settings import TrainSettings
+from nst_train.starting.choosing import why_not_there
+from nst_train.starting.timing import Speed, speed_of
+from nst_train.training.schedule import Schedule
+
+_ROW_BYTES = 100  # key, hashes and numbers of a label
+_CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
+
+State = Literal["done", "begun", "to do", "differs"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One version that a recipe makes. None where it is not known; `seconds` and `bytes_on_disk` are of what is left to do."""
+
+    ref: str
+    what: str
+    state: State
+    images: int
+    steps: int | None
+    seconds: float | None
+    bytes_on_disk: int | None
+    bytes_of_work: int = 0  # beside, until it is done
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All stages in order, and the room there is."""
+
+    stages: list[Stage]
+    free_bytes: int
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all that is left; None where a part is not known."""
+        left = [one.seconds for one in self.stages if one.state != "done"]
+        return None if None in left else sum(one for one in left if one is not None)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Of all that is left, as far as it is known, with the work of the largest."""
+        left = [one for one in self.stages if one.state != "done"]
+        return sum(one.bytes_on_disk or 0 for one in left) + max((one.bytes_of_work for one in left), default=0)
+
+
+@with_checked_arguments
+def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -> Estimate:
+    """Say what `self_training` would do with a recipe. Times are of a few steps on this machine, now; nothing is written.
+
+    Args:
+        store: Where versions that are there are found.
+        recipe: The whole loop.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        A `Stage` for each version, in order.
+
+    Raises:
+        NstError: A source, a setting or a model is refused, as by the run itself.
+    """
+    progress = progress or on_this_terminal()
+    data = RecipeData.open(recipe, store, progress, writes=False)
+    return Estimate(list(_Stages(store, recipe, data, progress).all()), _free(store.root))
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+@dataclass
+class _Stages:
+    store: Store
+    recipe: Recipe
+    data: RecipeData
+    progress: Progress
+    _speeds: dict[str, Speed | None] = field(default_factory=dict)
+    _teacher: tuple[TrainSettings, int] | None = None  # of what was trained last, with the images of a step
+    _said: set[str] = field(default_factory=set)
+
+    def all(self) -> Iterator[Stage]:
+        """Every version of the recipe, in the order in which they are made."""
+        is_taught, is_selected = self.data.teacher is not None, False
+        for number, of_generation in groupby(self.recipe.networks, lambda network: network.generation):
+            networks = list(of_generation)
+            if is_taught:
+                yield from self._labels(number, is_selected)
+                is_selected = True
+            for network in networks:
+                yield from self._trainings(network, network.name_in(self.recipe.name), number, is_taught)
+            is_taught = True
+        for network in networks if self.recipe.control else []:
+            yield from self._trainings(network, network.name_in(self.recipe.name, "control"), 0, with_pseudo=False)
+
+    def _labels(self, number: int, is_selected: bool) -> Iterator[Stage]:
+        """The pool's labels and what is selected by them; only the selected images again with `when: once`."""
+        pool, select, classes = len(self.data.pool), self.recipe.select, len(self.data.labeled.class_names or [])
+        rows = min(pool, self.recipe.label.limit or pool)
+        chosen = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
+        if select.by and not is_selected:  # whose speed is not known
+            yield self._of_labels("generation", Number(0), "label the pool", rows, is_timed=False)
+            yield self._of_labels("edition", Number(0, 1), "select", chosen)
+        if select.when == "once" and (is_selected or select.by):
+            yield self._of_labels("edition", Number(number, 1), "label again", chosen)
+            return
+        yield self._of_labels("generation", Number(number), "label the pool", rows)
+        yield self._of_labels("edition", Number(number, 1), "select", chosen)
+
+    def _of_labels(self, kind: Kind, number: Number, what: str, images: int, is_timed: bool = True) -> Stage:
+        classes = len(self.data.labeled.class_names or [])
+        top_k = self.recipe.label.top_k or default_top_k(classes)
+        bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
+        ref, state, seconds = f"{self.recipe.name}@{number}", self._state_of(kind, self.recipe.name, number), None
+        if state == "done":
+            return Stage(ref, what, state, images, None, 0.0, 0)
+        if what == "select":
+            seconds = 0.0
+        elif is_timed and self._teacher and (speed := self._speed_of(*self._teacher)):
+            seconds = images * speed.seconds_a_label
+        return Stage(ref, what, state, images, None, seconds, bytes_on_disk)
+
+    def _trainings(self, network: Network, name: str, number: int, with_pseudo: bool) -> Iterator[Stage]:
+        settings: GenerationSettings = network.settings
+        if settings.finetune is None:
+            yield self._training(settings.first, name, number, with_pseudo)
+            return
+        yield self._training(settings.first, f"{name}-before-finetuning", number, with_pseudo)
+        yield self._training(settings.finetune, name, number, with_pseudo=False)
+
+    def _training(self, settings: TrainSettings, name: str, number: int, with_pseudo: bool) -> Stage:
+        labeled, per_step = len(self.data.labeled), settings.batch_size
+        if with_pseudo:
+            per_step = (0 if settings.pseudo_only else per_step) + settings.batch_size * settings.ratio
+        self._teacher = settings, per_step
+        steps = None if settings.probe else Schedule.of(settings, labeled).steps
+        asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
+        asked = asked if self.data.validation and not settings.probe else asked.without_validation()
+        ref, state = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked)
+        what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
+        if state == "done":
+            return Stage(ref, what, state, labeled, steps, 0.0, 0)
+        if (speed := self._speed_of(settings, per_step)) is None:
+            return Stage(ref, what, state, labeled, steps, None, None)
+        weights, tested = 4 * speed.parameters, len(self.data.test or []) * speed.seconds_a_label
+        if steps is None:
+            features = labeled * (4 * speed.features + _ROW_BYTES)
+            return Stage(ref, what, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features)
+        seconds = tested + (steps - self._steps_done(name, number)) * speed.seconds_a_step
+        work = (self.recipe.run.keep_checkpoints + 1) * _CHECKPOINT_COPIES * weights
+        return Stage(ref, what, state, labeled, steps, seconds, weights, work)
+
+    def _speed_of(self, settings: TrainSettings, per_step: int) -> Speed | None:
+        """Timed once for equal settings; None where the network cannot be made here, which is said once."""
+        if settings.pretrained and (why := why_not_there(settings.model)):
+            self._say(f"{settings.model}: its weights cannot be had now: {why}; the run will need them")
+        key = f"{settings.model_dump_json(exclude={'seed', 'steps', 'epochs', 'start', 'pretrained'})} {per_step}"
+        if key not in self._speeds:
+            try:
+                self._speeds[key] = speed_of(settings, self.data.labeled, self.data.pool, per_step, self.recipe.label, self.recipe.run)
+            except NstError as error:
+                self._speeds[key] = None
+                self._say(f"{settings.model}: not timed: {error}")
+        return self._speeds[key]
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.progress.say(line)
+
+    def _steps_done(self, name: str, number: int) -> int:
+        """Of a training under way, by its last checkpoint."""
+        step = self.store.how_far(f"{name}@{Number(number)}").removeprefix("step ").replace(",", "")
+        return int(step) if step.isdigit() else 0
+
+    def _state_of(self, kind: Kind, name: str, number: Number, asked: TrainSettings | None = None) -> State:
+        """Whether a version is there: of these settings (but for where its weights come from) and images, or of others."""
+        for version in self.store.versions(name):
+            if version.number == number and version.is_readable and version.manifest.kind == kind:
+                return "done" if self._is_asked(version.manifest.request, asked) else "differs"
+        return "begun" if f"{name}@{number}" in self.store.unfinished() else "to do"
+
+    def _is_asked(self, request: object, asked: TrainSettings | None) -> bool:
+        inputs = request.inputs.by_role  # type: ignore[attr-defined]
+        if asked is None:
+            return "pool" not in inputs or inputs["pool"].digest == self.data.pool.fingerprint
+        there, wanted = dict(request.settings), asked.for_request()  # type: ignore[attr-defined]
+        same = all(there.get(key) == value for key, value in wanted.items() if key != "start")
+        return same and inputs["labeled"].digest == self.data.labeled.fingerprint

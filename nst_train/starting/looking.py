@@ -1,0 +1,197 @@
+"""What a user has: sources by their role, images of each class, sizes, and what of it will hurt. Decodes nothing."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError, UsageError
+from nst_data.images import upright_size
+from nst_data.progress import as_text
+from nst_data.sources import Source, check_trainable, labels_in, match_classes, open_source
+
+FOLDERS = {  # as people call them; the first one is what messages name
+    "labeled": ("labeled", "labelled", "train", "training"),
+    "pool": ("unlabeled", "unlabelled", "pool"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val"),
+}
+_FILES = (".parquet", ".tar", ".txt")
+HOLDOUT = 0.2
+_SAMPLED = 64  # images of a source whose headers are read
+TINY_PX = 80  # shorter sides below it are enlarged a lot for a network of photographs
+_UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 100, 50
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is. `named` has where each role's source is, as the user named it or as it was found."""
+
+    named: dict[str, str]
+    labeled: Source
+    pool: Source
+    test: Source | None
+    validation: Source | None
+    counts: NDArray[np.int64]  # labeled images of each class
+    sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
+    unread: int  # of the sampled images
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the labeled images."""
+        return self.labeled.class_names or []
+
+    @property
+    def holdout(self) -> float | None:
+        """The share to hold out where there is no test set, and a class has two images."""
+        return HOLDOUT if self.test is None and int(self.counts.max()) > 1 else None
+
+    @property
+    def trained_on(self) -> int:
+        """Labeled images that are left for training; near-duplicates may make it a few more."""
+        if self.holdout is None:
+            return len(self.labeled)
+        held = np.where(self.counts > 1, np.maximum(1, np.floor(self.holdout * self.counts + 0.5)), 0)
+        return len(self.labeled) - int(held.sum())
+
+    @property
+    def side_px(self) -> int:
+        """The median shorter side; 0 where no sampled image could be read."""
+        return int(np.median(self.sides_px)) if len(self.sides_px) else 0
+
+
+def look_at(photos: Path | str | None, **named: str | None) -> Look:
+    """Open what lies in a folder with labeled/, unlabeled/, test/ and validation/ in it, or what is named by its role.
+
+    Raises UsageError or NstError in one line for what cannot make a recipe.
+    """
+    found = {role: where for role, where in named.items() if where is not None}
+    if photos is not None:
+        found = _found_in(Path(photos), set(found)) | found
+    _check_there(photos, found)
+    _check_apart(found)
+    opened = {role: _opened(role, where) for role, where in found.items()}
+    labeled, pool = opened["labeled"], opened["pool"]
+    check_trainable(labeled)
+    for role in ("test", "validation"):
+        if role in opened:
+            match_classes(opened[role].class_names or [], labeled.class_names or [], opened[role].location, subset=True)
+    counts = np.bincount(labels_in(labeled), minlength=len(labeled.class_names or []))
+    sides = [side for source in (labeled, pool) for side in _sides_px(source)]
+    read = np.array([side for side in sides if side], dtype=np.int64)
+    test, validation = opened.get("test"), opened.get("validation")
+    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read))
+
+
+def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
+    if not photos.is_dir():
+        raise UsageError(f"{photos}: no such folder; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
+    there = sorted(one for one in photos.iterdir() if not one.name.startswith(".") and (one.is_dir() or one.suffix.lower() in _FILES))
+    found = {}
+    for role in FOLDERS.keys() - known:
+        names = FOLDERS[role]
+        fitting = [one for one in there if (one.name if one.is_dir() else one.stem).lower() in names]
+        if len(fitting) > 1:
+            raise UsageError(f"{photos}: {fitting[0].name} and {fitting[1].name} may both be the {role} images; name one with `{role}`")
+        if fitting:
+            found[role] = str(fitting[0])
+    return found
+
+
+def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
+    """Raises UsageError where there are no labeled images or no pool, with what is there."""
+    if photos is None and (missing := [f"`{role}`" for role in ("labeled", "pool") if role not in found]):
+        raise UsageError(f"{' and '.join(missing)}: missing; give a folder with labeled/ and unlabeled/ in it, or name both sources")
+    for role in ("labeled", "pool"):
+        if role not in found:
+            there = sorted(as_text(one.name) for one in Path(str(photos)).iterdir() if not one.name.startswith("."))
+            shown = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
+            without = "; without a pool there is nothing to learn from: a single training makes a classifier" if role == "pool" else ""
+            raise UsageError(
+                f"{photos}: expected a folder {FOLDERS[role][0]} in it, found {shown or 'nothing'}; name them with `{role}`{without}"
+            )
+
+
+def _check_apart(found: dict[str, str]) -> None:
+    """Raises NstError for images inside the labeled folder, whose folders are classes, and for one source in two roles."""
+    paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
+    for role in paths.keys() - {"labeled"}:
+        labeled = paths.get("labeled")
+        if labeled is None:
+            continue
+        if paths[role] == labeled:
+            raise UsageError(f"{found[role]}: given as `labeled` and as `{role}`; expected two sources")
+        if labeled.is_dir() and labeled in paths[role].parents:
+            raise NstError(
+                f"{found[role]}: lies inside the labeled folder {found['labeled']}, where each folder is a class; move it out of there"
+            )
+
+
+def _opened(role: str, where: str) -> Source:
+    try:
+        return open_source(where, labeled=role != "pool")
+    except NstError as error:
+        raise type(error)(f"{role}: {error}") from None
+
+
+def _sides_px(source: Source) -> Iterator[int]:
+    """The shorter side of some images, evenly spread, from their headers; 0 for one that cannot be read."""
+    for row in source.rows(np.unique(np.linspace(0, len(source) - 1, min(_SAMPLED, len(source))).astype(np.int64))):
+        try:
+            yield min(upright_size(row.read()))
+        except (OSError, NstError):
+            yield 0
+
+
+def warnings(look: Look) -> list[str]:
+    """What will hurt, a line each."""
+    return [*_of_labels(look), *_of_pool(look), *_of_images(look)]
+
+
+def _of_labels(look: Look) -> Iterator[str]:
+    counts, names = look.counts, look.class_names
+    if few := [as_text(name) for name, images in zip(names, counts, strict=True) if images < 3]:
+        shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
+        yield f"{len(few):,} of {len(names):,} classes have one or two labeled images ({shown}): label some more of these first"
+    if look.labeled.empty_classes:
+        yield f"{len(look.labeled.empty_classes):,} class folders have no images, and are no classes"
+    there = counts[counts > 0]
+    if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
+        least, most = as_text(names[int(counts.argmin())]), as_text(names[int(counts.argmax())])
+        yield (
+            f"labels are unbalanced: {counts.max():,} of {most}, {counts.min():,} of {least}: "
+            "`class_weights: balanced` in the generations makes classes count alike"
+        )
+    if look.test is None and look.holdout is None:
+        yield "there are no test images, and no class has two images of which one could be held out: nothing will be measured"
+    elif look.test is None:
+        alone = int((counts == 1).sum())
+        also = f"; {alone:,} classes with one image keep it and are not tested" if alone else ""
+        yield f"there are no test images: {len(look.labeled) - look.trained_on:,} of the labeled ones are held out{also}"
+    tested = len(look.test) if look.test else len(look.labeled) - look.trained_on
+    if 0 < tested < _FEW_TESTED:
+        yield f"{tested:,} test images tell networks apart only where they differ by {200 * (0.2 / tested) ** 0.5:.0f} points or more"
+
+
+def _of_pool(look: Look) -> Iterator[str]:
+    if len(look.pool) < len(look.labeled):
+        yield f"the pool has {len(look.pool):,} images, fewer than the {len(look.labeled):,} labeled ones: it can teach little"
+    places = {role: Path(where).resolve() for role, where in look.named.items() if os.path.isdir(where)}
+    for role in ("labeled", "test", "validation"):
+        if "pool" in places and role in places and places["pool"] in places[role].parents:
+            yield f"the pool contains the {role} images: students are not trained on them, but they are labeled, which takes time"
+
+
+def _of_images(look: Look) -> Iterator[str]:
+    if 0 < look.side_px < TINY_PX:
+        yield f"the images are tiny ({look.side_px} px): they are enlarged for a network that was trained on photographs"
+    if look.unread:
+        yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: they will be skipped"
+
+
+def few_times(look: Look) -> bool:
+    """Whether the pool is small enough to be of the labeled images' own kind: nobody collects so many times as many by hand."""
+    return len(look.pool) <= _MANY_TIMES * len(look.labeled)

@@ -1,0 +1,112 @@
+"""How long a training step and the labeling of an image take on this machine: a few of each, timed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from nst_data.errors import NstError
+from nst_data.prefetch import cpus_of_this_process
+from nst_data.sources import Source, labels_in
+from nst_train.batches.batches import LabeledImages, TrainingBatch, training_batches
+from nst_train.classifiers.inference import batches_of, choose_computation, predict
+from nst_train.classifiers.teachers import Classifier, Teacher
+from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
+from nst_train.settings import LabelSettings, Noise, RunSettings, TrainSettings
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import make_step
+from nst_train.transforms.noise import training_transforms
+from nst_train.transforms.preprocessing import TimmPreprocessing
+
+_CPU_IMAGES, _GPU_IMAGES = 32, 512  # in a timed step at most; a larger one is counted in proportion
+_PREPARED = 8  # images that are read and augmented
+_MOST_SECONDS, _MOST_TIMES = 6.0, 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one network with its settings on this machine."""
+
+    parameters: int
+    features: int  # about as many as a probe's network makes of an image
+    seconds_a_step: float
+    seconds_a_label: float  # in evaluation and labeling, of one image
+
+
+def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int, label: LabelSettings, run: RunSettings) -> Speed:
+    """Time a network of random weights on a step of so many random images, and on some of the pool's.
+
+    Raises NstError for a network that cannot be made without its weights, such as one of the Hub.
+    """
+    classes = len(labeled.class_names or [])
+    bare = settings.model_copy(update={"pretrained": False, "start": None, "accumulate": 1, "pseudo_only": False, "class_weights": None})
+    with torch.random.fork_rng(devices=[]):
+        network = create_network(bare.model_copy(update={"noise": Noise.none()} if settings.probe else {}), classes)
+        parameters = count_parameters(network)
+        a_label = _seconds_a_label(network, bare, labeled.class_names or [], pool, label, run)
+        a_step = 0.0 if settings.probe else _seconds_a_step(network, bare, labeled, images, run)
+    return Speed(parameters, getattr(network, "num_features", 0), a_step, a_label)
+
+
+def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source, images: int, run: RunSettings) -> float:
+    """The network's time and that of preparing images, which workers do meanwhile on the cores that are left."""
+    on_cpu = this_device().type == "cpu"
+    at_once = max(2, min(images, _CPU_IMAGES if on_cpu else _GPU_IMAGES))
+    data_config = data_config_of(network, settings)
+    side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
+    whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
+    set_threads(threads)
+    classes = len(labeled.class_names or [])
+    step = make_step(network, whole, Schedule.of(whole, len(labeled)), data_config, classes)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
+    numbers = iter(range(10**6))
+    compute = _timed(lambda: step(next(numbers), batch)[0].sum().item()) * images / at_once
+    set_threads(DEFAULT_THREADS)
+    prepare = images * _seconds_to_prepare(settings, labeled, data_config)
+    if not run.workers:
+        return compute + prepare
+    cores = cpus_of_this_process()
+    busy = (compute * min(threads, cores) + prepare) / cores if on_cpu else prepare / cores
+    return max(compute, prepare / run.workers, busy)
+
+
+def _seconds_to_prepare(settings: TrainSettings, labeled: Source, data_config: dict[str, object]) -> float:
+    """To read, decode and augment one image, in one process; 0 where these cannot be read."""
+    rows = np.arange(len(labeled))
+    few = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
+    images = LabeledImages(labeled, rows, labels_in(labeled))
+    began = time.perf_counter()
+    try:
+        next(training_batches(few, images, None, training_transforms(few, data_config), range(1), 0))
+    except NstError:
+        return 0.0
+    return (time.perf_counter() - began) / few.batch_size
+
+
+def _seconds_a_label(
+    network: nn.Module, settings: TrainSettings, class_names: list[str], pool: Source, label: LabelSettings, run: RunSettings
+) -> float:
+    """Per image, from its bytes to its probabilities, over all cores."""
+    preprocessing = TimmPreprocessing.of(evaluation_data_config_of(network, settings))
+    teacher = Teacher.of(Classifier(network.eval(), preprocessing, class_names))
+    computation = choose_computation(teacher, label.batch_size or None, label.precision, compile_network=False)
+    threads = run.decode_threads or cpus_of_this_process()
+    rows = range(min(len(pool), computation.batch_size * (threads if computation.device == "cpu" else 2)))
+    seconds = _timed(lambda: list(predict(teacher, computation, batches_of(pool, computation.batch_size, rows), threads=threads)))
+    set_threads(DEFAULT_THREADS)
+    return seconds / len(rows)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """The least of a few times, after a first one that is not counted unless it took long."""
+    times: list[float] = []
+    while not times or (len(times) <= _MOST_TIMES and sum(times) < _MOST_SECONDS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times[1:] or times)

@@ -1,0 +1,234 @@
+"""A commented recipe for what a user has: `nst init`."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nst_data.errors import UsageError
+from nst_data.prefetch import cpus_of_this_process
+from nst_data.store.store import check_name
+from nst_train.recipe import parse_recipe
+from nst_train.starting.choosing import (
+    CPU_NETWORK,
+    GPU_NETWORK,
+    Facts,
+    Numbers,
+    check_is_there,
+    facts_of,
+    finetuning,
+    numbers,
+    of_machine,
+    selection,
+    workers,
+)
+from nst_train.starting.looking import Look, few_times, look_at, warnings
+
+_ROLES = ("labeled", "test", "validation", "pool")
+_COMMENTS_AT = 44  # a longer line does not push the comments of all others to the right
+_MOST_UP = 2  # folders that a relative path may climb
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A recipe that was written, and what was seen on the way."""
+
+    path: Path
+    look: Look
+    network: str
+    device: str
+    warnings: list[str]
+
+
+def init(
+    photos: Path | str | None,
+    output: Path | str,
+    *,
+    labeled: str | None = None,
+    pool: str | None = None,
+    test: str | None = None,
+    validation: str | None = None,
+    model: str | None = None,
+    name: str | None = None,
+) -> Beginning:
+    """Look at what a user has and write a recipe for it, which says why each value is what it is.
+
+    Args:
+        photos: A folder with labeled/ and unlabeled/ in it, test/ and validation/ where there are such images; None where all are named.
+        output: Where the recipe goes. What is there is never overwritten.
+        labeled: Another source of labeled images.
+        pool: Another source of unlabeled images.
+        test: Another source of test images; without any a share of the labeled ones is held out.
+        validation: Another source of validation images.
+        model: The network, in place of the one that suits the device.
+        name: What the recipe is called; by default as its file.
+
+    Returns:
+        Where the recipe is, and what of the images will hurt.
+
+    Raises:
+        UsageError: `output` is there already, or a source is missing.
+        NstError: The images make no recipe, or the weights of the default network cannot be had.
+    """
+    path = Path(output)
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path}: is there already, and is not overwritten; give another `output`, or remove it")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: no folder {path.absolute().parent}; make it, or give another `output`")
+    name = check_name(name) if name is not None else _name_of(path)
+    look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
+    from nst_train.device import this_device
+
+    device = this_device().type
+    network = _with_folder(model or (CPU_NETWORK if device == "cpu" else GPU_NETWORK))
+    facts = facts_of(network)
+    unavailable = check_is_there(network, is_chosen=model is None)
+    chosen = numbers(look.trained_on, look.side_px, facts, device != "cpu")
+    sources = _sources(look, path.absolute().parent)
+    text = recipe_text(name, look, sources, network, facts, chosen, device)
+    parse_recipe(text, path)  # it loads, or this is a fault of ours
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return Beginning(path, look, network, device, [*warnings(look), *([unavailable] if unavailable else [])])
+
+
+def _name_of(path: Path) -> str:
+    """A name as a store takes it, from a file's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:80] or "photos"
+
+
+def _with_folder(model: str) -> str:
+    """A model of a folder with its absolute path: a recipe's networks are named as a command names them."""
+    prefix, is_folder, where = model.rpartition("local-dir:")
+    return f"local-dir:{Path(os.path.expanduser(where)).absolute()}" if is_folder and not prefix else model
+
+
+def _sources(look: Look, folder: Path) -> dict[str, str]:
+    """Each source as a recipe in `folder` names it: relative to it where it is near, a dataset of the Hub as it is."""
+    return {role: _beside(folder, where, getattr(look, role).revision) for role, where in look.named.items()}
+
+
+def _beside(folder: Path, where: str, revision: str | None) -> str:
+    if revision is not None and not os.path.exists(where):
+        return where
+    absolute = os.path.abspath(os.path.expanduser(where) if not os.path.exists(where) else where)
+    relative = os.path.relpath(absolute, folder)
+    is_near = relative.split(os.sep).count("..") <= _MOST_UP
+    return absolute if not is_near or relative.startswith("~") else relative
+
+
+def scalar(value: str | float | bool) -> str:
+    """A value as YAML on one line, whatever is in it."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ :-]*[A-Za-z0-9_./]|[A-Za-z0-9_.]", value) and yaml.safe_load(f"[{value}]") == [value]:
+        return value
+    return yaml.safe_dump(value, default_style='"', width=2**30, allow_unicode=True).strip()
+
+
+def _flow(values: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in values.items()) + "}"
+
+
+def _value(value: Any) -> str:  # noqa: ANN401 - any setting
+    return _flow(value) if isinstance(value, dict) else scalar(value)
+
+
+def _lines(rows: list[tuple[str, str]], indent: str) -> str:
+    """`key: value` lines whose comments stand below one another."""
+    width = max((len(line) for line, comment in rows if comment and len(line) <= _COMMENTS_AT), default=0)
+    return "\n".join(f"{indent}{line.ljust(width)}  # {comment}" if comment else f"{indent}{line}" for line, comment in rows)
+
+
+_WHY = {
+    "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
+    "learning_rate": "for 256 labeled images; the preset's is for half the batch",
+    "channels_last": "faster",
+}
+
+
+def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, str]:
+    size = "images are tiny: enlarged no further" if look.side_px and chosen.image_size and look.side_px < chosen.image_size else ""
+    size = size or f"smaller than the network's own {facts.side_px}: a step takes half the time on a CPU"
+    return _WHY | {
+        "image_size": size,
+        "test_size": "random crops enlarge what they show, so a larger side suits testing",
+        "steps": f"for {look.trained_on:,} labeled images; twice as many for four times the labels",
+        "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
+        "ratio": f"{chosen.ratio} pseudo-labeled ones for each",
+    }
+
+
+def _each(look: Look) -> str:
+    least, most = int(look.counts.min()), int(look.counts.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def recipe_text(name: str, look: Look, sources: dict[str, str], model: str, facts: Facts, chosen: Numbers, device: str) -> str:
+    """The recipe as YAML. Names of the user's stand in values alone, never in comments."""
+    on_gpu, classes = device != "cpu", len(look.class_names)
+    heads = [(f"name: {scalar(name)}", "makes the corpus and, with -teacher, the trained networks of this name in the store")]
+    about = {
+        "labeled": f"{len(look.labeled):,} images of {classes:,} classes, {_each(look)} each",
+        "test": f"{len(look.test) if look.test else 0:,} images; touched by evaluation alone",
+        "validation": "the weights that do best on these images are kept",
+        "pool": f"{len(look.pool):,} images without labels",
+    }
+    for role in _ROLES:
+        if role in sources:
+            heads.append((f"{role}: {_flow({'source': sources[role]})}", about[role]))
+        elif role == "test" and look.holdout:
+            heads.append((f"holdout: {look.holdout:g}", "no test images: this share of each class's labeled ones is held out to test on"))
+    heads.append(("seed: 0", "same seed, same bytes"))
+    near = few_times(look)
+    select = selection(len(look.pool), classes, near)
+    why_selected = (
+        "All pseudo-labeled images, as they are: measured on a pool of the labeled images' own kind. For one from elsewhere take\n"
+        f"# {_flow(selection(len(look.pool), classes, False))}: the surest of each class, as many as the pool has for each on average."
+        if near
+        else "The pool is many times the labeled images, so perhaps of many kinds: of each class the surest, as many as the pool has\n"
+        "# for each on average. Where all of it is of the labeled images' kind, {min_confidence: 0, per_class: none} takes all."
+    )
+    why = _why(chosen, look, facts, on_gpu)
+    student = finetuning(chosen, facts) | of_machine(on_gpu)
+    of_student = [(f"model: {scalar(model)}", ""), ("start: teacher", "finetune all weights from there")]
+    of_student += [
+        (f"{key}: {_flow(value) if isinstance(value, dict) else scalar(value)}", why.get(key, "")) for key, value in student.items()
+    ]
+    teacher = [
+        (f"model: {scalar(model)}", "fast on a CPU" if model == CPU_NETWORK else "suits a GPU" if model == GPU_NETWORK else ""),
+        ("pretrained: true", "the network as it is published,"),
+        ("probe: true", "with a last layer fitted on its features: takes a minute, and needs few labels"),
+    ]
+    measured = (
+        "are those measured on 200 labeled photographs with EfficientNet-Lite0 on a CPU; steps follow from your labels."
+        if not on_gpu
+        else "are those measured with EfficientNet-Lite0 on a CPU, scaled up; on a GPU they are not measured yet."
+    )
+    return "\n".join(
+        [
+            "# Written by `nst init`. Change what you like; paths start at this file's folder. See what it will take, and run it:",
+            "#   nst run THIS_FILE --dry-run",
+            "#   nst run THIS_FILE",
+            _lines(heads, ""),
+            "",
+            f"# {why_selected}",
+            f"select: {_flow(select)}",
+            "",
+            "# The first generation is the teacher, of the labeled images alone. Each next one is a student on labeled and pseudo-labeled",
+            "# images, and the teacher of the one after. The settings of the students",
+            f"# {measured}",
+            "generations:",
+            "  - " + _lines(teacher, "    ").lstrip(),
+            "  - &student",
+            _lines(of_student, "    "),
+            "  - *student" + " " * 20 + "# taught by the first student",
+            "",
+            "control: false  # true also trains the last network with the same noise and steps on labeled images alone",
+            f"run: {_flow({'workers': workers(cpus_of_this_process(), on_gpu)})}  # processes that decode images on this machine",
+            "",
+        ]
+    )

@@ -1,0 +1,118 @@
+"""`nst run --dry-run`: what a recipe would do, what of it is done, how long the rest takes; nothing is written."""
+
+import json
+
+import pytest
+import yaml
+from conftest import TINY, write_tiny_images, write_tiny_recipe
+from labels import SETTINGS
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe
+from nst_train.starting import dry_run as module
+from nst_train.starting.dry_run import dry_run
+from nst_train.starting.timing import Speed
+
+STUDENT = TINY | {"ratio": 2}
+PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
+TIMED = Speed(parameters=1000, features=10, seconds_a_step=2.0, seconds_a_label=0.5)
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """A machine that takes 2 s for a step and half a second to label an image."""
+    monkeypatch.setattr(module, "speed_of", lambda *_: TIMED)
+
+
+def stages(store, path, progress=None):
+    return dry_run(store, load_recipe(path), progress=progress or Progress())
+
+
+def test_each_version_of_a_recipe_has_its_images_steps_time_and_disk(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], control=True, **PARTS)
+    found = stages(Store(tmp_path / "store"), path)
+    assert [(one.ref, one.what, one.state, one.images, one.steps, one.seconds) for one in found.stages] == [
+        ("bugs-teacher@gen-0", "train test_resnet", "to do", 12, 6, 6 * 2 + 6 * 0.5),  # 2 epochs of 12 images by 4; 6 test images
+        ("bugs@gen-1", "label the pool", "to do", 15, None, 7.5),
+        ("bugs@gen-1.1", "select", "to do", 15, None, 0.0),
+        ("bugs-teacher@gen-1", "train test_resnet", "to do", 12, 6, 15.0),
+        ("bugs-control@gen-0", "train test_resnet", "to do", 12, 6, 15.0),
+    ]
+    assert found.seconds == 52.5
+    assert found.stages[0].bytes_on_disk == 4000
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    store = Store(tmp_path / "store")
+    self_training(store, load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)), progress=Progress())
+    files = sorted(store.root.rglob("*"))
+    path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT, STUDENT], **PARTS)
+    found = stages(store, path)
+    assert [one.state for one in found.stages] == ["done"] * 4 + ["to do"] * 3
+    assert found.seconds == 7.5 + 15
+    other = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT | {"epochs": 3}], **PARTS)
+    assert [one.state for one in stages(store, other).stages] == ["done", "done", "done", "differs"]
+    assert sorted(store.root.rglob("*")) == files
+
+
+def test_a_second_generation_of_one_selection_labels_the_selected_images_alone(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    parts = PARTS | {"select": PARTS["select"] | {"when": "once", "per_class": 2}}
+    found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT, STUDENT], **parts))
+    assert [(one.ref, one.what, one.images) for one in found.stages if "train" not in one.what] == [
+        ("bugs@gen-1", "label the pool", 15),
+        ("bugs@gen-1.1", "select", 6),
+        ("bugs@gen-2.1", "label again", 6),
+    ]
+
+
+def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path):
+    write_tiny_images(tmp_path)
+    probe = {"model": "owner/name", "pretrained": True, "probe": True}
+    student = {"preset": "pretrained", "model": "owner/name", "start": "teacher", "batch_size": 4, "steps": 5}
+    said = Said()
+    found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[probe, student], **PARTS), said)
+    assert [(one.what, one.steps, one.seconds) for one in found.stages if "@gen-1" not in one.ref or "teacher" in one.ref] == [
+        ("probe owner/name", None, None),
+        ("train owner/name", 5, None),
+    ]
+    assert found.seconds is None
+    assert sum("its weights cannot be had now" in line for line in said.lines) == 1
+
+
+def test_a_source_that_is_not_there_is_one_line(tmp_path):
+    write_tiny_images(tmp_path)
+    with pytest.raises(NstError, match=r"pool: .*nothing-here"):
+        stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, pool="/nothing-here", generations=[TINY, STUDENT], **PARTS))
+
+
+def test_the_command_times_a_few_steps_and_writes_nothing(tmp_path):
+    write_tiny_images(tmp_path)
+    probe = {"model": "test_resnet", "image_size": 16, "pretrained": False}
+    path = write_tiny_recipe(tmp_path, generations=[probe | TINY, STUDENT], **PARTS | {"holdout": 0.5, "test": None})
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    words = ["run", str(path), "--dry-run", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "bugs-teacher@gen-0  train test_resnet  to do       6" in done.stdout
+    assert "Nothing was written." in done.stdout
+    stages = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["stages"]
+    assert all(0 < one["seconds"] < 60 for one in stages if one["steps"])
+    assert not (tmp_path / "store").exists()

@@ -1,0 +1,235 @@
+"""`holdout`: a share of the labeled images to test on, for recipes without test images."""
+
+import io
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from conftest import TINY, write_pool
+from labels import SETTINGS
+from pictures import images_and_labels, keys, write_tar
+from PIL import Image
+
+from nst_data.cards.described import Described
+from nst_data.cards.reproduction import command
+from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.progress import Progress
+from nst_data.selection.holdout import held_out_rows, hold_out
+from nst_data.sources import open_source
+from nst_data.store.metrics import Metrics
+from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe, parse_recipe
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def distinct(label, index):
+    """Pictures that differ in more than noise, so that none is a near-duplicate of another."""
+    pixels = np.random.default_rng([7, label, index]).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+
+
+def write_distinct(folder, classes):
+    """`folder`/CLASS/NUMBER.png, so many of each class."""
+    for label, (name, images) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(images):
+            distinct(label, index).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+def held_images(folder, share=0.2, seed=0, **options):
+    """The bytes' hashes of what is held out of a folder."""
+    source = open_source(str(folder), labeled=True)
+    kept, held = hold_out(source, share, seed, **options)
+    assert len(kept) + len(held) == len(source)
+    assert not set(keys(kept)) & set(keys(held))
+    return {image_hash(row.read()) for row in held.rows(range(len(held)))}
+
+
+def test_the_share_of_each_class_is_held_out_and_a_class_with_one_image_stays_labeled_which_is_said(tmp_path):
+    source = open_source(str(write_distinct(tmp_path / "a", {"ant": 20, "bee": 9, "cat": 2, "dog": 1})), labeled=True)
+    said = Said()
+    kept, held = hold_out(source, 0.2, 0, progress=said)
+    assert np.bincount(held.labels, minlength=4).tolist() == [4, 2, 1, 0]
+    assert np.bincount(kept.labels, minlength=4).tolist() == [16, 7, 1, 1]
+    assert kept.class_names == held.class_names == ["ant", "bee", "cat", "dog"]
+    assert said.lines[0].endswith("a: 7 of 32 labeled images are held out as test images")
+    assert said.lines[1].endswith("1 class is not tested, having no two images that differ: dog")
+
+
+def test_names_and_order_of_files_decide_nothing_and_the_seed_does(tmp_path):
+    folder = write_distinct(tmp_path / "a", {"ant": 12, "bee": 12})
+    before = held_images(folder)
+    for number, file in enumerate(sorted(folder.glob("ant/*.png"), reverse=True)):
+        file.rename(file.with_name(f"x{number:02d}.png"))
+    assert held_images(folder) == before
+    (folder / "ant").rename(folder / "wasp")
+    assert held_images(folder) == before
+    assert held_images(folder, seed=1) != before
+
+
+def test_copies_and_near_duplicates_lie_on_one_side(tmp_path):
+    folder = write_distinct(tmp_path / "a", {"ant": 6, "bee": 6})
+    for number in range(6):
+        shutil.copy(folder / "ant" / f"{number:03d}.png", folder / "ant" / f"copy-{number}.png")
+        distinct(1, number).resize((72, 72), Image.Resampling.BICUBIC).save(folder / "bee" / f"larger-{number}.jpg", quality=80)
+    for seed in range(4):
+        kept, held = hold_out(open_source(str(folder), labeled=True), 0.3, seed)
+        assert np.bincount(held.labels).tolist() == [4, 4]
+        shown = [{(label, key[-5]) for label, key in zip(one.labels.tolist(), keys(one), strict=True)} for one in (kept, held)]
+        assert len(shown[1]) == 4  # of each an image and its copy
+        assert not shown[0] & shown[1]
+
+
+def test_an_image_that_stands_in_two_classes_stays_labeled(tmp_path):
+    folder = write_distinct(tmp_path / "a", {"ant": 3, "bee": 3})
+    shutil.copy(folder / "ant" / "000.png", folder / "bee" / "also.png")
+    doubtful = image_hash((folder / "ant" / "000.png").read_bytes())
+    assert all(doubtful not in held_images(folder, 0.4, seed) for seed in range(8))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held"), [([1, 1, 1, 1, 1], 1), ([3, 1, 1], 1), ([2, 2], 2), ([5, 2], 2), ([4], 0), ([1], 0), ([1, 1], 1), ([10] * 10, 20)]
+)
+def test_groups_of_near_duplicates_are_held_out_whole_and_never_all(sizes, held):
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    rows = held_out_rows([f"{number:032x}" for number in range(len(groups))], groups, np.zeros(len(groups), np.int64), 0.2, 0)
+    assert len(rows) == held
+
+
+def test_an_image_that_cannot_be_decoded_is_not_tested_on():
+    rows = held_out_rows(["", "b", "", ""], np.arange(4), np.zeros(4, np.int64), 0.9, 0)
+    assert rows.tolist() == []
+
+
+def test_where_nothing_can_be_held_out_one_line_says_what_to_do(tmp_path):
+    source = open_source(str(write_distinct(tmp_path / "a", {"ant": 1, "bee": 1})), labeled=True)
+    with pytest.raises(NstError, match=r"a: `holdout` 0.2 finds no image .* name test images with `test`, or remove `holdout`"):
+        hold_out(source, 0.2, 0)
+
+
+def test_the_answer_is_kept_until_an_image_changes(tmp_path):
+    folder, kept = write_distinct(tmp_path / "a", {"ant": 8, "bee": 8}), tmp_path / "kept"
+    before = held_images(folder, kept=kept)
+    (file,) = kept.iterdir()
+    assert held_images(folder, kept=kept) == before == held_images(folder)
+    np.save(file, np.array([0]))
+    assert len(held_images(folder, kept=kept)) == 1  # it is read
+    distinct(0, 99).save(folder / "ant" / "000.png")
+    assert len(held_images(folder, kept=kept)) == 4
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_images_in_tables_and_tar_files_are_held_out_too(tmp_path, kind):
+    if kind == "parquet":
+        location = str(tmp_path / "a.parquet")
+        images_and_labels([0, 1] * 6).to_parquet(location)
+    else:
+        members = [(f"{key}.{kind}", kind, key % 2, key) for key in range(12) for kind in ("png", "cls")]
+        contents = [(name, _png(label, key) if kind == "png" else b"%d" % label) for name, kind, label, key in members]
+        location = write_tar(tmp_path / "a.tar", contents)
+    source = open_source(location, labeled=True)
+    kept, held = hold_out(source, 0.34, 0)
+    assert np.bincount(held.labels).tolist() == [2, 2]
+    assert sorted([*keys(kept), *keys(held)]) == sorted(keys(source))
+    assert [row.key for row in held.rows(range(1, 3))] == keys(held)[1:3]
+    assert [bytes(row.read()) for row in held.rows(range(len(held)))] == [held.read(row) for row in range(len(held))]
+    assert len({source.fingerprint, kept.fingerprint, held.fingerprint}) == 3
+    assert len(held.stamps()) == 1
+    assert held.rows_of_files(np.array([0])).tolist() == list(range(len(held)))
+
+
+def _png(label, index):
+    file = io.BytesIO()
+    distinct(label, index).save(file, "PNG")
+    return file.getvalue()
+
+
+STUDENT = TINY | {"ratio": 2}
+PARTS = {
+    "name": "bugs",
+    "labeled": {"source": "labeled"},
+    "pool": {"source": "pool"},
+    "label": SETTINGS.model_dump(),
+    "select": {"min_confidence": 0.0, "per_class": "none"},
+    "run": {"workers": 0, "decode_threads": 1},
+    "generations": [TINY, STUDENT],
+}
+
+
+def write_recipe(folder, **parts):
+    path = folder / "bugs.yaml"
+    path.write_text(yaml.safe_dump(PARTS | parts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A recipe with `holdout` whose pool has all labeled images too: (folder, store, generations)."""
+    folder = tmp_path_factory.mktemp("holdout")
+    write_distinct(folder / "labeled", dict.fromkeys(CLASSES, 5))
+    write_pool(folder / "pool", 3, 4)
+    shutil.copytree(folder / "labeled", folder / "pool" / "all")
+    store = Store(folder / "store")
+    return folder, store, self_training(store, load_recipe(write_recipe(folder, holdout=0.2)), progress=Progress())
+
+
+def test_held_out_images_are_tested_on_and_in_no_training_and_no_edition(finished):
+    folder, store, generations = finished
+    held = held_images(folder / "labeled")
+    assert len(held) == 3
+    teacher = store.open("bugs-teacher@gen-0").manifest
+    assert teacher.counts.labeled == 12
+    assert Metrics.read(generations[1].teacher.folder).root["test"].images == 3
+    edition = generations[1].edition
+    assert edition.manifest.counts.dropped["held_out"] == 15
+    chosen = pl.read_parquet(edition.folder / "balanced" / "*.parquet")["image_hash"].to_list()
+    assert len(chosen) == 12
+    assert not held & set(chosen)
+
+
+def test_the_same_recipe_finds_what_it_made_and_another_holdout_is_another_training(finished):
+    folder, store, _ = finished
+    again = self_training(store, load_recipe(write_recipe(folder, holdout=0.2)), progress=Progress())
+    assert [one.teacher.ref for one in again] == ["bugs-teacher@gen-0", "bugs-teacher@gen-1"]
+    with pytest.raises(NstError, match=r"bugs-teacher@gen-0 was made with other settings|bugs-teacher@gen-0.*(taken|differ)"):
+        self_training(store, load_recipe(write_recipe(folder, holdout=0.4)), progress=Progress())
+
+
+def test_the_manifest_and_the_card_say_which_images_were_trained_on(finished):
+    _, store, _ = finished
+    version = store.open("bugs-teacher@gen-0")
+    assert version.manifest.request.inputs.labeled.part == "all but holdout 0.2, seed 0"
+    assert command(Described.of(version)).startswith("# of the labeled images all but holdout 0.2, seed 0, which a recipe holds out")
+    assert r"labeled (all but holdout 0\.2, seed 0)" in (version.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"holdout": 0.2, "test": {"source": "x"}}, r"`holdout` is for recipes without `test` images; remove one of them"),
+        ({"holdout": 20}, r"line \d+: holdout: input should be less than 1, found 20"),
+        ({"evaluate": {"suite": "corruptions"}}, r"add a line `test: \{source: ...\}` or `holdout: 0.2`, or set `data`"),
+    ],
+)
+def test_what_does_not_go_with_holdout_is_one_line(tmp_path, parts, says):
+    with pytest.raises(UsageError, match=says):
+        parse_recipe(yaml.safe_dump(PARTS | parts), tmp_path / "bugs.yaml")
+
+
+def test_suites_are_measured_on_the_held_out_images(tmp_path):
+    recipe = parse_recipe(yaml.safe_dump(PARTS | {"holdout": 0.2, "evaluate": {"suite": "fgsm"}}), tmp_path / "bugs.yaml")
+    assert recipe.is_tested

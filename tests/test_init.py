@@ -1,0 +1,344 @@
+"""`nst init`: from the folders that users have to a recipe that loads and runs, or to one line."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from conftest import picture, write_class_folders, write_pool
+from nst_cli.main import app
+from pictures import images_and_labels, write_tar
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe
+from nst_train.starting.choosing import CPU_NETWORK, Facts, check_is_there, facts_of, finetuning, numbers, selection, workers
+from nst_train.starting.looking import warnings
+from nst_train.starting.writing import init, scalar
+
+CLASSES = ["ant", "bee", "cat"]
+LITE = Facts(224, None, False, False)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A tiny network with weights, in timm's format: its name as a model."""
+    import timm
+    from timm.models import save_for_hf
+
+    folder = tmp_path_factory.mktemp("network")
+    save_for_hf(timm.create_model("test_efficientnet"), str(folder), safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
+def photos(folder, per_class=4, test=True, pool=6):
+    """A folder as `nst init` expects it."""
+    write_class_folders(folder / "labeled", CLASSES, per_class)
+    write_pool(folder / "unlabeled", 3, pool)
+    if test:
+        write_class_folders(folder / "test", CLASSES, 2, first=50)
+    return folder
+
+
+def recipe_of(folder, network, photos="photos", **options):
+    """The recipe that is written for `folder`/photos, loaded: (recipe, warnings)."""
+    begun = init(folder / photos if photos else None, folder / "a.yaml", model=network, **options)
+    return load_recipe(folder / "a.yaml"), begun.warnings
+
+
+def runs(folder, steps=1):
+    """Run `folder`/a.yaml with fewer steps and smaller images: its networks."""
+    content = yaml.safe_load((folder / "a.yaml").read_text())
+    content["generations"].pop()
+    for one in content["generations"]:
+        one |= {"image_size": 32} | ({} if one.get("probe") else {"steps": steps, "warmup_steps": 0, "test_size": 32})
+    content["run"] = {"workers": 0, "decode_threads": 1, "tracker": ["none"]}
+    (folder / "short.yaml").write_text(yaml.safe_dump(content))
+    made = self_training(Store(folder / "store"), load_recipe(folder / "short.yaml"), progress=Progress())
+    return [one.teacher.ref for one in made]
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_plain_folder_names_its_sources_beside_itself_and_runs_to_the_end(tmp_path, network):
+    photos(tmp_path / "photos")
+    recipe, _ = recipe_of(tmp_path, network)
+    content = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    assert [content[role]["source"] for role in ("labeled", "test", "pool")] == ["photos/labeled", "photos/test", "photos/unlabeled"]
+    assert "holdout" not in content
+    assert [one.settings.probe for one in recipe.networks] == [True, False, False]
+    student = recipe.generations[1]
+    assert (student.preset, student.start, student.batch_size) == ("pretrained", "teacher", 12)  # of 12 labeled images
+    assert runs(tmp_path) == ["a-teacher@gen-0", "a-teacher@gen-1"]
+
+
+def test_without_test_images_a_share_is_held_out_and_it_runs(tmp_path, network):
+    photos(tmp_path / "photos", test=False)
+    recipe, said = recipe_of(tmp_path, network)
+    assert recipe.holdout == 0.2
+    assert "there are no test images: 3 of the labeled ones are held out" in said
+    assert recipe.generations[1].batch_size == 9
+    assert len(runs(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_one_image_a_class_stays_labeled_is_said_and_runs(tmp_path, network):
+    photos(tmp_path / "photos", per_class=1, test=False)
+    recipe, said = recipe_of(tmp_path, network)
+    assert recipe.holdout is None
+    assert said[0] == "3 of 3 classes have one or two labeled images (ant, bee, cat): label some more of these first"
+    assert any("no class has two images of which one could be held out: nothing will be measured" in line for line in said)
+    assert len(runs(tmp_path)) == 2
+
+
+def test_classes_with_one_image_keep_it_where_others_are_held_out(tmp_path, network):
+    photos(tmp_path / "photos", test=False)
+    write_class_folders(tmp_path / "photos" / "labeled", ["dog"], 1)
+    recipe, said = recipe_of(tmp_path, network)
+    assert recipe.holdout == 0.2
+    assert any(line.endswith("held out; 1 classes with one image keep it and are not tested") for line in said)
+
+
+def test_a_thousand_classes(tmp_path, network):
+    small = io.BytesIO()
+    picture(0, 0).save(small, "PNG")
+    for number in range(1000):
+        (tmp_path / "photos" / "labeled" / f"n{number:04d}").mkdir(parents=True)
+        (tmp_path / "photos" / "labeled" / f"n{number:04d}" / "0.png").write_bytes(small.getvalue())
+    write_pool(tmp_path / "photos" / "pool", 1, 3)
+    recipe, said = recipe_of(tmp_path, network)
+    assert said[0].startswith("1,000 of 1,000 classes have one or two labeled images (n0000, n0001, n0002, n0003, n0004, ...)")
+    assert any(line.startswith("the pool has 3 images, fewer than the 1,000 labeled ones") for line in said)
+    assert recipe.generations[1].batch_size == 16
+    assert recipe.generations[1].steps == 290  # 130 * sqrt(5)
+
+
+def test_uppercase_suffixes_and_nested_folders(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    for file in top.rglob("*.png"):
+        (file.parent / "day 1" / "more").mkdir(parents=True, exist_ok=True)
+        picture(0, 1).save(file.parent / "day 1" / "more" / f"{file.stem}.JPG", "JPEG")
+        file.unlink()
+    recipe, _ = recipe_of(tmp_path, network)
+    assert len(open_source(recipe.labeled.source, labeled=True)) == 12
+    assert len(open_source(recipe.pool.source)) == 18
+
+
+@pytest.mark.slow
+def test_tables_and_tar_files(tmp_path, network):
+    images_and_labels([0, 1] * 4).to_parquet(str(tmp_path / "labeled.parquet"))
+    members = [(f"{index}.png", _png(index)) for index in range(12)]
+    write_tar(tmp_path / "pool-000.tar", members[:6])
+    write_tar(tmp_path / "pool-001.tar", members[6:])
+    recipe, _ = recipe_of(tmp_path, network, None, labeled=str(tmp_path / "labeled.parquet"), pool=str(tmp_path / "pool-{000..001}.tar"))
+    content = yaml.safe_load((tmp_path / "a.yaml").read_text())
+    assert (content["labeled"]["source"], content["pool"]["source"]) == ("labeled.parquet", "pool-{000..001}.tar")
+    assert len(open_source(recipe.pool.source)) == 12
+    assert recipe.holdout == 0.2
+    assert len(runs(tmp_path)) == 2
+
+
+def _png(index):
+    file = io.BytesIO()
+    picture(index % 2, index).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_files_in_the_folder_may_be_the_sources(tmp_path, network):
+    (tmp_path / "photos").mkdir()
+    images_and_labels([0, 1] * 4).to_parquet(str(tmp_path / "photos" / "Train.parquet"))
+    write_tar(tmp_path / "photos" / "unlabeled.tar", [(f"{index}.png", _png(index)) for index in range(12)])
+    recipe, _ = recipe_of(tmp_path, network)
+    assert recipe.labeled.source == str(tmp_path / "photos" / "Train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], r"photos: expected a folder labeled in it, found nothing; name them with `labeled`"),
+        (["roses", "tulips"], r"photos: expected a folder labeled in it, found roses, tulips; name them with `labeled`"),
+        (["labeled"], r"photos: expected a folder unlabeled in it, found labeled; .*without a pool there is nothing to learn from"),
+        (["labeled", "train", "pool"], r"photos: labeled and train may both be the labeled images; name one with `labeled`"),
+        (["labeled", "unlabeled"], r"^pool: .*unlabeled: expected images .* found none below this folder"),
+    ],
+)
+def test_what_makes_no_recipe_is_one_line(tmp_path, network, names, says):
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / "photos" / name).mkdir()
+    if "labeled" in names:
+        write_class_folders(tmp_path / "photos" / "labeled", CLASSES, 1)
+    with pytest.raises(NstError, match=says):
+        recipe_of(tmp_path, network)
+    assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.slow
+def test_a_pool_inside_the_labeled_folder_is_one_line_and_the_other_way_round_a_warning_that_runs(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    shutil.move(top / "unlabeled", top / "labeled" / "unlabeled")
+    with pytest.raises(NstError, match=r"unlabeled: lies inside the labeled folder .*, where each folder is a class; move it out"):
+        recipe_of(tmp_path, network, pool=str(top / "labeled" / "unlabeled"))
+    shutil.move(top / "labeled" / "unlabeled", top / "more")
+    _, said = recipe_of(tmp_path, network, pool=str(top))
+    assert any(line.startswith("the pool contains the labeled images: students are not trained on them") for line in said)
+    assert len(runs(tmp_path)) == 2
+
+
+def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    with pytest.raises(UsageError, match=r"labeled: given as `labeled` and as `test`; expected two sources"):
+        recipe_of(tmp_path, network, test=str(top / "labeled"))
+    with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing; give a folder with labeled/ and unlabeled/ in it, or name both"):
+        recipe_of(tmp_path, network, None)
+    with pytest.raises(UsageError, match=r"nowhere: no such folder; expected one with labeled/ and unlabeled/ in it"):
+        recipe_of(tmp_path, network, "nowhere")
+
+
+def test_a_test_set_of_other_classes_is_one_line(tmp_path, network):
+    photos(tmp_path / "photos")
+    write_class_folders(tmp_path / "photos" / "test", ["dog"], 1)
+    with pytest.raises(NstError, match=r"test: expected the classes 3 .*not expected: 1 \(dog\)"):
+        recipe_of(tmp_path, network)
+
+
+def test_a_recipe_is_never_overwritten(tmp_path, network):
+    photos(tmp_path / "photos")
+    (tmp_path / "a.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"a.yaml: is there already, and is not overwritten; give another `output`, or remove it"):
+        recipe_of(tmp_path, network)
+    assert (tmp_path / "a.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a: b # c", "two\nlines", "- 'x' \"y\"", "~", "no", "{a}", "é %", " blank ", "[1]*", "line\u2028end"])
+def test_names_of_folders_come_out_right_and_stand_in_no_comment(tmp_path, network, name):
+    photos(tmp_path / name / "photos")
+    recipe, _ = recipe_of(
+        tmp_path,
+        network,
+        labeled=str(tmp_path / name / "photos" / "labeled"),
+        pool=str(tmp_path / name / "photos" / "unlabeled"),
+        photos=None,
+    )
+    assert recipe.labeled.source == str(tmp_path / name / "photos" / "labeled")
+    assert len(open_source(recipe.pool.source)) == 18
+    comments = [line.partition(" # ")[2] for line in (tmp_path / "a.yaml").read_text().splitlines()]
+    assert len(name) < 3 or not any(name in comment for comment in comments)
+
+
+@pytest.mark.parametrize(
+    "value", ["a", "a: b # c", "x\ny", "1", "1.5", "2026-01-01", "yes", "null", "", "#", "a #b", "a:", ":a", "-", "*a"]
+)
+def test_a_text_is_the_same_after_yaml(value):
+    assert yaml.safe_load(f"{{key: {scalar(value)}}}") == {"key": value}
+    assert "\n" not in scalar(value)
+
+
+def test_a_source_far_away_is_named_by_its_whole_path(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    (tmp_path / "b" / "c" / "d").mkdir(parents=True)
+    init(top, tmp_path / "b" / "c" / "d" / "a.yaml", model=network)
+    assert load_recipe(tmp_path / "b" / "c" / "d" / "a.yaml").labeled.source == str(top / "labeled")
+
+
+def looked(counts, pool=1000, side=200):
+    """What there is, of so many labeled images a class."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+
+    class Labeled:
+        class_names, empty_classes, location = [f"c{index}" for index in range(len(counts))], [], "labeled"
+
+        def __len__(self):
+            return len(labels)
+
+    from nst_train.starting.looking import Look
+
+    return Look({}, Labeled(), range(pool), None, None, np.array(counts), np.array([side]), 0)
+
+
+def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
+    said = warnings(looked([400, 30], side=32))
+    assert said[0] == "labels are unbalanced: 400 of c0, 30 of c1: `class_weights: balanced` in the generations makes classes count alike"
+    assert said[2] == "86 test images tell networks apart only where they differ by 10 points or more"
+    assert said[3] == "the images are tiny (32 px): they are enlarged for a network that was trained on photographs"
+    assert warnings(looked([400, 300])) == ["there are no test images: 140 of the labeled ones are held out"]
+
+
+@pytest.mark.parametrize(
+    ("labeled", "on_gpu", "expected"),
+    [
+        (200, False, (160, 192, 130, 16)),
+        (500, False, (160, 192, 210, 16)),
+        (5_000, False, (160, 192, 650, 16)),
+        (50, False, (160, 192, 130, 16)),
+        (7, False, (160, 192, 130, 7)),
+        (10**7, False, (160, 192, 2600, 16)),
+        (200, True, (None, None, 520, 32)),
+        (10, True, (None, None, 520, 10)),
+    ],
+)
+def test_steps_follow_the_labels_and_a_batch_is_never_more_than_they_are(labeled, on_gpu, expected):
+    chosen = numbers(labeled, 500, LITE, on_gpu)
+    assert (chosen.image_size, chosen.test_size, chosen.steps, chosen.batch_size) == expected
+    assert chosen.ratio == 3
+
+
+def test_sides_suit_the_network_and_the_images():
+    def sides(side_px, facts, on_gpu=False):
+        chosen = numbers(200, side_px, facts, on_gpu)
+        return chosen.image_size, chosen.test_size
+
+    assert sides(500, LITE) == (160, 192)
+    assert sides(32, LITE) == sides(32, LITE, on_gpu=True) == (96, 128)
+    assert sides(500, Facts(300, 384, False, False), on_gpu=True) == (None, 384)
+    assert sides(500, Facts(224, None, True, True)) == (None, None)
+    assert sides(500, Facts(32, None, False, False)) == (32, 32)
+    assert sides(0, LITE) == (160, 192)
+
+
+def test_a_larger_batch_has_a_rate_that_grows_with_its_root():
+    assert "learning_rate" not in finetuning(numbers(200, 500, LITE, on_gpu=False), LITE)
+    assert finetuning(numbers(200, 500, LITE, on_gpu=True), LITE)["learning_rate"] == pytest.approx(0.032 / 2**0.5, rel=0.05)
+
+
+def test_what_is_known_of_networks(network):
+    assert facts_of(CPU_NETWORK) == LITE
+    assert facts_of("vit_tiny_patch16_224") == Facts(224, None, True, True)
+    assert facts_of(network).side_px == 160
+    assert facts_of("owner/name") == Facts(None, None, True, False)
+    assert selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
+    assert selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
+    assert (workers(16, True), workers(2, False), workers(1, True)) == (12, 2, 1)
+
+
+def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):
+    photos(tmp_path / "photos")
+    recipe, said = recipe_of(tmp_path, "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    student = recipe.generations[1]
+    assert (student.preset, student.layer_decay, student.freeze_batch_norm, student.image_size) == ("pretrained-vit", 0.75, False, None)
+    assert any(line.startswith("vit_tiny_patch16_224.augreg_in21k_ft_in1k: its weights cannot be had now") for line in said)
+
+
+def test_offline_without_weights_the_default_network_is_refused_with_a_way_out(tmp_path, monkeypatch):
+    photos(tmp_path / "photos")
+    with pytest.raises(NstError, match=r"weights of the default network cannot be had: .*name another network with `model`, such as local"):
+        recipe_of(tmp_path, None)
+    assert not (tmp_path / "a.yaml").exists()
+    assert check_is_there("local-dir:/x", is_chosen=False) == ""
+
+
+def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
+    top = photos(tmp_path / "photos", test=False)
+    words = ["init", str(top), "--output", str(tmp_path / "flowers.yaml"), "--model", network]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "labeled:  12 images of 3 classes, 4 each\npool:     18 images\ntest:     none: 20% of the labeled images" in done.stdout
+    assert f"next:     nst run {tmp_path / 'flowers.yaml'} --dry-run" in done.stdout
+    assert load_recipe(tmp_path / "flowers.yaml").name == "flowers"
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 2
+    assert "is not overwritten; give another --output, or remove it" in again.stderr
