@@ -344,7 +344,7 @@ def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
 
 
 def test_the_example_for_photographs_has_the_students_that_were_measured():
-    """benchmarks/results/image_folder.md; since then with a warm-up in steps, 192 px of whole squares in testing, and zeros in a last layer that is new."""
+    """benchmarks/results/image_folder.md; since then a warm-up in steps, whole squares of 192 px in testing, a new last layer of zeros."""
     measured = {"learning_rate": 0.032, "optimizer": "adamw", "schedule": "cosine", "layer_decay": 0.9, "weight_decay": 0.05}
     measured |= {
         "weight_decay_on": "weights",
