@@ -2,11 +2,17 @@
 
     python benchmarks/train.py loop --images ../shared/data/cifar10/labeled.parquet --model efficientnet_b0 --size 96 --threads 1
     python benchmarks/train.py loop --images ../shared/data/cifar10/labeled.parquet --model test_resnet --size 32 --batch-size 32
+    python benchmarks/train.py defaults
+    python benchmarks/train.py defaults --load 1
 
 `loop`: the whole of `nst train` (workers that decode and augment, step, log, averaged weights) beside a bare PyTorch loop over the same
 images, decoded and in memory, with the same network, batch, optimizer, loss and averaged weights. Twice, start-up apart:
 step by step, a bare step after each of nst's, so that both see the same machine, with images/s and the CPU time of the training process,
 which other work on the machine hardly moves; and in turn, as whole runs, where the workers' share of the machine is felt too.
+
+`defaults`: a step of nst as `nst train` takes it where nobody chooses order in memory, precision or threads, beside a bare step by
+PyTorch's own defaults, and beside a bare one with the same choices, of four networks. Each way has a process of its own, since how OpenMP
+waits is a process's; they take one step after the other, on images in memory. `--load N`: beside N processes that compute all the time.
 """
 
 import argparse
@@ -15,10 +21,12 @@ import itertools
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +46,13 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store, Version
 from nst_data.tables.shards import table_files
-from nst_train.device import autocast, set_threads, settled_precision, this_device
+from nst_train.batches.batches import TrainingBatch
+from nst_train.device import autocast, set_threads, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import make_step
 from nst_train.training.train import train
 
 NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.2}
@@ -186,10 +197,105 @@ def compare(ways: Loop, rounds: int) -> None:
     print(f"  workers: {statistics.median(of_workers):.2f} ms of CPU time an image", flush=True)
 
 
+NETWORKS = {"tf_efficientnet_lite0": 128, "mobilenetv3_large_100": 128, "resnet18": 128, "vit_tiny_patch16_224": 128}  # side in pixels
+WAYS = ("nst", "bare, PyTorch's defaults", "bare, the same choices")
+CLASSES = 10
+
+
+def step_of(way: str, settings: TrainSettings) -> Callable[[], None]:
+    """A training step on random images, labeled and three times as many pseudo-labeled, by one of WAYS."""
+    size, labeled, images = settings.image_size, settings.batch_size, settings.batch_size * (1 + settings.ratio)
+    network = create_network(settings, CLASSES)
+    config, numbers = data_config_of(network, settings), itertools.count()
+    pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels, probs = torch.randint(CLASSES, (labeled,)), torch.rand(images - labeled, CLASSES).softmax(dim=1)
+    if way == "nst":
+        step = make_step(network, settings, Schedule.of(settings, 1000), config, CLASSES)
+        batch = TrainingBatch(pixels, labels, {"probs": probs.half()})
+        return lambda: step(next(numbers), batch) and None
+    ours = way == "bare, the same choices"
+    precision = settled_precision(settings.precision, torch.device("cpu"))
+    is_last = ours and settled_channels_last(settings.channels_last, network, "cpu", precision)
+    network.drop_rate = settings.noise.dropout
+    network = network.train().to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    pixels = pixels if ours else pixels.contiguous()
+    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
+    optimizer = create_optimizer_v2(network, settings.optimizer, 0.001, settings.weight_decay, settings.momentum)
+    mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
+
+    def bare() -> None:
+        targets = F.one_hot(labels, CLASSES) * (1 - settings.label_smoothing) + settings.label_smoothing / CLASSES
+        with autocast(precision if ours else "fp32", "cpu"):
+            logits = network((pixels.float() - mean) / std)
+        F.cross_entropy(logits.float(), torch.cat([targets, probs])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update(network, next(numbers))
+
+    return bare
+
+
+def child(asked: argparse.Namespace) -> None:
+    """A step for each line on standard input; its seconds, on the clock and of CPU time, on standard output."""
+    noise = {"operations": 0, "dropout": 0.2, "stochastic_depth": 0.2}
+    settings = TrainSettings(model=asked.model, image_size=asked.size, batch_size=asked.batch_size, ratio=3, optimizer="adamw", noise=noise)
+    step = step_of(asked.way, settings)
+    for _ in sys.stdin:
+        since = now()
+        step()
+        print(*(now() - since), flush=True)
+
+
+def defaults(asked: argparse.Namespace) -> None:
+    capability, cores = torch.backends.cpu.get_cpu_capability(), len(os.sched_getaffinity(0))
+    images = 4 * asked.batch_size
+    print(f"{cores} cores, {capability}, {torch.get_num_threads()} threads, {images} images a step, {asked.load} busy processes beside")
+    overall: dict[str, list[np.ndarray]] = {way: [] for way in WAYS[1:]}
+    with ExitStack() as stack:
+        for _ in range(asked.load):
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(busy.kill)
+        for model, size in NETWORKS.items():
+            seconds = steps_in_turn(asked, model, size)
+            rate = {way: f"{images / np.median(seconds[way][:, 0]):.1f}" for way in WAYS}
+            print(f"{model} at {size} px, images/s: {rate}")
+            for way in WAYS[1:]:
+                ratios = seconds[way] / seconds["nst"]
+                overall[way].append(np.median(ratios, axis=0))
+                low, high = np.percentile(ratios, [25, 75], axis=0)
+                told = [f"{middle:.2f} ({a:.2f}-{b:.2f})" for middle, a, b in zip(overall[way][-1], low, high, strict=True)]
+                print(f"  nst to {way}: rate {told[0]}, CPU time {told[1]}", flush=True)
+    for way, ratios in overall.items():
+        print(f"nst to {way}, mean over networks: rate {np.mean(ratios, axis=0)[0]:.2f}, CPU time {np.mean(ratios, axis=0)[1]:.2f}")
+
+
+def steps_in_turn(asked: argparse.Namespace, model: str, size: int) -> dict[str, np.ndarray]:
+    """Seconds of each step, shape (steps, 2), by way; the first of each, in which memory is got, is left out."""
+    seconds: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    with ExitStack() as stack:
+        processes = {}
+        for way in WAYS:
+            environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+            if way != WAYS[1]:
+                environment["OMP_WAIT_POLICY"] = "passive"
+            words = ["child", "--way", way, "--model", model, "--size", size, "--batch-size", asked.batch_size]
+            command = [sys.executable, __file__, *map(str, words)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            stack.enter_context(process)
+            processes[way] = process
+        for _ in range(1 + asked.steps):
+            for way, process in processes.items():
+                print(file=process.stdin, flush=True)
+                seconds[way].append([float(one) for one in process.stdout.readline().split()])
+        for process in processes.values():
+            process.stdin.close()
+    return {way: np.array(one[1:]) for way, one in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loop"])
-    parser.add_argument("--images", required=True, help="a labeled source; its first images are stored as JPEGs of the training size")
+    parser.add_argument("what", choices=["loop", "defaults", "child"], metavar="loop|defaults")
+    parser.add_argument("--images", help="a labeled source; its first images are stored as JPEGs of the training size")
     parser.add_argument("--model", default="efficientnet_b0")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--count", type=int, default=1000)
@@ -198,8 +304,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the network, for both")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--load", type=int, default=0, help="of defaults: busy processes beside")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    {"loop": loop}[asked.what](asked)
+    if asked.what == "loop" and not asked.images:
+        parser.error("loop needs --images")
+    {"loop": loop, "defaults": defaults, "child": child}[asked.what](asked)
 
 
 if __name__ == "__main__":

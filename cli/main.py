@@ -113,8 +113,21 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def wait_passively() -> None:
+    """Threads of OpenMP that wait for one another sleep rather than spin, unless the user says how they wait.
+
+    Spinning takes the CPU from whatever else runs, the workers that decode images first of all. Heeded where torch is not yet imported.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def run() -> None:
     """The `nst` command."""
+    wait_passively()
     open_output()
     for number in filter(is_heeded, STOP_SIGNALS):
         signal.signal(number, _stop)

@@ -1,12 +1,13 @@
 """Bad input: one clear line, a status, and nothing half-written."""
 
 import json
+import os
 import re
 import shutil
 
 import pytest
 from conftest import write_class_folders, write_pool
-from nst_cli.main import app
+from nst_cli.main import app, wait_passively
 from typer.testing import CliRunner
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
@@ -33,6 +34,20 @@ def label(pool, store, *words):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "5"}, None), ({"KMP_BLOCKTIME": "0"}, None)],
+)
+def test_threads_wait_passively_unless_the_user_says_how(monkeypatch, given, policy):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # what is set here does not stay
+    wait_passively()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 def test_no_such_folder(tiny_store, tmp_path):

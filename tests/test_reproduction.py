@@ -48,6 +48,7 @@ def store(tiny_store, tmp_path_factory):
         "loss": "sum",
         "pseudo_temperature": 0.5,
         "pseudo_noise": {"operations": 0},
+        "channels_last": False,
         **{"freeze": 0.3, "freeze_by": "layers", "weight_decay_on": "weights"},  # which an earlier nst did without a word for it
         "start": "tiny-teacher@gen-0",
     }

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, png, write_class_folders
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
-from watched import Said
+from watched import Ended, Said
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import decode
@@ -269,6 +269,19 @@ def test_a_training_is_checkpointed_and_sealed_whatever_its_memory_order_and_opt
     run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
     version = train(store, "sealed", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     assert version.verify() == []
+
+
+def test_the_order_in_memory_is_chosen_once_kept_over_a_resume_and_named_in_the_manifest(tiny_store, monkeypatch):
+    store, labeled, _ = tiny_store
+    source, settings = open_source(str(labeled), labeled=True), TrainSettings(**TINY)
+    once = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(store, "ordered", source, settings, run=once, progress=Ended(0))
+    monkeypatch.setattr("nst_train.training.loop.settled_channels_last", lambda *_: False)  # a later nst, another rule
+    resumed = train(store, "ordered", source, settings, run=once)
+    assert resumed.manifest.machine["channels_last"] is True
+    changed = train(store, "unordered", source, settings.model_copy(update={"seed": 9}), run=once)
+    assert changed.manifest.machine["channels_last"] is False
 
 
 def test_a_version_that_a_start_leaves_open_is_settled_when_training_begins(tiny_store):

@@ -14,6 +14,7 @@ from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
+_ON_BY_RULE = ("channels_last",)  # where nobody says that they are off
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
 _OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
 
@@ -106,6 +107,8 @@ class _Sources:
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
     """Each setting as an option, but for those that say nothing: off, none or empty."""
     for key, value in settings.items():
+        if key in _ON_BY_RULE and value is False:
+            yield f"--no-{key.replace('_', '-')}"
         if (
             value is None
             or value is False
