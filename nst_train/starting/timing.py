@@ -16,7 +16,8 @@ from nst_train.classifiers.inference import batches_of, choose_computation, pred
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import DEFAULT_THREADS, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
-from nst_train.settings import LabelSettings, Noise, RunSettings, TrainSettings
+from nst_train.noise_settings import Noise
+from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import make_step
 from nst_train.transforms.noise import training_transforms
