@@ -114,15 +114,10 @@ def choose_computation(
     precision = settled_precision(precision, device)
     pixels = max(int(np.prod(shape[1:])) for shape in _shapes(teacher))
     if batch_size is None:
-        batch_size = default_batch_size(pixels, device, backward)
+        at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS // (_BACKWARD_MEMORY if backward else 1)
+        batch_size = max(1, min(GPU_BATCH_SIZE, 2 ** int(np.log2(max(1, at_once / pixels)))))
     computation = Computation(batch_size, precision, device.type, compile=compile_network)
     return computation if batch_size else _largest_batch(teacher, computation)
-
-
-def default_batch_size(pixels: int, device: torch.device, backward: bool = False) -> int:
-    """Images of so many pixels that a device computes at once where nobody says."""
-    at_once = _CPU_BATCH_PIXELS if device.type == "cpu" else _GPU_BATCH_PIXELS // (_BACKWARD_MEMORY if backward else 1)
-    return max(1, min(GPU_BATCH_SIZE, 1 << int(np.log2(max(1, at_once / pixels)))))
 
 
 def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:

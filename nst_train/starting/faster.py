@@ -1,0 +1,94 @@
+"""Which of its ways to compute a training makes this CPU's steps faster, by a few timed steps: once, when a recipe is written."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from nst_train.batches.batches import TrainingBatch
+from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.networks.models import create_network, data_config_of
+from nst_train.seeds import seed_network
+from nst_train.settings import TrainSettings
+from nst_train.training.schedule import Schedule
+from nst_train.training.step import make_step
+
+CLEARLY = 1.1  # a way of computing that is not faster by this factor may be so by chance
+_SLOW = 3.0  # what takes so many times as long at its first step, such as bf16 on a CPU that emulates it, is not tried again
+_WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that are older than its instructions
+_ROUNDS = 3
+_PIXELS = 2**17  # of the images of a timed step: 8 of 128 px
+
+
+def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
+    """The values of `precision` and `compute_threads` that train clearly faster on this CPU than the defaults do.
+
+    Each is tried in turn beside the best so far, step by step, unless settings name it: bf16 where the CPU may compute in it, one thread.
+    The order in memory is no candidate: images come in channels-last order, and networks compute as fast whatever that of weights is.
+    Empty where nothing is faster, and on a GPU. Other work on the machine sways it.
+    """
+    if this_device().type != "cpu":
+        return {}
+    plain, changes = _untrained(settings), dict[str, Any]()
+    candidates: list[dict[str, Any]] = []
+    if settings.precision == "auto" and torch.backends.cpu.get_cpu_capability() not in _WITHOUT_BF16:
+        candidates.append({"precision": "bf16"})
+    if settings.compute_threads is None and DEFAULT_THREADS > 1:
+        candidates.append({"compute_threads": 1})
+    with _threads_kept():
+        for candidate in candidates:
+            if _is_faster(plain.model_copy(update=changes | candidate), plain.model_copy(update=changes), classes):
+                changes |= candidate
+    return changes
+
+
+def _is_faster(candidate: TrainSettings, before: TrainSettings, classes: int) -> bool:
+    """Whether each step of a candidate takes clearly less time than the one of `before` beside it."""
+    (old, _), (new, _) = (_step(one, classes, one.batch_size * (1 + one.ratio)) for one in (before, candidate))
+    if _seconds(new) > _SLOW * _seconds(old):
+        return False
+    return all(_seconds(new) * CLEARLY < _seconds(old) for _ in range(_ROUNDS))
+
+
+def _untrained(settings: TrainSettings) -> TrainSettings:
+    """Without weights to load: they change no time."""
+    return settings.model_copy(update={"pretrained": False, "start": None})
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        set_threads(before)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    since = time.perf_counter()
+    work()
+    return time.perf_counter() - since
+
+
+def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callable[[], object], int]:
+    """A training step on random images with hard labels, and how many they are: at most `per_step`."""
+    seed_network(0)
+    network = create_network(settings, classes)
+    data_config = data_config_of(network, settings)
+    size, threads = data_config["input_size"], settings.compute_threads or DEFAULT_THREADS
+    images = min(per_step, max(2, _PIXELS // (size[1] * size[2])))
+    parts = 1 if images < per_step else settings.accumulate
+    images -= images % parts
+    settings = settings.model_copy(update={"batch_size": images, "accumulate": parts, "pseudo_only": False})
+    step = make_step(network, settings, Schedule.of(settings, images), data_config, classes)
+    # as batches are: bytes in channels-last order
+    pixels = torch.randint(256, (images, *size[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    batch = TrainingBatch(pixels, torch.randint(classes, (images,)), {})
+
+    def take() -> object:
+        set_threads(threads)
+        return step(0, batch)
+
+    return take, images
