@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
+from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import CPU_NETWORK, Facts, check_is_there, facts_of, finetuning, numbers, selection, workers
 from nst_train.starting.looking import warnings
 from nst_train.starting.writing import init, scalar
@@ -298,6 +300,14 @@ def test_sides_suit_the_network_and_the_images():
     assert sides(500, Facts(224, None, True, True)) == (None, None)
     assert sides(500, Facts(32, None, False, False)) == (32, 32)
     assert sides(0, LITE) == (160, 192)
+
+
+def test_the_example_for_photographs_has_the_settings_that_are_written_for_two_hundred_of_them():
+    first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
+    written = finetuning(numbers(200, 224, facts_of(first.model), on_gpu=False), LITE)
+    assert [one.for_request() for one in students] == 2 * [
+        TrainSettings(model=first.model, start="teacher", **written).for_request() | {"finetune": None}
+    ]
 
 
 def test_a_larger_batch_has_a_rate_that_grows_with_its_root():

@@ -353,7 +353,7 @@ def test_the_example_for_photographs_has_the_students_that_were_measured():
         "label_smoothing": 0,
         "pseudo_temperature": 0.7,
     }
-    measured |= {"crop_scale_min": 0.4, "channels_last": True, "steps": 130, "batch_size": 16, "ratio": 3, "image_size": 160}
+    measured |= {"crop_scale_min": 0.4, "steps": 130, "batch_size": 16, "ratio": 3, "image_size": 160}
     measured |= {"noise": {"magnitude": 7, "operations": 1, "dropout": 0.2, "stochastic_depth": 0.1}}
     since = {"warmup_steps": 12, "test_size": 192, "crop_pct": 1.0, "head_init": "zero"}
     first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
