@@ -91,6 +91,8 @@ def of_machine(student: Mapping[str, Any], classes: int) -> dict[str, Any]:
     from nst_train.settings import TrainSettings
     from nst_train.starting.faster import faster_settings
 
+    if "/" in student["model"] and not student["model"].startswith("local-dir:"):
+        return {}  # the Hub alone knows its shape
     try:
         return faster_settings(TrainSettings.model_validate(dict(student)), classes)
     except NstError:
