@@ -42,6 +42,14 @@ def check_recipe(recipe: Recipe, labeled: Source, *scored: Source | None) -> Non
         check_names(network.settings)
         if network.settings.finetune:
             check_names(network.settings.finetune)
+    for network in recipe.networks if recipe.control else []:  # which has no pseudo-labels
+        settings = network.settings
+        is_last = network.generation == recipe.networks[-1].generation
+        if is_last and (settings.mixup or settings.cutmix) and settings.batch_size % 2:
+            raise UsageError(
+                f"{network.key}.batch_size: `mixup` and `cutmix` mix pairs of labeled images in a `control`; expected an even number, "
+                f"found {settings.batch_size}"
+            )
     for source in filter(None, scored):
         match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
 

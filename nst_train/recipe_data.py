@@ -11,6 +11,7 @@ from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
+from nst_train.classifiers.teachers import is_in_store
 from nst_train.device import this_process
 from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, trained_model
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
@@ -47,9 +48,23 @@ class RecipeData:
         check_evaluations(recipe, store, evaluations, labeled)
         teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
         by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
+        if recipe.holdout:
+            _say_leaks(recipe, store, labeled, teacher, by, progress)
         held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
         others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
         return cls(labeled, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
+
+
+def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: str | None, by: str | None, progress: Progress) -> None:
+    """Say which models of the store were trained on other labeled images than those that stay: perhaps on held-out ones."""
+    named = [teacher, by, *(network.settings.start for network in recipe.networks)]
+    for name in dict.fromkeys(one for one in named if one and one != "teacher" and is_in_store(one, store)):
+        inputs = store.open(name, "teacher").manifest.request.inputs.by_role
+        if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
+            progress.say(
+                f"warning: {name} was not trained on the labeled images that `holdout` leaves; it may know held-out images, "
+                "whose score is then too high"
+            )
 
 
 def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:

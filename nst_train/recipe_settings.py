@@ -21,9 +21,12 @@ def inherited(generation: Mapping[str, Any]) -> dict[str, Any]:
     """What of a generation, as written, holds for its `finetune` too, where that names nothing else."""
     # of two lengths the one that the finetuning names; and a test size is of the image size beside it
     other = {"epochs": "steps", "steps": "epochs", "warmup_steps": "warmup_epochs", "image_size": "test_size"}
-    left = {*_NOT_INHERITED, *(other[name] for name in generation["finetune"] if name in other)}
+    finetune = generation["finetune"]
+    left = {*_NOT_INHERITED, *(other[name] for name in finetune if name in other)}
+    if "preset" in finetune:  # of its own, with a schedule of its own
+        left |= {"epochs", "steps", *_OF_SCHEDULE, *_of_preset(finetune)} - {"model"}
     first = {name: value for name, value in generation.items() if name not in left}
-    noise, of_first = generation["finetune"].get("noise"), first.get("noise")
+    noise, of_first = finetune.get("noise"), first.get("noise")
     if isinstance(noise, dict) and isinstance(of_first, dict) and noise.keys() & set(OF_RANDAUGMENT):
         first["noise"] = {name: value for name, value in of_first.items() if name != "augmentation"}
     return first
@@ -38,14 +41,15 @@ def of_finetuning(generation: Mapping[str, Any]) -> dict[str, Any]:
     finetune = generation["finetune"]
     whole, epochs = _epochs(generation, "schedule_epochs"), _epochs({**generation, **finetune})
     counts_epochs = not _counts_steps(generation) and not _counts_steps(inherited(generation) | finetune)
-    is_end = counts_epochs and not any(name in finetune for name in _OF_SCHEDULE) and whole >= epochs
+    is_end = counts_epochs and not any(name in finetune for name in (*_OF_SCHEDULE, "preset")) and whole >= epochs
     schedule: dict[str, float | None] = {"schedule_epochs": whole if is_end else None}
-    if not is_end and finetune.get("warmup_steps") is None:
+    if not is_end and finetune.get("warmup_steps") is None and "preset" not in finetune:
         schedule |= {"warmup_epochs": 0, "warmup_steps": None}
     images = {} if generation.get("pseudo_only") else {"transform": "evaluation"}
     is_augmented = (images | finetune).get("transform", "training") == "training"
     unmixed = {} if generation.get("pseudo_only") and is_augmented else {"mixup": 0, "cutmix": 0}
-    return {"start": "the first training", **schedule, **images, **unmixed}
+    sizes = {} if is_augmented else {"test_size": None}  # of images that no crop enlarges
+    return {"start": "the first training", **schedule, **images, **unmixed, **sizes}
 
 
 def _epochs(settings: Mapping[str, Any], *longer: str) -> float:

@@ -201,7 +201,8 @@ class TrainSettings(Settings):
             return given
         if isinstance(given.get("noise"), Noise):  # through the Python API: what it was made with
             given = given | {"noise": given["noise"].model_dump(exclude_unset=True)}
-        replaced = {other for name, others in _REPLACES.items() if given.get(name) for other in others}
+        named = {name for name in _REPLACES if given.get(name) or (name == "batch_norm_decay" and given.get(name) is not None)}
+        replaced = {other for name in named for other in _REPLACES[name]}
         if given.get("epochs") is not None and given.get("schedule_epochs") is None:
             replaced.add("decay_epochs")  # which is of the preset's epochs
         if given.get("warmup_epochs") is not None or given.get("warmup_steps") is not None:
@@ -217,6 +218,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        if self.class_weights and self.pseudo_only:
+            raise ValueError("`class_weights` weighs labeled images, which `pseudo_only` leaves out; remove one of them")
         if self.hard and self.pseudo_temperature != 1:
             raise ValueError("`pseudo_temperature` applies to soft labels, which `hard` does not use; give one of them")
         if self.freeze and not (self.start or self.pretrained):
@@ -259,7 +262,9 @@ class TrainSettings(Settings):
         if self.crop_padding and any(getattr(self, name) != fields[name].default for name in OF_RESIZED_CROP):
             raise ValueError("`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`; remove one of them")
         if self.transform == "evaluation" and (self.mixup or self.cutmix):
-            raise ValueError("`mixup` and `cutmix` augment images, and `transform` evaluation leaves them un-augmented; remove one of them")
+            raise ValueError(
+                "`mixup` and `cutmix` augment images, which `transform` evaluation does not; set it to training, or remove them"
+            )
         return self
 
     def for_request(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
+from nst_train.recipe_data import RecipeData
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.training.train import train
 
 CLASSES = ["ant", "bee", "cat"]
 
@@ -193,7 +196,8 @@ def test_held_out_images_are_tested_on_and_in_no_training_and_no_edition(finishe
     assert len(held) == 3
     teacher = store.open("bugs-teacher@gen-0").manifest
     assert teacher.counts.labeled == 12
-    assert Metrics.read(generations[1].teacher.folder).root["test"].images == 3
+    result = Metrics.read(generations[1].teacher.folder).root["test"]
+    assert (result.images, result.source) == (3, f"{folder / 'labeled'} (holdout 0.2, seed 0)")
     edition = generations[1].edition
     assert edition.manifest.counts.dropped["held_out"] == 15
     chosen = pl.read_parquet(edition.folder / "balanced" / "*.parquet")["image_hash"].to_list()
@@ -215,6 +219,20 @@ def test_the_manifest_and_the_card_say_which_images_were_trained_on(finished):
     assert version.manifest.request.inputs.labeled.part == "all but holdout 0.2, seed 0"
     assert command(Described.of(version)).startswith("# of the labeled images all but holdout 0.2, seed 0, which a recipe holds out")
     assert r"labeled (all but holdout 0\.2, seed 0)" in (version.folder / "README.md").read_text()
+
+
+def test_a_model_that_may_know_held_out_images_is_said(finished):
+    folder, store, _ = finished
+    settings = TrainSettings(**TINY | {"epochs": 0.1})
+    train(store, "old", open_source(str(folder / "labeled"), labeled=True), settings, run=RunSettings(workers=0))
+    students = {"holdout": 0.2, "name": "later", "generations": [STUDENT]}
+    for model, says in (("old@gen-0", 1), ("bugs-teacher@gen-0", 0)):
+        said = Said()
+        recipe = parse_recipe(yaml.safe_dump(PARTS | students | {"teacher": model}), folder / "later.yaml")
+        RecipeData.open(recipe, store, said)
+        assert (
+            len([line for line in said.lines if f"warning: {model} was not trained on the labeled images that `holdout`" in line]) == says
+        )
 
 
 @pytest.mark.parametrize(

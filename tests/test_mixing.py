@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, write_class_folders, write_tiny_recipe
 from test_step import made
 from timm.data import Mixup
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_train.batches.batches import TrainingBatch
+from nst_train.recipe import load_recipe
+from nst_train.recipe_checks import check_recipe
 from nst_train.recipe_settings import GenerationSettings
 from nst_train.seeds import seed_of
 from nst_train.settings import RunSettings, TrainSettings
@@ -129,8 +131,16 @@ def test_where_one_kind_of_images_is_alone_neighbors_are_mixed_and_an_odd_one_is
         train(store, "odd", source, settings(mixup=0.4, batch_size=3), run=RunSettings(workers=0, decode_threads=1))
 
 
+def test_an_odd_batch_of_a_control_stops_the_recipe_before_its_first_generation(tmp_path):
+    write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
+    path = write_tiny_recipe(tmp_path, generations=[TINY, TINY | {"mixup": 0.4, "batch_size": 3}], control=True)
+    recipe = load_recipe(path)
+    with pytest.raises(UsageError, match=r"generations.1.batch_size: .* mix pairs .* in a `control`; expected an even number, found 3"):
+        check_recipe(recipe, open_source(str(tmp_path / "labeled"), labeled=True))
+
+
 def test_un_augmented_images_are_not_mixed():
-    with pytest.raises(UsageError, match="`mixup` and `cutmix` augment images, and `transform` evaluation leaves them un-augmented"):
+    with pytest.raises(UsageError, match="`mixup` and `cutmix` augment images, which `transform` evaluation does not; set it to training"):
         settings(mixup=0.2, transform="evaluation")
     first = {"model": "x", **BOTH}
     finetune = GenerationSettings.model_validate(first | {"finetune": {"epochs": 2}}).finetune

@@ -343,6 +343,13 @@ def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
     assert PRESETS["pretrained"].about.startswith("nst's own, not the paper's")
 
 
+def test_a_decay_of_batch_norm_even_of_0_replaces_the_presets_frozen_one_and_class_weights_need_labeled_images():
+    settings = TrainSettings(preset="pretrained", model="x", batch_norm_decay=0)
+    assert (settings.batch_norm_decay, settings.freeze_batch_norm) == (0, False)
+    with pytest.raises(UsageError, match="`class_weights` weighs labeled images, which `pseudo_only` leaves out; remove one of them"):
+        TrainSettings(model="x", class_weights="balanced", pseudo_only=True)
+
+
 def test_the_example_for_photographs_has_the_students_that_were_measured():
     """benchmarks/results/image_folder.md; since then a warm-up in steps, whole squares of 192 px in testing, a new last layer of zeros."""
     measured = {"learning_rate": 0.032, "optimizer": "adamw", "schedule": "cosine", "layer_decay": 0.9, "weight_decay": 0.05}

@@ -97,9 +97,10 @@ def test_warmup_steps_stand_in_place_of_warmup_epochs():
         settings(warmup_steps=7, warmup_epochs=1)
     first = {"model": "x", "steps": 70, "warmup_steps": 7, "image_size": 64, "test_size": 80}
     for own, expected in (
-        ({"steps": 5}, (0, None, 64, 80)),
-        ({"warmup_steps": 2}, (5, 2, 64, 80)),
-        ({"warmup_epochs": 3}, (3, None, 64, 80)),
+        ({"steps": 5}, (0, None, 64, None)),
+        ({"steps": 5, "transform": "training"}, (0, None, 64, 80)),
+        ({"warmup_steps": 2, "test_size": 72}, (5, 2, 64, 72)),
+        ({"warmup_epochs": 3}, (3, None, 64, None)),
         ({"image_size": 96}, (0, None, 96, None)),
     ):
         second = GenerationSettings.model_validate(first | {"finetune": own}).finetune
@@ -115,6 +116,15 @@ def test_a_finetuning_has_the_length_that_it_names_and_a_schedule_of_its_own_bes
     by_steps = GenerationSettings.model_validate({"model": "x", "epochs": 9, "finetune": {"steps": 5}}).finetune
     assert (by_steps.steps, by_steps.schedule_epochs) == (5, None)
     assert GenerationSettings.model_validate(first | {"finetune": {"image_size": 64}}).finetune.steps == 70
+
+
+def test_a_finetuning_with_a_preset_of_its_own_has_its_values_and_its_schedule():
+    first = {"model": "x", "epochs": 100, "warmup_epochs": 3, "learning_rate": 0.1, "optimizer": "momentum", "batch_size": 256, "flip": 0}
+    second = GenerationSettings.model_validate(first | {"finetune": {"preset": "pretrained", "epochs": 2}}).finetune
+    assert (second.epochs, second.schedule_epochs, second.warmup_steps, second.steps) == (2, None, 12, None)
+    assert (second.learning_rate, second.optimizer, second.batch_size) == (0.032, "adamw", 16)
+    assert second.flip == 0.5  # the preset has it too
+    assert (second.pretrained, second.start) == (False, "the first training")
 
 
 def test_what_a_cosine_does_not_read_is_refused_and_a_preset_leaves_it_out():

@@ -207,7 +207,9 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
         with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
             metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
-            about = {"source": suite.location, "fingerprint": suite.identity}
+            source = getattr(suite, "source", None)
+            part = source.lineage.part if isinstance(source, Source) else None
+            about = {"source": suite.location + (f" ({part})" if part else ""), "fingerprint": suite.identity}
             metrics.root[name] = Result.model_validate(kind | shown | about | times)
             metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
