@@ -287,7 +287,11 @@ def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
     [
         ({"suite": "corruptions", "relative_to": "other-teacher@gen-0"}, 32, "other-teacher@gen-0"),
         ({"suite": "corruptions", "relative_to": "bugs-teacher@gen-1"}, 32, "bugs-teacher@gen-1"),
-        ({"suite": "corruptions"}, 24, "generation 0: corruptions require images of 32 px or more, found 24; set a larger `image_size`"),
+        (
+            {"suite": "corruptions"},
+            24,
+            "generation 0: corruptions require images of 32 px or more, found 24; set a larger `test_size` or `image_size`",
+        ),
     ],
 )
 def test_an_evaluation_that_would_fail_stops_the_recipe_before_any_training(tmp_path, evaluate, size, said):

@@ -23,7 +23,15 @@ from nst_train.training.validation import sensible_epochs
 CLASSES = ["ant", "bee", "cat"]
 RUN = RunSettings(workers=0, decode_threads=1)
 # the learning rate rises to an absurd height, and no average softens it: the last epochs ruin what the first ones learned
-RUINED = TINY | {"epochs": 24, "warmup_epochs": 24, "learning_rate": 20.0, "ema_decay": 0.0, "optimizer": "momentum", "validate_every": 1}
+RUINED = TINY | {
+    "channels_last": False,
+    "epochs": 24,
+    "warmup_epochs": 24,
+    "learning_rate": 20.0,
+    "ema_decay": 0.0,
+    "optimizer": "momentum",
+    "validate_every": 1,
+}
 
 
 def sources(folder, validation_classes=CLASSES):
