@@ -19,9 +19,11 @@ from nst_train.starting.choosing import (
     Numbers,
     check_is_there,
     facts_of,
+    fetch_config,
     finetuning,
     numbers,
     of_machine,
+    of_network,
     selection,
     workers,
 )
@@ -81,20 +83,29 @@ def init(
     name = check_name(name) if name is not None else _name_of(path)
     look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
     from nst_train.device import this_device
+    from nst_train.networks.models import check_name as check_network_name
 
     device = this_device().type
     network = _with_folder(model or (CPU_NETWORK if device == "cpu" else GPU_NETWORK))
+    check_network_name(network)
+    said = [line for line in (check_is_there(network, is_chosen=model is None),) if line]
+    fetch_config(network)
     facts = facts_of(network)
-    unavailable = check_is_there(network, is_chosen=model is None)
+    if facts.is_gentle is None:
+        said.append(
+            f"{network}: its config.json is not in the cache, so its kind is not known: the settings are those of a vision transformer "
+            "without stochastic depth; write the recipe again where the Hub can be asked"
+        )
     chosen = numbers(look.trained_on, look.side_px, facts, device != "cpu")
     student = finetuning(chosen, facts)
-    student |= of_machine({"model": network} | student, len(look.class_names))
+    student |= of_network({"model": network, "start": "teacher"} | student, len(look.class_names))
+    student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
     sources = _sources(look, path.absolute().parent)
     text = recipe_text(name, look, sources, network, facts, chosen, student, device)
     parse_recipe(text, path)  # it loads, or this is a fault of ours
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
-    return Beginning(path, look, network, device, [*warnings(look), *([unavailable] if unavailable else [])])
+    return Beginning(path, look, network, device, [*warnings(look), *said])
 
 
 def _name_of(path: Path) -> str:
@@ -122,8 +133,10 @@ def _beside(folder: Path, where: str, revision: str | None) -> str:
     return absolute if not is_near or relative.startswith("~") else relative
 
 
-def scalar(value: str | float | bool) -> str:
+def scalar(value: str | float | bool | None) -> str:
     """A value as YAML on one line, whatever is in it."""
+    if value is None:
+        return "null"
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
     if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ :-]*[A-Za-z0-9_./]|[A-Za-z0-9_.]", value) and yaml.safe_load(f"[{value}]") == [value]:
@@ -148,6 +161,8 @@ def _lines(rows: list[tuple[str, str]], indent: str) -> str:
 _WHY = {
     "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
     "learning_rate": "for 256 labeled images; the preset's is for half the batch",
+    "noise": "the network is not known to have blocks that can be skipped",
+    "layer_decay": "timm tells the layers of its own networks apart, not this one's",
     "precision": "clearly faster in a few steps timed on this CPU",
     "compute_threads": "clearly faster in a few steps timed on this CPU, beside the processes that decode",
 }
