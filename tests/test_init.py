@@ -35,7 +35,7 @@ from nst_train.starting.choosing import (
     workers,
 )
 from nst_train.starting.looking import warnings
-from nst_train.starting.writing import init, scalar
+from nst_train.starting.writing import _why, init, scalar
 
 CLASSES = ["ant", "bee", "cat"]
 LITE = Facts(224, None, False, False)
@@ -282,6 +282,30 @@ def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
     assert said[2] == "86 test images tell networks apart only where they differ by 10 points or more"
     assert said[3] == "the images are tiny (32 px): they are enlarged for a network that was trained on photographs"
     assert warnings(looked([400, 300])) == ["there are no test images: 140 of the labeled ones are held out"]
+
+
+def test_classes_without_labeled_images_are_said_apart_and_are_not_the_rarest():
+    said = warnings(looked([400, 0, 30, 2]))
+    assert said[0] == "1 of 4 classes have no labeled images (c1): label some more of these first"
+    assert said[1] == "1 of 4 classes have one or two labeled images (c3): label some more of these first"
+    assert said[2].startswith("labels are unbalanced: 400 of c0, 2 of c3: ")
+
+
+def test_sources_beside_a_recipe_in_a_linked_folder_are_found(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    (tmp_path / "real" / "deep" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep" / "folder")
+    init(top, tmp_path / "link" / "a.yaml", model=network)
+    labeled = load_recipe(tmp_path / "link" / "a.yaml").labeled.source
+    assert len(open_source(labeled, labeled=True)) == 12
+
+
+def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
+    chosen = numbers(200, 32, Facts(96, None, False, False), on_gpu=True)
+    why = _why(chosen, looked([100, 100], side=100), Facts(96, None, False, False), on_gpu=True)
+    assert why["learning_rate"] == "per 256 labeled images, for steps of 32; the preset's is for steps of 16"
+    assert why["image_size"] == "the network's own"
+    assert _why(chosen, looked([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
 
 
 @pytest.mark.parametrize(

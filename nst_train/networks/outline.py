@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
-from nst_train.device import is_convolutional
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
@@ -50,10 +49,10 @@ def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[st
 
 
 def is_gentle(network: nn.Module) -> bool:
-    """Whether a network is finetuned at the low rates of vision transformers: all but convolutional ones with batch-norm alone."""
+    """Whether a network is finetuned at the low rates of vision transformers: all but those with batch-norm alone."""
     kinds = {kind.__name__ for layer in network.modules() for kind in type(layer).__mro__}
     has_layer_norm = any("LayerNorm" in kind or "RmsNorm" in kind or "RMSNorm" in kind for kind in kinds)
-    return not is_convolutional(network) or "_BatchNorm" not in kinds or has_layer_norm
+    return "_BatchNorm" not in kinds or has_layer_norm
 
 
 def has_layer_groups(network: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from nst_train.recipe import parse_recipe
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     GPU_NETWORK,
+    MEASURED_BATCH,
     Facts,
     Numbers,
     check_is_there,
@@ -128,9 +129,10 @@ def _beside(folder: Path, where: str, revision: str | None) -> str:
     if revision is not None and not os.path.exists(where):
         return where
     absolute = os.path.abspath(os.path.expanduser(where) if not os.path.exists(where) else where)
-    relative = os.path.relpath(absolute, folder)
+    relative = os.path.relpath(absolute, os.path.realpath(folder))  # `..` of a link is the folder above what it leads to
     is_near = relative.split(os.sep).count("..") <= _MOST_UP
-    return absolute if not is_near or relative.startswith("~") else relative
+    leads_there = os.path.realpath(os.path.join(folder, relative)) == os.path.realpath(absolute)
+    return relative if is_near and leads_there and not relative.startswith("~") else absolute
 
 
 def scalar(value: str | float | bool | None) -> str:
@@ -160,7 +162,6 @@ def _lines(rows: list[tuple[str, str]], indent: str) -> str:
 
 _WHY = {
     "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
-    "learning_rate": "for 256 labeled images; the preset's is for half the batch",
     "noise": "the network is not known to have blocks that can be skipped",
     "layer_decay": "timm tells the layers of its own networks apart, not this one's",
     "precision": "clearly faster in a few steps timed on this CPU",
@@ -170,9 +171,11 @@ _WHY = {
 
 def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, str]:
     size = "images are tiny: enlarged no further" if look.side_px and chosen.image_size and look.side_px < chosen.image_size else ""
-    size = size or f"smaller than the network's own {facts.side_px}: a step takes half the time on a CPU"
+    is_smaller = chosen.image_size and facts.side_px and chosen.image_size < facts.side_px
+    size = size or (f"smaller than the network's own {facts.side_px}: a step takes less time" if is_smaller else "the network's own")
     return _WHY | {
         "image_size": size,
+        "learning_rate": f"per 256 labeled images, for steps of {chosen.batch_size}; the preset's is for steps of {MEASURED_BATCH}",
         "test_size": "random crops enlarge what they show, so a larger side suits testing",
         "steps": f"for {look.trained_on:,} labeled images; twice as many for four times the labels",
         "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
