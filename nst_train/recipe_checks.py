@@ -16,6 +16,8 @@ from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
 from nst_train.networks.models import check_names, published_size, takes_momentum
+from nst_train.networks.outline import outline
+from nst_train.noise_settings import Noise
 from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
@@ -34,14 +36,18 @@ def say_idle(recipe: Recipe, progress: Progress) -> None:
 
 
 def check_recipe(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
-    """Raises NstError for settings and classes that would stop a later generation."""
+    """Raises NstError for settings, classes and networks that would stop a later generation."""
     check_trainable(labeled)
     check_trackers(recipe.run.tracker)
     check_classes(recipe.select, labeled.class_names or [])
+    made: list[TrainSettings] = []
     for network in recipe.networks:
-        check_names(network.settings)
-        if network.settings.finetune:
-            check_names(network.settings.finetune)
+        for settings in filter(None, (network.settings.first, network.settings.finetune)):
+            check_names(settings)
+            shape = settings.model_copy(update={"noise": Noise.none()} if settings.probe else {"seed": 0, "start": None})
+            if shape not in made:
+                outline(shape, len(labeled.class_names or []))
+                made.append(shape)
     for network in recipe.networks if recipe.control else []:  # which has no pseudo-labels
         settings = network.settings
         is_last = network.generation == recipe.networks[-1].generation

@@ -82,7 +82,9 @@ def test_a_second_generation_of_one_selection_labels_the_selected_images_alone(t
     ]
 
 
-def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path):
+def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nst_train.networks.models.download", asked.append)
     write_tiny_images(tmp_path)
     probe = {"model": "owner/name", "pretrained": True, "probe": True}
     student = {"preset": "pretrained", "model": "owner/name", "start": "teacher", "batch_size": 4, "steps": 5}
@@ -94,6 +96,8 @@ def test_without_weights_the_steps_are_there_and_one_line_says_so(tmp_path):
     ]
     assert found.seconds is None
     assert sum("its weights cannot be had now" in line for line in said.lines) == 1
+    assert "owner/name: not timed: its weights are not in the cache" in said.lines
+    assert not asked
 
 
 def test_a_source_that_is_not_there_is_one_line(tmp_path):

@@ -50,6 +50,8 @@ def test_only_values_that_are_clearly_faster_and_not_named_are_suggested(monkeyp
     monkeypatch.setattr(faster, "DEFAULT_THREADS", 4)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert faster.faster_settings(TrainSettings(**TINY, **named), 2) == expected
+    monkeypatch.setattr(faster, "_MOST_WEIGHTS", 1000)
+    assert faster.faster_settings(TrainSettings(**TINY, **named), 2) == {}
 
 
 def test_a_value_that_is_faster_only_at_times_is_not_suggested(monkeypatch):

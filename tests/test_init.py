@@ -1,6 +1,7 @@
 """`nst init`: from the folders that users have to a recipe that loads and runs, or to one line."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -18,10 +19,23 @@ from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
+from nst_train.recipe_checks import check_recipe
+from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
-from nst_train.starting.choosing import CPU_NETWORK, Facts, check_is_there, facts_of, finetuning, numbers, selection, workers
+from nst_train.starting.choosing import (
+    CPU_NETWORK,
+    Facts,
+    check_is_there,
+    facts_of,
+    finetuning,
+    numbers,
+    of_network,
+    selection,
+    why_not_there,
+    workers,
+)
 from nst_train.starting.looking import warnings
-from nst_train.starting.writing import init, scalar
+from nst_train.starting.writing import _why, init, scalar
 
 CLASSES = ["ant", "bee", "cat"]
 LITE = Facts(224, None, False, False)
@@ -270,6 +284,30 @@ def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
     assert warnings(looked([400, 300])) == ["there are no test images: 140 of the labeled ones are held out"]
 
 
+def test_classes_without_labeled_images_are_said_apart_and_are_not_the_rarest():
+    said = warnings(looked([400, 0, 30, 2]))
+    assert said[0] == "1 of 4 classes have no labeled images (c1): label some more of these first"
+    assert said[1] == "1 of 4 classes have one or two labeled images (c3): label some more of these first"
+    assert said[2].startswith("labels are unbalanced: 400 of c0, 2 of c3: ")
+
+
+def test_sources_beside_a_recipe_in_a_linked_folder_are_found(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    (tmp_path / "real" / "deep" / "folder").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "deep" / "folder")
+    init(top, tmp_path / "link" / "a.yaml", model=network)
+    labeled = load_recipe(tmp_path / "link" / "a.yaml").labeled.source
+    assert len(open_source(labeled, labeled=True)) == 12
+
+
+def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
+    chosen = numbers(200, 32, Facts(96, None, False, False), on_gpu=True)
+    why = _why(chosen, looked([100, 100], side=100), Facts(96, None, False, False), on_gpu=True)
+    assert why["learning_rate"] == "per 256 labeled images, for steps of 32; the preset's is for steps of 16"
+    assert why["image_size"] == "the network's own"
+    assert _why(chosen, looked([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
+
+
 @pytest.mark.parametrize(
     ("labeled", "on_gpu", "expected"),
     [
@@ -319,10 +357,119 @@ def test_what_is_known_of_networks(network):
     assert facts_of(CPU_NETWORK) == LITE
     assert facts_of("vit_tiny_patch16_224") == Facts(224, None, True, True)
     assert facts_of(network).side_px == 160
-    assert facts_of("owner/name") == Facts(None, None, True, False)
+    assert facts_of("owner/name") == Facts(None, None, True, None)
     assert selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
     assert selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
     assert (workers(16, True), workers(2, False), workers(1, True)) == (12, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "preset"),
+    [
+        ("test_vit", "pretrained-vit"),
+        ("swin_tiny_patch4_window7_224", "pretrained-vit"),
+        ("xcit_tiny_12_p16_224", "pretrained-vit"),  # with batch-norm in its stem
+        ("pit_ti_224", "pretrained-vit"),  # whose patches overlap
+        ("flexivit_small", "pretrained-vit"),
+        ("convnext_atto", "pretrained-vit"),  # without batch-norm
+        ("resnet18", "pretrained"),
+        ("test_efficientnet", "pretrained"),
+    ],
+)
+def test_the_preset_is_that_of_the_networks_kind_not_of_its_name(model, preset):
+    assert finetuning(numbers(200, 500, LITE, on_gpu=False), facts_of(model))["preset"] == preset
+
+
+def cached(home, monkeypatch, repo, config):
+    """A cache of the Hub that holds a repository's config.json alone."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+    folder = home / f"models--{repo.replace('/', '--')}"
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c0ffee")
+    (folder / "snapshots" / "c0ffee" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "preset", "changes"),
+    [
+        ({"architecture": "test_vit"}, "pretrained-vit", {}),
+        ({"architecture": "test_efficientnet"}, "pretrained", {}),
+        ({"model_type": "vit"}, "pretrained-vit", {"noise": {"stochastic_depth": 0}, "layer_decay": None}),
+        ({"model_type": "dinov2"}, "pretrained-vit", {"layer_decay": None}),
+        ({"model_type": "resnet"}, "pretrained", {"noise": {"stochastic_depth": 0}, "layer_decay": None}),
+        (None, "pretrained-vit", {"noise": {"stochastic_depth": 0}}),
+    ],
+)
+def test_the_kind_of_a_network_of_the_hub_is_that_of_its_config_in_the_cache(tmp_path, monkeypatch, config, preset, changes):
+    if config is not None:
+        cached(tmp_path, monkeypatch, "owner/name", config)
+    student = finetuning(numbers(200, 500, LITE, on_gpu=False), facts_of("owner/name"))
+    assert student["preset"] == preset
+    assert of_network({"model": "owner/name", "start": "teacher"} | student, 3) == changes
+
+
+def test_a_cached_config_is_no_proof_of_cached_weights(tmp_path, monkeypatch):
+    cached(tmp_path, monkeypatch, "owner/name", {"model_type": "vit"})
+    assert why_not_there("owner/name") == "they are not in the cache, and HF_HUB_OFFLINE is set"
+    (tmp_path / "models--owner--name" / "snapshots" / "c0ffee" / "model.safetensors").touch()
+    assert why_not_there("owner/name") == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("RepositoryNotFoundError", r"^me/typo: no such model on the Hub; correct it or, for a private one, log in with `hf auth login`$"),
+        ("RevisionNotFoundError", r"^me/typo: the model on the Hub has no such revision; give a branch, tag or commit that it has$"),
+        ("GatedRepoError", r"^me/typo: it is gated: request access on the model's page, then log in with `hf auth login`$"),
+        ("ConnectTimeout", None),
+    ],
+)
+def test_what_the_hub_answers_is_an_error_and_only_that_it_does_not_answer_a_warning(monkeypatch, error, says):
+    from huggingface_hub import errors
+    from huggingface_hub.utils import httpx
+
+    response = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+    raised = getattr(errors, error)("no", response=response) if says else getattr(httpx, error)("no")
+
+    def answer(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", answer)
+    if says is None:
+        assert "the Hub does not answer (ConnectTimeout)" in check_is_there("me/typo", is_chosen=False)
+        return
+    with pytest.raises(NstError, match=says):
+        check_is_there("me/typo", is_chosen=False)
+
+
+def test_of_a_network_of_which_nothing_is_known_that_is_said(tmp_path):
+    photos(tmp_path / "photos")
+    recipe, said = recipe_of(tmp_path, "owner/name")
+    assert any(line.startswith("owner/name: its config.json is not in the cache, so its kind is not known") for line in said)
+    assert recipe.generations[1].noise.stochastic_depth == 0
+
+
+def test_the_students_of_a_network_without_blocks_to_skip_have_no_stochastic_depth(tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_train.starting.writing.of_machine", lambda *_: {})
+    photos(tmp_path / "photos")
+    recipe, _ = recipe_of(tmp_path, "ghostnet_050")
+    assert recipe.generations[1].noise.stochastic_depth == 0
+    text = (tmp_path / "a.yaml").read_text()
+    assert "noise: {stochastic_depth: 0}" in text
+    assert "# the network is not known to have blocks that can be skipped" in text
+
+
+def test_a_network_without_blocks_to_skip_stops_a_recipe_before_its_first_generation(tmp_path):
+    photos(tmp_path / "photos")
+    recipe = {
+        "name": "a",
+        **{role: {"source": str(tmp_path / "photos" / where)} for role, where in (("labeled", "labeled"), ("pool", "unlabeled"))},
+        "generations": [{"model": "test_vit", "noise": {"stochastic_depth": 0}}, {"model": "ghostnet_050"}],
+    }
+    with pytest.raises(NstError, match=r"^ghostnet_050: does not support drop_path_rate; set noise.stochastic_depth"):
+        check_recipe(Recipe.model_validate(recipe), open_source(tmp_path / "photos" / "labeled", labeled=True))
 
 
 def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):

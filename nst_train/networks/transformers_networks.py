@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_train.networks.heads import zero_heads
 from nst_train.networks.model_config import PROCESSOR
 from nst_train.networks.weights import CONFIG, differences
@@ -43,13 +43,7 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.problem_type is not None:
-        config.problem_type = "single_label_classification"  # as it is trained, whatever it was before
-    config.num_labels = classes
-    if settings.image_size and hasattr(config, "image_size"):
-        config.image_size = settings.image_size
-    if hasattr(config, "drop_path_rate"):
-        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth)
+    _settle(config, settings, classes)
     if not settings.pretrained:
         made = Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False), _processor(folder))
         return _begun(made, settings, classes)
@@ -66,6 +60,33 @@ def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> L
     is_published = not info["missing_keys"] and not info["mismatched_keys"]
     made = Logits(network, _processor(folder))
     return made if is_published else _begun(made, settings, classes)
+
+
+def outline_of_kind(content: dict[str, Any], settings: TrainSettings, classes: int) -> Logits:
+    """A classifier of the `model_type` that a config.json names, in that type's own sizes, whatever the config's numbers are.
+
+    Raises NstError for a type that transformers does not have.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    try:
+        config = AutoConfig.for_model(str(content.get("model_type")))
+        named = content.get("architectures")
+        config.architectures = [str(one) for one in named] if isinstance(named, list) else []
+        _settle(config, settings, classes)
+        return Logits(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
+    except (ValueError, TypeError) as error:
+        raise NstError(f"{settings.model}: not an image classifier of transformers ({first_line(error)})") from None
+
+
+def _settle(config: Any, settings: TrainSettings, classes: int) -> None:  # noqa: ANN401 - transformers' are not typed
+    if config.problem_type is not None:
+        config.problem_type = "single_label_classification"  # as it is trained, whatever it was before
+    config.num_labels = classes
+    if settings.image_size and hasattr(config, "image_size"):
+        config.image_size = settings.image_size
+    if hasattr(config, "drop_path_rate"):
+        config.drop_path_rate = max(settings.noise.stochastic_depth, settings.of_pseudo.noise.stochastic_depth)
 
 
 def _begun(network: Logits, settings: TrainSettings, classes: int) -> Logits:

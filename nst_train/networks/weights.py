@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from nst_data.cards.card_metadata import read_front_matter
@@ -41,6 +41,21 @@ def download(name: str) -> tuple[Path, str]:
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
         raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
     return folder, folder.name
+
+
+def cached_folder(name: str) -> Path | None:
+    """Where the cache has the config.json of [hf-hub:]OWNER/NAME[@REVISION], without asking the Hub; None where it has none."""
+    reference = repository_of(name)
+    found = try_to_load_from_cache(reference.repo, CONFIG, revision=reference.revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def local_name(name: str) -> str | None:
+    """A name by which a network is loaded without asking the Hub; None for one of the Hub whose weights are not in the cache."""
+    if "/" not in name or name.startswith(FOLDER):
+        return name
+    folder = cached_folder(name)
+    return f"{FOLDER}{folder}" if folder and any(folder.glob("*.safetensors")) else None
 
 
 def published_weights(name: str) -> tuple[Path, str]:

@@ -1,8 +1,7 @@
 """The settings that suit some images and a machine: every number that `nst init` writes is decided here, with its reason."""
 
 import math
-import re
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million; made for fast t
 MEASURED_BATCH = 16
 _CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
 _STEP_PX = 32  # sides that networks of this kind divide evenly
-_TRANSFORMER = re.compile(r"(^|_)(vit|deit|deit3|beit|beitv2|eva|eva02|cait|dinov2|dinov3|siglip)(_|$)")
 _WAIT_SECONDS = 4
 
 
@@ -28,7 +26,7 @@ class Facts:
     side_px: int | None
     test_px: int | None
     is_fixed: bool  # takes images of its own size alone
-    is_transformer: bool
+    is_gentle: bool | None  # finetuned at the low rates of a vision transformer; None where the network's kind is not known
 
 
 @dataclass(frozen=True)
@@ -77,24 +75,40 @@ def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
 def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
     """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
-    preset = "pretrained-vit" if facts.is_transformer else "pretrained"
+    preset = "pretrained" if facts.is_gentle is False else "pretrained-vit"  # a rate that is too low harms less
     rate = PRESETS[preset].values["learning_rate"] * math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
     counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
     return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if chosen.batch_size > MEASURED_BATCH else {})
 
 
-def of_machine(student: Mapping[str, Any], classes: int) -> dict[str, Any]:
+def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:
+    """What of a student's settings must be otherwise for its network to take them. Raises NstError where it takes them in no way."""
+    from nst_train.networks.outline import has_layer_groups, outline
+    from nst_train.settings import TrainSettings
+
+    undropped = {"noise": {"stochastic_depth": 0}}
+    try:
+        network, changes = outline(TrainSettings.model_validate(student), classes), dict[str, Any]()
+    except NstError:
+        network, changes = outline(TrainSettings.model_validate(student | undropped), classes), undropped
+    if network is None:
+        return undropped  # which every network takes
+    return changes if has_layer_groups(network) else changes | {"layer_decay": None}
+
+
+def of_machine(student: dict[str, Any], classes: int) -> dict[str, Any]:
     """Precision and threads where others than the defaults are clearly faster on this CPU, by a few timed steps of a student.
 
     They change rounding alone. Empty where the network cannot be made without its weights.
     """
+    from nst_train.networks.weights import local_name
     from nst_train.settings import TrainSettings
     from nst_train.starting.faster import faster_settings
 
-    if "/" in student["model"] and not student["model"].startswith("local-dir:"):
+    if (model := local_name(student["model"])) is None:
         return {}  # the Hub alone knows its shape
     try:
-        return faster_settings(TrainSettings.model_validate(dict(student)), classes)
+        return faster_settings(TrainSettings.model_validate(student | {"model": model}), classes)
     except NstError:
         return {}
 
@@ -105,55 +119,79 @@ def workers(cores: int, on_gpu: bool) -> int:
 
 
 def facts_of(model: str) -> Facts:
-    """What is known of a network without its weights. Raises UsageError or NstError for one that does not exist."""
+    """What is known of a network without its weights. Raises NstError for one that cannot be made."""
     import timm
 
     from nst_train.networks.model_config import is_of_timm, read_config
-    from nst_train.networks.models import check_name
+    from nst_train.networks.outline import is_gentle, outline
     from nst_train.networks.weights import FOLDER
+    from nst_train.noise_settings import Noise
+    from nst_train.settings import TrainSettings
 
-    check_name(model)
+    network = outline(TrainSettings(model=model, noise=Noise.none()), 2)
+    gentle = None if network is None else is_gentle(network)
     if model.startswith(FOLDER):
         config = read_config(model, Path(model.removeprefix(FOLDER)))
         stored = config.get("pretrained_cfg", config)
         if not is_of_timm(config) or not isinstance(stored, dict):
-            return Facts(None, None, True, False)
-        size, tested, name = stored.get("input_size"), stored.get("test_input_size"), str(config.get("architecture"))
-        fixed = bool(stored.get("fixed_input_size"))
+            return Facts(None, None, True, gentle)
+        size, tested, fixed = stored.get("input_size"), stored.get("test_input_size"), bool(stored.get("fixed_input_size"))
     elif "/" in model:
-        return Facts(None, None, True, False)
+        return Facts(None, None, True, gentle)
     else:
         known = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
-        size, tested, fixed, name = known.input_size, known.test_input_size, known.fixed_input_size, model
+        size, tested, fixed = known.input_size, known.test_input_size, known.fixed_input_size
     sides = [int(one[-1]) if isinstance(one, list | tuple) else None for one in (size, tested)]
-    return Facts(sides[0], sides[1], fixed, bool(_TRANSFORMER.search(name.partition(".")[0])))
+    return Facts(sides[0], sides[1], fixed, gentle)
+
+
+def fetch_config(model: str) -> None:
+    """Bring the config.json of a network of the Hub into the cache, where the Hub can be asked: a kilobyte that tells its kind."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import is_offline_mode
+
+    from nst_data.hub.errors import plain_errors
+    from nst_train.networks.weights import CONFIG, FOLDER, cached_folder, repository_of
+
+    if "/" not in model or model.startswith(FOLDER) or is_offline_mode() or cached_folder(model):
+        return
+    reference = repository_of(model)
+    with suppress(NstError), plain_errors(model, "model"):  # what is not there is said by `check_is_there`
+        hf_hub_download(reference.repo, CONFIG, revision=reference.revision, etag_timeout=_WAIT_SECONDS)
 
 
 def why_not_there(model: str) -> str:
-    """Why the published weights of a network can be had neither from the cache nor, asked once and briefly, from the Hub; or nothing."""
+    """Why the published weights of a network can be had neither from the cache nor, asked once and briefly, from the Hub; or nothing.
+
+    Raises NstError where the Hub answers that there is no such repository or revision, or that this user has no access to it.
+    """
     import timm
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    from nst_train.networks.weights import CONFIG, FOLDER, WEIGHTS, repository_of
+    from nst_data.hub.errors import plain_errors
+    from nst_train.networks.weights import WEIGHTS, local_name, repository_of
 
-    if model.startswith(FOLDER):
-        return ""
-    revision = None
-    if "/" in model:
+    if local_name(model) is None:
         reference = repository_of(model)
-        repo, revision, file = reference.repo, reference.revision, CONFIG
+        repo, revision = reference.repo, reference.revision
+    elif "/" in model:
+        return ""
     else:
-        config = timm.models.get_pretrained_cfg(model)
+        config, revision = timm.models.get_pretrained_cfg(model), None
         if config is None or not config.hf_hub_id:
             return "timm publishes none"
-        repo, file = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}", WEIGHTS
-    if isinstance(try_to_load_from_cache(repo, file, revision=revision), str):
-        return ""
+        repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
+        if isinstance(try_to_load_from_cache(repo, WEIGHTS), str):
+            return ""
     if is_offline_mode():
         return "they are not in the cache, and HF_HUB_OFFLINE is set"
     try:
         HfApi().model_info(repo, revision=revision, timeout=_WAIT_SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError):  # a gated one is a kind of the first
+        with plain_errors(model, "model"):
+            raise
     except Exception as error:  # whatever the client raises: there is no answer
         return f"they are not in the cache, and the Hub does not answer ({type(error).__name__})"
     return ""

@@ -9,7 +9,7 @@ import torch
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import DEFAULT_THREADS, set_threads, this_device
-from nst_train.networks.models import create_network, data_config_of
+from nst_train.networks.models import create_network, data_config_of, parameters_of
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
@@ -19,6 +19,7 @@ CLEARLY = 1.1  # a way of computing that is not faster by this factor may be so 
 _SLOW = 3.0  # what takes so many times as long at its first step, such as bf16 on a CPU that emulates it, is not tried again
 _WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that are older than its instructions
 _ROUNDS = 3
+_MOST_WEIGHTS = 100_000_000  # of a network that is timed: two of them are held at once, with optimizers and averages
 _PIXELS = 2**17  # of the images of a timed step: 8 of 128 px
 
 
@@ -27,9 +28,11 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
 
     Each is tried in turn beside the best so far, step by step, unless settings name it: bf16 where the CPU may compute in it, one thread.
     The order in memory is no candidate: images come in channels-last order, and networks compute as fast whatever that of weights is.
-    Empty where nothing is faster, and on a GPU. Other work on the machine sways it.
+    Empty where nothing is faster, for a network of over 100 million weights, and on a GPU. Other work on the machine sways it.
     """
     if this_device().type != "cpu":
+        return {}
+    if (size := parameters_of(settings, classes)) is None or size[0] > _MOST_WEIGHTS:
         return {}
     plain, changes = _untrained(settings), dict[str, Any]()
     candidates: list[dict[str, Any]] = []

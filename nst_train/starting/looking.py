@@ -153,16 +153,17 @@ def warnings(look: Look) -> list[str]:
 
 def _of_labels(look: Look) -> Iterator[str]:
     counts, names = look.counts, look.class_names
-    if few := [as_text(name) for name, images in zip(names, counts, strict=True) if images < 3]:
-        shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
-        yield f"{len(few):,} of {len(names):,} classes have one or two labeled images ({shown}): label some more of these first"
+    for least, most, what in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
+        if few := [as_text(name) for name, images in zip(names, counts, strict=True) if least <= images <= most]:
+            shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
+            yield f"{len(few):,} of {len(names):,} classes have {what} ({shown}): label some more of these first"
     if look.labeled.empty_classes:
         yield f"{len(look.labeled.empty_classes):,} class folders have no images, and are no classes"
     there = counts[counts > 0]
     if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
-        least, most = as_text(names[int(counts.argmin())]), as_text(names[int(counts.argmax())])
+        rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (there.min(), there.max()))
         yield (
-            f"labels are unbalanced: {counts.max():,} of {most}, {counts.min():,} of {least}: "
+            f"labels are unbalanced: {there.max():,} of {commonest}, {there.min():,} of {rarest}: "
             "`class_weights: balanced` in the generations makes classes count alike"
         )
     if look.test is None and look.holdout is None:

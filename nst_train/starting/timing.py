@@ -16,6 +16,7 @@ from nst_train.classifiers.inference import batches_of, choose_computation, pred
 from nst_train.classifiers.teachers import Classifier, Teacher
 from nst_train.device import DEFAULT_THREADS, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
+from nst_train.networks.weights import local_name
 from nst_train.noise_settings import Noise
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.training.schedule import Schedule
@@ -41,10 +42,14 @@ class Speed:
 def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int, label: LabelSettings, run: RunSettings) -> Speed:
     """Time a network of random weights on a step of so many random images, and on some of the pool's.
 
-    Raises NstError for a network that cannot be made without its weights, such as one of the Hub.
+    Raises NstError for a network that cannot be made here without asking the Hub.
     """
     classes = len(labeled.class_names or [])
-    bare = settings.model_copy(update={"pretrained": False, "start": None, "accumulate": 1, "pseudo_only": False, "class_weights": None})
+    if (local := local_name(settings.model)) is None:
+        raise NstError("its weights are not in the cache")
+    bare = settings.model_copy(
+        update={"model": local, "pretrained": False, "start": None, "accumulate": 1, "pseudo_only": False, "class_weights": None}
+    )
     with torch.random.fork_rng(devices=[]):
         network = create_network(bare.model_copy(update={"noise": Noise.none()} if settings.probe else {}), classes)
         parameters = count_parameters(network)

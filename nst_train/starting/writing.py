@@ -15,13 +15,16 @@ from nst_train.recipe import parse_recipe
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     GPU_NETWORK,
+    MEASURED_BATCH,
     Facts,
     Numbers,
     check_is_there,
     facts_of,
+    fetch_config,
     finetuning,
     numbers,
     of_machine,
+    of_network,
     selection,
     workers,
 )
@@ -81,20 +84,29 @@ def init(
     name = check_name(name) if name is not None else _name_of(path)
     look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
     from nst_train.device import this_device
+    from nst_train.networks.models import check_name as check_network_name
 
     device = this_device().type
     network = _with_folder(model or (CPU_NETWORK if device == "cpu" else GPU_NETWORK))
+    check_network_name(network)
+    said = [line for line in (check_is_there(network, is_chosen=model is None),) if line]
+    fetch_config(network)
     facts = facts_of(network)
-    unavailable = check_is_there(network, is_chosen=model is None)
+    if facts.is_gentle is None:
+        said.append(
+            f"{network}: its config.json is not in the cache, so its kind is not known: the settings are those of a vision transformer "
+            "without stochastic depth; write the recipe again where the Hub can be asked"
+        )
     chosen = numbers(look.trained_on, look.side_px, facts, device != "cpu")
     student = finetuning(chosen, facts)
-    student |= of_machine({"model": network} | student, len(look.class_names))
+    student |= of_network({"model": network, "start": "teacher"} | student, len(look.class_names))
+    student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
     sources = _sources(look, path.absolute().parent)
     text = recipe_text(name, look, sources, network, facts, chosen, student, device)
     parse_recipe(text, path)  # it loads, or this is a fault of ours
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
-    return Beginning(path, look, network, device, [*warnings(look), *([unavailable] if unavailable else [])])
+    return Beginning(path, look, network, device, [*warnings(look), *said])
 
 
 def _name_of(path: Path) -> str:
@@ -117,13 +129,16 @@ def _beside(folder: Path, where: str, revision: str | None) -> str:
     if revision is not None and not os.path.exists(where):
         return where
     absolute = os.path.abspath(os.path.expanduser(where) if not os.path.exists(where) else where)
-    relative = os.path.relpath(absolute, folder)
+    relative = os.path.relpath(absolute, os.path.realpath(folder))  # `..` of a link is the folder above what it leads to
     is_near = relative.split(os.sep).count("..") <= _MOST_UP
-    return absolute if not is_near or relative.startswith("~") else relative
+    leads_there = os.path.realpath(os.path.join(folder, relative)) == os.path.realpath(absolute)
+    return relative if is_near and leads_there and not relative.startswith("~") else absolute
 
 
-def scalar(value: str | float | bool) -> str:
+def scalar(value: str | float | bool | None) -> str:
     """A value as YAML on one line, whatever is in it."""
+    if value is None:
+        return "null"
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
     if re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./ :-]*[A-Za-z0-9_./]|[A-Za-z0-9_.]", value) and yaml.safe_load(f"[{value}]") == [value]:
@@ -147,7 +162,8 @@ def _lines(rows: list[tuple[str, str]], indent: str) -> str:
 
 _WHY = {
     "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
-    "learning_rate": "for 256 labeled images; the preset's is for half the batch",
+    "noise": "the network is not known to have blocks that can be skipped",
+    "layer_decay": "timm tells the layers of its own networks apart, not this one's",
     "precision": "clearly faster in a few steps timed on this CPU",
     "compute_threads": "clearly faster in a few steps timed on this CPU, beside the processes that decode",
 }
@@ -155,9 +171,11 @@ _WHY = {
 
 def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, str]:
     size = "images are tiny: enlarged no further" if look.side_px and chosen.image_size and look.side_px < chosen.image_size else ""
-    size = size or f"smaller than the network's own {facts.side_px}: a step takes half the time on a CPU"
+    is_smaller = chosen.image_size and facts.side_px and chosen.image_size < facts.side_px
+    size = size or (f"smaller than the network's own {facts.side_px}: a step takes less time" if is_smaller else "the network's own")
     return _WHY | {
         "image_size": size,
+        "learning_rate": f"per 256 labeled images, for steps of {chosen.batch_size}; the preset's is for steps of {MEASURED_BATCH}",
         "test_size": "random crops enlarge what they show, so a larger side suits testing",
         "steps": f"for {look.trained_on:,} labeled images; twice as many for four times the labels",
         "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
