@@ -92,6 +92,7 @@ def test_the_recipe_of_a_plain_folder_names_its_sources_beside_itself_and_runs_t
     assert runs(tmp_path) == ["a-teacher@gen-0", "a-teacher@gen-1"]
 
 
+@pytest.mark.slow
 def test_without_test_images_a_share_is_held_out_and_it_runs(tmp_path, network):
     photos(tmp_path / "photos", test=False)
     recipe, said = recipe_of(tmp_path, network)
@@ -390,6 +391,7 @@ def cached(home, monkeypatch, repo, config):
     (folder / "snapshots" / "c0ffee" / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "preset", "changes"),
     [
