@@ -3,18 +3,22 @@
 import json
 
 import pytest
+import torch
 import yaml
-from conftest import TINY, write_tiny_images, write_tiny_recipe
+from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from labels import SETTINGS
 from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError
 from nst_data.progress import Progress
+from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
+from nst_train.settings import RunSettings, TrainSettings
 from nst_train.starting import dry_run as module
+from nst_train.starting import timing
 from nst_train.starting.dry_run import dry_run
 from nst_train.starting.timing import Speed
 
@@ -59,15 +63,26 @@ def test_each_version_of_a_recipe_has_its_images_steps_time_and_disk(tmp_path, t
 
 def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed):
     write_tiny_images(tmp_path)
+    write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 2, first=80)
+    mixed = TINY | {"mixup": 0.2}
     store = Store(tmp_path / "store")
-    self_training(store, load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)), progress=Progress())
+    self_training(store, load_recipe(write_tiny_recipe(tmp_path, generations=[mixed, STUDENT], **PARTS)), progress=Progress())
     files = sorted(store.root.rglob("*"))
-    path = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT, STUDENT], **PARTS)
+    path = write_tiny_recipe(tmp_path, generations=[mixed, STUDENT, STUDENT], **PARTS)
     found = stages(store, path)
     assert [one.state for one in found.stages] == ["done"] * 4 + ["to do"] * 3
     assert found.seconds == 7.5 + 15
-    other = write_tiny_recipe(tmp_path, generations=[TINY, STUDENT | {"epochs": 3}], **PARTS)
+    other = write_tiny_recipe(tmp_path, generations=[mixed, STUDENT | {"epochs": 3}], **PARTS)
     assert [one.state for one in stages(store, other).stages] == ["done", "done", "done", "differs"]
+
+    def states(teacher=mixed, **parts):
+        return [one.state for one in stages(store, write_tiny_recipe(tmp_path, generations=[teacher, STUDENT], **PARTS | parts)).stages]
+
+    assert states(TINY) == ["differs", "done", "done", "done"]
+    assert states(label=PARTS["label"] | {"temperature": 2.0}) == ["done", "differs", "done", "done"]
+    assert states(select=PARTS["select"] | {"fraction": 0.5}) == ["done", "done", "differs", "done"]
+    assert states(evaluate={"suite": "fgsm", "name": "more", "data": {"source": "validation"}}) == ["done"] * 4  # with a warning
+    assert states(validation={"source": "validation"}) == ["differs", "done", "differs", "differs"]
     assert sorted(store.root.rglob("*")) == files
 
 
@@ -120,3 +135,40 @@ def test_the_command_times_a_few_steps_and_writes_nothing(tmp_path):
     stages = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["stages"]
     assert all(0 < one["seconds"] < 60 for one in stages if one["steps"])
     assert not (tmp_path / "store").exists()
+
+
+def speed_with(folder, images, **settings):
+    """The speed of a tiny network on this machine, in steps of so many images."""
+    labeled, pool = open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
+    run = RunSettings(workers=0, decode_threads=1)
+    return timing.speed_of(TrainSettings(**TINY | settings), labeled, pool, images, SETTINGS, run)
+
+
+def test_a_step_of_an_odd_size_is_timed_with_mixup_and_at_the_end_of_a_short_cosine(tmp_path):
+    write_tiny_images(tmp_path)
+    end = {"schedule": "cosine", "warmup_epochs": 2}  # as long as the training
+    assert speed_with(tmp_path, 15, batch_size=5, ratio=2, mixup=0.2, **end).seconds_a_step > 0
+
+
+def test_a_step_in_parts_is_timed_by_a_part_and_one_that_does_not_fit_in_memory_is_not_timed(tmp_path, monkeypatch):
+    write_tiny_images(tmp_path)
+    timed = []
+
+    def step(number, batch):
+        timed.append(len(batch.images))
+        return torch.zeros(1), torch.zeros(0)
+
+    monkeypatch.setattr(timing, "make_step", lambda *_: step)
+    monkeypatch.setattr(timing, "_timed", lambda work: [work(), 1.0][1])
+    monkeypatch.setattr(timing, "_seconds_to_prepare", lambda *_: 0.0)
+    assert speed_with(tmp_path, 32, batch_size=16, accumulate=4).seconds_a_step == 4.0
+    assert timed == [8]
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(timing, "make_step", lambda *_: full)
+    said = Said()
+    found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS), said)
+    assert found.seconds is None
+    assert said.lines[0].startswith("test_resnet: not timed: out of memory")

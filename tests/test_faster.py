@@ -60,3 +60,9 @@ def test_a_value_that_is_faster_only_at_times_is_not_suggested(monkeypatch):
     monkeypatch.setattr(faster, "DEFAULT_THREADS", 4)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert faster.faster_settings(TrainSettings(**TINY), 2) == {}
+
+
+def test_a_step_that_mixes_images_is_timed_on_an_even_number_of_them():
+    take, images = faster._step(TrainSettings(**TINY | {"batch_size": 5, "ratio": 2, "mixup": 0.2}), 2, 15)
+    take()
+    assert images == 14

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
-from nst_data.store.manifest import Kind
+from nst_data.store.manifest import ORDER, Kind, Request
 from nst_data.store.store import Number, Store
 from nst_train.recipe_data import RecipeData
 from nst_train.recipe_settings import GenerationSettings, Network, Recipe
@@ -116,20 +116,22 @@ class _Stages:
         pool, select, classes = len(self.data.pool), self.recipe.select, len(self.data.labeled.class_names or [])
         rows = min(pool, self.recipe.label.limit or pool)
         chosen = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
+        label, balancing = self.recipe.label, select.balancing.for_request()
         if select.by and not is_selected:  # whose speed is not known
-            yield self._of_labels("generation", Number(0), "label the pool", rows, is_timed=False)
-            yield self._of_labels("edition", Number(0, 1), "select", chosen)
+            plain = label.model_copy(update={"noise": False, "temperature": 1.0})
+            yield self._of_labels("generation", Number(0), "label the pool", rows, plain.for_request(), is_timed=False)
+            yield self._of_labels("edition", Number(0, 1), "select", chosen, balancing)
         if select.when == "once" and (is_selected or select.by):
-            yield self._of_labels("edition", Number(number, 1), "label again", chosen)
+            yield self._of_labels("edition", Number(number, 1), "label again", chosen, label.for_request())
             return
-        yield self._of_labels("generation", Number(number), "label the pool", rows)
-        yield self._of_labels("edition", Number(number, 1), "select", chosen)
+        yield self._of_labels("generation", Number(number), "label the pool", rows, label.for_request())
+        yield self._of_labels("edition", Number(number, 1), "select", chosen, balancing)
 
-    def _of_labels(self, kind: Kind, number: Number, what: str, images: int, is_timed: bool = True) -> Stage:
+    def _of_labels(self, kind: Kind, number: Number, what: str, images: int, asked: dict[str, Any], is_timed: bool = True) -> Stage:
         classes = len(self.data.labeled.class_names or [])
         top_k = self.recipe.label.top_k or default_top_k(classes)
         bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
-        ref, state, seconds = f"{self.recipe.name}@{number}", self._state_of(kind, self.recipe.name, number), None
+        ref, state, seconds = f"{self.recipe.name}@{number}", self._state_of(kind, self.recipe.name, number, asked), None
         if state == "done":
             return Stage(ref, what, state, images, None, 0.0, 0)
         if what == "select":
@@ -154,7 +156,7 @@ class _Stages:
         steps = None if settings.probe else Schedule.of(settings, labeled).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
-        ref, state = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked)
+        ref, state = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked.for_request())
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":
             return Stage(ref, what, state, labeled, steps, 0.0, 0)
@@ -191,17 +193,24 @@ class _Stages:
         step = self.store.how_far(f"{name}@{Number(number)}").removeprefix("step ").replace(",", "")
         return int(step) if step.isdigit() else 0
 
-    def _state_of(self, kind: Kind, name: str, number: Number, asked: TrainSettings | None = None) -> State:
-        """Whether a version is there: of these settings (but for where its weights come from) and images, or of others."""
+    def _state_of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> State:
+        """Whether a version is there: of these settings and images, or of others."""
         for version in self.store.versions(name):
             if version.number == number and version.is_readable and version.manifest.kind == kind:
                 return "done" if self._is_asked(version.manifest.request, asked) else "differs"
         return "begun" if f"{name}@{number}" in self.store.unfinished() else "to do"
 
-    def _is_asked(self, request: object, asked: TrainSettings | None) -> bool:
-        inputs = request.inputs.by_role  # type: ignore[attr-defined]
-        if asked is None:
-            return "pool" not in inputs or inputs["pool"].digest == self.data.pool.fingerprint
-        there, wanted = dict(request.settings), asked.for_request()  # type: ignore[attr-defined]
-        same = all(there.get(key) == value for key, value in wanted.items() if key != "start")
-        return same and inputs["labeled"].digest == self.data.labeled.fingerprint
+    def _is_asked(self, request: Request, asked: dict[str, Any]) -> bool:
+        """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
+        made = {name: value for name, value in request.settings.items() if name not in (ORDER, "stream")}  # an earlier nst's word for it
+        if made | {"start": bool(made.get("start"))} != asked | {"start": bool(asked.get("start"))}:
+            return False
+        digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
+        if request.kind == "teacher":
+            validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
+            return (digests["labeled"], digests.get("validation")) == (self.data.labeled.fingerprint, validation)
+        excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
+        held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
+        if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):
+            return False
+        return digests.get("pool", self.data.pool.fingerprint) == self.data.pool.fingerprint

@@ -83,7 +83,7 @@ def _step(settings: TrainSettings, classes: int, per_step: int) -> tuple[Callabl
     size, threads = data_config["input_size"], settings.compute_threads or DEFAULT_THREADS
     images = min(per_step, max(2, _PIXELS // (size[1] * size[2])))
     parts = 1 if images < per_step else settings.accumulate
-    images -= images % parts
+    images -= images % (2 * parts)  # mixup takes pairs
     settings = settings.model_copy(update={"batch_size": images, "accumulate": parts, "pseudo_only": False})
     step = make_step(network, settings, Schedule.of(settings, images), data_config, classes)
     # as batches are: bytes in channels-last order

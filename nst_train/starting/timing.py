@@ -14,7 +14,7 @@ from nst_data.sources import Source, labels_in
 from nst_train.batches.batches import LabeledImages, TrainingBatch, training_batches
 from nst_train.classifiers.inference import batches_of, choose_computation, predict
 from nst_train.classifiers.teachers import Classifier, Teacher
-from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.device import DEFAULT_THREADS, memory_failures, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.networks.weights import local_name
 from nst_train.noise_settings import Noise
@@ -42,7 +42,7 @@ class Speed:
 def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int, label: LabelSettings, run: RunSettings) -> Speed:
     """Time a network of random weights on a step of so many random images, and on some of the pool's.
 
-    Raises NstError for a network that cannot be made here without asking the Hub.
+    Raises NstError for a network that cannot be made here without asking the Hub, and where memory is too small.
     """
     classes = len(labeled.class_names or [])
     if (local := local_name(settings.model)) is None:
@@ -50,18 +50,21 @@ def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int
     bare = settings.model_copy(
         update={"model": local, "pretrained": False, "start": None, "accumulate": 1, "pseudo_only": False, "class_weights": None}
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), memory_failures():
         network = create_network(bare.model_copy(update={"noise": Noise.none()} if settings.probe else {}), classes)
         parameters = count_parameters(network)
         a_label = _seconds_a_label(network, bare, labeled.class_names or [], pool, label, run)
-        a_step = 0.0 if settings.probe else _seconds_a_step(network, bare, labeled, images, run)
+        a_step = 0.0 if settings.probe else _seconds_a_step(network, bare, labeled, images, images // settings.accumulate, run)
     return Speed(parameters, getattr(network, "num_features", 0), a_step, a_label)
 
 
-def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source, images: int, run: RunSettings) -> float:
-    """The network's time and that of preparing images, which workers do meanwhile on the cores that are left."""
+def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source, images: int, part: int, run: RunSettings) -> float:
+    """The network's time and that of preparing images, which workers do meanwhile on the cores that are left.
+
+    `part` is how many of the images of a step it computes on at once.
+    """
     on_cpu = this_device().type == "cpu"
-    at_once = max(2, min(images, _CPU_IMAGES if on_cpu else _GPU_IMAGES))
+    at_once = max(2, min(part, _CPU_IMAGES if on_cpu else _GPU_IMAGES) // 2 * 2)  # mixup takes pairs
     data_config = data_config_of(network, settings)
     side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
     whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
@@ -70,8 +73,7 @@ def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source
     step = make_step(network, whole, Schedule.of(whole, len(labeled)), data_config, classes)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
-    numbers = iter(range(10**6))
-    compute = _timed(lambda: step(next(numbers), batch)[0].sum().item()) * images / at_once
+    compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
     set_threads(DEFAULT_THREADS)
     prepare = images * _seconds_to_prepare(settings, labeled, data_config)
     if not run.workers:
