@@ -30,7 +30,7 @@ def run(
 ) -> None:
     """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
     if show_settings:
-        _show_settings(recipe, json)
+        _show_settings(recipe, open_store(store), json)
         return
     if dry_run:
         _dry_run(recipe, open_store(store), json)
@@ -111,7 +111,10 @@ def _dry_run(path: Path, store: "Store", json: bool) -> None:
     ]
     _print_columns(("version", "step", "state", "images", "steps", "time", "disk"), rows)
     free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
-    print(f"left to do: {_duration(found.seconds)}, {disk_use(found.bytes_on_disk)} with checkpoints; {free}. Nothing was written.")
+    without = " without `evaluate`" if recipe.evaluate else ""
+    print(
+        f"left to do: {_duration(found.seconds)}{without}, {disk_use(found.bytes_on_disk)} with checkpoints; {free}. Nothing was written."
+    )
 
 
 def _print_columns(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
@@ -135,12 +138,13 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _show_settings(path: Path, json: bool) -> None:
+def _show_settings(path: Path, store: "Store", json: bool) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
     from nst_data.selection.holdout import hold_out
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
+    from nst_train.recipe_data import kept_holdouts
     from nst_train.recipe_settings import inherited, of_finetuning
     from nst_train.settings import over
 
@@ -149,11 +153,12 @@ def _show_settings(path: Path, json: bool) -> None:
     recipe, written, labeled = load_recipe(path), as_written(path), None
     try:
         asked = recipe.labeled
-        labeled = open_source(
+        opened = open_source(
             asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
         )
         if recipe.holdout:
-            labeled, _ = hold_out(labeled, recipe.holdout, recipe.seed)
+            opened, _ = hold_out(opened, recipe.holdout, recipe.seed, kept=kept_holdouts(store), writes=False)
+        labeled = opened
     except NstError as error:
         terminal().say(f"no steps: {error}")
     given = {name: written[name] for name in ("seed",) if name in written} | (written.get("select") or {})

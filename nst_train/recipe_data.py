@@ -35,24 +35,30 @@ class RecipeData:
     @classmethod
     def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
         """Raises NstError for a source that is not there, and for what would stop a later generation. Without `writes` the store stays."""
-        indexes, kept = (store.indexes, store.root / "runs" / "holdout") if writes else (None, None)
-        whole, pool = _open("labeled", recipe.labeled, progress), _open("pool", recipe.pool, progress, indexes=indexes)
+        whole = _open("labeled", recipe.labeled, progress)
+        pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
         labeled, test = whole, _open("test", recipe.test, progress) if recipe.test else None
-        if recipe.holdout:
-            with this_process().main_process_first():
-                labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, progress=progress)
         validation = _open("validation", recipe.validation, progress) if recipe.validation else None
-        evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
-        check_recipe(recipe, labeled, validation, test)
+        check_recipe(recipe, whole, validation, test)
         check_selection(recipe, store)
+        teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, whole.class_names or [])
+        by = recipe.select.by and trained_model("select.by", recipe.select.by, store, whole.class_names or [])
+        if recipe.holdout:  # after what takes less time: it reads all images
+            with this_process().main_process_first():
+                kept = kept_holdouts(store)
+                labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, writes=writes, progress=progress)
+        evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
         check_evaluations(recipe, store, evaluations, labeled)
-        teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, labeled.class_names or [])
-        by = recipe.select.by and trained_model("select.by", recipe.select.by, store, labeled.class_names or [])
         if recipe.holdout:
             _say_leaks(recipe, store, labeled, teacher, by, progress)
         held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
         others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
         return cls(labeled, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
+
+
+def kept_holdouts(store: Store) -> Path:
+    """Where a store keeps which images are held out."""
+    return store.root / "runs" / "holdout"
 
 
 def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: str | None, by: str | None, progress: Progress) -> None:

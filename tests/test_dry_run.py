@@ -137,6 +137,18 @@ def test_the_command_times_a_few_steps_and_writes_nothing(tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_validation_takes_time_and_embedded_images_take_disk(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 2, first=80)
+    first = TINY | {"validate_every": 1}
+    parts = PARTS | {"select": PARTS["select"] | {"embed_images": True}, "validation": {"source": "validation"}}
+    found = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[first, STUDENT], **parts))
+    assert found.stages[0].seconds == 6 * 2 + 6 * 0.5 + 2 * 6 * 0.5
+    bare = stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS))
+    size = sum(file.stat().st_size for file in (tmp_path / "pool").rglob("*") if file.is_file()) // 15
+    assert found.stages[2].bytes_on_disk - bare.stages[2].bytes_on_disk == 15 * size
+
+
 def speed_with(folder, images, **settings):
     """The speed of a tiny network on this machine, in steps of so many images."""
     labeled, pool = open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
@@ -146,7 +158,7 @@ def speed_with(folder, images, **settings):
 
 def test_a_step_of_an_odd_size_is_timed_with_mixup_and_at_the_end_of_a_short_cosine(tmp_path):
     write_tiny_images(tmp_path)
-    end = {"schedule": "cosine", "warmup_epochs": 2}  # as long as the training
+    end = {"schedule": "cosine", "epochs": 350, "steps": 1, "warmup_epochs": 5, "warmup_steps": 1}  # as long as the training
     assert speed_with(tmp_path, 15, batch_size=5, ratio=2, mixup=0.2, **end).seconds_a_step > 0
 
 

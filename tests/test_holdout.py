@@ -1,6 +1,7 @@
 """`holdout`: a share of the labeled images to test on, for recipes without test images."""
 
 import io
+import json
 import shutil
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import yaml
 from conftest import TINY, write_pool
 from labels import SETTINGS
+from nst_cli.main import app
 from pictures import images_and_labels, keys, write_tar
 from PIL import Image
+from typer.testing import CliRunner
 
 from nst_data.cards.described import Described
 from nst_data.cards.reproduction import command
@@ -21,6 +24,8 @@ from nst_data.selection.holdout import held_out_rows, hold_out
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
+from nst_train import recipe_data
+from nst_train.evaluation.suites import open_suite
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.recipe_data import RecipeData
@@ -248,6 +253,37 @@ def test_what_does_not_go_with_holdout_is_one_line(tmp_path, parts, says):
         parse_recipe(yaml.safe_dump(PARTS | parts), tmp_path / "bugs.yaml")
 
 
-def test_suites_are_measured_on_the_held_out_images(tmp_path):
-    recipe = parse_recipe(yaml.safe_dump(PARTS | {"holdout": 0.2, "evaluate": {"suite": "fgsm"}}), tmp_path / "bugs.yaml")
-    assert recipe.is_tested
+def test_suites_are_measured_on_the_held_out_images(finished):
+    folder, store, _ = finished
+    recipe = load_recipe(write_recipe(folder, holdout=0.2, evaluate={"suite": "fgsm"}))
+    measured = Metrics.read(self_training(store, recipe, progress=Progress())[1].teacher.folder).root
+    _, held = hold_out(open_source(str(folder / "labeled"), labeled=True), 0.2, 0)
+    assert measured["test-fgsm"].images == 3
+    assert measured["test-fgsm"].fingerprint == open_suite("fgsm", held, recipe.evaluate[0]).identity
+
+
+def test_a_kept_answer_is_read_without_being_written(tmp_path):
+    folder, kept = write_distinct(tmp_path / "a", {"ant": 8, "bee": 8}), tmp_path / "kept"
+    held_images(folder, kept=kept, writes=False)
+    assert not kept.exists()
+    held_images(folder, kept=kept)
+    (file,) = kept.iterdir()
+    np.save(file, np.array([0]))
+    assert len(held_images(folder, kept=kept, writes=False)) == 1
+
+
+def test_a_wrong_name_is_found_before_all_images_are_read(tmp_path, monkeypatch):
+    write_distinct(tmp_path / "labeled", {"ant": 2, "bee": 2})
+    write_pool(tmp_path / "pool", 1, 2)
+    monkeypatch.setattr(recipe_data, "hold_out", lambda *_, **__: pytest.fail("read all images"))
+    recipe = load_recipe(write_recipe(tmp_path, holdout=0.2, generations=[TINY | {"model": "resnet55"}, STUDENT]))
+    with pytest.raises(NstError, match="resnet55: no network of timm"):
+        self_training(Store(tmp_path / "store"), recipe, progress=Progress())
+
+
+def test_settings_are_shown_without_steps_where_nothing_can_be_held_out(tmp_path):
+    write_distinct(tmp_path / "labeled", {"ant": 1, "bee": 1})
+    words = ["run", str(write_recipe(tmp_path, holdout=0.2)), "--show-settings", "--json", "--store", str(tmp_path / "store")]
+    shown = CliRunner().invoke(app, words)
+    assert "no steps: " in shown.stderr
+    assert json.loads(shown.stdout)[0]["derived"]["labeled_images"] is None

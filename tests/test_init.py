@@ -34,7 +34,7 @@ from nst_train.starting.choosing import (
     why_not_there,
     workers,
 )
-from nst_train.starting.looking import warnings
+from nst_train.starting.looking import FOLDERS, look_at, warnings
 from nst_train.starting.writing import _why, init, scalar
 
 CLASSES = ["ant", "bee", "cat"]
@@ -501,3 +501,9 @@ def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2
     assert "is not overwritten; give another --output, or remove it" in again.stderr
+
+
+def test_sources_are_found_in_one_order(tmp_path):
+    photos(tmp_path)
+    write_class_folders(tmp_path / "validation", CLASSES, 1, first=80)
+    assert list(look_at(tmp_path).named) == list(FOLDERS)

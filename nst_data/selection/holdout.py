@@ -23,7 +23,14 @@ _LOOKS_AT_ONCE = 4096
 
 
 def hold_out(
-    labeled: Source, share: float, seed: int, *, kept: Path | None = None, progress: Progress | None = None, threads: int | None = None
+    labeled: Source,
+    share: float,
+    seed: int,
+    *,
+    kept: Path | None = None,
+    writes: bool = True,
+    progress: Progress | None = None,
+    threads: int | None = None,
 ) -> tuple[Source, Source]:
     """Split labeled images in two: those to train on, and a share of each class to test on.
 
@@ -35,6 +42,7 @@ def hold_out(
         share: Of the images of each class, in (0, 1); one at least is held out where a class has two.
         seed: Another one holds out others.
         kept: A folder that keeps the answer, so that the images are not read again for it the next time.
+        writes: Whether a new answer is kept there; else one that is there is only read.
         progress: What a person sees of it.
         threads: That read and decode; by default as many as suit this machine.
 
@@ -53,7 +61,7 @@ def hold_out(
         hashes, groups = _groups(labeled, progress, threads)
         rows = held_out_rows(hashes, groups, labels, share, seed)
         with suppress(OSError):  # a store that is only read
-            if file:
+            if file and writes:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with replacing(file) as out:
                     np.lib.format.write_array(out, rows)

@@ -1,11 +1,16 @@
 """What `nst run` would do, with how many images and steps, how long and on how much disk. Writes nothing."""
 
+import math
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards.published import public_name
@@ -20,8 +25,10 @@ from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.timing import Speed, speed_of
 from nst_train.training.schedule import Schedule
+from nst_train.training.validation import sensible_epochs
 
 _ROW_BYTES = 100  # key, hashes and numbers of a label
+_SAMPLED = 64  # images of the pool whose bytes are counted
 _CHECKPOINT_COPIES = 4  # the network, its average, and AdamW's two moments
 
 State = Literal["done", "begun", "to do", "differs"]
@@ -136,6 +143,7 @@ class _Stages:
             return Stage(ref, what, state, images, None, 0.0, 0)
         if what == "select":
             seconds = 0.0
+            bytes_on_disk += images * self._bytes_an_image if self.recipe.select.embed_images else 0
         elif is_timed and self._teacher and (speed := self._speed_of(*self._teacher)):
             seconds = images * speed.seconds_a_label
         return Stage(ref, what, state, images, None, seconds, bytes_on_disk)
@@ -166,9 +174,28 @@ class _Stages:
         if steps is None:
             features = labeled * (4 * speed.features + _ROW_BYTES)
             return Stage(ref, what, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features)
-        seconds = tested + (steps - self._steps_done(name, number)) * speed.seconds_a_step
+        left = steps - self._steps_done(name, number)
+        validated = self._validated(settings, left, per_step) * speed.seconds_a_label
+        seconds = tested + validated + left * speed.seconds_a_step
         work = (self.recipe.run.keep_checkpoints + 1) * _CHECKPOINT_COPIES * weights
         return Stage(ref, what, state, labeled, steps, seconds, weights, work)
+
+    def _validated(self, settings: TrainSettings, steps: int, per_step: int) -> int:
+        """How many images are scored on the way of so many steps."""
+        images, labeled = len(self.data.validation or []), len(self.data.labeled)
+        if not images:
+            return 0
+        epochs = settings.validate_every or sensible_epochs(images, labeled * per_step // settings.batch_size)
+        return images * math.ceil(steps * settings.batch_size / (epochs * labeled))
+
+    @cached_property
+    def _bytes_an_image(self) -> int:
+        """Of some of the pool's, on average; 0 where none can be read."""
+        pool, sizes = self.data.pool, list[int]()
+        for row in pool.rows(np.unique(np.linspace(0, len(pool) - 1, min(_SAMPLED, len(pool))).astype(np.int64))):
+            with suppress(OSError, NstError):
+                sizes.append(len(row.read()))
+        return sum(sizes) // max(1, len(sizes))
 
     def _speed_of(self, settings: TrainSettings, per_step: int) -> Speed | None:
         """Timed once for equal settings; None where the network cannot be made here, which is said once."""

@@ -91,8 +91,9 @@ def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
         raise UsageError(f"{photos}: no such folder; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
     there = sorted(one for one in photos.iterdir() if not one.name.startswith(".") and (one.is_dir() or one.suffix.lower() in _FILES))
     found = {}
-    for role in FOLDERS.keys() - known:
-        names = FOLDERS[role]
+    for role, names in FOLDERS.items():
+        if role in known:
+            continue
         fitting = [one for one in there if (one.name if one.is_dir() else one.stem).lower() in names]
         if len(fitting) > 1:
             raise UsageError(f"{photos}: {fitting[0].name} and {fitting[1].name} may both be the {role} images; name one with `{role}`")
@@ -118,8 +119,8 @@ def _check_there(photos: Path | str | None, found: dict[str, str]) -> None:
 def _check_apart(found: dict[str, str]) -> None:
     """Raises NstError for images inside the labeled folder, whose folders are classes, and for one source in two roles."""
     paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
-    for role in paths.keys() - {"labeled"}:
-        labeled = paths.get("labeled")
+    labeled = paths.pop("labeled", None)
+    for role in paths:
         if labeled is None:
             continue
         if paths[role] == labeled:
