@@ -50,8 +50,7 @@ def _print(begun: "Beginning") -> None:
     from nst_data.progress import as_text
 
     look, recipe = begun.look, shlex.quote(str(begun.path))
-    each = f"{look.counts.min():,}" if look.counts.min() == look.counts.max() else f"{look.counts.min():,} to {look.counts.max():,}"
-    print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {each} each")
+    print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {look.per_class} each")
     print(f"pool:     {len(look.pool):,} images")
     held = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
     print(f"test:     {f'{len(look.test):,} images' if look.test else held}")

@@ -13,6 +13,7 @@ from nst_data.progress import as_text
 from .messages import terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
+from .tables import WIDTH, print_table
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
@@ -109,24 +110,12 @@ def _dry_run(path: Path, store: "Store", json: bool) -> None:
         )
         for stage in found.stages
     ]
-    _print_columns(("version", "step", "state", "images", "steps", "time", "disk"), rows)
+    print_table(("version", "step", "state", "images", "steps", "time", "disk"), rows, names=3, name_width=WIDTH)
     free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
     without = " without `evaluate`" if recipe.evaluate else ""
     print(
         f"left to do: {_duration(found.seconds)}{without}, {disk_use(found.bytes_on_disk)} with checkpoints; {free}. Nothing was written."
     )
-
-
-def _print_columns(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    """Three columns of text, then numbers."""
-    written = [
-        header,
-        *(tuple("-" if cell is None else f"{cell:,}" if isinstance(cell, int) else as_text(cell) for cell in row) for row in rows),
-    ]
-    widths = [max(map(len, column)) for column in zip(*written, strict=True)]
-    for row in written:
-        cells = [cell.ljust(width) if at < 3 else cell.rjust(width) for at, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        print("  ".join(cells).rstrip())
 
 
 def _duration(seconds: float | None) -> str:

@@ -11,13 +11,16 @@ NAME_WIDTH = 24
 Cell = str | int | float | None
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: int = 1) -> None:
-    """Indented columns: `names` columns of text on the left, the others numbers on the right. A float is shown as a percentage."""
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Cell]], names: int = 1, name_width: int = NAME_WIDTH) -> None:
+    """Indented columns: `names` columns of text on the left, the others numbers on the right. A float is shown as a percentage.
+
+    Names from the data are cut at `name_width`.
+    """
     from rich.cells import cell_len, set_cell_size
 
     lines = [header, *([_written(cell) for cell in row] for row in rows)]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(header))]
-    widths[:names] = [min(width, NAME_WIDTH) for width in widths[:names]]
+    widths[:names] = [min(width, name_width) for width in widths[:names]]
     for line in lines:
         left = [set_cell_size(cell, width) for cell, width in zip(line[:names], widths, strict=False)]
         right = [cell.rjust(width) for cell, width in zip(line[names:], widths[names:], strict=True)]

@@ -48,7 +48,7 @@ def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[st
     return network
 
 
-def is_gentle(network: nn.Module) -> bool:
+def suits_vit_preset(network: nn.Module) -> bool:
     """Whether a network is finetuned at the low rates of vision transformers: all but those with batch-norm alone."""
     kinds = {kind.__name__ for layer in network.modules() for kind in type(layer).__mro__}
     has_layer_norm = any("LayerNorm" in kind or "RmsNorm" in kind or "RMSNorm" in kind for kind in kinds)

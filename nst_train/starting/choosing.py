@@ -26,7 +26,7 @@ class Facts:
     side_px: int | None
     test_px: int | None
     is_fixed: bool  # takes images of its own size alone
-    is_gentle: bool | None  # finetuned at the low rates of a vision transformer; None where the network's kind is not known
+    suits_vit_preset: bool | None  # finetuned at the low rates of a vision transformer; None where the network's kind is not known
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
 def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
     """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
-    preset = "pretrained" if facts.is_gentle is False else "pretrained-vit"  # a rate that is too low harms less
+    preset = "pretrained" if facts.suits_vit_preset is False else "pretrained-vit"  # a rate that is too low harms less
     rate = PRESETS[preset].values["learning_rate"] * math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
     counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
     return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if chosen.batch_size > MEASURED_BATCH else {})
@@ -123,26 +123,26 @@ def facts_of(model: str) -> Facts:
     import timm
 
     from nst_train.networks.model_config import is_of_timm, read_config
-    from nst_train.networks.outline import is_gentle, outline
+    from nst_train.networks.outline import outline, suits_vit_preset
     from nst_train.networks.weights import FOLDER
     from nst_train.noise_settings import Noise
     from nst_train.settings import TrainSettings
 
     network = outline(TrainSettings(model=model, noise=Noise.none()), 2)
-    gentle = None if network is None else is_gentle(network)
+    suits_vit = None if network is None else suits_vit_preset(network)
     if model.startswith(FOLDER):
         config = read_config(model, Path(model.removeprefix(FOLDER)))
         stored = config.get("pretrained_cfg", config)
         if not is_of_timm(config) or not isinstance(stored, dict):
-            return Facts(None, None, True, gentle)
+            return Facts(None, None, True, suits_vit)
         size, tested, fixed = stored.get("input_size"), stored.get("test_input_size"), bool(stored.get("fixed_input_size"))
     elif "/" in model:
-        return Facts(None, None, True, gentle)
+        return Facts(None, None, True, suits_vit)
     else:
         known = timm.models.get_pretrained_cfg(model, allow_unregistered=True)
         size, tested, fixed = known.input_size, known.test_input_size, known.fixed_input_size
     sides = [int(one[-1]) if isinstance(one, list | tuple) else None for one in (size, tested)]
-    return Facts(sides[0], sides[1], fixed, gentle)
+    return Facts(sides[0], sides[1], fixed, suits_vit)
 
 
 def fetch_config(model: str) -> None:

@@ -58,6 +58,12 @@ class Look:
         return len(self.labeled) - int(held.sum())
 
     @property
+    def per_class(self) -> str:
+        """Labeled images of a class, in words: one number or a range."""
+        least, most = int(self.counts.min()), int(self.counts.max())
+        return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+    @property
     def side_px(self) -> int:
         """The median shorter side; 0 where no sampled image could be read."""
         return int(np.median(self.sides_px)) if len(self.sides_px) else 0

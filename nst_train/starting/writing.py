@@ -92,7 +92,7 @@ def init(
     said = [line for line in (check_is_there(network, is_chosen=model is None),) if line]
     fetch_config(network)
     facts = facts_of(network)
-    if facts.is_gentle is None:
+    if facts.suits_vit_preset is None:
         said.append(
             f"{network}: its config.json is not in the cache, so its kind is not known: the settings are those of a vision transformer "
             "without stochastic depth; write the recipe again where the Hub can be asked"
@@ -183,11 +183,6 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
     }
 
 
-def _each(look: Look) -> str:
-    least, most = int(look.counts.min()), int(look.counts.max())
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
-
-
 def recipe_text(
     name: str, look: Look, sources: dict[str, str], model: str, facts: Facts, chosen: Numbers, student: dict[str, Any], device: str
 ) -> str:
@@ -195,7 +190,7 @@ def recipe_text(
     on_gpu, classes = device != "cpu", len(look.class_names)
     heads = [(f"name: {scalar(name)}", "makes the corpus and, with -teacher, the trained networks of this name in the store")]
     about = {
-        "labeled": f"{len(look.labeled):,} images of {classes:,} classes, {_each(look)} each",
+        "labeled": f"{len(look.labeled):,} images of {classes:,} classes, {look.per_class} each",
         "test": f"{len(look.test) if look.test else 0:,} images; touched by evaluation alone",
         "validation": "the weights that do best on these images are kept",
         "pool": f"{len(look.pool):,} images without labels",
