@@ -226,7 +226,7 @@ def test_a_test_set_of_other_classes_is_one_line(tmp_path, network):
 def test_a_recipe_is_never_overwritten(tmp_path, network):
     photos(tmp_path / "photos")
     (tmp_path / "a.yaml").write_text("mine")
-    with pytest.raises(UsageError, match=r"a.yaml: is there already, and is not overwritten; give another `output`, or remove it"):
+    with pytest.raises(UsageError, match=r"a.yaml: already exists and is not overwritten; give another `output`, or remove it"):
         recipe_of(tmp_path, network)
     assert (tmp_path / "a.yaml").read_text() == "mine"
 

@@ -78,7 +78,7 @@ def init(
     """
     path = Path(output)
     if path.exists() or path.is_symlink():
-        raise UsageError(f"{path}: is there already, and is not overwritten; give another `output`, or remove it")
+        raise UsageError(f"{path}: already exists and is not overwritten; give another `output`, or remove it")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: no folder {path.absolute().parent}; make it, or give another `output`")
     name = check_name(name) if name is not None else _name_of(path)
