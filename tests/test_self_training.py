@@ -87,6 +87,7 @@ def test_the_control_has_the_last_students_steps_and_noise_and_no_pseudo_labels(
     assert control.counts.entries == 0
 
 
+@pytest.mark.slow
 def test_a_control_starts_from_the_first_teacher_whose_weights_know_no_pseudo_labels(tmp_path):
     write_images(tmp_path)
     student = TINY | {"ratio": 2, "epochs": 0.1, "start": "teacher"}
