@@ -87,6 +87,7 @@ def test_one_model_alone_shows_its_worst_classes_and_mistakes(copied):
     assert "most frequent mistakes" in shown
 
 
+@pytest.mark.slow
 def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_path):
     store, test = copied
     suites = [word for suite in ("clean", "corruptions", "fgsm", "pgd") for word in ("--suite", suite)]

@@ -149,6 +149,7 @@ def test_a_recipes_settings_are_shown_for_each_generation(recipe):
     assert "generation 1, a student" in shown("run", recipe, "--show-settings")
 
 
+@pytest.mark.slow  # it makes the largest networks, without weights
 def test_a_recipe_is_shown_before_its_images_are_there():
     recipe = Path(__file__).parent.parent / "examples" / "imagenet.yaml"
     result = CliRunner().invoke(app, ["run", str(recipe), "--show-settings", "--json"], catch_exceptions=False)

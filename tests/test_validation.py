@@ -25,8 +25,8 @@ RUN = RunSettings(workers=0, decode_threads=1)
 # the learning rate rises to an absurd height, and no average softens it: the last epochs ruin what the first ones learned
 RUINED = TINY | {
     "channels_last": False,
-    "epochs": 24,
-    "warmup_epochs": 24,
+    "epochs": 12,
+    "warmup_epochs": 12,
     "learning_rate": 20.0,
     "ema_decay": 0.0,
     "optimizer": "momentum",
@@ -57,9 +57,9 @@ def ruined(tmp_path_factory):
 def test_the_weights_that_did_best_on_the_validation_images_are_the_result(ruined):
     store, version, validation = ruined
     scores, best = scores_of(version), version.manifest.counts.best_step
-    assert list(scores) == list(range(12, 289, 12))
-    assert best == max(step for step, top1 in scores.items() if top1 == max(scores.values())) < 288
-    assert scores[best] > scores[288] + 0.2
+    assert list(scores) == list(range(12, 145, 12))
+    assert best == max(step for step, top1 in scores.items() if top1 == max(scores.values())) < 144
+    assert scores[best] > scores[144] + 0.2
     result = evaluate(store, version, validation, run=RUN)
     assert result["top1"] == scores[best]
 
@@ -111,6 +111,7 @@ def test_measuring_it_again_finds_what_training_found(ruined):
     assert found["nll"] == pytest.approx(recorded["nll"], rel=1e-6)  # summed in another order
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_averaged_weights_are_the_result_whatever_they_score(ruined, tmp_path):
     store, version, _ = ruined
     labeled, _ = sources(tmp_path)
