@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.folder import Entries, Files
@@ -15,7 +15,7 @@ class ImageList(Files):
     def __init__(self, location: str, labeled: bool) -> None:
         super().__init__(location)
         if labeled:
-            raise UsageError(f"{location}: a list of images holds no labels; give class folders, tar files with .cls or a `label` column")
+            raise UsageError(f"{location}: a list of images has no labels; give class folders, or a CSV file with `path` and `label`")
         self._top = os.path.dirname(location)
         self._listing = listed(_lines_with_sizes(location, self._top))
         if not len(self):
@@ -27,9 +27,9 @@ def _lines_with_sizes(location: str, top: str) -> Iterator[Entries]:
     for name in _lines(location):
         names.append(name)
         if len(names) == PIECE:
-            yield names, [_size(os.path.join(top, name)) for name in names]
+            yield names, sizes_of(top, names)
             names = []
-    yield names, [_size(os.path.join(top, name)) for name in names]
+    yield names, sizes_of(top, names)
 
 
 def _lines(location: str) -> Iterator[str]:
@@ -44,8 +44,12 @@ def _lines(location: str) -> Iterator[str]:
         raise NstError(f"{location}: expected a text file in UTF-8 with the path of an image on each line") from None
 
 
+def sizes_of(top: str, names: Sequence[str]) -> list[int]:
+    """Size of each file in bytes; 0 for what is no file or is not there: its row says so when it is read."""
+    return [_size(os.path.join(top, name)) for name in names]
+
+
 def _size(path: str) -> int:
-    """Size in bytes; 0 for what is no file or is not there: its row says so when it is read."""
     try:
         found = os.stat(path)
     except OSError:

@@ -12,6 +12,8 @@ from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
 from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import open_hub
+from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
+from nst_data.sources.image_table import ImageTable, metadata_in
 from nst_data.sources.labels import LabelsAsked, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
@@ -25,7 +27,10 @@ from nst_data.sources.tar import TarFiles
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 _READ_FROM_FOLDERS = frozenset([".parquet", ".tar"])
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_EXPECTED = "expected a folder of images, tar or parquet files, a .txt list of images, a folder saved by datasets or owner/name on the Hub"
+_EXPECTED = (
+    "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
+    "or owner/name on the Hub"
+)
 
 
 def open_source(
@@ -41,9 +46,11 @@ def open_source(
     """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
 
     Args:
-        location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a folder
-            saved by `datasets` or, where no such path lies here, `owner/name@revision:config/split` on the Hub.
-        labeled: Read the labels too: class folders, a column of labels, or `.cls` files in a tar file.
+        location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
+            .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets` or, where no such path lies here,
+            `owner/name@revision:config/split` on the Hub.
+        labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
+            images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
         class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
         image_column: The column with the images, where there are several.
         label_column: The column with the labels, where none is called `label`.
@@ -111,7 +118,14 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
             return saved_dataset(str(path), labels, column)
-        images = ImageFolder(str(path), labels is not None)
+        try:
+            images = ImageFolder(str(path), labels is not None)
+        except NstError:
+            if labels is None or (metadata := metadata_in(str(path))) is None:
+                raise
+            return ImageTable(metadata, labels, column)
+        if labels is not None and len(images.class_names or ()) == 1 and (metadata := metadata_in(str(path))) is not None:
+            return ImageTable(metadata, labels, column)
         if len(images):
             return images
         files = _tables_and_tars(path, images.skipped)
@@ -124,6 +138,8 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
     if path.is_file():
         if path.suffix.lower() == ".txt":
             return ImageList(str(path), labels is not None)
+        if path.suffix.lower() in TABLE_SUFFIXES and column != NO_IMAGES:
+            return ImageTable(str(path), labels, column)
         return _files(str(path), [str(path)], labels, column, indexes)
     if is_pattern(location):
         return _files(str(path), matching(location), labels, column, indexes)

@@ -19,7 +19,7 @@ FOLDERS = {  # as people call them; the first one is what messages name
     "test": ("test", "testing"),
     "validation": ("validation", "valid", "val"),
 }
-_FILES = (".parquet", ".tar", ".txt")
+_FILES = (".parquet", ".tar", ".txt", ".csv", ".jsonl")
 HOLDOUT = 0.2
 _SAMPLED = 64  # images of a source whose headers are read
 TINY_PX = 80  # shorter sides below it are enlarged a lot for a network of photographs

@@ -1,0 +1,131 @@
+"""Images that a table in text names, a row each: CSV, TSV or JSON lines with paths and classes, and COCO's JSON."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from nst_data.errors import NstError, UsageError, first_line
+from nst_data.sources.folder import Files
+from nst_data.sources.labels import LabelsAsked, class_numbers, label_column, labels_of
+from nst_data.sources.listed import sizes_of
+from nst_data.sources.listing import PIECE, listed
+
+SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".json"))
+METADATA = ("metadata.csv", "metadata.jsonl")  # beside the images of a Hugging Face `imagefolder`
+_PATHS = ("file_name", "filename", "path", "file", "filepath", "file_path", "image", "image_path", "key")
+_FILE, _CLASS = "file_name", "label"
+
+
+class ImageTable(Files):
+    """The images that a table names, in the order of its rows, relative to its folder or absolute, with their classes where asked for.
+
+    Classes are text, or integers from 0. In COCO's JSON the class of an image is the category of its annotations.
+    """
+
+    def __init__(self, location: str, labels: LabelsAsked | None, column: str | None) -> None:
+        super().__init__(location)
+        frame = _read(location)
+        if not len(frame):
+            raise NstError(f"{location}: expected a row for each image, found none")
+        name = _path_column(frame.columns, location, column)
+        paths = frame[name]
+        if empty := int((paths.is_null() | (paths.str.strip_chars() == "")).sum()):
+            raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
+        self.image_column = column
+        self._top = os.path.dirname(location)
+        rows = (paths.slice(start, PIECE).to_list() for start in range(0, len(paths), PIECE))
+        self._listing = listed((names, sizes_of(self._top, names)) for names in rows)
+        if labels is not None:
+            self._read_labels(frame.drop(name), labels)
+
+    def _read_labels(self, frame: pl.DataFrame, asked: LabelsAsked) -> None:
+        table = frame.to_arrow()
+        name, self.label_column = label_column(table.schema, self.location, asked.column), asked.column
+        texts = table[name]
+        if not texts.null_count and class_numbers(texts.to_pylist()) is not None:
+            texts = texts.cast(pa.int64())
+            self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names)
+        else:
+            self.labels, self.class_names = labels_of(texts, None, self.location, name)
+
+
+def metadata_in(folder: str) -> str | None:
+    """The metadata file of a Hugging Face `imagefolder`; None where a folder has none. Raises UsageError where it has several."""
+    found = [os.path.join(folder, name) for name in METADATA if os.path.isfile(os.path.join(folder, name))]
+    if len(found) > 1:
+        raise UsageError(f"{folder}: expected one metadata file, found {' and '.join(METADATA)}; remove one, or give the right one")
+    return found[0] if found else None
+
+
+def _path_column(columns: list[str], location: str, asked: str | None) -> str:
+    found = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(columns) or "no column"
+    if asked is not None:
+        raise UsageError(f"`image_column` {asked}: no such column in {location}; columns: {there}")
+    if found:
+        raise UsageError(f"{location}: expected one column of paths, found {', '.join(found)}; name one with `image_column`")
+    raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `image_column`")
+
+
+def _read(location: str) -> pl.DataFrame:
+    """All columns as text. Raises NstError for what is no such table."""
+    suffix = Path(location).suffix.lower()
+    read = {".csv": _delimited(","), ".tsv": _delimited("\t"), ".json": _of_coco}.get(suffix, _of_lines)
+    try:
+        return read(location)
+    except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:  # undecodable text and JSON are ValueErrors
+        kind = {".csv": "CSV with a header", ".tsv": "tab-separated text with a header", ".json": "COCO's JSON"}.get(suffix, "JSON lines")
+        raise NstError(f"{location}: expected {kind}, one row per image; reading it failed ({first_line(error)})") from None
+
+
+def _delimited(separator: str) -> Callable[[str], pl.DataFrame]:
+    return lambda location: pl.read_csv(location, separator=separator, infer_schema=False)
+
+
+def _of_lines(location: str) -> pl.DataFrame:
+    rows = []
+    with open(location, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    plain = {name: values for name, values in columns.items() if not any(isinstance(value, list | dict) for value in values)}
+    return pl.DataFrame({name: [_text(value) for value in values] for name, values in plain.items()})
+
+
+def _text(value: str | float | None) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _of_coco(location: str) -> pl.DataFrame:
+    """`file_name` and, of the images' annotations, the category of each image: one, or the same in all of its annotations."""
+    with open(location, encoding="utf-8-sig") as file:
+        content = json.load(file)
+    try:
+        files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        categories = {one["id"]: str(one["name"]) for one in content.get("categories", [])}
+        classes: dict[Any, str] = {}
+        for annotation in content.get("annotations", []):
+            image, category = annotation["image_id"], categories[annotation["category_id"]]
+            if classes.setdefault(image, category) != category:
+                raise NstError(
+                    f"{location}: {files.get(image, image)!r} has annotations of several categories ({classes[image]}, {category}); "
+                    "expected one class per image"
+                )
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("no `images` with `id` and `file_name`, and `annotations` with `image_id` and `category_id`") from None
+    columns = {_FILE: list(files.values())}
+    if content.get("annotations"):
+        columns[_CLASS] = [classes.get(image) for image in files]  # type: ignore[misc]
+    return pl.DataFrame(columns, schema_overrides=dict.fromkeys(columns, pl.String))

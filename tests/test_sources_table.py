@@ -1,0 +1,141 @@
+import json
+
+import pytest
+from conftest import write_class_folders
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with images in `red` and `blue`, and the paths of the images relative to it."""
+    write_class_folders(tmp_path / "photos", ["blue", "red"], 2)
+    return tmp_path / "photos", sorted(path.relative_to(tmp_path / "photos").as_posix() for path in (tmp_path / "photos").rglob("*.*"))
+
+
+def write_rows(path, header, rows, separator=","):
+    path.write_text("\n".join(separator.join(map(str, row)) for row in [header, *rows]) + "\n")
+    return path
+
+
+def classes_of(source):
+    return [source.class_names[label] for label in source.labels]
+
+
+def test_a_csv_file_of_paths_and_classes_is_the_same_images_and_labels_as_class_folders(photos, tmp_path):
+    folder, names = photos
+    folders = open_source(folder, labeled=True)
+    table = write_rows(folder / "labels.csv", ["path", "label"], [(name, name.split("/")[0]) for name in names])
+    source = open_source(table, labeled=True)
+    assert [source.key(row) for row in range(len(source))] == names
+    assert (classes_of(source), source.class_names) == (classes_of(folders), folders.class_names)
+    assert source.fingerprint == folders.fingerprint
+    assert [row.read() for row in source.rows(range(4))] == [(folder / name).read_bytes() for name in names]
+    elsewhere = write_rows(tmp_path / "all.tsv", ["image", "label"], [(folder / name, 3) for name in names], "\t")
+    assert open_source(elsewhere).read(1) == (folder / names[1]).read_bytes()
+
+
+def test_integer_classes_are_numbers_whose_names_a_file_gives(photos, tmp_path):
+    folder, names = photos
+    (tmp_path / "names.txt").write_text("zero\none\ntwo\n")
+    lines = [{"file_name": name, "label": 2 * (index % 2), "objects": {"bbox": [[1, 2]]}} for index, name in enumerate(names)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    source = open_source(folder / "rows.jsonl", labeled=True)
+    assert (source.labels.tolist(), source.class_names) == ([0, 2, 0, 2], ["0", "1", "2"])
+    named = open_source(folder / "rows.jsonl", labeled=True, class_names=str(tmp_path / "names.txt"))
+    assert classes_of(named) == ["zero", "two", "zero", "two"]
+
+
+def test_other_columns_are_taken_by_name(photos):
+    folder, names = photos
+    rows = [(name, "thumb.png", "warm", "a") for name in names]
+    table = write_rows(folder / "labels.csv", ["where", "image", "mood", "kind"], rows)
+    source = open_source(table, labeled=True, image_column="where", label_column="mood")
+    assert (source.image_column, source.label_column, classes_of(source)) == ("where", "mood", ["warm"] * 4)
+    assert source.read(0) == (folder / names[0]).read_bytes()
+    with pytest.raises(NstError, match=r"expected a column `label`, found where, mood, kind; choose the label column with `label_column`"):
+        open_source(table, labeled=True)
+    with pytest.raises(UsageError, match=r"`image_column` here: no such column in .*labels\.csv; columns: where, image, mood, kind"):
+        open_source(table, image_column="here")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_folder_with_metadata_has_its_classes_unless_it_has_class_folders(photos, tmp_path, name):
+    folder, names = photos
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in names:
+        (flat / path.replace("/", "-")).write_bytes((folder / path).read_bytes())
+    for top, rows in ((flat, [path.replace("/", "-") for path in names]), (folder, names)):
+        if name.endswith("csv"):
+            write_rows(top / name, ["file_name", "label"], [(row, f"c{index % 2}") for index, row in enumerate(rows)])
+        else:
+            (top / name).write_text(
+                "".join(json.dumps({"file_name": row, "label": f"c{index % 2}"}) + "\n" for index, row in enumerate(rows))
+            )
+    assert classes_of(open_source(flat, labeled=True)) == ["c0", "c1", "c0", "c1"]
+    assert open_source(folder, labeled=True).class_names == ["blue", "red"]
+
+
+def coco(names, categories):
+    """COCO's JSON of images with the categories of each one's annotations."""
+    kinds = sorted({kind for one in categories for kind in one})
+    pairs = [(image, kind) for image, one in enumerate(categories) for kind in one]
+    return json.dumps(
+        {
+            "images": [{"id": 10 + image, "file_name": name, "width": 8} for image, name in enumerate(names)],
+            "categories": [{"id": kinds.index(kind) + 5, "name": kind} for kind in kinds],
+            "annotations": [
+                {"id": row, "image_id": 10 + image, "category_id": kinds.index(kind) + 5} for row, (image, kind) in enumerate(pairs)
+            ],
+        }
+    )
+
+
+def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos):
+    folder, names = photos
+    (folder / "all.json").write_text(coco(names, [["cup"], ["cup", "cup"], ["pan"], ["pan"]]))
+    assert classes_of(open_source(folder / "all.json", labeled=True)) == ["cup", "cup", "pan", "pan"]
+    (folder / "mixed.json").write_text(coco(names, [["cup"], ["cup", "pan"], ["pan"], ["pan"]]))
+    with pytest.raises(
+        NstError, match=r"mixed\.json: 'blue/.*' has annotations of several categories \(cup, pan\); expected one class per image"
+    ):
+        open_source(folder / "mixed.json", labeled=True)
+    (folder / "lacking.json").write_text(coco(names, [["cup"], ["cup"], ["pan"], []]))
+    assert len(open_source(folder / "lacking.json")) == 4
+    with pytest.raises(NstError, match="column `label` has 1 row without a label"):
+        open_source(folder / "lacking.json", labeled=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "", "expected CSV with a header, one row per image"),
+        ("a.csv", "path,label\n", "expected a row for each image, found none"),
+        (
+            "a.csv",
+            "url,label\nx,y\n",
+            "expected a column of paths, such as `file_name` or `path`, found url, label; name it with `image_column`",
+        ),
+        ("a.csv", "path,file,label\nx,y,z\n", "expected one column of paths, found path, file; name one with `image_column`"),
+        ("a.csv", "path,label\nx,a\n,b\n", "column `path` has 1 row without a path; drop them"),
+        ("a.csv", "path,label\nx,a\ny,\n", "column `label` has 1 row"),
+        ("a.jsonl", "[1]\n", "expected JSON lines, one row per image; reading it failed (line 1 is no JSON object)"),
+        ("a.jsonl", "{path: 1}\n", "expected JSON lines, one row per image; reading it failed"),
+        ("a.json", "{}", "expected COCO's JSON, one row per image; reading it failed (no `images`"),
+        ("a.json", "[" * 10_000, "expected COCO's JSON"),
+    ],
+)
+def test_what_is_no_such_table_is_one_line(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(NstError) as caught:
+        open_source(tmp_path / name, labeled=True)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_is_one_line(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"path,label\n\xff\xfe\x00,a\n")
+    with pytest.raises(NstError, match="expected CSV with a header"):
+        open_source(tmp_path / "a.csv", labeled=True)
