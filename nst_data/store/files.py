@@ -78,7 +78,7 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
         with part.open("wb") as file:
             yield HashedWriter(file)
             file.flush()
-            _fsync(file.fileno())
+            fsync(file.fileno())
         move_over(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def fsync_folder(folder: Path) -> None:
             raise
         return
     try:
-        _fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -136,11 +136,12 @@ def fsync_tree(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
             with (Path(parent) / name).open("rb") as file:
-                _fsync(file.fileno())
+                fsync(file.fileno())
         fsync_folder(Path(parent))
 
 
-def _fsync(descriptor: int) -> None:
+def fsync(descriptor: int) -> None:
+    """Make what was written to an open file survive a power cut, where its file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -1,0 +1,256 @@
+"""Answers of reviewers about single images: `STORE/reviews/CORPUS/REVIEWER.jsonl`, one JSON object a line, which are only appended."""
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nst_data.errors import NstError, UsageError
+from nst_data.store.files import fsync, fsync_folder
+from nst_data.store.store import Store, check_name
+
+Excluded = Literal["none of these", "unusable"]
+EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)
+RANDOM = "random"  # `picked_by` of images that were drawn evenly
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reviewer says of an image: its class, or why it has none; `undo` takes their last answer of the image back.
+
+    `picked_by` says how the image was chosen for them, such as `random` or `margin`; None where they came upon it by themselves.
+    """
+
+    image_hash: str
+    key: str
+    class_name: str | None = None
+    excluded: Excluded | None = None
+    undo: bool = False
+    picked_by: str | None = None
+    time: str = ""  # ISO 8601, UTC
+    reviewer: str = ""
+
+    @property
+    def says(self) -> tuple[str | None, Excluded | None]:
+        """What two reviewers have to agree on."""
+        return self.class_name, self.excluded
+
+    @property
+    def words(self) -> str:
+        """The answer in a word or two for a person."""
+        return self.class_name or self.excluded or "undo"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one."""
+
+    answers: Mapping[str, Answer]
+    disputed: Mapping[str, Sequence[Answer]]
+
+
+class Answers:
+    """The answers about a corpus by all its reviewers; `refresh` reads what has been added, and only that."""
+
+    def __init__(self, store: Store, corpus: str) -> None:
+        self.folder = answers_folder(store, corpus)
+        self._of_reviewer: dict[str, _ReviewerFile] = {}
+
+    def refresh(self) -> None:
+        """Read what was answered since the last time. Raises NstError for a damaged file."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            self._of_reviewer.setdefault(path.stem, _ReviewerFile(path)).refresh()
+
+    def of(self, image_hash: str) -> list[Answer]:
+        """The answer of each reviewer who has one about an image."""
+        return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
+
+    def settled(self) -> Settled:
+        """The answers that stand, and the disputed images. Of reviewers who agree, the last to answer is named."""
+        together: dict[str, list[Answer]] = {}
+        for file in self._of_reviewer.values():
+            for image_hash, given in file.standing.items():
+                if given:
+                    together.setdefault(image_hash, []).append(given[-1])
+        agreed = {image_hash: max(given, key=lambda one: one.time) for image_hash, given in together.items() if _agree(given)}
+        return Settled(agreed, {image_hash: given for image_hash, given in together.items() if image_hash not in agreed})
+
+
+class AnswerLog:
+    """Where a reviewer's answers about a corpus go."""
+
+    def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
+        """Answers have one of `class_names`, where those are given. Raises UsageError for a name that no file can have."""
+        self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
+        self._file, self._class_names = _ReviewerFile(self._path), class_names
+
+    def append(
+        self,
+        image_hash: str,
+        key: str,
+        *,
+        class_name: str | None = None,
+        excluded: Excluded | None = None,
+        undo: bool = False,
+        picked_by: str | None = None,
+    ) -> Answer | None:
+        """Write an answer, of which the last one of an image counts; it is on disk when this returns.
+
+        Args:
+            image_hash: Of the image's encoded bytes.
+            key: Where the image was seen; it says nothing more than that.
+            class_name: What the image shows.
+            excluded: Why it shows none of the classes.
+            undo: Take this reviewer's last answer of the image back; the one before counts again.
+            picked_by: How the image was chosen to be asked about.
+
+        Returns:
+            The reviewer's answer that counts from now on; None where the only one was taken back.
+
+        Raises:
+            UsageError: Not exactly one of `class_name`, `excluded` and `undo`; an unknown class; nothing to take back.
+            NstError: It could not be written.
+        """
+        if (class_name is not None) + (excluded is not None) + undo != 1:
+            raise UsageError("an answer is one of a class, `excluded` and `undo`")
+        if class_name is not None and self._class_names is not None:
+            check_class(class_name, self._class_names)
+        if excluded is not None and excluded not in EXCLUDED:
+            raise UsageError(f"`excluded`: expected {' or '.join(map(repr, EXCLUDED))}, found {excluded!r}")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        answer = Answer(image_hash, key, class_name, excluded, undo, picked_by, now)
+        if undo:
+            self._file.refresh()
+            if not self._file.standing.get(image_hash):
+                raise UsageError(f"{key}: there is no answer to take back")
+        self.extend([answer])
+        self._file.refresh()
+        given = self._file.standing.get(image_hash)
+        return given[-1] if given else None
+
+    def extend(self, answers: Sequence[Answer]) -> None:
+        """Write many checked answers at once; they are on disk when this returns. Raises NstError."""
+        lines = "".join(_as_line(answer) for answer in answers).encode()
+        try:
+            is_new = not self._path.exists()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                _write(descriptor, lines)
+                fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                for folder in (self._path.parent, *self._path.parent.parents[:2]):
+                    fsync_folder(folder)
+        except OSError as error:
+            raise NstError(f"{self._path}: the answer could not be written ({error.strerror}); answer again once it can") from None
+
+
+def settled(store: Store, corpus: str) -> Settled:
+    """What all reviewers of a corpus say until now. Raises NstError for a damaged file."""
+    answers = Answers(store, corpus)
+    answers.refresh()
+    return answers.settled()
+
+
+def answers_folder(store: Store, corpus: str) -> Path:
+    """Where the answers about a corpus are."""
+    return store.root / "reviews" / check_name(corpus)
+
+
+def check_class(class_name: str, class_names: Sequence[str]) -> None:
+    """Raises UsageError for a class that the corpus does not have."""
+    if class_name not in class_names:
+        shown = ", ".join(class_names[:20]) + ", ..." * (len(class_names) > 20)
+        raise UsageError(f"the corpus has no class {class_name!r}; expected one of {shown}")
+
+
+def _check_reviewer(reviewer: str) -> str:
+    try:
+        return check_name(reviewer)
+    except UsageError as error:
+        raise UsageError(f"reviewer's {error}") from None
+
+
+def _agree(given: Sequence[Answer]) -> bool:
+    return len({answer.says for answer in given}) == 1
+
+
+class _ReviewerFile:
+    """The answers in a file: `standing` has for each image those that were not taken back, the last of which counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read, self._lines = path, 0, 0
+        self.standing: dict[str, list[Answer]] = {}
+
+    def refresh(self) -> None:
+        """Read on. What follows the last newline is being written, or was when its writer was killed."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                added = file.read()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise NstError(f"{self._path}: {error.strerror}") from None
+        whole = added[: added.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            self._lines += 1
+            answer = self._parsed(line)
+            if answer is None:
+                continue
+            given = self.standing.setdefault(answer.image_hash, [])
+            if not answer.undo:
+                given.append(answer)
+            elif given:
+                given.pop()
+        self._read += len(whole)
+
+    def _parsed(self, line: bytes) -> Answer | None:
+        """None for the torn line of a writer that was killed; the next one has begun a new line."""
+        try:
+            given = json.loads(line)
+        except ValueError:  # not UTF-8 either
+            if not line.strip(b"\0") or line.startswith(b"{"):
+                return None
+            raise NstError(f"{self._path}, line {self._lines}: expected an answer as a JSON object; delete the line") from None
+        answer = _from_json(given, self._path.stem)
+        if answer is None:
+            raise NstError(f"{self._path}, line {self._lines}: expected an answer with an image and one class, found another object")
+        return answer
+
+
+def _as_line(answer: Answer) -> str:
+    values = asdict(answer) | {"class": answer.class_name}
+    names = ("time", "image_hash", "key", "class", "excluded", "undo", "picked_by")
+    always = ("time", "image_hash", "key", "class", "excluded")
+    return json.dumps({name: values[name] for name in names if name in always or values[name]}) + "\n"
+
+
+def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - any JSON value
+    """None for what is no answer."""
+    if not isinstance(given, dict):
+        return None
+    texts = [given.get(name) for name in ("class", "picked_by", "time")]
+    class_name, excluded, undo = given.get("class"), given.get("excluded"), given.get("undo", False)
+    is_answer = (class_name is not None) + (excluded is not None) + (undo is True) == 1 and excluded in (None, *EXCLUDED)
+    image_hash, key = given.get("image_hash"), given.get("key")
+    if not (is_answer and isinstance(image_hash, str) and isinstance(key, str)):
+        return None
+    if not all(isinstance(text, str | None) for text in texts):
+        return None
+    return Answer(image_hash, key, class_name, excluded, bool(undo), texts[1], texts[2] or "", reviewer)
+
+
+def _write(descriptor: int, lines: bytes) -> None:
+    """One write, so that those of two processes do not mix; after a torn line of a writer that was killed on a new line."""
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        lines = b"\n" + lines
+    written = os.write(descriptor, lines)
+    while written < len(lines):  # the disk is full, or will say so now
+        written += os.write(descriptor, lines[written:])
