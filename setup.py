@@ -2,4 +2,6 @@
 
 from setuptools import find_packages, setup
 
-setup(packages=[*find_packages(include=["nst_data", "nst_data.*", "nst_train", "nst_train.*"]), "nst_cli", "nst_cli.examples"])
+setup(
+    packages=[*find_packages(include=["nst_data", "nst_data.*", "nst_train", "nst_train.*"]), "nst_cli", "nst_cli.examples", "nst_cli.look"]
+)

@@ -51,6 +51,7 @@ COMMANDS = {
     "embed": Command("embed", "embed"),
     "list": Command("versions", "list_versions", only_shows=True),
     "show": Command("show", "show", only_shows=True),
+    "look": Command("looking", "look"),
     "diff": Command("diff", "diff", only_shows=True),
     "verify": Command("versions", "verify", only_shows=True),
     "remove": Command("versions", "remove"),

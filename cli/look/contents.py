@@ -1,0 +1,266 @@
+"""What the page is told: a version or a labeled source in numbers, its rows a page at a time, and all about one image."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from nst_data.errors import NstError, UsageError
+from nst_data.inspection.row_images import Images, NoImages
+from nst_data.inspection.view import Query, View, as_query
+from nst_data.store.manifest import EditionManifest
+from nst_data.store.store import Store, Version
+from nst_data.tables.label_tables import scan_labels
+
+from .reviewing import Reviewing
+from .thumbnails import Thumbnails
+
+_TOP = 5
+_WAIT_SECONDS = 0.3  # for what is computed once: the page asks again
+
+
+class Contents:
+    """Everything that the page shows of a view."""
+
+    def __init__(
+        self,
+        store: Store,
+        ref: str,
+        view: View,
+        images: Images,
+        reviewing: Reviewing | None = None,
+        compared: str | None = None,
+        ref2: str | None = None,
+    ) -> None:
+        self.store, self.ref, self.view, self.images, self.reviewing = store, ref, view, images, reviewing
+        self.compared, self.ref2 = compared, ref2
+        self._thumbnails = Thumbnails()
+
+    def overview(self) -> dict[str, Any]:
+        """The numbers of the whole."""
+        view, version = self.view, self.view.version
+        manifest = version.manifest if version else None
+        counts = manifest.counts if isinstance(manifest, EditionManifest) else None
+        return {
+            "ref": self.ref,
+            "kind": manifest.kind if manifest else "labeled",
+            "ref2": self.ref2,
+            "rows": len(view),
+            "sampled": {"rows": len(view), "of": view.rows.of} if view.rows.is_sample else None,
+            "class_names": view.class_names,
+            "kept": counts.kept if counts else None,
+            "dropped": {reason: rows for reason, rows in counts.dropped.items() if rows} if counts else None,
+            "errors": view.errors.height,
+            "per_class": self._per_class(),
+            "histogram": view.histogram(),
+            "calibration": None,
+            "flow": self._flow(),
+            "pending": view.compared is not None and not view.compared.done(),
+            "review": self._review(),
+            "queues": [],
+            "can": {
+                "review": self.reviewing is not None,
+                "similar": False,
+                "compare": view.compared is not None,
+                "suspicion": view.suspicion is not None,
+            },
+            "teacher": self.teacher,
+            "images": self.images.reason if isinstance(self.images, NoImages) else None,
+        }
+
+    @property
+    def teacher(self) -> str | None:
+        """Who gave the labels."""
+        return ", ".join(_teachers(self.view.version)) or None if self.view.version else None
+
+    def grid(self, values: Mapping[str, str]) -> dict[str, Any]:
+        """One page of rows: how many there are in all, and the items. Raises UsageError for a query that is none."""
+        query = self._with_rows(as_query(values), values)
+        total, rows = self.view.page(query)
+        return {"total": total, "items": self.items(rows)}
+
+    def items(self, rows: list[int]) -> list[dict[str, Any]]:
+        """What the grid shows of each row."""
+        view = self.view
+        if self.reviewing:
+            self.reviewing.refresh()
+        labeled = [row for row in rows if row < len(view)]
+        taken = view.rows.take(labeled, ["key", "image_hash"])
+        frame = view.frame[labeled]
+        compared = view.compared.result()[labeled] if view.compared is not None and view.compared.done() else None
+        suspicion = view.suspicion[labeled] if view.suspicion is not None else None
+        made = {}
+        for place, row in enumerate(labeled):
+            hashed = taken["image_hash"][place]
+            answer, disputed = self.reviewing.of(hashed) if self.reviewing else (None, False)
+            label2 = compared["label2"][place] if compared is not None else None
+            made[row] = {
+                "id": row,
+                "key": taken["key"][place],
+                "label": view.class_names[frame["label"][place]],
+                "confidence": _number(frame["confidence"][place]) if "confidence" in frame.columns else None,
+                "reason": None,
+                "copies": int(frame["copies"][place]) if "copies" in frame.columns else 1,
+                "error": None,
+                "answer": answer,
+                "disputed": disputed,
+                "label2": None if label2 is None else view.class_names[label2],
+                "confidence2": _number(compared["confidence2"][place]) if compared is not None else None,
+                "suspicion": _number(suspicion[place]) if suspicion is not None else None,
+            }
+        return [made[row] if row < len(view) else self._error(row) for row in rows]
+
+    def detail(self, row: int) -> dict[str, Any]:
+        """All that is known of one row. Raises UsageError for a row that is not there."""
+        view = self.view
+        (item,) = self.items([self._checked(row)])
+        if row >= len(view):
+            return {**item, "hash": None, "teacher": self.teacher, "top": [], "top2": None, "history": [], **_NOTHING_MORE}
+        hashed = str(view.rows.take([row], ["image_hash"])["image_hash"][0])
+        return {
+            **item,
+            "hash": hashed or None,
+            "teacher": self.teacher,
+            "top": self._top(row),
+            "top2": None,
+            "history": self._history(row, hashed),
+            **_NOTHING_MORE,
+            "near_duplicates": view.near_duplicates(row).tolist()[:24],
+            "answers": self.reviewing.all_of(hashed) if self.reviewing else [],
+        }
+
+    def jpeg(self, row: int, side_px: int) -> tuple[str, bytes]:
+        """(a name for these very bytes, the image of a row as a JPEG). Raises NstError or OSError where there is none."""
+        key, hashed, number = self._image(self._checked(row))
+        return f"{hashed}-{side_px}", self._thumbnails.get(hashed, side_px, lambda: self.images.read(row, number, key, hashed))
+
+    def answer(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+        """Write an answer. Raises UsageError for what is none."""
+        if self.reviewing is None:
+            raise UsageError("there is no corpus that answers go to; pass --corpus NAME")
+        if not isinstance(given, dict) or not isinstance(given.get("id"), int) or isinstance(given.get("id"), bool):
+            raise UsageError("expected an answer as {id, class, excluded} or {id, undo}")
+        if unknown := given.keys() - {"id", "class", "excluded", "undo"}:
+            raise UsageError(f"expected an answer as {{id, class, excluded}} or {{id, undo}}, found {sorted(unknown)[0]!r}")
+        class_name, excluded, undo = given.get("class"), given.get("excluded"), given.get("undo", False)
+        if not (isinstance(class_name, str | None) and isinstance(excluded, str | None) and isinstance(undo, bool)):
+            raise UsageError("expected an answer as {id, class, excluded} or {id, undo}, found another kind of value")
+        row = self._checked(given["id"])
+        if row >= len(self.view):
+            raise UsageError("this image could not be read: it has no hash, by which answers are known")
+        key, hashed, _ = self._image(row)
+        answer = self.reviewing.append(hashed, key, row, class_name, excluded, undo)
+        return {"answer": answer, "disputed": self.reviewing.of(hashed)[1], "review": self.reviewing.summary()}
+
+    def _image(self, row: int) -> tuple[str, str, int]:
+        """(key, hash, number in the pool) of a row."""
+        view = self.view
+        if row >= len(view):
+            error = view.errors.row(row - len(view), named=True)
+            raise NstError(f"{error['key']!r} could not be read: {error['reason']}")
+        names = ["key", "image_hash", *(["id"] if view.version else [])]
+        key, hashed, *number = view.rows.take([row], names).row(0)
+        return key, hashed or "", number[0] if number else row
+
+    def _checked(self, row: int) -> int:
+        if not 0 <= row < len(self.view) + self.view.errors.height:
+            raise UsageError(f"no row {row}; there are {len(self.view) + self.view.errors.height:,}, from 0")
+        return row
+
+    def _with_rows(self, query: Query, values: Mapping[str, str]) -> Query:
+        """With the rows that answers, queues or a list of numbers name."""
+        if values.get("id"):
+            numbers = [one for one in values["id"].split(",") if one.isascii() and one.isdigit() and len(one) < 16]
+            query = replace(query, rows=np.array(numbers, np.int64))
+        if reviewed := values.get("reviewed"):
+            if self.reviewing is None:
+                raise UsageError("there are no answers here; pass --corpus NAME")
+            if reviewed not in ("yes", "no", "disputed"):
+                raise UsageError(f"reviewed={reviewed}: expected yes, no or disputed")
+            self.reviewing.refresh()
+            rows = self.reviewing.rows("disputed" if reviewed == "disputed" else "yes")
+            if reviewed == "no":
+                return replace(query, without=rows)
+            query = replace(query, rows=rows if query.rows is None else query.rows[np.isin(query.rows, rows)])
+        return query
+
+    def _per_class(self) -> list[dict[str, Any]]:
+        view, manifest = self.view, self.view.version.manifest if self.view.version else None
+        if isinstance(manifest, EditionManifest):
+            return [{"name": name, "before": row.labeled, "after": row.unique} for name, row in manifest.counts.per_class.items()]
+        counts = view.per_class()
+        return [{"name": name, "before": counts.get(number, 0), "after": None} for number, name in enumerate(view.class_names)]
+
+    def _flow(self) -> dict[str, Any] | None:
+        if self.compared is None or self.view.compared is None:
+            return None
+        with suppress(TimeoutError):
+            self.view.compared.result(_WAIT_SECONDS)
+        if not self.view.compared.done():
+            return None
+        changed, moves = self.view.moves()
+        return {"from": self.compared, "changed": changed, "moves": moves}
+
+    def _review(self) -> dict[str, Any] | None:
+        if self.reviewing is None:
+            return None
+        self.reviewing.refresh()
+        return self.reviewing.summary()
+
+    def _top(self, row: int) -> list[dict[str, Any]]:
+        """The most probable classes of a row, with their probabilities."""
+        rows = self.view.rows
+        if self.view.version is None or not hasattr(rows, "soft_columns"):
+            return []
+        values = rows.take([row], rows.soft_columns).row(0)
+        return top_classes(values, self.view.class_names)
+
+    def _history(self, row: int, hashed: str) -> list[dict[str, Any]]:
+        """What the generations of this corpus say of the image, the first one first."""
+        version = self.view.version
+        if version is None:
+            return []
+        number = self.view.rows.take([row], ["id"])["id"][0]
+        found = []
+        for other in self.store.versions(version.folder.parent.name):
+            if not other.is_readable or other.manifest.kind != "generation":
+                continue
+            pools = [one.manifest.request.inputs.pool for one in (version, other)]
+            is_same_pool = pools[0] and pools[1] and pools[0].digest == pools[1].digest
+            at = (pl.col("id") == number) if is_same_pool else (pl.col("image_hash") == hashed)
+            rows = scan_labels(other).filter(at & (pl.col("image_hash") == hashed)).select("label", "confidence").head(1).collect()
+            for label, confidence in rows.iter_rows():
+                found.append({"version": other.ref, "label": other.manifest.class_names[label], "confidence": _number(confidence)})
+        return found
+
+    def _error(self, row: int) -> dict[str, Any]:
+        error = self.view.errors.row(row - len(self.view), named=True)
+        nothing = dict.fromkeys(("label", "confidence", "reason", "answer", "label2", "confidence2", "suspicion"))
+        return {"id": row, "key": error["key"], **nothing, "copies": 0, "error": error["reason"], "disputed": False}
+
+
+_NOTHING_MORE: dict[str, Any] = {"similar": [], "near_duplicates": [], "answers": [], "pick": None}
+
+
+def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - of either kind of soft label
+    """The five most probable classes of a soft label: (probs,), or (top_labels, top_probs)."""
+    if len(values) == 1:
+        probs = np.asarray(values[0], np.float64)
+        labels = np.argsort(-probs, kind="stable")[:_TOP].tolist()
+        return [{"class": class_names[label], "probability": _number(probs[label])} for label in labels]
+    pairs = list(zip(values[0], values[1], strict=True))[:_TOP]
+    return [{"class": class_names[label], "probability": _number(probability)} for label, probability in pairs]
+
+
+def _teachers(version: Version) -> list[str]:
+    inputs = version.manifest.request.inputs
+    named = inputs.by_role
+    return [entry.ref for role, entry in named.items() if role == "teacher" or role.startswith("teacher_")]
+
+
+def _number(value: Any) -> float | None:  # noqa: ANN401 - a number of any library
+    """JSON has no NaN."""
+    return None if value is None or not np.isfinite(value) else round(float(value), 6)

@@ -1,0 +1,128 @@
+"""From what a person names to what the page shows: a version of the store or the Hub, or labeled images; and what stands beside it."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import polars as pl
+
+from nst_data.errors import NstError, UsageError
+from nst_data.hub.reference import HubReference
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.row_images import SourceImages, images_of
+from nst_data.inspection.source_rows import SourceRows
+from nst_data.inspection.truth import read_truth
+from nst_data.inspection.view import View
+from nst_data.sources import Source, match_classes, open_source
+from nst_data.sources.patterns import is_pattern
+from nst_data.store.store import Number, Store, Version
+
+from .contents import Contents
+from .reviewing import Reviewing
+
+
+def open_contents(
+    store: Store, ref: str, ref2: str | None = None, pool: str | None = None, reviewer: str = "reviewer", corpus: str | None = None
+) -> Contents:
+    """What is looked at, open: only what takes long with many rows is done later. Raises NstError with one line for what is not there."""
+    shown = open_ref(store, ref)
+    other = None if ref2 is None else open_ref(store, ref2)
+    if isinstance(shown, Source):
+        if pool is not None:
+            raise UsageError(f"`pool`: {ref} holds its images itself; remove `pool`")
+        view, images, name = View(store, SourceRows(shown), shown.class_names or []), SourceImages(shown), corpus
+    else:
+        view, images = View(store, shown, shown.manifest.class_names), images_of(store, shown, pool)  # type: ignore[assignment]
+        name = corpus or shown.folder.parent.name
+    before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
+    if before is not None:
+        try:
+            view.compared = _later(_comparison(store, view, before))
+        except NstError:
+            if other is not None:  # nobody asked for the generation before
+                raise
+    compared = None if view.compared is None or before is None else _name(before)
+    reviewing = None if name is None else Reviewing(store, view, name, reviewer)
+    return Contents(store, _name(shown), view, images, reviewing, compared, None if other is None else _name(other))
+
+
+def open_ref(store: Store, ref: str) -> Version | Source:
+    """A generation or an edition, pulled first where it is one of the Hub; else labeled images. Raises NstError where it is neither."""
+    name, _, number = ref.partition("@")
+    if store.versions(name):
+        return store.open(ref, "generation", "edition")
+    if Path(ref).exists() or is_pattern(ref):
+        return open_source(ref, labeled=True, indexes=store.indexes)
+    if HubReference.of_repository(ref) is not None:
+        if Number.is_one(number):
+            from nst_data.sharing.pull import pull
+
+            return pull(store, ref, kinds=("generation", "edition"))
+        return open_source(ref, labeled=True, indexes=store.indexes)
+    if "/" in ref:
+        return open_source(ref, labeled=True, indexes=store.indexes)
+    return store.open(ref, "generation", "edition")
+
+
+def generation_before(store: Store, version: Version) -> Version | None:
+    """The newest generation of a corpus before that of a version."""
+    earlier = [
+        other
+        for other in store.versions(version.folder.parent.name)
+        if other.number.generation < version.number.generation and other.is_readable and other.manifest.kind == "generation"
+    ]
+    return earlier[-1] if earlier else None
+
+
+def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[], pl.DataFrame]:
+    """What gives `label2` and `confidence2` of each row. Raises NstError where the classes are others."""
+    what = f"{_name(other)}"
+    if isinstance(other, Version):
+        places = match_classes(other.manifest.class_names, view.class_names, what)
+        if (kept := view.columns) is not None:
+            rows = LabelRows(other)
+            return lambda: kept.labels_of(rows, places)
+        return lambda: _of_images(view, other, places)
+    if view.version is None:
+        raise UsageError(f"{what}: expected a version to compare labeled images with; name a generation or an edition")
+    version, truth = view.version, read_truth(other, view.version, store)
+    if view.rows.is_sample:
+        raise UsageError(f"{version.ref} is too large to be shown whole, and a sample is not compared with {what}")
+    columns = view.columns
+    assert columns is not None
+
+    def joined() -> pl.DataFrame:
+        found = columns.rows.read([truth.by]).join(truth.table, on=truth.by, how="left", maintain_order="left")
+        return pl.DataFrame({"label2": found["truth"].cast(pl.Int32)}).with_columns(confidence2=pl.lit(None, pl.Float32))
+
+    return joined
+
+
+def _of_images(view: View, version: Version, places: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> pl.DataFrame:
+    """What a version says of labeled images, joined by the hashes of their bytes."""
+    assert isinstance(view.rows, SourceRows)
+    wanted = pl.DataFrame({"image_hash": view.rows.hashes})
+    said = LabelRows(version).read(["image_hash", "label", "confidence"]).unique("image_hash", keep="first")
+    found = wanted.join(said, on="image_hash", how="left", maintain_order="left")
+    label2 = found["label"].replace_strict(list(range(len(places))), places.tolist(), default=None, return_dtype=pl.Int32)
+    return pl.DataFrame({"label2": label2, "confidence2": found["confidence"]})
+
+
+def _later(make: Callable[[], pl.DataFrame]) -> "Future[pl.DataFrame]":
+    """What is computed while the page is open already."""
+    future: Future[pl.DataFrame] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def _name(shown: Version | Source) -> str:
+    return shown.ref if isinstance(shown, Version) else shown.location

@@ -1,0 +1,69 @@
+"""What people say of the images of a view: which rows are answered, excluded or disputed, and new answers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import UsageError
+from nst_data.inspection.view import View
+from nst_data.review.answers import Answer, AnswerLog, Answers, Settled
+from nst_data.store.store import Store
+
+
+class Reviewing:
+    """The answers of all reviewers about a corpus, and where those of one of them go."""
+
+    def __init__(self, store: Store, view: View, corpus: str, reviewer: str) -> None:
+        self.corpus, self.reviewer, self._view = corpus, reviewer, view
+        self._answers = Answers(store, corpus)
+        self._log = AnswerLog(store, corpus, reviewer, class_names=view.class_names)
+        self._rows: dict[str, list[int]] = {}
+        self._settled = Settled({}, {})
+
+    def refresh(self) -> None:
+        """Read what was answered since the last time, by anybody."""
+        self._answers.refresh()
+        self._settled = self._answers.settled()
+
+    def summary(self) -> dict[str, Any]:
+        """How many images of the corpus have an answer."""
+        answers = self._settled.answers.values()
+        excluded = sum(answer.excluded is not None for answer in answers)
+        counts = {"answered": len(answers) - excluded, "excluded": excluded, "disputed": len(self._settled.disputed)}
+        return {"corpus": self.corpus, "reviewer": self.reviewer, **counts}
+
+    def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
+        """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""
+        given = self._answers.of(image_hash)
+        own = [answer for answer in given if answer.reviewer == self.reviewer] or given
+        return (_as_json(own[0]) if own else None), image_hash in self._settled.disputed
+
+    def all_of(self, image_hash: str) -> list[dict[str, str]]:
+        """The answer of each reviewer."""
+        return [{"reviewer": answer.reviewer, "time": answer.time, **_as_json(answer)} for answer in self._answers.of(image_hash)]
+
+    def rows(self, which: str) -> NDArray[np.int64]:
+        """The rows that are answered (`yes`) or `disputed`, by increasing numbers."""
+        answered = self._settled.answers.keys() if which == "yes" else ()
+        return self._rows_of([*answered, *self._settled.disputed])
+
+    def append(self, image_hash: str, key: str, row: int, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
+        """Write an answer, which is on disk when this returns; the one that counts now."""
+        if not image_hash:
+            raise UsageError(f"{key}: this image has no hash, by which answers are known")
+        answer = self._log.append(image_hash, key, class_name=class_name, excluded=excluded, undo=undo)
+        self.refresh()
+        return _as_json(answer) if answer else None
+
+    def _rows_of(self, hashes: Iterable[str]) -> NDArray[np.int64]:
+        wanted = list(hashes)
+        new = [hashed for hashed in wanted if hashed not in self._rows]
+        found = self._view.rows_of(new)
+        self._rows |= {hashed: found.get(hashed, []) for hashed in new}
+        return np.array(sorted({row for hashed in wanted for row in self._rows[hashed]}), np.int64)
+
+
+def _as_json(answer: Answer) -> dict[str, str]:
+    return {"class": answer.class_name} if answer.class_name is not None else {"excluded": str(answer.excluded)}

@@ -1,0 +1,44 @@
+"""The page in a browser: its address on standard output, and the server until Ctrl-C."""
+
+import os
+import sys
+import tempfile
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+
+from .contents import Contents
+from .security import Guard
+from .server import listen, make_app, serve
+
+_LOCAL = ("127.0.0.1", "localhost")
+
+
+def show(contents: Contents, host: str, port: int | None, opens_browser: bool, fragment: str = "") -> None:
+    """Print the address, open it where there is a browser, and answer until Ctrl-C."""
+    guard = Guard(host)
+    listening = listen(host, port)
+    number = listening.getsockname()[1]
+    named = "127.0.0.1" if host in (*_LOCAL, "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    address = f"http://{named}:{number}/?token={guard.token}{fragment}"
+    print(address, flush=True)
+    if host not in _LOCAL:
+        warning = "others of the network who have the address can see these images, unencrypted, and answer; ssh -L is safer"
+        print(f"nst: --host {host}: {warning}", file=sys.stderr, flush=True)
+    if opens_browser and _has_browser():
+        _open(address)
+    serve(make_app(contents, guard), listening)
+
+
+def _has_browser() -> bool:
+    """Whether a window can open: a browser in this terminal would take it over."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _open(address: str) -> None:
+    """Through a file that only this user can read: the words of a command, with the token, are shown to all users of a machine."""
+    with suppress(OSError, webbrowser.Error):
+        descriptor, name = tempfile.mkstemp(prefix="nst-look-", suffix=".html")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>nst look</title>')
+        webbrowser.open(Path(name).as_uri())

@@ -1,0 +1,110 @@
+"""Who may see the page: whoever has the token, from this machine's own address and from no other page."""
+
+import hashlib
+import ipaddress
+import platform
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_LOCAL = {"127.0.0.1", "localhost"}
+_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><title>nst look</title>'
+
+
+class Guard:
+    """What each request must have. `host` is what the server listens on: its names are allowed beside those of this machine."""
+
+    def __init__(self, host: str = "127.0.0.1", token: str | None = None) -> None:
+        self.token = token or secrets.token_urlsafe(32)
+        self.cookie = "nst_look_" + hashlib.sha256(self.token.encode()).hexdigest()[:12]  # cookies are those of all ports
+        self._session, self._host = secrets.token_urlsafe(32), host
+
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """An app that answers only those who may ask, with headers that keep browsers from doing more than it needs."""
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def with_headers(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    headers = MutableHeaders(scope=message)
+                    for name, value in HEADERS.items():
+                        headers.setdefault(name, value)
+                await send(message)
+
+            if scope["type"] == "lifespan":
+                await app(scope, receive, send)
+            elif scope["type"] == "http":
+                await (self._refused(Request(scope)) or app)(scope, receive, with_headers)
+
+        return guarded
+
+    def _refused(self, request: Request) -> Response | None:
+        """The answer to a request that may not pass; to the one with the token a cookie and the way on."""
+        host = ",".join(request.headers.getlist("host"))
+        if not self._is_ours(host):
+            return _error(403, f"host {host[:100]!r}: expected 127.0.0.1 or localhost")
+        origin = request.headers.get("origin")
+        if origin is not None and origin != f"http://{host}":
+            return _error(403, "a page of another origin may not ask this server")
+        is_page = request.url.path == "/" and request.method == "GET"
+        site = request.headers.get("sec-fetch-site", "none")
+        if site not in ("same-origin", "none") and not is_page:
+            return _error(403, "a page of another origin may not ask this server")
+        if request.method == "POST" and origin is None:
+            return _error(403, "expected a request of the page, which names its origin")
+        token = request.query_params.get("token")
+        if is_page and token is not None:
+            return self._let_in() if _same(token, self.token) else _error(403, "wrong token; open the address that `nst look` printed")
+        if not _same(request.cookies.get(self.cookie, ""), self._session):
+            if is_page and site not in ("same-origin", "none"):  # the browser sends no strict cookie after a link elsewhere
+                return HTMLResponse(_ONCE_MORE, 401)
+            return _error(401, "open the address with the token that `nst look` printed")
+        return None
+
+    def _let_in(self) -> Response:
+        response = RedirectResponse("/", 303)
+        response.set_cookie(self.cookie, self._session, httponly=True, samesite="strict", path="/")
+        return response
+
+    def _is_ours(self, host: str) -> bool:
+        try:
+            name, _ = urlsplit(f"//{host}").hostname, urlsplit(f"//{host}").port
+        except ValueError:
+            return False
+        if name is None or host != host.strip() or set(host) & set("@/\\?#"):
+            return False
+        if name in _LOCAL or name == self._host.lower():
+            return True
+        return self._host not in _LOCAL and (_is_address(name) or name == platform.node().lower())
+
+
+def _is_address(name: str) -> bool:
+    """Numbers cannot be made to point elsewhere, as names can."""
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def _same(given: str, expected: str) -> bool:
+    return secrets.compare_digest(given.encode(), expected.encode())
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)

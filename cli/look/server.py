@@ -1,0 +1,183 @@
+"""The server of the page: what is asked under which address, and its start and end."""
+
+import contextlib
+import errno
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jinja2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from nst_data.errors import NstError, UsageError
+
+from .contents import Contents
+from .security import Guard
+from .thumbnails import IMAGE_PX, THUMB_PX
+
+PAGE = Path(__file__).parent / "page"
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".png": "image/png", ".svg": "image/svg+xml"}
+_MOST_BYTES_OF_AN_ANSWER = 10_000
+_GRACE_SECONDS = 2
+
+
+def make_app(contents: Contents, guard: Guard) -> ASGIApp:
+    """The app that answers for a view."""
+
+    def page(request: Request) -> Response:
+        return HTMLResponse(template().render(title=contents.ref, export=None))
+
+    def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in page_files():
+            raise HTTPException(404, "no such file")
+        return Response((PAGE / name).read_bytes(), media_type=_TYPES[Path(name).suffix])
+
+    def overview(request: Request) -> Response:
+        return JSONResponse(contents.overview())
+
+    def grid(request: Request) -> Response:
+        return JSONResponse(contents.grid(request.query_params))
+
+    def detail(request: Request) -> Response:
+        return JSONResponse(contents.detail(request.path_params["row"]))
+
+    def image(side_px: int) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                name, jpeg = contents.jpeg(request.path_params["row"], side_px)
+            except (NstError, OSError) as error:
+                return PlainTextResponse(_line(error), 404)
+            headers = {"ETag": f'"{name}"', "Cache-Control": "private, no-cache"}  # rows of other versions have the same address
+            if request.headers.get("if-none-match") == headers["ETag"]:
+                return Response(status_code=304, headers=headers)
+            return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+        return answer
+
+    async def answers(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(400, "expected JSON")
+        body = b""
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _MOST_BYTES_OF_AN_ANSWER:
+                raise HTTPException(400, "an answer is a short line of JSON")
+        try:
+            given = json_of(body)
+        except (ValueError, RecursionError):
+            raise HTTPException(400, "expected JSON") from None
+        return JSONResponse(await run_in_threadpool(contents.answer, given))
+
+    routes = [
+        Route("/", page),
+        Route("/static/{name}", static),
+        Route("/api/overview", overview),
+        Route("/api/grid", grid),
+        Route("/api/image/{row:int}", detail),
+        Route("/thumb/{row:int}", image(THUMB_PX)),
+        Route("/image/{row:int}", image(IMAGE_PX)),
+        Route("/api/answers", answers, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: _refuse, NstError: _refuse, Exception: _fail}
+    return guard.around(Starlette(routes=routes, exception_handlers=handlers))
+
+
+def json_of(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON value. Raises ValueError."""
+    import json
+
+    return json.loads(body)
+
+
+@cache
+def template() -> jinja2.Template:
+    """The page's HTML."""
+    loader = jinja2.FileSystemLoader(PAGE)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("index.html")
+
+
+@cache
+def page_files() -> tuple[str, ...]:
+    """The page's files beside its HTML."""
+    return tuple(sorted(file.name for file in PAGE.iterdir() if file.suffix in _TYPES))
+
+
+def _refuse(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONResponse({"error": _line(error)}, 400)
+
+
+def _fail(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"{type(error).__name__}: {_line(error)}"}, 500)
+
+
+def _line(error: Exception) -> str:
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+DEFAULT_PORT = 8765
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """A socket that listens; without a port the usual one or, where that is taken, any free one. Raises UsageError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for wanted in (DEFAULT_PORT, 0) if port is None else (port,):
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, wanted))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            if port is None and wanted and error.errno == errno.EADDRINUSE:
+                continue
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(f"`port` {port} is in use; choose another, or omit it for a free one") from None
+            if error.errno == errno.EACCES:
+                raise UsageError(f"`port` {port} is for administrators; choose one from 1024 to 65535") from None
+            raise UsageError(f"`host` {host}: {error.strerror or error}; expected an address of this machine, such as 127.0.0.1") from None
+        except OverflowError:
+            listening.close()
+            raise UsageError(f"`port` {port}: expected a number from 0 to 65535") from None
+    raise AssertionError
+
+
+class _Server(uvicorn.Server):
+    """Ends on Ctrl-C and SIGTERM, as if nothing had happened."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer until Ctrl-C."""
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=_GRACE_SECONDS,
+        proxy_headers=False,
+    )  # fmt: skip
+    _Server(config).run(sockets=[listening])

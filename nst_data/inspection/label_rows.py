@@ -1,0 +1,131 @@
+"""The rows of a sealed table of labels by their position: whole columns at once, single rows from where they lie, a sample where many."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.store.manifest import EditionManifest, GenerationManifest
+from nst_data.store.version import Version
+from nst_data.tables.label_tables import damage_is_named, scan_labels
+from nst_data.tables.schema import soft_label_columns, top_k_of
+from nst_data.tables.shards import table_files
+
+SAMPLE_ROWS = 10_000_000
+_FEW_FILES = 100  # the footers of so many are read at once
+_OPEN_FILES = 32
+
+
+class _Piece(NamedTuple):
+    """Some row groups of a file that follow one another in the view."""
+
+    file: Path
+    groups: list[int]
+    rows: list[int]  # of each
+
+
+class LabelRows:
+    """The rows of a generation or an edition, in order; of more than `most` an even sample of its files or row groups.
+
+    `of` counts all rows; a sample has fewer. Row numbers here are positions among those that are taken.
+    """
+
+    def __init__(self, version: Version, most: int = SAMPLE_ROWS) -> None:
+        self.version = version
+        self.schema = scan_labels(version).collect_schema()
+        manifest = version.manifest
+        self.of = manifest.counts.unique if isinstance(manifest, EditionManifest) else GenerationManifest.of(manifest).counts.labeled
+        self._lock = threading.Lock()
+        self._opened = lru_cache(_OPEN_FILES)(pq.ParquetFile)
+        with damage_is_named(version.ref):
+            self._pieces = list(self._taken(table_files(version.folder, self.table), most))
+        sizes = [rows for piece in self._pieces for rows in piece.rows]
+        self._groups = [(piece.file, group) for piece in self._pieces for group in piece.groups]
+        self._starts: NDArray[np.int64] = np.cumsum([0, *sizes])
+
+    @property
+    def table(self) -> str:
+        """The folder of its files."""
+        return "balanced" if isinstance(self.version.manifest, EditionManifest) else "pseudo_labels"
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether there are more rows than are taken."""
+        return len(self) < self.of
+
+    @cached_property
+    def top_k(self) -> int | None:
+        """How many classes each soft label names; None where all."""
+        return top_k_of(self._arrow_schema)
+
+    @cached_property
+    def soft_columns(self) -> tuple[str, ...]:
+        """The columns of the soft labels."""
+        return soft_label_columns(self._arrow_schema)
+
+    def read(self, columns: Sequence[str]) -> pl.DataFrame:
+        """Some columns of all rows."""
+        with damage_is_named(self.version.ref):
+            tables = [pq.ParquetFile(piece.file).read_row_groups(piece.groups, columns=list(columns)) for piece in self._pieces]
+            return pl.DataFrame(pa.concat_tables(tables or [self._arrow_schema.empty_table().select(list(columns))]))
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The same, piece by piece."""
+        with damage_is_named(self.version.ref):
+            for piece in self._pieces:
+                yield from pq.ParquetFile(piece.file).iter_batches(row_groups=piece.groups, columns=list(columns))
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
+        """Some columns of the rows at these positions, in their order."""
+        wanted = np.asarray(rows, np.int64)
+        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        tables, order = [], []
+        with damage_is_named(self.version.ref), self._lock:
+            for place in np.unique(places).tolist():
+                file, group = self._groups[place]
+                here = np.flatnonzero(places == place)
+                tables.append(self._opened(file).read_row_group(group, columns=list(columns)).take(wanted[here] - self._starts[place]))
+                order.append(here)
+        if not tables:
+            return self.read(columns).clear() if len(self) else pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
+        found = pl.DataFrame(pa.concat_tables(tables))
+        return found[np.argsort(np.concatenate(order), kind="stable").tolist()]
+
+    @cached_property
+    def _arrow_schema(self) -> pa.Schema:
+        with damage_is_named(self.version.ref):
+            return pq.read_schema(table_files(self.version.folder, self.table)[0])
+
+    def _taken(self, files: list[Path], most: int) -> Iterator[_Piece]:
+        if self.of > most and len(files) > _FEW_FILES:  # evenly over the pool, whose order is that of its names
+            files = [files[place] for place in _evenly(len(files), max(1, most * len(files) // self.of))]
+            yield from map(_whole, files)
+            return
+        pieces = [_whole(file) for file in files]
+        if self.of <= most:
+            yield from pieces
+            return
+        groups = [(piece.file, group, rows) for piece in pieces for group, rows in zip(piece.groups, piece.rows, strict=True)]
+        for place in _evenly(len(groups), max(1, most * len(groups) // self.of)):
+            file, group, rows = groups[place]
+            yield _Piece(file, [group], [rows])
+
+
+def _whole(file: Path) -> _Piece:
+    footer = pq.read_metadata(file)
+    return _Piece(file, list(range(footer.num_row_groups)), [footer.row_group(group).num_rows for group in range(footer.num_row_groups)])
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    """So many numbers below `count`, evenly apart."""
+    return [(2 * place + 1) * count // (2 * wanted) for place in range(wanted)]

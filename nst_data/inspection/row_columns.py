@@ -1,0 +1,128 @@
+"""What a view computes of each row once and keeps: margin and entropy, hashes to find rows by, the labels of another version.
+
+Kept in `runs/look/` of the store as Arrow files that are mapped into memory; made again where they are missing.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.store.store import Store
+from nst_data.tables.label_tables import collect, scan_labels
+
+_KEPT_FROM_ROWS = 200_000  # what takes a moment to compute is computed again
+
+
+class RowColumns:
+    """Columns of the rows of a version, each computed when it is first asked for, by one thread."""
+
+    def __init__(self, store: Store, rows: LabelRows) -> None:
+        self.rows, self._folder = rows, store.root / "runs" / "look"
+        self._made: dict[str, pl.DataFrame] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def soft(self) -> pl.DataFrame:
+        """`margin` between the two most probable classes and `entropy` in nats, float32."""
+        return self._once("soft", self._soft)
+
+    def hashes(self) -> pl.Series:
+        """The first 16 digits of each `image_hash` as a number, uint64."""
+        return self._once("hashes", self._hashes)["hash"]
+
+    def phashes(self) -> NDArray[np.int64]:
+        """The perceptual hashes of a generation's rows, int64."""
+        return self._once("phashes", lambda: self.rows.read(["phash"]), kept=False)["phash"].to_numpy()
+
+    def labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
+        """`label2` (int32, by `places` of its classes) and `confidence2`: the same images in another version, null where it lacks them."""
+        digest = other.version.manifest.digest[:16]
+        return self._once(f"labels-of-{digest}", lambda: self._labels_of(other, places))
+
+    def _once(self, name: str, make: Callable[[], pl.DataFrame], kept: bool = True) -> pl.DataFrame:
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            if name not in self._made:
+                self._made[name] = self._kept(name, make) if kept and len(self.rows) >= _KEPT_FROM_ROWS else make()
+            return self._made[name]
+
+    def _kept(self, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+        manifest = self.rows.version.manifest
+        path = self._folder / f"{manifest.digest[:32]}-{len(self.rows)}-{name}.arrow"
+        if (found := _read(path, len(self.rows))) is not None:
+            return found
+        made = make()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}")
+            made.rechunk().write_ipc(part, compression="uncompressed")
+            part.replace(path)
+        except OSError:  # a full or read-only disk: it stays in memory
+            return made
+        found = _read(path, len(self.rows))
+        return made if found is None else found
+
+    def _soft(self) -> pl.DataFrame:
+        margins, entropies = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+        probs_column, classes = self.rows.soft_columns[-1], len(self.rows.version.manifest.class_names)
+        for batch in self.rows.batches([probs_column]):
+            column = batch.column(0)
+            probs = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(column), -1)
+            margin, entropy = margin_and_entropy(probs, classes)
+            margins.append(margin)
+            entropies.append(entropy)
+        return pl.DataFrame({"margin": np.concatenate(margins), "entropy": np.concatenate(entropies)})
+
+    def _hashes(self) -> pl.DataFrame:
+        parts = [pl.Series(dtype=pl.UInt64)]
+        for batch in self.rows.batches(["image_hash"]):
+            parts.append(hash_numbers(pl.Series(batch.column(0))))
+        return pl.DataFrame({"hash": pl.concat(parts)})
+
+    def _labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
+        names = pl.Series(places.astype(np.int32)) if len(places) else pl.Series([0], dtype=pl.Int32)
+        mine, theirs = self.rows.version.manifest.request.inputs.pool, other.version.manifest.request.inputs.pool
+        by = "id" if mine and theirs and mine.digest == theirs.digest else "image_hash"
+        wanted = self.rows.read([by]).lazy()
+        found = scan_labels(other.version).select(by, "label", "confidence")
+        if by == "image_hash":
+            number = pl.col(by).str.to_integer(base=16, dtype=pl.UInt128, strict=False)
+            wanted, found = wanted.select(number), found.with_columns(number).unique(by, keep="any")
+        joined = wanted.join(found, on=by, how="left", maintain_order="left")
+        (table,) = collect(f"{self.rows.version.ref} and {other.version.ref}", joined.select("label", "confidence"))
+        label = names.gather(table["label"].fill_null(0).clip(0, len(names) - 1)).to_numpy()
+        missing = table["label"].is_null()
+        return pl.DataFrame({"label2": label, "confidence2": table["confidence"]}).with_columns(
+            label2=pl.when(missing).then(None).otherwise(pl.col("label2").cast(pl.Int32))
+        )
+
+
+def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of soft labels, shape (rows, K): the two largest apart, and entropy in nats; what they lack is spread over the other `classes`."""
+    top = np.partition(probs, -2, axis=1)[:, -2:] if probs.shape[1] > 1 else np.pad(probs, ((0, 0), (1, 0)))
+    entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=1)
+    if (others := classes - probs.shape[1]) > 0:
+        rest = np.clip(1 - probs.sum(axis=1), 0, 1)
+        entropy -= rest * np.log(np.maximum(rest / others, 1e-12))
+    return top[:, 1] - top[:, 0], entropy.astype(np.float32)
+
+
+def hash_numbers(hashes: pl.Series) -> pl.Series:
+    """The first 16 digits of each `image_hash` as a number, 0 for what is none."""
+    return hashes.str.slice(0, 16).str.to_integer(base=16, dtype=pl.UInt64, strict=False).fill_null(0)
+
+
+def _read(path: Path, rows: int) -> pl.DataFrame | None:
+    try:
+        table = pl.DataFrame(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+    except (OSError, pa.ArrowException):
+        return None
+    return table if table.height == rows else None

@@ -1,0 +1,48 @@
+"""The images of a labeled source as rows: their labels are known at once, their hashes as they are read."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from nst_data.errors import NstError
+from nst_data.images import image_hash
+from nst_data.sources import Source, labels_in
+from nst_data.sources.hashing import image_hashes
+
+
+class SourceRows:
+    """The rows of a source that was opened with its labels."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.of, self.is_sample = source, len(source), False
+        self._known: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def frame(self) -> pl.DataFrame:
+        """`row` and `label`; there is no confidence."""
+        labels = pl.Series(labels_in(self.source).astype(np.int32))
+        return pl.DataFrame({"row": pl.arange(0, len(self), eager=True, dtype=pl.UInt32), "label": labels})
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
+        """`key` and `image_hash` of some rows; the hash is empty where the image cannot be read."""
+        found = {"key": [self.source.key(row) for row in rows]}
+        if "image_hash" in columns:
+            found["image_hash"] = [self._hash(row) for row in rows]
+        return pl.DataFrame(found, schema=dict.fromkeys(columns, pl.String))
+
+    @cached_property
+    def hashes(self) -> pl.Series:
+        """The `image_hash` of every row, empty where it cannot be read: all images are read."""
+        return pl.Series([hashed for _, hashed in image_hashes(self.source.rows(range(len(self))))], dtype=pl.String)
+
+    def _hash(self, row: int) -> str:
+        if row not in self._known:
+            try:
+                self._known[row] = image_hash(self.source.read(row))
+            except (OSError, NstError):
+                return ""
+        return self._known[row]

@@ -1,0 +1,266 @@
+"""What a person looks at: the rows of a version or a labeled source, filtered, sorted and counted."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nst_data.errors import UsageError
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.row_columns import RowColumns, hash_numbers
+from nst_data.inspection.source_rows import SourceRows
+from nst_data.selection.hash_index import MAX_DISTANCE
+from nst_data.store.store import Store, Version
+from nst_data.tables.label_tables import damage_is_named
+
+Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "key"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
+_LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which rows, in which order. `least` is inclusive, `most` exclusive but for 1; `rows` has those it must be among, in their order."""
+
+    class_name: str | None = None
+    least: float | None = None
+    most: float | None = None
+    reason: str | None = None
+    copies: bool = False
+    disagree: bool = False
+    near: int | None = None
+    errors: bool = False
+    before: str | None = None
+    after: str | None = None
+    sort: Sort | None = None
+    offset: int = 0
+    limit: int = 60
+    rows: NDArray[np.int64] | None = None
+    without: NDArray[np.int64] | None = None
+
+
+class View:
+    """Rows by their number: first those of the table, then the images that could not be labeled.
+
+    `compared` has `label2` and `confidence2` of each row, what another version says of the same images, once they are joined.
+    """
+
+    def __init__(self, store: Store, looked_at: "Version | SourceRows", class_names: Sequence[str]) -> None:
+        self.store, self.class_names = store, list(class_names)
+        self.rows = LabelRows(looked_at) if isinstance(looked_at, Version) else looked_at
+        self.version = looked_at if isinstance(looked_at, Version) else None
+        self.columns = RowColumns(store, self.rows) if isinstance(self.rows, LabelRows) else None
+        self.frame = self._frame()
+        self.suspicion: pl.Series | None = None
+        self.compared: Future[pl.DataFrame] | None = None
+
+    def _frame(self) -> pl.DataFrame:
+        if isinstance(self.rows, SourceRows):
+            return self.rows.frame()
+        copies = ["copies"] if "copies" in self.rows.schema else []
+        table = self.rows.read(["label", "confidence", *copies]).with_columns(pl.col("label").cast(pl.Int32))
+        return table.with_columns(row=pl.arange(0, table.height, eager=True, dtype=pl.UInt32))
+
+    @cached_property
+    def errors(self) -> pl.DataFrame:
+        """`id`, `key` and `reason` of the images that could not be labeled."""
+        empty = pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
+        folder = self.version.folder / "errors" if self.version else None
+        files = sorted(folder.glob("*.parquet")) if folder else []
+        if not files or self.version is None:
+            return empty
+        with damage_is_named(self.version.ref):
+            return pl.read_parquet(files, columns=empty.columns, glob=False)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def page(self, query: Query) -> tuple[int, list[int]]:
+        """How many rows a query has, and which stand on the page that it asks for. Raises UsageError for what the view does not have."""
+        if query.errors:
+            start = len(self) + query.offset
+            return self.errors.height, list(range(start, min(start + query.limit, len(self) + self.errors.height)))
+        rows = self._selected(query)
+        ranked = self._ranked(rows, query)
+        total, page = pl.collect_all([rows.select(pl.len()), ranked.select("row")])
+        return int(total.item()), page["row"].to_list()
+
+    def _selected(self, query: Query) -> pl.LazyFrame:
+        rows = self.frame.lazy()
+        if query.rows is not None:
+            among = query.rows[(query.rows >= 0) & (query.rows < len(self))]
+            rows = self.frame[among.tolist()].lazy().with_columns(place=pl.arange(0, len(among), eager=True, dtype=pl.UInt32))
+        if query.near is not None:
+            rows = self.frame[self.near_duplicates(query.near).tolist()].lazy()
+        if query.without is not None and len(query.without):
+            rows = rows.filter(~pl.col("row").is_in(pl.Series(query.without, dtype=pl.UInt32).implode()))
+        rows = self._with_columns(rows, query)
+        return rows.filter(*self._conditions(query))
+
+    def _with_columns(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
+        """With the columns that filters and order read, beside those of the frame."""
+        wanted: list[pl.Series] = []
+        if query.sort in ("margin", "entropy"):
+            if self.columns is None:
+                raise UsageError(f"sort={query.sort}: labeled images have no soft labels")
+            wanted.append(self.columns.soft()[query.sort])
+        if query.sort == "-suspicion":
+            if self.suspicion is None:
+                raise UsageError("sort=-suspicion: there is no suspicion; `nst pick --by suspicion` computes it")
+            wanted.append(self.suspicion.alias("suspicion"))
+        if query.disagree or query.before is not None or (query.after is not None):
+            if self.compared is None:
+                raise UsageError("there is no other version to compare with; name one as REF2")
+            wanted.append(self.compared.result()["label2"])
+        for column in wanted:
+            added = column if query.rows is None and query.near is None else None
+            picked = pl.lit(column) if added is not None else pl.lit(column).gather(pl.col("row"))
+            rows = rows.with_columns(picked.alias(column.name))
+        return rows
+
+    def _conditions(self, query: Query) -> list[pl.Expr]:
+        found = []
+        if query.class_name is not None:
+            found.append(pl.col("label") == self.label(query.class_name))
+        if query.least is not None or query.most is not None:
+            if "confidence" not in self.frame.columns:
+                raise UsageError("labeled images have no confidence to filter by")
+            confidence = pl.col("confidence").cast(pl.Float64)
+            if query.least is not None and query.least > 0:
+                found.append(confidence >= query.least)
+            if query.most is not None and query.most < 1:
+                found.append(confidence < query.most)
+        if query.copies:
+            found.append(pl.col("copies") > 1 if "copies" in self.frame.columns else pl.lit(False))
+        if query.disagree:
+            found.append(pl.col("label") != pl.col("label2"))
+        if query.before is not None:
+            found.append(pl.col("label2") == self.label(query.before))
+        if query.after is not None:
+            found.append(pl.col("label") == self.label(query.after))
+        return found
+
+    def _ranked(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
+        stop = query.offset + query.limit
+        by = query.sort.removeprefix("-") if query.sort else "place" if query.rows is not None else "key"
+        if by == "confidence" and "confidence" not in self.frame.columns:
+            by = "key"
+        if by == "key":
+            return rows.slice(query.offset, query.limit) if query.rows is None else rows.sort("row").slice(query.offset, query.limit)
+        descending = query.sort in _LARGEST_FIRST
+        value = pl.col(by).fill_nan(None) if by != "place" else pl.col(by)
+        rows = rows.select("row", value)
+        nearest = rows.top_k(stop, by=[by, "row"], reverse=[not descending, True])
+        return nearest.sort(by, "row", descending=[descending, False], nulls_last=True).slice(query.offset)
+
+    def label(self, name: str) -> int:
+        """The number of a class. Raises UsageError."""
+        try:
+            return self.class_names.index(name)
+        except ValueError:
+            raise UsageError(f"no class {name!r}; expected one of {', '.join(self.class_names[:20])}") from None
+
+    def near_duplicates(self, row: int) -> NDArray[np.int64]:
+        """The rows whose perceptual hash is near that of one, the nearest first, without that one itself."""
+        if self.columns is None or "phash" not in self.rows.schema or not 0 <= row < len(self):  # type: ignore[union-attr]
+            return np.empty(0, np.int64)
+        hashes = self.columns.phashes()
+        distances = np.bitwise_count(hashes ^ hashes[row])
+        near = np.flatnonzero(distances <= MAX_DISTANCE)
+        near = near[near != row]
+        nearest: NDArray[np.int64] = near[np.argsort(distances[near], kind="stable")][:_MOST_NEAR]
+        return nearest
+
+    def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
+        """The rows of each `image_hash` that is here."""
+        wanted = sorted(set(hashes))
+        if not wanted:
+            return {}
+        if isinstance(self.rows, SourceRows):
+            there = self.rows.hashes
+            places = there.is_in(wanted).arg_true().to_list()
+            return _grouped((there[place], place) for place in places)
+        assert self.columns is not None
+        numbers = hash_numbers(pl.Series(wanted, dtype=pl.String))
+        places = self.columns.hashes().is_in(numbers.implode()).arg_true().to_list()
+        asked = set(wanted)
+        found = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
+        return _grouped((hashed, place) for hashed, place in zip(found, places, strict=True) if hashed in asked)
+
+    def histogram(self) -> dict[str, Any] | None:
+        """`edges` (21) and `counts` (20) of the confidences."""
+        if "confidence" not in self.frame.columns:
+            return None
+        bins = (pl.col("confidence").cast(pl.Float64).clip(0, 1) * BINS).floor().cast(pl.Int32).clip(0, BINS - 1)
+        numbered = self.frame.lazy().filter(pl.col("confidence").is_not_nan()).select(bin=bins).group_by("bin").len()
+        counts = dict(numbered.collect().iter_rows())
+        return {"edges": [number / BINS for number in range(BINS + 1)], "counts": [counts.get(number, 0) for number in range(BINS)]}
+
+    def per_class(self) -> dict[int, int]:
+        """Rows by label."""
+        return dict(self.frame.lazy().group_by("label").len().collect().iter_rows())
+
+    def moves(self) -> tuple[int, list[dict[str, Any]]]:
+        """How many labels differ from the compared version's, and the largest moves from class to class."""
+        assert self.compared is not None
+        both = self.frame.lazy().select("label").with_columns(label2=pl.lit(self.compared.result()["label2"]))
+        counted = both.filter(pl.col("label") != pl.col("label2")).group_by("label2", "label").agg(images=pl.len()).collect()
+        ranked = counted.sort("images", "label2", "label", descending=[True, False, False]).head(MOST_MOVES)
+        names = self.class_names
+        largest = [{"from": names[before], "to": names[after], "images": images} for before, after, images in ranked.iter_rows()]
+        return int(counted["images"].sum()), largest
+
+
+def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for hashed, row in pairs:
+        found.setdefault(hashed, []).append(row)
+    return found
+
+
+def as_query(values: Mapping[str, str]) -> Query:
+    """A query from the parameters of an address. Raises UsageError for what is none."""
+    sort = values.get("sort") or None
+    if sort is not None and sort not in SORTS:
+        raise UsageError(f"sort={sort}: expected {', '.join(SORTS)}")
+    return Query(
+        class_name=values.get("class") or None,
+        least=_number(values, "min"),
+        most=_number(values, "max"),
+        reason=values.get("reason") or None,
+        copies=values.get("copies") == "1",
+        disagree=values.get("disagree") == "1",
+        near=_whole(values, "near", None),
+        errors=values.get("errors") == "1",
+        before=values.get("from") or None,
+        after=values.get("to") or None,
+        sort=sort,
+        offset=_whole(values, "offset", 0) or 0,
+        limit=min(_whole(values, "limit", 60) or 0, 500),
+    )
+
+
+def _number(values: Mapping[str, str], name: str) -> float | None:
+    if not values.get(name):
+        return None
+    try:
+        value = float(values[name])
+    except ValueError:
+        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1") from None
+    if not 0 <= value <= 1:
+        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1")
+    return value
+
+
+def _whole(values: Mapping[str, str], name: str, default: int | None) -> int | None:
+    if not values.get(name):
+        return default
+    if not values[name].isascii() or not values[name].isdigit() or len(values[name]) > 15:
+        raise UsageError(f"{name}={values[name]}: expected a whole number from 0")
+    return int(values[name])
