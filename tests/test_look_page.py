@@ -1,0 +1,194 @@
+"""The page of `nst look` in a browser: filters, keys, address, answers, and that anybody can use it."""
+
+import re
+
+import pytest
+
+pytest.importorskip("playwright")
+from browsing import CHROMIUM, Visit, browser_of_debian, looking, truth_of, write_looked_at
+from conftest import write_class_folders
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is missing")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browser_of_debian() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_looked_at(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def address(digits):
+    with looking("digits@gen-1.1", "--store", digits[1].root) as (_, address):
+        yield address
+
+
+def shown(page):
+    """Of each image in the grid: what its button is called."""
+    return [button.get_attribute("aria-label") for button in page.locator("#grid button").all()]
+
+
+def confidences(page):
+    return [float(re.search(r"confidence ([\d.]+)%", name).group(1)) for name in shown(page)]
+
+
+def fragment(page):
+    return page.evaluate("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+
+
+def test_it_opens_on_figures_and_thumbnails_and_asks_nobody_else(browser, address):
+    with Visit(browser) as visit:
+        page = visit.open(address)
+        assert "token" not in page.url
+        expect(page.locator("#count")).to_have_text(re.compile(r"1–60 of [\d,]+ images"))
+        assert page.locator("#grid img").evaluate_all("images => images.filter((image) => image.naturalWidth > 0).length") == 60
+        assert page.locator("#histogram button").count() == 20
+        assert {url.split("/")[2] for url in visit.asked} == {address.split("/")[2]}
+        assert visit.wrong == []
+
+
+def test_a_bar_a_class_and_an_order_filter_and_the_address_holds_them(browser, address):
+    with Visit(browser) as visit:
+        page = visit.open(address)
+        page.locator("#overview").get_by_role("button", name=re.compile("^8: ")).click()
+        page.locator("#by-sort").select_option("confidence")
+        visit.settle()
+        lowest = confidences(page)
+        assert lowest == sorted(lowest)
+        assert all(name.startswith("8, ") for name in shown(page))
+        bar = page.locator(f"#histogram button[data-min='{int(lowest[0] // 5) * 5 / 100:g}']")
+        bar.click()
+        visit.settle()
+        expect(bar).to_have_attribute("aria-pressed", "true")
+        assert fragment(page).keys() == {"class", "sort", "min", "max"}
+        few = shown(page)
+        assert 0 < len(few) == sum(value // 5 == lowest[0] // 5 for value in lowest)
+        page.reload()
+        visit.settle()
+        assert shown(page) == few
+        page.go_back()
+        visit.settle()
+        assert confidences(page) == lowest
+        assert visit.wrong == []
+
+
+def test_the_keyboard_alone_goes_everywhere(browser, address):
+    with Visit(browser) as visit:
+        page = visit.open(address)
+        keys = page.keyboard
+        keys.press("g")
+        first, second = shown(page)[:2]
+        keys.press("ArrowRight")
+        expect(page.locator("#grid :focus")).to_have_attribute("aria-label", second)
+        keys.press("Enter")
+        expect(page.locator("#viewer .place")).to_have_text(re.compile("^2 of "))
+        expect(page.locator("#viewer .tops li")).to_have_count(5)
+        keys.press("ArrowLeft")
+        expect(page.locator("#viewer .place")).to_have_text(re.compile("^1 of "))
+        assert first.endswith(page.locator("#viewer .code").first.inner_text())
+        keys.press("Escape")
+        expect(page.locator("#viewer")).not_to_be_visible()
+        expect(page.locator("#grid :focus")).to_have_attribute("aria-label", first)
+        keys.press("]")
+        visit.settle()
+        expect(page.locator("#count")).to_have_text(re.compile("^61–120 of"))
+        keys.press("?")
+        expect(page.locator("#keys")).to_be_visible()
+        keys.press("Escape")
+        page.locator("#histogram button").first.focus()
+        keys.press("End")
+        keys.press("Enter")
+        visit.settle()
+        assert fragment(page) == {"min": "0.95", "max": "1"}
+        keys.press("x")
+        visit.settle()
+        assert fragment(page) == {}
+        assert visit.wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_and_nothing_sticks_out(browser, address, scheme, width):
+    with Visit(browser, width=width, scheme=scheme) as visit:
+        page = visit.open(address, "#sort=confidence&class=3")
+        assert visit.violations() == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        page.locator("#grid button").first.click()
+        expect(page.locator("#viewer .stage img")).to_be_visible()
+        assert visit.violations() == []
+        assert page.locator("#viewer .panel").evaluate("panel => panel.scrollWidth - panel.clientWidth") <= 0
+        page.keyboard.press("Escape")
+        page.locator("#help").click()
+        assert visit.violations() == []
+        assert visit.wrong == []
+
+
+def test_names_are_text_whatever_they_hold(browser, tmp_path):
+    hostile = "<img src=x onerror=alert(1)>"
+    folder = write_class_folders(tmp_path / "labeled", [hostile, "bee' onclick='alert(2)", "{{ 7*7 }}"], 2)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+        page = visit.open(address, "#class=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
+        expect(page.locator("#grid .label").first).to_have_text(hostile)
+        expect(page.locator("#chips")).to_contain_text(hostile)
+        page.locator("#grid button").first.click()
+        expect(page.locator("#viewer h2")).to_contain_text(hostile)
+        assert page.locator("[onerror], [onclick]").count() == 0
+        assert visit.wrong == []
+
+
+def test_answers_are_there_after_the_server_was_killed(browser, digits):
+    folder, store = digits
+    start = ("digits@gen-1", "--store", store.root)
+    given = {}
+    with Visit(browser) as visit, looking(*start) as (process, address):
+        page = visit.open(address, "#class=8&sort=confidence")
+        least = shown(page)
+        page.keyboard.press("r")
+        for number in range(6):
+            expect(page.locator("#viewer .left")).to_have_text(re.compile(r"^\d+ left"))
+            key = page.locator("#viewer .code").first.inner_text()
+            assert least[number].endswith(key)
+            given[key] = truth_of(key) if number < 5 else "none of these"
+            page.keyboard.press(given[key] if number < 5 else "n")
+            expect(page.locator("#viewer .code").first).not_to_have_text(key)
+        process.kill()
+        process.wait()
+        page.keyboard.press("y")
+        expect(page.locator("#note")).to_contain_text("Not kept: No answer from nst look")
+    with Visit(browser) as visit, looking(*start) as (_, address):
+        page = visit.open(address, "#class=8&sort=confidence&reviewed=yes")
+        expect(page.locator("#seen")).to_have_text("ana: 5 answered, 1 excluded")
+        answers = {name.split(", ")[-1]: re.search("answered: ([^,]+)", name).group(1) for name in shown(page)}
+        assert answers == given
+        page.keyboard.press("r")
+        visit.settle()
+        expect(page.locator("#viewer .place")).to_have_text(re.compile("^1 of "))
+        assert least[6].endswith(page.locator("#viewer .code").first.inner_text())
+
+
+def test_a_disputed_answer_is_shown_and_undone(browser, digits):
+    start = ("digits@gen-1", "--store", digits[1].root)
+    with Visit(browser) as ana, Visit(browser) as eva, looking(*start) as (_, one), looking(*start, reviewer="eva") as (_, other):
+        page = ana.open(one, "#class=3&sort=-confidence")
+        page.keyboard.press("g")
+        page.keyboard.press("3")
+        expect(page.locator("#grid .badge.good")).to_have_text("✓ 3")
+        theirs = eva.open(other, "#class=3&sort=-confidence")
+        theirs.keyboard.press("g")
+        theirs.keyboard.press("u")
+        expect(theirs.locator("#grid .badge.warn")).to_have_text("disputed")
+        page.reload()
+        page.get_by_role("button", name="1 disputed").click()
+        ana.settle()
+        expect(page.locator("#grid button")).to_have_count(1)
+        page.locator("#grid button").click()
+        expect(page.locator("#viewer")).to_contain_text(re.compile("3 by ana.*unusable by eva", re.DOTALL))
+        theirs.keyboard.press("z")
+        expect(theirs.locator("#grid .badge.warn")).to_have_count(0)
+        assert ana.wrong == eva.wrong == []
