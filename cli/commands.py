@@ -58,6 +58,7 @@ COMMANDS = {
     "push": Command("sharing", "push"),
     "pull": Command("sharing", "pull"),
     "adopt": Command("adopt", "adopt"),
+    "export": Command("export", "export"),
     "lineage": Command("sharing", "lineage", only_shows=True),
 }
 

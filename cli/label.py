@@ -34,7 +34,7 @@ def label(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="The pool: a folder of images, tar or parquet files, a .txt or .csv list of images, a saved dataset, or owner/name on the Hub. "
+            help="The pool: a folder of images, tar or parquet files, a .txt or .csv list, a saved dataset, or owner/name on the Hub. "
             "With --like and --extend by default the pool that was labeled.",
             show_default=False,
         ),

@@ -51,15 +51,18 @@ class PoolImages:
                     self._source = open_source(self._pool, indexes=self._store.indexes)
             return self._source
 
-    def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """As `Images.read`: by number in the same pool, by key in another copy of it."""
+    def place_of(self, number: int, key: str) -> int:
+        """The row of the pool as it is now where the image of a number and key is. Raises NstError where it lacks that."""
         source = self.source()
         if number < len(source) and source.key(number) == key:
-            place = number
-        else:
-            if key not in self._rows:
-                self._rows[key] = int(source.rows_of([key])[0])
-            place = self._rows[key]
+            return number
+        if key not in self._rows:
+            self._rows[key] = int(source.rows_of([key])[0])
+        return self._rows[key]
+
+    def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
+        """As `Images.read`: by number in the same pool, by key in another copy of it."""
+        source, place = self.source(), self.place_of(number, key)
         encoded = source.read(place)
         source.check(place, encoded, hashed)
         return encoded

@@ -199,10 +199,10 @@ def space_warning(folder: Path, needed: float) -> str:
     return f", only {free / 2**20:,.0f} MB are free" if needed > free else ""
 
 
-def clear_abandoned(parts: Path) -> None:
-    """Delete temporary files and folders that nobody has written to for ten minutes, of processes of this machine that are gone."""
+def clear_abandoned(parts: Path, seconds: float = _ABANDONED_SECONDS) -> None:
+    """Delete temporary files and folders that nobody has written to for so long, of processes of this machine that are gone."""
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):
         with contextlib.suppress(FileNotFoundError, ValueError):  # another process clears too; no name of ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
-            if is_gone and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            if is_gone and time.time() - path.stat().st_mtime >= seconds:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -16,12 +16,12 @@ from nst_data.tables.engines import spark_says
 from nst_data.tables.schema import check_labels
 from nst_data.tables.shards import table_files
 
-_TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
+TABLES = {"generation": "pseudo_labels", "edition": "balanced"}
 
 
 def scan_labels(version: Version) -> pl.LazyFrame:
     """The table of a generation or an edition, its columns checked. Raises UsageError for a teacher, NstError for a damaged table."""
-    table = _TABLES.get(version.manifest.kind)
+    table = TABLES.get(version.manifest.kind)
     if table is None:
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a {version.manifest.kind}, which has no labels")
     with damage_is_named(version.ref):

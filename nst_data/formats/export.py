@@ -1,0 +1,272 @@
+"""`nst export`: a generation or an edition as files that other tools read."""
+
+import csv
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.errors import NstError, UsageError
+from nst_data.formats.labeled_images import LabeledImages, LabeledRow
+from nst_data.formats.safe_names import cell, file_name, folder_names
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.store.files import clear_abandoned, replacing, write_text
+from nst_data.store.manifest import is_anonymous
+from nst_data.store.store import Store, Version
+
+Format = Literal["folders", "csv", "jsonl", "imagefolder", "webdataset", "fiftyone", "label-studio"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+MARKER, CLASSES = ".nst-export.json", "classes.txt"
+_WITHOUT_IMAGES = ("csv", "jsonl")
+_ROWS_PER_TAR = 1_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: a row for each image, and how many of each class."""
+
+    folder: Path
+    images: int
+    per_class: dict[str, int]
+
+
+@with_checked_arguments
+def export(
+    store: Store,
+    version: Version | str,
+    folder: str | Path,
+    to: Format,
+    *,
+    pool: str | None = None,
+    link: bool = False,
+    probs: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a generation or an edition for other tools. Interrupted, it goes on where it was; done, it is found.
+
+    Args:
+        store: Where the version is.
+        version: A generation or an edition, or its `name@gen-N`.
+        folder: Where to write: a new or empty folder, or one that an export of the same version with the same options began.
+        to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
+            `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
+            `label-studio` (tasks with predictions).
+        pool: Where the images are now; by default where they were labeled.
+        link: Link to the image files of the pool in place of copying them.
+        probs: Write the probability of every class too.
+        progress: What a person sees of it.
+
+    Returns:
+        The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once.
+
+    Raises:
+        UsageError: The version has no labels, or options do not go together.
+        NstError: The folder has other files, or an image is not there any more, or is another.
+    """
+    version = version if isinstance(version, Version) else store.open(version, "generation", "edition")
+    if to not in FORMATS:
+        raise UsageError(f"`to` {to}: expected {', '.join(FORMATS)}")
+    if link and to in (*_WITHOUT_IMAGES, "webdataset"):
+        raise UsageError(f"`link`: {to} has no image files of its own; remove `link`")
+    if is_anonymous(version.manifest) and to in _WITHOUT_IMAGES:
+        raise UsageError(f"{version.ref}: was published without keys and hashes, which {to} is made of; choose a format with images")
+    target = _Target(Path(folder), version, {"to": to, "link": link, "probs": probs})
+    target.begin()
+    labeled = LabeledImages(store, version, pool, to not in _WITHOUT_IMAGES)
+    if not target.is_done:
+        with (progress or on_this_terminal()).task(f"export {version.ref}", labeled.count, "images") as task:
+            _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))
+        write_text(target.folder / CLASSES, "".join(f"{name}\n" for name in version.manifest.class_names))
+        target.end()
+    per_class = Counter(row.class_name for row in labeled.rows())
+    return Exported(target.folder, labeled.count, {name: per_class[name] for name in version.manifest.class_names})
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The folder that is written, and the marker in it that says what it holds."""
+
+    folder: Path
+    version: Version
+    options: dict[str, Any]
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        return {"ref": self.version.ref, "digest": self.version.manifest.digest, **self.options}
+
+    def begin(self) -> None:
+        """Claim the folder. Raises NstError where it has files that this export did not write."""
+        found = self._marker()
+        if found is None:
+            if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
+                raise NstError(f"{self.folder}: expected a new or empty folder, found other files; choose another one")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._mark(is_done=False)
+            return
+        other = [f"{name} {found.get(name)}" for name, value in self._wanted.items() if found.get(name) != value]
+        if other:
+            raise NstError(f"{self.folder}: holds another export ({', '.join(other)}); choose another folder, or remove this one")
+        for place in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
+            clear_abandoned(place, seconds=0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all of it is written."""
+        return bool((self._marker() or {}).get("done"))
+
+    def end(self) -> None:
+        """Say that all of it is written."""
+        self._mark(is_done=True)
+
+    def _mark(self, is_done: bool) -> None:
+        write_text(self.folder / MARKER, json.dumps(self._wanted | {"done": is_done}, indent=2) + "\n")
+
+    def _marker(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.folder / MARKER).read_text("utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            raise NstError(f"{self.folder / MARKER}: expected what was exported here, found it damaged; remove {self.folder}") from None
+        return found if isinstance(found, dict) else None
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What a writer has: the folder, the rows with their images, and the options."""
+
+    folder: Path
+    labeled: LabeledImages
+    link: bool
+    probs: bool
+    advance: Callable[[int], None]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes of the version."""
+        return self.labeled.version.manifest.class_names
+
+    def described(self, row: LabeledRow) -> dict[str, Any]:
+        """A row as the value of JSON."""
+        about: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
+        if self.probs:
+            about["probs"] = dict(zip(self.class_names, map(float, row.probs), strict=True))
+        return about
+
+    def placed(self, folder_of: Callable[[LabeledRow], str]) -> Iterator[tuple[LabeledRow, str]]:
+        """Write the image of each row below the folder that is given for it; with the path of each. Those that are there stay."""
+        for row in self.labeled.rows():
+            path = f"{folder_of(row)}/{row.id:08d}-{file_name(row.key)}"
+            place = self.folder / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if not place.exists() and not place.is_symlink():
+                self._place(row, place)
+            self.advance(1)
+            yield row, path
+
+    def _place(self, row: LabeledRow, place: Path) -> None:
+        encoded = self.labeled.read(row)
+        if self.link:
+            place.symlink_to(self.labeled.file_of(row))
+            return
+        with replacing(place) as file:
+            file.write(encoded)
+
+
+def _folders(export: _Export) -> None:
+    names = folder_names(export.class_names)
+    for name in names:
+        (export.folder / name).mkdir(exist_ok=True)
+    for _ in export.placed(lambda row: names[row.label]):
+        pass
+
+
+def _csv(export: _Export) -> None:
+    header = ["key", "image_hash", "label", "confidence"]
+    with replacing(export.folder / "labels.csv") as file:
+        writer = csv.writer(SimpleNamespace(write=lambda text: file.write(text.encode())), lineterminator="\n")
+        writer.writerow(header + [cell(name) for name in export.class_names] * export.probs)
+        for row in export.labeled.rows():
+            values = [f"{value:.6g}" for value in row.probs] if export.probs else []
+            writer.writerow([cell(row.key), row.image_hash, cell(row.class_name), f"{row.confidence:.6g}", *values])
+            export.advance(1)
+
+
+def _jsonl(export: _Export) -> None:
+    with replacing(export.folder / "labels.jsonl") as file:
+        for row in export.labeled.rows():
+            file.write(_line(export.described(row)))
+            export.advance(1)
+
+
+def _imagefolder(export: _Export) -> None:
+    with replacing(export.folder / "metadata.jsonl") as file:
+        for row, path in export.placed(lambda _: "images"):
+            file.write(_line({"file_name": path, **export.described(row)}))
+
+
+def _webdataset(export: _Export) -> None:
+    all_rows, number = export.labeled.rows(), 0
+    while rows := list(islice(all_rows, _ROWS_PER_TAR)):
+        place = export.folder / f"{export.labeled.version.ref.replace('@', '-')}-{number:06d}.tar"
+        if not place.exists():
+            with replacing(place) as file, tarfile.open(mode="w|", fileobj=file, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
+                for row in rows:
+                    suffix = Path(file_name(row.key)).suffix.lstrip(".").lower() or "img"
+                    members = {suffix: export.labeled.read(row), "cls": str(row.label).encode(), "json": _line(export.described(row))}
+                    for kind, content in members.items():
+                        member = tarfile.TarInfo(f"{row.id:08d}.{kind}")
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+        export.advance(len(rows))
+        number += 1
+
+
+def _fiftyone(export: _Export) -> None:
+    """Of FiftyOne's FiftyOneImageClassificationDataset: `data/` and `labels.json`, targets with their confidence."""
+    labels = {}
+    for row, path in export.placed(lambda _: "data"):
+        labels[Path(path).stem] = {"label": row.label, "confidence": row.confidence}  # a number: the importer looks it up in `classes`
+    _write_json(export.folder / "labels.json", {"classes": export.class_names, "labels": labels})
+
+
+def _label_studio(export: _Export) -> None:
+    """Tasks with a prediction each, for local file serving from this folder, and the labeling configuration of their classes."""
+    tasks = []
+    for row, path in export.placed(lambda _: "images"):
+        chosen = {"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [row.class_name]}}
+        prediction = {"model_version": export.labeled.version.ref, "score": row.confidence, "result": [chosen]}
+        data = {"image": f"/data/local-files/?d={quote(f'{export.folder.name}/{path}')}", "key": row.key, "image_hash": row.image_hash}
+        tasks.append({"data": data, "predictions": [prediction]})
+    _write_json(export.folder / "tasks.json", tasks)
+    choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in export.class_names)
+    view = f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image">{choices}\n  </Choices>\n</View>\n'
+    write_text(export.folder / "config.xml", view)
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _line(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+_WRITERS: dict[Format, Callable[[_Export], None]] = {
+    "folders": _folders,
+    "csv": _csv,
+    "jsonl": _jsonl,
+    "imagefolder": _imagefolder,
+    "webdataset": _webdataset,
+    "fiftyone": _fiftyone,
+    "label-studio": _label_studio,
+}

@@ -1,0 +1,41 @@
+"""Names of files and cells of tables from names that strangers chose."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_ODD = re.compile(r"[^\w.\- ]+")
+_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_MOST_BYTES = 100
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def file_name(name: str) -> str:
+    """The last part of a path as the name of a file that stays where it is put, on any file system; never empty, never hidden."""
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    safe = _ODD.sub("_", last).strip(" .") or "_"
+    stem, dot, suffix = safe.rpartition(".")
+    if not dot or len(suffix) > 10:
+        stem, dot, suffix = safe, "", ""
+    while len((stem + dot + suffix).encode()) > _MOST_BYTES:
+        stem = stem[:-1]
+    safe = stem.rstrip(" .") + dot + suffix
+    return f"_{safe}" if _OF_WINDOWS.fullmatch(safe) else safe
+
+
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """A folder for each class: different ones also where file systems tell no case, or where names differ in odd characters alone."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for index, name in enumerate(class_names):
+        safe = file_name(name.replace("/", "_").replace("\\", "_"))
+        if safe.casefold() in taken:
+            safe = f"{safe}-{index}"
+        taken.add(safe.casefold())
+        names.append(safe)
+    return names
+
+
+def cell(text: str) -> str:
+    """Text as a cell that no spreadsheet runs as a formula: behind an apostrophe where it begins as one does."""
+    return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,232 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+from conftest import write_pool
+from datasets import load_dataset
+from nst_cli.main import app
+from torchvision.datasets import ImageFolder
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError, UsageError
+from nst_data.formats.export import MARKER, export
+from nst_data.formats.safe_names import cell, file_name, folder_names
+from nst_data.images import image_hash
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_data.tables.label_tables import scan_labels
+
+KILLED_AT_ITS_THIRD_FILE = """
+import os, signal, sys
+import nst_data.formats.export as export
+from nst_data.store.store import Store
+opened = []
+def replacing(*words, really=export.replacing):
+    opened.append(words)
+    return really(*words) if len(opened) < 3 else os.kill(os.getpid(), signal.SIGKILL)
+export._ROWS_PER_TAR = 5
+export.replacing = replacing
+export.write_text = lambda path, text, really=export.write_text: opened.append(path) or really(path, text)
+export.export(Store(sys.argv[1]), "tiny@gen-1", sys.argv[2], sys.argv[3])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def exported(store, folder, to, ref="tiny@gen-1.1", **options):
+    return export(store, ref, folder, to, progress=Progress(), **options)
+
+
+def truth(store, ref="tiny@gen-1.1"):
+    """{hash: (key, class, confidence)} of a version, by its table."""
+    version = store.open(ref)
+    rows = scan_labels(version).collect().to_dicts()
+    return {row["image_hash"]: (row["key"], version.manifest.class_names[row["label"]], row["confidence"]) for row in rows}
+
+
+def test_torchvision_reads_folders_with_the_labels_of_the_version(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    written, expected = exported(store, tmp_path / "out", "folders"), truth(store)
+    assert written.images == len(expected)
+    for place, number in (dataset := ImageFolder(tmp_path / "out", allow_empty=True)).samples:
+        with open(place, "rb") as file:
+            assert expected[image_hash(file.read())][1] == dataset.classes[number]
+    assert len(dataset) == len(expected)
+    assert written.per_class == {name: sum(one[1] == name for one in expected.values()) for name in ("ant", "bee", "cat")}
+    assert open_source(tmp_path / "out", labeled=True).labels.tolist() == sorted(dataset.targets)
+
+
+def test_datasets_reads_an_imagefolder_with_its_columns(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    exported(store, tmp_path / "out", "imagefolder", "tiny@gen-1", probs=True)
+    expected = truth(store, "tiny@gen-1")
+    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    assert {row["image_hash"]: (row["key"], row["label"], row["confidence"]) for row in rows} == expected
+    assert all(row["probs"][row["label"]] == pytest.approx(row["confidence"], abs=1e-3) for row in rows)
+    assert open_source(tmp_path / "out", labeled=True).class_names == sorted({one[1] for one in expected.values()})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
+def test_webdataset_reads_tar_files_and_so_does_nst(tiny_store, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    store, _, _ = tiny_store
+    exported(store, tmp_path / "out", "webdataset", "tiny@gen-1")
+    samples = list(wds.WebDataset(str(tmp_path / "out" / "tiny-gen-1-000000.tar"), shardshuffle=False))
+    expected = truth(store, "tiny@gen-1")
+    names = (tmp_path / "out" / "classes.txt").read_text().split()
+    found = {image_hash(sample["png"]): (json.loads(sample["json"])["key"], names[int(sample["cls"])]) for sample in samples}
+    assert found == {hashed: one[:2] for hashed, one in expected.items()}
+    again = open_source(tmp_path / "out", labeled=True, class_names=str(tmp_path / "out" / "classes.txt"))
+    assert [again.class_names[label] for label in again.labels] == [one[1] for one in expected.values()]
+
+
+def test_tables_have_a_row_for_each_image(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    exported(store, tmp_path / "csv", "csv", "tiny@gen-1", probs=True)
+    exported(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1")
+    expected = truth(store, "tiny@gen-1")
+    with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["key", "image_hash", "label", "confidence", "ant", "bee", "cat"]
+    assert {row["image_hash"]: (row["key"], row["label"]) for row in rows} == {hashed: one[:2] for hashed, one in expected.items()}
+    lines = [json.loads(line) for line in (tmp_path / "jsonl" / "labels.jsonl").read_text().splitlines()]
+    assert {line["image_hash"]: (line["key"], line["label"], line["confidence"]) for line in lines} == expected
+    labeled = open_source(tmp_path / "csv" / "labels.csv", labeled=True, image_column="key")
+    assert labeled.class_names == sorted({one[1] for one in expected.values()})
+    assert {row["key"] for row in rows} == {path.name for path in pool.iterdir()}
+
+
+def test_fiftyone_and_label_studio_get_what_their_importers_read(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    expected = truth(store)
+    exported(store, tmp_path / "fo", "fiftyone")
+    content = json.loads((tmp_path / "fo" / "labels.json").read_text())
+    images = {path.stem: image_hash(path.read_bytes()) for path in (tmp_path / "fo" / "data").iterdir()}
+    found = {images[name]: content["classes"][target["label"]] for name, target in content["labels"].items()}
+    assert found == {hashed: one[1] for hashed, one in expected.items()}
+    exported(store, tmp_path / "ls", "label-studio")
+    for task in json.loads((tmp_path / "ls" / "tasks.json").read_text()):
+        place = tmp_path / task["data"]["image"].removeprefix("/data/local-files/?d=")
+        (prediction,) = task["predictions"]
+        assert prediction["result"][0]["value"]["choices"] == [expected[image_hash(place.read_bytes())][1]]
+        assert prediction["model_version"] == "tiny@gen-1.1"
+    assert '<Choice value="ant"/>' in (tmp_path / "ls" / "config.xml").read_text()
+
+
+def test_links_lead_to_the_images_of_the_pool(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    exported(store, tmp_path / "out", "folders", link=True)
+    links = list((tmp_path / "out").rglob("*.png"))
+    assert links
+    assert all(path.is_symlink() and path.resolve().parent == pool.resolve() for path in links)
+    for to in ("csv", "webdataset"):
+        with pytest.raises(UsageError, match=f"`link`: {to} has no image files of its own; remove `link`"):
+            exported(store, tmp_path / to, to, link=True)
+
+
+def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(NstError, match="mine: expected a new or empty folder, found other files; choose another one"):
+        exported(store, tmp_path / "mine", "csv")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    exported(store, tmp_path / "out", "csv")
+    with pytest.raises(
+        NstError, match=r"out: holds another export \(ref tiny@gen-1\.1, digest .*\); choose another folder, or remove this one"
+    ):
+        exported(store, tmp_path / "out", "csv", "tiny@gen-1")
+    with pytest.raises(NstError, match=r"holds another export \(to csv\)"):
+        exported(store, tmp_path / "out", "jsonl")
+    (tmp_path / "out" / MARKER).write_text("{")
+    with pytest.raises(NstError, match="expected what was exported here, found it damaged; remove"):
+        exported(store, tmp_path / "out", "csv")
+
+
+def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is_back(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    pool = write_pool(tmp_path / "pool", 3, 5)
+    changed = pool / truth(store)[sorted(truth(store))[0]][0]
+    before = changed.read_bytes()
+    changed.write_bytes(next(path for path in pool.iterdir() if path != changed).read_bytes())
+    with pytest.raises(NstError, match=f"{changed.name}' has different content than the labeled image"):
+        exported(store, tmp_path / "out", "folders", pool=str(pool))
+    there = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    changed.write_bytes(before)
+    assert exported(store, tmp_path / "out", "folders", pool=str(pool)).images == len(truth(store))
+    assert all(path.stat().st_mtime_ns == time for path, time in there.items())
+
+
+@pytest.mark.slow
+def test_killed_it_ends_with_the_same_files(tiny_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_data.formats.export._ROWS_PER_TAR", 5)
+    store, _, _ = tiny_store
+    for to in ("imagefolder", "webdataset", "csv"):
+        whole, cut = tmp_path / "whole" / to, tmp_path / "cut" / to
+        exported(store, whole, to, "tiny@gen-1")
+        words = [sys.executable, "-c", KILLED_AT_ITS_THIRD_FILE, str(store.root), str(cut), to]
+        assert subprocess.run(words, capture_output=True, check=False).returncode == -signal.SIGKILL
+        exported(store, cut, to, "tiny@gen-1")
+        ended, resumed = (
+            sorted((path.relative_to(top).as_posix(), path.read_bytes()) for path in top.rglob("*") if path.is_file())
+            for top in (whole, cut)
+        )
+        assert ended == resumed
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("a/b/photo 1.jpg", "photo 1.jpg"),
+        ("../../etc/passwd", "passwd"),
+        ("..", "_"),
+        ("", "_"),
+        (".hidden", "hidden"),
+        ("C:\\photos\\x.png", "x.png"),
+        ("a\nb\x00c.jpg", "a_b_c.jpg"),
+        ("<img src=x>.jpg", "_img src_x_.jpg"),
+        ("con.jpg", "_con.jpg"),
+        ("nul", "_nul"),
+        ("\u202egnp.exe", "_gnp.exe"),
+        (unicodedata.normalize("NFD", "blüte.jpg"), "blüte.jpg"),
+        ("ä" * 200 + ".jpg", "ä" * 48 + ".jpg"),
+    ],
+)
+def test_names_of_strangers_become_names_of_files_that_stay_where_they_are_put(name, safe):
+    assert file_name(name) == safe
+
+
+def test_each_class_has_a_folder_of_its_own():
+    assert folder_names(["a/b", "a_b", "A_B", "..", "cat"]) == ["a_b", "a_b-1", "A_B-2", "_", "cat"]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1.jpg", "@x", "\t=1"])
+def test_a_cell_that_a_spreadsheet_would_run_is_quoted(text):
+    assert cell(text) == f"'{text}"
+    assert cell(f"a{text}") == f"a{text}"
+
+
+def test_the_command_counts_by_class_and_says_what_formats_there_are(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    os.chdir(tmp_path)
+    words = ["export", "tiny@gen-1", str(tmp_path / "out"), "--to", "csv", "--store", str(store.root)]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert shown.splitlines()[0] == f"tiny@gen-1: 15 images in {tmp_path / 'out'}"
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["ant", "bee", "cat"]
+    refused = CliRunner().invoke(app, [*words[:4], "xml", *words[5:]])
+    assert refused.exit_code == 2
+    assert "xml: expected folders, csv, jsonl, imagefolder, webdataset, fiftyone, label-studio" in refused.stderr
+
+
+def test_a_version_from_the_hub_opens_no_pool_that_it_names(tiny_store, tmp_path, monkeypatch):
+    store, _, pool = tiny_store
+    version = store.open("tiny@gen-1")
+    monkeypatch.setattr("nst_data.store.version.may_be_pulled", lambda folder: True)
+    with pytest.raises(NstError, match=r"tiny@gen-1 came from the Hub, and nst opens no pool that it names"):
+        exported(Store(store.root), tmp_path / "out", "folders", version.ref)
+    assert exported(Store(store.root), tmp_path / "out", "folders", version.ref, pool=str(pool)).images == 15
