@@ -9,8 +9,12 @@ import numpy as np
 import polars as pl
 
 from nst_data.errors import NstError, UsageError
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.quality import ECE_BINS, calibration_error, reliability
 from nst_data.inspection.row_images import Images, NoImages
+from nst_data.inspection.similar import similar_images
 from nst_data.inspection.view import Query, View, as_query
+from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import scan_labels
@@ -18,7 +22,7 @@ from nst_data.tables.label_tables import scan_labels
 from .reviewing import Reviewing
 from .thumbnails import Thumbnails
 
-_TOP = 5
+_TOP, CALIBRATION_BINS = 5, 10
 _WAIT_SECONDS = 0.3  # for what is computed once: the page asks again
 
 
@@ -32,11 +36,13 @@ class Contents:
         view: View,
         images: Images,
         reviewing: Reviewing | None = None,
-        compared: str | None = None,
+        compared: "Version | Source | None" = None,
         ref2: str | None = None,
     ) -> None:
+        """`compared` is the version whose labels the view has beside its own, or the labeled images that say what is true."""
         self.store, self.ref, self.view, self.images, self.reviewing = store, ref, view, images, reviewing
-        self.compared, self.ref2 = compared, ref2
+        self.other, self.ref2, self.similar = compared, ref2, similar_images(store, view)
+        self.compared = None if compared is None else name_of(compared)
         self._thumbnails = Thumbnails()
 
     def overview(self) -> dict[str, Any]:
@@ -55,15 +61,15 @@ class Contents:
             "dropped": {reason: rows for reason, rows in counts.dropped.items() if rows} if counts else None,
             "errors": view.errors.height,
             "per_class": self._per_class(),
-            "histogram": view.histogram(),
-            "calibration": None,
+            "histogram": view.histogram,
+            "calibration": self._calibration(),
             "flow": self._flow(),
-            "pending": view.compared is not None and not view.compared.done(),
+            "pending": any(one is not None and not one.done() for one in (view.compared, view.suspicion)),
             "review": self._review(),
-            "queues": [],
+            "queues": self.reviewing.queue_summaries() if self.reviewing else [],
             "can": {
                 "review": self.reviewing is not None,
-                "similar": False,
+                "similar": self.similar is not None,
                 "compare": view.compared is not None,
                 "suspicion": view.suspicion is not None,
             },
@@ -91,7 +97,7 @@ class Contents:
         taken = view.rows.take(labeled, ["key", "image_hash"])
         frame = view.frame[labeled]
         compared = view.compared.result()[labeled] if view.compared is not None and view.compared.done() else None
-        suspicion = view.suspicion[labeled] if view.suspicion is not None else None
+        suspicion = view.suspicion.result()[labeled] if view.suspicion is not None and view.suspicion.done() else None
         made = {}
         for place, row in enumerate(labeled):
             hashed = taken["image_hash"][place]
@@ -125,9 +131,11 @@ class Contents:
             "hash": hashed or None,
             "teacher": self.teacher,
             "top": self._top(row),
-            "top2": None,
+            "top2": self._top_of_other(hashed),
             "history": self._history(row, hashed),
             **_NOTHING_MORE,
+            "similar": [{"id": other, "similarity": value} for other, value in self.similar.of(row)] if self.similar else [],
+            "pick": self.reviewing.pick_of(hashed) if self.reviewing else None,
             "near_duplicates": view.near_duplicates(row).tolist()[:24],
             "answers": self.reviewing.all_of(hashed) if self.reviewing else [],
         }
@@ -175,6 +183,10 @@ class Contents:
         if values.get("id"):
             numbers = [one for one in values["id"].split(",") if one.isascii() and one.isdigit() and len(one) < 16]
             query = replace(query, rows=np.array(numbers, np.int64))
+        if name := values.get("queue"):
+            if self.reviewing is None:
+                raise UsageError("there are no queues here; pass --corpus NAME")
+            query = replace(query, rows=self.reviewing.queue_rows(name))
         if reviewed := values.get("reviewed"):
             if self.reviewing is None:
                 raise UsageError("there are no answers here; pass --corpus NAME")
@@ -191,8 +203,25 @@ class Contents:
         view, manifest = self.view, self.view.version.manifest if self.view.version else None
         if isinstance(manifest, EditionManifest):
             return [{"name": name, "before": row.labeled, "after": row.unique} for name, row in manifest.counts.per_class.items()]
-        counts = view.per_class()
+        counts = view.per_class
         return [{"name": name, "before": counts.get(number, 0), "after": None} for number, name in enumerate(view.class_names)]
+
+    def _calibration(self) -> dict[str, Any] | None:
+        """How often labels are right at each confidence, where labeled images say what is true."""
+        view, truth = self.view, self.view.compared
+        if truth is None or isinstance(self.other, Version) or "confidence" not in view.frame.columns or not truth.done():
+            return None
+        judged = view.frame.lazy().select("label", "confidence").with_columns(truth=pl.lit(truth.result()["label2"]))
+        judged = judged.filter(pl.col("truth").is_not_null())
+        shown, fine = pl.collect_all([reliability(judged, CALIBRATION_BINS), reliability(judged, ECE_BINS)])
+        images = int(shown["images"].sum())
+        if not images:
+            return None
+        bins = [
+            {"confidence": round(confidence / rows, 4), "accuracy": round(correct / rows, 4), "images": rows}
+            for _, rows, correct, confidence in shown.sort("bin").iter_rows()
+        ]
+        return {"bins": bins, "accuracy": int(shown["correct"].sum()) / images, "ece": calibration_error(fine), "images": images}
 
     def _flow(self) -> dict[str, Any] | None:
         if self.compared is None or self.view.compared is None:
@@ -201,7 +230,7 @@ class Contents:
             self.view.compared.result(_WAIT_SECONDS)
         if not self.view.compared.done():
             return None
-        changed, moves = self.view.moves()
+        changed, moves = self.view.moves
         return {"from": self.compared, "changed": changed, "moves": moves}
 
     def _review(self) -> dict[str, Any] | None:
@@ -217,6 +246,14 @@ class Contents:
             return []
         values = rows.take([row], rows.soft_columns).row(0)
         return top_classes(values, self.view.class_names)
+
+    def _top_of_other(self, hashed: str) -> list[dict[str, Any]] | None:
+        """The most probable classes in the version that is named as REF2."""
+        if self.ref2 is None or not isinstance(self.other, Version):
+            return None
+        rows = LabelRows(self.other)
+        soft = scan_labels(self.other).filter(pl.col("image_hash") == hashed).select(rows.soft_columns).head(1).collect()
+        return top_classes(soft.row(0), self.other.manifest.class_names) if soft.height else None
 
     def _history(self, row: int, hashed: str) -> list[dict[str, Any]]:
         """What the generations of this corpus say of the image, the first one first."""
@@ -253,6 +290,11 @@ def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  #
         return [{"class": class_names[label], "probability": _number(probs[label])} for label in labels]
     pairs = list(zip(values[0], values[1], strict=True))[:_TOP]
     return [{"class": class_names[label], "probability": _number(probability)} for label, probability in pairs]
+
+
+def name_of(shown: "Version | Source") -> str:
+    """What a person calls it."""
+    return shown.ref if isinstance(shown, Version) else shown.location
 
 
 def _teachers(version: Version) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
@@ -11,16 +12,21 @@ import polars as pl
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.row_columns import RowColumns
 from nst_data.inspection.row_images import SourceImages, images_of
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.inspection.truth import read_truth
 from nst_data.inspection.view import View
+from nst_data.review.queues import LABELED, suspicion_of
 from nst_data.sources import Source, match_classes, open_source
 from nst_data.sources.patterns import is_pattern
 from nst_data.store.store import Number, Store, Version
+from nst_data.tables.label_tables import damage_is_named
 
-from .contents import Contents
+from .contents import Contents, name_of
 from .reviewing import Reviewing
+
+_T = TypeVar("_T")
 
 
 def open_contents(
@@ -39,13 +45,32 @@ def open_contents(
     before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
     if before is not None:
         try:
-            view.compared = _later(_comparison(store, view, before))
+            view.compared = _later(_comparison(store, view, before), view.columns)
         except NstError:
             if other is not None:  # nobody asked for the generation before
                 raise
-    compared = None if view.compared is None or before is None else _name(before)
-    reviewing = None if name is None else Reviewing(store, view, name, reviewer)
-    return Contents(store, _name(shown), view, images, reviewing, compared, None if other is None else _name(other))
+    reviewing = None
+    if name is not None:
+        reviewing = Reviewing(store, view, name, reviewer)
+        view.suspicion = _suspicion(store, view, name)
+    if view.columns is not None and view.compared is None:
+        Thread(target=view.columns.prepare, daemon=True).start()
+    compared = None if view.compared is None else before
+    return Contents(store, name_of(shown), view, images, reviewing, compared, None if other is None else name_of(other))
+
+
+def _suspicion(store: Store, view: View, corpus: str) -> "Future[pl.Series] | None":
+    """How probably each label is wrong, where `nst pick` has computed that."""
+    kept = suspicion_of(store, corpus, view.version.folder.name if view.version else LABELED)
+    if kept is None:
+        return None
+
+    def joined() -> pl.Series:
+        with damage_is_named(f"the suspicion of {corpus}"):
+            table = kept.collect()
+        return view.by_hash(table["image_hash"], table["suspicion"])
+
+    return _later(joined)
 
 
 def open_ref(store: Store, ref: str) -> Version | Source:
@@ -78,11 +103,11 @@ def generation_before(store: Store, version: Version) -> Version | None:
 
 def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[], pl.DataFrame]:
     """What gives `label2` and `confidence2` of each row. Raises NstError where the classes are others."""
-    what = f"{_name(other)}"
+    what = name_of(other)
     if isinstance(other, Version):
         places = match_classes(other.manifest.class_names, view.class_names, what)
         if (kept := view.columns) is not None:
-            rows = LabelRows(other)
+            rows = LabelRows(other, most=2**63)
             return lambda: kept.labels_of(rows, places)
         return lambda: _of_images(view, other, places)
     if view.version is None:
@@ -110,19 +135,17 @@ def _of_images(view: View, version: Version, places: "np.ndarray[tuple[int], np.
     return pl.DataFrame({"label2": label2, "confidence2": found["confidence"]})
 
 
-def _later(make: Callable[[], pl.DataFrame]) -> "Future[pl.DataFrame]":
-    """What is computed while the page is open already."""
-    future: Future[pl.DataFrame] = Future()
+def _later(make: Callable[[], _T], columns: RowColumns | None = None) -> "Future[_T]":
+    """What is computed while the page is open already, and then what filters will ask for."""
+    future: Future[_T] = Future()
 
     def run() -> None:
         try:
             future.set_result(make())
         except BaseException as error:
             future.set_exception(error)
+        if columns is not None:
+            columns.prepare()
 
     Thread(target=run, daemon=True).start()
     return future
-
-
-def _name(shown: Version | Source) -> str:
-    return shown.ref if isinstance(shown, Version) else shown.location

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from nst_data.errors import UsageError
 from nst_data.inspection.view import View
-from nst_data.review.answers import Answer, AnswerLog, Answers, Settled
+from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers, Settled
+from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
 
 
@@ -20,7 +21,8 @@ class Reviewing:
         self._answers = Answers(store, corpus)
         self._log = AnswerLog(store, corpus, reviewer, class_names=view.class_names)
         self._rows: dict[str, list[int]] = {}
-        self._settled = Settled({}, {})
+        self._settled, self._store = Settled({}, {}), store
+        self._queues: dict[str, dict[str, tuple[str, float]]] = {}
 
     def refresh(self) -> None:
         """Read what was answered since the last time, by anybody."""
@@ -49,11 +51,43 @@ class Reviewing:
         answered = self._settled.answers.keys() if which == "yes" else ()
         return self._rows_of([*answered, *self._settled.disputed])
 
+    def queue_summaries(self) -> list[dict[str, Any]]:
+        """Each queue of the corpus, and how many of its images are left."""
+        found = []
+        for queue in queues(self._store, self.corpus):
+            picks = self._picks(queue)
+            left = sum(hashed not in self._settled.answers for hashed in picks)
+            found.append({"name": queue.name, "images": left, "of": len(picks)})
+        return found
+
+    def queue_rows(self, name: str) -> NDArray[np.int64]:
+        """The rows of a queue in its order, each image once. Raises UsageError where there is no such queue."""
+        picks = self._picks(read_queue(self._store, self.corpus, name))
+        self._rows_of(picks)
+        return np.array([self._rows[hashed][0] for hashed in picks if self._rows[hashed]], np.int64)
+
+    def pick_of(self, image_hash: str) -> dict[str, Any] | None:
+        """How an image was picked; evenly drawn ones count as that, whatever other queue they are in."""
+        found = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
+        if not found:
+            return None
+        by, score = next((pick for pick in found if pick[0] == RANDOM), found[0])
+        return {"by": by, "score": score}
+
+    def _picks(self, queue: Queue) -> dict[str, tuple[str, float]]:
+        """Hash to how it was picked and its score, in the order of the queue, which never changes."""
+        if queue.name not in self._queues:
+            rows = queue.rows().select("image_hash", "by", "score")
+            self._queues[queue.name] = {hashed: (by, score) for hashed, by, score in rows.iter_rows()}
+        return self._queues[queue.name]
+
     def append(self, image_hash: str, key: str, row: int, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
         """Write an answer, which is on disk when this returns; the one that counts now."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, by which answers are known")
-        answer = self._log.append(image_hash, key, class_name=class_name, excluded=excluded, undo=undo)
+        pick = self.pick_of(image_hash)
+        by = pick["by"] if pick else None
+        answer = self._log.append(image_hash, key, class_name=class_name, excluded=excluded, undo=undo, picked_by=by)
         self.refresh()
         return _as_json(answer) if answer else None
 

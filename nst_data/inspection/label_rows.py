@@ -76,8 +76,9 @@ class LabelRows:
     def read(self, columns: Sequence[str]) -> pl.DataFrame:
         """Some columns of all rows."""
         with damage_is_named(self.version.ref):
+            empty = self._arrow_schema.empty_table().select(list(columns))
             tables = [pq.ParquetFile(piece.file).read_row_groups(piece.groups, columns=list(columns)) for piece in self._pieces]
-            return pl.DataFrame(pa.concat_tables(tables or [self._arrow_schema.empty_table().select(list(columns))]))
+            return pl.DataFrame(pa.concat_tables([empty, *tables]))
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The same, piece by piece."""
@@ -96,10 +97,9 @@ class LabelRows:
                 here = np.flatnonzero(places == place)
                 tables.append(self._opened(file).read_row_group(group, columns=list(columns)).take(wanted[here] - self._starts[place]))
                 order.append(here)
-        if not tables:
-            return self.read(columns).clear() if len(self) else pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
-        found = pl.DataFrame(pa.concat_tables(tables))
-        return found[np.argsort(np.concatenate(order), kind="stable").tolist()]
+        empty = self._arrow_schema.empty_table().select(list(columns))
+        found: pl.DataFrame = pl.DataFrame(pa.concat_tables([empty, *tables]))
+        return found.select(pl.all().gather(np.argsort(np.concatenate([np.empty(0, np.int64), *order]), kind="stable")))
 
     @cached_property
     def _arrow_schema(self) -> pa.Schema:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.store.store import Store
-from nst_data.tables.label_tables import collect, scan_labels
 
 _KEPT_FROM_ROWS = 200_000  # what takes a moment to compute is computed again
+_MOST_UNASKED = 500_000_000  # probabilities
 
 
 class RowColumns:
@@ -45,6 +45,13 @@ class RowColumns:
         """`label2` (int32, by `places` of its classes) and `confidence2`: the same images in another version, null where it lacks them."""
         digest = other.version.manifest.digest[:16]
         return self._once(f"labels-of-{digest}", lambda: self._labels_of(other, places))
+
+    def prepare(self) -> None:
+        """Compute what filters will ask for, where that is not too much to do unasked."""
+        self.hashes()
+        width = self.rows.top_k or len(self.rows.version.manifest.class_names)
+        if len(self.rows) * width <= _MOST_UNASKED:
+            self.soft()
 
     def _once(self, name: str, make: Callable[[], pl.DataFrame], kept: bool = True) -> pl.DataFrame:
         with self._lock:
@@ -88,21 +95,26 @@ class RowColumns:
         return pl.DataFrame({"hash": pl.concat(parts)})
 
     def _labels_of(self, other: LabelRows, places: NDArray[np.int64]) -> pl.DataFrame:
-        names = pl.Series(places.astype(np.int32)) if len(places) else pl.Series([0], dtype=pl.Int32)
-        mine, theirs = self.rows.version.manifest.request.inputs.pool, other.version.manifest.request.inputs.pool
+        """Joined by number in one pool, else by the first half of the hash; the other table is read once, piece by piece."""
+        mine, theirs = (one.version.manifest.request.inputs.pool for one in (self.rows, other))
         by = "id" if mine and theirs and mine.digest == theirs.digest else "image_hash"
-        wanted = self.rows.read([by]).lazy()
-        found = scan_labels(other.version).select(by, "label", "confidence")
-        if by == "image_hash":
-            number = pl.col(by).str.to_integer(base=16, dtype=pl.UInt128, strict=False)
-            wanted, found = wanted.select(number), found.with_columns(number).unique(by, keep="any")
-        joined = wanted.join(found, on=by, how="left", maintain_order="left")
-        (table,) = collect(f"{self.rows.version.ref} and {other.version.ref}", joined.select("label", "confidence"))
-        label = names.gather(table["label"].fill_null(0).clip(0, len(names) - 1)).to_numpy()
-        missing = table["label"].is_null()
-        return pl.DataFrame({"label2": label, "confidence2": table["confidence"]}).with_columns(
-            label2=pl.when(missing).then(None).otherwise(pl.col("label2").cast(pl.Int32))
-        )
+        wanted = self.rows.read(["id"])["id"].to_numpy() if by == "id" else self.hashes().to_numpy()
+        if len(wanted) < 2 or (wanted[1:] > wanted[:-1]).all():
+            keys, inverse = wanted, None
+        else:
+            keys, inverse = np.unique(wanted, return_inverse=True)
+        labels, confidences = np.full(len(keys), -1, np.int32), np.full(len(keys), np.nan, np.float32)
+        for batch in other.batches([by, "label", "confidence"]):
+            values = batch.column(0).to_numpy() if by == "id" else hash_numbers(pl.Series(batch.column(0))).to_numpy()
+            at = np.minimum(np.searchsorted(keys, values), max(len(keys) - 1, 0))
+            is_here = keys[at] == values if len(keys) else np.zeros(len(values), np.bool_)
+            labels[at[is_here]] = places[np.clip(batch.column(1).to_numpy()[is_here], 0, len(places) - 1)]
+            confidences[at[is_here]] = batch.column(2).to_numpy()[is_here]
+        if inverse is not None:
+            labels, confidences = labels[inverse], confidences[inverse]
+        there = pl.Series(labels >= 0)
+        table = pl.DataFrame({"label2": labels, "confidence2": confidences})
+        return table.select(pl.when(there).then(pl.all()))
 
 
 def margin_and_entropy(probs: NDArray[np.float32], classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

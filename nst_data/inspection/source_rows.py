@@ -29,9 +29,7 @@ class SourceRows:
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> pl.DataFrame:
         """`key` and `image_hash` of some rows; the hash is empty where the image cannot be read."""
-        found = {"key": [self.source.key(row) for row in rows]}
-        if "image_hash" in columns:
-            found["image_hash"] = [self._hash(row) for row in rows]
+        found = {name: [self.source.key(row) if name == "key" else self._hash(row) for row in rows] for name in columns}
         return pl.DataFrame(found, schema=dict.fromkeys(columns, pl.String))
 
     @cached_property

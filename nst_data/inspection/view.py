@@ -21,6 +21,7 @@ from nst_data.tables.label_tables import damage_is_named
 Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "key"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
+_LAST = np.uint32(2**32 - 1)
 _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
 
 
@@ -57,14 +58,14 @@ class View:
         self.version = looked_at if isinstance(looked_at, Version) else None
         self.columns = RowColumns(store, self.rows) if isinstance(self.rows, LabelRows) else None
         self.frame = self._frame()
-        self.suspicion: pl.Series | None = None
+        self.suspicion: Future[pl.Series] | None = None
         self.compared: Future[pl.DataFrame] | None = None
 
     def _frame(self) -> pl.DataFrame:
         if isinstance(self.rows, SourceRows):
             return self.rows.frame()
         copies = ["copies"] if "copies" in self.rows.schema else []
-        table = self.rows.read(["label", "confidence", *copies]).with_columns(pl.col("label").cast(pl.Int32))
+        table = self.rows.read(["label", "confidence", *copies]).with_columns(pl.col("label").cast(pl.Int32)).rechunk()
         return table.with_columns(row=pl.arange(0, table.height, eager=True, dtype=pl.UInt32))
 
     @cached_property
@@ -86,16 +87,26 @@ class View:
         if query.errors:
             start = len(self) + query.offset
             return self.errors.height, list(range(start, min(start + query.limit, len(self) + self.errors.height)))
-        rows = self._selected(query)
-        ranked = self._ranked(rows, query)
-        total, page = pl.collect_all([rows.select(pl.len()), ranked.select("row")])
-        return int(total.item()), page["row"].to_list()
+        rows, by = self._selected(query), self._order(query)
+        if by is None:
+            total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
+            return int(total.item()), page["row"].to_list()
+        values = rows.select("row", by).collect()
+        keys = _order_keys(values[by], values["row"], query.sort in _LARGEST_FIRST)
+        return len(keys), _smallest(keys, query.offset, query.limit).tolist()
+
+    def _order(self, query: Query) -> str | None:
+        """The column to sort by; None for the order that rows have already."""
+        by = query.sort.removeprefix("-") if query.sort else None
+        if by == "confidence" and "confidence" not in self.frame.columns:
+            return None
+        return None if by == "key" and query.rows is None else "row" if by == "key" else by
 
     def _selected(self, query: Query) -> pl.LazyFrame:
         rows = self.frame.lazy()
         if query.rows is not None:
             among = query.rows[(query.rows >= 0) & (query.rows < len(self))]
-            rows = self.frame[among.tolist()].lazy().with_columns(place=pl.arange(0, len(among), eager=True, dtype=pl.UInt32))
+            rows = self.frame[among.tolist()].lazy()
         if query.near is not None:
             rows = self.frame[self.near_duplicates(query.near).tolist()].lazy()
         if query.without is not None and len(query.without):
@@ -113,7 +124,7 @@ class View:
         if query.sort == "-suspicion":
             if self.suspicion is None:
                 raise UsageError("sort=-suspicion: there is no suspicion; `nst pick --by suspicion` computes it")
-            wanted.append(self.suspicion.alias("suspicion"))
+            wanted.append(self.suspicion.result())
         if query.disagree or query.before is not None or (query.after is not None):
             if self.compared is None:
                 raise UsageError("there is no other version to compare with; name one as REF2")
@@ -145,19 +156,6 @@ class View:
         if query.after is not None:
             found.append(pl.col("label") == self.label(query.after))
         return found
-
-    def _ranked(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
-        stop = query.offset + query.limit
-        by = query.sort.removeprefix("-") if query.sort else "place" if query.rows is not None else "key"
-        if by == "confidence" and "confidence" not in self.frame.columns:
-            by = "key"
-        if by == "key":
-            return rows.slice(query.offset, query.limit) if query.rows is None else rows.sort("row").slice(query.offset, query.limit)
-        descending = query.sort in _LARGEST_FIRST
-        value = pl.col(by).fill_nan(None) if by != "place" else pl.col(by)
-        rows = rows.select("row", value)
-        nearest = rows.top_k(stop, by=[by, "row"], reverse=[not descending, True])
-        return nearest.sort(by, "row", descending=[descending, False], nulls_last=True).slice(query.offset)
 
     def label(self, name: str) -> int:
         """The number of a class. Raises UsageError."""
@@ -193,6 +191,18 @@ class View:
         found = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
         return _grouped((hashed, place) for hashed, place in zip(found, places, strict=True) if hashed in asked)
 
+    def by_hash(self, hashes: pl.Series, values: pl.Series) -> pl.Series:
+        """Values that are known by `image_hash` for each row, NaN where there is none."""
+        mine = hash_numbers(self.rows.hashes) if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
+        numbers = hash_numbers(hashes).to_numpy()
+        order = np.argsort(numbers)
+        numbers, found = numbers[order], values.cast(pl.Float32).to_numpy()[order]
+        if not len(numbers):
+            return pl.Series(values.name, np.full(len(self), np.nan, np.float32))
+        at = np.minimum(np.searchsorted(numbers, mine.to_numpy()), len(numbers) - 1)
+        return pl.Series(values.name, np.where(numbers[at] == mine.to_numpy(), found[at], np.float32(np.nan)))
+
+    @cached_property
     def histogram(self) -> dict[str, Any] | None:
         """`edges` (21) and `counts` (20) of the confidences."""
         if "confidence" not in self.frame.columns:
@@ -202,10 +212,12 @@ class View:
         counts = dict(numbered.collect().iter_rows())
         return {"edges": [number / BINS for number in range(BINS + 1)], "counts": [counts.get(number, 0) for number in range(BINS)]}
 
+    @cached_property
     def per_class(self) -> dict[int, int]:
         """Rows by label."""
         return dict(self.frame.lazy().group_by("label").len().collect().iter_rows())
 
+    @cached_property
     def moves(self) -> tuple[int, list[dict[str, Any]]]:
         """How many labels differ from the compared version's, and the largest moves from class to class."""
         assert self.compared is not None
@@ -215,6 +227,29 @@ class View:
         names = self.class_names
         largest = [{"from": names[before], "to": names[after], "images": images} for before, after, images in ranked.iter_rows()]
         return int(counted["images"].sum()), largest
+
+
+def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDArray[np.uint64]:
+    """Numbers in the order of values from 0, equal ones in that of their rows; those without a value come last."""
+    numbers = values.cast(pl.Float32).fill_null(np.nan).to_numpy()
+    is_missing = np.isnan(numbers)
+    bits = (np.maximum(numbers, np.float32(0)) + np.float32(0)).view(np.uint32)  # those of numbers from 0 are in their order
+    if largest_first:
+        np.subtract(_LAST - 1, bits, out=bits)
+    bits[is_missing] = _LAST
+    keys: NDArray[np.uint64] = bits.astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= rows.to_numpy()
+    return keys
+
+
+def _smallest(keys: NDArray[np.uint64], offset: int, limit: int) -> NDArray[np.uint64]:
+    """The rows in some places of the order of keys, which are moved."""
+    stop = min(offset + limit, len(keys))
+    if stop < len(keys):
+        keys.partition(stop)
+    ordered: NDArray[np.uint64] = np.sort(keys[:stop])[offset:] & np.uint64(_LAST)
+    return ordered
 
 
 def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:

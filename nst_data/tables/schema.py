@@ -1,17 +1,22 @@
 """Columns and types of each table, as Arrow schemas that `datasets` reads back with class names; one check on entry."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features, Image, List, Value
 
 from nst_data.errors import NstError
+
+if TYPE_CHECKING:
+    from datasets import List
 
 
 def pseudo_labels_schema(class_names: Sequence[str], top_k: int | None = None) -> pa.Schema:
     """`pseudo_labels`: one row per readable image of the pool, in pool order; soft labels whole, or the `top_k` largest of each."""
+    from datasets import ClassLabel, Features, Value
+
     return Features(
         {
             "id": Value("int64"),  # row number in the pool's fixed order
@@ -30,6 +35,8 @@ def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_i
 
     In pool order or, with the images themselves beside their labels, shuffled.
     """
+    from datasets import ClassLabel, Features, Image, Value
+
     return Features(
         {
             **({"image": Image()} if with_images else {}),  # the encoded bytes as they are in the pool; its path is the key
@@ -45,8 +52,10 @@ def balanced_schema(class_names: Sequence[str], top_k: int | None = None, with_i
     ).arrow_schema
 
 
-def _soft_label(classes: int, top_k: int | None) -> dict[str, List]:
+def _soft_label(classes: int, top_k: int | None) -> "dict[str, List]":
     """The columns of the soft label; `nst_train.training.loss` renormalizes them and spreads the rest of a top-k label's mass."""
+    from datasets import List, Value
+
     if top_k is None:
         return {"probs": List(Value("float16"), length=classes)}
     if not 1 <= top_k <= classes:
@@ -76,6 +85,8 @@ def soft_label_bytes(schema: pa.Schema) -> int:
 
 def errors_schema() -> pa.Schema:
     """`errors`: every image that could not be labeled, and why."""
+    from datasets import Features, Value
+
     return Features({"id": Value("int64"), "key": Value("string"), "reason": Value("string")}).arrow_schema
 
 

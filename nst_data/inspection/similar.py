@@ -1,0 +1,75 @@
+"""Images that look like one, by features that `nst embed` has kept: a scan over as many as fit into memory."""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.features.features import ABOUT, Features
+from nst_data.inspection.view import View
+from nst_data.store.store import Store
+
+_MOST_BYTES = 2**28  # of features in memory; of more an even share of the images is compared
+_NUMBER = 12
+
+
+@dataclass
+class SimilarImages:
+    """The images of a view beside one of them, by features."""
+
+    view: View
+    features: Features
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def of(self, row: int) -> list[tuple[int, float]]:
+        """(row, cosine similarity) of the most similar other rows, the most similar first; none for a row without features."""
+        with self._lock:
+            rows, matrix = self._loaded
+        at = np.flatnonzero(rows == row)
+        if not len(at):
+            return []
+        similarity = matrix @ matrix[at[0]]
+        similarity[at] = -2
+        nearest = np.argsort(-similarity, kind="stable")[:_NUMBER]
+        return [(int(rows[place]), round(float(similarity[place]), 4)) for place in nearest if similarity[place] > -2]
+
+    @cached_property
+    def _loaded(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The rows of the view that have features, and these at length 1; shapes (images,) and (images, dimensions)."""
+        about = self.features.about
+        step = max(1, -(-about.images * about.dimensions * 4 // _MOST_BYTES))
+        hashes, parts, first = [], [np.empty((0, about.dimensions), np.float32)], 0
+        for name in sorted(name for name in about.files if name.startswith("features/")):
+            for batch in pq.ParquetFile(self.features.folder / name).iter_batches(8192, columns=["image_hash", "features"]):
+                taken = np.arange(-first % step, batch.num_rows, step)
+                values = batch["features"].flatten().to_numpy(zero_copy_only=False).reshape(-1, about.dimensions)[taken]
+                hashes += batch["image_hash"].take(taken).to_pylist()
+                parts.append(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12))
+                first += batch.num_rows
+        found = self.view.rows_of(hashes)
+        is_here = [hashed in found for hashed in hashes]
+        rows = np.array([found[hashed][0] for hashed in hashes if hashed in found], np.int64)
+        return rows, np.concatenate(parts).astype(np.float32)[np.array(is_here, np.bool_)]
+
+
+def similar_images(store: Store, view: View) -> SimilarImages | None:
+    """By the features of the view's own source in the store: those of its teacher, else those computed last; None where there are none."""
+    inputs = view.version.manifest.request.inputs if view.version else None
+    source = inputs.pool.digest if inputs and inputs.pool else getattr(getattr(view.rows, "source", None), "images_fingerprint", None)
+    teachers = {entry.digest for role, entry in inputs.by_role.items() if role.startswith("teacher")} if inputs else set()
+    best: tuple[tuple[bool, str], Features] | None = None
+    for file in sorted((store.root / "features").glob(f"*/{ABOUT}")):
+        features = Features(file.parent)
+        try:
+            request, created = features.about.request, features.about.created
+        except (NstError, json.JSONDecodeError):
+            continue
+        rank = (request.model.digest in teachers, created)
+        if request.source.digest == source and (best is None or rank > best[0]):
+            best = rank, features
+    return SimilarImages(view, best[1]) if best else None

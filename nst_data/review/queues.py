@@ -1,0 +1,116 @@
+"""Queues of images that people should look at, and how suspicious labels are: files beside the answers, which the page reads."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nst_data.errors import NstError, UsageError
+from nst_data.store.files import replacing
+from nst_data.store.store import Store, check_name
+
+PICK_COLUMNS = {
+    "image_hash": pl.String,
+    "key": pl.String,
+    "label": pl.String,
+    "confidence": pl.Float32,
+    "by": pl.String,
+    "score": pl.Float32,
+}
+LABELED = "labeled"  # in place of a version, for labeled images
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Picks that were kept under a name."""
+
+    name: str
+    path: Path
+
+    def __len__(self) -> int:
+        return int(_scan(self.path).select(pl.len()).collect().item())
+
+    def rows(self) -> pl.DataFrame:
+        """`PICK_COLUMNS`, in the order in which a person should look. Raises NstError where the file is damaged."""
+        return _read(self.path)
+
+
+def queues(store: Store, corpus: str) -> list[Queue]:
+    """The queues of a corpus, by name."""
+    return [Queue(path.stem, path) for path in sorted(_folder(store, corpus, "queues").glob("*.parquet"))]
+
+
+def read_queue(store: Store, corpus: str, name: str) -> Queue:
+    """A queue by name. Raises UsageError where there is none."""
+    for queue in queues(store, corpus):
+        if queue.name == name:
+            return queue
+    there = ", ".join(queue.name for queue in queues(store, corpus)) or "none"
+    raise UsageError(f"queue {name!r}: expected one of {corpus}'s queues, there is {there}")
+
+
+def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None = None) -> str:
+    """Keep picks as a queue and return its name: under `name`, or how they were picked and a number where that has others.
+
+    The same picks are kept once. Raises UsageError where `name` has other picks.
+    """
+    known = {queue.name: queue for queue in queues(store, corpus)}
+    first = check_name(name) if name is not None else str(picks["by"][0])
+    for number in range(1, len(known) + 2):
+        chosen = first if number == 1 else f"{first}-{number}"
+        if chosen not in known:
+            _write(store, corpus, chosen, picks)
+            return chosen
+        if known[chosen].rows().equals(picks):
+            return chosen
+        if name is not None:
+            raise UsageError(f"queue {name!r}: {corpus} has one of that name with other images; choose another `queue`")
+    raise AssertionError("one of the names is free")
+
+
+def as_parquet(table: pl.DataFrame) -> bytes:
+    """A table as the content of a parquet file."""
+    file = io.BytesIO()
+    table.write_parquet(file)
+    return file.getvalue()
+
+
+def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> None:
+    folder = _folder(store, corpus, "queues")
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / f"{name}.parquet") as file:
+        file.write(as_parquet(picks.select(list(PICK_COLUMNS))))
+
+
+def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
+    """Keep how probably each label of a version is wrong: `image_hash` and `suspicion`, float32 in [0, 1]."""
+    path = _suspicion_file(store, corpus, version)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(as_parquet(suspicion.select("image_hash", "suspicion")))
+
+
+def suspicion_of(store: Store, corpus: str, version: str) -> pl.LazyFrame | None:
+    """What `keep_suspicion` kept of a version, such as `gen-2`, or of labeled images (`LABELED`); None where that is nothing."""
+    path = _suspicion_file(store, corpus, version)
+    return pl.scan_parquet(path, glob=False) if path.is_file() else None
+
+
+def _suspicion_file(store: Store, corpus: str, version: str) -> Path:
+    return _folder(store, corpus, "scores") / f"{version}.suspicion.parquet"
+
+
+def _folder(store: Store, corpus: str, kind: str) -> Path:
+    return store.root / "reviews" / check_name(corpus) / kind
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    return pl.scan_parquet(path, glob=False)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return _scan(path).select(list(PICK_COLUMNS)).collect()
+    except (pl.exceptions.PolarsError, OSError):
+        raise NstError(f"{path}: expected a queue of images, found it damaged; delete it and pick again") from None

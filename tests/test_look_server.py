@@ -1,0 +1,348 @@
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import picture, png, write_class_folders
+from nst_cli.look.contents import Contents
+from nst_cli.look.opening import open_contents
+from nst_cli.look.security import Guard
+from nst_cli.look.server import listen, make_app
+from nst_cli.look.thumbnails import Thumbnails, as_jpeg
+from PIL import Image
+from sealed_labels import NAMES, label_row, seal_generation
+from starlette.testclient import TestClient
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources import open_source
+from nst_data.store.inputs import Input
+from nst_data.store.store import Store
+
+HERE = "http://127.0.0.1:8000"
+HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}.png"
+
+
+def fill(folder):
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.png").write_bytes(png(number % 3, number))
+    return folder
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return fill(tmp_path / "pool")
+
+
+def rows_of(folder, labels, confidences):
+    files = sorted(folder.iterdir())
+    return [
+        label_row(number, file.read_bytes(), label, confidence, key=file.name)
+        for number, (file, label, confidence) in enumerate(zip(files, labels, confidences, strict=True))
+    ]
+
+
+def sealed(store, folder, labels=(0, 1, 2, 0, 1, 2), confidences=(0.97, 0.87, 0.77, 0.67, 0.57, 0.47)):
+    entry = Input(ref=str(folder), digest=open_source(str(folder)).fingerprint)
+    return seal_generation(store, rows_of(folder, labels, confidences), pool=entry)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A store with one generation, which no test changes, and a browser that looks at it."""
+    folder = tmp_path_factory.mktemp("look")
+    store = Store(folder / "store")
+    sealed(store, fill(folder / "pool"))
+    return store, visit(open_contents(store, "bugs@gen-1"))
+
+
+@pytest.fixture(scope="module")
+def quiet(made):
+    return made[1]
+
+
+@pytest.fixture
+def store(tmp_path, pool):
+    store = Store(tmp_path / "store")
+    sealed(store, pool)
+    return store
+
+
+def visit(contents, host="127.0.0.1"):
+    """A browser that has the cookie."""
+    guard = Guard(host)
+    browser = TestClient(make_app(contents, guard), base_url=HERE)
+    assert browser.get(f"/?token={guard.token}", follow_redirects=False).status_code == 303
+    return browser
+
+
+@pytest.fixture
+def browser(store):
+    return visit(open_contents(store, "bugs@gen-1"))
+
+
+def answered(browser, **answer):
+    return browser.post("/api/answers", json=answer, headers={"Origin": HERE})
+
+
+def keys_of(browser, **query):
+    return [item["key"] for item in browser.get("/api/grid", params=query).json()["items"]]
+
+
+def test_the_first_request_with_the_token_gets_a_cookie_and_an_address_without_it(made):
+    guard = Guard()
+    stranger = TestClient(make_app(open_contents(made[0], "bugs@gen-1"), guard), base_url=HERE)
+    for path in ("/", "/api/overview", "/static/app.js", "/thumb/0", "/api/nothing"):
+        assert stranger.get(path).status_code == 401, path
+    assert stranger.get("/?token=wrong").status_code == 403
+    answer = stranger.get(f"/?token={guard.token}", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert re.fullmatch(r"nst_look_\w{12}=[\w-]{43}; HttpOnly; Path=/; SameSite=strict", answer.headers["set-cookie"])
+    assert guard.token not in answer.headers["set-cookie"]
+    page = stranger.get("/")
+    assert page.status_code == 200
+    assert guard.token not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';")
+    assert "unsafe" not in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[::1]", "127.0.0.1:x", ""])
+def test_another_host_is_refused_whatever_cookie_it_has(quiet, host):
+    assert quiet.get("/api/overview", headers={"Host": host}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:22", "LOCALHOST"])
+def test_a_port_that_is_forwarded_is_this_machine(quiet, host):
+    assert quiet.get("/api/overview", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://127.0.0.1:8000", "http://evil.example", "http://127.0.0.1:8001", "null"])
+def test_a_page_of_another_origin_can_neither_read_nor_answer(quiet, origin):
+    assert quiet.get("/api/grid", headers={"Origin": origin}).status_code == 403
+    assert quiet.post("/api/answers", json={"id": 0, "class": "ant"}, headers={"Origin": origin}).status_code == 403
+    assert quiet.get("/thumb/0", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert quiet.post("/api/answers", json={"id": 0, "class": "ant"}).status_code == 403, "a form names no origin"
+    assert quiet.get("/api/overview").json()["review"]["answered"] == 0
+
+
+def test_with_another_address_numbers_are_hosts_and_names_are_not(made):
+    browser = visit(open_contents(made[0], "bugs@gen-1"), host="0.0.0.0")
+    assert browser.get("/api/overview", headers={"Host": "192.168.1.5:8000"}).status_code == 200
+    assert browser.get("/api/overview", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_the_overview_counts_and_the_grid_filters_and_sorts(quiet):
+    browser = quiet
+    told = browser.get("/api/overview").json()
+    assert (told["ref"], told["kind"], told["rows"], told["errors"]) == ("bugs@gen-1", "generation", 6, 0)
+    assert told["per_class"] == [{"name": name, "before": 2, "after": None} for name in NAMES]
+    assert [told["histogram"]["counts"][place] for place in (9, 11, 13, 15, 17, 19)] == [1] * 6
+    assert keys_of(browser) == [f"{number}.png" for number in range(6)]
+    assert keys_of(browser, sort="confidence", limit=2) == ["5.png", "4.png"]
+    assert keys_of(browser, sort="-confidence", limit=2, offset=1) == ["1.png", "2.png"]
+    assert keys_of(browser, **{"class": "ant"}) == ["0.png", "3.png"]
+    assert keys_of(browser, min=0.6, max=0.9) == ["1.png", "2.png", "3.png"]
+
+
+def test_margin_and_entropy_are_those_of_the_soft_labels(tmp_path, pool):
+    store = Store(tmp_path / "soft")
+    rows = rows_of(pool, [0] * 6, [0.5, 0.9, 0.4, 0.6, 0.7, 0.8])
+    soft = [[0.5, 0.5, 0], [0.9, 0.05, 0.05], [0.4, 0.3, 0.3], [0.6, 0.4, 0], [0.7, 0.2, 0.1], [0.8, 0.2, 0]]
+    seal_generation(store, [row | {"probs": probs} for row, probs in zip(rows, soft, strict=True)])
+    contents = open_contents(store, "bugs@gen-1", pool=str(pool))
+    margins = [abs(sorted(probs)[-1] - sorted(probs)[-2]) for probs in soft]
+    entropies = [-sum(p * np.log(p) for p in probs if p) for probs in soft]
+    by_margin, by_entropy = ([item["id"] for item in contents.grid({"sort": sort})["items"]] for sort in ("margin", "entropy"))
+    assert by_margin == np.argsort(margins).tolist()
+    assert by_entropy == np.argsort(np.negative(entropies)).tolist()
+
+
+def test_labels_of_the_generation_before_stand_beside_and_what_moved_is_counted(store, pool):
+    sealed(store, pool, labels=(0, 1, 2, 1, 1, 0))
+    contents = open_contents(store, "bugs")
+    contents.view.compared.result()
+    assert contents.overview()["flow"] == {
+        "from": "bugs@gen-1",
+        "changed": 2,
+        "moves": [{"from": "ant", "to": "bee", "images": 1}, {"from": "cat", "to": "ant", "images": 1}],
+    }
+    (moved,) = contents.grid({"from": "cat", "to": "ant"})["items"]
+    assert (moved["key"], moved["label"], moved["label2"]) == ("5.png", "ant", "cat")
+    assert contents.grid({"disagree": "1"})["total"] == 2
+    assert [one["version"] for one in contents.detail(5)["history"]] == ["bugs@gen-1", "bugs@gen-2"]
+
+
+def test_another_copy_of_the_pool_is_joined_by_its_bytes(tmp_path, store, pool):
+    other = tmp_path / "copy"
+    other.mkdir()
+    for number, file in enumerate(sorted(pool.iterdir(), reverse=True)):
+        (other / f"renamed-{number}.png").write_bytes(file.read_bytes())
+    sealed(store, other, labels=(0,) * 6)
+    contents = open_contents(store, "bugs@gen-2", "bugs@gen-1")
+    assert contents.view.compared.result()["label2"].to_list() == [2, 1, 0, 2, 1, 0]
+
+
+def test_labeled_images_beside_labels_calibrate_them(tmp_path, store):
+    truth = tmp_path / "truth"
+    for number, name in enumerate(["ant", "bee", "cat", "ant", "bee", "ant"]):
+        (truth / name).mkdir(parents=True, exist_ok=True)
+        (truth / name / f"{number}.png").write_bytes(png(number % 3, number))
+    contents = open_contents(store, "bugs@gen-1", str(truth))
+    contents.view.compared.result()
+    calibration = contents.overview()["calibration"]
+    assert (calibration["accuracy"], calibration["images"]) == (pytest.approx(5 / 6), 6)
+    assert calibration["bins"][0] == {"confidence": 0.47, "accuracy": 0.0, "images": 1}
+
+
+def test_answers_are_on_disk_known_by_hash_and_can_be_taken_back(browser, store):
+    assert answered(browser, id=2, **{"class": "bee"}).json()["answer"] == {"class": "bee"}
+    assert answered(browser, id=3, excluded="unusable").json()["review"] == {
+        **{"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 0}
+    }
+    written = [json.loads(line) for line in (store.root / "reviews/bugs/reviewer.jsonl").read_text().splitlines()]
+    assert [(one["key"], one["class"]) for one in written] == [("2.png", "bee"), ("3.png", None)]
+    assert keys_of(browser, reviewed="yes") == ["2.png", "3.png"]
+    assert keys_of(browser, reviewed="no", **{"class": "ant"}) == ["0.png"]
+    other = open_contents(store, "bugs@gen-1", reviewer="second")
+    other.answer({"id": 2, "class": "cat"})
+    assert keys_of(browser, reviewed="disputed") == ["2.png"]
+    assert answered(browser, id=2, undo=True).json()["disputed"] is False
+    assert browser.get("/api/image/2").json()["answers"][0]["reviewer"] == "second"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({"id": 99, "class": "ant"}, {"id": -1, "class": "ant"}, {"id": 0, "class": "dragon"}, {"id": 0}, {"id": 0, "excluded": "ugly"}),
+        *({"id": "0", "class": "ant"}, {"id": 0, "class": 3}, {"id": 0, "class": "ant", "reviewer": "x"}, [], {"id": True, "class": "ant"}),
+    ],
+)
+def test_what_is_no_answer_is_a_line_and_nothing_is_written(made, answer):
+    store, browser = made
+    refused = browser.post("/api/answers", json=answer, headers={"Origin": HERE})
+    assert refused.status_code == 400
+    assert len(refused.json()["error"].splitlines()) == 1
+    assert not (store.root / "reviews/bugs/reviewer.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "query", ["class=dragon", "min=x", "min=nan", "max=7", "sort=size", "offset=-1", "limit=1e9", "near=x", "reviewed=maybe", "queue=none"]
+)
+def test_a_query_that_is_none_is_a_line(quiet, query):
+    refused = quiet.get(f"/api/grid?{query}")
+    assert refused.status_code == 400
+    assert refused.json()["error"]
+
+
+def test_an_image_is_shown_only_if_its_bytes_are_those_that_were_labeled(browser, pool):
+    shown = browser.get("/thumb/0")
+    assert (shown.status_code, shown.headers["content-type"], Image.open(io.BytesIO(shown.content)).size) == (200, "image/jpeg", (16, 16))
+    assert browser.get("/thumb/0", headers={"If-None-Match": shown.headers["etag"]}).status_code == 304
+    (pool / "1.png").write_bytes((pool / "1.png").read_bytes()[:-1] + b"?")
+    (pool / "2.png").unlink()
+    for row, reason in ((1, "'1.png' has different content than the labeled image"), (2, "No such file"), (99, "no row 99")):
+        refused = browser.get(f"/image/{row}")
+        assert (refused.status_code, refused.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+        assert reason in refused.text
+
+
+def test_nothing_of_a_file_is_passed_on_but_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "<script>alert('secret place')</script>"
+    file = io.BytesIO()
+    picture(0, 0, 64).save(file, "JPEG", exif=exif, comment=b"secret comment", icc_profile=b"secret profile")
+    made = as_jpeg(file.getvalue() + b"<html>secret tail</html>", 32)
+    assert b"secret" not in made
+    assert Image.open(io.BytesIO(made)).size == (32, 32)
+    assert Image.open(io.BytesIO(made)).info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg onload=alert(1)>", b"\x89PNG\r\n\x1a\n broken", b"GIF89a"])
+def test_what_is_no_image_is_a_line_and_never_passed_on(tmp_path, content):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(content or b"x")
+    store = Store(tmp_path / "store")
+    seal_generation(store, rows_of(folder, [0], [0.5]), pool=Input(ref=str(folder), digest=open_source(str(folder)).fingerprint))
+    refused = visit(open_contents(store, "bugs@gen-1")).get("/image/0")
+    assert (refused.status_code, refused.headers["content-type"]) == (404, "text/plain; charset=utf-8")
+    assert content not in refused.content or not content
+
+
+def test_thumbnails_are_kept_within_a_bound():
+    made = []
+    thumbnails = Thumbnails(most_bytes=3000)
+
+    def read(number):
+        made.append(number)
+        return png(0, number)
+
+    for number in (0, 1, 0, 2, 3, 4, 5, 0):
+        thumbnails.get(f"hash {number}", 192, lambda number=number: read(number))
+    assert made.count(0) == 2
+    assert sum(map(len, thumbnails._made.values())) <= 3000
+
+
+def test_hostile_names_are_text(tmp_path):
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    (folder / HOSTILE.replace("/", "")).write_bytes(png(0, 0))
+    store = Store(tmp_path / "store")
+    names = ["</script><script>alert(1)</script>", "{{7*7}}", "\u202egnp.exe"]
+    entry = Input(ref=str(folder), digest=open_source(str(folder)).fingerprint)
+    seal_generation(store, rows_of(folder, [0], [0.5]), names=names, pool=entry)
+    browser = visit(open_contents(store, "bugs@gen-1"))
+    grid = browser.get("/api/grid")
+    assert grid.headers["content-type"] == "application/json"
+    assert grid.json()["items"][0]["label"] == names[0]
+    labeled = tmp_path / "<b>49{{7*7}}"
+    write_class_folders(labeled, ["a", "b"], 1)
+    page = visit(open_contents(store, str(labeled))).get("/")
+    assert "<b>49" not in page.text
+    assert "&lt;b&gt;49{{7*7}}" in page.text
+
+
+@pytest.mark.parametrize("path", ["/static/..%2fserver.py", "/static/index.html", "/static/%2e%2e/server.py", "/static/x.js", "/server.py"])
+def test_only_the_files_of_the_page_are_served(quiet, path):
+    assert quiet.get(path).status_code == 404
+
+
+def test_the_pool_of_a_pulled_version_is_opened_only_when_the_user_names_it(tmp_path, store, pool):
+    (store.root / "corpora/bugs/gen-1/hub.json").write_text("[]")
+    place = {"repo": "o/bugs", "tag": "gen-1", "commit": "c", "digest": "d", "pulled": True}
+    (store.root / "corpora/bugs/gen-1/hub.json").write_text(json.dumps([place]))
+    browser = visit(open_contents(store, "bugs@gen-1"))
+    assert "--pool" in browser.get("/api/overview").json()["images"]
+    assert browser.get("/thumb/0").status_code == 404
+    assert "--pool" in browser.get("/thumb/0").text
+    named = visit(open_contents(store, "bugs@gen-1", pool=str(pool)))
+    assert named.get("/api/overview").json()["images"] is None
+    assert named.get("/thumb/0").status_code == 200
+
+
+def test_what_a_user_can_get_wrong_is_a_line(tmp_path, store, pool):
+    with pytest.raises(UsageError, match=r"nobody: expected a generation or edition in the store"):
+        open_contents(store, "nobody")
+    with pytest.raises(NstError, match=r"photos/none: no such file or folder"):
+        open_contents(store, str(tmp_path / "photos/none"))
+    with pytest.raises(NstError, match=r"no reviewer|reviewer's name"):
+        open_contents(store, "bugs@gen-1", reviewer="../x")
+    with pytest.raises(UsageError, match=r"`pool`: .* holds its images itself"):
+        open_contents(store, str(write_class_folders(tmp_path / "labeled", ["a", "b"], 1)), pool=str(pool))
+    pool.rename(tmp_path / "moved")
+    with pytest.raises(NstError, match=r"no such file or folder.* bugs@gen-1 was made from it.* `pool`"):
+        open_contents(store, "bugs@gen-1")
+    assert isinstance(open_contents(store, "bugs@gen-1", pool=str(tmp_path / "moved")), Contents)
+
+
+def test_a_port_that_is_taken_is_a_line_and_without_one_another_is_free():
+    first = listen("127.0.0.1", 0)
+    taken = first.getsockname()[1]
+    with pytest.raises(UsageError, match=r"`port` \d+ is in use; choose another"):
+        listen("127.0.0.1", taken)
+    with pytest.raises(UsageError, match="`host` 203.0.113.1: .*expected an address of this machine"):
+        listen("203.0.113.1", 0)
+    with pytest.raises(UsageError, match="expected a number from 0 to 65535"):
+        listen("127.0.0.1", 70000)
+    first.close()
