@@ -1,12 +1,17 @@
 """`nst look`: a local page over a version or a labeled source."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nst_data.errors import UsageError
 
+from .messages import terminal
 from .options import StoreOption, open_store
+
+if TYPE_CHECKING:
+    from .look.contents import Contents
 
 PoolOption = Annotated[
     str | None,
@@ -31,13 +36,33 @@ def look(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Listen here too: others of the network may ask for the page.")
     ] = "127.0.0.1",
+    export: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the page with a sample of the images as static files, and end.")
+    ] = None,
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Export without keys, hashes and reviewers.")] = False,
     store: StoreOption = None,
 ) -> None:
     """Look at images and their labels in the browser, filter and compare them, and correct what is wrong."""
     from .look.opening import open_contents
-    from .look.running import show
 
-    if corpus is None and ref2 is not None and ref2 == ref:
-        raise UsageError(f"{ref}: expected another version to compare with as REF2")
+    if anonymous and export is None:
+        raise UsageError("--anonymous goes with --export FOLDER")
     contents = open_contents(open_store(store), ref, ref2, pool, reviewer, corpus)
-    show(contents, host, port, opens_browser=not no_browser)
+    if export is not None:
+        from .look.export import export as export_page
+
+        made = export_page(contents, export, anonymous, terminal())
+        print(f"{made['images']:,} images, {made['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
+        return
+    show_page(contents, host, port, opens_browser=not no_browser)
+
+
+def show_page(contents: "Contents", host: str, port: int | None, opens_browser: bool, fragment: str = "") -> None:
+    """Answer for a page until Ctrl-C; `fragment` is the view that its address opens with. Raises UsageError without the extra."""
+    try:
+        from .look.running import show
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError("the page needs Starlette and uvicorn: pip install 'nst[look]'") from None
+    show(contents, host, port, opens_browser, fragment)

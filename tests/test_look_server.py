@@ -3,9 +3,12 @@ import json
 import re
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 from conftest import picture, png, write_class_folders
 from nst_cli.look.contents import Contents
+from nst_cli.look.export import export
 from nst_cli.look.opening import open_contents
 from nst_cli.look.security import Guard
 from nst_cli.look.server import listen, make_app
@@ -15,9 +18,17 @@ from sealed_labels import NAMES, label_row, seal_generation
 from starlette.testclient import TestClient
 
 from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.progress import Progress
+from nst_data.review.queues import keep_queue, keep_suspicion
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
+from nst_data.tables.schema import errors_schema
+from nst_data.tables.shards import write_parquet
 
 HERE = "http://127.0.0.1:8000"
 HOSTILE = "<img src=x onerror=alert(1)>\"'{{7*7}}.png"
@@ -341,8 +352,136 @@ def test_a_port_that_is_taken_is_a_line_and_without_one_another_is_free():
     taken = first.getsockname()[1]
     with pytest.raises(UsageError, match=r"`port` \d+ is in use; choose another"):
         listen("127.0.0.1", taken)
-    with pytest.raises(UsageError, match="`host` 203.0.113.1: .*expected an address of this machine"):
+    with pytest.raises(UsageError, match=r"`host` 203.0.113.1: .*expected an address of this machine"):
         listen("203.0.113.1", 0)
     with pytest.raises(UsageError, match="expected a number from 0 to 65535"):
         listen("127.0.0.1", 70000)
     first.close()
+
+
+def test_what_an_edition_left_out_is_shown_with_its_reason(tmp_path, store, pool):
+    held_out = tmp_path / "test"
+    held_out.mkdir()
+    (held_out / "copy.png").write_bytes((pool / "0.png").read_bytes())
+    (pool / "9.png").write_bytes((pool / "1.png").read_bytes())
+    sealed(store, pool, labels=(0, 1, 2, 0, 1, 2, 1), confidences=(0.97, 0.87, 0.77, 0.67, 0.57, 0.12, 0.87))
+    settings = BalanceSettings(min_confidence=0.3, per_class=1, exact_overlap_only=True)
+    balance(store, "bugs@gen-2", settings, exclude=[open_source(str(held_out))])
+    contents = open_contents(store, "bugs@gen-2.1")
+    told = contents.overview()
+    reasons = {item["key"]: reason for reason in told["dropped"] for item in contents.grid({"reason": reason})["items"]}
+    assert reasons == {"0.png": "held_out", "9.png": "duplicate", "4.png": "over_quota", "5.png": "low_confidence"}
+    assert told["dropped"] == {"held_out": 1, "duplicate": 1, "low_confidence": 1, "over_quota": 1}
+    assert (told["kept"], [item["key"] for item in contents.grid({"reason": "kept"})["items"]]) == (3, ["1.png", "2.png", "3.png"])
+    (item,) = contents.grid({"reason": "over_quota", "class": "bee", "sort": "margin"})["items"]
+    assert (item["reason"], item["label"], item["confidence"]) == ("over_quota", "bee", pytest.approx(0.57))
+    assert contents.detail(item["id"])["key"] == "4.png"
+    assert Image.open(io.BytesIO(contents.jpeg(item["id"], 192)[1])).size == (16, 16)
+    contents.answer({"id": item["id"], "class": "cat"})
+    assert contents.detail(item["id"])["answer"] == {"class": "cat"}
+
+
+def test_images_that_could_not_be_labeled_are_listed_with_their_reason(store, pool):
+    (pool / "z.png").write_bytes(b"no image")
+    table = pa.Table.from_pylist([{"id": 6, "key": "z.png", "reason": "not an image in a known format"}], schema=errors_schema())
+    write_parquet(store.open("bugs").folder / "errors/train-00000-of-00001.parquet", [table], table.schema)
+    browser = visit(open_contents(store, "bugs"))
+    assert browser.get("/api/overview").json()["errors"] == 1
+    assert browser.get("/api/grid").json()["total"] == 6
+    listed = browser.get("/api/grid?errors=1").json()
+    assert (listed["total"], listed["items"][0]["key"], listed["items"][0]["label"]) == (1, "z.png", None)
+    assert listed["items"][0]["error"] == "not an image in a known format"
+    row = listed["items"][0]["id"]
+    assert "could not be read" in browser.get(f"/thumb/{row}").text
+    assert browser.get(f"/api/image/{row}").json()["top"] == []
+    assert answered(browser, id=row, excluded="unusable").status_code == 400
+
+
+def test_an_edition_that_holds_its_images_needs_no_pool(tmp_path, store, pool):
+    balance(store, "bugs@gen-1", BalanceSettings(min_confidence=0, per_class="none", embed_images=True))
+    pool.rename(tmp_path / "gone")
+    browser = visit(open_contents(store, "bugs@gen-1.1"))
+    items = browser.get("/api/grid").json()["items"]
+    assert sorted(item["key"] for item in items) == [f"{number}.png" for number in range(6)]
+    shown = {item["key"]: browser.get(f"/thumb/{item['id']}").content for item in items}
+    assert shown == {f"{number}.png": as_jpeg(png(number % 3, number), 192) for number in range(6)}
+
+
+def test_a_queue_is_shown_in_its_order_and_tells_how_its_images_were_picked(browser, store):
+    hashes = [item["hash"] for item in (browser.get(f"/api/image/{row}").json() for row in (4, 1, 3))]
+    picks = {
+        "image_hash": hashes,
+        "key": ["x"] * 3,
+        "label": ["ant"] * 3,
+        "confidence": [0.5] * 3,
+        "by": ["random"] * 3,
+        "score": [3, 2, 1],
+    }
+    keep_queue(store, "bugs", pl.DataFrame(picks).cast({"score": pl.Float32, "confidence": pl.Float32}))
+    assert keys_of(browser, queue="random") == ["4.png", "1.png", "3.png"]
+    assert browser.get("/api/image/1").json()["pick"] == {"by": "random", "score": 2}
+    answered(browser, id=1, **{"class": "ant"})
+    assert keys_of(browser, queue="random", reviewed="no") == ["4.png", "3.png"]
+    assert browser.get("/api/overview").json()["queues"] == [{"name": "random", "images": 2, "of": 3}]
+    assert json.loads((store.root / "reviews/bugs/reviewer.jsonl").read_text())["picked_by"] == "random"
+
+
+def test_suspicion_sorts_where_it_was_computed(store, pool):
+    hashes = [image_hash((pool / f"{number}.png").read_bytes()) for number in (3, 5)]
+    keep_suspicion(
+        store, "bugs", "gen-1", pl.DataFrame({"image_hash": hashes, "suspicion": [0.2, 0.9]}, schema_overrides={"suspicion": pl.Float32})
+    )
+    contents = open_contents(store, "bugs@gen-1")
+    contents.view.suspicion.result()
+    assert [item["suspicion"] for item in contents.grid({"sort": "-suspicion"})["items"]][:3] == [0.9, 0.2, None]
+
+
+def test_near_duplicates_are_those_of_the_perceptual_hash(tmp_path, pool):
+    store = Store(tmp_path / "alike")
+    rows = rows_of(pool, [0] * 6, [0.5] * 6)
+    hashes = [0, 0b111, 2**62, -1, 0b1, 2**40 - 1]
+    seal_generation(store, [row | {"phash": phash} for row, phash in zip(rows, hashes, strict=True)])
+    contents = open_contents(store, "bugs@gen-1", pool=str(pool))
+    assert [item["id"] for item in contents.grid({"near": "0"})["items"]] == [2, 4, 1]
+
+
+def test_an_export_is_one_file_of_a_bounded_size_without_an_address_outside(tmp_path, store, pool):
+    (pool / "0.png").rename(pool / "<script>0.png")
+    sealed(store, pool)
+    contents = open_contents(store, "bugs@gen-2")
+    contents.answer({"id": 0, "class": "bee"})
+    made = export(contents, tmp_path / "site", False, Progress())
+    assert made["images"] == 6
+    page = (tmp_path / "site/index.html").read_text()
+    data = json.loads(re.search(r'<script type="application/json" id="nst-data">(.*?)</script>', page, re.DOTALL)[1])
+    assert (len(data["items"]), len(data["thumbs"]), data["overview"]["can"]["review"]) == (6, 6, False)
+    assert {item["key"] for item in data["items"]} == {"<script>0.png", *(f"{number}.png" for number in range(1, 6))}
+    assert "<script>0" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+    assert str(tmp_path) not in page
+    assert "sdk: static" in (tmp_path / "site/README.md").read_text()
+
+
+def test_an_anonymous_export_names_no_key_no_hash_and_no_reviewer(tmp_path, store, pool):
+    contents = open_contents(store, "bugs@gen-1", reviewer="ada")
+    contents.answer({"id": 0, "class": "bee"})
+    for _ in range(2):
+        export(contents, tmp_path / "site", True, Progress())
+    page = (tmp_path / "site/index.html").read_text()
+    hidden = ["ada", str(pool), *(file.name for file in pool.iterdir()), *(image_hash(file.read_bytes()) for file in pool.iterdir())]
+    assert [name for name in hidden if f'"{name}' in page] == []
+    assert '"key":"image 1"' in page
+    (tmp_path / "site/notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"site: has 'README.md' and more that no export wrote"):
+        export(contents, tmp_path / "site", True, Progress())
+
+
+def test_of_many_rows_a_sample_is_read_evenly(tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_data.tables.shards.ROW_GROUP_ROWS", 10)
+    rows = [label_row(number, str(number), number % 3, 0.5, key=f"{number}.png") for number in range(25)]
+    version = seal_generation(Store(tmp_path / "many"), rows)
+    sample = LabelRows(version, most=15)
+    assert (len(sample), sample.of, sample.is_sample) == (10, 25, True)
+    assert sample.take([9, 0], ["key"])["key"].to_list() == ["19.png", "10.png"]
+    assert sample.read(["id"])["id"].to_list() == list(range(10, 20))
+    assert not LabelRows(version).is_sample

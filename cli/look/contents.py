@@ -13,11 +13,12 @@ from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import ECE_BINS, calibration_error, reliability
 from nst_data.inspection.row_images import Images, NoImages
 from nst_data.inspection.similar import similar_images
+from nst_data.inspection.source_rows import SourceRows
 from nst_data.inspection.view import Query, View, as_query
 from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import scan_labels
+from nst_data.tables.label_tables import parent_of, scan_labels
 
 from .reviewing import Reviewing
 from .thumbnails import Thumbnails
@@ -54,10 +55,11 @@ class Contents:
             "ref": self.ref,
             "kind": manifest.kind if manifest else "labeled",
             "ref2": self.ref2,
+            "compared": self.compared,
             "rows": len(view),
             "sampled": {"rows": len(view), "of": view.rows.of} if view.rows.is_sample else None,
             "class_names": view.class_names,
-            "kept": counts.kept if counts else None,
+            "kept": counts.unique if counts else None,
             "dropped": {reason: rows for reason, rows in counts.dropped.items() if rows} if counts else None,
             "errors": view.errors.height,
             "per_class": self._per_class(),
@@ -80,7 +82,9 @@ class Contents:
     @property
     def teacher(self) -> str | None:
         """Who gave the labels."""
-        return ", ".join(_teachers(self.view.version)) or None if self.view.version else None
+        version = self.view.version
+        parent = None if version is None else parent_of(version, self.store)
+        return ", ".join([one for shown in (version, parent) if shown for one in _teachers(shown)][:5]) or None
 
     def grid(self, values: Mapping[str, str]) -> dict[str, Any]:
         """One page of rows: how many there are in all, and the items. Raises UsageError for a query that is none."""
@@ -93,6 +97,7 @@ class Contents:
         view = self.view
         if self.reviewing:
             self.reviewing.refresh()
+        left_out = [row for row in rows if row >= view.first_dropped]
         labeled = [row for row in rows if row < len(view)]
         taken = view.rows.take(labeled, ["key", "image_hash"])
         frame = view.frame[labeled]
@@ -117,22 +122,46 @@ class Contents:
                 "confidence2": _number(compared["confidence2"][place]) if compared is not None else None,
                 "suspicion": _number(suspicion[place]) if suspicion is not None else None,
             }
-        return [made[row] if row < len(view) else self._error(row) for row in rows]
+        made |= self._left_out(left_out) if left_out else {}
+        return [made[row] if row in made else self._error(row) for row in rows]
+
+    def _left_out(self, rows: list[int]) -> dict[int, dict[str, Any]]:
+        """The items of images that the edition left out."""
+        dropped, first = self.view.dropped, self.view.first_dropped
+        about = dropped.frame[[row - first for row in rows]]
+        taken = dropped.rows.take(about["place"].to_list(), ["key", "image_hash"])
+        made = {}
+        for place, row in enumerate(rows):
+            answer, disputed = self.reviewing.of(taken["image_hash"][place]) if self.reviewing else (None, False)
+            made[row] = {
+                "id": row,
+                "key": taken["key"][place],
+                "label": self.view.class_names[about["label"][place]],
+                "confidence": _number(about["confidence"][place]),
+                "reason": about["reason"][place],
+                "copies": 0,
+                "error": None,
+                "answer": answer,
+                "disputed": disputed,
+                **dict.fromkeys(("label2", "confidence2", "suspicion")),
+            }
+        return made
 
     def detail(self, row: int) -> dict[str, Any]:
         """All that is known of one row. Raises UsageError for a row that is not there."""
         view = self.view
         (item,) = self.items([self._checked(row)])
-        if row >= len(view):
+        if item["error"] is not None:
             return {**item, "hash": None, "teacher": self.teacher, "top": [], "top2": None, "history": [], **_NOTHING_MORE}
-        hashed = str(view.rows.take([row], ["image_hash"])["image_hash"][0])
+        rows, place = view.place(row)
+        hashed = str(rows.take([place], ["image_hash"])["image_hash"][0])
         return {
             **item,
             "hash": hashed or None,
             "teacher": self.teacher,
-            "top": self._top(row),
+            "top": _top(rows, place, view.class_names),
             "top2": self._top_of_other(hashed),
-            "history": self._history(row, hashed),
+            "history": self._history(rows, place, hashed),
             **_NOTHING_MORE,
             "similar": [{"id": other, "similarity": value} for other, value in self.similar.of(row)] if self.similar else [],
             "pick": self.reviewing.pick_of(hashed) if self.reviewing else None,
@@ -157,7 +186,7 @@ class Contents:
         if not (isinstance(class_name, str | None) and isinstance(excluded, str | None) and isinstance(undo, bool)):
             raise UsageError("expected an answer as {id, class, excluded} or {id, undo}, found another kind of value")
         row = self._checked(given["id"])
-        if row >= len(self.view):
+        if len(self.view) <= row < self.view.first_dropped:
             raise UsageError("this image could not be read: it has no hash, by which answers are known")
         key, hashed, _ = self._image(row)
         answer = self.reviewing.append(hashed, key, row, class_name, excluded, undo)
@@ -166,16 +195,17 @@ class Contents:
     def _image(self, row: int) -> tuple[str, str, int]:
         """(key, hash, number in the pool) of a row."""
         view = self.view
-        if row >= len(view):
+        if len(view) <= row < view.first_dropped:
             error = view.errors.row(row - len(view), named=True)
             raise NstError(f"{error['key']!r} could not be read: {error['reason']}")
+        rows, place = view.place(row)
         names = ["key", "image_hash", *(["id"] if view.version else [])]
-        key, hashed, *number = view.rows.take([row], names).row(0)
+        key, hashed, *number = rows.take([place], names).row(0)
         return key, hashed or "", number[0] if number else row
 
     def _checked(self, row: int) -> int:
-        if not 0 <= row < len(self.view) + self.view.errors.height:
-            raise UsageError(f"no row {row}; there are {len(self.view) + self.view.errors.height:,}, from 0")
+        if not 0 <= row < self.view.numbers:
+            raise UsageError(f"no row {row}; there are {self.view.numbers:,}, from 0")
         return row
 
     def _with_rows(self, query: Query, values: Mapping[str, str]) -> Query:
@@ -239,14 +269,6 @@ class Contents:
         self.reviewing.refresh()
         return self.reviewing.summary()
 
-    def _top(self, row: int) -> list[dict[str, Any]]:
-        """The most probable classes of a row, with their probabilities."""
-        rows = self.view.rows
-        if self.view.version is None or not hasattr(rows, "soft_columns"):
-            return []
-        values = rows.take([row], rows.soft_columns).row(0)
-        return top_classes(values, self.view.class_names)
-
     def _top_of_other(self, hashed: str) -> list[dict[str, Any]] | None:
         """The most probable classes in the version that is named as REF2."""
         if self.ref2 is None or not isinstance(self.other, Version):
@@ -255,12 +277,12 @@ class Contents:
         soft = scan_labels(self.other).filter(pl.col("image_hash") == hashed).select(rows.soft_columns).head(1).collect()
         return top_classes(soft.row(0), self.other.manifest.class_names) if soft.height else None
 
-    def _history(self, row: int, hashed: str) -> list[dict[str, Any]]:
+    def _history(self, rows: "LabelRows | SourceRows", place: int, hashed: str) -> list[dict[str, Any]]:
         """What the generations of this corpus say of the image, the first one first."""
         version = self.view.version
         if version is None:
             return []
-        number = self.view.rows.take([row], ["id"])["id"][0]
+        number = rows.take([place], ["id"])["id"][0]
         found = []
         for other in self.store.versions(version.folder.parent.name):
             if not other.is_readable or other.manifest.kind != "generation":
@@ -268,8 +290,8 @@ class Contents:
             pools = [one.manifest.request.inputs.pool for one in (version, other)]
             is_same_pool = pools[0] and pools[1] and pools[0].digest == pools[1].digest
             at = (pl.col("id") == number) if is_same_pool else (pl.col("image_hash") == hashed)
-            rows = scan_labels(other).filter(at & (pl.col("image_hash") == hashed)).select("label", "confidence").head(1).collect()
-            for label, confidence in rows.iter_rows():
+            said = scan_labels(other).filter(at & (pl.col("image_hash") == hashed)).select("label", "confidence").head(1).collect()
+            for label, confidence in said.iter_rows():
                 found.append({"version": other.ref, "label": other.manifest.class_names[label], "confidence": _number(confidence)})
         return found
 
@@ -280,6 +302,11 @@ class Contents:
 
 
 _NOTHING_MORE: dict[str, Any] = {"similar": [], "near_duplicates": [], "answers": [], "pick": None}
+
+
+def _top(rows: "LabelRows | SourceRows", place: int, class_names: list[str]) -> list[dict[str, Any]]:
+    """The most probable classes of a row, with their probabilities; none of labeled images."""
+    return top_classes(rows.take([place], rows.soft_columns).row(0), class_names) if isinstance(rows, LabelRows) else []
 
 
 def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - of either kind of soft label

@@ -2,15 +2,14 @@
 
 import contextlib
 import errno
+import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import jinja2
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -24,10 +23,9 @@ from nst_data.errors import NstError, UsageError
 
 from .contents import Contents
 from .security import Guard
+from .template import PAGE, TYPES, page_files, template
 from .thumbnails import IMAGE_PX, THUMB_PX
 
-PAGE = Path(__file__).parent / "page"
-_TYPES = {".js": "text/javascript", ".css": "text/css", ".png": "image/png", ".svg": "image/svg+xml"}
 _MOST_BYTES_OF_AN_ANSWER = 10_000
 _GRACE_SECONDS = 2
 
@@ -42,7 +40,7 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
         name = request.path_params["name"]
         if name not in page_files():
             raise HTTPException(404, "no such file")
-        return Response((PAGE / name).read_bytes(), media_type=_TYPES[Path(name).suffix])
+        return Response((PAGE / name).read_bytes(), media_type=TYPES[Path(name).suffix])
 
     def overview(request: Request) -> Response:
         return JSONResponse(contents.overview())
@@ -75,7 +73,7 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
             if len(body) > _MOST_BYTES_OF_AN_ANSWER:
                 raise HTTPException(400, "an answer is a short line of JSON")
         try:
-            given = json_of(body)
+            given = json.loads(body)
         except (ValueError, RecursionError):
             raise HTTPException(400, "expected JSON") from None
         return JSONResponse(await run_in_threadpool(contents.answer, given))
@@ -92,26 +90,6 @@ def make_app(contents: Contents, guard: Guard) -> ASGIApp:
     ]
     handlers: dict[Any, Any] = {HTTPException: _refuse, NstError: _refuse, Exception: _fail}
     return guard.around(Starlette(routes=routes, exception_handlers=handlers))
-
-
-def json_of(body: bytes) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON value. Raises ValueError."""
-    import json
-
-    return json.loads(body)
-
-
-@cache
-def template() -> jinja2.Template:
-    """The page's HTML."""
-    loader = jinja2.FileSystemLoader(PAGE)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("index.html")
-
-
-@cache
-def page_files() -> tuple[str, ...]:
-    """The page's files beside its HTML."""
-    return tuple(sorted(file.name for file in PAGE.iterdir() if file.suffix in _TYPES))
 
 
 def _refuse(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """What a person looks at: the rows of a version or a labeled source, filtered, sorted and counted."""
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nst_data.errors import UsageError
+from nst_data.inspection.dropped import Dropped
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.row_columns import RowColumns, hash_numbers
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.selection.hash_index import MAX_DISTANCE
+from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.label_tables import damage_is_named, parent_of
 
 Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "key"]
 SORTS: tuple[Sort, ...] = get_args(Sort)
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
+KEPT = "kept"  # the `reason` of rows that were not left out
 _LAST = np.uint32(2**32 - 1)
 _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
 
@@ -47,7 +51,7 @@ class Query:
 
 
 class View:
-    """Rows by their number: first those of the table, then the images that could not be labeled.
+    """Rows by their number: first those of the table, then the images that could not be labeled, then what an edition left out.
 
     `compared` has `label2` and `confidence2` of each row, what another version says of the same images, once they are joined.
     """
@@ -60,6 +64,8 @@ class View:
         self.frame = self._frame()
         self.suspicion: Future[pl.Series] | None = None
         self.compared: Future[pl.DataFrame] | None = None
+        self._lock = threading.Lock()
+        self._dropped: Dropped | None = None
 
     def _frame(self) -> pl.DataFrame:
         if isinstance(self.rows, SourceRows):
@@ -79,21 +85,49 @@ class View:
         with damage_is_named(self.version.ref):
             return pl.read_parquet(files, columns=empty.columns, glob=False)
 
+    @property
+    def dropped(self) -> Dropped:
+        """What an edition left out of its generation, found when it is first asked for. Raises UsageError where that is not known."""
+        if self.version is None or not isinstance(self.version.manifest, EditionManifest):
+            raise UsageError("reason: only an edition leaves images out")
+        with self._lock:
+            if self._dropped is None:
+                self._dropped = Dropped(self.store, self.version)
+            return self._dropped
+
     def __len__(self) -> int:
         return self.frame.height
+
+    @property
+    def numbers(self) -> int:
+        """How many rows there are of all kinds."""
+        return self.first_dropped + (len(self._dropped) if self._dropped else 0)
+
+    @property
+    def first_dropped(self) -> int:
+        """The number of the first row that an edition left out."""
+        return len(self) + self.errors.height
+
+    def place(self, row: int) -> "tuple[LabelRows | SourceRows, int]":
+        """Where a row that has a label is: its table, and its position there."""
+        if row < len(self):
+            return self.rows, row
+        return self.dropped.rows, self.dropped.places([row - self.first_dropped])[0]
 
     def page(self, query: Query) -> tuple[int, list[int]]:
         """How many rows a query has, and which stand on the page that it asks for. Raises UsageError for what the view does not have."""
         if query.errors:
             start = len(self) + query.offset
             return self.errors.height, list(range(start, min(start + query.limit, len(self) + self.errors.height)))
-        rows, by = self._selected(query), self._order(query)
+        is_dropped = query.reason not in (None, KEPT)
+        rows, by = self._left_out(query) if is_dropped else self._selected(query), self._order(query)
+        first = self.first_dropped if is_dropped else 0
         if by is None:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
-            return int(total.item()), page["row"].to_list()
+            return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
         values = rows.select("row", by).collect()
         keys = _order_keys(values[by], values["row"], query.sort in _LARGEST_FIRST)
-        return len(keys), _smallest(keys, query.offset, query.limit).tolist()
+        return len(keys), (first + _smallest(keys, query.offset, query.limit).astype(np.int64)).tolist()
 
     def _order(self, query: Query) -> str | None:
         """The column to sort by; None for the order that rows have already."""
@@ -102,6 +136,17 @@ class View:
             return None
         return None if by == "key" and query.rows is None else "row" if by == "key" else by
 
+    def _left_out(self, query: Query) -> pl.LazyFrame:
+        if query.rows is not None or query.without is not None or query.near is not None or query.disagree or query.before or query.after:
+            raise UsageError(f"reason={query.reason}: images that were left out are filtered by class and confidence alone")
+        dropped = self.dropped
+        rows = dropped.frame.lazy().filter(pl.col("reason") == query.reason)
+        if query.sort == "-suspicion":
+            raise UsageError(f"reason={query.reason}: images that were left out have no suspicion")
+        if query.sort in ("margin", "entropy"):
+            rows = rows.with_columns(pl.lit(dropped.columns.soft()[query.sort]).gather(pl.col("place")).alias(query.sort))
+        return rows.filter(*self._conditions(query))
+
     def _selected(self, query: Query) -> pl.LazyFrame:
         rows = self.frame.lazy()
         if query.rows is not None:
@@ -109,10 +154,10 @@ class View:
             rows = self.frame[among.tolist()].lazy()
         if query.near is not None:
             rows = self.frame[self.near_duplicates(query.near).tolist()].lazy()
+        rows = self._with_columns(rows, query).filter(*self._conditions(query))
         if query.without is not None and len(query.without):
             rows = rows.filter(~pl.col("row").is_in(pl.Series(query.without, dtype=pl.UInt32).implode()))
-        rows = self._with_columns(rows, query)
-        return rows.filter(*self._conditions(query))
+        return rows
 
     def _with_columns(self, rows: pl.LazyFrame, query: Query) -> pl.LazyFrame:
         """With the columns that filters and order read, beside those of the frame."""
@@ -166,14 +211,32 @@ class View:
 
     def near_duplicates(self, row: int) -> NDArray[np.int64]:
         """The rows whose perceptual hash is near that of one, the nearest first, without that one itself."""
-        if self.columns is None or "phash" not in self.rows.schema or not 0 <= row < len(self):  # type: ignore[union-attr]
+        hashes = self._phashes
+        if hashes is None or not 0 <= row < len(self):
             return np.empty(0, np.int64)
-        hashes = self.columns.phashes()
-        distances = np.bitwise_count(hashes ^ hashes[row])
+        distances = np.bitwise_count((hashes ^ hashes[row]).view(np.uint64))
         near = np.flatnonzero(distances <= MAX_DISTANCE)
         near = near[near != row]
         nearest: NDArray[np.int64] = near[np.argsort(distances[near], kind="stable")][:_MOST_NEAR]
         return nearest
+
+    @cached_property
+    def _phashes(self) -> NDArray[np.int64] | None:
+        """The perceptual hash of each row: an edition's are in its generation. None where they are not known."""
+        if not isinstance(self.rows, LabelRows) or self.version is None or self.columns is None:
+            return None
+        if "phash" in self.rows.schema:
+            return self.columns.phashes()
+        parent = parent_of(self.version, self.store)
+        if parent is None or parent.manifest.kind != "generation":
+            return None
+        there = LabelRows(parent)
+        if there.is_sample:
+            return None
+        hashes, ids = there.read(["phash", "id"])
+        places = np.searchsorted(ids.to_numpy(), self.rows.read(["id"])["id"].to_numpy())
+        found: NDArray[np.int64] = hashes.to_numpy()[np.minimum(places, len(ids) - 1)]
+        return found
 
     def rows_of(self, hashes: Iterable[str]) -> dict[str, list[int]]:
         """The rows of each `image_hash` that is here."""

@@ -1,0 +1,154 @@
+"""The page as static files: a sample of its images with all that is said of them, in one file that opens from disk or as a static Space."""
+
+import base64
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.cards.published import public_name
+from nst_data.errors import NstError, UsageError
+from nst_data.inspection.view import View
+from nst_data.progress import Progress
+from nst_data.store.files import write_text
+
+from .contents import Contents
+from .template import PAGE, page_files, template
+from .thumbnails import THUMB_PX
+
+MOST_IMAGES, MOST_BYTES = 600, 12 * 2**20  # of thumbnails
+_MOST_ERRORS = 50
+_MARK = "exported-by: nst look"
+_SPACE = """---
+title: {title}
+sdk: static
+app_file: index.html
+pinned: false
+---
+
+<!-- {mark} -->
+A view of {title}, exported by `nst look`.
+"""
+
+
+def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress) -> dict[str, int]:
+    """Write `index.html`, and the README.md that makes the folder a static Space; how many `images` are in it, and its `bytes`.
+
+    With `anonymous` without keys, hashes and reviewers. Raises UsageError for a folder with other content.
+    """
+    _check(folder)
+    page = sample(contents, anonymous, progress)
+    files = {name: (PAGE / name).read_text("utf-8") for name in page_files()}
+    data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
+    title = page["overview"]["ref"]
+    html = template().render(title=title, export={"files": files, "data": data})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "index.html", html)
+    write_text(folder / "README.md", _SPACE.format(title=json.dumps(title), mark=_MARK))
+    return {"images": len(page["items"]), "bytes": len(html.encode())}
+
+
+def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str, Any]:
+    """What an exported page holds: {overview, items, images, thumbs}."""
+    view = contents.view
+    if view.compared is not None:
+        view.compared.result()
+    rows = chosen_rows(contents)
+    items = contents.items(rows)
+    thumbs: dict[int, str] = {}
+    shown, used = [], 0
+    soft = view.columns.soft() if view.columns is not None else None
+    with progress.task("export", len(items), "images") as task:
+        for item in items:
+            task.advance(1)
+            if used >= MOST_BYTES:
+                break
+            row = item["id"]
+            with suppress(NstError, OSError):
+                jpeg = contents.jpeg(row, THUMB_PX)[1]
+                thumbs[row] = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+                used += len(thumbs[row])
+            values = soft.row(row, named=True) if soft is not None and row < len(view) else {}
+            shown.append({**item, **{name: round(float(value), 4) for name, value in values.items()}, "from": item["label2"]})
+    there = {item["id"] for item in shown}
+    images = {item["id"]: _detail(contents, item["id"], there) for item in shown}
+    overview = contents.overview()
+    overview |= {"ref": _public(overview["ref"]), "ref2": _public(overview["ref2"]), "teacher": _public(overview["teacher"])}
+    overview |= {"sampled": {"rows": len(shown), "of": overview["sampled"]["of"] if overview["sampled"] else len(view)}}
+    overview |= {"can": overview["can"] | {"review": False}, "queues": [], "pending": False}
+    overview |= {"compared": _public(overview["compared"])}
+    if overview["flow"]:
+        overview["flow"] = overview["flow"] | {"from": _public(overview["flow"]["from"])}
+    page = {"overview": overview, "items": shown, "images": images, "thumbs": thumbs}
+    return _without_names(page) if anonymous else page
+
+
+def chosen_rows(contents: Contents) -> list[int]:
+    """Rows of all classes, in each from the least to the most confident; answered ones first, some that were left out, and errors."""
+    view = contents.view
+    rows: list[int] = contents.reviewing.rows("yes").tolist()[: MOST_IMAGES // 4] if contents.reviewing else []
+    rows += _spread(view, MOST_IMAGES - len(rows))
+    with suppress(UsageError):
+        left_out = view.dropped.frame.height
+        rows += (view.first_dropped + _evenly(np.arange(left_out), MOST_IMAGES // 4)).tolist()
+    rows += range(len(view), len(view) + min(view.errors.height, _MOST_ERRORS))
+    return list(dict.fromkeys(rows))
+
+
+def _spread(view: View, most: int) -> list[int]:
+    """As many rows of each class, evenly over their confidences."""
+    by = [name for name in ("label", "confidence", "row") if name in view.frame.columns]
+    parts = view.frame.select(by).sort(by).select("label", "row").partition_by("label", maintain_order=True)
+    each = max(1, most // max(1, len(parts)))
+    return [row for part in parts for row in _evenly(part["row"].to_numpy().astype(np.int64), each).tolist()][:most]
+
+
+def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of them, the first and the last among them."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+
+
+def _detail(contents: Contents, row: int, there: set[int]) -> dict[str, Any]:
+    """All about an image, with those others that are in the export."""
+    detail = contents.detail(row)
+    similar = [other for other in detail["similar"] if other["id"] in there]
+    return detail | {"similar": similar, "near_duplicates": [other for other in detail["near_duplicates"] if other in there]}
+
+
+def _public(name: str | None) -> str | None:
+    """A path of this machine shortened to its name."""
+    return name and ", ".join(public_name(one) for one in name.split(", "))
+
+
+def _without_names(page: dict[str, Any]) -> dict[str, Any]:
+    """Without keys, hashes, reviewers, and reasons that may hold a path."""
+    numbers = {item["id"]: f"image {number + 1}" for number, item in enumerate(page["items"])}
+    hidden: dict[str, Any] = {"hash": None, "answers": [], "pick": None}
+
+    def anonymous(item: dict[str, Any]) -> dict[str, Any]:
+        error = None if item["error"] is None else "could not be read"
+        return item | {"key": numbers[item["id"]], "error": error} | {name: hidden[name] for name in hidden if name in item}
+
+    review = page["overview"]["review"] and page["overview"]["review"] | {"reviewer": "anonymous"}
+    return page | {
+        "items": [anonymous(item) for item in page["items"]],
+        "images": {row: anonymous(detail) for row, detail in page["images"].items()},
+        "overview": page["overview"] | {"review": review},
+    }
+
+
+def _check(folder: Path) -> None:
+    """Raises UsageError for a file, and for a folder with other content than an earlier export."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"`export` {folder}: expected a folder, found a file")
+    there = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
+    readme = folder / "README.md"
+    if there and not (
+        set(there) <= {"README.md", "index.html", ".git", ".gitattributes"}
+        and readme.is_file()
+        and _MARK in readme.read_text("utf-8", "replace")
+    ):
+        raise UsageError(f"`export` {folder}: has {there[0]!r} and more that no export wrote; choose a new or an empty folder")

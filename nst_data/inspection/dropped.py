@@ -1,0 +1,80 @@
+"""The images of a generation that an edition left out, each with its reason: the selection's own filters, run again."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from nst_data.errors import UsageError
+from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.row_columns import RowColumns
+from nst_data.selection.selection import judged
+from nst_data.settings import BalanceSettings
+from nst_data.sources.changes import Reading
+from nst_data.store.manifest import EditionManifest
+from nst_data.store.store import Store, Version
+from nst_data.tables import engines
+from nst_data.tables.label_tables import collect, damage_is_named, parent_of
+from nst_data.tables.schema import SELECTION_COLUMNS
+from nst_data.tables.shards import table_files
+
+
+class Dropped:
+    """`frame` has `row`, `place` (the position in `rows`, those of the generation), `label`, `confidence` and `reason`.
+
+    Images whose bytes were held out are told by the hashes that are kept beside the edition, so not in one that came from the Hub;
+    near-duplicates of held-out images are those that no other filter drops and that are surer than some image that was selected.
+    """
+
+    def __init__(self, store: Store, edition: Version) -> None:
+        manifest = EditionManifest.of(edition.manifest)
+        parent, settings = parent_of(edition, store), manifest.request.selection
+        if parent is None or settings is None or parent.manifest.kind != "generation":
+            raise UsageError(f"{edition.ref}: the generation that it was drawn from is not in the store, so what it left out is not known")
+        self.rows = LabelRows(parent)
+        if self.rows.is_sample:
+            raise UsageError(f"{parent.ref} has {self.rows.of:,} labels, too many to say of each why it was left out")
+        self.columns = RowColumns(store, self.rows)
+        self.frame = self._left_out(store, edition, settings)
+
+    def _left_out(self, store: Store, edition: Version, settings: BalanceSettings) -> pl.DataFrame:
+        parent, request = self.rows.version, EditionManifest.of(edition.manifest).request
+        held_out = {
+            hashed.tobytes().hex()
+            for role in request.inputs.excluded
+            for _, piece in Reading(edition.folder, role).kept()
+            for hashed in piece
+        }
+        with tempfile.TemporaryDirectory(prefix="nst-look-", dir=_folder(store)) as work, damage_is_named(parent.ref):
+            labels = engines.scan(table_files(parent.folder, "pseudo_labels"), SELECTION_COLUMNS)
+            rows = judged(labels, settings, parent.manifest.class_names, {"held_out": held_out}, Path(work)).to_native()
+            (table,) = collect(parent.ref, rows.select("id", pl.col("label").cast(pl.Int32), "confidence", "reason"))
+        table = table.sort("id").with_columns(place=pl.arange(0, table.height, eager=True, dtype=pl.UInt32))
+        chosen = LabelRows(edition, most=2**63).read(["id", "label", "confidence"])
+        table = table.filter(~pl.col("id").is_in(chosen["id"].implode())).drop("id")
+        table = _with_last_reasons(table, chosen, settings)
+        return table.with_columns(row=pl.arange(0, table.height, eager=True, dtype=pl.UInt32)).rechunk()
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def places(self, rows: list[int]) -> list[int]:
+        """The positions in `rows` of some that were left out."""
+        return self.frame["place"].gather(np.asarray(rows, np.int64)).to_list()
+
+
+def _with_last_reasons(table: pl.DataFrame, chosen: pl.DataFrame, settings: BalanceSettings) -> pl.DataFrame:
+    """The reason of rows that passed all filters: over the quota, where those that were selected are surer."""
+    if settings.per_class == "none":
+        return table.with_columns(pl.col("reason").fill_null("near_held_out"))
+    least = chosen.group_by(pl.col("label").cast(pl.Int32)).agg(least=pl.col("confidence").min())
+    is_surer = (pl.col("confidence") > pl.col("least")).fill_null(True) if settings.method == "exact" else pl.lit(False)
+    last = pl.when(is_surer).then(pl.lit("near_held_out")).otherwise(pl.lit("over_quota"))
+    return table.join(least, on="label", how="left", maintain_order="left").with_columns(pl.col("reason").fill_null(last)).drop("least")
+
+
+def _folder(store: Store) -> Path:
+    folder = store.root / "runs" / "look"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
