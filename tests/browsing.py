@@ -5,10 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
@@ -65,37 +69,47 @@ class Visit:
 
     def settle(self):
         """Until the grid shows what the view asks for, and its images have come."""
-        self.page.wait_for_function("grid.loaded === JSON.stringify([view.query(), view.start()])")
-        self.page.wait_for_function("[...document.querySelectorAll('main img')].every((image) => image.complete)")
+        asked = "grid.loaded === JSON.stringify([view.query(), view.start()])"
+        loaded = "[...document.querySelectorAll('img')].every((image) => image.complete)"
+        ends = time.monotonic() + 20
+        while not self.page.evaluate(f"{asked} && {loaded}"):  # the page's policy forbids what wait_for_function does
+            assert time.monotonic() < ends, self.wrong
+            self.page.wait_for_timeout(20)
 
     def violations(self):
         """What axe has to say: rule and element, each."""
         return [(rule["id"], node["target"], node["failureSummary"]) for rule in Axe().run(self.page).response["violations"] for node in rule["nodes"]]
 
 
-def write_looked_at(top: Path, teachers=1):
-    """The digits with `teachers` quick teachers, each with its generation and an edition: (folder of the digits, store)."""
+def write_looked_at(top: Path, strengths=(1.0,)):
+    """The digits with generations that logistic regressions of these strengths label, an edition each: (folder of the digits, store)."""
+    from sklearn.linear_model import LogisticRegression
+
+    from nst_data.adoption import adopt
     from nst_data.digits import write_digits
     from nst_data.selection.editions import balance
     from nst_data.settings import BalanceSettings
     from nst_data.sources import open_source
     from nst_data.store.store import Store
-    from nst_train.labeling.label import label
-    from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
-    from nst_train.training.train import train
 
-    write_digits(top / "digits", seed=0)
-    store = Store(top / "store")
-    network = {"model": "test_resnet", "image_size": 16, "crop_pct": 1.0, "batch_size": 20, "optimizer": "adamw", "learning_rate": 0.1}
-    schedule = {"warmup_epochs": 2, "ema_decay": 0.9, "flip": 0.0, "crop_scale_min": 0.8, "compute_threads": 1, "noise": {"operations": 0}}
-    labeled = open_source(str(top / "digits" / "labeled"), labeled=True)
-    for number in range(teachers):
-        settings = TrainSettings(**network, **schedule, epochs=20 + 15 * number, seed=number)
-        teacher = train(store, "digits-teacher", labeled, settings, run=RunSettings(workers=0, decode_threads=1))
-        pool = open_source(str(top / "digits" / "pool"))
-        generation = label(store, "digits", teacher.ref, pool, LabelSettings(batch_size=100), run=LabelRunSettings(decode_threads=1))
-        balance(store, generation, BalanceSettings(min_confidence=0.5, per_class=100))
-    return top / "digits", store
+    folder, store = top / "digits", Store(top / "store")
+    write_digits(folder, seed=0)
+    (top / "names.txt").write_text("".join(f"{digit}\n" for digit in range(10)))
+    labeled, pool = sorted((folder / "labeled").glob("*/*.png")), sorted((folder / "pool").iterdir())
+    for strength in strengths:
+        regression = LogisticRegression(C=strength, max_iter=1000).fit(pixels(labeled), [file.parent.name for file in labeled])
+        probs = regression.predict_proba(pixels(pool)).tolist()
+        table = top / f"labels-{strength}.parquet"
+        pl.DataFrame({"key": [file.name for file in pool], "probs": probs}).write_parquet(table)
+        names = str(top / "names.txt")
+        generation = adopt(store, "digits", str(table), probs="probs", key="key", pool=open_source(str(folder / "pool")), class_names=names)
+        balance(store, generation, BalanceSettings(min_confidence=0.4, per_class=90))
+    return folder, store
+
+
+def pixels(files):
+    """The gray values of images of one size, a row each, in [0, 1]."""
+    return np.stack([np.asarray(Image.open(file), np.float32).ravel() / 255 for file in files])
 
 
 def truth_of(key):

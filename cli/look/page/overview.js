@@ -25,6 +25,8 @@ const overview = {
   reviewed(review) {
     this.figures.review = review;
     if (!review) return;
+    document.querySelector("#overview .numbers").replaceWith(this.numbers());
+    this.mark();
     const disputed = make("button", { type: "button", class: "link warn", onclick: () => view.toggle({ reviewed: "disputed" }) }, `${count(review.disputed)} disputed`);
     byId("seen").replaceChildren(
       `${review.reviewer}: ${count(review.answered)} answered, ${count(review.excluded)} excluded`,
@@ -105,7 +107,7 @@ const overview = {
     const rows = entries.map((entry) => {
       const numbers = entry.after === null ? count(entry.before) : `${count(entry.before)} → ${count(entry.after)}`;
       const label = entry.after === null ? `${entry.name}: ${images(entry.before)}` : `${entry.name}: ${count(entry.before)} before selection, ${count(entry.after)} after`;
-      const bars = make("span", { class: "track" }, bar(entry.before / highest, "before"), after && bar((entry.after ?? 0) / highest, "after"));
+      const bars = make("span", { class: "track" }, bar(entry.before / highest, after ? "before" : ""), after && bar((entry.after ?? 0) / highest, "after"));
       return make("li", { "data-name": entry.name.toLowerCase() }, this.filterButton({ class: entry.name }, label, make("span", { class: "name" }, entry.name), bars, make("span", { class: "number" }, numbers)));
     });
     const list = make("ul", { class: "rows tall", "data-roving": true, "aria-label": "Classes" }, rows);
@@ -118,11 +120,12 @@ const overview = {
   },
 
   reasons() {
-    const { dropped, rows } = this.figures;
+    const { dropped, kept } = this.figures;
     if (!dropped || !Object.keys(dropped).length) return null;
+    const all = Object.values(dropped).reduce((sum, number) => sum + number, kept ?? 0);
     const reasons = Object.entries(dropped).sort((a, b) => b[1] - a[1]);
     const entries = reasons.map(([reason, number]) =>
-      make("li", {}, this.filterButton({ reason }, `dropped, ${words(reason)}: ${images(number)}`, make("span", { class: "name" }, words(reason)), make("span", { class: "track" }, bar(number / rows, "dropped")), make("span", { class: "number" }, count(number)))),
+      make("li", {}, this.filterButton({ reason }, `dropped, ${words(reason)}: ${images(number)}`, make("span", { class: "name" }, words(reason)), make("span", { class: "track" }, bar(number / all, "dropped")), make("span", { class: "number" }, count(number)))),
     );
     return this.panel("Dropped, by reason", make("ul", { class: "rows", "data-roving": true, "aria-label": "Reasons" }, entries));
   },

@@ -40,7 +40,7 @@ const viewer = {
       this.detail = detail;
       this.draw();
     } catch (error) {
-      if (this.id === id) byId("viewer").replaceChildren(this.bar(), make("p", { class: "warning", role: "alert" }, error.message));
+      if (this.id === id) byId("opened").replaceChildren(this.bar(), make("p", { class: "warning", role: "alert" }, error.message));
     }
     if (!byId("viewer").open) byId("viewer").showModal();
     byId("viewer-title").focus();
@@ -95,7 +95,7 @@ const viewer = {
     const text = this.left === 0 ? "Every image of this view is reviewed." : "That was the last image of this view.";
     const again = make("button", { type: "button", onclick: () => this.again() }, "Go through those left");
     const still = this.left ? make("p", {}, `${images(this.left)} left without an answer.`) : null;
-    byId("viewer").replaceChildren(
+    byId("opened").replaceChildren(
       make("div", { class: "finished" }, make("h2", { id: "viewer-title", tabindex: "-1" }, text), still, make("p", { class: "actions" }, close, this.left && open ? again : null)),
     );
     this.detail = null;
@@ -164,7 +164,7 @@ const viewer = {
   draw() {
     const detail = this.detail;
     const shown = detail.error ? make("span", { class: "missing" }, detail.error) : picture(data.picture(detail.id), `Image ${detail.key}`, "no picture in this export");
-    byId("viewer").replaceChildren(
+    byId("opened").replaceChildren(
       this.bar(),
       make("div", { class: "sides" }, make("div", { class: "stage" }, shown), make("div", { class: "panel" }, this.head(), this.review(), this.probabilities(), this.others(), this.facts(), this.history(), this.answers(), this.similar())),
     );
