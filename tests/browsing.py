@@ -78,7 +78,8 @@ class Visit:
 
     def violations(self):
         """What axe has to say: rule and element, each."""
-        return [(rule["id"], node["target"], node["failureSummary"]) for rule in Axe().run(self.page).response["violations"] for node in rule["nodes"]]
+        broken = Axe().run(self.page).response["violations"]
+        return [(rule["id"], node["target"], node["failureSummary"]) for rule in broken for node in rule["nodes"]]
 
 
 def write_looked_at(top: Path, strengths=(1.0,)):

@@ -8,6 +8,7 @@ const viewer = {
   before: null, // where in the grid's page the keyboard was
   answered: [], // ids, for undo
   busy: false,
+  counting: null,
 
   setUp() {
     const dialog = byId("viewer");
@@ -30,8 +31,9 @@ const viewer = {
     if (id === this.id) return;
     const opened = this.id === null;
     this.id = id;
+    this.detail = null; // until it has come no key answers
     if (id === null) return this.close();
-    if (opened) this.countLeft();
+    if (opened) this.counting = this.countLeft();
     const at = this.position();
     if (at >= 0) this.before = at;
     try {
@@ -40,7 +42,9 @@ const viewer = {
       this.detail = detail;
       this.draw();
     } catch (error) {
-      if (this.id === id) byId("opened").replaceChildren(this.bar(), make("p", { class: "warning", role: "alert" }, error.message));
+      if (this.id !== id) return;
+      const title = make("h2", { id: "viewer-title", tabindex: "-1" }, "Not shown");
+      byId("opened").replaceChildren(this.bar(), make("div", { class: "finished" }, title, make("p", { role: "alert" }, error.message)));
     }
     if (!byId("viewer").open) byId("viewer").showModal();
     byId("viewer-title").focus();
@@ -48,7 +52,6 @@ const viewer = {
   },
 
   close() {
-    this.detail = null;
     if (byId("viewer").open) byId("viewer").close();
     grid.focus(grid.items[this.before]?.id);
   },
@@ -90,13 +93,12 @@ const viewer = {
   },
 
   finish() {
-    const open = grid.items.filter((item) => !item.answer && !item.error).length;
     const close = make("button", { type: "button", class: "primary", onclick: () => this.leave() }, "Back to the images");
     const text = this.left === 0 ? "Every image of this view is reviewed." : "That was the last image of this view.";
     const again = make("button", { type: "button", onclick: () => this.again() }, "Go through those left");
     const still = this.left ? make("p", {}, `${images(this.left)} left without an answer.`) : null;
     byId("opened").replaceChildren(
-      make("div", { class: "finished" }, make("h2", { id: "viewer-title", tabindex: "-1" }, text), still, make("p", { class: "actions" }, close, this.left && open ? again : null)),
+      make("div", { class: "finished" }, make("h2", { id: "viewer-title", tabindex: "-1" }, text), still, make("p", { class: "actions" }, close, this.left ? again : null)),
     );
     this.detail = null;
     byId("viewer-title").focus();
@@ -126,6 +128,7 @@ const viewer = {
     if (this.busy) return false;
     this.busy = true;
     try {
+      await this.counting; // else it may count this answer, or not
       const item = grid.items.find((known) => known.id === id) ?? this.detail;
       const reply = await data.answer({ id, ...body });
       if (this.left !== null) this.left += Number(Boolean(item?.answer)) - Number(Boolean(reply.answer));
@@ -142,7 +145,8 @@ const viewer = {
   },
 
   /** Keep an answer, then show the next image: it is on disk before. */
-  async answer(choice, id = this.id) {
+  async answer(choice, id = this.detail?.id) {
+    if (this.id !== null && this.detail?.id !== this.id) return; // the next image is on its way
     if (!(await this.send(id, { class: null, excluded: null, ...choice }))) return;
     this.answered.push(id);
     note(`${choice.class ?? choice.excluded}. Press z to take it back.`);
@@ -151,13 +155,13 @@ const viewer = {
   },
 
   async undo() {
-    const id = this.answered.at(-1) ?? (this.detail?.answer ? this.id : undefined);
+    const id = this.answered.at(-1) ?? (this.detail?.answer ? this.detail.id : undefined);
     if (id === undefined) return note("Nothing to take back here.");
     if (!(await this.send(id, { undo: true }))) return;
     this.answered.pop();
     note("Taken back.");
     if (this.id === null) return grid.focus(id);
-    if (this.id === id) return this.draw();
+    this.id = -1; // what is shown of it has changed
     view.change({ image: id }, true);
   },
 
