@@ -29,7 +29,7 @@ const grid = {
     if (can.suspicion) orders.push(["-suspicion", "most suspicious"]);
     orders.push(["key", "key"]);
     const parts = [select("sort", "Order", orders)];
-    if (queues.length) parts.push(select("queue", "Queue", [["", "none"], ...queues.map((queue) => [queue.name, `${queue.name} (${count(queue.images)})`])]));
+    if (queues.length) parts.push(select("queue", "Queue", [["", "none"], ...queues.map((queue) => [queue.name, `${queue.name} (${count(queue.images)} left)`])]));
     if (review) parts.push(select("reviewed", "Reviewed", [["", "all"], ["no", "not yet"], ["yes", "answered"], ["disputed", "disputed"]]));
     if (can.compare) parts.push(box("disagree", `label differs from ${overview.figures.ref2}`));
     if (kept !== null) parts.push(box("copies", "several copies"));

@@ -36,12 +36,15 @@ const viewer = {
     if (opened) this.counting = this.countLeft();
     const at = this.position();
     if (at >= 0) this.before = at;
+    const slow = setTimeout(() => this.wait(id), 150);
     try {
       const detail = await data.image(id);
+      clearTimeout(slow);
       if (this.id !== id) return;
       this.detail = detail;
       this.draw();
     } catch (error) {
+      clearTimeout(slow);
       if (this.id !== id) return;
       const title = make("h2", { id: "viewer-title", tabindex: "-1" }, "Not shown");
       byId("opened").replaceChildren(this.bar(), make("div", { class: "finished" }, title, make("p", { role: "alert" }, error.message)));
@@ -49,6 +52,14 @@ const viewer = {
     if (!byId("viewer").open) byId("viewer").showModal();
     byId("viewer-title").focus();
     this.preload();
+  },
+
+  /** The image alone, until all that is known of it has come. */
+  wait(id) {
+    if (this.id !== id) return;
+    const title = make("h2", { id: "viewer-title", tabindex: "-1", class: "quiet" }, "Loading…");
+    byId("opened").replaceChildren(this.bar(), make("div", { class: "sides" }, make("div", { class: "stage" }, picture(data.picture(id), "", "")), make("div", { class: "panel" }, title)));
+    if (!byId("viewer").open) byId("viewer").showModal();
   },
 
   close() {
@@ -170,7 +181,7 @@ const viewer = {
     const shown = detail.error ? make("span", { class: "missing" }, detail.error) : picture(data.picture(detail.id), `Image ${detail.key}`, "no picture in this export");
     byId("opened").replaceChildren(
       this.bar(),
-      make("div", { class: "sides" }, make("div", { class: "stage" }, shown), make("div", { class: "panel" }, this.head(), this.review(), this.probabilities(), this.others(), this.facts(), this.history(), this.answers(), this.similar())),
+      make("div", { class: "sides" }, make("div", { class: "stage" }, shown), make("div", { class: "panel" }, this.head(), this.review(), this.probabilities(), this.facts(), this.history(), this.answers(), this.similar())),
     );
     this.drawLeft();
   },
@@ -227,7 +238,7 @@ const viewer = {
 
   probabilities() {
     const { top, top2, error } = this.detail;
-    if (error || !top?.length) return null;
+    if (error) return null;
     const keys = new Map([...this.classKeys()].map(([key, name]) => [name, key]));
     const row = (entry, answers) => {
       const parts = [make("span", { class: "name" }, entry.class), make("span", { class: "track" }, bar(entry.probability)), make("span", { class: "number" }, percent(entry.probability))];
@@ -238,12 +249,12 @@ const viewer = {
     };
     const list = (entries, name, answers) => make("div", {}, make("h3", {}, name), make("ul", { class: answers ? "rows answering" : "rows" }, entries.map((entry) => row(entry, answers))));
     const { ref, ref2 } = overview.figures;
-    return make("div", { class: "tops" }, list(top, top2 ? ref : "Most probable classes", this.canReview()), top2?.length ? list(top2, ref2, false) : null);
+    return make("div", { class: "tops" }, top.length ? list(top, top2 ? ref : "Most probable classes", this.canReview()) : null, this.others(), top2?.length ? list(top2, ref2, false) : null);
   },
 
   /** Classes that are not among the five: as buttons where there are few, by typing where there are many. */
   others() {
-    if (!this.canReview() || this.detail.error) return null;
+    if (!this.canReview()) return null;
     const { class_names: names } = overview.figures;
     const shown = new Set(this.detail.top.map((entry) => entry.class));
     const keys = new Map([...this.classKeys()].map(([key, name]) => [name, key]));
