@@ -133,9 +133,10 @@ def test_axe_finds_nothing_and_nothing_sticks_out(browser, address, scheme, widt
         assert visit.wrong == []
 
 
-def test_names_are_text_whatever_they_hold(browser, tmp_path):
+def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(browser, tmp_path):
     hostile = "<img src=x onerror=alert(1)>"
-    folder = write_class_folders(tmp_path / "labeled", [hostile, "bee' onclick='alert(2)", "{{ 7*7 }}"], 2)
+    classes = [hostile, "bee' onclick='alert(2)", "{{ 7*7 }}", *(f"kind {number}" for number in range(9))]
+    folder = write_class_folders(tmp_path / "labeled", classes, 2)
     with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#class=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
         expect(page.locator("#grid .label").first).to_have_text(hostile)
@@ -143,6 +144,12 @@ def test_names_are_text_whatever_they_hold(browser, tmp_path):
         page.locator("#grid button").first.click()
         expect(page.locator("#viewer h2")).to_contain_text(hostile)
         assert page.locator("[onerror], [onclick]").count() == 0
+        page.keyboard.press("c")
+        page.keyboard.type("7*")
+        page.keyboard.press("Enter")
+        expect(page.locator("#viewer .place")).to_have_text("2 of 2")
+        page.keyboard.press("Escape")
+        expect(page.locator("#grid .badge.good")).to_have_text("✓ {{ 7*7 }}")
         assert visit.wrong == []
 
 

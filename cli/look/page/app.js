@@ -7,7 +7,10 @@ const KEYS = [
   ["[  ]", "page before, page after"],
   ["r", "review what this view has left"],
   ["← →", "image before, image after (opened)"],
-  ["1 … 0", "choose a class: its own digit, its place in the list, or with more than ten its place among the most probable"],
+  [
+    "1 … 0",
+    "choose a class: its own digit, its place in the list, or with more than ten its place among the most probable",
+  ],
   ["c", "type another class (more than ten)"],
   ["y", "confirm the label"],
   ["n", "exclude: none of these classes"],
@@ -23,11 +26,18 @@ const KEYS = [
 const keysOff = () => localStorage.getItem("nst-keys") === "off";
 
 function showHelp() {
-  const toggle = make("input", { type: "checkbox", onchange: (event) => localStorage.setItem("nst-keys", event.target.checked ? "on" : "off") });
+  const toggle = make("input", {
+    type: "checkbox",
+    onchange: (event) => localStorage.setItem("nst-keys", event.target.checked ? "on" : "off"),
+  });
   toggle.checked = !keysOff();
   byId("keys").replaceChildren(
     make("h2", { id: "keys-title", tabindex: "-1" }, "Keys"),
-    make("dl", { class: "keys" }, KEYS.map(([key, does]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, does)])),
+    make(
+      "dl",
+      { class: "keys" },
+      KEYS.map(([key, does]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, does)]),
+    ),
     make("p", {}, make("label", { class: "box" }, toggle, " single-letter keys are on")),
     make("button", { type: "button", class: "primary", onclick: () => byId("keys").close() }, "Close"),
   );
@@ -50,11 +60,16 @@ async function startReview() {
 }
 
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !overview.figures || byId("keys").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !overview.figures || byId("keys").open)
+    return;
   if (event.target.matches("select, textarea, input:not([type=checkbox])")) return;
   const open = viewer.id !== null;
   const focused = document.activeElement?.closest?.("#grid [data-id]");
-  const item = open ? viewer.detail : focused ? grid.items.find((known) => known.id === Number(focused.dataset.id)) : null;
+  const item = open
+    ? viewer.detail
+    : focused
+      ? grid.items.find((known) => known.id === Number(focused.dataset.id))
+      : null;
   const act = action(event.key, open, item);
   if (!act) return;
   event.preventDefault();
@@ -72,7 +87,8 @@ function action(key, open, item) {
     if (open && key === "s") return () => viewer.move(1);
     if (open && key === "c" && byId("other")) return () => byId("other").focus();
     if (item && !item.error) {
-      const name = open || overview.figures.class_names.length <= 10 ? viewer.classKeys().get(key) : undefined;
+      const name =
+        open || overview.figures.class_names.length <= 10 ? panel.classKeys(viewer.detail).get(key) : undefined;
       if (name !== undefined) return () => viewer.answer({ class: name }, item.id);
       if (key === "y" && item.label !== null) return () => viewer.answer({ class: item.label }, item.id);
       if (key === "n") return () => viewer.answer({ excluded: "none of these" }, item.id);
@@ -108,7 +124,8 @@ async function awaitFigures() {
 
 async function begin() {
   setTheme(localStorage.getItem("nst-theme") ?? "auto");
-  byId("theme").onclick = () => setTheme({ auto: "light", light: "dark", dark: "auto" }[document.documentElement.dataset.theme]);
+  byId("theme").onclick = () =>
+    setTheme({ auto: "light", light: "dark", dark: "auto" }[document.documentElement.dataset.theme]);
   byId("help").onclick = showHelp;
   byId("review").onclick = startReview;
   byId("skip").onclick = () => grid.focus();

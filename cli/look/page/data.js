@@ -11,7 +11,9 @@ const data = (() => {
       try {
         reply = await fetch(path, options);
       } catch {
-        throw new Error("No answer from nst look. Start it again with the same command; every answer given so far is on disk.");
+        throw new Error(
+          "No answer from nst look. Start it again with the same command; every answer given so far is on disk.",
+        );
       }
       if (reply.status === 401) throw new Error("The session has ended: open the address that nst look printed.");
       const body = await reply.json().catch(() => ({ error: `unexpected reply (${reply.status})` }));
@@ -22,7 +24,12 @@ const data = (() => {
       overview: () => ask("api/overview"),
       grid: (query, signal) => ask(`api/grid?${new URLSearchParams(query)}`, { signal }),
       image: (id) => ask(`api/image/${id}`),
-      answer: (body) => ask("api/answers", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }),
+      answer: (body) =>
+        ask("api/answers", {
+          method: "POST",
+          headers: { "Content-Type": "application/json" },
+          body: JSON.stringify(body),
+        }),
       thumb: (id) => `thumb/${id}`,
       picture: (id) => `image/${id}`,
       whyMissing: async (address) => {
@@ -56,6 +63,7 @@ const data = (() => {
       return (a, b) => sign * (value(a) > value(b) ? 1 : value(a) < value(b) ? -1 : 0);
     };
     return {
+      held: page.items.length,
       overview: async () => page.overview,
       grid: async ({ sort, offset = 0, limit = 60, ...filters }) => {
         const names = Object.keys(filters).filter((name) => passes[name]);

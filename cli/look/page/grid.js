@@ -21,16 +21,54 @@ const grid = {
   showFilters() {
     const { can, review, queues, kept, errors, histogram } = overview.figures;
     const select = (name, label, options) =>
-      make("label", {}, `${label} `, make("select", { id: `by-${name}`, onchange: (event) => view.change({ [name]: event.target.value }) }, options.map(([value, text]) => make("option", { value }, text))));
+      make(
+        "label",
+        {},
+        `${label} `,
+        make(
+          "select",
+          { id: `by-${name}`, onchange: (event) => view.change({ [name]: event.target.value }) },
+          options.map(([value, text]) => make("option", { value }, text)),
+        ),
+      );
     const box = (name, label) =>
-      make("label", { class: "box" }, make("input", { id: `by-${name}`, type: "checkbox", onchange: (event) => view.change({ [name]: event.target.checked ? "1" : null }) }), ` ${label}`);
+      make(
+        "label",
+        { class: "box" },
+        make("input", {
+          id: `by-${name}`,
+          type: "checkbox",
+          onchange: (event) => view.change({ [name]: event.target.checked ? "1" : null }),
+        }),
+        ` ${label}`,
+      );
     const orders = [["", "as stored"]];
-    if (histogram) orders.push(["confidence", "least confident"], ["-confidence", "most confident"], ["margin", "smallest margin"], ["entropy", "highest entropy"]);
+    if (histogram)
+      orders.push(
+        ["confidence", "least confident"],
+        ["-confidence", "most confident"],
+        ["margin", "smallest margin"],
+        ["entropy", "highest entropy"],
+      );
     if (can.suspicion) orders.push(["-suspicion", "most suspicious"]);
     orders.push(["key", "key"]);
     const parts = [select("sort", "Order", orders)];
-    if (queues.length) parts.push(select("queue", "Queue", [["", "none"], ...queues.map((queue) => [queue.name, `${queue.name} (${count(queue.images)} left)`])]));
-    if (review) parts.push(select("reviewed", "Reviewed", [["", "all"], ["no", "not yet"], ["yes", "answered"], ["disputed", "disputed"]]));
+    if (queues.length)
+      parts.push(
+        select("queue", "Queue", [
+          ["", "none"],
+          ...queues.map((queue) => [queue.name, `${queue.name} (${count(queue.images)} left)`]),
+        ]),
+      );
+    if (review)
+      parts.push(
+        select("reviewed", "Reviewed", [
+          ["", "all"],
+          ["no", "not yet"],
+          ["yes", "answered"],
+          ["disputed", "disputed"],
+        ]),
+      );
     if (can.compare) parts.push(box("disagree", `label differs from ${overview.figures.ref2}`));
     if (kept !== null) parts.push(box("copies", "several copies"));
     if (errors) parts.push(box("errors", "errors"));
@@ -44,20 +82,44 @@ const grid = {
       else control.value = value;
     }
     const state = view.state;
-    const chip = (names, text) => make("li", {}, make("button", { type: "button", "aria-label": `Remove the filter: ${text}`, onclick: () => view.change(Object.fromEntries(names.map((name) => [name, null]))) }, text, make("span", { "aria-hidden": "true" }, " ×")));
+    const chip = (names, text) =>
+      make(
+        "li",
+        {},
+        make(
+          "button",
+          {
+            type: "button",
+            "aria-label": `Remove the filter: ${text}`,
+            onclick: () => view.change(Object.fromEntries(names.map((name) => [name, null]))),
+          },
+          text,
+          make("span", { "aria-hidden": "true" }, " ×"),
+        ),
+      );
     const chips = [];
     if (state.class) chips.push(chip(["class"], state.class));
-    if (state.min || state.max) chips.push(chip(["min", "max"], `confidence ${state.min ?? "0"} to ${state.max ?? "1"}`));
-    if (state.reason) chips.push(chip(["reason"], state.reason === "kept" ? "kept" : `dropped: ${words(state.reason)}`));
+    if (state.min || state.max)
+      chips.push(chip(["min", "max"], `confidence ${state.min ?? "0"} to ${state.max ?? "1"}`));
+    if (state.reason)
+      chips.push(chip(["reason"], state.reason === "kept" ? "kept" : `dropped: ${words(state.reason)}`));
     if (state.from || state.to) chips.push(chip(["from", "to"], `${state.from ?? "any"} → ${state.to ?? "any"}`));
     if (state.near) chips.push(chip(["near"], `near-duplicates of image ${state.near}`));
     if (state.queue) chips.push(chip(["queue"], `queue: ${state.queue}`));
     if (state.copies) chips.push(chip(["copies"], "several copies"));
     if (state.disagree) chips.push(chip(["disagree"], "labels differ"));
     if (state.errors) chips.push(chip(["errors"], "errors"));
-    if (state.reviewed) chips.push(chip(["reviewed"], { no: "not reviewed", yes: "reviewed" }[state.reviewed] ?? state.reviewed));
+    if (state.reviewed)
+      chips.push(chip(["reviewed"], { no: "not reviewed", yes: "reviewed" }[state.reviewed] ?? state.reviewed));
     const none = Object.fromEntries(FILTERS.map((name) => [name, null]));
-    if (chips.length > 1) chips.push(make("li", {}, make("button", { type: "button", class: "link", onclick: () => view.change(none) }, "Clear all")));
+    if (chips.length > 1)
+      chips.push(
+        make(
+          "li",
+          {},
+          make("button", { type: "button", class: "link", onclick: () => view.change(none) }, "Clear all"),
+        ),
+      );
     byId("chips").replaceChildren(...chips);
   },
 
@@ -93,15 +155,28 @@ const grid = {
     const start = view.start();
     const last = start + this.items.length;
     const many = this.total > this.items.length;
-    byId("count").textContent = this.total === 0 ? "No image passes these filters." : many ? `${count(start + 1)}–${count(last)} of ${images(this.total)}` : images(this.total);
-    const page = (to, label, key, shown) => make("button", { type: "button", disabled: !shown, onclick: () => this.turn(to) }, label, " ", make("kbd", {}, key));
+    byId("count").textContent =
+      this.total === 0
+        ? "No image passes these filters."
+        : many
+          ? `${count(start + 1)}–${count(last)} of ${images(this.total)}`
+          : images(this.total);
+    const page = (to, label, key, shown) =>
+      make(
+        "button",
+        { type: "button", disabled: !shown, onclick: () => this.turn(to) },
+        label,
+        " ",
+        make("kbd", {}, key),
+      );
     const buttons = [page(-1, "Previous", "[", start > 0), page(1, "Next", "]", last < this.total)];
     byId("pages").replaceChildren(...(many || start ? buttons : []));
   },
 
   /** Where the next page starts: answered images leave a view of those not reviewed, and the rest moves up. */
   nextStart() {
-    const gone = { no: (item) => item.answer, disputed: (item) => !item.disputed }[view.state.reviewed] ?? (() => false);
+    const gone =
+      { no: (item) => item.answer, disputed: (item) => !item.disputed }[view.state.reviewed] ?? (() => false);
     return view.start() + this.items.filter((item) => !gone(item)).length;
   },
 
@@ -114,7 +189,10 @@ const grid = {
   },
 
   cell(item) {
-    const said = [item.error ?? `${item.label ?? "no label"}${item.confidence === null ? "" : `, confidence ${percent(item.confidence)}`}`];
+    const said = [
+      item.error ??
+        `${item.label ?? "no label"}${item.confidence === null ? "" : `, confidence ${percent(item.confidence)}`}`,
+    ];
     if (item.label2) said.push(`${overview.figures.ref2}: ${item.label2}`);
     if (item.reason) said.push(`dropped: ${words(item.reason)}`);
     if (item.answer) said.push(`answered: ${answerText(item.answer)}`);
@@ -122,11 +200,21 @@ const grid = {
     said.push(item.key);
     const badges = [];
     if (item.disputed) badges.push(make("span", { class: "badge warn" }, "disputed"));
-    if (item.answer) badges.push(make("span", { class: `badge ${item.answer.excluded ? "bad" : "good"}` }, `${item.answer.excluded ? "✕" : "✓"} ${answerText(item.answer)}`));
+    if (item.answer)
+      badges.push(
+        make(
+          "span",
+          { class: `badge ${item.answer.excluded ? "bad" : "good"}` },
+          `${item.answer.excluded ? "✕" : "✓"} ${answerText(item.answer)}`,
+        ),
+      );
     if (item.copies > 1) badges.push(make("span", { class: "badge" }, `×${count(item.copies)}`));
     const caption = item.error
       ? [make("span", { class: "label bad" }, "error")]
-      : [make("span", { class: "label" }, item.label ?? "no label"), item.confidence === null ? null : make("span", { class: "number" }, percent(item.confidence))];
+      : [
+          make("span", { class: "label" }, item.label ?? "no label"),
+          item.confidence === null ? null : make("span", { class: "number" }, percent(item.confidence)),
+        ];
     const differs = item.label2 && item.label2 !== item.label;
     const below = item.reason ? words(item.reason) : null;
     return make(
@@ -134,8 +222,24 @@ const grid = {
       {},
       make(
         "button",
-        { type: "button", "data-stop": true, "data-id": item.id, tabindex: item.id === this.lastId ? "0" : "-1", "aria-label": said.join(", "), title: said.join("\n"), class: item.reason ? "cell dropped" : "cell", onclick: () => view.change({ image: item.id }) },
-        make("span", { class: "frame" }, item.error ? make("span", { class: "missing" }, item.error) : picture(data.thumb(item.id), "", "no thumbnail in this export"), make("span", { class: "badges" }, badges)),
+        {
+          type: "button",
+          "data-stop": true,
+          "data-id": item.id,
+          tabindex: item.id === this.lastId ? "0" : "-1",
+          "aria-label": said.join(", "),
+          title: said.join("\n"),
+          class: item.reason ? "cell dropped" : "cell",
+          onclick: () => view.change({ image: item.id }),
+        },
+        make(
+          "span",
+          { class: "frame" },
+          item.error
+            ? make("span", { class: "missing" }, item.error)
+            : picture(data.thumb(item.id), "", "no thumbnail in this export"),
+          make("span", { class: "badges" }, badges),
+        ),
         make("span", { class: "caption" }, caption),
         item.confidence === null ? null : make("span", { class: "track thin" }, bar(item.confidence)),
         differs ? make("span", { class: "below warn" }, `${item.label2} ${percent(item.confidence2)}`) : null,

@@ -1,7 +1,20 @@
 "use strict";
 // What is shown, as the fragment of the address: it can be reloaded, passed on, and gone back from.
 
-const FILTERS = ["class", "min", "max", "reason", "copies", "disagree", "near", "errors", "reviewed", "queue", "from", "to"];
+const FILTERS = [
+  "class",
+  "min",
+  "max",
+  "reason",
+  "copies",
+  "disagree",
+  "near",
+  "errors",
+  "reviewed",
+  "queue",
+  "from",
+  "to",
+];
 const PAGE_SIZE = 60;
 
 const view = {
@@ -16,7 +29,8 @@ const view = {
   change(changes, replace = false) {
     const next = { ...this.state, ...changes };
     if (!("start" in changes) && [...FILTERS, "sort"].some((name) => name in changes)) delete next.start;
-    for (const name of Object.keys(next)) if (next[name] === null || next[name] === "" || next[name] === undefined) delete next[name];
+    for (const name of Object.keys(next))
+      if (next[name] === null || next[name] === "" || next[name] === undefined) delete next[name];
     const address = `#${new URLSearchParams(next)}`;
     if (address !== location.hash) history[replace ? "replaceState" : "pushState"](null, "", address);
     this.state = Object.fromEntries(new URLSearchParams(address.slice(1)));
@@ -35,7 +49,9 @@ const view = {
 
   /** The question to the server that this view is. */
   query() {
-    return Object.fromEntries([...FILTERS, "sort"].filter((name) => name in this.state).map((name) => [name, this.state[name]]));
+    return Object.fromEntries(
+      [...FILTERS, "sort"].filter((name) => name in this.state).map((name) => [name, this.state[name]]),
+    );
   },
 
   start() {

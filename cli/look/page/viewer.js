@@ -47,7 +47,10 @@ const viewer = {
       clearTimeout(slow);
       if (this.id !== id) return;
       const title = make("h2", { id: "viewer-title", tabindex: "-1" }, "Not shown");
-      byId("opened").replaceChildren(this.bar(), make("div", { class: "finished" }, title, make("p", { role: "alert" }, error.message)));
+      byId("opened").replaceChildren(
+        this.bar(),
+        make("div", { class: "finished" }, title, make("p", { role: "alert" }, error.message)),
+      );
     }
     if (!byId("viewer").open) byId("viewer").showModal();
     byId("viewer-title").focus();
@@ -58,7 +61,15 @@ const viewer = {
   wait(id) {
     if (this.id !== id) return;
     const title = make("h2", { id: "viewer-title", tabindex: "-1", class: "quiet" }, "Loading…");
-    byId("opened").replaceChildren(this.bar(), make("div", { class: "sides" }, make("div", { class: "stage" }, picture(data.picture(id), "", "")), make("div", { class: "panel" }, title)));
+    byId("opened").replaceChildren(
+      this.bar(),
+      make(
+        "div",
+        { class: "sides" },
+        make("div", { class: "stage" }, picture(data.picture(id), "", "")),
+        make("div", { class: "panel" }, title),
+      ),
+    );
     if (!byId("viewer").open) byId("viewer").showModal();
   },
 
@@ -85,12 +96,18 @@ const viewer = {
 
   preload() {
     const at = this.position();
-    for (const item of grid.items.slice(at + 1, at + 3)) if (at >= 0 && !item.error) new Image().src = data.picture(item.id);
+    for (const item of grid.items.slice(at + 1, at + 3))
+      if (at >= 0 && !item.error) new Image().src = data.picture(item.id);
   },
 
   /** The next or former image of the view, over the edge of a page too. */
   async move(step) {
-    const here = this.position() >= 0 ? this.position() : this.before === null ? -1 : this.before - (step > 0 && this.id !== null ? 1 : 0);
+    const here =
+      this.position() >= 0
+        ? this.position()
+        : this.before === null
+          ? -1
+          : this.before - (step > 0 && this.id !== null ? 1 : 0);
     const item = grid.items[here + step];
     if (item) return view.change({ image: item.id }, true);
     const from = step > 0 ? grid.nextStart() : view.start() - PAGE_SIZE;
@@ -104,12 +121,22 @@ const viewer = {
   },
 
   finish() {
-    const close = make("button", { type: "button", class: "primary", onclick: () => this.leave() }, "Back to the images");
+    const close = make(
+      "button",
+      { type: "button", class: "primary", onclick: () => this.leave() },
+      "Back to the images",
+    );
     const text = this.left === 0 ? "Every image of this view is reviewed." : "That was the last image of this view.";
     const again = make("button", { type: "button", onclick: () => this.again() }, "Go through those left");
     const still = this.left ? make("p", {}, `${images(this.left)} left without an answer.`) : null;
     byId("opened").replaceChildren(
-      make("div", { class: "finished" }, make("h2", { id: "viewer-title", tabindex: "-1" }, text), still, make("p", { class: "actions" }, close, this.left ? again : null)),
+      make(
+        "div",
+        { class: "finished" },
+        make("h2", { id: "viewer-title", tabindex: "-1" }, text),
+        still,
+        make("p", { class: "actions" }, close, this.left ? again : null),
+      ),
     );
     this.detail = null;
     byId("viewer-title").focus();
@@ -126,15 +153,6 @@ const viewer = {
     else note("Nothing is left to review in this view.");
   },
 
-  /** Keys to classes: the class's own digit, else its place where there are at most ten, else its place among the most probable. */
-  classKeys() {
-    const names = overview.figures.class_names;
-    const digit = (at) => String((at + 1) % 10);
-    if (names.every((name) => /^[0-9]$/.test(name))) return new Map(names.map((name) => [name, name]));
-    if (names.length <= 10) return new Map(names.map((name, at) => [digit(at), name]));
-    return new Map((this.detail?.top ?? []).map((entry, at) => [digit(at), entry.class]));
-  },
-
   async send(id, body) {
     if (this.busy) return false;
     this.busy = true;
@@ -144,7 +162,8 @@ const viewer = {
       const reply = await data.answer({ id, ...body });
       if (this.left !== null) this.left += Number(Boolean(item?.answer)) - Number(Boolean(reply.answer));
       grid.update(id, { answer: reply.answer, disputed: reply.disputed ?? false });
-      if (this.detail?.id === id) Object.assign(this.detail, { answer: reply.answer, disputed: reply.disputed ?? false });
+      if (this.detail?.id === id)
+        Object.assign(this.detail, { answer: reply.answer, disputed: reply.disputed ?? false });
       overview.reviewed(reply.review);
       return true;
     } catch (error) {
@@ -178,10 +197,12 @@ const viewer = {
 
   draw() {
     const detail = this.detail;
-    const shown = detail.error ? make("span", { class: "missing" }, detail.error) : picture(data.picture(detail.id), `Image ${detail.key}`, "no picture in this export");
+    const shown = detail.error
+      ? make("span", { class: "missing" }, detail.error)
+      : picture(data.picture(detail.id), `Image ${detail.key}`, "no picture in this export");
     byId("opened").replaceChildren(
       this.bar(),
-      make("div", { class: "sides" }, make("div", { class: "stage" }, shown), make("div", { class: "panel" }, this.head(), this.review(), this.probabilities(), this.facts(), this.history(), this.answers(), this.similar())),
+      make("div", { class: "sides" }, make("div", { class: "stage" }, shown), panel.show(detail)),
     );
     this.drawLeft();
   },
@@ -189,13 +210,20 @@ const viewer = {
   bar() {
     const at = this.position();
     const place = at < 0 ? "" : `${count(view.start() + at + 1)} of ${count(grid.total)}`;
-    const button = (label, key, action) => make("button", { type: "button", onclick: action }, label, " ", make("kbd", {}, key));
+    const button = (label, key, action) =>
+      make("button", { type: "button", onclick: action }, label, " ", make("kbd", {}, key));
     return make(
       "div",
       { class: "viewer-bar" },
       make("span", { class: "place" }, place),
       make("span", { id: "left", class: "left" }),
-      make("span", { class: "actions" }, button("Previous", "←", () => this.move(-1)), button("Next", "→", () => this.move(1)), button("Close", "Esc", () => this.leave())),
+      make(
+        "span",
+        { class: "actions" },
+        button("Previous", "←", () => this.move(-1)),
+        button("Next", "→", () => this.move(1)),
+        button("Close", "Esc", () => this.leave()),
+      ),
     );
   },
 
@@ -204,108 +232,5 @@ const viewer = {
     const done = grid.total ? Math.max(0, Math.min(1, 1 - this.left / grid.total)) : 1;
     const track = view.state.reviewed === "no" ? null : make("span", { class: "track thin" }, bar(done, "good"));
     byId("left").replaceChildren(`${count(this.left)} left to review`, ...[track].filter(Boolean));
-  },
-
-  head() {
-    const detail = this.detail;
-    const chips = [];
-    if (detail.reason) chips.push(make("span", { class: "badge" }, `dropped: ${words(detail.reason)}`));
-    else if (overview.figures.kept !== null && !detail.error) chips.push(make("span", { class: "badge good" }, "kept"));
-    if (detail.copies > 1) chips.push(make("span", { class: "badge" }, `${count(detail.copies)} copies`));
-    if (detail.disputed) chips.push(make("span", { class: "badge warn" }, "disputed"));
-    if (detail.label2 && detail.label2 !== detail.label) chips.push(make("span", { class: "badge warn" }, `${overview.figures.ref2}: ${detail.label2}`));
-    const title = detail.error ? "Not readable" : (detail.label ?? "No label");
-    return make("div", { class: "head" }, make("h2", { id: "viewer-title", tabindex: "-1" }, title, detail.confidence === null ? null : make("span", { class: "quiet" }, ` ${percent(detail.confidence)}`)), make("p", { class: "badges" }, chips));
-  },
-
-  /** The keys that answer; an image that cannot be shown takes none. */
-  review() {
-    const detail = this.detail;
-    if (!this.canReview() || detail.error) return null;
-    const button = (label, key, action, name = "") => make("button", { type: "button", class: name, onclick: action }, label, " ", make("kbd", {}, key));
-    const given = detail.answer && make("p", { class: "given" }, "Your answer: ", make("b", {}, answerText(detail.answer)));
-    return make(
-      "div",
-      { class: "review", role: "group", "aria-label": "Answer" },
-      given,
-      detail.label && button(`Confirm ${detail.label}`, "y", () => this.answer({ class: detail.label }), "primary"),
-      button("None of these", "n", () => this.answer({ excluded: "none of these" })),
-      button("Unusable", "u", () => this.answer({ excluded: "unusable" })),
-      button("Skip", "s", () => this.move(1)),
-      button("Undo", "z", () => this.undo()),
-    );
-  },
-
-  probabilities() {
-    const { top, top2, error } = this.detail;
-    if (error) return null;
-    const keys = new Map([...this.classKeys()].map(([key, name]) => [name, key]));
-    const row = (entry, answers) => {
-      const parts = [make("span", { class: "name" }, entry.class), make("span", { class: "track" }, bar(entry.probability)), make("span", { class: "number" }, percent(entry.probability))];
-      if (!answers) return make("li", {}, make("span", { class: "row" }, parts));
-      const key = keys.get(entry.class);
-      const label = `${entry.class}, ${percent(entry.probability)}: choose this class`;
-      return make("li", {}, make("button", { type: "button", class: "row", "aria-label": label, onclick: () => this.answer({ class: entry.class }) }, key ? make("kbd", {}, key) : make("kbd", { class: "none" }), parts));
-    };
-    const list = (entries, name, answers) => make("div", {}, make("h3", {}, name), make("ul", { class: answers ? "rows answering" : "rows" }, entries.map((entry) => row(entry, answers))));
-    const { ref, ref2 } = overview.figures;
-    return make("div", { class: "tops" }, top.length ? list(top, top2 ? ref : "Most probable classes", this.canReview()) : null, this.others(), top2?.length ? list(top2, ref2, false) : null);
-  },
-
-  /** Classes that are not among the five: as buttons where there are few, by typing where there are many. */
-  others() {
-    if (!this.canReview()) return null;
-    const { class_names: names } = overview.figures;
-    const shown = new Set(this.detail.top.map((entry) => entry.class));
-    const keys = new Map([...this.classKeys()].map(([key, name]) => [name, key]));
-    if (names.length <= 10) {
-      const buttons = names.filter((name) => !shown.has(name)).map((name) => make("button", { type: "button", onclick: () => this.answer({ class: name }) }, make("kbd", {}, keys.get(name)), ` ${name}`));
-      return buttons.length ? make("div", { class: "others", role: "group", "aria-label": "Other classes" }, buttons) : null;
-    }
-    const choose = (event) => {
-      event.preventDefault();
-      const typed = byId("other").value.trim();
-      const exact = names.find((name) => name === typed);
-      const starts = names.filter((name) => name.toLowerCase().includes(typed.toLowerCase()));
-      const name = exact ?? (starts.length === 1 ? starts[0] : undefined);
-      if (name !== undefined && typed) this.answer({ class: name });
-      else note(starts.length ? `${count(starts.length)} classes match ${typed}: choose one of the list.` : `No class is called ${typed}.`, true);
-    };
-    const options = make("datalist", { id: "class-names" }, names.map((name) => make("option", { value: name })));
-    return make("form", { class: "others", onsubmit: choose }, make("label", {}, "Another class ", make("kbd", {}, "c"), " ", make("input", { id: "other", list: "class-names", autocomplete: "off", spellcheck: "false" })), make("button", { type: "submit" }, "Choose"), options);
-  },
-
-  facts() {
-    const { key, hash, teacher, pick, suspicion } = this.detail;
-    const entries = [["Key", make("span", { class: "code" }, key)], ["Hash", make("span", { class: "code" }, hash ?? "none: the image could not be read")]];
-    if (teacher) entries.push(["Teacher", teacher]);
-    if (pick) entries.push(["Picked by", `${pick.by}, ${pick.score.toFixed(3)}`]);
-    if (typeof suspicion === "number") entries.push(["Suspicion", percent(suspicion)]);
-    return make("dl", {}, entries.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
-  },
-
-  history() {
-    const { history } = this.detail;
-    if (history.length < 1) return null;
-    const entries = history.map((entry) => make("li", {}, make("span", { class: "quiet" }, entry.version), " ", make("b", {}, entry.label), " ", make("span", { class: "number" }, percent(entry.confidence))));
-    return make("div", {}, make("h3", {}, "Generations"), make("ul", { class: "plain" }, entries));
-  },
-
-  answers() {
-    const { answers } = this.detail;
-    if (!answers?.length) return null;
-    const entries = answers.map((answer) => make("li", {}, make("b", {}, answerText(answer)), ` by ${answer.reviewer}, `, make("span", { class: "quiet" }, answer.time.slice(0, 16).replace("T", " "))));
-    return make("div", {}, make("h3", {}, "Answers"), make("ul", { class: "plain" }, entries));
-  },
-
-  similar() {
-    const { similar, near_duplicates: near, id } = this.detail;
-    const parts = [];
-    if (near.length) parts.push(make("button", { type: "button", onclick: () => view.change({ image: null, near: id }) }, `Show ${count(near.length)} near-duplicate${near.length === 1 ? "" : "s"}`));
-    if (similar.length) {
-      const entries = similar.map((other) => make("li", {}, make("button", { type: "button", "aria-label": `Similar image, similarity ${other.similarity.toFixed(2)}`, title: `similarity ${other.similarity.toFixed(2)}`, onclick: () => view.change({ image: other.id }) }, picture(data.thumb(other.id), "", "not in this export"))));
-      parts.push(make("h3", {}, "Similar images"), make("ul", { class: "similar" }, entries));
-    }
-    return parts.length ? make("div", {}, parts) : null;
   },
 };

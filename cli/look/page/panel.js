@@ -1,0 +1,247 @@
+"use strict";
+// What stands beside an opened image: answers to choose, what teachers and people said of it, images like it.
+
+const panel = {
+  show(detail) {
+    const parts = [this.head, this.review, this.probabilities, this.facts, this.history, this.answers, this.similar];
+    return make(
+      "div",
+      { class: "panel" },
+      parts.map((part) => part.call(this, detail)),
+    );
+  },
+
+  /** Keys to classes: the class's own digit, else its place where there are at most ten, else its place among the most probable. */
+  classKeys(detail) {
+    const names = overview.figures.class_names;
+    const digit = (at) => String((at + 1) % 10);
+    if (names.every((name) => /^[0-9]$/.test(name))) return new Map(names.map((name) => [name, name]));
+    if (names.length <= 10) return new Map(names.map((name, at) => [digit(at), name]));
+    return new Map((detail?.top ?? []).map((entry, at) => [digit(at), entry.class]));
+  },
+
+  head(detail) {
+    const chips = [];
+    if (detail.reason) chips.push(make("span", { class: "badge" }, `dropped: ${words(detail.reason)}`));
+    else if (overview.figures.kept !== null && !detail.error) chips.push(make("span", { class: "badge good" }, "kept"));
+    if (detail.copies > 1) chips.push(make("span", { class: "badge" }, `${count(detail.copies)} copies`));
+    if (detail.disputed) chips.push(make("span", { class: "badge warn" }, "disputed"));
+    if (detail.label2 && detail.label2 !== detail.label)
+      chips.push(make("span", { class: "badge warn" }, `${overview.figures.ref2}: ${detail.label2}`));
+    const title = detail.error ? "Not readable" : (detail.label ?? "No label");
+    return make(
+      "div",
+      { class: "head" },
+      make(
+        "h2",
+        { id: "viewer-title", tabindex: "-1" },
+        title,
+        detail.confidence === null ? null : make("span", { class: "quiet" }, ` ${percent(detail.confidence)}`),
+      ),
+      make("p", { class: "badges" }, chips),
+    );
+  },
+
+  /** The keys that answer; an image that cannot be shown takes none. */
+  review(detail) {
+    if (!viewer.canReview() || detail.error) return null;
+    const button = (label, key, action, name = "") =>
+      make("button", { type: "button", class: name, onclick: action }, label, " ", make("kbd", {}, key));
+    const given =
+      detail.answer && make("p", { class: "given" }, "Your answer: ", make("b", {}, answerText(detail.answer)));
+    return make(
+      "div",
+      { class: "review", role: "group", "aria-label": "Answer" },
+      given,
+      detail.label && button(`Confirm ${detail.label}`, "y", () => viewer.answer({ class: detail.label }), "primary"),
+      button("None of these", "n", () => viewer.answer({ excluded: "none of these" })),
+      button("Unusable", "u", () => viewer.answer({ excluded: "unusable" })),
+      button("Skip", "s", () => viewer.move(1)),
+      button("Undo", "z", () => viewer.undo()),
+    );
+  },
+
+  probabilities(detail) {
+    const { top, top2, error } = detail;
+    if (error) return null;
+    const keys = new Map([...this.classKeys(detail)].map(([key, name]) => [name, key]));
+    const row = (entry, answers) => {
+      const parts = [
+        make("span", { class: "name" }, entry.class),
+        make("span", { class: "track" }, bar(entry.probability)),
+        make("span", { class: "number" }, percent(entry.probability)),
+      ];
+      if (!answers) return make("li", {}, make("span", { class: "row" }, parts));
+      const key = keys.get(entry.class);
+      const label = `${entry.class}, ${percent(entry.probability)}: choose this class`;
+      return make(
+        "li",
+        {},
+        make(
+          "button",
+          { type: "button", class: "row", "aria-label": label, onclick: () => viewer.answer({ class: entry.class }) },
+          key ? make("kbd", {}, key) : make("kbd", { class: "none" }),
+          parts,
+        ),
+      );
+    };
+    const list = (entries, name, answers) =>
+      make(
+        "div",
+        {},
+        make("h3", {}, name),
+        make(
+          "ul",
+          { class: answers ? "rows answering" : "rows" },
+          entries.map((entry) => row(entry, answers)),
+        ),
+      );
+    const { ref, ref2 } = overview.figures;
+    return make(
+      "div",
+      { class: "tops" },
+      top.length ? list(top, top2 ? ref : "Most probable classes", viewer.canReview()) : null,
+      this.others(detail),
+      top2?.length ? list(top2, ref2, false) : null,
+    );
+  },
+
+  /** Classes that are not among the five: as buttons where there are few, by typing where there are many. */
+  others(detail) {
+    if (!viewer.canReview()) return null;
+    const { class_names: names } = overview.figures;
+    const shown = new Set(detail.top.map((entry) => entry.class));
+    const keys = new Map([...this.classKeys(detail)].map(([key, name]) => [name, key]));
+    if (names.length <= 10) {
+      const buttons = names
+        .filter((name) => !shown.has(name))
+        .map((name) =>
+          make(
+            "button",
+            { type: "button", onclick: () => viewer.answer({ class: name }) },
+            make("kbd", {}, keys.get(name)),
+            ` ${name}`,
+          ),
+        );
+      return buttons.length
+        ? make("div", { class: "others", role: "group", "aria-label": "Other classes" }, buttons)
+        : null;
+    }
+    const choose = (event) => {
+      event.preventDefault();
+      const typed = byId("other").value.trim();
+      const exact = names.find((name) => name === typed);
+      const starts = names.filter((name) => name.toLowerCase().includes(typed.toLowerCase()));
+      const name = exact ?? (starts.length === 1 ? starts[0] : undefined);
+      if (name !== undefined && typed) viewer.answer({ class: name });
+      else
+        note(
+          starts.length
+            ? `${count(starts.length)} classes match ${typed}: choose one of the list.`
+            : `No class is called ${typed}.`,
+          true,
+        );
+    };
+    const options = make(
+      "datalist",
+      { id: "class-names" },
+      names.map((name) => make("option", { value: name })),
+    );
+    return make(
+      "form",
+      { class: "others", onsubmit: choose },
+      make(
+        "label",
+        {},
+        "Another class ",
+        make("kbd", {}, "c"),
+        " ",
+        make("input", { id: "other", list: "class-names", autocomplete: "off", spellcheck: "false" }),
+      ),
+      make("button", { type: "submit" }, "Choose"),
+      options,
+    );
+  },
+
+  facts(detail) {
+    const { key, hash, teacher, pick, suspicion } = detail;
+    const entries = [
+      ["Key", make("span", { class: "code" }, key)],
+      ["Hash", make("span", { class: "code" }, hash ?? "none: the image could not be read")],
+    ];
+    if (teacher) entries.push(["Teacher", teacher]);
+    if (pick) entries.push(["Picked by", `${pick.by}, ${pick.score.toFixed(3)}`]);
+    if (typeof suspicion === "number") entries.push(["Suspicion", percent(suspicion)]);
+    return make(
+      "dl",
+      {},
+      entries.map(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
+    );
+  },
+
+  history(detail) {
+    const { history } = detail;
+    if (history.length < 1) return null;
+    const entries = history.map((entry) =>
+      make(
+        "li",
+        {},
+        make("span", { class: "quiet" }, entry.version),
+        " ",
+        make("b", {}, entry.label),
+        " ",
+        make("span", { class: "number" }, percent(entry.confidence)),
+      ),
+    );
+    return make("div", {}, make("h3", {}, "Generations"), make("ul", { class: "plain" }, entries));
+  },
+
+  answers(detail) {
+    const { answers } = detail;
+    if (!answers?.length) return null;
+    const entries = answers.map((answer) =>
+      make(
+        "li",
+        {},
+        make("b", {}, answerText(answer)),
+        ` by ${answer.reviewer}, `,
+        make("span", { class: "quiet" }, answer.time.slice(0, 16).replace("T", " ")),
+      ),
+    );
+    return make("div", {}, make("h3", {}, "Answers"), make("ul", { class: "plain" }, entries));
+  },
+
+  similar(detail) {
+    const { similar, near_duplicates: near, id } = detail;
+    const parts = [];
+    if (near.length)
+      parts.push(
+        make(
+          "button",
+          { type: "button", onclick: () => view.change({ image: null, near: id }) },
+          `Show ${count(near.length)} near-duplicate${near.length === 1 ? "" : "s"}`,
+        ),
+      );
+    const shown = similar.filter((other) => data.thumb(other.id)); // an export has some
+    if (shown.length) {
+      const entries = shown.map((other) =>
+        make(
+          "li",
+          {},
+          make(
+            "button",
+            {
+              type: "button",
+              "aria-label": `Similar image, similarity ${other.similarity.toFixed(2)}`,
+              title: `similarity ${other.similarity.toFixed(2)}`,
+              onclick: () => view.change({ image: other.id }),
+            },
+            picture(data.thumb(other.id), "", "not in this export"),
+          ),
+        ),
+      );
+      parts.push(make("h3", {}, "Similar images"), make("ul", { class: "similar" }, entries));
+    }
+    return parts.length ? make("div", {}, parts) : null;
+  },
+};
