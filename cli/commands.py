@@ -3,7 +3,8 @@
 import ast
 import functools
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Command:
     function: str
     epilog: str | None = None
     only_shows: bool = False
+    actions: Mapping[str, str] = field(default_factory=dict)  # the functions of what stands behind its name, by that
 
     def outline(self, name: str) -> TyperCommand:
         """Its name and help, read from the source of its function."""
@@ -34,8 +36,14 @@ class Command:
 
     def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
         """The command itself."""
-        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        function = getattr(importlib.import_module(f".{self.module}", __package__), self.function)
+        alone = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
+        module = importlib.import_module(f".{self.module}", __package__)
+        function = getattr(module, self.function)
+        if self.actions:
+            alone.callback(no_args_is_help=True, help=function.__doc__)(function)
+            for action, called in self.actions.items():
+                alone.command(action)(getattr(module, called))
+            return typer.main.get_command(alone)
         alone.command(name, epilog=self.epilog)(function)
         return typer.main.get_command(alone)
 
@@ -49,6 +57,7 @@ COMMANDS = {
     "train": Command("train", "train", _STOPS),
     "evaluate": Command("evaluate", "evaluate"),
     "embed": Command("embed", "embed"),
+    "review": Command("review", "review", actions={"freeze": "freeze", "import": "import_file", "export": "export_file"}),
     "list": Command("versions", "list_versions", only_shows=True),
     "show": Command("show", "show", only_shows=True),
     "look": Command("looking", "look"),

@@ -37,7 +37,9 @@ def in_our_words(message: str) -> str:
 
 def _options(command: str) -> dict[str, str]:
     """The options of a command by the settings that they give; of an argument what its help calls it."""
-    parameters = loaded.params if (loaded := load(command)) else []
+    loaded = load(command)
+    actions = getattr(loaded, "commands", {}).values()
+    parameters = [one for action in (loaded, *actions) for one in action.params] if loaded else []
     return {one.name: one.opts[0] if one.param_type_name == "option" else one.metavar or one.name.upper() for one in parameters}
 
 

@@ -92,6 +92,7 @@ def pull(
     following = {
         "generation": f"nst balance {version.ref}",
         "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
+        "review": f"nst show {version.folder.parent.name}@gen-N --truth {version.ref}",
         "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
     }
     print(f"{as_sealed(version)}\n  {version.folder}\n  next: {following[manifest.kind]}")

@@ -38,7 +38,7 @@ def show(
     there = open_store(store)
     version = there.open(ref)
     result = version.manifest.model_dump(mode="json")
-    if version.manifest.kind != "teacher":
+    if version.manifest.kind in ("generation", "edition"):
         result["confidence"] = _confidence(version, there)
     if truth is not None:
         result["quality"] = _quality(version, there, truth, class_names, image_column, label_column)
@@ -76,6 +76,10 @@ def _quality(
 
     if version.manifest.kind == "teacher":
         raise UsageError(f"--truth: {version.ref} is a teacher and has no labels; `nst evaluate {version.ref} --data SOURCE` measures it")
+    if version.manifest.kind == "review":
+        raise UsageError(
+            f"--truth measures labels of a teacher; name a generation or an edition, as in `nst show NAME --truth {version.ref}`"
+        )
     columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     return asdict(quality(store, version, location, **columns, progress=terminal()))
 

@@ -15,7 +15,9 @@ from .options import JsonOption, StoreOption, open_store, print_json
 if TYPE_CHECKING:
     from nst_data.store.manifest import Manifest
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="name@gen-N or name@gen-N.K; a name alone means its newest version.")]
+Ref = Annotated[
+    str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; a name alone means its newest version.")
+]
 
 
 def list_versions(
@@ -102,7 +104,7 @@ def _summary(version: Version) -> dict[str, Any]:
 
 def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
     """How much a version holds; with its folder, what was measured of a teacher."""
-    from nst_data.store.manifest import EditionManifest, GenerationManifest, TeacherManifest
+    from nst_data.store.manifest import EditionManifest, GenerationManifest, ReviewManifest, TeacherManifest
     from nst_data.store.metrics import Metrics
 
     match manifest:
@@ -110,6 +112,8 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
             return f"{counts.labeled:,} images labeled"
         case EditionManifest(counts=counts):
             return f"{counts.copies:,} entries, {counts.unique:,} images"
+        case ReviewManifest(counts=counts):
+            return f"{counts.answered:,} images answered, {sum(counts.per_class.values()):,} with a class"
         case TeacherManifest(counts=counts, request=request):
             top1 = Metrics.read(folder).test_top1 if folder else None
             measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"

@@ -14,7 +14,7 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
-from nst_data.store.counts import EditionCounts, GenerationCounts
+from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
@@ -87,16 +87,18 @@ def dataset_metadata(described: Described, published: Published | None, earlier:
     configs[0]["default"] = True
     counts = described.manifest.counts
     rows = counts.unique if isinstance(counts, EditionCounts) else counts.labeled if isinstance(counts, GenerationCounts) else 0
+    is_review = isinstance(counts, ReviewCounts)
+    rows = counts.answered if isinstance(counts, ReviewCounts) else rows
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     pool_source = pool_source_of(published, earlier)
     return {
         **license_of(published, earlier),
         "pretty_name": f"{published.repo.partition('/')[2] if published else described.target.parent.name} {described.target.name}",
         "task_categories": ["image-classification"],
-        "annotations_creators": ["machine-generated"],
+        "annotations_creators": ["expert-generated" if is_review else "machine-generated"],
         "source_datasets": _repos(places, "pool") or ["original"],
         "size_categories": [_size_category(rows)],
-        "tags": ["nst", TAG, "pseudo-labels", "self-training"],
+        "tags": ["nst", TAG, "reviews" if is_review else "pseudo-labels", "self-training"],
         "configs": configs,
         **_dataset_info(described, published),
         **({_OWN_KEY: {"pool_source": pool_source}} if pool_source is not None else {}),

@@ -28,7 +28,7 @@ from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
 from nst_data.cards.own_text import OwnText, own_text, read_card
 from nst_data.cards.published import Published, place_of, public_name
 from nst_data.cards.reproduction import command, thresholds
-from nst_data.store.counts import EditionCounts, GenerationCounts
+from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.files import write_text
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, TeacherManifest
@@ -42,7 +42,7 @@ _ENDS = 20
 
 
 def dataset_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
-    """The card of a generation or an edition: as it stands in its folder or, `published`, on the Hub, without any local path.
+    """The card of a generation, an edition or a review: as it stands in its folder or, `published`, on the Hub, without any local path.
 
     `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in. The pictures that
     lie in the folder are shown; `write_pictures` draws them.
@@ -74,6 +74,10 @@ def write_model_card(described: Described) -> OwnText:
 def _dataset_card(described: Described, published: Published | None) -> str:
     earlier, own = _earlier(described.folder, published)
     counts = described.manifest.counts
+    if isinstance(counts, ReviewCounts):
+        about = _about(described, published, earlier) | {"labels": sum(counts.per_class.values()), "per_class": _class_rows(described)}
+        text = _render("review.md.jinja", **about, table=described.table, pool_source=pool_source_of(published, earlier))
+        return front_matter(dataset_metadata(described, published, earlier)) + text + own.section
     assert isinstance(counts, GenerationCounts | EditionCounts), "teachers have cards of their own"
     pictures = [name for name in (CONFIDENCE, CLASSES) if (described.folder / name).is_file()]
     text = _render(

@@ -8,9 +8,9 @@ from typing import Self
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.store.counts import CalibrationCounts, EditionCounts, GenerationCounts
+from nst_data.store.counts import CalibrationCounts, EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.inputs import EditionInputs, Input, Inputs, TeacherInputs
-from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest
+from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, ReviewManifest
 from nst_data.store.metrics import Metrics
 from nst_data.store.version import Number, Version
 
@@ -43,12 +43,16 @@ class Described:
     @property
     def table(self) -> str:
         """The table with its labels."""
+        if isinstance(self.manifest, ReviewManifest):
+            return "review"
         return "balanced" if isinstance(self.manifest, EditionManifest) else "pseudo_labels"
 
     @property
     def tables(self) -> list[str]:
         """The tables that it has, that with the labels first."""
         counts = self.manifest.counts
+        if isinstance(counts, ReviewCounts):
+            return [self.table]
         has_errors = counts.errors is not None if isinstance(counts, EditionCounts) else True
         return [self.table, "errors"] if has_errors else [self.table]
 
@@ -66,7 +70,7 @@ class Described:
         match self.manifest.counts:
             case EditionCounts(per_class=rows):
                 return {name: {"labeled": row.labeled, "unique": row.unique, "copies": row.copies} for name, row in rows.items()}
-            case GenerationCounts(per_class=images):
+            case GenerationCounts(per_class=images) | ReviewCounts(per_class=images):
                 return {name: {"labeled": labeled} for name, labeled in images.items()}
         return {}
 

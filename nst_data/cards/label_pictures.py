@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nst_data.cards.described import Described
 from nst_data.store.files import replacing
-from nst_data.store.manifest import EditionManifest, GenerationManifest
+from nst_data.store.manifest import EditionManifest, GenerationManifest, ReviewManifest
 from nst_data.tables.confidence import BINS
 from nst_data.tables.label_tables import histograms, scan_labels
 
@@ -31,13 +31,13 @@ Series = tuple[str, str, NDArray[np.int64]]  # name, color, a count for each bin
 
 
 def write_pictures(described: Described, parts: Path | None = None) -> list[str]:
-    """Draw the pictures of a generation or an edition into its folder; their names, none where its table is not there.
+    """Draw the pictures of a generation or an edition into its folder; their names, none where its table is not there, or of a review.
 
     Labels are counted, never held: 300 million take seconds. Temporary files lie in `parts`, where given. Raises NstError for damaged
     labels.
     """
     files = described.files(described.table)
-    if not files:
+    if not files or isinstance(described.manifest, ReviewManifest):
         return []
     parent = described.parent
     labels = [pl.scan_parquet(files, glob=False), *([scan_labels(parent)] if parent else [])]

@@ -9,7 +9,7 @@ import yaml
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, is_local, place_of, public_name
-from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, TeacherInputs
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Input, ReviewInputs, TeacherInputs
 from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 
 _WIDTH = 120
@@ -40,6 +40,8 @@ def command(described: Described, published: Published | None = None) -> str:
             words += _columns(inputs.pool, inputs.calibration)
         case EditionInputs(like=Input()):
             verb, words = "label", [*([sources["pool"]] if published else []), "--like", sources["like"], *sources.teachers]
+        case ReviewInputs():
+            return ""
         case _:
             verb, words = "balance", [sources["generation"], *sources.exclude]
     options = _options(request.spelled_out, with_pseudo, in_public=published is not None)

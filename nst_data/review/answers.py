@@ -4,24 +4,24 @@ import datetime
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from nst_data.errors import NstError, UsageError
 from nst_data.store.files import fsync, fsync_folder
 from nst_data.store.store import Store, check_name
+from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded
 
-Excluded = Literal["none of these", "unusable"]
-EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)
-RANDOM = "random"  # `picked_by` of images that were drawn evenly
+__all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "Settled", "settled"]
 
 
 @dataclass(frozen=True)
 class Answer:
     """What a reviewer says of an image: its class, or why it has none; `undo` takes their last answer of the image back.
 
-    `picked_by` says how the image was chosen for them, such as `random` or `margin`; None where they came upon it by themselves.
+    `picked_by` says how the image was chosen for them, such as `random` or `margin`; None where they came upon it by themselves. `seen_in`
+    is the version that they looked at, `name@gen-N`.
     """
 
     image_hash: str
@@ -30,6 +30,7 @@ class Answer:
     excluded: Excluded | None = None
     undo: bool = False
     picked_by: str | None = None
+    seen_in: str | None = None
     time: str = ""  # ISO 8601, UTC
     reviewer: str = ""
 
@@ -46,10 +47,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Settled:
-    """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one."""
+    """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one.
+
+    An image that was once picked at random stays so, however often it was answered since: else those that look odd would leave the sample.
+    """
 
     answers: Mapping[str, Answer]
     disputed: Mapping[str, Sequence[Answer]]
+    reviewers: Mapping[str, Sequence[str]] = field(default_factory=dict)  # who agreed on each answer
 
 
 class Answers:
@@ -68,15 +73,28 @@ class Answers:
         """The answer of each reviewer who has one about an image."""
         return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
 
+    def images(self) -> list[str]:
+        """The hashes of the images that anybody has an answer about, in the order of the reviewers and of what they were first asked."""
+        return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, given in file.standing.items() if given))
+
     def settled(self) -> Settled:
-        """The answers that stand, and the disputed images. Of reviewers who agree, the last to answer is named."""
+        """The answers that stand, and the disputed images. Of reviewers who agree, the last to answer is taken."""
         together: dict[str, list[Answer]] = {}
+        at_random: dict[str, Answer] = {}
         for file in self._of_reviewer.values():
             for image_hash, given in file.standing.items():
                 if given:
                     together.setdefault(image_hash, []).append(given[-1])
-        agreed = {image_hash: max(given, key=lambda one: one.time) for image_hash, given in together.items() if _agree(given)}
-        return Settled(agreed, {image_hash: given for image_hash, given in together.items() if image_hash not in agreed})
+                at_random |= {answer.image_hash: answer for answer in given if answer.picked_by == RANDOM}
+        agreed, disputed = dict[str, Answer](), dict[str, Sequence[Answer]]()
+        for image_hash, given in together.items():
+            if len({answer.says for answer in given}) > 1:
+                disputed[image_hash] = given
+                continue
+            last = max(given, key=lambda answer: answer.time)
+            drawn = at_random.get(image_hash, last)
+            agreed[image_hash] = replace(last, picked_by=drawn.picked_by, seen_in=drawn.seen_in)
+        return Settled(agreed, disputed, {image_hash: [answer.reviewer for answer in together[image_hash]] for image_hash in agreed})
 
 
 class AnswerLog:
@@ -96,6 +114,7 @@ class AnswerLog:
         excluded: Excluded | None = None,
         undo: bool = False,
         picked_by: str | None = None,
+        seen_in: str | None = None,
     ) -> Answer | None:
         """Write an answer, of which the last one of an image counts; it is on disk when this returns.
 
@@ -106,6 +125,7 @@ class AnswerLog:
             excluded: Why it shows none of the classes.
             undo: Take this reviewer's last answer of the image back; the one before counts again.
             picked_by: How the image was chosen to be asked about.
+            seen_in: The version that was looked at, `name@gen-N`.
 
         Returns:
             The reviewer's answer that counts from now on; None where the only one was taken back.
@@ -121,7 +141,7 @@ class AnswerLog:
         if excluded is not None and excluded not in EXCLUDED:
             raise UsageError(f"`excluded`: expected {' or '.join(map(repr, EXCLUDED))}, found {excluded!r}")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        answer = Answer(image_hash, key, class_name, excluded, undo, picked_by, now)
+        answer = Answer(image_hash, key, class_name, excluded, undo, picked_by, seen_in, now)
         if undo:
             self._file.refresh()
             if not self._file.standing.get(image_hash):
@@ -130,6 +150,12 @@ class AnswerLog:
         self._file.refresh()
         given = self._file.standing.get(image_hash)
         return given[-1] if given else None
+
+    def says_of(self, image_hash: str) -> tuple[str | None, Excluded | None] | None:
+        """What this reviewer says of an image until now; None where there is no answer."""
+        self._file.refresh()
+        given = self._file.standing.get(image_hash)
+        return given[-1].says if given else None
 
     def extend(self, answers: Sequence[Answer]) -> None:
         """Write many checked answers at once; they are on disk when this returns. Raises NstError."""
@@ -174,10 +200,6 @@ def _check_reviewer(reviewer: str) -> str:
         return check_name(reviewer)
     except UsageError as error:
         raise UsageError(f"reviewer's {error}") from None
-
-
-def _agree(given: Sequence[Answer]) -> bool:
-    return len({answer.says for answer in given}) == 1
 
 
 class _ReviewerFile:
@@ -226,7 +248,7 @@ class _ReviewerFile:
 
 def _as_line(answer: Answer) -> str:
     values = asdict(answer) | {"class": answer.class_name}
-    names = ("time", "image_hash", "key", "class", "excluded", "undo", "picked_by")
+    names = ("time", "image_hash", "key", "class", "excluded", "undo", "picked_by", "seen_in")
     always = ("time", "image_hash", "key", "class", "excluded")
     return json.dumps({name: values[name] for name in names if name in always or values[name]}) + "\n"
 
@@ -235,7 +257,7 @@ def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - an
     """None for what is no answer."""
     if not isinstance(given, dict):
         return None
-    texts = [given.get(name) for name in ("class", "picked_by", "time")]
+    texts = [given.get(name) for name in ("class", "picked_by", "seen_in", "time")]
     class_name, excluded, undo = given.get("class"), given.get("excluded"), given.get("undo", False)
     is_answer = (class_name is not None) + (excluded is not None) + (undo is True) == 1 and excluded in (None, *EXCLUDED)
     image_hash, key = given.get("image_hash"), given.get("key")
@@ -243,7 +265,7 @@ def _from_json(given: Any, reviewer: str) -> Answer | None:  # noqa: ANN401 - an
         return None
     if not all(isinstance(text, str | None) for text in texts):
         return None
-    return Answer(image_hash, key, class_name, excluded, bool(undo), texts[1], texts[2] or "", reviewer)
+    return Answer(image_hash, key, class_name, excluded, bool(undo), texts[1], texts[2], texts[3] or "", reviewer)
 
 
 def _write(descriptor: int, lines: bytes) -> None:

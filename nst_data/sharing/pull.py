@@ -46,14 +46,12 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
         repository = repository.of_either_kind()
     tags = repository.tags()
     if revision is None:
-        of_edition = None if len(kinds) != 1 or kinds == ("teacher",) else kinds == ("edition",)
-        revision = _newest(tags, of_edition)
+        revision = _newest(tags, kinds)
         if revision is None:
             there = f"; there is {', '.join(sorted(tags)[:10])}" if tags else ""
             what = " or ".join(kinds) or "version"
-            raise NstError(
-                f"{repository.id}: expected a tag gen-N or gen-N.K of a {what}, found none{there}; name a revision, or `adopt(...)` it"
-            )
+            tag = "review-N" if kinds == ("review",) else "gen-N or gen-N.K"
+            raise NstError(f"{repository.id}: expected a tag {tag} of a {what}, found none{there}; name a revision, or `adopt(...)` it")
     try:
         commit = tags.get(revision) or repository.commit_of(revision)
     except NstError as error:
@@ -70,11 +68,17 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     return repository, revision, commit, manifest
 
 
-def _newest(tags: Mapping[str, str], edition: bool | None) -> str | None:
-    """The tag with the highest version number, of editions or of generations where that is asked; None where none is a version."""
+def _newest(tags: Mapping[str, str], kinds: Sequence[Kind]) -> str | None:
+    """The tag with the highest version number, of those that a version of these kinds can have; None where none is a version."""
     numbers = {tag: Number.parse(tag) for tag in tags if Number.is_one(tag)}
-    wanted = [tag for tag, number in numbers.items() if edition in (None, number.edition is not None)]
+    wanted = [tag for tag, number in numbers.items() if not kinds or _kinds_of(number) & set(kinds)]
     return max(wanted, key=lambda tag: numbers[tag].order, default=None)
+
+
+def _kinds_of(number: Number) -> set[Kind]:
+    if number.is_review:
+        return {"review"}
+    return {"generation", "teacher"} if number.edition is None else {"edition"}
 
 
 @with_checked_arguments
@@ -85,7 +89,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
         store: Where it goes.
         reference: `owner/name@version`; without a version the newest.
         name: Another name in the store than its own.
-        kinds: What it may be: of generation, edition, teacher; by default any.
+        kinds: What it may be: of generation, edition, review, teacher; by default any.
         progress: What a person sees of it; by default lines on standard error.
 
     Returns:

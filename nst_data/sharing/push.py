@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 CARD = "README.md"
-_OF_NST = (MANIFEST_NAME, METRICS, "metrics.jsonl", "summary.csv", "errors/", "pseudo_labels/", "balanced/")  # what a version may have
+_OF_NST = (
+    MANIFEST_NAME,
+    METRICS,
+    "metrics.jsonl",
+    "summary.csv",
+    "errors/",
+    "pseudo_labels/",
+    "balanced/",
+    "review/",
+)  # what a version may have
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
 _PICTURE = re.compile(rf"(confidence|class_counts|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
 _AT_ONCE = 8  # files on their way together
@@ -93,6 +102,11 @@ def push(
     repository, tag = Repository.named(repo, kind_of_repo(version.manifest.kind)), check_tag(tag or str(version.number))
     if settings.anonymous and is_anonymous(version.manifest):
         raise UsageError(f"`anonymous`: {version.ref} already holds no keys and no hashes; remove `anonymous`")
+    if settings.anonymous and version.manifest.kind == "review":
+        raise UsageError(
+            f"`anonymous`: {version.ref} knows its images by their hashes, without which it says nothing; remove `anonymous`. "
+            "Frozen with `anonymous`, a review does not name its reviewers"
+        )
     with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
         _make_room(repository, settings, progress)
         outgoing = _Outgoing(repository, form, version, tag, settings, _links(store, version, form.manifest), progress)

@@ -66,8 +66,8 @@ def remote_versions(repo_id: str) -> list[RemoteVersion]:
         return list(threads.map(look, sorted(tags, key=_order)))
 
 
-def _order(tag: str) -> tuple[bool, tuple[int, int], str]:
-    return (False, Number.parse(tag).order, tag) if Number.is_one(tag) else (True, (0, 0), tag)
+def _order(tag: str) -> tuple[bool, tuple[int, ...], str]:
+    return (False, Number.parse(tag).order, tag) if Number.is_one(tag) else (True, (), tag)
 
 
 def _test_top1(metrics: str | None) -> float | None:

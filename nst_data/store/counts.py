@@ -95,6 +95,16 @@ class EditionCounts(Counts):
     shards: ShardCounts | None = None
 
 
+class ReviewCounts(Counts):
+    """Of a review: images with an answer, of which `excluded` by reason have no class."""
+
+    answered: Count
+    excluded: dict[str, Count] = Field({})
+    per_class: dict[str, Count] = Field({})
+    picked_by: dict[str, Count] = Field({})
+    reviewers: dict[str, Count] = Field({})  # the answers of each; empty where they are not named
+
+
 class ProbeCounts(_Together):
     """Of a linear probe: scikit-learn's `C`, and over how many folds it was chosen; 0 where there were too few images."""
 

@@ -87,6 +87,7 @@ class EditionInputs(Inputs):
     teacher: Input | None = None
     generation: Input | None = None
     like: Input | None = None
+    reviews: Input | None = None
 
     @property
     def parent(self) -> Input | None:
@@ -105,7 +106,14 @@ class TeacherInputs(Inputs):
     labeled: Input | None = None
     validation: Input | None = None
     edition: Input | None = None
+    reviews: Input | None = None
     initial_weights: Input | None = None
+
+
+class ReviewInputs(Inputs):
+    """A review: what was answered until it was frozen."""
+
+    answers: Input
 
 
 def numbered(role: str, entries: Sequence[Input]) -> dict[str, Input]:

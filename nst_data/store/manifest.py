@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from nst_data.errors import NstError, UsageError
 from nst_data.settings import BalanceSettings
-from nst_data.store.counts import Counts, EditionCounts, GenerationCounts, TeacherCounts
-from nst_data.store.inputs import EditionInputs, GenerationInputs, Inputs, TeacherInputs
+from nst_data.store.counts import Counts, EditionCounts, GenerationCounts, ReviewCounts, TeacherCounts
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Inputs, ReviewInputs, TeacherInputs
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "nst.json"
 ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
-Kind = Literal["generation", "edition", "teacher"]
+Kind = Literal["generation", "edition", "review", "teacher"]
 
 _PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "polars", "pyarrow", "pillow", "numpy")
 
@@ -126,6 +126,13 @@ class TeacherRequest(Request):
         return str(self.settings["model"])
 
 
+class ReviewRequest(Request):
+    """The answers of people about the images of a corpus."""
+
+    kind: Literal["review"] = "review"
+    inputs: ReviewInputs
+
+
 class SealedFile(_Frozen):
     """A file whose bytes never change again."""
 
@@ -189,9 +196,21 @@ class TeacherManifest(Manifest):
     counts: TeacherCounts
 
 
-_MANIFESTS: dict[str, type[Manifest]] = {"generation": GenerationManifest, "edition": EditionManifest, "teacher": TeacherManifest}
-_REQUEST: TypeAdapter[GenerationRequest | EditionRequest | TeacherRequest] = TypeAdapter(
-    Annotated[GenerationRequest | EditionRequest | TeacherRequest, Field(discriminator="kind")]
+class ReviewManifest(Manifest):
+    """The `nst.json` of a review."""
+
+    request: ReviewRequest
+    counts: ReviewCounts
+
+
+_MANIFESTS: dict[str, type[Manifest]] = {
+    "generation": GenerationManifest,
+    "edition": EditionManifest,
+    "review": ReviewManifest,
+    "teacher": TeacherManifest,
+}
+_REQUEST: TypeAdapter[GenerationRequest | EditionRequest | ReviewRequest | TeacherRequest] = TypeAdapter(
+    Annotated[GenerationRequest | EditionRequest | ReviewRequest | TeacherRequest, Field(discriminator="kind")]
 )
 
 

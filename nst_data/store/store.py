@@ -19,7 +19,7 @@ from nst_data.store.version import Number, Version
 __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_ROOM = {"generation": "corpora", "edition": "corpora", "teacher": "teachers"}
+_ROOM = {"generation": "corpora", "edition": "corpora", "review": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
 PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
@@ -47,7 +47,7 @@ class Store:
         found = [
             Version(folder)
             for room in _ROOMS
-            for folder in (self.root / room).glob(f"{name or '*'}/gen-*")
+            for folder in (self.root / room).glob(f"{name or '*'}/*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
         return sorted(found, key=lambda version: (version.folder.parent.name, version.number.order))
@@ -55,7 +55,7 @@ class Store:
     def unfinished(self) -> list[str]:
         """References of the versions under way."""
         rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
-        return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/gen-*"))
+        return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/*") if Number.is_one(folder.name))
 
     def how_far(self, ref: str) -> str:
         """How much is done of a version under way, such as `3 shards` or `step 1,200`; empty where nothing is kept yet."""
@@ -71,8 +71,8 @@ class Store:
         """A version by its reference.
 
         Args:
-            ref: `name@gen-N` or `name@gen-N.K`; `name` alone means its newest version. A version is itself.
-            kinds: What it may be: generation, edition, teacher; by default any.
+            ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`; `name` alone means its newest version. A version is itself.
+            kinds: What it may be: generation, edition, review, teacher; by default any.
 
         Returns:
             The version; its `manifest` has counts, settings and what it was made from, its `folder` the files.
@@ -148,6 +148,7 @@ class Store:
         taken: list[Version | Staging] = [*versions, *stagings]
         if generation is None:  # the next free one is above all that there are, of either kind
             taken = [*all_versions, *all_stagings]
+            taken = [one for one in taken if _number_of(one).is_review == (request.kind == "review")]
         number = self._number(request, taken, generation, edition, first)
         return self._stage(request, name, number)
 
@@ -165,7 +166,7 @@ class Store:
         """Delete a version, sealed or under way.
 
         Args:
-            ref: `name@gen-N` or `name@gen-N.K`.
+            ref: `name@gen-N`, `name@gen-N.K` or `name@review-N`.
             say: Gets a line about what is waited for.
 
         Returns:
@@ -206,7 +207,9 @@ class Store:
         return self.root / "runs" / _ROOM[kind] / name / str(number)
 
     def _all_stagings(self, where: str) -> Iterator[Staging]:
-        for folder in sorted((self.root / "runs").glob(f"{where}/gen-*")):
+        for folder in sorted((self.root / "runs").glob(f"{where}/*")):
+            if not Number.is_one(folder.name):
+                continue
             try:
                 yield self._read_staging(folder)
             except FileNotFoundError:  # sealed a moment ago, or half cleared away
@@ -226,11 +229,13 @@ class Store:
                     f"choose another name, omit the number for the next free one, or `store.remove({holder.ref!r})` first"
                 )
             assert generation is not None
-            return Number(generation, edition)
-        numbers = [Number.parse(holder.ref.partition("@")[2]) for holder in taken]
+            return Number(generation, edition, request.kind == "review")
+        numbers = [_number_of(holder) for holder in taken]
         if is_edition and generation is not None:
             return Number(generation, 1 + max((number.edition or 0 for number in numbers), default=0))
-        return Number(1 + max((number.generation for number in numbers), default=first - 1), 1 if is_edition else None)
+        return Number(
+            1 + max((number.generation for number in numbers), default=first - 1), 1 if is_edition else None, request.kind == "review"
+        )
 
     def _stage(self, request: Request, name: str, number: Number) -> Staging:
         folder = self._run_folder(request.kind, name, number)
@@ -255,7 +260,8 @@ class Store:
     def check_name_is_free_for(self, name: str, kind: Kind) -> None:
         """Raises NstError where corpora have the name of a teacher, or teachers that of a corpus."""
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
-        if any(any((room / other / name).glob("gen-*")) for room in (self.root, self.root / "runs")):
+        folders = (folder for room in (self.root, self.root / "runs") for folder in (room / other / name).glob("*"))
+        if any(Number.is_one(folder.name) for folder in folders):
             raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
 
 
@@ -264,6 +270,10 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
     return name
+
+
+def _number_of(version: Version | Staging) -> Number:
+    return Number.parse(version.ref.partition("@")[2])
 
 
 def _is_asked(kind: Kind, number: Number, request: Request, generation: int | None, edition: int | None) -> bool:

@@ -12,26 +12,31 @@ from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, read_manifest
 from nst_data.store.places import may_be_pulled, places_of
 
-_VERSION = re.compile(r"gen-(\d+)(?:\.(\d+))?")
-VERSION_REF = re.compile(r"[^@/:]+@gen-\d+(?:\.\d+)?")  # name@version in a store
+_VERSION = re.compile(r"(?:gen-(\d+)(?:\.(\d+))?|review-(\d+))")
+VERSION_REF = re.compile(r"[^@/:]+@(?:gen-\d+(?:\.\d+)?|review-\d+)")  # name@version in a store
 
 
 @dataclass(frozen=True)
 class Number:
-    """A version number: a generation, or an edition of a generation."""
+    """A version number: a generation, an edition of a generation, or a review, whose own number is `generation`."""
 
     generation: int
     edition: int | None = None
+    is_review: bool = False
 
     def __str__(self) -> str:
+        if self.is_review:
+            return f"review-{self.generation}"
         return f"gen-{self.generation}" + ("" if self.edition is None else f".{self.edition}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`gen-2` or `gen-2.1`."""
+        """`gen-2`, `gen-2.1` or `review-2`."""
         match = _VERSION.fullmatch(text)
         if not match:
-            raise UsageError(f"version {text!r}: expected gen-N or gen-N.K, as in gen-2 or gen-2.1")
+            raise UsageError(f"version {text!r}: expected gen-N or gen-N.K, or review-N of a review, as in gen-2 or gen-2.1")
+        if match[3] is not None:
+            return cls(int(match[3]), is_review=True)
         return cls(int(match[1]), None if match[2] is None else int(match[2]))
 
     @staticmethod
@@ -40,9 +45,9 @@ class Number:
         return _VERSION.fullmatch(text) is not None
 
     @property
-    def order(self) -> tuple[int, int]:
-        """What versions of a name are listed by."""
-        return self.generation, -1 if self.edition is None else self.edition
+    def order(self) -> tuple[bool, int, int]:
+        """What versions of a name are listed by: reviews first, so that the newest one is of labels where there are any."""
+        return not self.is_review, self.generation, -1 if self.edition is None else self.edition
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,22 @@ def soft_label_bytes(schema: pa.Schema) -> int:
     return sum(column.list_size * column.value_type.bit_width // 8 for column in columns)
 
 
+def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa.Schema:
+    """`review`: one row per image that people have settled, in the order of `image_hash`; either `label` or `excluded` is null."""
+    return Features(
+        {
+            "image_hash": Value("string"),
+            "key": Value("string"),  # where it was seen
+            "label": ClassLabel(names=list(class_names)),  # the class that people gave it
+            "excluded": Value("string"),  # none of these, unusable
+            "picked_by": Value("string"),  # how it was chosen to be asked about, null where it was not
+            "seen_in": Value("string"),  # the version that they looked at
+            **({"reviewers": List(Value("string"))} if with_reviewers else {}),
+            "time": Value("string"),  # of the last answer
+        }
+    ).arrow_schema
+
+
 def errors_schema() -> pa.Schema:
     """`errors`: every image that could not be labeled, and why."""
     from datasets import Features, Value

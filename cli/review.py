@@ -1,0 +1,70 @@
+"""`nst review freeze`, `nst review import` and `nst review export`: what people answered about images."""
+
+from typing import Annotated
+
+import typer
+
+from .messages import terminal
+from .options import ClassNamesOption, JsonOption, StoreOption, open_store, print_json
+
+
+def review() -> None:
+    """People's answers about images: seal them as a version, or bring them from and to CSV and JSONL files."""
+
+
+def freeze(
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="The corpus that the answers are about.")],
+    anonymous: Annotated[bool, typer.Option("--anonymous", help="Leave the reviewers' names out.")] = False,
+    class_names: ClassNamesOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Seal the answers until now as CORPUS@review-N. Refuses while reviewers disagree about an image, and names it."""
+    from nst_data.review.freeze import freeze as freeze_answers
+    from nst_data.sources.labels import names_in
+    from nst_data.store.manifest import ReviewManifest
+
+    names = names_in(class_names) if class_names is not None else None
+    version = freeze_answers(open_store(store), corpus, anonymous=anonymous, class_names=names, progress=terminal())
+    counts = ReviewManifest.of(version.manifest).counts
+    if json:
+        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        return
+    excluded = "".join(f", {images:,} {reason}" for reason, images in counts.excluded.items() if images)
+    print(f"{version.ref}: {counts.answered:,} images answered, {sum(counts.per_class.values()):,} with a class{excluded}")
+    print(
+        f"  {version.folder}\n  next: nst balance {corpus}@gen-N --reviews {version.ref}, or nst show {corpus}@gen-N --truth {version.ref}"
+    )
+
+
+def import_file(
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="The corpus that the answers are about.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or JSONL: `key` or `image_hash`, and `class` or `excluded`.")],
+    reviewer: Annotated[str, typer.Option(metavar="NAME", help="Whose answers these are.")] = "reviewer",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add the answers in a file to those of a reviewer, all or none."""
+    from nst_data.review.answer_files import import_answers
+
+    added, known = import_answers(open_store(store), corpus, file, reviewer=reviewer)
+    if json:
+        print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
+        return
+    print(f"{corpus}: {added:,} answers of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}")
+
+
+def export_file(
+    what: Annotated[str, typer.Argument(metavar="CORPUS|REF", help="A corpus: the answers of all reviewers; or CORPUS@review-N.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where they go: ends in .csv or .jsonl.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write answers to a CSV or JSONL file, which `nst review import` reads."""
+    from nst_data.review.answer_files import export_answers
+
+    rows = export_answers(open_store(store), what, file)
+    if json:
+        print_json({"file": file, "answers": rows})
+        return
+    print(f"{file}: {rows:,} answers")

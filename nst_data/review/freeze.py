@@ -1,0 +1,145 @@
+"""`nst review freeze`: the answers of people as a version, `CORPUS@review-N`."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.cards import cards
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress, as_text, on_this_terminal
+from nst_data.review.answers import Answer, Settled, answers_folder, check_class, settled
+from nst_data.store.counts import ReviewCounts
+from nst_data.store.inputs import Input, ReviewInputs
+from nst_data.store.manifest import ReviewRequest, json_digest
+from nst_data.store.store import Staging, Store, Version
+from nst_data.tables.review_table import EXCLUDED, REVIEW
+from nst_data.tables.schema import review_schema
+from nst_data.tables.shards import ShardPlan, write_parquet
+
+_ROWS_PER_SHARD = 1_000_000
+_MOST_NAMED = 20
+
+
+@with_checked_arguments
+def freeze(
+    store: Store,
+    corpus: str,
+    *,
+    anonymous: bool = False,
+    class_names: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Version:
+    """Seal what people have answered about the images of a corpus. Without a new answer since, the version that is there stands.
+
+    Args:
+        store: Where the answers are.
+        corpus: The name that they were given under.
+        anonymous: Leave the reviewers' names out.
+        class_names: The classes, where no version of the corpus is in the store to say which it has; by default those of the answers.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The sealed review: its table `review` has a row for each image, `manifest.counts` how many labels people have given.
+
+    Raises:
+        NstError: There is no answer; reviewers disagree about an image, which is named; or an answer names no class of the corpus.
+    """
+    progress = progress or on_this_terminal()
+    answers = settled(store, corpus)
+    _check_settled(corpus, answers)
+    if not answers.answers:
+        raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; `nst look` takes them")
+    classes = classes_of(store, corpus) or list(
+        class_names or sorted({one.class_name for one in answers.answers.values() if one.class_name})
+    )
+    for answer in answers.answers.values():
+        if answer.class_name is not None:
+            try:
+                check_class(answer.class_name, classes)
+            except UsageError as error:
+                raise NstError(f"{corpus}: {answer.reviewer}'s answer about {as_text(answer.key)!r}: {error}; answer it again") from None
+    staging = store.begin(_request(answers, not anonymous), corpus)
+    if isinstance(staging, Version):
+        progress.say(f"{staging.ref} already exists: same answers")
+        return staging
+    return staging.shared(lambda: _write(staging, answers, classes, not anonymous))
+
+
+def classes_of(store: Store, corpus: str) -> list[str]:
+    """The classes of a corpus' newest labels; empty where the store has none."""
+    labels = [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
+    return labels[-1].manifest.class_names if labels else []
+
+
+def _check_settled(corpus: str, answers: Settled) -> None:
+    if not answers.disputed:
+        return
+    named = [
+        f"{as_text(given[-1].key)!r} ({', '.join(f'{one.reviewer}: {as_text(one.words)}' for one in given)})"
+        for given in answers.disputed.values()
+    ]
+    more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
+    images = f"{len(named):,} images are" if len(named) > 1 else "1 image is"
+    raise NstError(
+        f"{corpus}: {images} disputed: {', '.join(named[:_MOST_NAMED])}{more}; "
+        "one of the reviewers must answer as the other, or take the answer back"
+    )
+
+
+def _request(answers: Settled, with_reviewers: bool) -> ReviewRequest:
+    """Known by what was answered, not by when."""
+    rows = [
+        [image_hash, *answer.says, answer.picked_by, answer.seen_in, sorted(answers.reviewers[image_hash]) if with_reviewers else []]
+        for image_hash, answer in sorted(answers.answers.items())
+    ]
+    people = sorted({name for names in answers.reviewers.values() for name in names})
+    who = ", ".join(people) if with_reviewers else f"{len(people):,} reviewer{'s' * (len(people) > 1)}"
+    entry = Input(ref=f"answers of {who}", digest=json_digest(rows))
+    return ReviewRequest(settings={"reviewers_named": with_reviewers}, inputs=ReviewInputs(answers=entry))
+
+
+def _write(staging: Staging, answers: Settled, classes: list[str], with_reviewers: bool) -> Version:
+    since = time.monotonic()
+    rows = sorted(answers.answers.items())
+    schema = review_schema(classes, with_reviewers)
+    places = {name: place for place, name in enumerate(classes)}
+    plan, files = ShardPlan(len(rows), _ROWS_PER_SHARD, REVIEW), {}
+    with staging.refusable():
+        for shard in range(len(plan)):
+            part = [_row(answer, places, sorted(answers.reviewers[answer.image_hash])) for _, answer in rows[slice(*plan.bounds(shard))]]
+            table = pa.Table.from_pylist(part, schema=schema)
+            files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [table], schema, staging.work)
+    staging.add_seconds(since)
+    manifest = staging.describe(files, classes, _counts(answers, classes, with_reviewers))
+    cards.write_dataset_card(staging, manifest)
+    return staging.seal(manifest)
+
+
+def _row(answer: Answer, places: dict[str, int], reviewers: list[str]) -> dict[str, object]:
+    return {
+        "image_hash": answer.image_hash,
+        "key": answer.key,
+        "label": None if answer.class_name is None else places[answer.class_name],
+        "excluded": answer.excluded,
+        "picked_by": answer.picked_by,
+        "seen_in": answer.seen_in,
+        "reviewers": reviewers,
+        "time": answer.time,
+    }
+
+
+def _counts(answers: Settled, classes: list[str], with_reviewers: bool) -> ReviewCounts:
+    given = answers.answers.values()
+    labels = Counter(answer.class_name for answer in given)
+    reasons = Counter(answer.excluded for answer in given)
+    people = Counter(name for names in answers.reviewers.values() for name in names)
+    return ReviewCounts(
+        answered=len(given),
+        excluded={reason: reasons[reason] for reason in EXCLUDED},
+        per_class={name: labels[name] for name in classes},
+        picked_by=dict(sorted(Counter(answer.picked_by or "browsing" for answer in given).items())),
+        reviewers=dict(sorted(people.items())) if with_reviewers else {},
+    )

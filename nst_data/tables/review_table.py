@@ -1,0 +1,49 @@
+"""The answers in a frozen review, by the hash of their image."""
+
+from typing import Literal, get_args
+
+import polars as pl
+
+from nst_data.errors import NstError
+from nst_data.store.version import Version
+from nst_data.tables.label_tables import check_classes, damage_is_named
+from nst_data.tables.shards import table_files
+
+REVIEW = "review"  # the table
+Excluded = Literal["none of these", "unusable"]
+EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)
+RANDOM = "random"  # `picked_by` of images that were drawn evenly
+# why an edition leaves out images that people have answered about, by `excluded`: those with a class are trained on as labeled ones
+REASONS: dict[Excluded | None, str] = {None: "answered", "none of these": "none_of_these", "unusable": "unusable"}
+_COLUMNS: dict[str, type[pl.DataType]] = {
+    "image_hash": pl.String,
+    "key": pl.String,
+    "label": pl.Int64,
+    "excluded": pl.String,
+    "picked_by": pl.String,
+    "seen_in": pl.String,
+}
+
+
+def read_review(version: Version) -> pl.DataFrame:
+    """Its rows: `image_hash`, `key`, `label` (int64, a place among the review's class names, or null), `excluded`, `picked_by`, `seen_in`.
+
+    Raises NstError where the table is damaged.
+    """
+    with damage_is_named(version.ref):
+        tables = [pl.read_parquet(file, columns=list(_COLUMNS)) for file in table_files(version.folder, REVIEW)]
+        rows = pl.concat(tables).select(pl.col(name).cast(kind) for name, kind in _COLUMNS.items())
+    if rows["image_hash"].n_unique() != rows.height or (rows["label"].is_null() != rows["excluded"].is_in(list(EXCLUDED))).any():
+        raise NstError(f"{version.ref}: expected one answer for each image, a class or why it has none; the table was changed elsewhere")
+    check_classes(rows["label"].drop_nulls(), version.manifest.class_names, version.ref)
+    return rows
+
+
+def hashes_by_reason(version: Version) -> dict[str, frozenset[str]]:
+    """The images that an edition leaves out, by why it does so."""
+    rows = read_review(version)
+    excluded = pl.col("excluded")
+    return {
+        reason: frozenset(rows.filter(excluded.is_null() if why is None else excluded == why)["image_hash"])
+        for why, reason in REASONS.items()
+    }

@@ -1,0 +1,175 @@
+import csv
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import Features
+
+from nst_data.errors import NstError, UsageError
+from nst_data.review.answer_files import export_answers, import_answers
+from nst_data.review.answers import AnswerLog, settled
+from nst_data.review.freeze import freeze
+from nst_data.tables.review_table import hashes_by_reason, read_review
+from nst_data.tables.schema import review_schema
+
+
+@pytest.fixture
+def images(tiny_store, tmp_path):
+    """A copy of the store, and (hash, key) of the images of its generation in order."""
+    import shutil
+
+    from nst_data.store.store import Store
+    from nst_data.tables.label_tables import scan_labels
+
+    store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
+    return store, scan_labels(store.open("tiny@gen-1")).select("image_hash", "key").collect().rows()
+
+
+def test_a_frozen_review_has_each_settled_answer_and_is_known_by_them(images):
+    store, rows = images
+    ann, bob = AnswerLog(store, "tiny", "ann"), AnswerLog(store, "tiny", "bob")
+    ann.append(*rows[0], class_name="bee", picked_by="random", seen_in="tiny@gen-1")
+    ann.append(*rows[1], excluded="none of these")
+    bob.append(*rows[2], excluded="unusable")
+    bob.append(*rows[0], class_name="bee", picked_by="margin")
+    review = freeze(store, "tiny")
+    assert review.ref == "tiny@review-1"
+    assert review.verify() == []
+    (file,) = review.folder.glob("review/*.parquet")
+    table = pq.read_table(file)
+    assert Features.from_arrow_schema(table.schema) == Features.from_arrow_schema(review_schema(["ant", "bee", "cat"]))
+    by_hash = {row["image_hash"]: row for row in table.to_pylist()}
+    first = by_hash[rows[0][0]]
+    assert (first["key"], first["label"], first["excluded"]) == (rows[0][1], 1, None)
+    assert (first["picked_by"], first["seen_in"], first["reviewers"]) == ("random", "tiny@gen-1", ["ann", "bob"])
+    assert by_hash[rows[1][0]]["label"] is None
+    reasons = {"answered": {rows[0][0]}, "none_of_these": {rows[1][0]}, "unusable": {rows[2][0]}}
+    assert hashes_by_reason(review) == reasons
+    counts = review.manifest.counts
+    assert counts.reviewers == {"ann": 2, "bob": 2}
+    assert counts.per_class == {"ant": 0, "bee": 1, "cat": 0}
+    assert freeze(store, "tiny").ref == "tiny@review-1"
+    bob.append(*rows[3], class_name="cat")
+    assert freeze(store, "tiny").ref == "tiny@review-2"
+    assert [version.ref for version in store.versions("tiny")] == ["tiny@review-1", "tiny@review-2", "tiny@gen-1", "tiny@gen-1.1"]
+    assert store.open("tiny").ref == "tiny@gen-1.1"
+    assert store.open("tiny", "review").ref == "tiny@review-2"
+
+
+def test_an_anonymous_review_names_no_reviewer(images):
+    store, rows = images
+    AnswerLog(store, "tiny", "Zoe-Q").append(*rows[0], class_name="bee")
+    review = freeze(store, "tiny", anonymous=True)
+    (file,) = review.folder.glob("review/*.parquet")
+    assert "reviewers" not in pq.read_schema(file).names
+    texts = [path.read_text() for path in review.folder.iterdir() if path.suffix in (".json", ".md")]
+    assert len(texts) == 2
+    assert not any("Zoe-Q" in text for text in texts)
+    assert review.manifest.request.inputs.answers.ref == "answers of 1 reviewer"
+    assert freeze(store, "tiny").ref == "tiny@review-2"
+
+
+def test_disputed_images_are_named_until_they_are_settled(images):
+    store, rows = images
+    AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="bee")
+    bob = AnswerLog(store, "tiny", "bob")
+    bob.append(*rows[0], excluded="none of these")
+    with pytest.raises(NstError, match=rf"^tiny: 1 image is disputed: '{rows[0][1]}' \(ann: bee, bob: none of these\); one of the"):
+        freeze(store, "tiny")
+    bob.append(*rows[0], undo=True)
+    assert freeze(store, "tiny").manifest.counts.answered == 1
+
+
+def test_what_cannot_be_frozen_is_one_line(images):
+    store, rows = images
+    with pytest.raises(NstError, match=r"reviews/tiny: there is no answer about tiny yet; `nst look` takes them$"):
+        freeze(store, "tiny")
+    AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="dog")
+    with pytest.raises(
+        NstError, match=rf"ann's answer about '{rows[0][1]}': the corpus has no class 'dog'; expected one of ant, bee, cat; "
+    ):
+        freeze(store, "tiny")
+    assert store.unfinished() == []
+
+
+def test_answers_about_a_labeled_set_have_its_classes_without_a_corpus(images):
+    store, rows = images
+    AnswerLog(store, "photos", "ann").append(*rows[0], class_name="wasp")
+    assert freeze(store, "photos").manifest.class_names == ["wasp"]
+    AnswerLog(store, "photos", "ann").append(*rows[1], class_name="ant")
+    assert freeze(store, "photos", class_names=["wasp", "ant"]).manifest.class_names == ["wasp", "ant"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_what_was_exported_is_imported_elsewhere(images, tmp_path, suffix):
+    store, rows = images
+    odd_key = 'a "b", c\n'
+    log = AnswerLog(store, "tiny", "ann")
+    log.append(*rows[0], class_name="bee", picked_by="random", seen_in="tiny@gen-1")
+    log.append("f" * 32, odd_key, excluded="none of these")
+    file = tmp_path / f"answers{suffix}"
+    assert export_answers(store, "tiny", file) == 2
+    assert import_answers(store, "other", file, reviewer="bob") == (2, 0)
+    assert import_answers(store, "other", file, reviewer="bob") == (0, 2)
+    here, there = settled(store, "tiny").answers, settled(store, "other").answers
+    assert [(one.key, one.says, one.picked_by, one.seen_in) for one in here.values()] == [
+        (one.key, one.says, one.picked_by, one.seen_in) for one in there.values()
+    ]
+    freeze(store, "tiny")
+    assert export_answers(store, "tiny@review-1", file) == 2
+
+
+def test_rows_may_name_images_by_key_alone(images, tmp_path):
+    store, rows = images
+    file = tmp_path / "by hand.csv"
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([("key", "class", "excluded"), (rows[0][1], "cat", ""), (rows[1][1], "", "unusable")])
+    assert import_answers(store, "tiny", file) == (2, 0)
+    assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "cat", rows[1][0]: "unusable"}
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"key": "no.png", "class": "ant"}, r"line 1: tiny@gen-1 has no image 'no\.png'; name its `image_hash`$"),
+        ({"image_hash": "aa", "class": "dog"}, r"line 1: the corpus has no class 'dog'; expected one of ant, bee, cat$"),
+        ({"class": "ant"}, r"line 1: names no image; expected its `image_hash` or `key`$"),
+        ({"key": "a"}, r"line 1: expected either a `class` or why it is `excluded`$"),
+        ({"key": "a", "class": 3}, r"line 1: `class` is 3, expected text$"),
+        ({"key": "a", "excluded": "dull"}, r"line 1: `excluded` is 'dull', expected 'none of these' or 'unusable'$"),
+        (["a"], r"line 1: expected a JSON object, found list$"),
+    ],
+)
+def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(images, tmp_path, row, complaint):
+    store, _ = images
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(NstError, match=complaint):
+        import_answers(store, "tiny", file)
+    assert not settled(store, "tiny").answers
+
+
+def test_files_of_another_kind_are_refused(images, tmp_path):
+    store, _ = images
+    with pytest.raises(UsageError, match=r"answers\.xlsx: expected a file that ends in \.csv or \.jsonl$"):
+        import_answers(store, "tiny", tmp_path / "answers.xlsx")
+    (tmp_path / "a.csv").write_text("name,label\nx,y\n")
+    with pytest.raises(
+        NstError, match=r"a\.csv: expected a header with `image_hash` or `key`, and `class` or `excluded`; found name, label$"
+    ):
+        import_answers(store, "tiny", tmp_path / "a.csv")
+    with pytest.raises(UsageError, match=r"b\.csv: No such file or directory; expected a CSV or JSONL file$"):
+        import_answers(store, "tiny", tmp_path / "b.csv")
+    with pytest.raises(NstError, match=r"^tiny: there is no answer to export yet$"):
+        export_answers(store, "tiny", tmp_path / "c.csv")
+
+
+def test_a_table_that_was_changed_is_refused(images):
+    store, rows = images
+    AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="bee")
+    review = freeze(store, "tiny")
+    (file,) = review.folder.glob("review/*.parquet")
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(2, table.schema.field("label"), [[7]]), file)
+    with pytest.raises(NstError, match=r"tiny@review-1"):
+        read_review(review)
