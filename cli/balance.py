@@ -23,6 +23,12 @@ def balance(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="SOURCE", help="Leave out this source's images and their near-duplicates; several allowed.")
     ] = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS@review-N", help="Leave out what people excluded, and what they gave a class: nst train takes it as labeled."
+        ),
+    ] = None,
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the generation's images are, if not where they were labeled.")
     ] = None,
@@ -64,6 +70,7 @@ def balance(
         generation,
         settings,
         exclude=held_out,
+        reviews=open_version(there, reviews, "review") if reviews else None,
         edition=edition,
         pool=images,
         progress=progress,
@@ -76,7 +83,8 @@ def balance(
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
-    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
+    given = f" --reviews {reviews}" if reviews else ""
+    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:

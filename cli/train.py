@@ -49,6 +49,10 @@ def train(
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
     ] = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option(metavar="CORPUS@review-N", help="What people answered: their labels count, those of pool images too."),
+    ] = None,
     validation: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept; else the last ones are.")
     ] = None,
@@ -70,7 +74,7 @@ def train(
     open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
     pseudo = _open_edition(there, edition, stream)
     student = pseudo is not None or (show_settings and labeled is None)
-    if not student and (pool is not None or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
+    if not student and ((pool is not None and reviews is None) or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
         options = "--pool, --ratio, --loss, --hard and --pseudo-..."
         raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
     if validation is None and "validate_every" in given["settings"]:
@@ -99,6 +103,7 @@ def train(
         settings,
         edition=pseudo,
         pool=_open_pool(pool, pseudo, there),
+        reviews=open_version(there, reviews, "review") if reviews else None,
         generation=generation,
         run=run,
         progress=progress,
@@ -144,10 +149,10 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 
 def _open_pool(location: str | None, edition: "Version | StreamedEdition | None", store: "Store") -> "Source | None":
     """The pool that the user names."""
-    if location is None or edition is None:
+    if location is None:
         return None
     from nst_data.sources import open_source
     from nst_data.store.manifest import EditionManifest
 
-    image_column = EditionManifest.of(edition.manifest).request.inputs.pool.image_column
+    image_column = EditionManifest.of(edition.manifest).request.inputs.pool.image_column if edition else None
     return open_source(location, image_column=image_column, indexes=store.indexes)

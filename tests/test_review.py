@@ -1,26 +1,38 @@
 import csv
 import json
+import shutil
+from pathlib import Path
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from conftest import TINY, write_class_folders
 from datasets import Features
+from watched import Said
 
 from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
 from nst_data.review.answer_files import export_answers, import_answers
 from nst_data.review.answers import AnswerLog, settled
 from nst_data.review.freeze import freeze
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_data.tables.label_tables import scan_labels
 from nst_data.tables.review_table import hashes_by_reason, read_review
 from nst_data.tables.schema import review_schema
+from nst_train.batches.batches import without
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.training.train import train
+
+RUN = RunSettings(workers=0, decode_threads=1)
+TWO_STEPS = TrainSettings(**{name: value for name, value in TINY.items() if name != "epochs"}, steps=2)
 
 
 @pytest.fixture
 def images(tiny_store, tmp_path):
     """A copy of the store, and (hash, key) of the images of its generation in order."""
-    import shutil
-
-    from nst_data.store.store import Store
-    from nst_data.tables.label_tables import scan_labels
-
     store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
     return store, scan_labels(store.open("tiny@gen-1")).select("image_hash", "key").collect().rows()
 
@@ -173,3 +185,121 @@ def test_a_table_that_was_changed_is_refused(images):
     pq.write_table(table.set_column(2, table.schema.field("label"), [[7]]), file)
     with pytest.raises(NstError, match=r"tiny@review-1"):
         read_review(review)
+
+
+def answers_of(store, rows):
+    """Two images of the pool with a class, one excluded, one unusable: as `tiny@review-1`."""
+    log = AnswerLog(store, "tiny", "ann")
+    log.append(*rows[0], class_name="bee")
+    log.append(*rows[1], class_name="cat")
+    log.append(*rows[2], excluded="none of these")
+    log.append(*rows[3], excluded="unusable")
+    return freeze(store, "tiny")
+
+
+EASY = BalanceSettings(min_confidence=0, per_class="none")
+
+
+def test_an_edition_leaves_out_what_people_answered_with_the_reason(images):
+    store, rows = images
+    review = answers_of(store, rows)
+    edition = balance(store, "tiny@gen-1", EASY, reviews=review.ref)
+    assert edition.ref == "tiny@gen-1.2"
+    counts = edition.manifest.counts
+    assert {reason: images for reason, images in counts.dropped.items() if images} == {"answered": 2, "none_of_these": 1, "unusable": 1}
+    assert (counts.answered, counts.unique) == (2, len(rows) - 4)
+    assert edition.manifest.request.inputs.reviews.ref == "tiny@review-1"
+    left = set(pl.read_parquet(edition.folder / "balanced/*.parquet")["image_hash"])
+    assert left == {image_hash for image_hash, _ in rows[4:]}
+    answered = pl.read_parquet(edition.folder / "answered/*.parquet")
+    assert answered.select("image_hash", "key", "label").rows() == [(*rows[0], 1), (*rows[1], 2)]
+    assert edition.verify() == []
+    assert balance(store, "tiny@gen-1", EASY, reviews=review).ref == edition.ref
+    assert "answered" not in balance(store, "tiny@gen-1", EASY).manifest.counts.dropped
+    with pytest.raises(NstError, match=r"^tiny@review-1: tiny@gen-1\.2 was made from it; remove that first$"):
+        store.remove("tiny@review-1")
+
+
+def test_what_is_held_out_is_not_trained_on_because_somebody_answered(images, tmp_path):
+    store, rows = images
+    review, held_out = answers_of(store, rows), tmp_path / "test"
+    held_out.mkdir()
+    shutil.copy(tmp_path_of(store, rows[0][1]), held_out)
+    edition = balance(
+        store,
+        "tiny@gen-1",
+        BalanceSettings(min_confidence=0, per_class="none", exact_overlap_only=True),
+        reviews=review,
+        exclude=[open_source(str(held_out))],
+    )
+    assert (edition.manifest.counts.dropped["held_out"], edition.manifest.counts.dropped["answered"]) == (1, 1)
+    assert pl.read_parquet(edition.folder / "answered/*.parquet")["image_hash"].to_list() == [rows[1][0]]
+
+
+def tmp_path_of(store, key):
+    return Path(store.open("tiny@gen-1").manifest.request.inputs.pool.ref) / key
+
+
+@pytest.mark.parametrize("is_embedded", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_student_takes_answered_images_as_labeled_ones(images, tiny_store, is_embedded):
+    store, rows = images
+    labeled = open_source(str(tiny_store[1]), labeled=True)
+    log = AnswerLog(store, "tiny", "ann")  # about the labeled set too: one is of another class, one is left out
+    log.append(image_hash(labeled.read(0)), "labeled one", class_name="cat")
+    log.append(image_hash(labeled.read(1)), "another", excluded="unusable")
+    review = answers_of(store, rows)
+    settings = EASY.model_copy(update={"embed_images": is_embedded})
+    edition = balance(store, "tiny@gen-1", settings, reviews=review)
+    seen = {}
+
+    def look(source, faults):
+        seen["images"] = without(source, faults)
+        return seen["images"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nst_train.training.loop.without", look)
+        teacher = train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN)
+    trained = seen["images"]
+    labels = {image_hash(trained.source.read(int(row))): int(label) for row, label in zip(trained.rows, trained.labels, strict=True)}
+    expected = {image_hash(labeled.read(row)): int(labeled.labels[row]) for row in range(len(labeled)) if row != 1}
+    assert labels == expected | {image_hash(labeled.read(0)): 2, rows[0][0]: 1, rows[1][0]: 2}
+    counts = teacher.manifest.counts
+    assert (counts.labeled, counts.reviewed) == (len(labeled) - 1 + 2, 3)
+    assert teacher.manifest.request.inputs.reviews.ref == "tiny@review-1"
+    assert train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN).ref == teacher.ref
+
+
+def test_an_edition_of_another_review_or_of_none_is_refused(images, tiny_store):
+    store, rows = images
+    labeled, first = open_source(str(tiny_store[1]), labeled=True), answers_of(store, rows)
+    edition = balance(store, "tiny@gen-1", EASY, reviews=first)
+    AnswerLog(store, "tiny", "ann").append(*rows[4], class_name="ant")
+    second, settings = freeze(store, "tiny"), TWO_STEPS
+    with pytest.raises(UsageError, match=r"^tiny@gen-1\.2 was drawn with tiny@review-1, so images that tiny@review-2 answers about may be"):
+        train(store, "student", labeled, settings, edition=edition, reviews=second, run=RUN)
+    with pytest.raises(UsageError, match=r"^tiny@gen-1\.1 was drawn without any review, so images that tiny@review-2 answers"):
+        train(store, "student", labeled, settings, edition="tiny@gen-1.1", reviews=second, run=RUN)
+    assert store.unfinished() == []
+    said = Said()
+    train(store, "student", labeled, settings, edition=edition, run=RUN, progress=said)
+    assert "tiny@gen-1.2 was drawn with tiny@review-1, and labels that people gave there are not trained on; add `reviews`" in said.lines
+
+
+@pytest.mark.slow
+def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(images, tiny_store, tmp_path):
+    store, rows = images
+    review, labeled = answers_of(store, rows), open_source(str(tiny_store[1]), labeled=True)
+    settings = TWO_STEPS
+    assert train(store, "a", labeled, settings, reviews=review, run=RUN).manifest.counts.reviewed == 2
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for number, (_, key) in enumerate(rows):
+        shutil.copy(tmp_path_of(store, key), moved / f"renamed {number}.png")
+    assert train(store, "b", labeled, settings, reviews=review, pool=open_source(str(moved)), run=RUN).manifest.counts.reviewed == 2
+    (moved / "renamed 1.png").unlink()
+    with pytest.raises(NstError, match=rf"moved: lacks 1 of 2 images, the first is '{rows[1][1]}'; pass the labeled pool with `pool`$"):
+        train(store, "c", labeled, settings, reviews=review, pool=open_source(str(moved)), run=RUN)
+    validation = open_source(str(write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 1)), labeled=True)
+    shutil.copy(tmp_path_of(store, rows[0][1]), tmp_path / "validation/ant/again.png")
+    validation = open_source(str(tmp_path / "validation"), labeled=True)
+    assert train(store, "d", labeled, settings, reviews=review, validation=validation, run=RUN).manifest.counts.reviewed == 1

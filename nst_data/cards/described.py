@@ -54,7 +54,8 @@ class Described:
         if isinstance(counts, ReviewCounts):
             return [self.table]
         has_errors = counts.errors is not None if isinstance(counts, EditionCounts) else True
-        return [self.table, "errors"] if has_errors else [self.table]
+        has_answers = isinstance(counts, EditionCounts) and counts.answered
+        return [self.table, *(["answered"] if has_answers else []), *(["errors"] if has_errors else [])]
 
     def files(self, table: str) -> list[Path]:
         """The parquet files of a table, in order."""

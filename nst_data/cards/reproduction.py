@@ -27,7 +27,7 @@ def command(described: Described, published: Published | None = None) -> str:
         case TeacherInputs():
             verb, with_pseudo = "train", inputs.edition is not None
             words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
-            words += [*sources.option("--validation", "validation"), "--name", name]
+            words += [*sources.option("--reviews", "reviews"), *sources.option("--validation", "validation"), "--name", name]
             words += _columns(inputs.labeled, inputs.labeled)
         case GenerationInputs(extended=Input()):
             return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
@@ -43,7 +43,7 @@ def command(described: Described, published: Published | None = None) -> str:
         case ReviewInputs():
             return ""
         case _:
-            verb, words = "balance", [sources["generation"], *sources.exclude]
+            verb, words = "balance", [sources["generation"], *sources.exclude, *sources.option("--reviews", "reviews")]
     options = _options(request.spelled_out, with_pseudo, in_public=published is not None)
     part = inputs.labeled.part if isinstance(inputs, TeacherInputs) and inputs.labeled else None
     about = [f"# of the labeled images {' '.join(part.split())}, which a recipe holds out and `nst run` alone"] if part else []
@@ -84,7 +84,7 @@ class _Sources:
             return f"hf-hub:{place.repo}" + (f"@{place.revision}" if place.revision else "")
         if place and role in self._published.links:
             name, _, number = one.ref.partition("@")
-            if role in ("edition", "generation", "like", "extended") and number:
+            if role in ("edition", "generation", "like", "extended", "reviews") and number:
                 self.pulls.append(_wrapped(["nst", "pull", f"{place.repo}@{place.revision}", "--as", name]))
                 return one.ref
             return f"{place.repo}@{place.revision}" if place.revision else place.repo

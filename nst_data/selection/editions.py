@@ -19,6 +19,7 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.selection.answered_rows import AnsweredRows
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
 from nst_data.selection.selected_rows import label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
@@ -35,6 +36,8 @@ from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFi
 from nst_data.store.store import Staging, Store, Version
 from nst_data.tables import engines
 from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.review_table import REASONS as OF_REVIEW
+from nst_data.tables.review_table import hashes_by_reason
 from nst_data.tables.schema import (
     OVERLAP_COLUMNS,
     SELECTION_COLUMNS,
@@ -50,6 +53,7 @@ SHARD_BYTES = 256 * 2**20
 _ADVICE = {
     "held_out": "choose other sources with `exclude`",
     "near_held_out": "choose other sources with `exclude`",
+    **dict.fromkeys(OF_REVIEW.values(), "label more images than people have answered about"),
     "excluded_class": "exclude fewer classes with `exclude_class`",
     "not_sampled": "raise `fraction`",
     "low_confidence": "lower `min_confidence`, or train a better teacher",
@@ -74,6 +78,7 @@ def balance(
     settings: BalanceSettings | None = None,
     *,
     exclude: Sequence[Source] = (),
+    reviews: Version | str | None = None,
     pool: Source | None = None,
     edition: int | None = None,
     engine: Engine | None = None,
@@ -89,6 +94,8 @@ def balance(
         generation: What `label` or `adopt` made, as a version or `name@gen-N`.
         settings: Which images are taken, and how often.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
+        reviews: What people answered, `name@review-N`: images that they excluded are dropped, and so are those that they gave a
+            class, which `train` takes as labeled ones.
         pool: Where the labeled images are, if not where they were labeled. They are read to compare what may be near-duplicates, and to
             write them too (`embed_images`).
         edition: Ask for this number, from 1, instead of the next free one.
@@ -108,9 +115,10 @@ def balance(
         raise UsageError(f"`exclude`: expected a list of sources, such as [open_source('photos/test')], found {exclude!r}")
     check_are_sources(**{f"exclude[{number}]": source for number, source in enumerate(exclude)})
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
+    reviews = None if reviews is None else store.open(reviews, "review")
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
-    request = balance_request(generation, settings, exclude, pool)
+    request = balance_request(generation, settings, exclude, pool, reviews)
     staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
     for role, source in roles.items():
         if isinstance(staging, Staging):
@@ -122,16 +130,21 @@ def balance(
         progress.say(f"{staging.ref} already exists: same generation, images and settings")
         return staging
     images, engine = _Images(store, generation, pool), engine or Engine()
-    return staging.shared(lambda: _make(staging, generation, settings, exclude, images, progress, engine, max_unreadable))
+    return staging.shared(lambda: _make(staging, generation, settings, exclude, reviews, images, progress, engine, max_unreadable))
 
 
 def balance_request(
-    generation: Version, settings: BalanceSettings, exclude: Sequence[Source] = (), pool: Source | None = None
+    generation: Version,
+    settings: BalanceSettings,
+    exclude: Sequence[Source] = (),
+    pool: Source | None = None,
+    reviews: Version | None = None,
 ) -> EditionRequest:
     """What `balance` asks the store for."""
     entry = GenerationManifest.of(generation.manifest).request.inputs.pool
     excluded = {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
-    inputs = EditionInputs(generation=generation.lineage, pool=pool_entry(entry, pool), **excluded)
+    answered = {"reviews": reviews.lineage} if reviews else {}
+    inputs = EditionInputs(generation=generation.lineage, pool=pool_entry(entry, pool), **excluded, **answered)
     return EditionRequest(settings=settings.for_request(), inputs=inputs)
 
 
@@ -157,6 +170,7 @@ def _make(
     generation: Version,
     settings: BalanceSettings,
     exclude: Sequence[Source],
+    reviews: Version | None,
     images: "_Images",
     progress: Progress,
     engine: Engine,
@@ -186,12 +200,16 @@ def _make(
             "candidate duplicates of held-out images",
         )
         left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
+        answered = AnsweredRows.of(generation, reviews, left_out) if reviews else None
+        left_out |= hashes_by_reason(reviews) if reviews else {}
         with damage_is_named(generation.ref):
             selection = select(labels, settings, class_names, left_out, work, generation.ref)
-        counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k)
+        counts = _counts(selection, generation, settings, near, held_out.unreadable, top_k, answered)
         files = _write(staging, generation, selection, settings, counts, images, progress)
-    if settings.embed_images:
-        counts = EditionCounts(**counts.model_dump(), shards=shard_counts([staging.build / name for name in files]))
+        shards = {"shards": shard_counts([staging.build / name for name in files])} if settings.embed_images else {}
+        if answered and len(answered):
+            files |= answered.write(staging, images.open("") if settings.embed_images else None, images.are_as_labeled)
+    counts = EditionCounts(**counts.model_dump(), **shards)
     staging.add_seconds(since)
     manifest = staging.describe(files, class_names, counts)
     cards.write_dataset_card(staging, manifest)
@@ -262,14 +280,21 @@ def _near_duplicates(generation: Version, held_out: HeldOut, images: _Images, pr
 
 
 def _counts(
-    selection: Selection, generation: Version, settings: BalanceSettings, near: Overlap, held_out_unreadable: int, top_k: int | None
+    selection: Selection,
+    generation: Version,
+    settings: BalanceSettings,
+    near: Overlap,
+    held_out_unreadable: int,
+    top_k: int | None,
+    answered: AnsweredRows | None,
 ) -> EditionCounts:
     """What happened to all rows. Raises NstError where none is left."""
     labeled, manifest = selection.labeled, GenerationManifest.of(generation.manifest)
     class_names = manifest.class_names
     chosen = {label: (images, copies) for label, images, copies in selection.chosen.select("label", "images", "copies").iter_rows()}
     by_reason = dict(selection.dropped.group_by("reason").agg(pl.col("rows").sum()).iter_rows())
-    dropped = {reason: by_reason.get(reason, 0) for reason in (*REASONS, *({UNANSWERED} & by_reason.keys()))}
+    considered = (*REASONS, *(OF_REVIEW.values() if answered is not None else ()), *({UNANSWERED} & by_reason.keys()))
+    dropped = {reason: by_reason.get(reason, 0) for reason in considered}
     unique = sum(images for images, _ in chosen.values())
     if not labeled:
         raise NstError(f"{generation.ref}: expected labels, found none: no image was labeled; its table errors says why")
@@ -292,6 +317,7 @@ def _counts(
         per_class=per_class,
         near_duplicates=NearDuplicates(compared=near.compared, unreadable=near.unreadable),
         held_out_unreadable=held_out_unreadable,
+        answered=len(answered) if answered else 0,
         teacher_parameters=manifest.counts.teacher_parameters,
         top_k=top_k,
     )

@@ -17,7 +17,7 @@ from nst_data.store.manifest import ANONYMOUS, Manifest, SealedFile, content_dig
 from nst_data.store.version import VERSION_REF, Version
 from nst_data.tables.shards import parquet_writer, table_files
 
-_TABLES = ("pseudo_labels", "balanced", "errors")
+_TABLES = ("pseudo_labels", "balanced", "answered", "errors")
 
 
 def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: Callable[[int], None] = lambda _: None) -> Manifest:

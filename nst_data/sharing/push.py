@@ -43,6 +43,7 @@ _OF_NST = (
     "errors/",
     "pseudo_labels/",
     "balanced/",
+    "answered/",
     "review/",
 )  # what a version may have
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"

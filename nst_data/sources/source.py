@@ -55,7 +55,8 @@ class Source(ABC):
     `labels` holds a class index per row, shape (rows,), int64; `class_names[index]` is its name.
     `location` is an absolute path or, for the Hub, the reference with its commit, which is the `revision`.
     `image_column` and `label_column` are the columns that were asked for, None where they were found. `skipped` counts by suffix the files
-    beside the images that may be images too and are not read, `empty_classes` names class folders without images.
+    beside the images that may be images too and are not read, `empty_classes` names class folders without images. `left_out` are labeled
+    rows that are not to be trained on.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -65,6 +66,7 @@ class Source(ABC):
     label_column: str | None = None
     skipped: Mapping[str, int] = MappingProxyType({})
     empty_classes: Sequence[str] = ()
+    left_out: Sequence[int] = ()
     _listing: Listing
     _pins: tuple[str, ...] = ()  # what beside the listing decides which images these are
 

@@ -89,6 +89,7 @@ class EditionCounts(Counts):
     per_class: dict[str, ClassCounts] = Field({})
     near_duplicates: NearDuplicates | None = None
     held_out_unreadable: _Some = 0
+    answered: _Some = 0  # of the images that people gave a class, those that stand in its table of them
     teacher_parameters: Count
     top_k: Count | None = None
     errors: Count | None = None  # of one that was labeled again, which has a table of them
@@ -113,7 +114,7 @@ class ProbeCounts(_Together):
 
 
 class TeacherCounts(Counts):
-    """Of a training. `pseudo_labeled` images stand in it as `entries`, copies counted."""
+    """Of a training. `pseudo_labeled` images stand in it as `entries`, copies counted. People gave `reviewed` labels."""
 
     parameters: Count
     steps: Count
@@ -122,6 +123,7 @@ class TeacherCounts(Counts):
     unreadable: Count = 0
     unreadable_validation: _Some = 0
     classes_without_images: Annotated[list[str], Later([])] = Field([])
+    reviewed: _Some = 0
     pseudo_labeled: Count = 0
     entries: Count = 0
     probe: Annotated[ProbeCounts | None, Later(None)] = None

@@ -10,11 +10,12 @@ from nst_data.tables.label_tables import check_classes, damage_is_named
 from nst_data.tables.shards import table_files
 
 REVIEW = "review"  # the table
+ANSWERED = "answered"  # that of an edition that was drawn with a review: those of its images that people gave a class
 Excluded = Literal["none of these", "unusable"]
 EXCLUDED: tuple[Excluded, ...] = get_args(Excluded)
 RANDOM = "random"  # `picked_by` of images that were drawn evenly
 # why an edition leaves out images that people have answered about, by `excluded`: those with a class are trained on as labeled ones
-REASONS: dict[Excluded | None, str] = {None: "answered", "none of these": "none_of_these", "unusable": "unusable"}
+REASONS: dict[Excluded | None, str] = {None: ANSWERED, "none of these": "none_of_these", "unusable": "unusable"}
 _COLUMNS: dict[str, type[pl.DataType]] = {
     "image_hash": pl.String,
     "key": pl.String,

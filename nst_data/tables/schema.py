@@ -99,6 +99,19 @@ def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa
     ).arrow_schema
 
 
+def answered_schema(class_names: Sequence[str], with_images: bool = False) -> pa.Schema:
+    """`answered`: the images of an edition's generation that people gave a class, which are trained on as labeled ones."""
+    return Features(
+        {
+            **({"image": Image()} if with_images else {}),
+            "id": Value("int64"),
+            "key": Value("string"),
+            "image_hash": Value("string"),
+            "label": ClassLabel(names=list(class_names)),  # that people gave
+        }
+    ).arrow_schema
+
+
 def errors_schema() -> pa.Schema:
     """`errors`: every image that could not be labeled, and why."""
     from datasets import Features, Value

@@ -101,8 +101,8 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
 
 
 def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:
-    """The images of a labeled source but these rows."""
-    rows = np.delete(np.arange(len(source)), [int(row) for row in faults])
+    """The images of a labeled source but these rows, and those that are left out anyway."""
+    rows = np.delete(np.arange(len(source)), [*(int(row) for row in faults), *source.left_out])
     return LabeledImages(source, rows, labels_in(source)[rows])
 
 

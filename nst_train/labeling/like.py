@@ -43,8 +43,9 @@ class Like(Plan):
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """The edition."""
-        return {"like": self.edition.lineage}
+        """The edition, and the review that it was drawn with."""
+        reviews = EditionManifest.of(self.edition.manifest).request.inputs.reviews
+        return {"like": self.edition.lineage} | ({"reviews": reviews} if reviews else {})
 
     def parts(self, _: Path) -> PartMaker:
         """Images found in the pool by row or, in another copy of it, by key."""

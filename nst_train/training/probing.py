@@ -33,6 +33,7 @@ def fit_probe(
     progress: Progress,
     machine: dict[str, Any],
     since: float,
+    reviewed: int = 0,
 ) -> None:
     """Fit the last layer and seal the whole network. What it makes of the images is kept in the store as features.
 
@@ -49,7 +50,7 @@ def fit_probe(
     backbone = backbone_of(network, len(names), settings.model, data_config_of(network, settings))
     features = embed_by(store, Embedder(backbone, entry), labeled, EmbedSettings(precision=settings.precision), run, progress)
     rows = features.rows()["id"].to_numpy()
-    is_read = ~np.isin(rows, np.fromiter(map(int, faults), np.int64, count=len(faults)))
+    is_read = np.isin(rows, images.rows)
     labels = labels_in(labeled)[rows[is_read]].astype(np.int64)
     probe = fit(features.matrix()[is_read], labels, len(names), settings.seed, settings.class_weights)
     last = last_layer(network, len(names), settings.model)
@@ -63,6 +64,7 @@ def fit_probe(
         labeled=len(images),
         unreadable=len(faults),
         classes_without_images=empty,
+        reviewed=reviewed,
         probe=ProbeCounts(strength=probe.strength, folds=probe.folds),
     )
     staging.add_seconds(since)

@@ -20,6 +20,7 @@ def request_of(
     edition: Version | StreamedEdition | None,
     pool: Source | None,
     validation: Source | None,
+    reviews: Version | None = None,
 ) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not."""
     inputs, order = {"labeled": labeled.lineage}, {}
@@ -29,6 +30,8 @@ def request_of(
         inputs["edition"] = edition.lineage
         inputs["pool"] = pool_entry(EditionManifest.of(edition.manifest).request.inputs.pool, pool)
         order = {} if needs_pool(edition) else {ORDER: "shards"}
+    if reviews is not None:
+        inputs["reviews"] = reviews.lineage
     if settings.pretrained:
         inputs["initial_weights"] = initial_weights(settings.model)
     if settings.start:

@@ -13,7 +13,9 @@ from nst_train.settings import TrainSettings
 from nst_train.training.loop import Training
 
 
-def seal(staging: Staging, settings: TrainSettings, training: Training, class_names: list[str], machine: dict[str, Any]) -> None:
+def seal(
+    staging: Staging, settings: TrainSettings, training: Training, class_names: list[str], machine: dict[str, Any], reviewed: int = 0
+) -> None:
     """Write the averaged weights, those of the best validation where there is one, with what describes them, and seal the teacher."""
     averaged, schedule, validation = training.step.averaged.module, training.step.schedule, training.validation
     best = validation.best if validation else None
@@ -30,6 +32,7 @@ def seal(staging: Staging, settings: TrainSettings, training: Training, class_na
         unreadable=len(training.unreadable),
         unreadable_validation=training.unreadable_validation,
         classes_without_images=training.classes_without_images,
+        reviewed=reviewed,
         pseudo_labeled=len(training.pseudo.rows) if training.pseudo else 0,
         entries=len(training.pseudo) if training.pseudo else 0,
     )

@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.review.labeled_part import LabeledPart, answered_images, check_drawn_with
 from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
-from nst_data.sources import Source, check_trainable, labels_in
+from nst_data.sources import Source, check_trainable, labels_in, open_source
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
@@ -35,6 +36,7 @@ def train(
     *,
     edition: Version | StreamedEdition | str | None = None,
     pool: Source | None = None,
+    reviews: Version | str | None = None,
     validation: Source | None = None,
     generation: int | None = None,
     run: RunSettings | None = None,
@@ -54,6 +56,8 @@ def train(
         edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
             the same training as on the pulled one.
         pool: Where the edition's images are, if not where they were labeled. One that holds its images takes none.
+        reviews: What people answered, `name@review-N`: their labels stand for those of `labeled`, images of the pool that they gave a class
+            join it, what they excluded is left out. The `edition` must have been drawn with the same.
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
         generation: Ask for this number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
@@ -70,7 +74,12 @@ def train(
     run, progress = run or RunSettings(), progress or on_this_terminal()
     if edition is not None and not isinstance(edition, StreamedEdition):
         edition = store.open(edition, "edition")
-    _check_pool(edition, pool)
+    reviews = None if reviews is None else store.open(reviews, "review")
+    _check_pool(edition, pool, reviews)
+    if isinstance(edition, Version):
+        check_drawn_with(edition, reviews, progress)
+    elif edition is not None and reviews is not None:
+        raise UsageError(f"`reviews` {reviews.ref} needs the images that people answered about here; pull {edition.ref} and train on that")
     for line in [line for source in filter(None, (labeled, validation)) for line in source.remarks()]:
         progress.say(line)
     check_trainable(labeled)
@@ -90,20 +99,20 @@ def train(
         settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
     state = this_process()
     with state.main_process_first():
-        staging = begin(store, request_of(store, settings, labeled, edition, pool, validation), name, generation)
+        staging = begin(store, request_of(store, settings, labeled, edition, pool, validation, reviews), name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)
         check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
     with _alone(staging, progress) as sign:
-        _train(store, staging, sign, settings, labeled, edition, pool, run, progress, validation, trackers)
+        _train(store, staging, sign, settings, labeled, edition, pool, reviews, run, progress, validation, trackers)
     return Version(staging.target)
 
 
-def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None) -> None:
+def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None, reviews: Version | None) -> None:
     """Raises UsageError for a pool that nothing would be read from."""
-    if pool is not None and edition is None:
+    if pool is not None and edition is None and reviews is None:
         raise UsageError(f"`pool` {pool.location}: there are no pseudo-labeled images without an `edition`; add it, or remove `pool`")
     if pool is not None and edition is not None and not needs_pool(edition):
         raise UsageError(f"`pool` {pool.location}: {edition.ref} holds its images itself; remove `pool`")
@@ -114,6 +123,35 @@ def _pool_of(store: Store, edition: Version | StreamedEdition | None, pool: Sour
     if pool is not None or edition is None or not needs_pool(edition):
         return pool
     return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with `pool`")
+
+
+def _labeled_part(
+    store: Store,
+    staging: Staging,
+    labeled: Source,
+    reviews: Version | None,
+    edition: Version | StreamedEdition | None,
+    pool: Source | None,
+    validation: Source | None,
+    progress: Progress,
+) -> tuple[Source, int]:
+    """The labeled images with what people answered, and how many of their labels people gave."""
+    if reviews is None:
+        return labeled, 0
+    assert not isinstance(edition, StreamedEdition), "refused"
+    drawn, name = edition, reviews.folder.parent.name
+
+    def open_pool() -> Source:
+        if drawn is not None and not needs_pool(drawn):
+            return open_source(answered_images(drawn, store), labeled=True)
+        if pool is not None:
+            return pool
+        hint = f"has labels for images of it that are not among the labeled ones: {reviews.ref} names them; pass their place with `pool`"
+        return open_labeled_pool(store.open(name, "generation"), store.indexes, hint)
+
+    with this_process().main_process_first():
+        part = LabeledPart.of(labeled, reviews, drawn, store, open_pool, staging.work, validation, progress)
+    return part.source, part.reviewed
 
 
 @contextmanager
@@ -139,6 +177,7 @@ def _train(
     labeled: Source,
     edition: Version | StreamedEdition | None,
     pool: Source | None,
+    reviews: Version | None,
     run: RunSettings,
     progress: Progress,
     validation: Source | None,
@@ -154,15 +193,17 @@ def _train(
             f"or `store.remove({staging.ref!r})` first"
         )
     settings = settings.model_copy(update={"precision": machine["precision"]})
+    with staging.refusable():
+        pool = _pool_of(store, edition, pool)
+        labeled, reviewed = _labeled_part(store, staging, labeled, reviews, edition, pool, validation, progress)
     if settings.probe:
         with staging.refusable():
             if sign is not None:
-                fit_probe(store, staging, settings, labeled, run, progress, machine, since)
+                fit_probe(store, staging, settings, labeled, run, progress, machine, since, reviewed)
         state.wait_for_everyone()
         return
     set_threads(machine["threads"])
     with staging.refusable():
-        pool = _pool_of(store, edition, pool)
         training = Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
@@ -179,5 +220,5 @@ def _train(
         training.run(run, progress, since, trackers)
     if sign is not None:
         sign.check(staging.ref)
-        seal(staging, settings, training, labeled.class_names or [], machine)
+        seal(staging, settings, training, labeled.class_names or [], machine, reviewed)
     state.wait_for_everyone()

@@ -1,0 +1,161 @@
+"""What a review makes of the labeled part of a training: labels that people gave, and images that they left out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.sources import Source, labels_in, match_classes
+from nst_data.sources.corrected import Corrected, Found
+from nst_data.sources.hashing import image_hashes
+from nst_data.store.files import replacing
+from nst_data.store.manifest import EditionManifest, is_anonymous
+from nst_data.store.store import Store, Version
+from nst_data.tables.label_tables import damage_is_named, parent_of
+from nst_data.tables.review_table import ANSWERED, read_review
+from nst_data.tables.shards import table_files
+
+
+def check_drawn_with(edition: Version, reviews: Version | None, progress: Progress) -> None:
+    """Raises UsageError for an edition that was drawn with another review, or with none."""
+    entry = EditionManifest.of(edition.manifest).request.inputs.reviews
+    if reviews is None:
+        if entry is not None:
+            progress.say(f"{edition.ref} was drawn with {entry.ref}, and labels that people gave there are not trained on; add `reviews`")
+        return
+    if entry is None or entry.digest != reviews.manifest.digest:
+        drawn = f"with {entry.ref}" if entry else "without any review"
+        same = ", of other content" if entry and entry.ref == reviews.ref else ""
+        raise UsageError(
+            f"{edition.ref} was drawn {drawn}{same}, so images that {reviews.ref} answers about may be among its pseudo-labels; "
+            f"draw one with `balance(..., reviews={reviews.ref!r})`"
+        )
+    if is_anonymous(edition.manifest):
+        raise UsageError(f"{edition.ref} was published without hashes, by which a review knows its images; train on it without `reviews`")
+
+
+@dataclass(frozen=True)
+class LabeledPart:
+    """The `source` to train on as labeled, and how many of its labels people gave."""
+
+    source: Source
+    reviewed: int
+
+    @classmethod
+    def of(
+        cls,
+        labeled: Source,
+        reviews: Version,
+        edition: Version | None,
+        store: Store,
+        open_pool: Callable[[], Source],
+        work: Path,
+        validation: Source | None,
+        progress: Progress,
+    ) -> Self:
+        """With the answers of a review, each image once.
+
+        Those about images of `labeled` change its labels, or leave them out. The others are images of the pool: with an `edition` those in
+        its table of them, which has none that were held out; without one all but validation images. What is known of `labeled` is kept in
+        `work`. Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
+        """
+        names = labeled.class_names or []
+        of_review = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
+        answers = {
+            image_hash: None if label is None else int(of_review[label])
+            for image_hash, label in read_review(reviews).select("image_hash", "label").iter_rows()
+        }
+        hashes = _hashes(labeled, work / "labeled_hashes.npy", progress)
+        labels, left_out, corrected, known = labels_in(labeled).copy(), list[int](), 0, set[str]()
+        for row, image_hash in enumerate(hashes):
+            if image_hash not in answers:
+                continue
+            known.add(image_hash)
+            label = answers[image_hash]
+            if label is None:
+                left_out.append(row)
+            else:
+                corrected += int(labels[row] != label)
+                labels[row] = label
+        found, wanted = None, _of_pool(reviews, edition, store, names, of_review).filter(~pl.col("image_hash").is_in(list(known)))
+        if wanted.height and validation is not None:
+            scored = {image_hash for _, image_hash in image_hashes(validation.rows(range(len(validation))))}
+            wanted = wanted.filter(~pl.col("image_hash").is_in(list(scored)))
+        if wanted.height:
+            source = open_pool()
+            rows = _found(source, wanted, reviews, progress)
+            found = Found(source, rows, wanted["label"].to_numpy(), wanted["image_hash"].to_list())
+        reviewed = sum(answers[image_hash] is not None for image_hash in hashes if image_hash in known) + wanted.height
+        progress.say(
+            f"{reviews.ref}: {wanted.height:,} images of the pool join the {len(labeled):,} labeled ones, of which "
+            f"{corrected:,} get another label and {len(left_out):,} are left out"
+        )
+        return cls(Corrected(labeled, labels, left_out, found), reviewed)
+
+
+def _hashes(labeled: Source, kept: Path, progress: Progress) -> list[str]:
+    if kept.exists():
+        return [str(one) for one in np.load(kept)]
+    hashes = []
+    with progress.task(f"find reviewed images in {labeled.location}", len(labeled), "images") as task:
+        for _, image_hash in image_hashes(labeled.rows(range(len(labeled)))):
+            hashes.append(image_hash)
+            task.advance(1)
+    with replacing(kept) as file:
+        np.lib.format.write_array(file, np.array(hashes, dtype="U32"))
+    return hashes
+
+
+def _of_pool(reviews: Version, edition: Version | None, store: Store, names: list[str], of_review: NDArray[np.int64]) -> pl.DataFrame:
+    """`image_hash`, `key` and `label` of the images that people gave a class, in an order that depends on them alone."""
+    if edition is None:
+        rows, order = read_review(reviews).drop_nulls("label"), of_review
+    else:
+        drawn = _drawn(edition, store)
+        order = match_classes(drawn.manifest.class_names, names, drawn.ref)
+        if not EditionManifest.of(drawn.manifest).counts.answered:
+            return pl.DataFrame(schema={"image_hash": pl.String, "key": pl.String, "label": pl.Int64})
+        with damage_is_named(drawn.ref):
+            rows = pl.concat(pl.read_parquet(file, columns=["image_hash", "key", "label"]) for file in table_files(drawn.folder, ANSWERED))
+    return rows.select("image_hash", "key", label=pl.Series(order)[rows["label"]]).sort("image_hash")
+
+
+def answered_images(edition: Version, store: Store) -> str:
+    """Where an edition that holds its images has those that people gave a class: a table with images."""
+    return str(_drawn(edition, store).folder / ANSWERED / "*.parquet")
+
+
+def _drawn(edition: Version, store: Store) -> Version:
+    """The edition that was drawn from a generation, where this one is its rows labeled again. Raises NstError where it is not here."""
+    while entry := EditionManifest.of(edition.manifest).request.inputs.like:
+        parent = parent_of(edition, store)
+        if parent is None:
+            raise NstError(f"{edition.ref} was labeled again from {entry.ref}, which has the images that people answered; pull that too")
+        edition = parent
+    return edition
+
+
+def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progress) -> NDArray[np.int64]:
+    """The row of each image, by key or, in another copy of the pool, by hash. Raises NstError where the pool lacks some."""
+    keys, hashes = [pa.array(wanted["key"].to_list(), pa.large_string())], [pa.array(wanted["image_hash"].to_list(), pa.large_string())]
+    rows = np.empty(wanted.height, np.int64)
+    try:
+        pool.find_all(lambda: keys, rows)
+    except NstError:
+        pass
+    else:
+        there = np.unique(rows)
+        by_row = dict(zip(there.tolist(), (image_hash for _, image_hash in image_hashes(pool.rows(there))), strict=True))
+        if all(by_row[row] in ("", image_hash) for row, image_hash in zip(rows.tolist(), wanted["image_hash"], strict=True)):
+            return rows  # one that cannot be read is counted as such
+    pool.check_holds_some(lambda: hashes, len(rows))
+    progress.say(f"{pool.location}: has other keys than {reviews.ref}; its {len(pool):,} images are read once to find those by hash")
+    pool.find_by_hash(lambda: hashes, lambda: keys, rows)
+    return rows

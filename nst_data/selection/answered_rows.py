@@ -1,0 +1,60 @@
+"""The images of a generation that people gave a class: an edition has them in a table of their own, to be trained on as labeled ones."""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Self
+
+import polars as pl
+import pyarrow as pa
+
+from nst_data.sources import Source, match_classes
+from nst_data.store.manifest import SealedFile
+from nst_data.store.staging import Staging
+from nst_data.store.version import Version
+from nst_data.tables.label_tables import collect, scan_labels
+from nst_data.tables.review_table import ANSWERED, read_review
+from nst_data.tables.schema import answered_schema
+from nst_data.tables.shards import write_parquet
+
+_AT_ONCE = 100  # images in memory
+
+
+@dataclass(frozen=True)
+class AnsweredRows:
+    """`rows` has `id`, `key`, `image_hash` and `label`, the class that people gave; in pool order, of equal images the first."""
+
+    rows: pl.DataFrame
+    class_names: list[str]
+
+    @classmethod
+    def of(cls, generation: Version, reviews: Version, held_out: Mapping[str, AbstractSet[str]]) -> Self:
+        """Those that are not held out. Raises NstError for a class that the generation does not have."""
+        names = generation.manifest.class_names
+        order = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
+        left_out = pl.Series(sorted(set().union(*held_out.values())), dtype=pl.String)
+        labels = read_review(reviews).drop_nulls("label").filter(~pl.col("image_hash").is_in(left_out.implode()))
+        labels = labels.select("image_hash", label=pl.Series(order)[labels["label"]])
+        (found,) = collect(generation.ref, scan_labels(generation).select("id", "key", "image_hash").join(labels.lazy(), on="image_hash"))
+        return cls(found.sort("id").unique("image_hash", keep="first", maintain_order=True), names)
+
+    def __len__(self) -> int:
+        return self.rows.height
+
+    def write(self, staging: Staging, pool: Source | None, is_as_labeled: bool) -> dict[str, SealedFile]:
+        """The table, with the images of a `pool`, if given. Raises NstError for an image that is another by now."""
+        file, schema = f"{ANSWERED}/train-00000-of-00001.parquet", answered_schema(self.class_names, with_images=pool is not None)
+        tables = [self.rows.to_arrow()] if pool is None else self._with_images(pool, is_as_labeled)
+        tables = [table.select(schema.names).cast(schema) for table in tables]
+        return {file: write_parquet(staging.build / file, tables, schema, staging.work)}
+
+    def _with_images(self, pool: Source, is_as_labeled: bool) -> Iterator[pa.Table]:
+        numbers = self.rows["id"].to_numpy() if is_as_labeled else pool.rows_of(self.rows["key"].to_list())
+        for start in range(0, len(self), _AT_ONCE):
+            part = self.rows.slice(start, _AT_ONCE)
+            images = []
+            for number, key, image_hash in zip(numbers[start : start + _AT_ONCE].tolist(), part["key"], part["image_hash"], strict=True):
+                encoded = pool.read(number)
+                pool.check(number, encoded, image_hash)
+                images.append({"bytes": encoded, "path": key})
+            yield part.to_arrow().append_column("image", pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
