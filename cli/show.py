@@ -8,9 +8,10 @@ import typer
 from nst_data.errors import UsageError
 from nst_data.progress import as_text
 from nst_data.store.store import Store, Version
+from nst_data.store.version import is_review
 
 from .messages import terminal
-from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, print_json
+from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, open_version, print_json
 from .tables import WIDTH, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
@@ -23,7 +24,7 @@ _CLASSES, _WORST = 20, 10
 def show(
     ref: Ref,
     truth: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Measure the labels against those of this source: labeled images, or labels alone.")
+        str | None, typer.Option(metavar="SOURCE", help="Measure the labels by labeled images, labels alone, or CORPUS@review-N.")
     ] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
@@ -80,6 +81,10 @@ def _quality(
         raise UsageError(
             f"--truth measures labels of a teacher; name a generation or an edition, as in `nst show NAME --truth {version.ref}`"
         )
+    if is_review(location):
+        if class_names or image_column or label_column:
+            raise UsageError(f"--truth {location} knows its classes; remove --class-names, --image-column and --label-column")
+        return asdict(quality(store, version, open_version(store, location, "review"), progress=terminal()))
     columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     return asdict(quality(store, version, location, **columns, progress=terminal()))
 
@@ -156,8 +161,11 @@ def _print_quality(quality: dict[str, Any]) -> None:
         )
     if quality["unreadable"]:
         print_wrapped(f"{quality['unreadable']:,} of its {quality['truth_rows']:,} images could not be read")
+    if review := quality["review"]:
+        _print_review(review)
     error = f"expected calibration error {quality['calibration_error']:.4f} over {ECE_BINS} bins"
-    print_wrapped(f"accuracy {100 * quality['accuracy']:.2f}%, {error}")
+    of_these = " of these" if review else ""
+    print_wrapped(f"accuracy{of_these} {100 * quality['accuracy']:.2f}%, {error}")
     print("accuracy by confidence")
     rows = [row for row in quality["by_confidence"] if row["images"]]
     print_table(
@@ -169,6 +177,25 @@ def _print_quality(quality: dict[str, Any]) -> None:
         print_table(["labeled", "truly", "images"], ([*row.values()] for row in quality["wrong_pairs"]), names=2)
     print("least precise classes")
     print_table(["class", "labeled", "correct", "precision"], ([*row.values()] for row in quality["precision"][:_WORST]))
+
+
+def _print_review(review: dict[str, Any]) -> None:
+    """What answers say of all images, and of those that were picked in each way."""
+    if excluded := ", ".join(f"{images:,} {reason}" for reason, images in review["excluded"].items() if images):
+        print_wrapped(f"people answered about {review['answered']:,} of its {review['images']:,} different images; {excluded}")
+    if estimate := review["estimate"]:
+        others = ", ".join(f"{images:,} more {reason}" for reason, images in review["excluded_at_random"].items() if images)
+        print_wrapped(
+            f"estimated accuracy over all images {100 * estimate['accuracy']:.1f}%, 95% interval {100 * estimate['low']:.1f} to "
+            f"{100 * estimate['high']:.1f}%, from {estimate['images']:,} picked at random{f' ({others})' * bool(others)}"
+        )
+    else:
+        print_wrapped("no estimate for all images: none was picked at random; `nst pick REF --by random` picks some")
+    rows = [(how, share) for how, share in review["by_pick"].items()]
+    print_table(
+        ["picked by", "images", "correct", "accuracy", "from", "to (95%)"],
+        ([how, *(share[name] for name in ("images", "correct", "accuracy", "low", "high"))] for how, share in rows),
+    )
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest

@@ -4,17 +4,19 @@ Each image counts once, however many copies an edition has of it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.inspection.truth import Truth, read_truth
+from nst_data.inspection.review_quality import ReviewQuality, review_quality
+from nst_data.inspection.truth import Truth, read_truth, truth_of_review
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.sources import Source
+from nst_data.sources import Source, match_classes
 from nst_data.store.store import Store, Version
+from nst_data.store.version import is_review
 from nst_data.tables.confidence import BINS, bin_of, bounds
 from nst_data.tables.label_tables import check_classes, collect, scan_labels
 
@@ -70,6 +72,7 @@ class Quality:
     by_confidence: list[ConfidenceBin]
     wrong_pairs: list[WrongPair]
     precision: list[ClassPrecision]
+    review: ReviewQuality | None = None  # of a review
 
 
 def with_truth(labels: pl.LazyFrame, truth: pl.LazyFrame, by: str) -> pl.LazyFrame:
@@ -102,7 +105,7 @@ def calibration_error(reliability: pl.DataFrame) -> float:
 def quality(
     store: Store,
     version: Version | str,
-    truth: Source | str | Path,
+    truth: Source | Version | str | Path,
     *,
     class_names: str | None = None,
     image_column: str | None = None,
@@ -115,8 +118,8 @@ def quality(
     Args:
         store: Where the labels are.
         version: A generation or an edition, or its `name@gen-N`.
-        truth: Labeled images, joined by key or by their bytes, or where they are; a parquet table of labels without images is joined by its
-            column `image_hash` or `key`, or else row by row with the pool.
+        truth: A review, `name@review-N`, or labeled images, joined by key or by their bytes, or where they are; a parquet table of labels
+            without images is joined by its column `image_hash` or `key`, or else row by row with the pool.
         class_names: For a `truth` that is not open yet: as for `open_source`.
         image_column: Likewise.
         label_column: Likewise.
@@ -132,9 +135,15 @@ def quality(
     """
     version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
     columns = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
+    names = version.manifest.class_names
+    if isinstance(truth, Version) or (isinstance(truth, str) and is_review(truth)):
+        review = store.open(truth, "review")
+        places = match_classes(review.manifest.class_names, names, review.ref, subset=True)
+        measured = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
+        return replace(measured, review=review_quality(version, review, places))
     where = truth if isinstance(truth, Source) else str(truth)
     read = read_truth(where, version, store, **columns, progress=progress)
-    return measure(scan_labels(version), read, version.manifest.class_names, version.ref, pairs)
+    return measure(scan_labels(version), read, names, version.ref, pairs)
 
 
 def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what: str = "labels", pairs: int = 10) -> Quality:

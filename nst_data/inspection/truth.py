@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.images import image_hash
@@ -21,6 +22,7 @@ from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, parent_of, scan_labels
+from nst_data.tables.review_table import read_review
 
 _SAMPLE_ROWS = 32
 
@@ -66,6 +68,13 @@ def read_truth(
         location, labeled=True, class_names=class_names, image_column=image_column, indexes=store.indexes, label_column=label_column
     )
     return _from_source(source, version, progress or Progress())
+
+
+def truth_of_review(review: Version, places: NDArray[np.int64]) -> Truth:
+    """What people said of images; `places` are those of the review's classes among the labels'."""
+    rows = read_review(review).drop_nulls("label")
+    table = rows.select("image_hash", truth=pl.Series(places)[rows["label"]])
+    return Truth(review.ref, "image_hash", table, table.height)
 
 
 def _from_source(source: Source, version: Version, progress: Progress) -> Truth:

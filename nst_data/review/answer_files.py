@@ -31,7 +31,8 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         store: Where the answers are kept.
         corpus: The corpus they are about.
         file: CSV with a header, or JSONL: in each row `class`, or `excluded` (none of these, unusable), of the image with this
-            `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by` says how the image was chosen.
+            `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
+            chosen. Rows with an empty `class` are not filled in yet, and left out.
         reviewer: Whose answers these are.
 
     Returns:
@@ -42,7 +43,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         UsageError: The file is of another kind.
     """
     path = Path(file)
-    rows = [_parsed(row, where) for row, where in _rows(path)]
+    rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
     classes, labels = classes_of(store, corpus), _newest_labels(store, corpus)
     for row, where in rows:
         if row.class_name is not None and classes:
@@ -147,8 +148,14 @@ def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield row, f"{path}, line {number}"
 
 
+def _is_open(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a list of picks is not filled in: it has a place for the class, and nothing in it."""
+    return row.get("class") == "" and not row.get("excluded")
+
+
 def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
     values = {name: row.get(name) or None for name in COLUMNS}  # an empty cell of a CSV file says nothing
+    values["picked_by"] = values["picked_by"] or row.get("by") or None  # as `nst pick` calls it
     if odd := [name for name, value in values.items() if not isinstance(value, str | None)]:
         raise NstError(f"{where}: `{odd[0]}` is {values[odd[0]]!r}, expected text")
     if not (values["image_hash"] or values["key"]):

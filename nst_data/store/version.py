@@ -16,6 +16,11 @@ _VERSION = re.compile(r"(?:gen-(\d+)(?:\.(\d+))?|review-(\d+))")
 VERSION_REF = re.compile(r"[^@/:]+@(?:gen-\d+(?:\.\d+)?|review-\d+)")  # name@version in a store
 
 
+def is_review(ref: str) -> bool:
+    """Whether a reference, in the store or on the Hub, means a review."""
+    return ref.rpartition("@")[2].startswith("review-") and Number.is_one(ref.rpartition("@")[2])
+
+
 @dataclass(frozen=True)
 class Number:
     """A version number: a generation, an edition of a generation, or a review, whose own number is `generation`."""

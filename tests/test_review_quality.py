@@ -1,0 +1,80 @@
+import polars as pl
+import pytest
+
+from nst_data.errors import NstError, UsageError
+from nst_data.inspection.quality import quality
+from nst_data.inspection.review_quality import Share
+from nst_data.review.answers import AnswerLog
+from nst_data.review.freeze import freeze
+from nst_data.store.store import Store
+from nst_data.tables.label_tables import scan_labels
+
+
+@pytest.fixture
+def labeled(tiny_store, tmp_path):
+    """A store with the same labels and no answers: (store, the generation's hash, key and label of each image)."""
+    import shutil
+
+    store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
+    return store, scan_labels(store.open("tiny@gen-1")).select("image_hash", "key", "label").collect().rows()
+
+
+def test_the_interval_is_that_of_wilson():
+    share = Share.of(8, 10)  # 0.4902 to 0.9433 in the tables of Brown, Cai and DasGupta (2001)
+    assert (share.low, share.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    whole = Share.of(8, 10, population=10)
+    assert (whole.low, whole.high) == (0.8, 0.8)
+    part = Share.of(8, 10, population=12)
+    assert share.low < part.low < 0.8 < part.high < share.high
+    nearly_endless = Share.of(8, 10, population=10**9)
+    assert (nearly_endless.low, nearly_endless.high) == pytest.approx((share.low, share.high), abs=1e-6)
+    assert Share.of(0, 0) is None
+    assert Share.of(3, 3).high == 1.0
+
+
+def test_only_a_random_pick_gives_an_estimate(labeled):
+    store, rows = labeled
+    names, log = ["ant", "bee", "cat"], AnswerLog(store, "tiny", "ann")
+    for image_hash, key, label in rows[:4]:
+        log.append(image_hash, key, class_name=names[label], picked_by="random", seen_in="tiny@gen-1")
+    image_hash, key, label = rows[4]
+    log.append(image_hash, key, class_name=names[(label + 1) % 3], picked_by="random", seen_in="tiny@gen-1")
+    log.append(*rows[5][:2], excluded="none of these", picked_by="random", seen_in="tiny@gen-1")
+    for image_hash, key, label in rows[6:9]:
+        log.append(image_hash, key, class_name=names[(label + 1) % 3], picked_by="suspicion", seen_in="tiny@gen-1")
+    log.append(*rows[4][:2], class_name=names[(rows[4][2] + 1) % 3], picked_by="suspicion", seen_in="tiny@gen-1")  # stays a random one
+    review = freeze(store, "tiny")
+    measured = quality(store, "tiny@gen-1", review.ref)
+    assert (measured.truth, measured.joined, measured.accuracy) == ("tiny@review-1", 8, 0.5)
+    found = measured.review
+    assert (found.images, found.answered) == (len(rows), 9)
+    assert {how: (share.correct, share.images) for how, share in found.by_pick.items()} == {"random": (4, 5), "suspicion": (0, 3)}
+    assert found.estimate == Share.of(4, 5, len(rows) - len(rows) // 6)
+    assert found.excluded_at_random == {"none of these": 1, "unusable": 0}
+
+
+def test_a_pick_from_another_selection_is_no_estimate(labeled):
+    store, rows = labeled
+    kept = set(pl.read_parquet(store.open("tiny@gen-1.1").folder / "balanced/*.parquet")["image_hash"])
+    image_hash, key, _ = next(row for row in rows if row[0] in kept)
+    log = AnswerLog(store, "tiny", "ann")
+    log.append(image_hash, key, class_name="ant", picked_by="random", seen_in="tiny@gen-1.1")
+    freeze(store, "tiny")
+    assert quality(store, "tiny@gen-1", "tiny@review-1").review.estimate is None
+    assert quality(store, "tiny@gen-1.1", "tiny@review-1").review.estimate.images == 1
+
+
+def test_a_review_of_other_classes_or_images_is_one_line(labeled):
+    store, rows = labeled
+    AnswerLog(store, "other", "ann").append(*rows[0][:2], class_name="dog")
+    freeze(store, "other")
+    with pytest.raises(
+        NstError, match=r"^other@review-1: expected the classes 3 \(ant, bee, cat\), found 1 \(dog\); not expected"
+    ):
+        quality(store, "tiny@gen-1", "other@review-1")
+    AnswerLog(store, "tiny", "ann").append("f" * 32, "elsewhere.png", class_name="ant")
+    freeze(store, "tiny")
+    with pytest.raises(NstError, match=r"^tiny@gen-1: none of its images is in the truth, joined by image_hash; "):
+        quality(store, "tiny@gen-1", "tiny@review-1")
+    with pytest.raises(UsageError, match=r"^tiny@review-9: expected a review in the store"):
+        quality(store, "tiny@gen-1", "tiny@review-9")
