@@ -57,6 +57,7 @@ COMMANDS = {
     "train": Command("train", "train", _STOPS),
     "evaluate": Command("evaluate", "evaluate"),
     "embed": Command("embed", "embed"),
+    "pick": Command("pick", "pick"),
     "review": Command("review", "review", actions={"freeze": "freeze", "import": "import_file", "export": "export_file"}),
     "list": Command("versions", "list_versions", only_shows=True),
     "show": Command("show", "show", only_shows=True),

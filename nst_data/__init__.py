@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nst_data.inspection.churn import diff
     from nst_data.inspection.quality import quality
     from nst_data.selection.editions import balance
-    from nst_data.settings import BalanceSettings
+    from nst_data.settings import BalanceSettings, PickSettings
     from nst_data.sharing.lineage import lineage
     from nst_data.sharing.pull import pull
     from nst_data.sharing.push import push
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalanceSettings",
     "NstError",
+    "PickSettings",
     "Source",
     "Store",
     "UsageError",
@@ -42,6 +43,7 @@ __all__ = [
 _MODULES = {
     "BalanceSettings": "settings",
     "NstError": "errors",
+    "PickSettings": "settings",
     "Source": "sources",
     "Store": "store.store",
     "UsageError": "errors",

@@ -1,4 +1,4 @@
-"""Settings of filtering, balancing and adopting: the only home of their defaults."""
+"""Settings of filtering, balancing, adopting and picking: the only home of their defaults."""
 
 import contextlib
 import difflib
@@ -155,6 +155,20 @@ class AdoptSettings(Settings):
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )
     rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Rows in a parquet shard; work done is kept shard by shard.")
+
+
+class PickSettings(Settings):
+    """Which images a person should look at."""
+
+    by: Literal["margin", "entropy", "confidence", "churn", "suspicion", "outlier", "mixed", "random"] | None = Field(
+        None,
+        description="What makes an image worth a look; margin by default, suspicion for labeled images; random for an honest estimate.",
+    )
+    number: int = Field(100, ge=1, le=10_000, description="How many images.")
+    spread: Literal["k-means", "k-center", "classes"] = Field(
+        "k-means", description="How picks are kept apart: on features, which are computed once and kept, or by class alone."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of what is drawn at random.")
 
 
 class BalanceSettings(Settings):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nst_train.evaluation.evaluate import evaluate
     from nst_train.evaluation_settings import EvaluateSettings
     from nst_train.features.embed import embed
+    from nst_train.features.picking import pick
     from nst_train.labeling.label import extend, label, label_like
     from nst_train.noise_settings import Noise
     from nst_train.noisy_student import self_training
@@ -32,6 +33,7 @@ __all__ = [
     "label",
     "label_like",
     "load_recipe",
+    "pick",
     "self_training",
     "train",
 ]
@@ -50,6 +52,7 @@ _MODULES = {
     "label": "labeling.label",
     "label_like": "labeling.label",
     "load_recipe": "recipe",
+    "pick": "features.picking",
     "self_training": "noisy_student",
     "train": "training.train",
 }

@@ -20,11 +20,11 @@ from nst_train.settings import LabelRunSettings
 
 ROOT = Path(__file__).parent.parent
 DATA = """
-BalanceSettings NstError Source Store UsageError Version __version__ adopt balance diff lineage open_source pull push quality
+BalanceSettings NstError PickSettings Source Store UsageError Version __version__ adopt balance diff lineage open_source pull push quality
 """
 TRAIN = """
 EmbedSettings EvaluateSettings LabelSettings Noise Recipe RunSettings TrainSettings
-embed evaluate extend label label_like load_recipe self_training train
+embed evaluate extend label label_like load_recipe pick self_training train
 """
 CHECK = """
 import types, nst_data, nst_train
@@ -209,7 +209,7 @@ NOUNS = [
     "location",
     "path",
 ]
-NOUNS += ["labeled", "pool", "table", "data", "truth", "settings"]
+NOUNS += ["ref", "labeled", "pool", "table", "data", "truth", "settings"]
 
 
 def test_help_on_settings_says_what_each_of_them_is():
@@ -226,7 +226,7 @@ def test_a_call_without_an_argument_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("package", [nst_data, nst_train])
 def test_functions_describe_each_argument_and_take_all_but_nouns_by_keyword(package):
     functions = [one for one in (getattr(package, name) for name in dir(package)) if inspect.isfunction(one)]
-    assert len(functions) == {"nst_data": 8, "nst_train": 8}[package.__name__]
+    assert len(functions) == {"nst_data": 8, "nst_train": 9}[package.__name__]
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         described, _, rest = inspect.getdoc(function).partition("Args:\n")[2].partition("\n\nReturns:\n")

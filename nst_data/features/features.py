@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ TABLE, ABOUT = "features", "features.json"
 _FOLDER, _WORK = "features", ".work"
 _LAYOUT = 1
 _ROWS_PER_GROUP = 1_000
+_ROWS_AT_ONCE = 4_000
 
 
 class FeaturesRequest(BaseModel):
@@ -85,9 +86,15 @@ class Features:
 
     def matrix(self) -> NDArray[np.float32]:
         """Shape (images, dimensions), in the order of `rows`."""
-        parts = [pq.read_table(path, columns=["features"])["features"].combine_chunks() for path in self._files]
-        values = [part.flatten().to_numpy(zero_copy_only=False) for part in parts]
-        return np.concatenate([np.empty(0, np.float32), *values]).reshape(-1, self.about.dimensions)
+        return np.concatenate([np.empty((0, self.about.dimensions), np.float32), *(matrix for _, matrix in self.batches())])
+
+    def batches(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
+        """What `rows` and `matrix` give, some thousand images at a time."""
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_ROWS_AT_ONCE):
+                    values = batch["features"].flatten().to_numpy(zero_copy_only=False)
+                    yield batch.select(["id", "key", "image_hash"]), values.reshape(-1, self.about.dimensions)
 
     @property
     def _files(self) -> list[Path]:

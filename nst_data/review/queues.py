@@ -38,7 +38,8 @@ class Queue:
 
 def queues(store: Store, corpus: str) -> list[Queue]:
     """The queues of a corpus, by name."""
-    return [Queue(path.stem, path) for path in sorted(_folder(store, corpus, "queues").glob("*.parquet"))]
+    paths = _folder(store, corpus, "queues").glob("*.parquet")
+    return sorted((Queue(path.stem, path) for path in paths), key=lambda queue: queue.name)
 
 
 def read_queue(store: Store, corpus: str, name: str) -> Queue:

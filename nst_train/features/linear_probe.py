@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on features, as the weights of a network's last layer."""
+"""A linear probe: multinomial logistic regression on features, as the weights of a network's last layer; or cross-validated."""
 
 import warnings
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
+MOST_FITTED = 20_000  # images, of a cross-validation
 STATED_STRENGTH = 0.1  # where there are too few images for folds
 _NEVER = -30.0  # the bias, below the lowest, of a class without images
 _MOST_ITERATIONS = 1_000
@@ -26,6 +27,13 @@ class LinearProbe:
     folds: int
     iterations: int
 
+    def probs(self, features: Float[NDArray[np.float32], "images dimensions"]) -> Float[NDArray[np.float32], "images classes"]:
+        """The probability of each class."""
+        logits = features @ self.weight.T + self.bias
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probs: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+        return probs
+
 
 def fit(
     features: Float[NDArray[np.float32], "images dimensions"],
@@ -33,14 +41,15 @@ def fit(
     classes: int,
     seed: int = 0,
     class_weights: Literal["balanced"] | None = None,
+    strength: float | None = None,
 ) -> LinearProbe:
     """scikit-learn's `LogisticRegression` on centered features, with center and scale folded into weights and bias.
 
     One scale for all features: the deviation of each, from a few images, is mostly noise (`benchmarks/results/linear_probe.md`).
 
     The strength is the one of `STRENGTHS` with the best likelihood over stratified folds, as many as the rarest class has images and at
-    most five; with a class of one image it is `STATED_STRENGTH`. A class without images gets a bias that never wins. With balanced
-    `class_weights` all classes count the same, in the fit and in the likelihood.
+    most five; with a class of one image it is `STATED_STRENGTH`; or the one given. A class without images gets a bias that never wins.
+    With balanced `class_weights` all classes count the same, in the fit and in the likelihood.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -52,9 +61,10 @@ def fit(
     folds = min(FOLDS, int(counts[counts > 0].min()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties do not converge, and are not chosen
-        model = LogisticRegression(C=STATED_STRENGTH, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
-        strength, scoring = STATED_STRENGTH, _balanced_likelihood if class_weights else "neg_log_loss"
-        if folds > 1:
+        is_given, strength = strength is not None, STATED_STRENGTH if strength is None else strength
+        model = LogisticRegression(C=strength, max_iter=_MOST_ITERATIONS, class_weight=class_weights)
+        scoring = _balanced_likelihood if class_weights else "neg_log_loss"
+        if folds > 1 and not is_given:
             split = StratifiedKFold(folds, shuffle=True, random_state=seed)
             search = GridSearchCV(model, {"C": STRENGTHS}, scoring=scoring, cv=split).fit(scaled, labels)
             model, strength = search.best_estimator_, search.best_params_["C"]
@@ -66,6 +76,31 @@ def fit(
     weight_of_all, bias_of_all = np.zeros((classes, features.shape[1])), np.full(classes, bias.min() + _NEVER)
     weight_of_all[model.classes_], bias_of_all[model.classes_] = found, bias
     return LinearProbe(weight_of_all.astype(np.float32), bias_of_all.astype(np.float32), strength, folds, int(np.max(model.n_iter_)))
+
+
+def cross_validated(
+    features: Float[NDArray[np.float32], "images dimensions"], labels: Int[NDArray[np.int64], " images"], classes: int, seed: int = 0
+) -> Float[NDArray[np.float32], "images classes"]:
+    """For each image the probabilities by a probe that was fitted without it: five stratified folds, at the strength that suits all.
+
+    A probe is fitted on at most `MOST_FITTED` images, a seeded sample of more. Probabilities of the only image of a class are NaN.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    rng = np.random.default_rng(seed)
+
+    def fitted(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
+        rows = np.sort(rng.choice(rows, MOST_FITTED, replace=False)) if len(rows) > MOST_FITTED else rows
+        return fit(features[rows], labels[rows], classes, seed, strength=strength)
+
+    strength, probs = fitted(np.arange(len(labels)), None).strength, np.empty((len(labels), classes), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class has fewer images than there are folds
+        folds = min(FOLDS, int(np.bincount(labels).max()))
+        for inside, outside in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+            probs[outside] = fitted(inside, strength).probs(features[outside])
+    probs[np.bincount(labels, minlength=classes)[labels] == 1] = np.nan
+    return probs
 
 
 def _balanced_likelihood(model: Any, features: NDArray[np.float64], labels: NDArray[np.int64]) -> float:  # noqa: ANN401 - scikit-learn's

@@ -1,0 +1,121 @@
+"""`nst pick`: which images a person should look at."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nst_data.settings import PickSettings
+from nst_train.settings import EmbedSettings, ReadSettings
+
+from .messages import terminal
+from .options import (
+    ClassNamesOption,
+    ImageColumnOption,
+    JsonOption,
+    LabelColumnOption,
+    StoreOption,
+    open_store,
+    open_version,
+    print_json,
+    with_settings,
+)
+
+if TYPE_CHECKING:
+    from nst_data.review.picks import Picks
+    from nst_data.sources import Source
+    from nst_data.store.store import Store, Version
+
+_PICKED = "An image list with an empty column `class`, for `nst review import`: .csv, .jsonl or .parquet."
+
+
+@with_settings(settings=PickSettings, embedding=EmbedSettings, run=ReadSettings)
+def pick(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A generation or an edition, name@gen-N[.K]; or labeled images.")],
+    settings: PickSettings,
+    embedding: EmbedSettings,
+    run: ReadSettings,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Whose features tell images apart: by default the teacher that gave the labels.")
+    ] = None,
+    labeled: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="For --by outlier: the labeled images, if not those of the teacher.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Where the images are, if not where they were labeled.")] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="Whose queue the picks of labeled images join.")] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the queue; by default how they were picked.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help=_PICKED)] = None,
+    copy_to: Annotated[str | None, typer.Option(metavar="FOLDER", help="Copy the image files there.")] = None,
+    class_names: ClassNamesOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Pick the images that a person should look at: those that teach most, or whose labels may be wrong. `nst look` opens them."""
+    from nst_data.review.picks import check_folder, check_list_name, copy_images, write_list
+    from nst_data.sources import open_source
+    from nst_data.store.store import Version
+    from nst_train.features.picking import pick as pick_images
+    from nst_train.features.picking_sources import pool_of
+
+    there = open_store(store)
+    if output:
+        check_list_name(Path(output))
+    if copy_to:
+        check_folder(Path(copy_to))
+    what = _opened(ref, there, class_names, image_column, label_column)
+    images = open_source(pool, image_column=image_column, indexes=there.indexes) if pool else None
+    known = open_source(labeled, indexes=there.indexes) if labeled else None
+    picks = pick_images(
+        there,
+        what,
+        settings,
+        model=model,
+        labeled=known,
+        pool=images,
+        corpus=corpus,
+        queue=queue,
+        embedding=embedding,
+        run=run,
+        progress=terminal(),
+    )
+    if output:
+        write_list(picks, Path(output))
+    if copy_to:
+        copy_images(picks, images or (pool_of(what, there) if isinstance(what, Version) else what), Path(copy_to), terminal())
+    if json:
+        print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
+        return
+    _print(picks, ref, output, copy_to)
+
+
+def _opened(ref: str, store: "Store", class_names: str | None, image_column: str | None, label_column: str | None) -> "Version | Source":
+    """A version of the store or the Hub, or labeled images."""
+    from nst_data.sources import open_source
+    from nst_data.sources.patterns import is_pattern
+    from nst_data.store.store import Number
+
+    name, _, number = ref.partition("@")
+    if store.versions(name) or ("/" not in ref and not Path(ref).exists() and not is_pattern(ref)):
+        return store.open(ref, "generation", "edition")
+    if not Path(ref).exists() and Number.is_one(number):
+        return open_version(store, ref, "generation", "edition")
+    return open_source(
+        ref, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column, indexes=store.indexes
+    )
+
+
+def _print(picks: "Picks", ref: str, output: str | None, copy_to: str | None) -> None:
+    by, number = picks.rows["by"][0], len(picks.rows)
+    print(f"{picks.ref}: {number:,} of {picks.images:,} images by {by}, of {picks.rows['label'].n_unique():,} classes")
+    if picks.answered:
+        print(f"  {picks.answered:,} that were answered before are left out")
+    if picks.not_found:
+        print(f"  {picks.not_found:,} that could not be found in the pool, or not be read, are left out")
+    if picks.estimated_errors is not None:
+        print(f"  about {picks.estimated_errors:,.0f} labels are wrong, by confident learning")
+    for place in filter(None, (output, copy_to)):
+        print(f"  {place}")
+    if picks.queue:
+        print(f"  queue {picks.queue}; next: nst look {ref}")

@@ -1,0 +1,98 @@
+"""The distinct images of a generation or an edition, in arrays of some bytes a row, and their soft labels piece by piece."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from nst_data.sources import match_classes
+from nst_data.store.version import Version
+from nst_data.tables.label_tables import TABLES, check_classes, collect, damage_is_named, scan_labels
+from nst_data.tables.schema import soft_label_columns, top_k_of
+from nst_data.tables.shards import table_files
+
+SoftLabels = Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]  # numbers of images, and probabilities (images, classes)
+_NUMBERS_AT_ONCE = 2**24  # of soft labels in memory: 64 MB
+
+
+def image_number(image_hash: pl.Expr) -> pl.Expr:
+    """The first 64 bits of an `image_hash`, which tell the images of a pool apart."""
+    return image_hash.str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
+
+
+def image_numbers(image_hashes: pa.Array | pa.ChunkedArray | Sequence[str]) -> NDArray[np.uint64]:
+    """Those of a column of hashes, shape (rows,)."""
+    hashes = pl.Series("image_hash", image_hashes, dtype=pl.String)
+    return hashes.to_frame().select(image_number(pl.col("image_hash"))).to_series().to_numpy()
+
+
+@dataclass(frozen=True)
+class DistinctImages:
+    """Each image once, by increasing number; of several rows with the same bytes the first counts. All have shape (images,)."""
+
+    numbers: NDArray[np.uint64]
+    labels: NDArray[np.int64]
+    confidences: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, version: Version, class_names: Sequence[str] | None = None) -> "DistinctImages":
+        """Labels are places among `class_names`, by default the version's own.
+
+        Raises UsageError for a teacher, NstError for a damaged table or other classes.
+        """
+        rows = scan_labels(version).select("id", "label", "confidence", number=image_number(pl.col("image_hash")))
+        first = rows.group_by("number").agg(pl.col("label", "confidence").min_by("id")).sort("number")
+        (table,) = collect(version.ref, first)
+        check_classes(table["label"], version.manifest.class_names, version.ref)
+        labels = _classes(version, class_names)[table["label"].to_numpy()]
+        return cls(table["number"].to_numpy(), labels, table["confidence"].to_numpy())
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def places(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Where each number stands among these, -1 for one that is not here."""
+        found = np.minimum(np.searchsorted(self.numbers, numbers), max(0, len(self) - 1))
+        here = self.numbers[found] == numbers if len(self) else np.zeros(len(numbers), bool)
+        return np.where(here, found, -1)
+
+
+def soft_labels_of(version: Version, class_names: Sequence[str] | None = None) -> SoftLabels:
+    """Those of all rows of a table, in order; of a top-k label what is left is even over the other classes. Classes are as in `of`."""
+    classes, column_of = len(version.manifest.class_names), np.argsort(_classes(version, class_names))
+    rows = max(1, _NUMBERS_AT_ONCE // classes)
+    with damage_is_named(version.ref):
+        for path in table_files(version.folder, TABLES[version.manifest.kind]):
+            with pq.ParquetFile(path) as file:
+                columns = soft_label_columns(file.schema_arrow)
+                for batch in file.iter_batches(rows, columns=["image_hash", *columns]):
+                    yield image_numbers(batch["image_hash"]), _dense(batch, classes)[:, column_of]
+
+
+def _classes(version: Version, class_names: Sequence[str] | None) -> NDArray[np.int64]:
+    """For each class of a version its place among `class_names`."""
+    names = version.manifest.class_names
+    return np.arange(len(names)) if class_names is None else match_classes(names, class_names, version.ref)
+
+
+def _dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:
+    top_k = top_k_of(batch.schema)
+    if top_k is None:
+        probs = _matrix(batch["probs"]).astype(np.float32)
+    else:
+        labels, kept = _matrix(batch["top_labels"]), _matrix(batch["top_probs"]).astype(np.float32)
+        rest = np.maximum(0, 1 - kept.sum(axis=1, keepdims=True)) / max(1, classes - top_k)
+        probs = np.repeat(rest, classes, axis=1)
+        np.put_along_axis(probs, labels.astype(np.int64), kept, axis=1)
+    normalized: NDArray[np.float32] = probs / np.maximum(probs.sum(axis=1, keepdims=True), np.float32(1e-9))
+    return normalized
+
+
+def _matrix(column: pa.Array) -> NDArray[np.generic]:
+    """A column of lists of one size, shape (rows, size)."""
+    values: NDArray[np.generic] = column.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(column), -1)

@@ -1,0 +1,76 @@
+"""How much each image wants a look, by where it lies among the features of others."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+from nst_data.review.distinct_images import DistinctImages, SoftLabels
+from nst_data.review.featured_images import FeaturedImages
+from nst_data.review.neighbors import MOST_REFERENCES, Own, Unit, neighbor_votes, outlier_scores, typicality
+from nst_data.review.spreading import unit_length
+
+TYPICAL = 0.25  # what typicality weighs in `mixed`, beside margin
+_NUMBERS_OF_VOTERS = 2**26
+
+Scores = Float[NDArray[np.float32], " images"]  # of images without features -inf
+
+
+def outliers(featured: FeaturedImages, labeled: Float[NDArray[np.float32], "labeled dimensions"]) -> Scores:
+    """`outlier_scores` of all images, as seen from the middle of the labeled ones' features."""
+    center = labeled.mean(axis=0)
+    known = unit_length(labeled - center)
+    return _scored(featured, lambda features, _: outlier_scores(features, known), center)
+
+
+def outliers_within(featured: FeaturedImages, seed: int) -> Scores:
+    """`outlier_scores` of labeled images, each by the others."""
+    references = featured.sample(MOST_REFERENCES, seed)
+    near, own = featured.of(references), _places_among(references, len(featured.is_here))
+    return _scored(featured, lambda features, places: outlier_scores(features, near, own[places]))
+
+
+def mixed(margins: Scores, featured: FeaturedImages, seed: int) -> Scores:
+    """Unsure and typical: the rank by margin, and a quarter of the rank by `typicality` among the pool's images."""
+    references = featured.sample(MOST_REFERENCES, seed)
+    near, own = featured.of(references), _places_among(references, len(margins))
+    typical = _scored(featured, lambda features, places: typicality(features, near, own[places]))
+    return ((ranks(margins) + TYPICAL * ranks(typical)) / (1 + TYPICAL)).astype(np.float32)
+
+
+def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, classes: int, featured: FeaturedImages, seed: int) -> Scores:
+    """How probably each label is wrong: 1 less the mean probability that the nearest images of the pool give to it."""
+    references = featured.sample(max(1, min(MOST_REFERENCES, _NUMBERS_OF_VOTERS // classes)), seed)
+    near, own = featured.of(references), _places_among(references, len(images))
+    probs = np.zeros((len(references), classes), np.float32)
+    for numbers, some in soft_labels:
+        places = images.places(numbers)
+        voters = np.where(places >= 0, own[places], -1)
+        probs[voters[voters >= 0]] = some[voters >= 0]
+
+    def suspicion(features: Unit, places: Int[NDArray[np.int64], " images"]) -> Scores:
+        return 1 - neighbor_votes(features, images.labels[places], near, probs, own[places])
+
+    return _scored(featured, suspicion)
+
+
+def ranks(scores: Scores) -> Scores:
+    """The share of images that have a lower score, in [0, 1)."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    return ((np.cumsum(counts) - counts) / max(1, len(scores))).astype(np.float32)[places]
+
+
+def _scored(
+    featured: FeaturedImages, score: Callable[[Unit, NDArray[np.int64]], Scores], center: NDArray[np.float32] | float = 0
+) -> Scores:
+    scores = np.full(len(featured.is_here), -np.inf, np.float32)
+    for places, features in featured.batches(center):
+        scores[places] = score(features, places)
+    return scores
+
+
+def _places_among(references: NDArray[np.int64], images: int) -> Own:
+    own = np.full(images, -1, np.int64)
+    own[references] = np.arange(len(references))
+    return own

@@ -1,0 +1,42 @@
+"""Distinct images with their features, which are read from disk piece by piece: memory does not grow with them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.features.features import Features
+from nst_data.review.distinct_images import DistinctImages, image_numbers
+from nst_data.review.spreading import unit_length
+
+
+class FeaturedImages:
+    """`is_here` says which of the images have features; places are those among the images."""
+
+    def __init__(self, images: DistinctImages, features: Features) -> None:
+        self.features, self._images = features, images
+        self.is_here = np.zeros(len(images), bool)
+        places = images.places(image_numbers(features.rows()["image_hash"]))
+        self.is_here[places[places >= 0]] = True
+
+    def batches(self, center: NDArray[np.float32] | float = 0) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The places of some images and their features, less `center`, at length 1; one that several rows have comes several times."""
+        for rows, matrix in self.features.batches():
+            places = self._images.places(image_numbers(rows["image_hash"]))
+            is_one = places >= 0
+            yield places[is_one], unit_length(matrix[is_one] - np.float32(center))
+
+    def of(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The features of some images, all of them here, in the order asked for; shape (places, dimensions), of length 1."""
+        taken = np.empty((len(places), self.features.about.dimensions), np.float32)
+        row_of = np.full(len(self._images), -1, np.int64)
+        row_of[places] = np.arange(len(places))
+        for found, matrix in self.batches():
+            is_wanted = row_of[found] >= 0
+            taken[row_of[found[is_wanted]]] = matrix[is_wanted]
+        return taken
+
+    def sample(self, most: int, seed: int) -> NDArray[np.int64]:
+        """The places of all images that are here, or of `most` of them by a seed, in their order."""
+        places = np.flatnonzero(self.is_here)
+        return np.sort(np.random.default_rng(seed).choice(places, most, replace=False)) if len(places) > most else places

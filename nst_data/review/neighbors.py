@@ -1,0 +1,65 @@
+"""Nearest neighbors among the features of images: how far an image is from labeled ones, how typical it is, and what others say of it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+MOST_REFERENCES = 10_000  # images that each is compared with; of more a seeded sample
+_NEAREST_LABELED, _VOTERS, _NEIGHBORS = 3, 10, 20
+_NUMBERS_AT_ONCE = 2**24  # cosines in memory: 64 MB
+
+Unit = Float[NDArray[np.float32], "images dimensions"]  # of length 1 each
+Scores = Float[NDArray[np.float32], " images"]
+Own = Int[NDArray[np.int64], " images"]  # the place of each image among the references, where it is no neighbor; -1 if it is not there
+
+
+def outlier_scores(features: Unit, labeled: Unit, own: Own | None = None) -> Scores:
+    """How far each image is from everything labeled, in [0, 1]: half of 1 less the mean cosine to the nearest 3 labeled images.
+
+    The distance to near neighbors on features of length 1 finds images of unknown classes (Sun et al. 2022, with the k-th neighbor
+    alone; few are labeled here).
+    """
+    scores = np.empty(len(features), np.float32)
+    for part, cosines, _ in _nearest(features, labeled, own, _NEAREST_LABELED):
+        scores[part] = (1 - cosines.mean(axis=1)) / 2
+    return scores
+
+
+def typicality(features: Unit, references: Unit, own: Own) -> Scores:
+    """The mean cosine to the nearest 20 references: high where there are many images of the kind."""
+    scores = np.empty(len(features), np.float32)
+    for part, cosines, _ in _nearest(features, references, own, _NEIGHBORS):
+        scores[part] = cosines.mean(axis=1)
+    return scores
+
+
+def neighbor_votes(
+    features: Unit,
+    labels: Int[NDArray[np.int64], " images"],
+    references: Unit,
+    probs: Float[NDArray[np.float32], "references classes"],
+    own: Own,
+) -> Scores:
+    """The mean probability that the nearest 10 references give to the label of each image."""
+    votes = np.empty(len(features), np.float32)
+    for part, _, voters in _nearest(features, references, own, _VOTERS):
+        votes[part] = probs[voters, labels[part, None]].mean(axis=1, dtype=np.float32)
+    return votes
+
+
+def _nearest(
+    features: Unit, references: Unit, own: Own | None, number: int
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.int64]]]:
+    """For some images at a time: which these are, the cosines to the nearest references, and the places of those; in no order."""
+    number = max(1, min(number, len(references) - (own is not None)))
+    size = max(1, _NUMBERS_AT_ONCE // max(1, len(references)))
+    for start in range(0, len(features), size):
+        part = slice(start, min(start + size, len(features)))
+        cosines = features[part] @ references.T
+        if own is not None:
+            images = np.flatnonzero(own[part] >= 0)
+            cosines[images, own[part][images]] = -np.inf
+        places = np.argpartition(cosines, -number, axis=1)[:, -number:]
+        yield part, np.take_along_axis(cosines, places, axis=1), places

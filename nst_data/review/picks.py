@@ -1,0 +1,169 @@
+"""Images that a person should look at: as a list in a file, and as copies in a folder."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image
+
+from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.progress import Progress
+from nst_data.review.distinct_images import DistinctImages, image_number
+from nst_data.review.queues import as_parquet
+from nst_data.sources import Source
+from nst_data.store.files import replacing
+from nst_data.store.version import Version
+from nst_data.tables.label_tables import collect, scan_labels
+
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}  # of files by Pillow's name of the format, where they differ
+
+
+@dataclass(frozen=True)
+class Picks:
+    """`rows` has `queues.PICK_COLUMNS`, the first to look at first.
+
+    They were picked from `images` distinct ones; left out of these are the `answered` ones and the `not_found`, which the pool lacks.
+    `estimated_errors` says how many labels of a labeled set are wrong, where that was estimated; `queue` under which name they are kept.
+    """
+
+    ref: str
+    rows: pl.DataFrame
+    images: int
+    answered: int = 0
+    not_found: int = 0
+    estimated_errors: float | None = None
+    queue: str | None = None
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The rows as JSON objects."""
+        return [{"rank": rank, **row} for rank, row in enumerate(self.rows.to_dicts(), start=1)]
+
+
+def described(version: Version, numbers: NDArray[np.uint64], scores: NDArray[np.float32] | None, by: str) -> pl.DataFrame:
+    """The rows of picks, given by the numbers of their images in order; without scores these are null."""
+    labels = scan_labels(version).select("id", "image_hash", "key", "label", "confidence", number=image_number(pl.col("image_hash")))
+    (chosen,) = collect(version.ref, labels.filter(pl.col("number").is_in(numbers.tolist())))
+    ranked = pl.DataFrame({"number": numbers, "rank": np.arange(len(numbers))})
+    rows = chosen.sort("id").unique("number", keep="first").join(ranked, on="number").sort("rank")
+    confidences = rows["confidence"].to_numpy()
+    return with_labels(rows, rows["label"].to_numpy(), confidences, version.manifest.class_names, scores, by)
+
+
+def with_labels(
+    rows: pl.DataFrame,
+    labels: NDArray[np.int64],
+    confidences: NDArray[np.float32],
+    class_names: Sequence[str],
+    scores: NDArray[np.float32] | None,
+    by: str,
+) -> pl.DataFrame:
+    """`queues.PICK_COLUMNS` of rows that have `image_hash` and `key`."""
+    return rows.select(
+        "image_hash",
+        "key",
+        label=pl.Series([class_names[label] for label in labels], dtype=pl.String),
+        confidence=pl.Series(confidences, dtype=pl.Float32).fill_nan(None),
+        by=pl.lit(by),
+        score=pl.Series([None] * len(rows) if scores is None else scores, dtype=pl.Float32),
+    )
+
+
+def hashes_of(version: Version, images: DistinctImages, suspicion: NDArray[np.float32]) -> pl.DataFrame:
+    """`image_hash` and `suspicion` of each image of a version."""
+    hashes = scan_labels(version).select("image_hash", number=image_number(pl.col("image_hash")))
+    (table,) = collect(version.ref, hashes.unique("number").sort("number"))
+    return table.select("image_hash", suspicion=pl.Series(suspicion, dtype=pl.Float32))
+
+
+def write_list(picks: Picks, path: Path) -> None:
+    """Write the picks as CSV, JSONL or parquet, by the name of the file, with an empty `class` for a person's answer.
+
+    Raises UsageError for another name or where there is no such folder.
+    """
+    rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", **{"class": pl.lit(None, dtype=pl.String)})
+    kind = check_list_name(path)
+    if kind == ".parquet":
+        content = as_parquet(rows)
+    elif kind == ".jsonl":
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_dicts()).encode()
+    else:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerows([rows.columns, *rows.rows()])
+        content = text.getvalue().encode()
+    with replacing(path) as file:
+        file.write(content)
+
+
+def check_list_name(path: Path) -> str:
+    """The suffix of a list, which says what is written. Raises UsageError for a file that cannot be one."""
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".jsonl", ".parquet"):
+        raise UsageError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.absolute().parent}; make it first")
+    if path.is_dir():
+        raise UsageError(f"{path}: expected a file, found a folder")
+    return kind
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError for a folder that copies cannot go to: one that holds something else."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder}: expected an empty folder, or none; choose another `copy_to`")
+
+
+def copy_images(picks: Picks, source: Source, folder: Path, progress: Progress) -> None:
+    """Copy the files of the picks from their source into a folder, under names that begin with their rank.
+
+    Images are found by key or, in another copy of the source, by their bytes.
+
+    Raises NstError for an image that cannot be read or has other bytes than the one that was picked.
+    """
+    check_folder(folder)
+    rows = _rows_in(source, picks.rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = len(str(len(rows)))
+    with progress.task(f"copy to {folder}", len(rows), "images") as task:
+        for rank, (row, key, hashed) in enumerate(zip(rows.tolist(), picks.rows["key"], picks.rows["image_hash"], strict=True), start=1):
+            try:
+                content = source.read(row)
+            except OSError as error:
+                raise NstError(f"{source.location}: {key!r} cannot be read ({error.strerror})") from None
+            source.check(row, content, hashed)
+            with replacing(folder / f"{rank:0{digits}}-{_file_name(key, content)}") as file:
+                file.write(content)
+            task.advance(1)
+
+
+def _rows_in(source: Source, picks: pl.DataFrame) -> NDArray[np.int64]:
+    keys, hashes, rows = picks["key"].to_arrow(), picks["image_hash"].to_arrow(), np.empty(len(picks), np.int64)
+    with suppress(NstError):
+        rows = source.rows_of(picks["key"].to_list())
+        with suppress(OSError):
+            if image_hash(source.read(int(rows[0]))) == picks["image_hash"][0]:
+                return rows
+    source.find_by_hash(lambda: [hashes], lambda: [keys], rows)
+    return rows
+
+
+def _file_name(key: str, content: bytes) -> str:
+    """A name of letters, digits, dots and dashes from the end of a key, with the suffix of the format that the bytes have."""
+    last = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:\\]", key)[-1]).strip(".-")[-80:]
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            suffix = _SUFFIXES.get(image.format or "", (image.format or "img").lower())
+    except Exception:  # decoders raise anything on hostile bytes
+        suffix = "img"
+    stem = re.sub(rf"\.({suffix}|jpeg)$", "", last, flags=re.IGNORECASE)
+    return f"{stem or 'image'}.{suffix}"

@@ -1,0 +1,109 @@
+"""Picks that are not all the same picture: candidates with high scores, not too many of a class, and of these some that differ."""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+
+CLASS_SHARE = 2  # times an even share, that a class has at most
+_MOST_CLUSTERED = 20_000
+_ITERATIONS = 50
+
+Spread = Literal["k-means", "k-center", "classes"]
+Unit = Float[NDArray[np.float32], "candidates dimensions"]  # of length 1 each
+Labels = Int[NDArray[np.int64], " candidates"]
+
+
+def most_of_a_class(labels: Labels, number: int) -> int:
+    """How many of `number` picks may have the same label."""
+    return -(-CLASS_SHARE * number // max(1, len(np.unique(labels))))
+
+
+def candidates(scores: Float[NDArray[np.float32], " images"], labels: Labels, number: int, per_pick: int) -> Int[NDArray[np.int64], " _"]:
+    """The places of the images that `number` picks are made from, the highest score first; a score that is no number is left out.
+
+    `per_pick` times as many as there are picks, and as many times the most of a class. Of equal scores the first counts more.
+    """
+    places = np.flatnonzero(np.isfinite(scores))
+    ranked = places[np.argsort(-scores[places], kind="stable")]
+    wanted = max(number, min(per_pick * number, _MOST_CLUSTERED))
+    first = ranked[_rank_in_class(labels[ranked]) < per_pick * most_of_a_class(labels[places], number)][:wanted]
+    return first if len(first) >= number else ranked[:number]
+
+
+def spread(
+    how: Spread, features: Unit | None, labels: Labels, scores: Float[NDArray[np.float32], " _"], number: int, seed: int
+) -> NDArray[np.int64]:
+    """The places of `number` of the candidates, which are given with the highest score first, in the order in which to look at them.
+
+    At most `CLASS_SHARE` even shares of them are of one class, while others are left. Without features it is the first ones.
+    """
+    number, most = min(number, len(labels)), most_of_a_class(labels, number)
+    if how == "classes" or features is None:
+        order = np.arange(len(labels))
+    elif how == "k-center":
+        return _k_center(features, labels, number, most)
+    else:
+        order = _k_means(features, scores, number, seed)
+    is_allowed = _rank_in_class(labels[order]) < most
+    return np.sort(np.concatenate([order[is_allowed], order[~is_allowed]])[:number])
+
+
+def drawn(numbers: NDArray[np.uint64], number: int, seed: int) -> NDArray[np.int64]:
+    """The places of some images, each as likely as any other, in an order that depends on their numbers and the seed alone."""
+    mixed = numbers ^ np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # the finalizer of SplitMix64
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.argsort(mixed, kind="stable")[:number]
+
+
+def unit_length(features: Unit) -> Unit:
+    """Features as directions."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
+    directions: NDArray[np.float32] = (features / np.maximum(lengths, 1e-12)[:, None]).astype(np.float32)
+    return directions
+
+
+def _k_center(features: Unit, labels: Labels, number: int, most: int) -> NDArray[np.int64]:
+    """The greedy rule (Sener and Savarese 2018, algorithm 1): the first, then again and again the one that is farthest from all picks."""
+    distances = np.full(len(labels), np.inf, np.float32)
+    is_left, counts = np.ones(len(labels), bool), np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    picks = np.empty(number, np.int64)
+    for pick in range(number):
+        is_allowed = is_left & (counts[labels] < most)
+        is_allowed = is_allowed if is_allowed.any() else is_left
+        place = int(np.argmax(np.where(is_allowed, distances, -1)))
+        picks[pick], is_left[place] = place, False
+        counts[labels[place]] += 1
+        np.minimum(distances, np.maximum(0, 1 - features @ features[place]), out=distances)
+    return picks
+
+
+def _k_means(features: Unit, scores: Float[NDArray[np.float32], " _"], number: int, seed: int) -> NDArray[np.int64]:
+    """All places: first that of the candidate nearest to the middle of each cluster, then the others.
+
+    As many clusters as picks, in which a candidate weighs as much as its score (Zhdanov 2019, "Diverse mini-batch Active Learning").
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    weights = np.maximum(scores, 0).astype(np.float32)
+    with threadpool_limits(1), warnings.catch_warnings():  # sums of several threads differ from run to run
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different candidates than picks
+        means = KMeans(number, n_init=1, max_iter=_ITERATIONS, random_state=seed).fit(features, sample_weight=weights + 1e-6)
+    distances = np.square(features - means.cluster_centers_[means.labels_]).sum(axis=1)
+    nearest_first = np.lexsort((distances, means.labels_))
+    chosen = nearest_first[np.unique(means.labels_[nearest_first], return_index=True)[1]]
+    return np.concatenate([np.sort(chosen), np.setdiff1d(np.arange(len(features)), chosen)])
+
+
+def _rank_in_class(labels: Labels) -> NDArray[np.int64]:
+    """0 for the first of each class, 1 for the second, and so on."""
+    of_class = np.argsort(labels, kind="stable")
+    sizes = np.unique(labels, return_counts=True)[1]
+    ranks = np.empty(len(labels), np.int64)
+    ranks[of_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks

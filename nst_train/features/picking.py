@@ -1,0 +1,227 @@
+"""`nst pick`: which images of a generation, an edition or a labeled set a person should look at."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.errors import NstError, UsageError
+from nst_data.features.features import Features
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.review.answers import settled
+from nst_data.review.distinct_images import DistinctImages, image_numbers, soft_labels_of
+from nst_data.review.feature_scores import mixed, outliers, outliers_within, suspicion_by_neighbors
+from nst_data.review.featured_images import FeaturedImages
+from nst_data.review.label_errors import confident_joint, estimated_errors, suspicion_of_labels
+from nst_data.review.label_scores import churn, earlier_generations, ensemble_suspicion, uncertainties
+from nst_data.review.neighbors import MOST_REFERENCES
+from nst_data.review.picks import Picks, described, hashes_of, with_labels
+from nst_data.review.queues import LABELED, keep_queue, keep_suspicion
+from nst_data.review.spreading import candidates, drawn, spread
+from nst_data.review.uncertainty import UNCERTAINTIES, uncertainty
+from nst_data.settings import PickSettings
+from nst_data.sources import Source, check_trainable, labels_in
+from nst_data.store.store import Store, Version
+from nst_train.features.linear_probe import cross_validated
+from nst_train.features.picking_sources import check_names_images, features_model, labeled_images, pool_of
+from nst_train.settings import EmbedSettings, ReadSettings
+
+DEFAULT_BY, DEFAULT_BY_OF_LABELED = "margin", "suspicion"
+_FINDS, _TEACHES = 2, 10  # candidates for each pick: few where the score itself is looked for
+
+Scores = NDArray[np.float32]
+
+
+@with_checked_arguments
+def pick(
+    store: Store,
+    ref: Version | Source | str,
+    settings: PickSettings | None = None,
+    *,
+    model: str | None = None,
+    labeled: Source | None = None,
+    pool: Source | None = None,
+    corpus: str | None = None,
+    queue: str | None = None,
+    embedding: EmbedSettings | None = None,
+    run: ReadSettings | None = None,
+    progress: Progress | None = None,
+) -> Picks:
+    """The images that a person should look at. They are kept as a queue, which `nst look` opens.
+
+    Memory: some 100 bytes an image of a version, whatever its features; of labeled images all features.
+
+    Args:
+        store: Where the version is, and where features and queues are kept.
+        ref: A generation or an edition, or its `name@gen-N`; or labeled images.
+        settings: How many, and by what.
+        model: Whose features tell images apart, as for `embed`; by default the teacher that gave the labels. Labeled images need one.
+        labeled: The labeled images that outliers are far from; by default those that the teacher was trained on.
+        pool: Where the version's images are, if not where they were labeled.
+        corpus: The corpus whose queues the picks of labeled images join; else these are not kept.
+        queue: The name of the queue; by default how they were picked.
+        embedding: What shapes the features.
+        run: How images are read; changes no result.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The picks, the first to look at first.
+
+    Raises:
+        UsageError: The arguments do not go together, or lack something.
+        NstError: The images are not in the pool, no image is left, or a table is damaged.
+    """
+    progress = progress or on_this_terminal()
+    picking = _Picking(store, settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings(), progress)
+    if isinstance(ref, Source):
+        if labeled or pool:
+            raise UsageError(f"{ref.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
+        if queue and not corpus:
+            raise UsageError("`queue` of labeled images requires `corpus`, whose queue it is")
+        picks = picking.of_labeled(ref, corpus)
+    else:
+        version = store.open(ref, "generation", "edition")
+        if corpus is not None:
+            raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
+        picks, corpus = picking.of_version(version, labeled, pool), version.folder.parent.name
+    return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus else picks
+
+
+def candidates_per_pick(by: str) -> int:
+    """From how many times as many images picks are made."""
+    return _FINDS if by in ("suspicion", "outlier") else _TEACHES
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What the images of a version are compared with; features only where they are needed."""
+
+    earlier: list[Version]
+    featured: FeaturedImages | None = None
+    labeled: Scores | None = None
+
+
+@dataclass(frozen=True)
+class _Picking:
+    """What is asked for, and how features are computed."""
+
+    store: Store
+    settings: PickSettings
+    model: str | None
+    embedding: EmbedSettings
+    run: ReadSettings
+    progress: Progress
+
+    def of_version(self, version: Version, labeled: Source | None, pool: Source | None) -> Picks:
+        check_names_images(version)
+        by, images = self.settings.by or DEFAULT_BY, DistinctImages.of(version)
+        if by == "random":
+            chosen = drawn(images.numbers, self.settings.number, self.settings.seed)
+            return Picks(version.ref, described(version, images.numbers[chosen], None, by), len(images))
+        beside = self._beside(version, images, by, labeled, pool)
+        scores, featured = self._scores(version, images, by, beside), beside.featured
+        if by == "suspicion":
+            keep_suspicion(self.store, version.folder.parent.name, str(version.number), hashes_of(version, images, scores))
+        not_found = np.zeros(len(images), bool) if featured is None else ~featured.is_here
+        answered = self._are_answered(images, version.folder.parent.name)
+        scores = np.where(not_found | answered, -np.inf, scores).astype(np.float32)
+        chosen = self._chosen(scores, images.labels, featured, by)
+        rows = described(version, images.numbers[chosen], scores[chosen], by)
+        return Picks(version.ref, rows, len(images), int(answered.sum()), int(not_found.sum()))
+
+    def _beside(self, version: Version, images: DistinctImages, by: str, labeled: Source | None, pool: Source | None) -> _Beside:
+        earlier = earlier_generations(self.store, version) if by in ("churn", "suspicion") else []
+        if by == "churn" and not earlier:
+            raise UsageError(f"{version.ref}: `by` churn requires an earlier generation of the corpus, and there is none in the store")
+        if self.settings.spread == "classes" and (by not in ("outlier", "mixed") and (by != "suspicion" or earlier)):
+            return _Beside(earlier)
+        model = features_model(version, self.store, self.model)
+        source = pool or pool_of(version, self.store)
+        known = (labeled or labeled_images(version, self.store)) if by == "outlier" else None
+        featured = FeaturedImages(images, self._embedded(model, source))
+        if not featured.is_here.any():
+            raise NstError(f"{source.location}: has none of the images of {version.ref}; pass the labeled pool with `pool`")
+        return _Beside(earlier, featured, None if known is None else self._sample(self._embedded(model, known)))
+
+    def _sample(self, features: Features) -> Scores:
+        matrix, rng = features.matrix(), np.random.default_rng(self.settings.seed)
+        return matrix if len(matrix) <= MOST_REFERENCES else rng.choice(matrix, MOST_REFERENCES, replace=False)
+
+    def _scores(self, version: Version, images: DistinctImages, by: str, beside: _Beside) -> Scores:
+        classes = version.manifest.class_names
+        if by == "churn":
+            return churn(images, (DistinctImages.of(one, classes) for one in beside.earlier))
+        if by == "suspicion" and beside.earlier:
+            return ensemble_suspicion(images, (soft_labels_of(one, classes) for one in [*beside.earlier, version]))
+        soft_labels, seed = soft_labels_of(version), self.settings.seed
+        if by in UNCERTAINTIES:
+            return uncertainties(images, soft_labels, by)
+        assert beside.featured is not None
+        if by == "mixed":
+            return mixed(uncertainties(images, soft_labels, "margin"), beside.featured, seed)
+        if by == "suspicion":
+            return suspicion_by_neighbors(images, soft_labels, len(classes), beside.featured, seed)
+        assert beside.labeled is not None
+        return outliers(beside.featured, beside.labeled)
+
+    def of_labeled(self, source: Source, corpus: str | None) -> Picks:
+        by = self.settings.by or DEFAULT_BY_OF_LABELED
+        if by == "churn":
+            raise UsageError(f"{source.location}: `by` churn compares generations of pseudo-labels, and these are labeled images")
+        if self.model is None:
+            raise UsageError(f"{source.location}: picking from labeled images requires `model`, a network with published weights")
+        check_trainable(source)
+        features = self._embedded(self.model, source)
+        table, names = features.rows(), source.class_names or []
+        numbers, first = np.unique(image_numbers(table["image_hash"]), return_index=True)
+        labels = labels_in(source)[table["id"].to_numpy()[first]].astype(np.int64)
+        images = DistinctImages(numbers, labels, np.full(len(labels), np.nan, np.float32))
+        featured, scores, errors = FeaturedImages(images, features), None, None
+        answered = self._are_answered(images, corpus) if corpus and by != "random" else np.zeros(len(images), bool)
+        if by == "random":
+            chosen = drawn(numbers, self.settings.number, self.settings.seed)
+        elif by == "outlier":
+            scores = outliers_within(featured, self.settings.seed)
+        else:
+            probs = cross_validated(features.matrix()[first], labels, len(names), self.settings.seed)
+            images, errors = replace(images, confidences=1 - suspicion_of_labels(probs, labels)), self._errors(probs, labels)
+            scores = self._scores_of_labeled(by, probs, images, featured)
+        if scores is not None:
+            chosen = self._chosen(np.where(answered, -np.inf, scores), labels, featured, by)
+        if corpus and by == "suspicion":
+            hashes = pl.Series(table["image_hash"]).gather(first)
+            keep_suspicion(self.store, corpus, LABELED, pl.DataFrame({"image_hash": hashes, "suspicion": scores}))
+        rows = pl.DataFrame(table.select(["image_hash", "key"]).take(first[chosen]))
+        rows = with_labels(rows, labels[chosen], images.confidences[chosen], names, None if scores is None else scores[chosen], by)
+        return Picks(source.location, rows, len(images), int(answered.sum()), estimated_errors=errors)
+
+    def _errors(self, probs: Scores, labels: NDArray[np.int64]) -> float:
+        is_known = np.isfinite(probs).all(axis=1)
+        return estimated_errors(confident_joint(probs[is_known], labels[is_known]), labels[is_known])
+
+    def _scores_of_labeled(self, by: str, probs: Scores, images: DistinctImages, featured: FeaturedImages) -> Scores:
+        if by == "suspicion":
+            return suspicion_of_labels(probs, images.labels)
+        if by == "mixed":
+            return mixed(uncertainty("margin", probs), featured, self.settings.seed)
+        return uncertainty(by, probs)
+
+    def _chosen(self, scores: Scores, labels: NDArray[np.int64], featured: FeaturedImages | None, by: str) -> NDArray[np.int64]:
+        settings = self.settings
+        places = candidates(scores, labels, settings.number, candidates_per_pick(by))
+        if not len(places):
+            raise NstError(f"no image is left to pick by {by}: a person has answered all of them, or the pool lacks the others")
+        features = None if featured is None or settings.spread == "classes" else featured.of(places)
+        return places[spread(settings.spread, features, labels[places], scores[places], settings.number, settings.seed)]
+
+    def _are_answered(self, images: DistinctImages, corpus: str) -> NDArray[np.bool_]:
+        """Which images a person has said something of."""
+        said = settled(self.store, corpus)
+        return np.isin(images.numbers, image_numbers([*said.answers, *said.disputed]))
+
+    def _embedded(self, model: str, source: Source) -> Features:
+        from nst_train.features.embed import embed  # with torch, which picking by labels alone does without
+
+        return embed(self.store, model, source, self.embedding, run=self.run, progress=self.progress)

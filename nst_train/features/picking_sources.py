@@ -1,0 +1,66 @@
+"""What picking from a version needs beside it: a model for the features, the pool, the labeled images that its teacher knows."""
+
+from nst_data.errors import UsageError
+from nst_data.sources import Source, open_source
+from nst_data.sources.labeled_pool import open_labeled_pool
+from nst_data.store.inputs import Input
+from nst_data.store.manifest import is_anonymous
+from nst_data.store.store import Store, Version
+from nst_data.tables.label_tables import parent_of
+
+_NOWHERE = "needs features of its images; pass their current location with `pool`, or `spread` classes, which needs none"
+
+
+def check_names_images(version: Version) -> None:
+    """Raises UsageError for a version that does not say which images it has."""
+    if is_anonymous(version.manifest):
+        raise UsageError(f"{version.ref}: is anonymous, it does not say which images it has; pick from the version that it was made of")
+
+
+def pool_of(version: Version, store: Store) -> Source:
+    """Where the images of a version were. Raises UsageError where that is not to be opened."""
+    return open_labeled_pool(version, store.indexes, _NOWHERE)
+
+
+def features_model(version: Version, store: Store, model: str | None) -> str:
+    """The model whose features tell the images of a version apart: the one asked for, else the (first) teacher that labeled them."""
+    if model is not None:
+        return model
+    teacher = _teacher_of(version, store)
+    if teacher is None:
+        raise UsageError(f"{version.ref}: the teacher of its labels is not known; pass the name of a network as `model`")
+    if of_store := _in_store(teacher, store):
+        return of_store.ref
+    if teacher.pulled:
+        raise UsageError(
+            f"{version.ref}: its teacher {teacher.ref!r} comes from a downloaded manifest, which nst does not open; "
+            "pass the name of a network as `model`"
+        )
+    return teacher.ref
+
+
+def labeled_images(version: Version, store: Store) -> Source:
+    """The labeled images that the teacher of a version was trained on. Raises UsageError where these are not known."""
+    teacher = _teacher_of(version, store)
+    trained = _in_store(teacher, store) if teacher else None
+    entry = trained.manifest.request.inputs.by_role.get("labeled") if trained else None
+    if entry is None or entry.pulled:
+        raise UsageError(f"{version.ref}: it is not known which images its teacher was trained on; pass them as `labeled`")
+    return open_source(entry.ref, image_column=entry.image_column, indexes=store.indexes)
+
+
+def _teacher_of(version: Version, store: Store) -> Input | None:
+    labels: Version | None = version
+    while labels is not None:
+        if teachers := list(labels.manifest.request.inputs.by_role.items()):
+            for role, entry in teachers:
+                if role in ("teacher", "teacher_1"):
+                    return entry
+        labels = parent_of(labels, store)
+    return None
+
+
+def _in_store(teacher: Input, store: Store) -> Version | None:
+    """The teacher of an entry, where it is in the store."""
+    of_name = store.versions(teacher.ref.partition("@")[0])
+    return next((one for one in of_name if one.is_readable and one.manifest.digest == teacher.digest), None)

@@ -1,0 +1,204 @@
+"""`nst pick`: lists, copies and queues of images that a person should look at."""
+
+import csv
+import json
+import shutil
+
+import polars as pl
+import pytest
+from conftest import write_class_folders, write_pool
+from labels import rows, write_teacher
+from nst_cli.main import app
+from sealed_labels import label_row, seal_generation
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.review.answers import AnswerLog
+from nst_data.review.queues import PICK_COLUMNS, queues, read_queue, suspicion_of
+from nst_data.settings import PickSettings
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_train.features.picking import pick
+from nst_train.settings import EmbedSettings, ReadSettings
+
+RUN = {"run": ReadSettings(decode_threads=1), "embedding": EmbedSettings(batch_size=4)}
+BY_CLASSES = {"spread": "classes", "number": 4}
+
+
+def nst(status, *words):
+    result = CliRunner().invoke(app, ["pick", *map(str, words)], catch_exceptions=False)
+    assert result.exit_code == status, result.output
+    return result.stdout if status == 0 else result.stderr.strip().splitlines()[-1]
+
+
+def bugs(store, *, generations=1):
+    """Ten images whose labels are the surer the later they come; in a second generation the first three have another label."""
+    for number in range(generations):
+        labels = [(row + number * (row < 3)) % 3 for row in range(10)]
+        kept = [label_row(row, f"image {row}", label, 0.4 + 0.05 * row) for row, label in enumerate(labels)]
+        for row, label in zip(kept, labels, strict=True):
+            row["probs"] = [row["confidence"] if one == label else (1 - row["confidence"]) / 2 for one in range(3)]
+        version = seal_generation(store, kept)
+    return version
+
+
+def test_the_least_sure_are_picked_and_kept_in_a_queue(tmp_path):
+    store = Store(tmp_path)
+    picks = pick(store, bugs(store), PickSettings(by="confidence", **BY_CLASSES))
+    assert picks.rows["key"].to_list() == ["000.png", "001.png", "002.png", "003.png"]
+    assert picks.rows["label"].to_list() == ["ant", "bee", "cat", "ant"]
+    assert (picks.images, picks.answered, picks.queue) == (10, 0, "confidence")
+    kept = read_queue(store, "bugs", "confidence")
+    assert kept.rows().equals(picks.rows)
+    assert (len(kept), kept.rows().schema) == (4, PICK_COLUMNS)
+
+
+def test_a_queue_is_never_replaced_by_other_picks(tmp_path):
+    store = Store(tmp_path)
+    version = bugs(store)
+    assert [pick(store, version, PickSettings(by="margin", **BY_CLASSES)).queue for _ in range(2)] == ["margin", "margin"]
+    assert pick(store, version, PickSettings(by="margin", spread="classes", number=2)).queue == "margin-2"
+    with pytest.raises(UsageError, match=r"queue 'margin': bugs has one of that name with other images; choose another `queue`"):
+        pick(store, version, PickSettings(by="entropy", **BY_CLASSES), queue="margin")
+    assert [(queue.name, len(queue)) for queue in queues(store, "bugs")] == [("margin", 4), ("margin-2", 2)]
+    with pytest.raises(UsageError, match="queue 'mine': expected one of bugs's queues, there is margin, margin-2"):
+        read_queue(store, "bugs", "mine")
+
+
+def test_what_people_have_answered_is_not_asked_again_but_by_a_random_draw(tmp_path):
+    store = Store(tmp_path)
+    version, log = bugs(store), AnswerLog(store, "bugs")
+    for row in (0, 1):
+        log.append(image_hash(f"image {row}".encode()), f"{row:03d}.png", class_name="ant")
+    picks = pick(store, version, PickSettings(by="margin", **BY_CLASSES))
+    assert picks.rows["key"].to_list() == ["002.png", "003.png", "004.png", "005.png"]
+    assert picks.answered == 2
+    everything = pick(store, version, PickSettings(by="random", number=100))
+    assert sorted(everything.rows["key"]) == [f"{row:03d}.png" for row in range(10)]
+    assert everything.rows["score"].null_count() == 10
+    for row in range(2, 10):
+        log.append(image_hash(f"image {row}".encode()), f"{row:03d}.png", excluded="unusable")
+    with pytest.raises(NstError, match="no image is left to pick by margin: a person has answered all of them"):
+        pick(store, version, PickSettings(by="margin", **BY_CLASSES))
+
+
+def test_generations_that_disagree_make_an_image_suspicious(tmp_path):
+    store = Store(tmp_path)
+    version = bugs(store, generations=2)
+    for by in ("churn", "suspicion"):
+        picks = pick(store, version, PickSettings(by=by, spread="classes", number=3))
+        assert sorted(picks.rows["key"]) == ["000.png", "001.png", "002.png"], by
+    suspicion = suspicion_of(store, "bugs", "gen-2").collect()
+    expected = {row["image_hash"]: 1 - (row["confidence"] + (1 - row["confidence"]) / 2) / 2 for row in rows(version)[:3]}
+    found = dict(suspicion.iter_rows())
+    assert len(found) == 10
+    assert {one: found[one] for one in expected} == pytest.approx(expected, abs=1e-3)
+    assert suspicion_of(store, "bugs", "gen-1") is None
+
+
+@pytest.mark.parametrize("name", ["picks.csv", "picks.jsonl", "picks.parquet"])
+def test_the_list_has_a_column_for_the_answer(tmp_path, name):
+    version = bugs(Store(tmp_path / "store"))
+    said = nst(
+        0, version.ref, "--by", "margin", "--spread", "classes", "--number", 2, "--output", tmp_path / name, "--store", tmp_path / "store"
+    )
+    assert said.startswith("bugs@gen-1: 2 of 10 images by margin, of 2 classes\n")
+    if name.endswith("csv"):
+        with (tmp_path / name).open() as file:
+            found = list(csv.DictReader(file))
+    else:
+        found = (pl.read_ndjson if name.endswith("jsonl") else pl.read_parquet)(tmp_path / name).to_dicts()
+    assert [row["key"] for row in found] == ["000.png", "001.png"]
+    assert {row["class"] for row in found} <= {"", None}
+    assert found[0]["image_hash"] == image_hash(b"image 0")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--by", "churn"], "bugs@gen-1: --by churn requires an earlier generation of the corpus, and there is none in the store"),
+        (["--by", "outlier"], "bugs@gen-1: the teacher of its labels is not known; pass the name of a network as --model"),
+        (["--by", "sharpness"], "--by: input should be 'margin',"),
+        (["--number", "0"], "--number: input should be greater than or equal to 1, got 0"),
+        (["--output", "picks.txt"], "picks.txt: expected a name that ends in .csv, .jsonl or .parquet"),
+        (["--output", "nowhere/picks.csv"], "there is no folder"),
+        (["--copy-to", "."], "expected an empty folder, or none; choose another --copy-to"),
+        (["--corpus", "ants"], "--corpus is for labeled images, and bugs@gen-1 has one of its own; remove it"),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, monkeypatch, words, line):
+    monkeypatch.chdir(tmp_path)
+    version = bugs(Store(tmp_path / "store"))
+    assert line in nst(2, version.ref, *words, "--store", tmp_path / "store")
+
+
+@pytest.mark.slow
+def test_picks_are_spread_over_features_of_the_teacher_and_copied(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    words = ["tiny@gen-1", "--by", "margin", "--number", 4, "--store", store.root, "--decode-threads", 1, "--batch-size", 4]
+    found = json.loads(nst(0, *words, "--copy-to", tmp_path / "copies", "--json"))
+    assert [one["rank"] for one in found["picks"]] == [1, 2, 3, 4]
+    assert len({one["key"] for one in found["picks"]}) == 4
+    copies = sorted((tmp_path / "copies").iterdir())
+    assert [copy.name for copy in copies] == [f"{one['rank']}-{one['key']}" for one in found["picks"]]
+    assert [image_hash(copy.read_bytes()) for copy in copies] == [one["image_hash"] for one in found["picks"]]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for path in pool.iterdir():
+        shutil.copy(path, elsewhere / f"copy of {path.name}")
+    again = json.loads(nst(0, *words, "--pool", elsewhere, "--copy-to", tmp_path / "more", "--json"))
+    assert again == found
+    assert [image_hash(copy.read_bytes()) for copy in sorted((tmp_path / "more").iterdir())] == [
+        one["image_hash"] for one in found["picks"]
+    ]
+
+
+@pytest.mark.parametrize("by", ["suspicion", "outlier", "mixed"])
+def test_features_of_pool_and_labeled_images_are_compared(tiny_store, by):
+    store, _, _ = tiny_store
+    picks = pick(store, "tiny@gen-1.1", PickSettings(by=by, number=3), **RUN)
+    assert (len(picks.rows), picks.not_found) == (3, 0)
+    assert picks.rows["score"].is_between(0, 1).all()
+
+
+def test_a_pool_of_other_images_is_one_line(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    with pytest.raises(NstError, match="has none of the images of tiny@gen-1; pass the labeled pool with `pool`"):
+        pick(store, "tiny@gen-1", PickSettings(by="margin"), pool=open_source(write_pool(tmp_path / "other", 1, 1, first=900)), **RUN)
+
+
+def test_images_that_a_pool_lacks_are_left_out_and_counted(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    part = shutil.copytree(pool, tmp_path / "part")
+    for path in sorted(part.iterdir())[:5]:
+        path.unlink()
+    picks = pick(store, "tiny@gen-1", PickSettings(by="margin", number=50), pool=open_source(part), **RUN)
+    assert (len(picks.rows), picks.images, picks.not_found) == (10, 15, 5)
+
+
+@pytest.mark.slow
+def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
+    store = Store(tmp_path / "store")
+    folder = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 6)
+    shutil.move(folder / "ant" / "002.png", folder / "cat" / "wrong.png")
+    model, labeled = write_teacher(tmp_path / "network", ["a", "b"], image_size=16), open_source(folder, labeled=True)
+    picks = pick(store, labeled, PickSettings(number=3), model=model, corpus="bugs", **RUN)
+    assert "cat/wrong.png" in picks.rows["key"].to_list()
+    assert picks.queue == "suspicion"
+    assert len(suspicion_of(store, "bugs", "labeled").collect()) == 18
+    for by in ("margin", "outlier", "mixed", "random"):
+        assert len(pick(store, labeled, PickSettings(by=by, number=3), model=model, **RUN).rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "others", "line"),
+    [
+        ({"by": "churn"}, {}, "`by` churn compares generations of pseudo-labels, and these are labeled images"),
+        ({}, {}, "picking from labeled images requires `model`"),
+        ({}, {"model": "x", "queue": "q"}, "`queue` of labeled images requires `corpus`, whose queue it is"),
+    ],
+)
+def test_labeled_images_need_a_model(labeled_folder, tmp_path, settings, others, line):
+    with pytest.raises(UsageError, match=line):
+        pick(Store(tmp_path / "store"), open_source(labeled_folder, labeled=True), PickSettings(**settings), **others)
