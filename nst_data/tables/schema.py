@@ -85,6 +85,8 @@ def soft_label_bytes(schema: pa.Schema) -> int:
 
 def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa.Schema:
     """`review`: one row per image that people have settled, in the order of `image_hash`; either `label` or `excluded` is null."""
+    from datasets import ClassLabel, Features, List, Value
+
     return Features(
         {
             "image_hash": Value("string"),
@@ -101,6 +103,8 @@ def review_schema(class_names: Sequence[str], with_reviewers: bool = True) -> pa
 
 def answered_schema(class_names: Sequence[str], with_images: bool = False) -> pa.Schema:
     """`answered`: the images of an edition's generation that people gave a class, which are trained on as labeled ones."""
+    from datasets import ClassLabel, Features, Image, Value
+
     return Features(
         {
             **({"image": Image()} if with_images else {}),
