@@ -74,14 +74,14 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
         if taught_by is not None:
             corpus, edition = labels.of_students(number, taught_by, edition)
         for network in networks:
-            trained = training.train(network.name_in(recipe.name), network.settings, number, taught_by, edition)
+            trained = training.train(network.name_in(recipe.name), network.settings, number, recipe.reviews_of(number), taught_by, edition)
             generations.append(Generation(trained, corpus, edition))
             teacher = trained.ref
             first_teacher = first_teacher or teacher
     for network in networks if recipe.control else []:
         name = network.name_in(recipe.name, "control")
         start = taught_by if _is_control_of_before(store, name, taught_by) else first_teacher
-        generations.append(Generation(training.train(name, network.settings, 0, start)))
+        generations.append(Generation(training.train(name, network.settings, 0, recipe.reviews_of(network.generation), start)))
     return generations
 
 
@@ -137,7 +137,10 @@ class _Labels:
         were trained on it.
         """
         selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
-        earlier = balance_request(corpus, selection, self.data.held_out, self.data.pool).digest if self.data.evaluated else None
+        reviews = self.recipe.reviews_of(max(1, corpus.number.generation))  # what another model selects is for the first student
+        review = self.store.open(reviews, "review") if reviews else None
+        request = balance_request(corpus, selection, self.data.held_out, self.data.pool, review)
+        earlier = request.digest if self.data.evaluated else None
         for version in self.store.versions(corpus.folder.parent.name):
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
                 others = ", ".join(source.location for source in self.data.evaluated)
@@ -151,6 +154,7 @@ class _Labels:
             corpus,
             selection,
             exclude=[*self.data.held_out, *self.data.evaluated],
+            reviews=review,
             edition=1,
             pool=self.data.pool,
             progress=self.progress,
@@ -169,19 +173,29 @@ class _Trainings:
     progress: Progress
 
     def train(
-        self, name: str, settings: GenerationSettings, number: int, teacher: str | None = None, edition: Version | None = None
+        self,
+        name: str,
+        settings: GenerationSettings,
+        number: int,
+        reviews: str | None,
+        teacher: str | None = None,
+        edition: Version | None = None,
     ) -> Version:
         """A network of this generation, in one training or, with `finetune`, in two."""
         first = settings.first
         if first.start == "teacher" and teacher is not None:
             first = first.model_copy(update={"start": teacher})
         if settings.finetune is None:
-            return self._train(name, first, number, edition)
-        before = self._train(f"{name}-before-finetuning", first, number, edition, whole=False)
-        return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number)
+            return self._train(name, first, number, reviews, edition)
+        before = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
+        return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number, reviews)
 
-    def _train(self, name: str, training: TrainSettings, number: int, edition: Version | None = None, whole: bool = True) -> Version:
-        pool, run = self.data.pool if edition and needs_pool(edition) else None, self.recipe.run
+    def _train(
+        self, name: str, training: TrainSettings, number: int, reviews: str | None, edition: Version | None = None, whole: bool = True
+    ) -> Version:
+        takes_pool = needs_pool(edition) if edition else reviews is not None
+        pool, run = self.data.pool if takes_pool else None, self.recipe.run
+        measured = [] if edition else [source for source in (self.data.test, *self.data.evaluated) if source]
         trained = train(
             self.store,
             name,
@@ -189,6 +203,8 @@ class _Trainings:
             training,
             edition=edition,
             pool=pool,
+            reviews=reviews,
+            exclude=measured if reviews else [],
             generation=number,
             run=run,
             progress=self.progress,

@@ -88,6 +88,15 @@ def check_selection(recipe: Recipe, store: Store) -> None:
             )
 
 
+def check_reviews(recipe: Recipe, store: Store, class_names: list[str]) -> None:
+    """Raises NstError for a review that is not there, or has other classes than the labeled images."""
+    for ref in recipe.reviews.values():
+        try:
+            match_classes(store.open(ref, "review").manifest.class_names, class_names, ref, subset=True)
+        except NstError as error:
+            raise type(error)(f"reviews: {error}") from None
+
+
 def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
     """Raises NstError for evaluations that the networks of a recipe cannot have."""
     class_names = labeled.class_names or []

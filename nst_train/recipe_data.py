@@ -13,7 +13,7 @@ from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import is_in_store
 from nst_train.device import this_process
-from nst_train.recipe_checks import check_evaluations, check_recipe, check_selection, trained_model
+from nst_train.recipe_checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
 from nst_train.recipe_settings import Recipe
 
@@ -41,6 +41,7 @@ class RecipeData:
         validation = _open("validation", recipe.validation, progress) if recipe.validation else None
         check_recipe(recipe, whole, validation, test)
         check_selection(recipe, store)
+        check_reviews(recipe, store, whole.class_names or [])
         teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, whole.class_names or [])
         by = recipe.select.by and trained_model("select.by", recipe.select.by, store, whole.class_names or [])
         if recipe.holdout:  # after what takes less time: it reads all images

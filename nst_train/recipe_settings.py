@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nst_data.settings import Settings
 from nst_data.store.store import check_name
+from nst_data.store.version import is_review
 from nst_train.noise_settings import OF_RANDAUGMENT
 from nst_train.presets import PRESETS
 from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
@@ -153,6 +154,10 @@ class Recipe(Settings):
         description="A trained model in place of generation 0, by any name that labeling takes for its teacher.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
+    reviews: dict[int, str] = Field(
+        {},
+        description="What people answered, as NAME@review-N; `{2: flowers@review-1}`: from generation 2 on.",
+    )
     students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
     control: bool = Field(
@@ -169,6 +174,29 @@ class Recipe(Settings):
         chain = [Network(first + index, settings, ("generations", index)) for index, settings in enumerate(self.generations)]
         last = first + len(chain)
         return [*chain, *(Network(last, settings, ("students", index)) for index, settings in enumerate(self.students))]
+
+    def reviews_of(self, generation: int) -> str | None:
+        """The review that a generation is trained with; None for none."""
+        return next((ref for first, ref in sorted(self.reviews.items(), reverse=True) if first <= generation), None)
+
+    @field_validator("reviews", mode="before")
+    @classmethod
+    def _may_be_of_all(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        by_generation = {0: value} if isinstance(value, str) else value
+        if not isinstance(by_generation, dict):
+            raise ValueError("expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`")
+        if odd := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review(ref) and "/" not in ref)]:
+            raise ValueError(f"expected a review of the store with its number, such as flowers@review-1, one is {odd[0]!r}")
+        return by_generation
+
+    @model_validator(mode="after")
+    def _reviews_are_of_its_generations(self) -> Self:
+        last = self.networks[-1].generation if self.networks else 0
+        if odd := [first for first in self.reviews if not 0 <= first <= last]:
+            raise ValueError(f"`reviews`: there is no generation {odd[0]}; expected 0 to {last}")
+        if self.select.when == "once" and any(first > 1 for first in self.reviews):
+            raise ValueError("`reviews` decide what is selected, which `when: once` does for the first student; name them from 0 or 1 on")
+        return self
 
     @property
     def is_tested(self) -> bool:

@@ -6,10 +6,11 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from conftest import TINY, write_class_folders
+from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
 from datasets import Features
 from watched import Said
 
+from nst_data.cards.cards import dataset_card
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.review.answer_files import export_answers, import_answers
@@ -17,13 +18,17 @@ from nst_data.review.answers import AnswerLog, settled
 from nst_data.review.freeze import freeze
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
+from nst_data.sharing.lineage import lineage
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_data.tables.review_table import hashes_by_reason, read_review
 from nst_data.tables.schema import review_schema
 from nst_train.batches.batches import without
+from nst_train.noisy_student import self_training
+from nst_train.recipe import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.starting.dry_run import dry_run
 from nst_train.training.train import train
 
 RUN = RunSettings(workers=0, decode_threads=1)
@@ -303,3 +308,68 @@ def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(
     shutil.copy(tmp_path_of(store, rows[0][1]), tmp_path / "validation/ant/again.png")
     validation = open_source(str(tmp_path / "validation"), labeled=True)
     assert train(store, "d", labeled, settings, reviews=review, validation=validation, run=RUN).manifest.counts.reviewed == 1
+
+
+def test_cards_say_how_many_labels_people_have_seen(images, tiny_store):
+    store, rows = images
+    review = answers_of(store, rows)
+    edition = balance(store, "tiny@gen-1", EASY, reviews=review)
+    card = (edition.folder / "README.md").read_text()
+    assert "- People have seen 4 images of the pool, none of which is among these labels: 2 they gave a class, 2 they left out.\n" in card
+    assert "nst balance tiny@gen-1 --reviews tiny@review-1 " in card
+    assert "- config_name: answered\n" in card
+    labeled = open_source(str(tiny_store[1]), labeled=True)
+    teacher = train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN)
+    card = (teacher.folder / "README.md").read_text()
+    assert f"- people gave 2 of its {len(labeled) + 2} labels when they looked at single images" in card
+    assert " --reviews tiny@review-1 " in card
+    card = dataset_card(store.open("tiny@gen-1"))
+    assert "- People have seen 4 images of this corpus: `review-1` has what they say.\n" in card
+    tree = lineage(store, teacher)
+    assert [(node.role, node.ref, node.kind) for node in tree.inputs if node.role == "reviews"] == [("reviews", "tiny@review-1", "review")]
+
+
+@pytest.mark.slow
+def test_a_recipe_takes_what_people_answered_from_a_generation_on(tmp_path):
+    store, student = Store(tmp_path / "store"), TINY | {"ratio": 1}
+    parts = {"label": {"batch_size": 4}, "select": {"min_confidence": 0, "per_class": 10}, "run": {"workers": 0}}
+    write_tiny_images(tmp_path)
+    first = self_training(store, load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, student], **parts)))
+    rows = scan_labels(store.open("bugs@gen-1")).select("image_hash", "key").collect().rows()
+    log = AnswerLog(store, "bugs", "ann")
+    log.append(*rows[0], class_name="bee")
+    log.append(*rows[1], excluded="unusable")
+    freeze(store, "bugs")
+    path = write_tiny_recipe(tmp_path, generations=[TINY, student, student], reviews={2: "bugs@review-1"}, **parts)
+    made = self_training(store, load_recipe(path))
+    assert [one.teacher.ref for one in made[:2]] == [one.teacher.ref for one in first]
+    assert made[1].edition.ref == first[1].edition.ref
+    assert made[2].edition.manifest.request.inputs.reviews.ref == "bugs@review-1"
+    counts = made[2].teacher.manifest.counts
+    assert (counts.reviewed, counts.labeled) == (1, 13)
+    assert {one.state for one in dry_run(store, load_recipe(path)).stages} == {"done"}
+    other = write_tiny_recipe(tmp_path, generations=[TINY, student, student], **parts)
+    assert [one.state for one in dry_run(store, load_recipe(other)).stages][-2:] == ["differs", "differs"]
+
+
+@pytest.mark.parametrize(
+    ("reviews", "complaint"),
+    [
+        ("bugs", r"reviews: expected a review of the store with its number, such as flowers@review-1, one is 'bugs'"),
+        ({1: "bugs@gen-1"}, r"expected a review of the store with its number, such as flowers@review-1, one is 'bugs@gen-1'"),
+        (["bugs@review-1"], r"expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`"),
+        ({2: "bugs@review-1"}, r"`reviews`: there is no generation 2; expected 0 to 1"),
+    ],
+)
+def test_reviews_of_a_recipe_that_cannot_be_are_one_line(tmp_path, reviews, complaint):
+    path = write_tiny_recipe(tmp_path, generations=[TINY, TINY], reviews=reviews)
+    with pytest.raises(UsageError, match=complaint):
+        load_recipe(path)
+
+
+def test_a_review_of_a_recipe_is_one_number_or_begins_with_a_generation(tmp_path):
+    of_all = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], reviews="bugs@review-1"))
+    assert [of_all.reviews_of(generation) for generation in (0, 1)] == ["bugs@review-1", "bugs@review-1"]
+    several = {1: "bugs@review-1", 2: "bugs@review-2"}
+    later = load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY, TINY, TINY], reviews=several))
+    assert [later.reviews_of(generation) for generation in range(4)] == [None, "bugs@review-1", "bugs@review-2", "bugs@review-2"]

@@ -109,6 +109,14 @@ class Described:
         labeled_by = self.labeled_by()
         return labeled_by.manifest.counts.calibration if labeled_by and isinstance(labeled_by.manifest, GenerationManifest) else None
 
+    @property
+    def newest_review(self) -> ReviewManifest | None:
+        """The newest answers about the same corpus that are here."""
+        folders = (folder for folder in self.target.parent.glob("review-*") if Number.is_one(folder.name))
+        versions = sorted((Version(folder) for folder in folders), key=lambda version: version.number.order)
+        reviews = [version.manifest for version in versions if version.is_readable]
+        return next((review for review in reversed(reviews) if isinstance(review, ReviewManifest)), None)
+
     def lineage(self) -> Iterator[tuple[str, Input, "Described | None"]]:
         """What it was made from, step by step back to the first teacher: role, entry and, where it is here, the version."""
         at: Described | None = self

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published
 from nst_data.store.counts import EditionCounts, GenerationCounts
-from nst_data.store.inputs import GenerationInputs
+from nst_data.store.inputs import EditionInputs, GenerationInputs
 from nst_data.store.manifest import EditionManifest, GenerationManifest
+from nst_data.tables.review_table import REASONS as OF_REVIEW
 
 
 def known_limits(described: Described, published: Published | None = None) -> list[str]:
@@ -27,6 +28,8 @@ def _of_labels(described: Described) -> Iterator[str]:
         "The labels are machine-made and nobody has checked them: they carry the teacher's mistakes and biases, "
         "and an image of none of the classes has a label too."
     )
+    if seen := _seen_by_people(described):
+        yield seen
     labeled_by = described.labeled_by()
     if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:
         yield "How they were made is what the user who adopted them says: nst has checked their form, not where they come from."
@@ -44,6 +47,19 @@ def _of_labels(described: Described) -> Iterator[str]:
     yield f"Soft labels are rounded to float16: they add up to 1 within rounding only, and what is below 6e-8 is 0.{cut}"
     if labeled_by is not None and labeled_by.manifest.request.is_noised:
         yield "The teacher was noised while it labeled, which costs accuracy."
+
+
+def _seen_by_people(described: Described) -> str:
+    """How many labels people have seen: of an edition when it was drawn, of a generation until its card was written."""
+    inputs, counts = described.inputs, described.manifest.counts
+    if isinstance(inputs, EditionInputs) and isinstance(counts, EditionCounts) and inputs.reviews:
+        with_class, *excluded = (counts.dropped.get(reason, 0) for reason in OF_REVIEW.values())
+        return (
+            f"People have seen {with_class + sum(excluded):,} images of the pool, none of which is among these labels: {with_class:,} they "
+            f"gave a class, {sum(excluded):,} they left out."
+        )
+    review = described.newest_review if isinstance(inputs, GenerationInputs) else None
+    return f"People have seen {review.counts.answered:,} images of this corpus: `{review.version}` has what they say." if review else ""
 
 
 def _of_pool(generation: GenerationManifest) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """What a review makes of the labeled part of a training: labels that people gave, and images that they left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,7 +25,8 @@ from nst_data.tables.shards import table_files
 
 def check_drawn_with(edition: Version, reviews: Version | None, progress: Progress) -> None:
     """Raises UsageError for an edition that was drawn with another review, or with none."""
-    entry = EditionManifest.of(edition.manifest).request.inputs.reviews
+    inputs = EditionManifest.of(edition.manifest).request.inputs
+    entry, drawn_from = inputs.reviews, inputs.generation.ref if inputs.generation else "NAME@gen-N"
     if reviews is None:
         if entry is not None:
             progress.say(f"{edition.ref} was drawn with {entry.ref}, and labels that people gave there are not trained on; add `reviews`")
@@ -35,7 +36,7 @@ def check_drawn_with(edition: Version, reviews: Version | None, progress: Progre
         same = ", of other content" if entry and entry.ref == reviews.ref else ""
         raise UsageError(
             f"{edition.ref} was drawn {drawn}{same}, so images that {reviews.ref} answers about may be among its pseudo-labels; "
-            f"draw one with `balance(..., reviews={reviews.ref!r})`"
+            f"draw one with `balance(store, {drawn_from!r}, reviews={reviews.ref!r})`"
         )
     if is_anonymous(edition.manifest):
         raise UsageError(f"{edition.ref} was published without hashes, by which a review knows its images; train on it without `reviews`")
@@ -57,14 +58,14 @@ class LabeledPart:
         store: Store,
         open_pool: Callable[[], Source],
         work: Path,
-        validation: Source | None,
+        measured: Sequence[Source],
         progress: Progress,
     ) -> Self:
         """With the answers of a review, each image once.
 
         Those about images of `labeled` change its labels, or leave them out. The others are images of the pool: with an `edition` those in
-        its table of them, which has none that were held out; without one all but validation images. What is known of `labeled` is kept in
-        `work`. Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
+        its table of them, which has none that were held out; without one all but those of the `measured` sources. What is known of
+        `labeled` is kept in `work`. Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
         """
         names = labeled.class_names or []
         of_review = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
@@ -85,9 +86,9 @@ class LabeledPart:
                 corrected += int(labels[row] != label)
                 labels[row] = label
         found, wanted = None, _of_pool(reviews, edition, store, names, of_review).filter(~pl.col("image_hash").is_in(list(known)))
-        if wanted.height and validation is not None:
-            scored = {image_hash for _, image_hash in image_hashes(validation.rows(range(len(validation))))}
-            wanted = wanted.filter(~pl.col("image_hash").is_in(list(scored)))
+        for source in measured if wanted.height else ():
+            theirs = {image_hash for _, image_hash in image_hashes(source.rows(range(len(source))))}
+            wanted = wanted.filter(~pl.col("image_hash").is_in(list(theirs)))
         if wanted.height:
             source = open_pool()
             rows = _found(source, wanted, reviews, progress)

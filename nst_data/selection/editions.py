@@ -142,10 +142,15 @@ def balance_request(
 ) -> EditionRequest:
     """What `balance` asks the store for."""
     entry = GenerationManifest.of(generation.manifest).request.inputs.pool
-    excluded = {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
+    excluded = excluded_inputs(exclude)
     answered = {"reviews": reviews.lineage} if reviews else {}
     inputs = EditionInputs(generation=generation.lineage, pool=pool_entry(entry, pool), **excluded, **answered)
     return EditionRequest(settings=settings.for_request(), inputs=inputs)
+
+
+def excluded_inputs(exclude: Sequence[Source]) -> dict[str, Input]:
+    """How held-out sources stand in a request, by role."""
+    return {role: Input(ref=source.location, digest=source.images_fingerprint) for role, source in _roles(exclude).items()}
 
 
 def _roles(exclude: Sequence[Source]) -> dict[str, Source]:

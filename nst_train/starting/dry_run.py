@@ -18,7 +18,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.settings import default_top_k
 from nst_data.store.manifest import ORDER, Kind, Request
-from nst_data.store.store import Number, Store
+from nst_data.store.store import Number, Store, Version
 from nst_train.recipe_data import RecipeData
 from nst_train.recipe_settings import GenerationSettings, Network, Recipe
 from nst_train.settings import TrainSettings
@@ -224,8 +224,18 @@ class _Stages:
         """Whether a version is there: of these settings and images, or of others."""
         for version in self.store.versions(name):
             if version.number == number and version.is_readable and version.manifest.kind == kind:
-                return "done" if self._is_asked(version.manifest.request, asked) else "differs"
+                is_same = self._has_its_reviews(version) and self._is_asked(version.manifest.request, asked)
+                return "done" if is_same else "differs"
         return "begun" if f"{name}@{number}" in self.store.unfinished() else "to do"
+
+    def _has_its_reviews(self, version: Version) -> bool:
+        """Whether what people answered went into a version as the recipe says."""
+        kind, number = version.manifest.kind, version.number.generation
+        if version.folder.parent.name.startswith(f"{self.recipe.name}-control"):
+            number = self.recipe.networks[-1].generation
+        ref = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
+        entry = version.manifest.request.inputs.by_role.get("reviews")
+        return (entry and entry.digest) == (self.store.open(ref, "review").manifest.digest if ref else None)
 
     def _is_asked(self, request: Request, asked: dict[str, Any]) -> bool:
         """Whether a version is what the recipe makes, whichever version its weights or labels come from."""

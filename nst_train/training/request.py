@@ -1,6 +1,9 @@
 """What a training is known by, its settings and inputs, and how an earlier nst put the same."""
 
+from collections.abc import Sequence
+
 from nst_data.errors import NstError
+from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source
@@ -21,6 +24,7 @@ def request_of(
     pool: Source | None,
     validation: Source | None,
     reviews: Version | None = None,
+    exclude: Sequence[Source] = (),
 ) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not."""
     inputs, order = {"labeled": labeled.lineage}, {}
@@ -32,6 +36,7 @@ def request_of(
         order = {} if needs_pool(edition) else {ORDER: "shards"}
     if reviews is not None:
         inputs["reviews"] = reviews.lineage
+        inputs |= excluded_inputs(exclude)
     if settings.pretrained:
         inputs["initial_weights"] = initial_weights(settings.model)
     if settings.start:

@@ -1,7 +1,7 @@
 """Training a teacher or a student: what comes before the steps, the loop over them, and the seal (Algorithm 1, steps 1 and 3)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from nst_data.arguments import with_checked_arguments
@@ -37,6 +37,7 @@ def train(
     edition: Version | StreamedEdition | str | None = None,
     pool: Source | None = None,
     reviews: Version | str | None = None,
+    exclude: Sequence[Source] = (),
     validation: Source | None = None,
     generation: int | None = None,
     run: RunSettings | None = None,
@@ -58,6 +59,8 @@ def train(
         pool: Where the edition's images are, if not where they were labeled. One that holds its images takes none.
         reviews: What people answered, `name@review-N`: their labels stand for those of `labeled`, images of the pool that they gave a class
             join it, what they excluded is left out. The `edition` must have been drawn with the same.
+        exclude: Sources whose images are not trained on because somebody answered about them, such as test images; an edition knows those
+            that it was drawn without.
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
         generation: Ask for this number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
@@ -76,6 +79,8 @@ def train(
         edition = store.open(edition, "edition")
     reviews = None if reviews is None else store.open(reviews, "review")
     _check_pool(edition, pool, reviews)
+    if exclude and (reviews is None or edition is not None):
+        raise UsageError("`exclude` applies to `reviews` without an `edition`, which leaves out what it was drawn without; remove it")
     if isinstance(edition, Version):
         check_drawn_with(edition, reviews, progress)
     elif edition is not None and reviews is not None:
@@ -99,14 +104,14 @@ def train(
         settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
     state = this_process()
     with state.main_process_first():
-        staging = begin(store, request_of(store, settings, labeled, edition, pool, validation, reviews), name, generation)
+        staging = begin(store, request_of(store, settings, labeled, edition, pool, validation, reviews, exclude), name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)
         check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
     if isinstance(staging, Version):
         return staging
     with _alone(staging, progress) as sign:
-        _train(store, staging, sign, settings, labeled, edition, pool, reviews, run, progress, validation, trackers)
+        _train(store, staging, sign, settings, labeled, edition, pool, reviews, exclude, run, progress, validation, trackers)
     return Version(staging.target)
 
 
@@ -132,7 +137,7 @@ def _labeled_part(
     reviews: Version | None,
     edition: Version | StreamedEdition | None,
     pool: Source | None,
-    validation: Source | None,
+    measured: Sequence[Source],
     progress: Progress,
 ) -> tuple[Source, int]:
     """The labeled images with what people answered, and how many of their labels people gave."""
@@ -150,7 +155,7 @@ def _labeled_part(
         return open_labeled_pool(store.open(name, "generation"), store.indexes, hint)
 
     with this_process().main_process_first():
-        part = LabeledPart.of(labeled, reviews, drawn, store, open_pool, staging.work, validation, progress)
+        part = LabeledPart.of(labeled, reviews, drawn, store, open_pool, staging.work, measured, progress)
     return part.source, part.reviewed
 
 
@@ -178,6 +183,7 @@ def _train(
     edition: Version | StreamedEdition | None,
     pool: Source | None,
     reviews: Version | None,
+    exclude: Sequence[Source],
     run: RunSettings,
     progress: Progress,
     validation: Source | None,
@@ -195,7 +201,8 @@ def _train(
     settings = settings.model_copy(update={"precision": machine["precision"]})
     with staging.refusable():
         pool = _pool_of(store, edition, pool)
-        labeled, reviewed = _labeled_part(store, staging, labeled, reviews, edition, pool, validation, progress)
+        measured = [*exclude, *([validation] if validation else [])]
+        labeled, reviewed = _labeled_part(store, staging, labeled, reviews, edition, pool, measured, progress)
     if settings.probe:
         with staging.refusable():
             if sign is not None:
