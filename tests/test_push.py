@@ -13,8 +13,12 @@ from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 
 from nst_data.cards.own_text import BEGIN
+from nst_data.review.answers import AnswerLog
+from nst_data.review.freeze import freeze
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
+from nst_data.tables.label_tables import scan_labels
+from nst_data.tables.review_table import read_review
 
 pytestmark = pytest.mark.slow  # a server and processes of their own
 
@@ -358,3 +362,38 @@ def test_a_hub_that_refuses_the_files_is_no_repository_without_versions(tmp_path
         (done,) = nst(url, tmp_path, ["list", "--remote", REPO], token=ALICE)
     assert (done.status, done.out) == (1, "")
     assert "your token has no read access" in done.err
+
+
+def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(hub, tmp_path):
+    _, url, _, home, _ = hub
+    store, repo = Store(home / "store"), "alice/tiny-with-answers"
+    (image_hash, key), *_ = scan_labels(store.open("tiny@gen-1")).select("image_hash", "key").head(1).collect().rows()
+    AnswerLog(store, "tiny", "ann").append(image_hash, key, excluded="none of these")
+    review = freeze(store, "tiny")
+    edition, anonymous, pushed, listed = nst(
+        url,
+        home,
+        ["push", "tiny@gen-1.1", repo],
+        ["push", "tiny@review-1", repo, "--anonymous"],
+        ["push", "tiny@review-1", repo],
+        ["list", "--remote", repo, "--json"],
+        token=ALICE,
+    )
+    assert [edition.status, pushed.status] == [0, 0], (edition, pushed)
+    assert anonymous.status == 2
+    assert "tiny@review-1 knows its images by their hashes, without which it says nothing; remove --anonymous" in anonymous.err
+    assert [(one["tag"], one["kind"]) for one in listed.value["versions"]] == [("review-1", "review"), ("gen-1.1", "edition")]
+    newest, pulled, verified = nst(
+        url,
+        tmp_path,
+        ["pull", repo, "--as", "theirs", "--json"],
+        ["pull", f"{repo}@review-1", "--as", "theirs", "--json"],
+        ["verify", "theirs@review-1"],
+        token=ALICE,
+    )
+    assert newest.value["ref"] == "theirs@gen-1.1"
+    assert (pulled.value["ref"], pulled.value["kind"], pulled.value["digest"]) == ("theirs@review-1", "review", review.manifest.digest)
+    assert verified.status == 0
+    there = Store(tmp_path / "store").open("theirs@review-1")
+    assert read_review(there).equals(read_review(review))
+    assert "annotations_creators:\n- expert-generated\n" in (there.folder / "README.md").read_text()
