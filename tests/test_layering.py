@@ -95,7 +95,7 @@ def test_the_data_engine_imports_no_network_library():
     names = sorted(".".join(file.parts) for file in files)
     assert "nst_data.store.manifest" in names
     there = modules_after(f"import {', '.join(names)}")
-    assert "datasets" in there
+    assert "polars" in there
     assert there & MODELS == set()
 
 

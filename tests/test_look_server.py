@@ -332,6 +332,18 @@ def test_the_pool_of_a_pulled_version_is_opened_only_when_the_user_names_it(tmp_
     assert named.get("/thumb/0").status_code == 200
 
 
+def test_a_pool_with_other_names_is_told_by_its_bytes(tmp_path, store, pool):
+    other = tmp_path / "copy"
+    other.mkdir()
+    for number, file in enumerate(sorted(pool.iterdir(), reverse=True)):
+        file.rename(other / f"renamed-{number}.png")
+    (other / "renamed-0.png").unlink()
+    contents = open_contents(store, "bugs@gen-1", pool=str(other))
+    assert contents.jpeg(1, 192)[1] == as_jpeg(png(1, 1), 192)
+    with pytest.raises(NstError, match=r"copy: lacks '5.png', under any name"):
+        contents.jpeg(5, 192)
+
+
 def test_what_a_user_can_get_wrong_is_a_line(tmp_path, store, pool):
     with pytest.raises(UsageError, match=r"nobody: expected a generation or edition in the store"):
         open_contents(store, "nobody")

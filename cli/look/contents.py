@@ -24,7 +24,7 @@ from .reviewing import Reviewing
 from .thumbnails import Thumbnails
 
 _TOP, CALIBRATION_BINS = 5, 10
-_WAIT_SECONDS = 0.3  # for what is computed once: the page asks again
+_WAIT_SECONDS, _MANY_ROWS = 0.3, 1_000_000
 
 
 class Contents:
@@ -256,8 +256,8 @@ class Contents:
     def _flow(self) -> dict[str, Any] | None:
         if self.compared is None or self.view.compared is None:
             return None
-        with suppress(TimeoutError):
-            self.view.compared.result(_WAIT_SECONDS)
+        with suppress(TimeoutError):  # a moment, so that the first page of a small view has all
+            self.view.compared.result(_WAIT_SECONDS if len(self.view) < _MANY_ROWS else 0)
         if not self.view.compared.done():
             return None
         changed, moves = self.view.moves

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
+from threading import Timer
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +27,7 @@ from .contents import Contents, name_of
 from .reviewing import Reviewing
 
 _T = TypeVar("_T")
+_MANY_ROWS, _FIRST_PAGE_SECONDS = 1_000_000, 3.0
 
 
 def open_contents(
@@ -54,7 +55,7 @@ def open_contents(
         reviewing = Reviewing(store, view, name, reviewer)
         view.suspicion = _suspicion(store, view, name)
     if view.columns is not None and view.compared is None:
-        Thread(target=view.columns.prepare, daemon=True).start()
+        _start(view.columns.prepare, view.columns)
     compared = None if view.compared is None else before
     return Contents(store, name_of(shown), view, images, reviewing, compared, None if other is None else name_of(other))
 
@@ -147,5 +148,12 @@ def _later(make: Callable[[], _T], columns: RowColumns | None = None) -> "Future
         if columns is not None:
             columns.prepare()
 
-    Thread(target=run, daemon=True).start()
+    _start(run, columns)
     return future
+
+
+def _start(work: Callable[[], None], columns: RowColumns | None) -> None:
+    """Do something in a thread; beside many rows a little later, as the first page is asked for first."""
+    timer = Timer(_FIRST_PAGE_SECONDS if columns is not None and len(columns.rows) > _MANY_ROWS else 0, work)
+    timer.daemon = True
+    timer.start()

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Features as Columns
-from datasets import List, Value
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -157,6 +155,9 @@ def folder_of(store: Store, request: FeaturesRequest) -> Path:
 
 def schema(dimensions: int) -> pa.Schema:
     """The columns of the table `features`."""
+    from datasets import Features as Columns
+    from datasets import List, Value
+
     return Columns(
         {
             "id": Value("int64"),  # row number in the source's fixed order

@@ -1,7 +1,9 @@
 """The images of rows, opened safely: only bytes with the row's `image_hash`, from a place that the user named or made labels from."""
 
 import threading
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
 import numpy as np
@@ -11,10 +13,12 @@ from nst_data.images import image_hash
 from nst_data.self_contained.images import EditionImages, needs_pool, self_contained
 from nst_data.self_contained.shard_folders import ShardFolders
 from nst_data.sources import Source, open_source
+from nst_data.sources.hashing import image_hashes
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.manifest import EditionManifest, is_anonymous
 from nst_data.store.store import Store, Version
 
+_MOST_HASHED, _WAIT_SECONDS = 1_000_000, 3.0
 HINT = "was made from it, and its images are shown from there; pass its current location with `pool`"
 
 
@@ -33,6 +37,7 @@ class PoolImages:
         self._lock = threading.Lock()
         self._source: Source | None = None
         self._rows: dict[str, int] = {}
+        self._by_hash: Future[dict[str, int]] | None = None
 
     def check(self) -> None:
         """Raises NstError where the pool is not there, UsageError where it is not to be opened; of a large one without listing it."""
@@ -51,21 +56,45 @@ class PoolImages:
                     self._source = open_source(self._pool, indexes=self._store.indexes)
             return self._source
 
-    def place_of(self, number: int, key: str) -> int:
-        """The row of the pool as it is now where the image of a number and key is. Raises NstError where it lacks that."""
+    def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
+        """As `Images.read`: by number in the same pool, by key in another copy of it, by its bytes in one with other names."""
+        source, place = self.source(), self.place_of(number, key, hashed)
+        encoded = source.read(place)
+        source.check(place, encoded, hashed)
+        return encoded
+
+    def place_of(self, number: int, key: str, hashed: str = "") -> int:
+        """The row of the pool as it is now where the image of a number, key and hash is. Raises NstError where it lacks that."""
         source = self.source()
         if number < len(source) and source.key(number) == key:
             return number
         if key not in self._rows:
-            self._rows[key] = int(source.rows_of([key])[0])
+            try:
+                self._rows[key] = int(source.rows_of([key])[0])
+            except NstError:
+                if not hashed:
+                    raise
+                self._rows[key] = self._place_of_bytes(source, key, hashed)
         return self._rows[key]
 
-    def read(self, row: int, number: int, key: str, hashed: str) -> bytes:
-        """As `Images.read`: by number in the same pool, by key in another copy of it."""
-        source, place = self.source(), self.place_of(number, key)
-        encoded = source.read(place)
-        source.check(place, encoded, hashed)
-        return encoded
+    def _place_of_bytes(self, source: Source, key: str, hashed: str) -> int:
+        """Where the bytes are under another name: all of a pool's images are read once for that."""
+        if len(source) > _MOST_HASHED:
+            raise NstError(f"{source.location}: lacks {key!r}; pass the labeled pool with `pool`")
+        with self._lock:
+            if self._by_hash is None:
+                self._by_hash = Future()
+                Thread(target=_hash_all, args=(source, self._by_hash), daemon=True).start()
+        try:
+            return self._by_hash.result(_WAIT_SECONDS)[hashed]
+        except TimeoutError:
+            raise NstError(f"{source.location}: names are others than of the labeled pool; images are being told by their bytes") from None
+        except KeyError:
+            raise NstError(f"{source.location}: lacks {key!r}, under any name; pass the labeled pool with `pool`") from None
+
+
+def _hash_all(source: Source, found: "Future[dict[str, int]]") -> None:
+    found.set_result({hashed: row.id for row, hashed in image_hashes(source.rows(range(len(source)))) if hashed})
 
 
 class NoImages:

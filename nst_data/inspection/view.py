@@ -25,6 +25,7 @@ Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "
 SORTS: tuple[Sort, ...] = get_args(Sort)
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
 KEPT = "kept"  # the `reason` of rows that were not left out
+_PIECE = 2_000_000
 _LAST = np.uint32(2**32 - 1)
 _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
 
@@ -126,8 +127,7 @@ class View:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
             return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
         values = rows.select("row", by).collect()
-        keys = _order_keys(values[by], values["row"], query.sort in _LARGEST_FIRST)
-        return len(keys), (first + _smallest(keys, query.offset, query.limit).astype(np.int64)).tolist()
+        return values.height, (first + _smallest(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
         """The column to sort by; None for the order that rows have already."""
@@ -272,20 +272,22 @@ class View:
             return None
         bins = (pl.col("confidence").cast(pl.Float64).clip(0, 1) * BINS).floor().cast(pl.Int32).clip(0, BINS - 1)
         numbered = self.frame.lazy().filter(pl.col("confidence").is_not_nan()).select(bin=bins).group_by("bin").len()
-        counts = dict(numbered.collect().iter_rows())
+        counts = dict(numbered.collect(engine="streaming").iter_rows())
         return {"edges": [number / BINS for number in range(BINS + 1)], "counts": [counts.get(number, 0) for number in range(BINS)]}
 
     @cached_property
     def per_class(self) -> dict[int, int]:
         """Rows by label."""
-        return dict(self.frame.lazy().group_by("label").len().collect().iter_rows())
+        return dict(self.frame.lazy().group_by("label").len().collect(engine="streaming").iter_rows())
 
     @cached_property
     def moves(self) -> tuple[int, list[dict[str, Any]]]:
         """How many labels differ from the compared version's, and the largest moves from class to class."""
         assert self.compared is not None
         both = self.frame.lazy().select("label").with_columns(label2=pl.lit(self.compared.result()["label2"]))
-        counted = both.filter(pl.col("label") != pl.col("label2")).group_by("label2", "label").agg(images=pl.len()).collect()
+        counted = (
+            both.filter(pl.col("label") != pl.col("label2")).group_by("label2", "label").agg(images=pl.len()).collect(engine="streaming")
+        )
         ranked = counted.sort("images", "label2", "label", descending=[True, False, False]).head(MOST_MOVES)
         names = self.class_names
         largest = [{"from": names[before], "to": names[after], "images": images} for before, after, images in ranked.iter_rows()]
@@ -306,13 +308,16 @@ def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDAr
     return keys
 
 
-def _smallest(keys: NDArray[np.uint64], offset: int, limit: int) -> NDArray[np.uint64]:
-    """The rows in some places of the order of keys, which are moved."""
-    stop = min(offset + limit, len(keys))
-    if stop < len(keys):
-        keys.partition(stop)
-    ordered: NDArray[np.uint64] = np.sort(keys[:stop])[offset:] & np.uint64(_LAST)
-    return ordered
+def _smallest(values: pl.DataFrame, largest_first: bool, offset: int, limit: int) -> NDArray[np.int64]:
+    """The rows in some places of the order of a value; `values` has it beside `row`. Piece by piece, which takes little memory."""
+    stop, least = offset + limit, np.empty(0, np.uint64)
+    for start in range(0, values.height, _PIECE):
+        piece = values.slice(start, _PIECE)
+        keys = np.concatenate([least, _order_keys(piece.to_series(1), piece.to_series(0), largest_first)])
+        if stop < len(keys):
+            keys.partition(stop)
+        least = keys[:stop].copy()
+    return (np.sort(least)[offset:] & np.uint64(_LAST)).astype(np.int64)
 
 
 def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
