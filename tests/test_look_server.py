@@ -1,6 +1,7 @@
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.progress import Progress
+from nst_data.review.freeze import freeze
 from nst_data.review.queues import keep_queue, keep_suspicion
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
@@ -222,6 +224,15 @@ def test_answers_are_on_disk_known_by_hash_and_can_be_taken_back(browser, store)
     assert browser.get("/api/image/2").json()["answers"][0]["reviewer"] == "second"
 
 
+def test_answers_of_many_requests_at_once_are_each_read_once(store):
+    contents = open_contents(store, "bugs@gen-1")
+    with ThreadPoolExecutor(8) as pool:
+        for answer in ({"class": "ant"}, {"class": "bee"}, {"undo": True}):
+            list(pool.map(lambda row, answer=answer: contents.answer({"id": row, **answer}), range(6)))
+            list(pool.map(lambda _: contents.grid({}), range(8)))
+    assert [item["answer"] for item in contents.grid({})["items"]] == [{"class": "ant"}] * 6
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -391,6 +402,13 @@ def test_what_an_edition_left_out_is_shown_with_its_reason(tmp_path, store, pool
     assert Image.open(io.BytesIO(contents.jpeg(item["id"], 192)[1])).size == (16, 16)
     contents.answer({"id": item["id"], "class": "cat"})
     assert contents.detail(item["id"])["answer"] == {"class": "cat"}
+    contents.answer({"id": 1, "excluded": "unusable"})
+    balance(store, "bugs@gen-2", BalanceSettings(min_confidence=0, per_class="none"), reviews=freeze(store, "bugs"))
+    contents = open_contents(store, "bugs@gen-2.2")
+    told = contents.overview()["dropped"]
+    assert told == {"answered": 1, "unusable": 1, "duplicate": 1}
+    reasons = {item["key"]: reason for reason in told for item in contents.grid({"reason": reason})["items"]}
+    assert reasons == {"4.png": "answered", "2.png": "unusable", "9.png": "duplicate"}
 
 
 def test_images_that_could_not_be_labeled_are_listed_with_their_reason(store, pool):

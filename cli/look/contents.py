@@ -189,7 +189,7 @@ class Contents:
         if len(self.view) <= row < self.view.first_dropped:
             raise UsageError("this image could not be read: it has no hash, by which answers are known")
         key, hashed, _ = self._image(row)
-        answer = self.reviewing.append(hashed, key, row, class_name, excluded, undo)
+        answer = self.reviewing.append(hashed, key, class_name, excluded, undo)
         return {"answer": answer, "disputed": self.reviewing.of(hashed)[1], "review": self.reviewing.summary()}
 
     def _image(self, row: int) -> tuple[str, str, int]:

@@ -1,5 +1,6 @@
 """What people say of the images of a view: which rows are answered, excluded or disputed, and new answers."""
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,13 +22,18 @@ class Reviewing:
         self._answers = Answers(store, corpus)
         self._log = AnswerLog(store, corpus, reviewer, class_names=view.class_names)
         self._rows: dict[str, list[int]] = {}
+        self._lock, self._sizes = threading.Lock(), dict[str, int]()
         self._settled, self._store = Settled({}, {}), store
+        self._seen_in = view.version.ref if view.version else None
         self._queues: dict[str, dict[str, tuple[str, float]]] = {}
 
     def refresh(self) -> None:
         """Read what was answered since the last time, by anybody."""
-        self._answers.refresh()
-        self._settled = self._answers.settled()
+        with self._lock:
+            sizes = {path.name: path.stat().st_size for path in self._answers.folder.glob("*.jsonl")}
+            if sizes != self._sizes:
+                self._answers.refresh()
+                self._settled, self._sizes = self._answers.settled(), sizes
 
     def summary(self) -> dict[str, Any]:
         """How many images of the corpus have an answer."""
@@ -81,13 +87,15 @@ class Reviewing:
             self._queues[queue.name] = {hashed: (by, score) for hashed, by, score in rows.iter_rows()}
         return self._queues[queue.name]
 
-    def append(self, image_hash: str, key: str, row: int, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
+    def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
         """Write an answer, which is on disk when this returns; the one that counts now."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, by which answers are known")
         pick = self.pick_of(image_hash)
         by = pick["by"] if pick else None
-        answer = self._log.append(image_hash, key, class_name=class_name, excluded=excluded, undo=undo, picked_by=by)
+        with self._lock:
+            said: dict[str, Any] = {"class_name": class_name, "excluded": excluded, "undo": undo}
+            answer = self._log.append(image_hash, key, **said, picked_by=by, seen_in=self._seen_in)
         self.refresh()
         return _as_json(answer) if answer else None
 

@@ -154,8 +154,6 @@ class _Server(uvicorn.Server):
 
 def serve(app: ASGIApp, listening: socket.socket) -> None:
     """Answer until Ctrl-C."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=_GRACE_SECONDS,
-        proxy_headers=False,
-    )  # fmt: skip
+    options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "date_header": False}
+    config = uvicorn.Config(app, **options, ws="none", lifespan="off", proxy_headers=False, timeout_graceful_shutdown=_GRACE_SECONDS)
     _Server(config).run(sockets=[listening])

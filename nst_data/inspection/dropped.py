@@ -16,6 +16,7 @@ from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables import engines
 from nst_data.tables.label_tables import collect, damage_is_named, parent_of
+from nst_data.tables.review_table import hashes_by_reason
 from nst_data.tables.schema import SELECTION_COLUMNS
 from nst_data.tables.shards import table_files
 
@@ -40,15 +41,11 @@ class Dropped:
 
     def _left_out(self, store: Store, edition: Version, settings: BalanceSettings) -> pl.DataFrame:
         parent, request = self.rows.version, EditionManifest.of(edition.manifest).request
-        held_out = {
-            hashed.tobytes().hex()
-            for role in request.inputs.excluded
-            for _, piece in Reading(edition.folder, role).kept()
-            for hashed in piece
-        }
+        hashes = (piece for role in request.inputs.excluded for _, piece in Reading(edition.folder, role).kept())
+        left_out = {"held_out": frozenset(hashed.tobytes().hex() for piece in hashes for hashed in piece)} | _answered(store, edition)
         with tempfile.TemporaryDirectory(prefix="nst-look-", dir=_folder(store)) as work, damage_is_named(parent.ref):
             labels = engines.scan(table_files(parent.folder, "pseudo_labels"), SELECTION_COLUMNS)
-            rows = judged(labels, settings, parent.manifest.class_names, {"held_out": held_out}, Path(work)).to_native()
+            rows = judged(labels, settings, parent.manifest.class_names, left_out, Path(work)).to_native()
             (table,) = collect(parent.ref, rows.select("id", pl.col("label").cast(pl.Int32), "confidence", "reason"))
         table = table.sort("id").with_columns(place=pl.arange(0, table.height, eager=True, dtype=pl.UInt32))
         chosen = LabelRows(edition, most=2**63).read(["id", "label", "confidence"])
@@ -62,6 +59,13 @@ class Dropped:
     def places(self, rows: list[int]) -> list[int]:
         """The positions in `rows` of some that were left out."""
         return self.frame["place"].gather(np.asarray(rows, np.int64)).to_list()
+
+
+def _answered(store: Store, edition: Version) -> dict[str, frozenset[str]]:
+    """The images that people had answered about when an edition was drawn, by why it leaves them out."""
+    entry = EditionManifest.of(edition.manifest).request.inputs.reviews
+    there = [one for one in store.versions(entry.ref.partition("@")[0]) if one.ref == entry.ref] if entry else []
+    return hashes_by_reason(there[0]) if there and entry and there[0].manifest.digest == entry.digest else {}
 
 
 def _with_last_reasons(table: pl.DataFrame, chosen: pl.DataFrame, settings: BalanceSettings) -> pl.DataFrame:

@@ -65,7 +65,7 @@ class View:
         self.frame = self._frame()
         self.suspicion: Future[pl.Series] | None = None
         self.compared: Future[pl.DataFrame] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._one_at_a_time = threading.Lock(), threading.Lock()
         self._dropped: Dropped | None = None
 
     def _frame(self) -> pl.DataFrame:
@@ -126,8 +126,9 @@ class View:
         if by is None:
             total, page = pl.collect_all([rows.select(pl.len()), rows.select("row").slice(query.offset, query.limit)])
             return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
-        values = rows.select("row", by).collect()
-        return values.height, (first + _smallest(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
+        with self._one_at_a_time:  # memory is that of one query, however fast a person types
+            values = rows.select("row", by).collect()
+            return values.height, (first + _smallest(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
         """The column to sort by; None for the order that rows have already."""
