@@ -1,6 +1,8 @@
 """The page of `nst look` in a browser: filters, keys, address, answers, and that anybody can use it."""
 
 import re
+import subprocess
+import sys
 
 import polars as pl
 import pytest
@@ -150,6 +152,36 @@ def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(brow
         expect(page.locator("#viewer .place")).to_have_text("2 of 2")
         page.keyboard.press("Escape")
         expect(page.locator("#grid .badge.good")).to_have_text("✓ {{ 7*7 }}")
+        assert visit.wrong == []
+
+
+def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "nst_cli",
+        "look",
+        "digits@gen-1.1",
+        "--store",
+        str(digits[1].root),
+        "--export",
+        str(tmp_path / "page"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    with Visit(browser) as visit:
+        page = visit.open((tmp_path / "page" / "index.html").as_uri(), "#class=8&sort=confidence")
+        assert confidences(page) == sorted(confidences(page))
+        assert all(name.startswith("8, ") for name in shown(page))
+        page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()
+        visit.settle()
+        assert len(shown(page)) > 0
+        assert all("dropped: low confidence" in name for name in shown(page))
+        page.locator("#grid button").first.click()
+        expect(page.locator("#viewer .tops li")).to_have_count(5)
+        assert page.locator("#viewer .stage img").evaluate("image => image.naturalWidth") == 8
+        expect(page.locator("#review")).not_to_be_visible()
+        assert {url.partition(":")[0] for url in visit.asked} <= {"file", "data"}
+        assert visit.violations() == []
         assert visit.wrong == []
 
 

@@ -63,7 +63,6 @@ const data = (() => {
       return (a, b) => sign * (value(a) > value(b) ? 1 : value(a) < value(b) ? -1 : 0);
     };
     return {
-      held: page.items.length,
       overview: async () => page.overview,
       grid: async ({ sort, offset = 0, limit = 60, ...filters }) => {
         const names = Object.keys(filters).filter((name) => passes[name]);

@@ -69,7 +69,7 @@ const grid = {
           ["disputed", "disputed"],
         ]),
       );
-    if (can.compare) parts.push(box("disagree", `label differs from ${overview.figures.ref2}`));
+    if (can.compare) parts.push(box("disagree", `label differs from ${overview.figures.compared}`));
     if (kept !== null) parts.push(box("copies", "several copies"));
     if (errors) parts.push(box("errors", "errors"));
     byId("filters").replaceChildren(...parts);
@@ -193,7 +193,7 @@ const grid = {
       item.error ??
         `${item.label ?? "no label"}${item.confidence === null ? "" : `, confidence ${percent(item.confidence)}`}`,
     ];
-    if (item.label2) said.push(`${overview.figures.ref2}: ${item.label2}`);
+    if (item.label2) said.push(`${overview.figures.compared}: ${item.label2}`);
     if (item.reason) said.push(`dropped: ${words(item.reason)}`);
     if (item.answer) said.push(`answered: ${answerText(item.answer)}`);
     if (item.disputed) said.push("disputed");

@@ -1,6 +1,8 @@
 "use strict";
 // The figures at the side. Each bar is a button that filters the images.
 
+const total = (counts) => Object.values(counts ?? {}).reduce((sum, number) => sum + number, 0);
+
 const overview = {
   figures: null,
 
@@ -18,11 +20,14 @@ const overview = {
   },
 
   facts() {
-    const { ref, ref2, teacher, rows, sampled } = this.figures;
+    const { ref, ref2, teacher, rows, kept, dropped, sampled } = this.figures;
     byId("ref").textContent = ref2 ? `${ref} beside ${ref2}` : ref;
-    const size = sampled ? `a sample of ${count(sampled.rows)} of ${images(sampled.of)}` : images(rows);
-    const here = data.held < rows ? `; ${count(data.held)} of them are in this export` : "";
-    byId("facts").textContent = (teacher ? `${size}, labeled by ${teacher}` : size) + here;
+    const size = sampled
+      ? `a sample of ${count(sampled.rows)} of ${images(sampled.of)}`
+      : kept === null
+        ? images(rows)
+        : `${count(kept)} of ${images(kept + total(dropped))}`;
+    byId("facts").textContent = teacher ? `${size}, labeled by ${teacher}` : size;
   },
 
   /** What people have answered, in the bar at the top. */
@@ -85,15 +90,9 @@ const overview = {
           : make("span", { class: "row" }, ...text),
       );
     };
-    const tiles = [tile(rows, "images")];
-    if (kept !== null)
-      tiles.push(
-        tile(kept, "kept", { reason: "kept" }),
-        tile(
-          Object.values(dropped ?? {}).reduce((sum, number) => sum + number, 0),
-          "dropped",
-        ),
-      );
+    const left = total(dropped);
+    const tiles = [tile(kept === null ? rows : kept + left, "images")];
+    if (kept !== null) tiles.push(tile(kept, "kept", { reason: "kept" }), tile(left, "dropped"));
     if (errors) tiles.push(tile(errors, errors === 1 ? "error" : "errors", { errors: "1" }));
     if (review) tiles.push(tile(review.answered + review.excluded, "reviewed", { reviewed: "yes" }));
     for (const button of tiles.flatMap((entry) => [...entry.querySelectorAll("button")])) button.tabIndex = 0;
@@ -217,7 +216,7 @@ const overview = {
   reasons() {
     const { dropped, kept } = this.figures;
     if (!dropped || !Object.keys(dropped).length) return null;
-    const all = Object.values(dropped).reduce((sum, number) => sum + number, kept ?? 0);
+    const all = (kept ?? 0) + total(dropped);
     const reasons = Object.entries(dropped).sort((a, b) => b[1] - a[1]);
     const entries = reasons.map(([reason, number]) =>
       make(
@@ -258,7 +257,7 @@ const overview = {
       );
     });
     return this.panel(
-      `Changed from ${flow.from}`,
+      `Differs from ${flow.from}`,
       make("p", { class: "quiet" }, `${images(flow.changed)} have another label than in ${flow.from}.`),
       make("ul", { class: "rows tall", "data-roving": true, "aria-label": "Changes of label" }, entries),
     );
@@ -269,7 +268,7 @@ const overview = {
     if (!calibration) return null;
     const [side, gap] = [200, 24];
     const x = (share) => gap + share * side;
-    const y = (share) => side + 6 - share * side;
+    const y = (share) => side + 10 - share * side;
     const most = Math.max(1, ...calibration.bins.map((bin) => bin.images));
     const line = (x1, y1, x2, y2, name) =>
       make("svg:line", { x1: x(x1), y1: y(y1), x2: x(x2), y2: y(y2), class: name });
@@ -282,7 +281,7 @@ const overview = {
       );
     });
     const labels = [
-      make("svg:text", { x: x(0.5), y: side + 24, "text-anchor": "middle" }, "confidence"),
+      make("svg:text", { x: x(0.5), y: side + 28, "text-anchor": "middle" }, "confidence"),
       make(
         "svg:text",
         { x: 0, y: 0, transform: `translate(12 ${y(0.5)}) rotate(-90)`, "text-anchor": "middle" },
@@ -291,7 +290,7 @@ const overview = {
     ];
     const summary = `accuracy ${percent(calibration.accuracy)}, calibration error ${percent(calibration.ece)}`;
     const drawing = {
-      viewBox: `0 0 ${side + gap + 8} ${side + 30}`,
+      viewBox: `0 0 ${side + gap + 8} ${side + 34}`,
       role: "img",
       "aria-label": `Calibration: ${summary}`,
       class: "calibration",

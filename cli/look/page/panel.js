@@ -27,7 +27,7 @@ const panel = {
     if (detail.copies > 1) chips.push(make("span", { class: "badge" }, `${count(detail.copies)} copies`));
     if (detail.disputed) chips.push(make("span", { class: "badge warn" }, "disputed"));
     if (detail.label2 && detail.label2 !== detail.label)
-      chips.push(make("span", { class: "badge warn" }, `${overview.figures.ref2}: ${detail.label2}`));
+      chips.push(make("span", { class: "badge warn" }, `${overview.figures.compared}: ${detail.label2}`));
     const title = detail.error ? "Not readable" : (detail.label ?? "No label");
     return make(
       "div",
@@ -96,13 +96,13 @@ const panel = {
           entries.map((entry) => row(entry, answers)),
         ),
       );
-    const { ref, ref2 } = overview.figures;
+    const { ref, compared } = overview.figures;
     return make(
       "div",
       { class: "tops" },
       top.length ? list(top, top2 ? ref : "Most probable classes", viewer.canReview()) : null,
       this.others(detail),
-      top2?.length ? list(top2, ref2, false) : null,
+      top2?.length ? list(top2, compared, false) : null,
     );
   },
 
