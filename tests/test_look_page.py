@@ -9,11 +9,18 @@ import pytest
 
 pytest.importorskip("playwright")
 from browsing import CHROMIUM, Visit, browser_of_debian, looking, truth_of, write_looked_at
-from conftest import write_class_folders
+from conftest import TINY, write_class_folders
 from playwright.sync_api import expect
 
+from nst_data.inspection.quality import quality
 from nst_data.review.answers import AnswerLog
+from nst_data.review.freeze import freeze
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
 from nst_data.tables.label_tables import scan_labels
+from nst_train.settings import RunSettings, TrainSettings
+from nst_train.training.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is missing")]
 
@@ -185,8 +192,9 @@ def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, 
         assert visit.wrong == []
 
 
-def test_answers_are_there_after_the_server_was_killed(browser, digits):
-    start = ("digits@gen-1", "--store", digits[1].root)
+def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
+    folder, store = digits
+    start = ("digits@gen-1", "--store", store.root)
     given = {}
     with Visit(browser) as visit, looking(*start) as (process, address):
         page = visit.open(address, "#class=8&sort=confidence")
@@ -212,6 +220,24 @@ def test_answers_are_there_after_the_server_was_killed(browser, digits):
         visit.settle()
         expect(page.locator("#viewer .place")).to_have_text(re.compile("^1 of "))
         assert least[6].endswith(page.locator("#viewer .code").first.inner_text())
+    review = freeze(store, "digits")
+    assert (review.ref, review.manifest.counts.reviewers) == ("digits@review-1", ["ana"])
+    edition = balance(store, "digits@gen-1", BalanceSettings(min_confidence=0.2, per_class=90), reviews=review)
+    assert (edition.manifest.counts.dropped["answered"], edition.manifest.counts.dropped["none_of_these"]) == (5, 1)
+    student = train(
+        store,
+        "digits-student",
+        open_source(str(folder / "labeled"), labeled=True),
+        TrainSettings(**{name: value for name, value in TINY.items() if name != "epochs"}, steps=2),
+        edition=edition,
+        reviews=review,
+        run=RunSettings(workers=0, decode_threads=1),
+    )
+    assert student.manifest.request.inputs.reviews.ref == "digits@review-1"
+    assert student.manifest.counts.reviewed == 5
+    right = sum(truth == "8" for truth in given.values())
+    measured = quality(store, "digits@gen-1", review.ref)
+    assert (measured.joined, measured.accuracy) == (5, right / 5)
 
 
 def test_a_disputed_answer_is_shown_and_undone(browser, digits):
