@@ -221,7 +221,7 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
         expect(page.locator("#viewer .place")).to_have_text(re.compile("^1 of "))
         assert least[6].endswith(page.locator("#viewer .code").first.inner_text())
     review = freeze(store, "digits")
-    assert (review.ref, review.manifest.counts.reviewers) == ("digits@review-1", ["ana"])
+    assert (review.ref, review.manifest.counts.reviewers) == ("digits@review-1", {"ana": 6})
     edition = balance(store, "digits@gen-1", BalanceSettings(min_confidence=0.2, per_class=90), reviews=review)
     assert (edition.manifest.counts.dropped["answered"], edition.manifest.counts.dropped["none_of_these"]) == (5, 1)
     student = train(
