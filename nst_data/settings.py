@@ -162,7 +162,7 @@ class PickSettings(Settings):
 
     by: Literal["margin", "entropy", "confidence", "churn", "suspicion", "outlier", "mixed", "random"] | None = Field(
         None,
-        description="What makes an image worth a look; margin by default, suspicion for labeled images; random for an honest estimate.",
+        description="What makes an image worth a look; mixed by default, suspicion for labeled images; random for an honest estimate.",
     )
     number: int = Field(100, ge=1, le=10_000, description="How many images.")
     spread: Literal["k-means", "k-center", "classes"] = Field(

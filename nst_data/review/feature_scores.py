@@ -36,7 +36,8 @@ def mixed(margins: Scores, featured: FeaturedImages, seed: int) -> Scores:
     references = featured.sample(MOST_REFERENCES, seed)
     near, own = featured.of(references), _places_among(references, len(margins))
     typical = _scored(featured, lambda features, places: typicality(features, near, own[places]))
-    return ((ranks(margins) + TYPICAL * ranks(typical)) / (1 + TYPICAL)).astype(np.float32)
+    both = ((ranks(margins) + TYPICAL * ranks(typical)) / (1 + TYPICAL)).astype(np.float32)
+    return np.where(np.isfinite(margins) & featured.is_here, both, -np.inf).astype(np.float32)
 
 
 def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, classes: int, featured: FeaturedImages, seed: int) -> Scores:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-MOST_REFERENCES = 10_000  # images that each is compared with; of more a seeded sample
+MOST_REFERENCES = 5_000  # images that each is compared with; of more a seeded sample
 _NEAREST_LABELED, _VOTERS, _NEIGHBORS = 3, 10, 20
 _NUMBERS_AT_ONCE = 2**24  # cosines in memory: 64 MB
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 FOLDS = 5
 STRENGTHS = tuple(float(10.0**power) for power in np.arange(-5, 1.5, 0.5))
 """Inverse strengths of the penalty that cross-validation tries: scikit-learn's `C`, on features of mean variance 1."""
-MOST_FITTED = 20_000  # images, of a cross-validation
+MOST_FITTED, MOST_SEARCHED = 20_000, 1_000  # images, of a cross-validation
 STATED_STRENGTH = 0.1  # where there are too few images for folds
 _NEVER = -30.0  # the bias, below the lowest, of a class without images
 _MOST_ITERATIONS = 1_000
@@ -83,14 +83,16 @@ def cross_validated(
 ) -> Float[NDArray[np.float32], "images classes"]:
     """For each image the probabilities by a probe that was fitted without it: five stratified folds, at the strength that suits all.
 
-    A probe is fitted on at most `MOST_FITTED` images, a seeded sample of more. Probabilities of the only image of a class are NaN.
+    A probe is fitted on at most `MOST_FITTED` images, a seeded sample of more, and the strength sought on `MOST_SEARCHED`. Probabilities of
+    the only image of a class are NaN.
     """
     from sklearn.model_selection import StratifiedKFold
 
     rng = np.random.default_rng(seed)
 
     def fitted(rows: NDArray[np.int64], strength: float | None) -> LinearProbe:
-        rows = np.sort(rng.choice(rows, MOST_FITTED, replace=False)) if len(rows) > MOST_FITTED else rows
+        most = MOST_SEARCHED if strength is None else MOST_FITTED
+        rows = np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows
         return fit(features[rows], labels[rows], classes, seed, strength=strength)
 
     strength, probs = fitted(np.arange(len(labels)), None).strength, np.empty((len(labels), classes), np.float32)

@@ -28,7 +28,7 @@ from nst_train.features.linear_probe import cross_validated
 from nst_train.features.picking_sources import check_names_images, features_model, labeled_images, pool_of
 from nst_train.settings import EmbedSettings, ReadSettings
 
-DEFAULT_BY, DEFAULT_BY_OF_LABELED = "margin", "suspicion"
+DEFAULT_BY, DEFAULT_BY_OF_LABELED = "mixed", "suspicion"  # what teaches most in benchmarks/results/pick.md
 _FINDS, _TEACHES = 2, 10  # candidates for each pick: few where the score itself is looked for
 
 Scores = NDArray[np.float32]
