@@ -139,7 +139,8 @@ def measure(store: Store, title: str) -> None:
     sampled = told["sampled"]
     of = f"a sample of {sampled['rows']:,} of {sampled['of']:,}" if sampled else f"{told['rows']:,}"
     print(
-        f"\n{title}: {of} rows; address after {server.seconds_to_address:.2f} s ({start:.1f} s of CPU), overview {overview:.2f} s, first page {grid:.2f} s"
+        f"\n{title}: {of} rows; address after {server.seconds_to_address:.2f} s ({start:.1f} s of CPU), "
+        f"overview {overview:.2f} s, first page {grid:.2f} s"
     )
     since = time.perf_counter()
     while told["pending"]:
