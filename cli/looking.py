@@ -23,9 +23,9 @@ PoolOption = Annotated[
 
 def look(
     ref: Annotated[str, typer.Argument(metavar="REF", help="A generation or an edition, or labeled images: a folder, tar, parquet, ...")],
-    ref2: Annotated[str | None, typer.Argument(metavar="[REF2]", help="Another version of the same images, or labeled ones.")] = None,
+    ref2: Annotated[str | None, typer.Argument(metavar="REF2", help="Another version of the same images, or labeled ones.")] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="N", help="Port of the page; 0 takes a free one.", show_default="8765, or a free one")
+        int | None, typer.Option(metavar="N", help="Port of the page; without it 8765 or, where that is taken, a free one.")
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser; the address is printed first.")] = False,
     pool: PoolOption = None,
@@ -34,7 +34,7 @@ def look(
         str | None, typer.Option(metavar="NAME", help="Where answers about labeled images go; else the version's corpus.")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Listen here too: others of the network may ask for the page.")
+        str, typer.Option(metavar="ADDRESS", help="Listen on this address; others of the network may then ask for the page.")
     ] = "127.0.0.1",
     export: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the page with a sample of the images as static files, and end.")

@@ -330,11 +330,12 @@ def test_only_the_files_of_the_page_are_served(quiet, path):
     assert quiet.get(path).status_code == 404
 
 
-def test_the_pool_of_a_pulled_version_is_opened_only_when_the_user_names_it(tmp_path, store, pool):
+def test_the_pool_of_a_pulled_version_is_opened_only_when_the_user_names_it(store, pool, monkeypatch):
     (store.root / "corpora/bugs/gen-1/hub.json").write_text("[]")
     place = {"repo": "o/bugs", "tag": "gen-1", "commit": "c", "digest": "d", "pulled": True}
     (store.root / "corpora/bugs/gen-1/hub.json").write_text(json.dumps([place]))
     browser = visit(open_contents(store, "bugs@gen-1"))
+    monkeypatch.setattr("nst_cli.messages._speaking.command", "look")
     assert "--pool" in browser.get("/api/overview").json()["images"]
     assert browser.get("/thumb/0").status_code == 404
     assert "--pool" in browser.get("/thumb/0").text

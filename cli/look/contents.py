@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from nst_cli.messages import in_our_words
 
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.label_rows import LabelRows
@@ -76,7 +77,7 @@ class Contents:
                 "suspicion": view.suspicion is not None,
             },
             "teacher": self.teacher,
-            "images": self.images.reason if isinstance(self.images, NoImages) else None,
+            "images": in_our_words(self.images.reason) if isinstance(self.images, NoImages) else None,
         }
 
     @property

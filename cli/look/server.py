@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from nst_cli.messages import in_our_words
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -104,7 +105,7 @@ def _fail(request: Request, error: Exception) -> Response:
 
 def _line(error: Exception) -> str:
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(in_our_words(text).split()) or type(error).__name__
 
 
 DEFAULT_PORT = 8765

@@ -151,7 +151,7 @@ def images_of(store: Store, version: Version, pool: str | None) -> Images:
         return NoImages(f"{version.ref} was published without keys and hashes: its images cannot be found")
     entry = version.manifest.request.inputs.pool
     if pool is None and entry is not None and entry.pulled:
-        return NoImages(f"{version.ref} came from the Hub, and nst opens no pool that it names; pass yours with --pool")
+        return NoImages(f"{version.ref} came from the Hub, and nst opens no pool that it names; pass yours with `pool`")
     images = PoolImages(store, version, pool)
     images.check()
     return images

@@ -96,6 +96,11 @@ class View:
                 self._dropped = Dropped(self.store, self.version)
             return self._dropped
 
+    @property
+    def name(self) -> str:
+        """What is looked at, as a person calls it."""
+        return self.version.ref if self.version else self.rows.source.location  # type: ignore[union-attr]
+
     def __len__(self) -> int:
         return self.frame.height
 
@@ -169,7 +174,9 @@ class View:
             wanted.append(self.columns.soft()[query.sort])
         if query.sort == "-suspicion":
             if self.suspicion is None:
-                raise UsageError("sort=-suspicion: there is no suspicion; `nst pick --by suspicion` computes it")
+                raise UsageError(
+                    f"sort=-suspicion: how suspicious these labels are has not been computed; `pick({self.name!r}, by='suspicion')` does"
+                )
             wanted.append(self.suspicion.result())
         if query.disagree or query.before is not None or (query.after is not None):
             if self.compared is None:
