@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import io
 import json
 import re
@@ -118,6 +120,18 @@ def test_the_first_request_with_the_token_gets_a_cookie_and_an_address_without_i
     assert guard.token not in page.text
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';")
     assert "unsafe" not in page.headers["content-security-policy"]
+
+
+def test_a_link_elsewhere_leads_in_although_browsers_send_no_strict_cookie_after_it(made):
+    stranger = TestClient(make_app(open_contents(made[0], "bugs@gen-1"), Guard()), base_url=HERE)
+    after_link = stranger.get("/", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (after_link.status_code, "location.replace" in after_link.text) == (401, True)
+    script = re.search("<script>(.*)</script>", after_link.text)[1]
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert after_link.headers["content-security-policy"] == f"default-src 'none'; script-src 'sha256-{allowed}'"
+    for site in ("same-origin", "none"):
+        again = stranger.get("/", headers={"Sec-Fetch-Site": site})
+        assert (again.status_code, again.headers["content-type"]) == (401, "application/json")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "[::1]", "127.0.0.1:x", ""])

@@ -6,6 +6,7 @@ import tempfile
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 from .contents import Contents
 from .security import Guard
@@ -21,13 +22,17 @@ def show(contents: Contents, host: str, port: int | None, opens_browser: bool, f
     number = listening.getsockname()[1]
     named = "127.0.0.1" if host in (*_LOCAL, "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{named}:{number}/?token={guard.token}{fragment}"
-    print(address, flush=True)
-    if host not in _LOCAL:
-        warning = "others of the network who have the address can see these images, unencrypted, and answer; ssh -L is safer"
-        print(f"nst: --host {host}: {warning}", file=sys.stderr, flush=True)
-    if opens_browser and _has_browser():
-        _open(address)
-    serve(make_app(contents, guard), listening)
+
+    def announce() -> None:
+        print(address, flush=True)
+        if host not in _LOCAL:
+            warning = "others of the network who have the address can see these images, unencrypted, and answer; ssh -L is safer"
+            print(f"nst: --host {host}: {warning}", file=sys.stderr, flush=True)
+        if opens_browser and _has_browser():
+            Thread(target=_open, args=(address, door), daemon=True).start()  # some browsers end only when they are closed
+
+    with tempfile.TemporaryDirectory(prefix="nst-look-") as door:
+        serve(make_app(contents, guard), listening, announce)
 
 
 def _has_browser() -> bool:
@@ -35,10 +40,9 @@ def _has_browser() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def _open(address: str) -> None:
-    """Through a file that only this user can read: the words of a command, with the token, are shown to all users of a machine."""
-    with suppress(OSError, webbrowser.Error):
-        descriptor, name = tempfile.mkstemp(prefix="nst-look-", suffix=".html")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>nst look</title>')
-        webbrowser.open(Path(name).as_uri())
+def _open(address: str, door: str) -> None:
+    """Through a file in a folder of this user alone: the words of a command, with the token, are shown to all users of a machine."""
+    page = Path(door) / "nst-look.html"
+    page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>nst look</title>', "utf-8")
+    with suppress(webbrowser.Error):
+        webbrowser.open(page.as_uri())

@@ -1,5 +1,6 @@
 """Who may see the page: whoever has the token, from this machine's own address and from no other page."""
 
+import base64
 import hashlib
 import ipaddress
 import platform
@@ -25,7 +26,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _LOCAL = {"127.0.0.1", "localhost"}
-_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0; url=/"><title>nst look</title>'
+_ASK_AGAIN = 'location.replace("/?" + location.hash)'  # from here it is this page that asks; a reload would still be the other's
+_ONCE_MORE = f"<!doctype html><title>nst look</title><script>{_ASK_AGAIN}</script>"
+_ONCE_MORE_POLICY = f"default-src 'none'; script-src 'sha256-{base64.b64encode(hashlib.sha256(_ASK_AGAIN.encode()).digest()).decode()}'"
 
 
 class Guard:
@@ -73,7 +76,7 @@ class Guard:
             return self._let_in() if _same(token, self.token) else _error(403, "wrong token; open the address that `nst look` printed")
         if not _same(request.cookies.get(self.cookie, ""), self._session):
             if is_page and site not in ("same-origin", "none"):  # the browser sends no strict cookie after a link elsewhere
-                return HTMLResponse(_ONCE_MORE, 401)
+                return HTMLResponse(_ONCE_MORE, 401, {"Content-Security-Policy": _ONCE_MORE_POLICY})
             return _error(401, "open the address with the token that `nst look` printed")
         return None
 

@@ -137,24 +137,34 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Ends on Ctrl-C and SIGTERM, as if nothing had happened."""
+    """Leaves signals to `_stopping`, which hears them from before the address is told."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.force_exit = self.should_exit
-            self.should_exit = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        yield
 
 
-def serve(app: ASGIApp, listening: socket.socket) -> None:
-    """Answer until Ctrl-C."""
+@contextlib.contextmanager
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a server as if nothing had happened; the second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def serve(app: ASGIApp, listening: socket.socket, announce: Callable[[], None]) -> None:
+    """Announce that the page is there, and answer until Ctrl-C."""
     options: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "date_header": False}
     config = uvicorn.Config(app, **options, ws="none", lifespan="off", proxy_headers=False, timeout_graceful_shutdown=_GRACE_SECONDS)
-    _Server(config).run(sockets=[listening])
+    server = _Server(config)
+    with _stopping(server):
+        announce()
+        server.run(sockets=[listening])
