@@ -19,7 +19,7 @@ const grid = {
 
   /** The selects and boxes over the grid, of those that this version can answer. */
   showFilters() {
-    const { can, review, queues, kept, errors, histogram } = overview.figures;
+    const { can, review, kept, errors, histogram } = overview.figures;
     const select = (name, label, options) =>
       make(
         "label",
@@ -53,13 +53,6 @@ const grid = {
     if (can.suspicion) orders.push(["-suspicion", "most suspicious"]);
     orders.push(["key", "key"]);
     const parts = [select("sort", "Order", orders)];
-    if (queues.length)
-      parts.push(
-        select("queue", "Queue", [
-          ["", "none"],
-          ...queues.map((queue) => [queue.name, `${queue.name} (${count(queue.images)} left)`]),
-        ]),
-      );
     if (review)
       parts.push(
         select("reviewed", "Reviewed", [

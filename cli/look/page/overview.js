@@ -10,13 +10,20 @@ const overview = {
     this.figures = figures;
     this.facts();
     byId("overview").replaceChildren(
-      ...[this.numbers(), this.histogram(), this.classes(), this.reasons(), this.flow(), this.calibration()].filter(
-        Boolean,
-      ),
+      ...[
+        this.numbers(),
+        this.queues(),
+        charts.histogram(),
+        this.classes(),
+        this.reasons(),
+        this.flow(),
+        charts.calibration(),
+      ].filter(Boolean),
     );
     for (const list of document.querySelectorAll("#overview [data-roving]")) roving(list);
     if (matchMedia("(max-width: 760px)").matches)
-      for (const panel of [...document.querySelectorAll("#overview details")].slice(1)) panel.open = false;
+      for (const panel of document.querySelectorAll("#overview details:not(#queues, :has(#histogram))"))
+        panel.open = false;
   },
 
   facts() {
@@ -99,72 +106,39 @@ const overview = {
     return make("ul", { class: "numbers", "aria-label": "Counts" }, tiles);
   },
 
-  histogram() {
-    const { histogram } = this.figures;
-    if (!histogram) return null;
-    const highest = Math.max(1, ...histogram.counts);
-    const columns = histogram.counts.map((number, at) => {
-      const [min, max] = [histogram.edges[at], histogram.edges[at + 1]].map((edge) => String(Number(edge.toFixed(3))));
-      const label = `confidence ${min} to ${max}: ${images(number)}`;
-      const fill = make("span", { class: number ? "column" : "column none" });
-      fill.style.blockSize = `${100 * Math.sqrt(number / highest)}%`;
-      const pick = (event) => {
-        if (event.shiftKey && ("min" in view.state || "max" in view.state)) {
-          const low = Math.min(Number(min), Number(view.state.min ?? 0));
-          view.change({ min: low, max: Math.max(Number(max), Number(view.state.max ?? 1)) });
-        } else view.toggle({ min, max });
-      };
+  /** What `nst pick` has put up for review. */
+  queues() {
+    const { queues } = this.figures;
+    if (!queues.length) return null;
+    const entries = queues.map((queue) => {
+      const label = `queue ${queue.name}: ${count(queue.images)} of ${images(queue.of)} left`;
       return make(
-        "button",
-        {
-          type: "button",
-          "data-stop": true,
-          tabindex: "-1",
-          "data-min": min,
-          "data-max": max,
-          "aria-label": label,
-          title: label,
-          onclick: pick,
-        },
-        fill,
+        "li",
+        {},
+        this.filterButton(
+          { queue: queue.name },
+          label,
+          make("span", { class: "name" }, queue.name),
+          make("span", { class: "track" }, bar(1 - queue.images / queue.of, "good")),
+          make("span", { class: "number" }, `${count(queue.images)} of ${count(queue.of)} left`),
+        ),
       );
     });
-    const edge = (name, label) =>
-      make(
-        "label",
-        {},
-        `${label} `,
-        make("input", {
-          id: name,
-          type: "number",
-          min: "0",
-          max: "1",
-          step: "any",
-          placeholder: name === "min" ? "0" : "1",
-          onchange: (event) => view.change({ [name]: event.target.value }),
-        }),
-      );
-    return this.panel(
-      "Confidence",
-      make(
-        "div",
-        {
-          id: "histogram",
-          role: "group",
-          "aria-label": "Images by confidence; a bar filters, with Shift up to it",
-          "data-roving": true,
-        },
-        columns,
-      ),
-      make("div", { class: "axis", "aria-hidden": "true" }, ...["0", "0.5", "1"].map((tick) => make("span", {}, tick))),
-      make(
-        "div",
-        { class: "edges" },
-        edge("min", "from"),
-        edge("max", "to below"),
-        make("span", { class: "quiet" }, "heights: square root"),
-      ),
-    );
+    const list = make("ul", { class: "rows", "data-roving": true, "aria-label": "Queues" }, entries);
+    const panel = this.panel("Queues to review", list);
+    panel.id = "queues";
+    return panel;
+  },
+
+  /** Ask again for what answers change. */
+  async refresh() {
+    const figures = await data.overview().catch(() => null);
+    if (!figures) return;
+    this.figures.queues = figures.queues;
+    const panel = this.queues();
+    if (panel) byId("queues")?.replaceWith(panel);
+    if (panel) roving(panel.querySelector("[data-roving]"));
+    this.reviewed(figures.review);
   },
 
   classes() {
@@ -260,53 +234,6 @@ const overview = {
       `Differs from ${flow.from}`,
       make("p", { class: "quiet" }, `${images(flow.changed)} have another label than in ${flow.from}.`),
       make("ul", { class: "rows tall", "data-roving": true, "aria-label": "Changes of label" }, entries),
-    );
-  },
-
-  calibration() {
-    const { calibration } = this.figures;
-    if (!calibration) return null;
-    const [side, gap] = [200, 24];
-    const x = (share) => gap + share * side;
-    const y = (share) => side + 10 - share * side;
-    const most = Math.max(1, ...calibration.bins.map((bin) => bin.images));
-    const line = (x1, y1, x2, y2, name) =>
-      make("svg:line", { x1: x(x1), y1: y(y1), x2: x(x2), y2: y(y2), class: name });
-    const dots = calibration.bins.map((bin) => {
-      const title = `confidence ${percent(bin.confidence)}, accuracy ${percent(bin.accuracy)}, ${images(bin.images)}`;
-      return make(
-        "svg:circle",
-        { cx: x(bin.confidence), cy: y(bin.accuracy), r: 2.5 + 4.5 * Math.sqrt(bin.images / most) },
-        make("svg:title", {}, title),
-      );
-    });
-    const labels = [
-      make("svg:text", { x: x(0.5), y: side + 28, "text-anchor": "middle" }, "confidence"),
-      make(
-        "svg:text",
-        { x: 0, y: 0, transform: `translate(12 ${y(0.5)}) rotate(-90)`, "text-anchor": "middle" },
-        "accuracy",
-      ),
-    ];
-    const summary = `accuracy ${percent(calibration.accuracy)}, calibration error ${percent(calibration.ece)}`;
-    const drawing = {
-      viewBox: `0 0 ${side + gap + 8} ${side + 34}`,
-      role: "img",
-      "aria-label": `Calibration: ${summary}`,
-      class: "calibration",
-    };
-    return this.panel(
-      "Calibration",
-      make(
-        "svg:svg",
-        drawing,
-        line(0, 0, 1, 0, "axis"),
-        line(0, 0, 0, 1, "axis"),
-        line(0, 0, 1, 1, "even"),
-        ...dots,
-        ...labels,
-      ),
-      make("p", { class: "quiet" }, `Where the truth is known: ${summary}.`),
     );
   },
 };

@@ -75,6 +75,7 @@ const viewer = {
 
   close() {
     if (byId("viewer").open) byId("viewer").close();
+    if (this.canReview()) overview.refresh();
     grid.focus(grid.items[this.before]?.id);
   },
 
