@@ -9,7 +9,7 @@ from browsing import Visit, browser_of_debian, looking, truth_of, write_looked_a
 from PIL import Image
 from playwright.sync_api import expect
 
-COLORS = 96  # a page has few: a third of the bytes
+COLORS = 200  # a page has few: half of the bytes
 
 
 def keep(visit, file):
@@ -33,22 +33,22 @@ def take(folder):
     """Four screenshots into `folder`."""
     with tempfile.TemporaryDirectory() as top, browser_of_debian() as browser:
         _, store = write_looked_at(Path(top), strengths=(1.0, 10.0))
-        with looking("digits@gen-2.1", "digits@gen-1", "--store", store.root) as (_, address):
+        with looking("digits@gen-2.1", "--store", store.root) as (_, address), Visit(browser, height=800) as visit:
+            visit.open(address)
+            keep(visit, folder / "look-overview.png")
+        with looking("digits@gen-2", "digits@gen-1", "--store", store.root) as (_, address):
             with Visit(browser, height=800) as visit:
-                visit.open(address)
-                keep(visit, folder / "look-overview.png")
-                page = visit.open(address, "#sort=confidence")
+                page = visit.open(address, "#disagree=1&sort=confidence")
                 review(page, 4)
                 page.keyboard.press("Escape")
+                visit.open(address, "#disagree=1&sort=confidence")
+                keep(visit, folder / "look-compare.png")
             with Visit(browser, height=800, scheme="dark") as visit:
-                page = visit.open(address, "#sort=confidence&reviewed=no")
+                page = visit.open(address, "#disagree=1&sort=confidence&reviewed=no")
                 page.keyboard.press("g")
                 page.keyboard.press("Enter")
                 expect(page.locator("#viewer .stage img")).to_be_visible()
                 keep(visit, folder / "look-review.png")
-            with Visit(browser, height=800) as visit:
-                visit.open(address, "#disagree=1&sort=margin")
-                keep(visit, folder / "look-compare.png")
             with Visit(browser, width=390, height=800, scheme="dark") as visit:
                 visit.open(address, "#sort=confidence&max=0.6")
                 keep(visit, folder / "look-phone.png")
