@@ -46,6 +46,7 @@ def pick(
     queue: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the queue; by default how they were picked.")] = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help=_PICKED)] = None,
     copy_to: Annotated[str | None, typer.Option(metavar="FOLDER", help="Copy the image files there.")] = None,
+    look: Annotated[bool, typer.Option("--look", help="Open the queue in the page of nst look, until Ctrl-C.")] = False,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -53,6 +54,7 @@ def pick(
     json: JsonOption = False,
 ) -> None:
     """Pick the images that a person should look at: those that teach most, or whose labels may be wrong. `nst look` opens them."""
+    from nst_data.errors import UsageError
     from nst_data.review.picks import check_folder, check_list_name, copy_images, write_list
     from nst_data.sources import open_source
     from nst_data.store.store import Version
@@ -67,6 +69,8 @@ def pick(
     what = _opened(ref, there, class_names, image_column, label_column)
     images = open_source(pool, image_column=image_column, indexes=there.indexes) if pool else None
     known = open_source(labeled, indexes=there.indexes) if labeled else None
+    if look and not corpus and not isinstance(what, Version):
+        raise UsageError("--look opens a queue, and labeled images have one of a corpus; add --corpus NAME")
     picks = pick_images(
         there,
         what,
@@ -86,8 +90,14 @@ def pick(
         copy_images(picks, images or (pool_of(what, there) if isinstance(what, Version) else what), Path(copy_to), terminal())
     if json:
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
-        return
-    _print(picks, ref, output, copy_to)
+    else:
+        _print(picks, ref, output, copy_to)
+    if look:
+        from .look.opening import open_contents
+        from .looking import show_page
+
+        contents = open_contents(there, ref, pool=pool, corpus=corpus)
+        show_page(contents, "127.0.0.1", None, opens_browser=True, fragment=f"#queue={picks.queue}")
 
 
 def _opened(ref: str, store: "Store", class_names: str | None, image_column: str | None, label_column: str | None) -> "Version | Source":
@@ -118,4 +128,4 @@ def _print(picks: "Picks", ref: str, output: str | None, copy_to: str | None) ->
     for place in filter(None, (output, copy_to)):
         print(f"  {place}")
     if picks.queue:
-        print(f"  queue {picks.queue}; next: nst look {ref}")
+        print(f"  queue {picks.queue}; next: nst look {ref}, or --look")

@@ -202,3 +202,16 @@ def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
 def test_labeled_images_need_a_model(labeled_folder, tmp_path, settings, others, line):
     with pytest.raises(UsageError, match=line):
         pick(Store(tmp_path / "store"), open_source(labeled_folder, labeled=True), PickSettings(**settings), **others)
+
+
+def test_the_queue_opens_in_the_page(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nst_cli.looking.show_page", lambda contents, *_, **options: seen.append((contents, options["fragment"])))
+    images = write_pool(tmp_path / "pool", 3, 2)
+    store = Store(tmp_path / "store")
+    kept = [label_row(row, path.read_bytes(), row % 3, 0.5, key=path.name) for row, path in enumerate(sorted(images.iterdir()))]
+    version = seal_generation(store, kept, pool=open_source(images).lineage)
+    nst(0, version.ref, "--by", "margin", "--spread", "classes", "--number", 2, "--look", "--store", store.root)
+    ((contents, fragment),) = seen
+    assert fragment == "#queue=margin"
+    assert [queue["name"] for queue in contents.overview()["queues"]] == ["margin"]

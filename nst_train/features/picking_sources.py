@@ -8,7 +8,7 @@ from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import parent_of
 
-_NOWHERE = "needs features of its images; pass their current location with `pool`, or `spread` classes, which needs none"
+_NOWHERE = "needs features of its images; pass their current location with `pool`, or `by` margin and `spread` classes, which need none"
 
 
 def check_names_images(version: Version) -> None:
