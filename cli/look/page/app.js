@@ -23,14 +23,35 @@ const KEYS = [
   ["Esc", "close"],
 ];
 
-const keysOff = () => localStorage.getItem("nst-keys") === "off";
+/** What the browser remembers of this page's settings: nothing where storage is forbidden, as in some frames. */
+const remembered = {
+  get(name) {
+    try {
+      return localStorage.getItem(`nst-${name}`);
+    } catch {
+      return null;
+    }
+  },
+  set(name, value) {
+    try {
+      localStorage.setItem(`nst-${name}`, value);
+    } catch {
+      // for this visit alone, then
+    }
+  },
+};
+
+let keysOff = remembered.get("keys") === "off";
 
 function showHelp() {
   const toggle = make("input", {
     type: "checkbox",
-    onchange: (event) => localStorage.setItem("nst-keys", event.target.checked ? "on" : "off"),
+    onchange: (event) => {
+      keysOff = !event.target.checked;
+      remembered.set("keys", keysOff ? "off" : "on");
+    },
   });
-  toggle.checked = !keysOff();
+  toggle.checked = !keysOff;
   byId("keys").replaceChildren(
     make("h2", { id: "keys-title", tabindex: "-1" }, "Keys"),
     make(
@@ -47,7 +68,7 @@ function showHelp() {
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   byId("theme").textContent = `Theme: ${theme}`;
-  localStorage.setItem("nst-theme", theme);
+  remembered.set("theme", theme);
 }
 
 /** Review what the view has left: those not answered, the first one opened. */
@@ -81,7 +102,7 @@ function action(key, open, item) {
   if (open && key === "ArrowRight") return () => viewer.move(1);
   if (open && key === "ArrowLeft") return () => viewer.move(-1);
   if (key === "?") return showHelp;
-  if (keysOff()) return null;
+  if (keysOff) return null;
   if (overview.figures.can.review) {
     if (key === "z") return () => viewer.undo();
     if (open && key === "s") return () => viewer.move(1);
@@ -123,7 +144,7 @@ async function awaitFigures() {
 }
 
 async function begin() {
-  setTheme(localStorage.getItem("nst-theme") ?? "auto");
+  setTheme(remembered.get("theme") ?? "auto");
   byId("theme").onclick = () =>
     setTheme({ auto: "light", light: "dark", dark: "auto" }[document.documentElement.dataset.theme]);
   byId("help").onclick = showHelp;

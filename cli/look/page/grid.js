@@ -10,7 +10,7 @@ const grid = {
 
   setUp() {
     const columns = () => Math.max(1, getComputedStyle(byId("grid")).gridTemplateColumns.split(" ").length);
-    this.rest = roving(byId("grid"), columns);
+    roving(byId("grid"), columns);
     byId("grid").addEventListener("focusin", (event) => {
       if (event.target.dataset.id) this.lastId = Number(event.target.dataset.id);
     });
@@ -144,7 +144,7 @@ const grid = {
 
   draw() {
     byId("grid").replaceChildren(...this.items.map((item) => this.cell(item)));
-    this.rest();
+    byId("grid").rest();
     const start = view.start();
     const last = start + this.items.length;
     const many = this.total > this.items.length;

@@ -60,7 +60,7 @@ function roving(list, columns = () => 1) {
     for (const button of buttons()) button.tabIndex = button === event.target ? 0 : -1;
   });
   rest();
-  return rest;
+  list.rest = rest; // after other buttons have come
 }
 
 /** An image as `<img>`; where it cannot be shown, a box that says why. */

@@ -3,6 +3,8 @@
 
 const total = (counts) => Object.values(counts ?? {}).reduce((sum, number) => sum + number, 0);
 
+const MOST_CLASSES = 300; // as rows; the others are found by typing
+
 const overview = {
   figures: null,
 
@@ -146,7 +148,7 @@ const overview = {
     if (!entries.length) return null;
     const highest = Math.max(1, ...entries.map((entry) => Math.max(entry.before, entry.after ?? 0)));
     const after = entries.some((entry) => entry.after !== null);
-    const rows = entries.map((entry) => {
+    const row = (entry) => {
       const numbers = entry.after === null ? count(entry.before) : `${count(entry.before)} → ${count(entry.after)}`;
       const label =
         entry.after === null
@@ -160,7 +162,7 @@ const overview = {
       );
       return make(
         "li",
-        { "data-name": entry.name.toLowerCase() },
+        {},
         this.filterButton(
           { class: entry.name },
           label,
@@ -169,21 +171,26 @@ const overview = {
           make("span", { class: "number" }, numbers),
         ),
       );
-    });
-    const list = make("ul", { class: "rows tall", "data-roving": true, "aria-label": "Classes" }, rows);
-    const search = (event) => {
-      const part = event.target.value.toLowerCase();
-      for (const row of rows) row.hidden = !row.dataset.name.includes(part);
     };
+    const list = make("ul", { class: "rows tall", "data-roving": true, "aria-label": "Classes" });
+    const ordered = entries.length > MOST_CLASSES ? [...entries].sort((a, b) => b.before - a.before) : entries;
+    const draw = (part) => {
+      const matching = ordered.filter((entry) => entry.name.toLowerCase().includes(part));
+      list.replaceChildren(...matching.slice(0, MOST_CLASSES).map(row));
+      list.rest?.();
+    };
+    draw("");
+    const find = (event) => {
+      draw(event.target.value.toLowerCase());
+      this.mark();
+    };
+    const hint =
+      ordered === entries
+        ? "Find a class"
+        : `Find a class: the largest ${MOST_CLASSES} of ${count(entries.length)} are listed`;
     const box =
       entries.length > 20 &&
-      make("input", {
-        type: "search",
-        class: "search",
-        placeholder: "Find a class",
-        "aria-label": "Find a class",
-        oninput: search,
-      });
+      make("input", { type: "search", class: "search", placeholder: hint, "aria-label": hint, oninput: find });
     return this.panel(after ? "Classes, before → after selection" : "Classes", box, list);
   },
 

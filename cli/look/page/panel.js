@@ -142,11 +142,14 @@ const panel = {
           true,
         );
     };
-    const options = make(
-      "datalist",
-      { id: "class-names" },
-      names.map((name) => make("option", { value: name })),
-    );
+    const offer = (event) => {
+      this.options ??= make(
+        "datalist",
+        { id: "class-names" },
+        names.map((name) => make("option", { value: name })),
+      );
+      event.target.form.append(this.options); // only now: there may be thousands
+    };
     return make(
       "form",
       { class: "others", onsubmit: choose },
@@ -156,10 +159,9 @@ const panel = {
         "Another class ",
         make("kbd", {}, "c"),
         " ",
-        make("input", { id: "other", list: "class-names", autocomplete: "off", spellcheck: "false" }),
+        make("input", { id: "other", list: "class-names", autocomplete: "off", spellcheck: "false", onfocus: offer }),
       ),
       make("button", { type: "submit" }, "Choose"),
-      options,
     );
   },
 
