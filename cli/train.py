@@ -53,6 +53,10 @@ def train(
         str | None,
         typer.Option(metavar="CORPUS@review-N", help="What people answered: their labels count, those of pool images too."),
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="With --reviews, without --pseudo: its images are not trained on; several allowed."),
+    ] = None,
     validation: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept; else the last ones are.")
     ] = None,
@@ -104,6 +108,7 @@ def train(
         edition=pseudo,
         pool=_open_pool(pool, pseudo, there),
         reviews=open_version(there, reviews, "review") if reviews else None,
+        exclude=[open_source(source, image_column=image_column) for source in exclude or []],
         generation=generation,
         run=run,
         progress=progress,

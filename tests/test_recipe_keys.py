@@ -163,6 +163,7 @@ PARTS = {
     **{"name": "b", "labeled": {"source": "/x"}, "validation": {"source": "/x"}, "test": {"source": "/x"}, "pool": {"source": "/x"}},
     **{"holdout": 0.2, "seed": 5, "label": {"limit": 3}, "select": {"when": "once"}, "generations": [NETWORK] * 3, "control": True},
     "students": [NETWORK | {"name": "b"}],
+    "reviews": {1: "b@review-1"},
     **{"evaluate": {"suite": "fgsm"}, "run": {"workers": 0}, "push_to": {"corpus": "me/a"}},
 }
 

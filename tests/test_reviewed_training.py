@@ -150,6 +150,8 @@ def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(
     shutil.copy(tmp_path_of(store, rows[0][1]), tmp_path / "validation/ant/again.png")
     validation = open_source(str(tmp_path / "validation"), labeled=True)
     assert train(store, "d", labeled, settings, reviews=review, validation=validation, run=RUN).manifest.counts.reviewed == 1
+    with_test = train(store, "e", labeled, settings, reviews=review, exclude=[validation], run=RUN)
+    assert (with_test.manifest.counts.reviewed, with_test.manifest.request.inputs.excluded["exclude_1"].ref) == (1, validation.location)
 
 
 @pytest.mark.slow
@@ -167,6 +169,7 @@ def test_cards_say_how_many_labels_people_have_seen(labeled_images, tiny_store):
     assert f"- people gave 2 of its {len(labeled) + 2} labels when they looked at single images" in card
     assert " --reviews tiny@review-1 " in card
     card = dataset_card(store.open("tiny@gen-1"))
+    assert "- The labels are machine-made: they carry the teacher's mistakes" in card
     assert "- People have seen 4 images of this corpus: `review-1` has what they say.\n" in card
     tree = lineage(store, teacher)
     assert [(node.role, node.ref, node.kind) for node in tree.inputs if node.role == "reviews"] == [("reviews", "tiny@review-1", "review")]

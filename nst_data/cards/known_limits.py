@@ -24,11 +24,13 @@ def known_limits(described: Described, published: Published | None = None) -> li
 
 
 def _of_labels(described: Described) -> Iterator[str]:
+    seen = _seen_by_people(described)
+    unseen = "" if seen and isinstance(described.manifest, GenerationManifest) else " and nobody has checked them"
     yield (
-        "The labels are machine-made and nobody has checked them: they carry the teacher's mistakes and biases, "
+        f"The labels are machine-made{unseen}: they carry the teacher's mistakes and biases, "
         "and an image of none of the classes has a label too."
     )
-    if seen := _seen_by_people(described):
+    if seen:
         yield seen
     labeled_by = described.labeled_by()
     if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:

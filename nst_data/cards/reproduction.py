@@ -27,7 +27,8 @@ def command(described: Described, published: Published | None = None) -> str:
         case TeacherInputs():
             verb, with_pseudo = "train", inputs.edition is not None
             words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
-            words += [*sources.option("--reviews", "reviews"), *sources.option("--validation", "validation"), "--name", name]
+            words += [*sources.option("--reviews", "reviews"), *sources.exclude]
+            words += [*sources.option("--validation", "validation"), "--name", name]
             words += _columns(inputs.labeled, inputs.labeled)
         case GenerationInputs(extended=Input()):
             return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
@@ -102,8 +103,7 @@ class _Sources:
 
     @property
     def exclude(self) -> list[str]:
-        excluded = self._inputs.excluded if isinstance(self._inputs, EditionInputs) else {}
-        return [word for role in excluded for word in ("--exclude", self[role])]
+        return [word for role in self._inputs.excluded for word in ("--exclude", self[role])]
 
 
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:

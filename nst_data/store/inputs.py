@@ -60,6 +60,11 @@ class Inputs(AsWritten):
         """Who gave the labels: `teacher`, or `teacher_1`, `teacher_2`, ... of an ensemble."""
         return self._called("teacher")
 
+    @property
+    def excluded(self) -> dict[str, Input]:
+        """The images that were held out: `exclude_1`, `exclude_2`, ..."""
+        return self._called("exclude")
+
     def changed(self, change: Callable[[str, Input], Input]) -> Self:
         """The same roles with other entries."""
         return type(self).model_validate({role: change(role, entry) for role, entry in self.by_role.items()})
@@ -93,11 +98,6 @@ class EditionInputs(Inputs):
     def parent(self) -> Input | None:
         """The version whose rows it has."""
         return self.generation or self.like
-
-    @property
-    def excluded(self) -> dict[str, Input]:
-        """The images that were held out: `exclude_1`, `exclude_2`, ..."""
-        return self._called("exclude")
 
 
 class TeacherInputs(Inputs):
