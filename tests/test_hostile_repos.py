@@ -45,6 +45,7 @@ HOSTILE = {
     "name": lambda sound, old: changed(sound, name="../../escaped"),
     "dots": lambda sound, old: changed(sound, name=".."),
     "version": lambda sound, old: changed(sound, version="../../../gen-1"),
+    "answers": lambda sound, old: changed(sound, version="review-1"),
     "zeros": lambda sound, old: changed(sound, version="gen-01"),
     "file": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, "../../../escaped.parquet")),
     "absolute": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, "/tmp/escaped.parquet")),

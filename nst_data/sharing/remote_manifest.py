@@ -52,7 +52,8 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
     """Raises NstError for a manifest of a repository whose names lead out of the store or are no text."""
     try:
         check_name(manifest.name)
-        is_number = Number.is_one(manifest.version) and str(Number.parse(manifest.version)) == manifest.version
+        number = Number.parse(manifest.version)
+        is_number = str(number) == manifest.version and number.is_review == (manifest.kind == "review")
     except UsageError:
         is_number = False
     known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
