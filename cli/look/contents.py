@@ -1,9 +1,9 @@
 """What the page is told: a version or a labeled source in numbers, its rows a page at a time, and all about one image."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,8 +13,8 @@ from nst_data.errors import NstError, UsageError
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import ECE_BINS, calibration_error, reliability
 from nst_data.inspection.row_images import Images, NoImages
+from nst_data.inspection.same_images import said_of
 from nst_data.inspection.similar import similar_images
-from nst_data.inspection.source_rows import SourceRows
 from nst_data.inspection.view import Query, View, as_query
 from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
@@ -150,25 +150,48 @@ class Contents:
 
     def detail(self, row: int) -> dict[str, Any]:
         """All that is known of one row. Raises UsageError for a row that is not there."""
+        (detail,) = self.details([self._checked(row)])
+        return detail
+
+    def details(self, rows: list[int]) -> list[dict[str, Any]]:
+        """All that is known of some rows, read together."""
+        about = {row: known for found in self._about(rows) for row, known in found.items()}
+        images = {known.hashed: known.number for known in about.values() if known.number is not None}
+        histories, tops = self._histories(images), self._tops_of_other(images)
+        made = []
+        for item in self.items(rows):
+            known = about.get(item["id"], _About("", None, []))
+            made.append(
+                {
+                    **item,
+                    "hash": known.hashed or None,
+                    "teacher": self.teacher,
+                    "top": known.top,
+                    "top2": tops.get(known.hashed),
+                    "history": histories.get(known.hashed, []),
+                    "similar": self._similar(item["id"]),
+                    "pick": self.reviewing.pick_of(known.hashed) if self.reviewing else None,
+                    "near_duplicates": self.view.near_duplicates(item["id"]).tolist()[:24],
+                    "answers": self.reviewing.all_of(known.hashed) if self.reviewing else [],
+                }
+            )
+        return made
+
+    def _about(self, rows: list[int]) -> "Iterator[dict[int, _About]]":
+        """What the tables say of the rows that have a label, table by table."""
         view = self.view
-        (item,) = self.items([self._checked(row)])
-        if item["error"] is not None:
-            return {**item, "hash": None, "teacher": self.teacher, "top": [], "top2": None, "history": [], **_NOTHING_MORE}
-        rows, place = view.place(row)
-        hashed = str(rows.take([place], ["image_hash"])["image_hash"][0])
-        return {
-            **item,
-            "hash": hashed or None,
-            "teacher": self.teacher,
-            "top": _top(rows, place, view.class_names),
-            "top2": self._top_of_other(hashed),
-            "history": self._history(rows, place, hashed),
-            **_NOTHING_MORE,
-            "similar": [{"id": other, "similarity": value} for other, value in self.similar.of(row)] if self.similar else [],
-            "pick": self.reviewing.pick_of(hashed) if self.reviewing else None,
-            "near_duplicates": view.near_duplicates(row).tolist()[:24],
-            "answers": self.reviewing.all_of(hashed) if self.reviewing else [],
-        }
+        for is_here in (True, False):
+            part = [row for row in rows if (row < len(view) if is_here else row >= view.first_dropped)]
+            if not part:
+                continue
+            table = view.rows if is_here else view.dropped.rows
+            places = part if is_here else view.dropped.places([row - view.first_dropped for row in part])
+            names = ["image_hash", *(["id", *table.soft_columns] if isinstance(table, LabelRows) else [])]
+            taken = table.take(places, names)
+            yield {
+                row: _About(hashed or "", more[0] if more else None, top_classes(more[1:], view.class_names) if more else [])
+                for row, (hashed, *more) in zip(part, taken.iter_rows(), strict=True)
+            }
 
     def jpeg(self, row: int, side_px: int) -> tuple[str, bytes]:
         """(a name for these very bytes, the image of a row as a JPEG). Raises NstError or OSError where there is none."""
@@ -270,30 +293,27 @@ class Contents:
         self.reviewing.refresh()
         return self.reviewing.summary()
 
-    def _top_of_other(self, hashed: str) -> list[dict[str, Any]] | None:
-        """The most probable classes in the version that is named as REF2."""
-        if self.ref2 is None or not isinstance(self.other, Version):
-            return None
-        rows = LabelRows(self.other)
-        soft = scan_labels(self.other).filter(pl.col("image_hash") == hashed).select(rows.soft_columns).head(1).collect()
-        return top_classes(soft.row(0), self.other.manifest.class_names) if soft.height else None
+    def _similar(self, row: int) -> list[dict[str, Any]]:
+        return [{"id": other, "similarity": value} for other, value in self.similar.of(row)] if self.similar else []
 
-    def _history(self, rows: "LabelRows | SourceRows", place: int, hashed: str) -> list[dict[str, Any]]:
-        """What the generations of this corpus say of the image, the first one first."""
-        version = self.view.version
-        if version is None:
-            return []
-        number = rows.take([place], ["id"])["id"][0]
-        found = []
-        for other in self.store.versions(version.folder.parent.name):
-            if not other.is_readable or other.manifest.kind != "generation":
+    def _tops_of_other(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+        """The most probable classes in the version that is named as REF2, by the hash of the image."""
+        if self.ref2 is None or not isinstance(self.other, Version) or self.view.version is None:
+            return {}
+        names = self.other.manifest.class_names
+        soft = [name for name in ("probs", "top_labels", "top_probs") if name in scan_labels(self.other).collect_schema()]
+        said = said_of(images, self.view.version, self.other, soft)
+        return {hashed: top_classes(values, names) for hashed, values in said.items()}
+
+    def _histories(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+        """What the generations of this corpus say of images, the first one first, by their hash."""
+        version, found = self.view.version, dict[str, list[dict[str, Any]]]()
+        for other in self.store.versions(version.folder.parent.name) if version else []:
+            if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
                 continue
-            pools = [one.manifest.request.inputs.pool for one in (version, other)]
-            is_same_pool = pools[0] and pools[1] and pools[0].digest == pools[1].digest
-            at = (pl.col("id") == number) if is_same_pool else (pl.col("image_hash") == hashed)
-            said = scan_labels(other).filter(at & (pl.col("image_hash") == hashed)).select("label", "confidence").head(1).collect()
-            for label, confidence in said.iter_rows():
-                found.append({"version": other.ref, "label": other.manifest.class_names[label], "confidence": _number(confidence)})
+            for hashed, (label, confidence) in said_of(images, version, other, ["label", "confidence"]).items():
+                said = {"version": other.ref, "label": other.manifest.class_names[label], "confidence": _number(confidence)}
+                found.setdefault(hashed, []).append(said)
         return found
 
     def _error(self, row: int) -> dict[str, Any]:
@@ -302,12 +322,12 @@ class Contents:
         return {"id": row, "key": error["key"], **nothing, "copies": 0, "error": error["reason"], "disputed": False}
 
 
-_NOTHING_MORE: dict[str, Any] = {"similar": [], "near_duplicates": [], "answers": [], "pick": None}
+class _About(NamedTuple):
+    """Of a row that has a label: its hash, its number in the pool (None for labeled images), its most probable classes."""
 
-
-def _top(rows: "LabelRows | SourceRows", place: int, class_names: list[str]) -> list[dict[str, Any]]:
-    """The most probable classes of a row, with their probabilities; none of labeled images."""
-    return top_classes(rows.take([place], rows.soft_columns).row(0), class_names) if isinstance(rows, LabelRows) else []
+    hashed: str
+    number: int | None
+    top: list[dict[str, Any]]
 
 
 def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - of either kind of soft label

@@ -74,7 +74,7 @@ def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str,
             values = soft.row(row, named=True) if soft is not None and row < len(view) else {}
             shown.append({**item, **{name: round(float(value), 4) for name, value in values.items()}, "from": item["label2"]})
     there = {item["id"] for item in shown}
-    images = {item["id"]: _detail(contents, item["id"], there) for item in shown}
+    images = {detail["id"]: _among(detail, there) for detail in contents.details([item["id"] for item in shown])}
     overview = contents.overview()
     overview |= {"ref": _public(overview["ref"]), "ref2": _public(overview["ref2"]), "teacher": _public(overview["teacher"])}
     overview |= {"sampled": {"rows": len(shown), "of": overview["sampled"]["of"] if overview["sampled"] else len(view)}}
@@ -111,9 +111,8 @@ def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _detail(contents: Contents, row: int, there: set[int]) -> dict[str, Any]:
+def _among(detail: dict[str, Any], there: set[int]) -> dict[str, Any]:
     """All about an image, with those others that are in the export."""
-    detail = contents.detail(row)
     similar = [other for other in detail["similar"] if other["id"] in there]
     return detail | {"similar": similar, "near_duplicates": [other for other in detail["near_duplicates"] if other in there]}
 
