@@ -12,20 +12,30 @@ from nst_cli.messages import in_our_words
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.label_rows import LabelRows
 from nst_data.inspection.quality import ECE_BINS, calibration_error, reliability
+from nst_data.inspection.query import Query, as_query
 from nst_data.inspection.row_images import Images, NoImages
 from nst_data.inspection.same_images import said_of
 from nst_data.inspection.similar import similar_images
-from nst_data.inspection.view import Query, View, as_query
+from nst_data.inspection.view import View
 from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import parent_of, scan_labels
 
+from .numbers import number, top_classes
 from .reviewing import Reviewing
 from .thumbnails import Thumbnails
 
-_TOP, CALIBRATION_BINS = 5, 10
+CALIBRATION_BINS = 10
 _WAIT_SECONDS, _MANY_ROWS = 0.3, 1_000_000
+
+
+class _About(NamedTuple):
+    """Of a row that has a label: its hash, its number in the pool (None for labeled images), its most probable classes."""
+
+    hashed: str
+    number: int | None
+    top: list[dict[str, Any]]
 
 
 class Contents:
@@ -113,15 +123,15 @@ class Contents:
                 "id": row,
                 "key": taken["key"][place],
                 "label": view.class_names[frame["label"][place]],
-                "confidence": _number(frame["confidence"][place]) if "confidence" in frame.columns else None,
+                "confidence": number(frame["confidence"][place]) if "confidence" in frame.columns else None,
                 "reason": None,
                 "copies": int(frame["copies"][place]) if "copies" in frame.columns else 1,
                 "error": None,
                 "answer": answer,
                 "disputed": disputed,
                 "label2": None if label2 is None else view.class_names[label2],
-                "confidence2": _number(compared["confidence2"][place]) if compared is not None else None,
-                "suspicion": _number(suspicion[place]) if suspicion is not None else None,
+                "confidence2": number(compared["confidence2"][place]) if compared is not None else None,
+                "suspicion": number(suspicion[place]) if suspicion is not None else None,
             }
         made |= self._left_out(left_out) if left_out else {}
         return [made[row] if row in made else self._error(row) for row in rows]
@@ -138,7 +148,7 @@ class Contents:
                 "id": row,
                 "key": taken["key"][place],
                 "label": self.view.class_names[about["label"][place]],
-                "confidence": _number(about["confidence"][place]),
+                "confidence": number(about["confidence"][place]),
                 "reason": about["reason"][place],
                 "copies": 0,
                 "error": None,
@@ -312,7 +322,7 @@ class Contents:
             if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
                 continue
             for hashed, (label, confidence) in said_of(images, version, other, ["label", "confidence"]).items():
-                said = {"version": other.ref, "label": other.manifest.class_names[label], "confidence": _number(confidence)}
+                said = {"version": other.ref, "label": other.manifest.class_names[label], "confidence": number(confidence)}
                 found.setdefault(hashed, []).append(said)
         return found
 
@@ -320,24 +330,6 @@ class Contents:
         error = self.view.errors.row(row - len(self.view), named=True)
         nothing = dict.fromkeys(("label", "confidence", "reason", "answer", "label2", "confidence2", "suspicion"))
         return {"id": row, "key": error["key"], **nothing, "copies": 0, "error": error["reason"], "disputed": False}
-
-
-class _About(NamedTuple):
-    """Of a row that has a label: its hash, its number in the pool (None for labeled images), its most probable classes."""
-
-    hashed: str
-    number: int | None
-    top: list[dict[str, Any]]
-
-
-def top_classes(values: Any, class_names: list[str]) -> list[dict[str, Any]]:  # noqa: ANN401 - of either kind of soft label
-    """The five most probable classes of a soft label: (probs,), or (top_labels, top_probs)."""
-    if len(values) == 1:
-        probs = np.asarray(values[0], np.float64)
-        labels = np.argsort(-probs, kind="stable")[:_TOP].tolist()
-        return [{"class": class_names[label], "probability": _number(probs[label])} for label in labels]
-    pairs = list(zip(values[0], values[1], strict=True))[:_TOP]
-    return [{"class": class_names[label], "probability": _number(probability)} for label, probability in pairs]
 
 
 def name_of(shown: "Version | Source") -> str:
@@ -349,8 +341,3 @@ def _teachers(version: Version) -> list[str]:
     inputs = version.manifest.request.inputs
     named = inputs.by_role
     return [entry.ref for role, entry in named.items() if role == "teacher" or role.startswith("teacher_")]
-
-
-def _number(value: Any) -> float | None:  # noqa: ANN401 - a number of any library
-    """JSON has no NaN."""
-    return None if value is None or not np.isfinite(value) else round(float(value), 6)

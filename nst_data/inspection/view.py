@@ -1,11 +1,10 @@
 """What a person looks at: the rows of a version or a labeled source, filtered, sorted and counted."""
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 from nst_data.errors import UsageError
 from nst_data.inspection.dropped import Dropped
 from nst_data.inspection.label_rows import LabelRows
+from nst_data.inspection.ordering import first_rows
+from nst_data.inspection.query import Query
 from nst_data.inspection.row_columns import RowColumns, hash_numbers
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.selection.hash_index import MAX_DISTANCE
@@ -21,34 +22,9 @@ from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import damage_is_named, parent_of
 
-Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "key"]
-SORTS: tuple[Sort, ...] = get_args(Sort)
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
 KEPT = "kept"  # the `reason` of rows that were not left out
-_PIECE = 2_000_000
-_LAST = np.uint32(2**32 - 1)
 _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
-
-
-@dataclass(frozen=True)
-class Query:
-    """Which rows, in which order. `least` is inclusive, `most` exclusive but for 1; `rows` has those it must be among, in their order."""
-
-    class_name: str | None = None
-    least: float | None = None
-    most: float | None = None
-    reason: str | None = None
-    copies: bool = False
-    disagree: bool = False
-    near: int | None = None
-    errors: bool = False
-    before: str | None = None
-    after: str | None = None
-    sort: Sort | None = None
-    offset: int = 0
-    limit: int = 60
-    rows: NDArray[np.int64] | None = None
-    without: NDArray[np.int64] | None = None
 
 
 class View:
@@ -133,7 +109,7 @@ class View:
             return int(total.item()), (first + page["row"].cast(pl.Int64)).to_list()
         with self._one_at_a_time:  # memory is that of one query, however fast a person types
             values = rows.select("row", by).collect()
-            return values.height, (first + _smallest(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
+            return values.height, (first + first_rows(values, query.sort in _LARGEST_FIRST, query.offset, query.limit)).tolist()
 
     def _order(self, query: Query) -> str | None:
         """The column to sort by; None for the order that rows have already."""
@@ -302,76 +278,8 @@ class View:
         return int(counted["images"].sum()), largest
 
 
-def _order_keys(values: pl.Series, rows: pl.Series, largest_first: bool) -> NDArray[np.uint64]:
-    """Numbers in the order of values from 0, equal ones in that of their rows; those without a value come last."""
-    numbers = values.cast(pl.Float32).fill_null(np.nan).to_numpy()
-    is_missing = np.isnan(numbers)
-    bits = (np.maximum(numbers, np.float32(0)) + np.float32(0)).view(np.uint32)  # those of numbers from 0 are in their order
-    if largest_first:
-        np.subtract(_LAST - 1, bits, out=bits)
-    bits[is_missing] = _LAST
-    keys: NDArray[np.uint64] = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= rows.to_numpy()
-    return keys
-
-
-def _smallest(values: pl.DataFrame, largest_first: bool, offset: int, limit: int) -> NDArray[np.int64]:
-    """The rows in some places of the order of a value; `values` has it beside `row`. Piece by piece, which takes little memory."""
-    stop, least = offset + limit, np.empty(0, np.uint64)
-    for start in range(0, values.height, _PIECE):
-        piece = values.slice(start, _PIECE)
-        keys = np.concatenate([least, _order_keys(piece.to_series(1), piece.to_series(0), largest_first)])
-        if stop < len(keys):
-            keys.partition(stop)
-        least = keys[:stop].copy()
-    return (np.sort(least)[offset:] & np.uint64(_LAST)).astype(np.int64)
-
-
 def _grouped(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for hashed, row in pairs:
         found.setdefault(hashed, []).append(row)
     return found
-
-
-def as_query(values: Mapping[str, str]) -> Query:
-    """A query from the parameters of an address. Raises UsageError for what is none."""
-    sort = values.get("sort") or None
-    if sort is not None and sort not in SORTS:
-        raise UsageError(f"sort={sort}: expected {', '.join(SORTS)}")
-    return Query(
-        class_name=values.get("class") or None,
-        least=_number(values, "min"),
-        most=_number(values, "max"),
-        reason=values.get("reason") or None,
-        copies=values.get("copies") == "1",
-        disagree=values.get("disagree") == "1",
-        near=_whole(values, "near", None),
-        errors=values.get("errors") == "1",
-        before=values.get("from") or None,
-        after=values.get("to") or None,
-        sort=sort,
-        offset=_whole(values, "offset", 0) or 0,
-        limit=min(_whole(values, "limit", 60) or 0, 500),
-    )
-
-
-def _number(values: Mapping[str, str], name: str) -> float | None:
-    if not values.get(name):
-        return None
-    try:
-        value = float(values[name])
-    except ValueError:
-        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1") from None
-    if not 0 <= value <= 1:
-        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1")
-    return value
-
-
-def _whole(values: Mapping[str, str], name: str, default: int | None) -> int | None:
-    if not values.get(name):
-        return default
-    if not values[name].isascii() or not values[name].isdigit() or len(values[name]) > 15:
-        raise UsageError(f"{name}={values[name]}: expected a whole number from 0")
-    return int(values[name])

@@ -1,0 +1,76 @@
+"""Which rows of a view a person asks for, in which order, and how that is read from an address."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import UsageError
+
+Sort = Literal["confidence", "-confidence", "margin", "entropy", "-suspicion", "key"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which rows, in which order. `least` is inclusive, `most` exclusive but for 1; `rows` has those it must be among, in their order."""
+
+    class_name: str | None = None
+    least: float | None = None
+    most: float | None = None
+    reason: str | None = None
+    copies: bool = False
+    disagree: bool = False
+    near: int | None = None
+    errors: bool = False
+    before: str | None = None
+    after: str | None = None
+    sort: Sort | None = None
+    offset: int = 0
+    limit: int = 60
+    rows: NDArray[np.int64] | None = None
+    without: NDArray[np.int64] | None = None
+
+
+def as_query(values: Mapping[str, str]) -> Query:
+    """A query from the parameters of an address. Raises UsageError for what is none."""
+    sort = values.get("sort") or None
+    if sort is not None and sort not in SORTS:
+        raise UsageError(f"sort={sort}: expected {', '.join(SORTS)}")
+    return Query(
+        class_name=values.get("class") or None,
+        least=_number(values, "min"),
+        most=_number(values, "max"),
+        reason=values.get("reason") or None,
+        copies=values.get("copies") == "1",
+        disagree=values.get("disagree") == "1",
+        near=_whole(values, "near", None),
+        errors=values.get("errors") == "1",
+        before=values.get("from") or None,
+        after=values.get("to") or None,
+        sort=sort,
+        offset=_whole(values, "offset", 0) or 0,
+        limit=min(_whole(values, "limit", 60) or 0, 500),
+    )
+
+
+def _number(values: Mapping[str, str], name: str) -> float | None:
+    if not values.get(name):
+        return None
+    try:
+        value = float(values[name])
+    except ValueError:
+        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1") from None
+    if not 0 <= value <= 1:
+        raise UsageError(f"{name}={values[name]}: expected a number from 0 to 1")
+    return value
+
+
+def _whole(values: Mapping[str, str], name: str, default: int | None) -> int | None:
+    if not values.get(name):
+        return default
+    if not values[name].isascii() or not values[name].isdigit() or len(values[name]) > 15:
+        raise UsageError(f"{name}={values[name]}: expected a whole number from 0")
+    return int(values[name])
