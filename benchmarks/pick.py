@@ -54,8 +54,8 @@ class InMemory:
     def batches(self, center=0):
         yield np.arange(len(self.matrix)), unit_length(self.matrix - np.float32(center))
 
-    def of(self, places):
-        return unit_length(self.matrix[places])
+    def of(self, places, center=0):
+        return unit_length(self.matrix[places] - np.float32(center))
 
     def sample(self, most, seed):
         return np.arange(min(most, len(self.matrix)))
@@ -102,7 +102,7 @@ def scores_of(by, probs, student_probs, features, labeled_features):
     if by == "suspicion":
         return suspicion_by_neighbors(images, iter([(images.numbers, probs)]), CLASSES, featured, 0)
     if by == "outlier":
-        return outliers(featured, labeled_features)
+        return outliers(featured, labeled_features, 0)
     if by == "mixed":
         return mixed(uncertainty("margin", probs), featured, 0)
     return uncertainty(by, probs)
@@ -187,7 +187,7 @@ def unknown_classes(data, seeds):
         labels = np.unique(data.truth[labeled], return_inverse=True)[1].astype(np.int64)
         probs = fit(data.features[labeled], labels, CLASSES - 2, seed).probs(data.features[pool])
         for by, aucs in found.items():
-            scores = outliers(InMemory(data.features[pool]), data.features[labeled]) if by == "outlier" else uncertainty(by, probs)
+            scores = outliers(InMemory(data.features[pool]), data.features[labeled], 0) if by == "outlier" else uncertainty(by, probs)
             aucs.append(roc_auc_score(np.isin(data.truth[pool], unknown), scores))
     for by, aucs in found.items():
         cells = ["{:.3f} ± {:.3f}".format(*interval(values)) for values in (aucs, np.subtract(aucs, found["confidence"]))]

@@ -35,8 +35,8 @@ class InMemory:
         for places in np.array_split(np.flatnonzero(self.is_here), 2):
             yield places, unit_length(self.matrix[places] - np.float32(center))
 
-    def of(self, places):
-        return unit_length(self.matrix[places])
+    def of(self, places, center=0):
+        return unit_length(self.matrix[places] - np.float32(center))
 
     def sample(self, most, seed):
         return np.flatnonzero(self.is_here)[:most]
@@ -127,12 +127,19 @@ def test_a_probe_of_a_given_strength_has_the_probabilities_of_scikit_learns():
 def test_outliers_are_far_from_everything_labeled():
     labeled = array([1, 0], [1, 0.1], [0, 1], [0.1, 1])
     pool = array([1, 0.05], [0.05, 1], [-1, -1])
-    found = outliers(InMemory(pool), labeled)
+    found = outliers(InMemory(pool), labeled, 0)
     assert found.argmax() == 2
     assert ((found >= 0) & (found <= 1)).all()
     own = outlier_scores(unit_length(labeled), unit_length(labeled), np.arange(4))
     np.testing.assert_allclose(outliers_within(InMemory(labeled), 0), own, atol=1e-6)
     assert (own > 0.01).all()  # no image is its own neighbor
+
+
+def test_of_images_as_far_from_everything_labeled_those_that_are_many_come_first():
+    crowd, alone = [[-1, 0.01 * number, 0] for number in range(22)], [-1, 0, 3]
+    labeled = array([1, 0, 0], [1, 0.1, 0], [0.9, 0, 0])
+    found = outliers(InMemory([*crowd, [1, 0.05, 0], alone]), labeled, 0)
+    assert found[:22].min() > found[23] > found[22]
 
 
 def test_mixed_prefers_the_typical_among_equally_unsure_images_and_leaves_out_what_has_no_features():

@@ -12,16 +12,26 @@ from nst_data.review.neighbors import MOST_REFERENCES, Own, Unit, neighbor_votes
 from nst_data.review.spreading import unit_length
 
 TYPICAL = 0.25  # what typicality weighs in `mixed`, beside margin
+TYPICAL_OUTLIER = 0.5  # and in `outlier`, beside the distance to labeled images
 _NUMBERS_OF_VOTERS = 2**26
 
 Scores = Float[NDArray[np.float32], " images"]  # of images without features -inf
 
 
-def outliers(featured: FeaturedImages, labeled: Float[NDArray[np.float32], "labeled dimensions"]) -> Scores:
-    """`outlier_scores` of all images, as seen from the middle of the labeled ones' features."""
+def outliers(featured: FeaturedImages, labeled: Float[NDArray[np.float32], "labeled dimensions"], seed: int) -> Scores:
+    """Far from everything labeled and, half as much, typical, in [0, 1]: images of a class that nobody labeled lie near one another.
+
+    All as seen from the middle of the labeled images' features.
+    """
     center = labeled.mean(axis=0)
-    known = unit_length(labeled - center)
-    return _scored(featured, lambda features, _: outlier_scores(features, known), center)
+    known, references = unit_length(labeled - center), featured.sample(MOST_REFERENCES, seed)
+    near, own = featured.of(references, center), _places_among(references, len(featured.is_here))
+
+    def score(features: Unit, places: Int[NDArray[np.int64], " images"]) -> Scores:
+        far, typical = outlier_scores(features, known), (1 + typicality(features, near, own[places])) / 2
+        return ((far + TYPICAL_OUTLIER * typical) / (1 + TYPICAL_OUTLIER)).astype(np.float32)
+
+    return _scored(featured, score, center)
 
 
 def outliers_within(featured: FeaturedImages, seed: int) -> Scores:

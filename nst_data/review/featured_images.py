@@ -26,12 +26,12 @@ class FeaturedImages:
             is_one = places >= 0
             yield places[is_one], unit_length(matrix[is_one] - np.float32(center))
 
-    def of(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The features of some images, all of them here, in the order asked for; shape (places, dimensions), of length 1."""
+    def of(self, places: NDArray[np.int64], center: NDArray[np.float32] | float = 0) -> NDArray[np.float32]:
+        """As `batches` gives those of some images, all of them here, in the order asked for; shape (places, dimensions)."""
         taken = np.empty((len(places), self.features.about.dimensions), np.float32)
         row_of = np.full(len(self._images), -1, np.int64)
         row_of[places] = np.arange(len(places))
-        for found, matrix in self.batches():
+        for found, matrix in self.batches(center):
             is_wanted = row_of[found] >= 0
             taken[row_of[found[is_wanted]]] = matrix[is_wanted]
         return taken

@@ -164,7 +164,7 @@ class _Picking:
         if by == "suspicion":
             return suspicion_by_neighbors(images, soft_labels, len(classes), beside.featured, seed)
         assert beside.labeled is not None
-        return outliers(beside.featured, beside.labeled)
+        return outliers(beside.featured, beside.labeled, seed)
 
     def of_labeled(self, source: Source, corpus: str | None) -> Picks:
         by = self.settings.by or DEFAULT_BY_OF_LABELED
