@@ -37,6 +37,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(many_ties(), st.integers(0, 5), narrowing, st.sampled_from(sorted(ORDERS)))
 @example([(0, 0, 0.0), (3, 0, 2.0**-30)], 1, 0, ("image_hash", "id"))

@@ -152,6 +152,7 @@ def test_a_card_tells_a_teachers_accuracy_and_lineage(finished):
     assert "bugs@gen" in card
 
 
+@pytest.mark.slow
 def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     """The file that users copy, with the few lines changed that make it small."""
     write_images(tmp_path / "photos")

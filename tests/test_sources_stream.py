@@ -10,6 +10,7 @@ from hub_looks import look, parquet
 from nst_data.hub.reference import HubReference
 
 
+@pytest.mark.slow
 def test_without_a_network_the_error_says_so(tmp_path):
     (offline,) = look("http://127.0.0.1:9", tmp_path, ("me/one", {}), HF_HUB_OFFLINE="1")
     (nobody,) = look("http://127.0.0.1:9", tmp_path, ("me/one", {}))
