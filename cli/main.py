@@ -49,6 +49,8 @@ class _Group(TyperGroup):
             return result
         except _WRONG_USE as error:
             message, command = error.format_message().rstrip("."), " ".join(filter(None, ["nst", ctx.invoked_subcommand]))
+            if not message:  # the help of a group of commands was shown
+                raise SystemExit(2) from None
             _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
         except NstError as error:
             _fail(in_our_words(str(error)), 2 if isinstance(error, UsageError) else 1)

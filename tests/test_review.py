@@ -195,3 +195,10 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert f"nst: tiny: 1 image is disputed: '{rows[0][1]}' (ann: bee, bob: ant); one of" in run("review", "freeze", "tiny", status=1)
     assert "tiny@gen-1.2 was made from it; remove that first" in run("remove", "tiny@review-1", status=1)
     assert "expected a generation" in run("balance", "tiny@review-1", status=2)
+
+
+def test_the_group_without_a_command_shows_its_help_and_no_empty_line():
+    shown = CliRunner().invoke(app, ["review"])
+    assert shown.exit_code == 2
+    assert "freeze" in shown.output
+    assert "nst: ;" not in shown.output
