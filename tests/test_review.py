@@ -93,12 +93,13 @@ def test_answers_about_a_labeled_set_have_its_classes_without_a_corpus(labeled_i
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_what_was_exported_is_imported_elsewhere(labeled_images, tmp_path, suffix):
     store, rows = labeled_images
-    odd_key = 'a "b", c\n'
+    odd_key = '=a "b", c\n'
     log = AnswerLog(store, "tiny", "ann")
     log.append(*rows[0], class_name="bee", picked_by="random", seen_in="tiny@gen-1")
     log.append("f" * 32, odd_key, excluded="none of these")
     file = tmp_path / f"answers{suffix}"
     assert export_answers(store, "tiny", file) == 2
+    assert suffix == ".jsonl" or "'=a" in file.read_text()  # no formula for a spreadsheet to run
     assert import_answers(store, "other", file, reviewer="bob") == (2, 0)
     assert import_answers(store, "other", file, reviewer="bob") == (0, 2)
     here, there = settled(store, "tiny").answers, settled(store, "other").answers

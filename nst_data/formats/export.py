@@ -17,8 +17,8 @@ from xml.sax.saxutils import quoteattr
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.labeled_images import LabeledImages, LabeledRow
-from nst_data.formats.safe_names import cell, file_name, folder_names
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.safe_names import cell, file_name, folder_names
 from nst_data.store.files import clear_abandoned, replacing, write_text
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version

@@ -14,6 +14,7 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, check_class
 from nst_data.review.freeze import classes_of
+from nst_data.safe_names import cell, without_quote
 from nst_data.store.files import replacing
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
@@ -111,7 +112,7 @@ def _of_review(review: Version) -> Iterator[Mapping[str, Any]]:
 
 
 def _quoted(value: str | None) -> str:
-    text = value or ""
+    text = cell(value or "")
     return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
 
 
@@ -135,7 +136,10 @@ def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             found = ", ".join(reader.fieldnames or ()) or "nothing"
             raise NstError(f"{path}: expected a header with `image_hash` or `key`, and `class` or `excluded`; found {found}")
         for row in reader:
-            yield row, f"{path}, line {reader.line_num}"
+            yield (
+                {name: without_quote(value) if isinstance(value, str) else value for name, value in row.items()},
+                f"{path}, line {reader.line_num}",
+            )
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():

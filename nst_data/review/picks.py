@@ -20,6 +20,7 @@ from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
+from nst_data.safe_names import cell
 from nst_data.sources import Source
 from nst_data.store.files import replacing
 from nst_data.store.version import Version
@@ -99,7 +100,7 @@ def write_list(picks: Picks, path: Path) -> None:
     else:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([rows.columns, *rows.rows()])
+        writer.writerows([rows.columns, *([cell(one) if isinstance(one, str) else one for one in row] for row in rows.rows())])
         content = text.getvalue().encode()
     with replacing(path) as file:
         file.write(content)

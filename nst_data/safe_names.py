@@ -39,3 +39,8 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 def cell(text: str) -> str:
     """Text as a cell that no spreadsheet runs as a formula: behind an apostrophe where it begins as one does."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def without_quote(cell: str) -> str:
+    """The text of a cell that `cell` wrote."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
