@@ -39,6 +39,9 @@ def look(
     export: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the page with a sample of the images as static files, and end.")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="With --export: the version's card shows a picture of these images, also once it is pushed.")
+    ] = False,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Export without keys, hashes and reviewers.")] = False,
     store: StoreOption = None,
 ) -> None:
@@ -47,11 +50,16 @@ def look(
 
     if anonymous and export is None:
         raise UsageError("--anonymous goes with --export FOLDER")
-    contents = open_contents(open_store(store), ref, ref2, pool, reviewer, corpus)
+    if card and export is None:
+        raise UsageError("--card goes with --export FOLDER")
+    there = open_store(store)
+    contents = open_contents(there, ref, ref2, pool, reviewer, corpus)
+    if card and contents.view.columns is None:
+        raise UsageError(f"--card: {ref} has no card; name a generation or an edition")
     if export is not None:
         from .look.export import export as export_page
 
-        made = export_page(contents, export, anonymous, terminal())
+        made = export_page(contents, export, anonymous, terminal(), there.open(ref, "generation", "edition") if card else None)
         print(f"{made['images']:,} images, {made['bytes'] / 1e6:.1f} MB\n  {export / 'index.html'}")
         return
     show_page(contents, host, port, opens_browser=not no_browser)

@@ -507,6 +507,24 @@ def test_an_export_is_one_file_of_a_bounded_size_without_an_address_outside(tmp_
     assert "sdk: static" in (tmp_path / "site/README.md").read_text()
 
 
+def test_a_card_shows_a_picture_of_the_export_where_that_is_asked_for(tmp_path, store, pool):
+    sealed(store, pool)
+    version = store.open("bugs@gen-2")
+    contents = open_contents(store, version.ref)
+    export(contents, tmp_path / "site", False, Progress())
+    assert not (version.folder / "look.png").exists()
+    export(contents, tmp_path / "site", False, Progress(), version)
+    assert "![Some of the images with their labels](look.png)" in (version.folder / "README.md").read_text()
+    with Image.open(version.folder / "look.png") as picture:
+        assert picture.size == (6 * 158 + 8, 180 + 8)
+        assert len(picture.convert("RGB").getcolors(picture.width * picture.height)) > 6
+    assert version.verify() == []
+    for image in pool.iterdir():
+        image.unlink()
+    with pytest.raises(NstError, match="bugs@gen-2: none of its images could be read, so that its card stays as it is"):
+        export(open_contents(store, version.ref), tmp_path / "other", False, Progress(), version)
+
+
 def test_an_anonymous_export_names_no_key_no_hash_and_no_reviewer(tmp_path, store, pool):
     contents = open_contents(store, "bugs@gen-1", reviewer="ada")
     contents.answer({"id": 0, "class": "bee"})

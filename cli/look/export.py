@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nst_data.cards.cards import show_on_card
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.view import View
 from nst_data.progress import Progress
 from nst_data.store.files import write_text
+from nst_data.store.version import Version
 
 from .contents import Contents
+from .sheet import sheet
 from .template import PAGE, page_files, template
 from .thumbnails import THUMB_PX
 
@@ -34,13 +37,21 @@ A view of {title}, exported by `nst look`.
 """
 
 
-def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress) -> dict[str, int]:
+def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress, card_of: Version | None = None) -> dict[str, int]:
     """Write `index.html`, and the README.md that makes the folder a static Space; how many `images` are in it, and its `bytes`.
 
-    With `anonymous` without keys, hashes and reviewers. Raises UsageError for a folder with other content.
+    With `anonymous` without keys, hashes and reviewers. The card of `card_of` shows a picture of it from now on. Raises UsageError for a
+    folder with other content.
     """
     _check(folder)
     page = sample(contents, anonymous, progress)
+    if card_of is not None:
+        picture = sheet(page)
+        if not picture:
+            raise NstError(
+                f"{card_of.ref}: none of its images could be read, so that its card stays as it is; pass their place with `pool`"
+            )
+        show_on_card(card_of, picture)
     files = {name: (PAGE / name).read_text("utf-8") for name in page_files()}
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
     title = page["overview"]["ref"]

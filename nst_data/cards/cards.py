@@ -24,18 +24,27 @@ from nst_data.cards.card_metadata import (
 from nst_data.cards.curves import CURVES
 from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
-from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, write_pictures
+from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, LOOK, write_pictures
 from nst_data.cards.own_text import OwnText, own_text, read_card
 from nst_data.cards.published import Published, place_of, public_name
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
-from nst_data.store.files import write_text
+from nst_data.store.files import replacing, write_text
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, TeacherManifest
 from nst_data.store.staging import Staging
 from nst_data.store.version import Version
 
-__all__ = ["Published", "dataset_card", "model_card", "own_text", "write_dataset_card", "write_model_card", "write_pictures"]
+__all__ = [
+    "Published",
+    "dataset_card",
+    "model_card",
+    "own_text",
+    "show_on_card",
+    "write_dataset_card",
+    "write_model_card",
+    "write_pictures",
+]
 
 _MOST_CLASSES = 100  # named in a card; of more, the largest and the smallest
 _ENDS = 20
@@ -62,6 +71,13 @@ def write_dataset_card(staging: Staging, manifest: Manifest) -> None:
     write_text(staging.build / "README.md", _dataset_card(described, None), staging.work)
 
 
+def show_on_card(version: Version, picture: bytes) -> None:
+    """Show a PNG of some images on the card of a generation or an edition, here and when it is pushed."""
+    with replacing(version.folder / LOOK) as file:
+        file.write(picture)
+    write_text(version.folder / "README.md", dataset_card(version))
+
+
 def write_model_card(described: Described) -> OwnText:
     """The card of a teacher, in its folder. It is written again when new metrics are measured; what the user wrote into it stays.
 
@@ -79,7 +95,7 @@ def _dataset_card(described: Described, published: Published | None) -> str:
         text = _render("review.md.jinja", **about, table=described.table, pool_source=pool_source_of(published, earlier))
         return front_matter(dataset_metadata(described, published, earlier)) + text + own.section
     assert isinstance(counts, GenerationCounts | EditionCounts), "teachers have cards of their own"
-    pictures = [name for name in (CONFIDENCE, CLASSES) if (described.folder / name).is_file()]
+    pictures = [name for name in (CONFIDENCE, CLASSES, LOOK) if (described.folder / name).is_file()]
     text = _render(
         "edition.md.jinja" if isinstance(counts, EditionCounts) else "generation.md.jinja",
         **_about(described, published, earlier),
@@ -87,6 +103,7 @@ def _dataset_card(described: Described, published: Published | None) -> str:
         tables=described.tables,
         confidence=CONFIDENCE if CONFIDENCE in pictures else None,
         class_counts=CLASSES if CLASSES in pictures else None,
+        look=LOOK if LOOK in pictures else None,
         top_k=counts.top_k,
         per_class=_class_rows(described),
         teachers=_teachers(described, published),

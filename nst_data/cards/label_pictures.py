@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-CONFIDENCE, CLASSES = "confidence.png", "class_counts.png"
+CONFIDENCE, CLASSES, LOOK = "confidence.png", "class_counts.png", "look.png"  # LOOK: some images, where a user asks for it
 _BLUE, _ORANGE, _GRAY = "#1f6fb4", "#d9731a", "#b8b8b8"
 _MOST_NAMED = 30
 _MOST_POINTS = 2000

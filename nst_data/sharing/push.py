@@ -47,7 +47,7 @@ _OF_NST = (
     "review/",
 )  # what a version may have
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
-_PICTURE = re.compile(rf"(confidence|class_counts|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
+_PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
 _AT_ONCE = 8  # files on their way together
 
 

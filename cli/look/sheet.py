@@ -1,0 +1,45 @@
+"""A picture of the page for a card: some of its images with their labels, side by side."""
+
+import base64
+import io
+from typing import Any
+
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
+
+_COLUMNS, _MOST = 6, 24
+_SIDE_PX, _CAPTION_PX, _GAP_PX = 150, 22, 8
+_FONT_PX, _COLORS = 13, 128
+
+
+def sheet(page: dict[str, Any]) -> bytes:
+    """PNG of at most 24 images of an exported page, from all over it, each with its label and confidence; empty where it shows none."""
+    shown = [item for item in page["items"] if item["id"] in page["thumbs"] and not item["error"]]
+    chosen = [shown[round(place * (len(shown) - 1) / (_MOST - 1))] for place in range(_MOST)] if len(shown) > _MOST else shown
+    if not chosen:
+        return b""
+    font = ImageFont.truetype(findfont("DejaVu Sans"), _FONT_PX)
+    columns, rows = min(_COLUMNS, len(chosen)), -(-len(chosen) // _COLUMNS)
+    step, height = _SIDE_PX + _GAP_PX, _SIDE_PX + _CAPTION_PX + _GAP_PX
+    picture = Image.new("RGB", (columns * step + _GAP_PX, rows * height + _GAP_PX), "white")
+    draw = ImageDraw.Draw(picture)
+    for place, item in enumerate(chosen):
+        left, top = _GAP_PX + place % _COLUMNS * step, _GAP_PX + place // _COLUMNS * height
+        with Image.open(io.BytesIO(base64.b64decode(page["thumbs"][item["id"]].partition(",")[2]))) as thumb:
+            thumb.thumbnail((_SIDE_PX, _SIDE_PX))
+            picture.paste(thumb, (left + (_SIDE_PX - thumb.width) // 2, top + (_SIDE_PX - thumb.height) // 2))
+        sure = "" if item["confidence"] is None else f" {item['confidence']:.0%}"
+        draw.text((left, top + _SIDE_PX + 4), _fitting(item["label"] or "", sure, font), "black", font)
+    content = io.BytesIO()
+    picture.quantize(_COLORS).save(content, "PNG", optimize=True)
+    return content.getvalue()
+
+
+def _fitting(label: str, sure: str, font: ImageFont.FreeTypeFont) -> str:
+    """A caption that is no wider than its image."""
+    label = " ".join(label.split())
+    if font.getlength(label + sure) <= _SIDE_PX:
+        return label + sure
+    while label and font.getlength(f"{label}...{sure}") > _SIDE_PX:
+        label = label[:-1]
+    return f"{label}...{sure}"
