@@ -162,6 +162,19 @@ def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
 
 
+def test_images_of_a_pool_with_other_names_are_found_by_their_bytes(tiny_store, tmp_path):
+    store, _, _ = tiny_store
+    pool = write_pool(tmp_path / "pool", 3, 5)
+    for number, path in enumerate(sorted(pool.iterdir(), reverse=True)):
+        path.rename(pool / f"renamed-{number}.png")
+    exported(store, tmp_path / "out", "imagefolder", pool=str(pool))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert {line["image_hash"] for line in lines} == truth(store).keys()
+    assert all(image_hash((tmp_path / "out" / line["file_name"]).read_bytes()) == line["image_hash"] for line in lines)
+    exported(store, tmp_path / "links", "folders", pool=str(pool), link=True)
+    assert all(path.resolve().parent == pool for path in (tmp_path / "links").rglob("*.png"))
+
+
 @pytest.mark.slow
 def test_killed_it_ends_with_the_same_files(tiny_store, tmp_path, monkeypatch):
     monkeypatch.setattr("nst_data.formats.export._ROWS_PER_TAR", 5)

@@ -47,7 +47,7 @@ class LabeledImages:
 
     @cached_property
     def _images(self) -> Images:
-        return images_of(self.store, self.version, self.pool)
+        return images_of(self.store, self.version, self.pool, wait_seconds=None)
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -71,7 +71,7 @@ class LabeledImages:
         """The image's own file. Raises UsageError where it lies in a tar file, in a table or on the Hub."""
         if not isinstance(self._images, PoolImages) or not self._pool_files:
             raise UsageError(f"`link`: the images of {self.version.ref} are not single files on this machine; remove `link`")
-        return Path(self._pool_files[self._images.place_of(row.id, row.key)])
+        return Path(self._pool_files[self._images.place_of(row.id, row.key, row.image_hash)])
 
     @cached_property
     def _pool_files(self) -> list[str]:

@@ -32,8 +32,8 @@ class Images(Protocol):
 class PoolImages:
     """Images in a pool, which is opened when the first one is read."""
 
-    def __init__(self, store: Store, version: Version, pool: str | None) -> None:
-        self._store, self._version, self._pool = store, version, pool
+    def __init__(self, store: Store, version: Version, pool: str | None, wait_seconds: float | None) -> None:
+        self._store, self._version, self._pool, self._wait_seconds = store, version, pool, wait_seconds
         self._lock = threading.Lock()
         self._source: Source | None = None
         self._rows: dict[str, int] = {}
@@ -86,7 +86,7 @@ class PoolImages:
                 self._by_hash = Future()
                 Thread(target=_hash_all, args=(source, self._by_hash), daemon=True).start()
         try:
-            return self._by_hash.result(_WAIT_SECONDS)[hashed]
+            return self._by_hash.result(self._wait_seconds)[hashed]
         except TimeoutError:
             raise NstError(f"{source.location}: names are others than of the labeled pool; images are being told by their bytes") from None
         except KeyError:
@@ -94,7 +94,10 @@ class PoolImages:
 
 
 def _hash_all(source: Source, found: "Future[dict[str, int]]") -> None:
-    found.set_result({hashed: row.id for row, hashed in image_hashes(source.rows(range(len(source)))) if hashed})
+    try:
+        found.set_result({hashed: row.id for row, hashed in image_hashes(source.rows(range(len(source)))) if hashed})
+    except (NstError, OSError) as error:
+        found.set_exception(error)
 
 
 class NoImages:
@@ -139,11 +142,12 @@ class SourceImages:
         return encoded
 
 
-def images_of(store: Store, version: Version, pool: str | None) -> Images:
+def images_of(store: Store, version: Version, pool: str | None, wait_seconds: float | None = _WAIT_SECONDS) -> Images:
     """Where the images of a version are: in itself, in the pool that the user names, else where they were labeled.
 
-    A version that came from the Hub names no pool that is opened: its images are shown with `pool` alone. Raises NstError where the pool
-    is not there.
+    A version that came from the Hub names no pool that is opened: its images are shown with `pool` alone. Of a pool whose names changed
+    all images are read once, for which a reader waits `wait_seconds`, None for as long as that takes. Raises NstError where the pool is
+    not there.
     """
     if isinstance(version.manifest, EditionManifest) and not needs_pool(version):
         return EmbeddedImages(store, version)
@@ -152,6 +156,6 @@ def images_of(store: Store, version: Version, pool: str | None) -> Images:
     entry = version.manifest.request.inputs.pool
     if pool is None and entry is not None and entry.pulled:
         return NoImages(f"{version.ref} came from the Hub, and nst opens no pool that it names; pass yours with `pool`")
-    images = PoolImages(store, version, pool)
+    images = PoolImages(store, version, pool, wait_seconds)
     images.check()
     return images
