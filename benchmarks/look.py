@@ -1,6 +1,6 @@
 """How fast `nst look` answers over many rows, and in how much memory.
 
-    python benchmarks/look.py --rows 10_000_000 --data /tmp/look      # two generations of ten classes; 300_000_000 opens on a sample
+    python benchmarks/look.py --rows 10_000_000 --data FOLDER         # two generations of ten classes; 300_000_000 opens on a sample
 
 The store is made once in `--data`: soft labels of ten classes, keys and hashes as of real images, in shards of 50,000 rows as labeling
 writes them. The server runs in a process of its own with two threads (Polars); every request is timed from outside, as a browser
