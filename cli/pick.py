@@ -91,7 +91,7 @@ def pick(
     if json:
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
     else:
-        _print(picks, ref, output, copy_to)
+        _print(picks, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
     if look:
         from .look.opening import open_contents
         from .looking import show_page

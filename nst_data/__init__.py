@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nst_data.adoption import adopt
     from nst_data.errors import NstError, UsageError
+    from nst_data.formats.export import export
     from nst_data.inspection.churn import diff
     from nst_data.inspection.quality import quality
+    from nst_data.review.freeze import freeze
     from nst_data.selection.editions import balance
     from nst_data.settings import BalanceSettings, PickSettings
     from nst_data.sharing.lineage import lineage
@@ -33,6 +35,8 @@ __all__ = [
     "adopt",
     "balance",
     "diff",
+    "export",
+    "freeze",
     "lineage",
     "open_source",
     "pull",
@@ -51,6 +55,8 @@ _MODULES = {
     "adopt": "adoption",
     "balance": "selection.editions",
     "diff": "inspection.churn",
+    "export": "formats.export",
+    "freeze": "review.freeze",
     "lineage": "sharing.lineage",
     "open_source": "sources",
     "pull": "sharing.pull",

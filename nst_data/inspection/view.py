@@ -159,8 +159,8 @@ class View:
                 raise UsageError("there is no other version to compare with; name one as REF2")
             wanted.append(self.compared.result()["label2"])
         for column in wanted:
-            added = column if query.rows is None and query.near is None else None
-            picked = pl.lit(column) if added is not None else pl.lit(column).gather(pl.col("row"))
+            is_whole = query.rows is None and query.near is None
+            picked = pl.lit(column) if is_whole else pl.lit(column).gather(pl.col("row"))
             rows = rows.with_columns(picked.alias(column.name))
         return rows
 

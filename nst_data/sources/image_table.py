@@ -64,8 +64,10 @@ def metadata_in(folder: str) -> str | None:
 
 def _path_column(columns: list[str], location: str, asked: str | None) -> str:
     found = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
-    if len(found) == 1 or _FILE in found:
-        return found[0] if len(found) == 1 else _FILE
+    if _FILE in found:
+        return _FILE
+    if len(found) == 1:
+        return found[0]
     there = ", ".join(columns) or "no column"
     if asked is not None:
         raise UsageError(f"`image_column` {asked}: no such column in {location}; columns: {there}")
