@@ -26,7 +26,7 @@ def export(
     """Write a generation or an edition as files for other tools. Resumes where it stopped when rerun."""
     from nst_data.formats.export import export as export_version
 
-    written = export_version(open_store(store), ref, folder, to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
+    written = export_version(open_store(store), ref, folder, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
     if json:
         print_json({"ref": ref, "folder": str(written.folder), "images": written.images, "per_class": written.per_class})
         return

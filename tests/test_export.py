@@ -33,13 +33,13 @@ def replacing(*words, really=export.replacing):
 export._ROWS_PER_TAR = 5
 export.replacing = replacing
 export.write_text = lambda path, text, really=export.write_text: opened.append(path) or really(path, text)
-export.export(Store(sys.argv[1]), "tiny@gen-1", sys.argv[2], sys.argv[3])
+export.export(Store(sys.argv[1]), "tiny@gen-1", sys.argv[2], to=sys.argv[3])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def exported(store, folder, to, ref="tiny@gen-1.1", **options):
-    return export(store, ref, folder, to, progress=Progress(), **options)
+    return export(store, ref, folder, to=to, progress=Progress(), **options)
 
 
 def truth(store, ref="tiny@gen-1.1"):

@@ -43,9 +43,9 @@ class Exported:
 def export(
     store: Store,
     version: Version | str,
-    folder: str | Path,
-    to: Format,
+    path: str | Path,
     *,
+    to: Format = "folders",
     pool: str | None = None,
     link: bool = False,
     probs: bool = False,
@@ -56,7 +56,7 @@ def export(
     Args:
         store: Where the version is.
         version: A generation or an edition, or its `name@gen-N`.
-        folder: Where to write: a new or empty folder, or one that an export of the same version with the same options began.
+        path: Where to write: a new or empty folder, or one that an export of the same version with the same options began.
         to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
             `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
             `label-studio` (tasks with predictions).
@@ -79,7 +79,7 @@ def export(
         raise UsageError(f"`link`: {to} has no image files of its own; remove `link`")
     if is_anonymous(version.manifest) and to in _WITHOUT_IMAGES:
         raise UsageError(f"{version.ref}: was published without keys and hashes, which {to} is made of; choose a format with images")
-    target = _Target(Path(folder), version, {"to": to, "link": link, "probs": probs})
+    target = _Target(Path(path), version, {"to": to, "link": link, "probs": probs})
     target.begin()
     labeled = LabeledImages(store, version, pool, to not in _WITHOUT_IMAGES)
     if not target.is_done:
