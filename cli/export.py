@@ -6,14 +6,19 @@ import typer
 
 from .messages import terminal
 from .options import JsonOption, StoreOption, open_store, print_json
-from .versions import Ref
 
 
 def export(
-    ref: Ref,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Where to write: a new or empty folder.")],
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; with --to onnx or torch-export a teacher.")
+    ],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Where to write: a new or empty folder; of a teacher a new file.")],
     to: Annotated[
-        str, typer.Option(metavar="FORMAT", help="folders, csv, jsonl, imagefolder, webdataset, fiftyone or label-studio.")
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="folders, csv, jsonl, imagefolder, webdataset, fiftyone or label-studio; of a teacher onnx or torch-export.",
+        ),
     ] = "folders",
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the images are now; by default where they were labeled.")
@@ -23,10 +28,13 @@ def export(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a generation or an edition as files for other tools. Resumes where it stopped when rerun."""
+    """Write labels as files for other tools, or a teacher for other runtimes. Resumes where it stopped when rerun."""
+    if to in ("onnx", "torch-export"):
+        _export_network(ref, path, to, pool is not None or link or probs, store, json)
+        return
     from nst_data.formats.export import export as export_version
 
-    written = export_version(open_store(store), ref, folder, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
+    written = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
     if json:
         print_json({"ref": ref, "folder": str(written.folder), "images": written.images, "per_class": written.per_class})
         return
@@ -34,3 +42,19 @@ def export(
     width = max(map(len, written.per_class))
     for name, images in written.per_class.items():
         print(f"  {name:<{width}}  {images:,}")
+
+
+def _export_network(teacher: str, path: str, to: str, has_options_of_labels: bool, store: str | None, json: bool) -> None:
+    from nst_data.errors import UsageError
+
+    if has_options_of_labels:
+        raise UsageError(f"--to {to} writes a network, without images; remove --pool, --link and --probs")
+    from nst_train.classifiers.export import export_network
+
+    written = export_network(open_store(store), teacher, path, to=to, progress=terminal())  # type: ignore[arg-type]
+    if json:
+        about = {"teacher": teacher, "path": str(written.path), "difference": written.difference, "class_names": written.class_names}
+        print_json(about)
+        return
+    print(f"{teacher}: {len(written.class_names):,} classes in {written.path}")
+    print(f"  run and compared: its logits differ from the network's by {written.difference:.1g} of the largest at most")

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nst_train.classifiers.export import export_network
     from nst_train.evaluation.evaluate import evaluate
     from nst_train.evaluation_settings import EvaluateSettings
     from nst_train.features.embed import embed
@@ -29,6 +30,7 @@ __all__ = [
     "TrainSettings",
     "embed",
     "evaluate",
+    "export_network",
     "extend",
     "label",
     "label_like",
@@ -48,6 +50,7 @@ _MODULES = {
     "TrainSettings": "settings",
     "embed": "features.embed",
     "evaluate": "evaluation.evaluate",
+    "export_network": "classifiers.export",
     "extend": "labeling.label",
     "label": "labeling.label",
     "label_like": "labeling.label",

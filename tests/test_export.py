@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from nst_cli.main import app
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
 
+from nst_data import BalanceSettings, balance, freeze
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import MARKER, export
 from nst_data.images import image_hash
 from nst_data.progress import Progress
+from nst_data.review.answers import AnswerLog
 from nst_data.safe_names import cell, file_name, folder_names, without_quote
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -173,6 +176,54 @@ def test_images_of_a_pool_with_other_names_are_found_by_their_bytes(tiny_store, 
     assert all(image_hash((tmp_path / "out" / line["file_name"]).read_bytes()) == line["image_hash"] for line in lines)
     exported(store, tmp_path / "links", "folders", pool=str(pool), link=True)
     assert all(path.resolve().parent == pool for path in (tmp_path / "links").rglob("*.png"))
+
+
+def reviewed(store, rows):
+    """`tiny@review-1` of three images with a class and one without, as {hash: (key, class, confidence)}."""
+    log = AnswerLog(store, "tiny", "ann")
+    for number, (hashed, key) in enumerate(rows[:4]):
+        log.append(hashed, key, **({"excluded": "unusable"} if number == 3 else {"class_name": "cat" if number else "bee"}))
+    freeze(store, "tiny", progress=Progress())
+    return {hashed: (key, "cat" if number else "bee", 1.0) for number, (hashed, key) in enumerate(rows[:3])}
+
+
+def test_a_review_has_the_classes_that_people_gave_without_what_they_excluded(labeled_images, tmp_path):
+    store, rows = labeled_images
+    expected = reviewed(store, rows)
+    assert exported(store, tmp_path / "folders", "folders", "tiny@review-1").per_class == {"ant": 0, "bee": 1, "cat": 2}
+    source = open_source(tmp_path / "folders", labeled=True)
+    assert {image_hash(source.read(row)): source.class_names[source.labels[row]] for row in range(3)} == {
+        hashed: one[1] for hashed, one in expected.items()
+    }
+    exported(store, tmp_path / "jsonl", "jsonl", "tiny@review-1", probs=True)
+    lines = [json.loads(line) for line in (tmp_path / "jsonl" / "labels.jsonl").read_text().splitlines()]
+    assert {line["image_hash"]: (line["key"], line["label"], line["confidence"]) for line in lines} == expected
+    assert all(line["probs"] == {name: float(name == line["label"]) for name in ("ant", "bee", "cat")} for line in lines)
+    exported(store, tmp_path / "ls", "label-studio", "tiny@review-1")
+    tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
+    assert {task["data"]["image_hash"]: task["annotations"][0]["result"][0]["value"]["choices"][0] for task in tasks} == {
+        hashed: one[1] for hashed, one in expected.items()
+    }
+
+
+def test_the_images_of_a_review_are_found_in_a_moved_pool_or_in_an_edition_that_holds_them(labeled_images, tmp_path):
+    store, rows = labeled_images
+    expected = reviewed(store, rows)
+    moved = write_pool(tmp_path / "moved", 3, 5)
+    for number, path in enumerate(sorted(moved.iterdir())):
+        path.rename(moved / f"renamed-{number}.png")
+    exported(store, tmp_path / "link", "folders", "tiny@review-1", pool=str(moved), link=True)
+    assert {image_hash(path.read_bytes()) for path in (tmp_path / "link").rglob("*.png")} == expected.keys()
+    balance(store, "tiny@gen-1", BalanceSettings(min_confidence=0, per_class=20, embed_images=True), progress=Progress())
+    for version in ("gen-1", "gen-1.1"):
+        shutil.rmtree(store.open(f"tiny@{version}").folder)
+    exported(store, tmp_path / "embedded", "folders", "tiny@review-1")
+    assert {image_hash(path.read_bytes()) for path in (tmp_path / "embedded").rglob("*.png")} == expected.keys()
+    shutil.rmtree(store.open("tiny").folder)
+    with pytest.raises(UsageError, match="tiny@review-1: no labels in the store say where its images are; pass the source they are in"):
+        exported(store, tmp_path / "nowhere", "folders", "tiny@review-1")
+    exported(store, tmp_path / "pool", "folders", "tiny@review-1", pool=str(moved))
+    assert {image_hash(path.read_bytes()) for path in (tmp_path / "pool").rglob("*.png")} == expected.keys()
 
 
 @pytest.mark.slow

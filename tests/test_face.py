@@ -25,7 +25,7 @@ adopt balance diff export freeze lineage open_source pull push quality
 """
 TRAIN = """
 EmbedSettings EvaluateSettings LabelSettings Noise Recipe RunSettings TrainSettings
-embed evaluate extend label label_like load_recipe pick self_training train
+embed evaluate export_network extend label label_like load_recipe pick self_training train
 """
 CHECK = """
 import types, nst_data, nst_train

@@ -1,4 +1,4 @@
-"""`nst export`: a generation or an edition as files that other tools read."""
+"""`nst export`: a generation, an edition or a review as files that other tools read."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
-from nst_data.formats.labeled_images import LabeledImages, LabeledRow
+from nst_data.formats.labeled_images import LabeledImages, LabeledRow, labeled_images
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.safe_names import cell, file_name, folder_names
 from nst_data.store.files import clear_abandoned, replacing, write_text
@@ -51,15 +51,16 @@ def export(
     probs: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a generation or an edition for other tools. Interrupted, it goes on where it was; done, it is found.
+    """Write a generation, an edition or a review for other tools. Interrupted, it goes on where it was; done, it is found.
 
     Args:
         store: Where the version is.
-        version: A generation or an edition, or its `name@gen-N`.
+        version: A generation, an edition or a review, or its name, such as `name@gen-N`. Of a review the images that people gave a
+            class, each with the probability 1.
         path: Where to write: a new or empty folder, or one that an export of the same version with the same options began.
         to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
             `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
-            `label-studio` (tasks with predictions).
+            `label-studio` (tasks with predictions, of a review with annotations).
         pool: Where the images are now; by default where they were labeled.
         link: Link to the image files of the pool in place of copying them.
         probs: Write the probability of every class too.
@@ -72,7 +73,9 @@ def export(
         UsageError: The version has no labels, or options do not go together.
         NstError: The folder has other files, or an image is not there any more, or is another.
     """
-    version = version if isinstance(version, Version) else store.open(version, "generation", "edition")
+    version = version if isinstance(version, Version) else store.open(version)
+    if version.manifest.kind == "teacher":
+        raise UsageError(f"{version.ref} is a teacher, a network without labels; `to` onnx or torch-export writes it to a file")
     if to not in FORMATS:
         raise UsageError(f"`to` {to}: expected {', '.join(FORMATS)}")
     if link and to in (*_WITHOUT_IMAGES, "webdataset"):
@@ -81,7 +84,7 @@ def export(
         raise UsageError(f"{version.ref}: was published without keys and hashes, which {to} is made of; choose a format with images")
     target = _Target(Path(path), version, {"to": to, "link": link, "probs": probs})
     target.begin()
-    labeled = LabeledImages(store, version, pool, to not in _WITHOUT_IMAGES)
+    labeled = labeled_images(store, version, pool, to not in _WITHOUT_IMAGES)
     if not target.is_done:
         with (progress or on_this_terminal()).task(f"export {version.ref}", labeled.count, "images") as task:
             _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))
@@ -240,13 +243,15 @@ def _fiftyone(export: _Export) -> None:
 
 
 def _label_studio(export: _Export) -> None:
-    """Tasks with a prediction each, for local file serving from this folder, and the labeling configuration of their classes."""
+    """Tasks with a prediction or an annotation each, for local file serving from this folder, and their labeling configuration."""
     tasks = []
     for row, path in export.placed(lambda _: "images"):
         chosen = {"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [row.class_name]}}
-        prediction = {"model_version": export.labeled.version.ref, "score": row.confidence, "result": [chosen]}
+        given = {"predictions": [{"model_version": export.labeled.version.ref, "score": row.confidence, "result": [chosen]}]}
+        if export.labeled.version.manifest.kind == "review":
+            given = {"annotations": [{"result": [chosen]}]}
         data = {"image": f"/data/local-files/?d={quote(f'{export.folder.name}/{path}')}", "key": row.key, "image_hash": row.image_hash}
-        tasks.append({"data": data, "predictions": [prediction]})
+        tasks.append({"data": data, **given})
     _write_json(export.folder / "tasks.json", tasks)
     choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in export.class_names)
     view = f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image">{choices}\n  </Choices>\n</View>\n'

@@ -1,5 +1,6 @@
-"""The rows of a generation or an edition one by one, each with its image."""
+"""The rows of a generation, an edition or a review one by one, each with its image."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.inspection.row_images import Images, PoolImages, images_of
+from nst_data.inspection.row_images import EmbeddedImages, Images, PoolImages, images_of
+from nst_data.review.answer_files import newest_labels
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import TABLES, check_classes, damage_is_named
+from nst_data.tables.label_tables import TABLES, check_classes, collect, damage_is_named, scan_labels
+from nst_data.tables.review_table import read_review
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
 
@@ -26,14 +29,23 @@ _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
 class LabeledRow:
     """An image and its label. `probs` has shape (classes,), float32: what a top-k label leaves is even over the other classes."""
 
-    number: int  # of the row in its version
-    id: int  # of the image in the pool
+    number: int  # of the row in the version that its image was labeled in
+    id: int  # of the image in the pool; of a review its row there
     key: str
     image_hash: str
     label: int
     class_name: str
     confidence: float
     probs: NDArray[np.float32]
+
+
+def labeled_images(store: Store, version: Version, pool: str | None, with_images: bool) -> "LabeledImages":
+    """The images of a generation, an edition or a review, in `pool` or where they were labeled.
+
+    Raises NstError, or UsageError, where `with_images` and they are not there.
+    """
+    kind = ReviewedImages if version.manifest.kind == "review" else LabeledImages
+    return kind(store, version, pool, with_images)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ class LabeledImages:
     def read(self, row: LabeledRow) -> bytes:
         """The encoded bytes of a row's image. Raises NstError where it is not there, or is another than was labeled."""
         try:
-            return self._images.read(row.number, row.id, row.key, row.image_hash)
+            return self._images.read(row.number, self._number_in_pool(row), row.key, row.image_hash)
         except OSError as error:
             raise NstError(f"{self.version.ref}: {row.key!r} cannot be read ({error}); restore it and run the same command again") from None
 
@@ -71,7 +83,10 @@ class LabeledImages:
         """The image's own file. Raises UsageError where it lies in a tar file, in a table or on the Hub."""
         if not isinstance(self._images, PoolImages) or not self._pool_files:
             raise UsageError(f"`link`: the images of {self.version.ref} are not single files on this machine; remove `link`")
-        return Path(self._pool_files[self._images.place_of(row.id, row.key, row.image_hash)])
+        return Path(self._pool_files[self._images.place_of(self._number_in_pool(row), row.key, row.image_hash)])
+
+    def _number_in_pool(self, row: LabeledRow) -> int:
+        return row.id
 
     @cached_property
     def _pool_files(self) -> list[str]:
@@ -92,6 +107,54 @@ class LabeledImages:
                         for row, soft in zip(batch.select(_COLUMNS).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)
                             number += 1
+
+
+@dataclass(frozen=True)
+class ReviewedImages(LabeledImages):
+    """The images that people gave a class, which has all of the probability. Those that they excluded are left out."""
+
+    @cached_property
+    def _labels(self) -> Version | None:
+        """The version whose images they are."""
+        return newest_labels(self.store, self.version.folder.parent.name)
+
+    @cached_property
+    def _images(self) -> Images:
+        if self._labels is not None:
+            return images_of(self.store, self._labels, self.pool, wait_seconds=None)
+        if self.pool is None:
+            raise UsageError(
+                f"{self.version.ref}: no labels in the store say where its images are; pass the source they are in with `pool`"
+            )
+        return PoolImages(self.store, self.version, self.pool, wait_seconds=None)
+
+    @cached_property
+    def _rows(self) -> pl.DataFrame:
+        """`image_hash`, `key`, `label` and, where an edition holds the images itself, the `number` of its row there."""
+        rows = read_review(self.version).drop_nulls("label").select("image_hash", "key", "label")
+        if not self.with_images or not isinstance(self._images, EmbeddedImages):
+            return rows.with_columns(number=pl.lit(0))
+        assert self._labels is not None, "it holds them"
+        (numbers,) = collect(self._labels.ref, scan_labels(self._labels).select("image_hash").with_row_index("number"))
+        rows = rows.join(numbers.unique("image_hash", keep="first"), on="image_hash", how="left", maintain_order="left")
+        if missing := rows["number"].null_count():
+            raise NstError(f"{self._labels.ref}: holds {missing:,} images less than {self.version.ref}; pass their source with `pool`")
+        return rows
+
+    @cached_property
+    def count(self) -> int:
+        """How many images people gave a class."""
+        return self._rows.height
+
+    def rows(self) -> Iterator[LabeledRow]:
+        """All of them, in the order of the review."""
+        names = self.version.manifest.class_names
+        every = np.eye(len(names), dtype=np.float32)
+        for place, row in enumerate(self._rows.iter_rows(named=True)):
+            yield LabeledRow(id=place, class_name=names[row["label"]], confidence=1.0, probs=every[row["label"]], **row)
+
+    def _number_in_pool(self, row: LabeledRow) -> int:
+        return sys.maxsize  # a review does not know it: by key, or by bytes
 
 
 def _dense(batch: pa.RecordBatch, classes: int) -> NDArray[np.float32]:

@@ -45,7 +45,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     """
     path = Path(file)
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
-    classes, labels = classes_of(store, corpus), _newest_labels(store, corpus)
+    classes, labels = classes_of(store, corpus), newest_labels(store, corpus)
     for row, where in rows:
         if row.class_name is not None and classes:
             try:
@@ -172,7 +172,8 @@ def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
     return Answer(image_hash or "", key or "", class_name, excluded, picked_by=picked_by, seen_in=seen_in), where
 
 
-def _newest_labels(store: Store, corpus: str) -> Version | None:
+def newest_labels(store: Store, corpus: str) -> Version | None:
+    """The newest generation of a corpus, of one that has none here the newest edition; None where it has no labels."""
     labels = [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
     generations = [version for version in labels if version.manifest.kind == "generation"]
     return next(reversed(generations or labels), None)

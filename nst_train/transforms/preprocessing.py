@@ -1,5 +1,6 @@
 """Encoded bytes to what a classifier reads: its own evaluation transform, exactly or on tensors within a level or two of 255."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -49,6 +50,10 @@ class Preprocessing(Protocol):
 
     def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Tensor:
         """One decoded image to a tensor of the classifier's size, whatever its own."""
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What other programs need to know to prepare images in the same way, as JSON can hold it."""
 
     @property
     def data_config(self) -> dict[str, Any]:
@@ -103,6 +108,14 @@ class TimmPreprocessing:
         return pixels
 
     @property
+    def described(self) -> dict[str, Any]:
+        """timm's `data_config`, of RGB values from 0 to 1."""
+        return {
+            **{"input_size": list(self.input_size), "interpolation": self.interpolation, "mean": list(self.mean), "std": list(self.std)},
+            **{"crop_pct": self.crop_pct, "crop_mode": self.crop_mode or "center"},
+        }
+
+    @property
     def data_config(self) -> dict[str, Any]:
         """As timm has it."""
         return {"input_size": self.input_size, "interpolation": self.interpolation}
@@ -153,6 +166,11 @@ class ProcessorPreprocessing:
         """The processor's own pixel values."""
         values: Tensor = self.processor(images=as_image(pixels), return_tensors="pt")["pixel_values"]
         return values[0]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The processor's own `preprocessor_config.json`."""
+        return dict(json.loads(self.processor.to_json_string()))
 
     @property
     def data_config(self) -> dict[str, Any]:

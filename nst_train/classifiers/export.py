@@ -1,0 +1,225 @@
+"""`nst export TEACHER FILE --to onnx|torch-export`: a classifier as one file that runs without nst, timm and transformers."""
+
+import json
+import logging
+import secrets
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
+from nst_data.store.store import Store
+from nst_train.classifiers.teachers import Classifier, load_classifier
+from nst_train.networks.weights import why_not_loaded
+
+NetworkFormat = Literal["onnx", "torch-export"]
+NETWORK_FORMATS: tuple[NetworkFormat, ...] = get_args(NetworkFormat)
+TOLERANCE = 1e-4  # of a logit, of the largest one where that is above 1
+_ABOUT = "nst.json"  # in the archive of torch.export
+_MOST_BYTES = 2**31 - 2**27  # of weights within an ONNX file; protobuf ends at 2 GB
+_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """What was written. `difference` is the largest one between its logits and the network's, as a share of the largest logit."""
+
+    path: Path
+    class_names: list[str]
+    difference: float
+
+
+@with_checked_arguments
+def export_network(
+    store: Store, teacher: str, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
+) -> ExportedNetwork:
+    """Write a classifier as an ONNX file, or as the archive of `torch.export`.
+
+    It takes `pixels`, float32 of shape (batch, 3, height, width), any number of images prepared as its metadata `preprocessing` says,
+    and gives `logits` of shape (batch, classes), in the order of its metadata `class_names`. The file is run and compared with the
+    network before it gets its name. Weights of 2 GB and more of an ONNX file lie in `FILE.data` beside it.
+
+    Args:
+        store: Where teachers of the store are.
+        teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's.
+        path: The file to write. One that holds the same network already is found; any other is left alone.
+        to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
+        progress: What a person sees of it.
+
+    Raises:
+        UsageError: The format is none of these, or its packages are not installed.
+        NstError: The file exists with other content, the network cannot be exported, or computes something else once it is.
+    """
+    if to not in NETWORK_FORMATS:
+        raise UsageError(f"`to` {to}: expected {' or '.join(NETWORK_FORMATS)}")
+    target = Path(path)
+    writer, reader = _FORMATS[to]
+    if to == "onnx":
+        _check_installed()
+    classifier, entry = load_classifier(teacher, store)
+    about = {
+        "teacher": entry.ref,
+        "digest": entry.digest,
+        "weights_sha256": entry.weights_sha256,
+        "class_names": classifier.class_names,
+        "preprocessing": classifier.preprocessing.described,
+        "format": to,
+    }
+    is_there = _is_there(target, about)
+    pixels = _pixels(classifier)
+    what = "comparing what is there" if is_there else f"writing it as {to} and comparing that"
+    (progress or on_this_terminal()).say(f"{target}: {what} with {teacher}")
+    with _beside(target) as folder:
+        fresh = folder / target.name
+        if not is_there:
+            try:
+                with _in_silence():
+                    writer(classifier, pixels[:2], fresh, about)
+            except Exception as error:  # what exporters raise has no common class
+                raise NstError(f"{teacher}: it cannot be written as {to}: {why_not_loaded(error)}") from None
+        with _in_silence():
+            answers = reader(target if is_there else fresh, pixels)
+        difference = _difference(classifier, pixels, answers)
+        if not difference <= TOLERANCE:
+            raise NstError(f"{teacher}: as {to} it computes other logits (by {difference:.2g} of the largest); nothing was written")
+        if not is_there:
+            for part in sorted(folder.iterdir(), reverse=True):  # NAME.data before NAME
+                move_over(part, target.parent / part.name)
+            fsync_folder(target.parent)
+    return ExportedNetwork(target, classifier.class_names, difference)
+
+
+def _check_installed() -> None:
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise UsageError(f"`to` onnx requires {', '.join(missing)}: pip install 'nst[onnx]'")
+
+
+def _is_there(path: Path, about: dict[str, Any]) -> bool:
+    """Whether a file has this very network. Raises NstError where it has something else, and for a place that cannot be written to."""
+    if not path.parent.is_dir():
+        raise NstError(f"{path}: there is no folder {path.parent}; make it first")
+    data = path.with_name(f"{path.name}.data")
+    if not path.exists() and not data.exists():
+        return False
+    if path.is_file() and _read_about(path) == about:
+        return True
+    raise NstError(f"{path if path.exists() else data}: exists, and is no export of this network; choose another name, or remove it")
+
+
+def _read_about(path: Path) -> object:
+    """What an export says of itself, or None."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next((name for name in archive.namelist() if name.endswith(f"/extra/{_ABOUT}")), None)
+                return None if name is None else json.loads(archive.read(name))
+        import onnx
+
+        properties = onnx.load(path, load_external_data=False).metadata_props
+        return {one.key: one.value if one.key in _AS_TEXT else json.loads(one.value) for one in properties}
+    except Exception:  # whatever the file of another is
+        return None
+
+
+_AS_TEXT = ("teacher", "digest", "weights_sha256", "format")
+
+
+def _pixels(classifier: Classifier) -> Float[Tensor, "images 3 height width"]:
+    """Images of seeded noise, prepared as photographs are."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (_IMAGES, 3, 12, 16), generator=generator, dtype=torch.uint8)
+    images = [one.repeat_interleave(20, 1).repeat_interleave(20, 2) for one in coarse]
+    return classifier.preprocessing.finish(torch.stack([classifier.preprocessing.prepare(one) for one in images]))
+
+
+@torch.no_grad()
+def _difference(classifier: Classifier, pixels: Tensor, answers: Tensor) -> float:
+    expected = classifier.network(pixels).float()
+    if answers.shape != expected.shape:
+        return float("inf")
+    return float((answers.float() - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A folder for what is not whole yet, on the same file system."""
+    clear_abandoned(path.parent, seconds=0)
+    folder = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """Without what the exporters say about their own steps."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _write_onnx(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    program = torch.onnx.export(
+        classifier.network,
+        (pixels,),
+        dynamo=True,
+        input_names=["pixels"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),
+        verbose=False,
+    )
+    assert program is not None, "by dynamo it returns a program"
+    ClearMetadataAndDocStringPass()(program.model)  # paths of this machine
+    program.model.metadata_props.update({key: value if key in _AS_TEXT else json.dumps(value) for key, value in about.items()})
+    weights = sum(tensor.nbytes for tensor in classifier.network.state_dict().values())
+    program.save(path, external_data=weights > _MOST_BYTES)
+
+
+def _run_onnx(path: Path, pixels: Tensor) -> Tensor:
+    from onnxruntime import InferenceSession
+
+    (logits,) = InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], {"pixels": pixels.numpy()})
+    return torch.from_numpy(logits)
+
+
+def _write_torch_export(classifier: Classifier, pixels: Tensor, path: Path, about: dict[str, Any]) -> None:
+    program = torch.export.export(classifier.network, (pixels,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    program.example_inputs = None
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={_ABOUT: json.dumps(about)})
+
+
+@torch.no_grad()
+def _run_torch_export(path: Path, pixels: Tensor) -> Tensor:
+    logits: Tensor = torch.export.load(path).module()(pixels)
+    return logits
+
+
+_FORMATS: dict[NetworkFormat, tuple[Callable[[Classifier, Tensor, Path, dict[str, Any]], None], Callable[[Path, Tensor], Tensor]]] = {
+    "onnx": (_write_onnx, _run_onnx),
+    "torch-export": (_write_torch_export, _run_torch_export),
+}
