@@ -37,7 +37,8 @@ def train(
     run: RunSettings,
     given: dict[str, dict[str, Any]],
     labeled: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column. Needed to train.")
+        list[str] | None,
+        typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Needed to train."),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
     edition: Annotated[

@@ -85,20 +85,20 @@ def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progre
     if settings.data is None:
         assert test is not None, "the recipe was checked"
         return test
-    return Path(settings.data.source) if settings.of_published else _open("evaluate", settings.data, progress)
+    return Path(settings.data.sources[0]) if settings.of_published else _open("evaluate", settings.data, progress)
 
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
     """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
-    is_path = os.path.exists(settings.source) or HubReference.parse(settings.source) is None
-    beside = f"{role}: no {settings.source} next to the recipe"
+    on_hub = [one for one in settings.sources if not os.path.exists(one) and HubReference.parse(one) is not None]
+    beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
     columns = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:
         source = open_source(
             settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
         )
     except NstError as error:
-        raise type(error)(f"{role}: {error}" if is_path else f"{beside}, and on the Hub: {error}") from None
-    if not is_path:
+        raise type(error)(f"{beside}, and on the Hub: {error}" if on_hub else f"{role}: {error}") from None
+    if on_hub:
         progress.say(f"{beside}; using Hub dataset {source.location}")
     return source

@@ -1,5 +1,6 @@
 """The sections of a recipe beside its networks: sources, selection, evaluation, the Hub. Imports no torch."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -13,11 +14,29 @@ from nst_train.evaluation_settings import EvaluateSettings, recorded_name
 class SourceSettings(Settings):
     """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
 
-    source: str = Field(min_length=1)
+    source: str | list[str] = Field(description="Of labeled images also a list of several, whose classes are joined by name.")
     image_column: str | None = Field(None, description="The column with the images, where there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
     label_column: str | None = Field(None, description="Label column, if it is not named `label`.")
     stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _are_texts(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(one, str) and one for one in values):
+            raise ValueError("expected text, or a list of texts")
+        return value
+
+    @property
+    def sources(self) -> list[str]:
+        """Each of them."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    def located(self, locate: Callable[[str], str]) -> Self:
+        """With each of its sources in another place."""
+        found = list(map(locate, self.sources))
+        return self.model_copy(update={"source": found[0] if isinstance(self.source, str) else found})
 
 
 class SelectSettings(BalanceSettings):
@@ -86,6 +105,8 @@ class EvaluationSettings(EvaluateSettings):
                 f"`class_names`, `image_column` and `label_column` do not apply to {self.suite[0]}, "
                 "which is read from its published folders; remove them"
             )
+        if self.of_published and self.data and len(self.data.sources) > 1:
+            raise ValueError(f"`data` of {self.suite[0]} is one folder, found {len(self.data.sources)} sources; name one")
         if self.of_published and self.data and self.data.stream:
             raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
         if self.data and not self.of_published and not self.name:

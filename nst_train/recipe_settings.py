@@ -280,6 +280,10 @@ class Recipe(Settings):
                 raise ValueError(
                     f"`stream` is for `pool`, `test` and the `data` of `evaluate`; `{role}` images are read repeatedly; remove it there"
                 )
+        if len(self.pool.sources) > 1:
+            raise ValueError(
+                f"`pool` takes one source, found {len(self.pool.sources)}; put them below one folder, or name them in a .txt list"
+            )
         if self.pool.stream and not (self.select.embed_images and self.select.when == "every_generation"):
             raise ValueError(
                 "`stream` on the pool needs `select: {embed_images: true}` and `when: every_generation`, since students read the images "

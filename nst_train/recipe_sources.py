@@ -16,14 +16,15 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
     folder = path.absolute().parent
 
     def beside(settings: SourceSettings | None) -> SourceSettings | None:
-        return settings and settings.model_copy(
-            update={"source": located(folder, settings.source), "class_names": _file(folder, settings.class_names)}
-        )
+        if settings is None:
+            return None
+        found = settings.located(lambda source: located(folder, source))
+        return found.model_copy(update={"class_names": _file(folder, settings.class_names)})
 
     def of_evaluation(one: EvaluationSettings) -> EvaluationSettings:
         if one.data is None or not one.of_published:
             return one.model_copy(update={"data": beside(one.data)})
-        return one.model_copy(update={"data": one.data.model_copy(update={"source": _file(folder, one.data.source)})})
+        return one.model_copy(update={"data": one.data.located(lambda source: str(_file(folder, source)))})
 
     teacher = recipe.teacher and _model(folder, recipe.teacher)
     by = recipe.select.by and _model(folder, recipe.select.by)

@@ -26,7 +26,7 @@ from nst_data.cards.described import Described
 from nst_data.cards.known_limits import known_limits
 from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, LOOK, write_pictures
 from nst_data.cards.own_text import OwnText, own_text, read_card
-from nst_data.cards.published import Published, place_of, public_name
+from nst_data.cards.published import Published, place_of, public_name, public_ref
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.files import replacing, write_text
@@ -165,7 +165,7 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
 
 def _shown(role: str, made_from: Input, published: Published | None) -> str:
     """An input as markdown: its name, with a link where it is on the Hub."""
-    name = public_name(made_from.ref) if published else made_from.ref
+    name = public_ref(made_from) if published else made_from.ref
     place, part = place_of(role, made_from, published), f" ({as_text(made_from.part)})" if made_from.part else ""
     return (f"[{as_text(name)}]({place.url})" if place else as_text(name)) + part
 

@@ -69,6 +69,11 @@ def public_name(ref: str) -> str:
     return re.split(r"[/\\]", ref.removeprefix("local-dir:").rstrip("/\\"))[-1] or "folder"
 
 
+def public_ref(made_from: Input) -> str:
+    """As `public_name`, of each source where several were joined."""
+    return " + ".join(map(public_name, made_from.sources or (made_from.ref,)))
+
+
 def is_local(ref: str) -> bool:
     """Whether a source, teacher or setting names a place on this machine."""
     return bool(_LOCAL.match(ref)) or ("/" in ref and HubReference.of_dataset(ref) is None)

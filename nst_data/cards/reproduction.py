@@ -26,7 +26,7 @@ def command(described: Described, published: Published | None = None) -> str:
     match inputs:
         case TeacherInputs():
             verb, with_pseudo = "train", inputs.edition is not None
-            words = ["--labeled", sources["labeled"], *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
+            words = [*sources.labeled, *sources.option("--pseudo", "edition"), *sources.option("--pool", "pool")]
             words += [*sources.option("--reviews", "reviews"), *sources.exclude]
             words += [*sources.option("--validation", "validation"), "--name", name]
             words += _columns(inputs.labeled, inputs.labeled)
@@ -92,6 +92,16 @@ class _Sources:
         if one.ref.startswith("local-dir:"):
             return f"local-dir:{role.upper()}"
         return role.upper() if is_local(one.ref) else one.ref
+
+    @property
+    def labeled(self) -> list[str]:
+        """An option for each source that was joined."""
+        entry = self._inputs.by_role.get("labeled")
+        if entry is None or not entry.sources:
+            return ["--labeled", self["labeled"]]
+        local = [is_local(one) and self._published is not None for one in entry.sources]
+        named = [f"LABELED_{place}" if hidden else one for place, (one, hidden) in enumerate(zip(entry.sources, local, strict=True), 1)]
+        return [word for one in named for word in ("--labeled", one)]
 
     def option(self, name: str, role: str) -> list[str]:
         return [name, self[role]] if role in self._inputs.by_role else []

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nst_data.cards.published import public_name
+from nst_data.cards.published import public_name, public_ref
 from nst_data.hub.reference import HubReference
 from nst_data.store.inputs import Input, is_of_model
 from nst_data.store.manifest import Manifest, content_digest
@@ -23,7 +23,8 @@ def published_manifest(version: Version, store: Store, anonymous_in: str | None 
     here = {one.manifest.digest: one for one in store.versions() if one.is_readable}
 
     def published(role: str, entry: Input) -> Input:
-        entry = entry.model_copy(update={"ref": public_name(entry.ref), "pulled": False})
+        sources = entry.sources and tuple(map(public_name, entry.sources))
+        entry = entry.model_copy(update={"ref": public_ref(entry), "sources": sources, "pulled": False})
         if anonymous_in is not None and not is_of_model(role):
             places = places_of(here[entry.digest].folder) if entry.digest in here else []
             place = max((one for one in places if one.anonymous), key=lambda one: one.repo == anonymous_in, default=None)

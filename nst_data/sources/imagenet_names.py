@@ -13,6 +13,7 @@ from pathlib import Path
 CLASSES = 1000
 _SAME_NAMES = 950  # of 1,000 at the same place: versions of the list differ in a word here and there, other lists in nearly all
 _WNID = re.compile(r"n\d{8}")
+_PLACE = re.compile(r"\d{1,3}")
 _NUMBERED = re.compile(r"(.*\S) \((\d+)\)")  # `nst_train.classifiers.teachers` adds its number to a name that stands for several classes
 
 
@@ -52,8 +53,10 @@ def wnids_of(names: Sequence[str]) -> list[str] | None:
 def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None] | None:
     """For each found class its place among the expected ones, None where it has none, if both are ImageNet's classes.
 
-    None where they are not, or where nothing shows it: names that are WordNet ids on one side, or all 1,000.
+    None where they are not, or where nothing shows it: names that are WordNet ids on one side, or all 1,000. Numbers up to 949 at least on
+    one side are the places of all 1,000 on the other in ImageNet's own order.
     """
+    found, expected = _with_wnids(found, expected), _with_wnids(expected, found)
     if not any(len(names) == CLASSES or (names and all(map(_WNID.fullmatch, names))) for names in (found, expected)):
         return None
     of_found, of_expected = wnids_of(found), wnids_of(expected)
@@ -61,6 +64,13 @@ def places_of(found: Sequence[str], expected: Sequence[str]) -> list[int | None]
         return None
     where = {wnid: place for place, wnid in enumerate(of_expected)}
     return [where.get(wnid) for wnid in of_found]
+
+
+def _with_wnids(names: Sequence[str], others: Sequence[str]) -> Sequence[str]:
+    """WordNet ids in place of numbers, where the others are all of ImageNet's names."""
+    if not _SAME_NAMES <= len(names) <= CLASSES or len(others) != CLASSES or not all(map(_PLACE.fullmatch, names)):
+        return names
+    return names if wnids_of(others) is None else [imagenet_wnids()[int(name)] for name in names]
 
 
 class _Words:

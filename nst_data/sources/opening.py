@@ -14,7 +14,8 @@ from nst_data.sources.folder import ImageFolder, walk
 from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.image_table import ImageTable, metadata_in
-from nst_data.sources.labels import LabelsAsked, names_in, renamed
+from nst_data.sources.joined import Joined
+from nst_data.sources.labels import LabelsAsked, class_numbers, labels_in, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.patterns import is_pattern, matching
@@ -34,7 +35,7 @@ _EXPECTED = (
 
 
 def open_source(
-    location: str | Path,
+    location: str | Path | Sequence[str | Path],
     *,
     labeled: bool = False,
     class_names: str | None = None,
@@ -48,7 +49,7 @@ def open_source(
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
             .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets` or, where no such path lies here,
-            `owner/name@revision:config/split` on the Hub.
+            `owner/name@revision:config/split` on the Hub. Of labeled images also several of these: one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
         class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
@@ -64,32 +65,45 @@ def open_source(
         UsageError: The arguments do not go together, or not with what lies there.
         NstError: There is nothing usable.
     """
-    location = str(location)
+    several = not isinstance(location, str | Path)
+    locations = [str(one) for one in location] if not isinstance(location, str | Path) else [str(location)]
+    if several and not labeled:
+        raise UsageError(f"{', '.join(locations)}: expected one source; several are for labeled images (`labeled`)")
+    if not locations:
+        raise UsageError("expected the location of a source, found an empty list")
+    names = names_in(class_names) if class_names is not None else []
+    asked = LabelsAsked(label_column, len(names)) if labeled else None
     for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):
         if value == "":
-            raise UsageError(f"{option} '': empty column name for {location}; expected a name, or remove {option}")
+            raise UsageError(f"{option} '': empty column name for {locations[0]}; expected a name, or remove {option}")
     for option, value in (("`class_names`", class_names), ("`label_column`", label_column)):
         if value is not None and not labeled:
-            raise UsageError(f"{option} {value or repr(value)} is not used: labels of {location} are not read; remove it")
+            raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
+    sources = [_opened(one, asked, image_column, stream, indexes) for one in locations]
+    _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
+    _check_taken("`label_column`", label_column, [source.label_column for source in sources], locations)
+    for source in sources if class_names is not None else []:
+        found = source.class_names or []
+        if len(sources) == 1 or class_numbers(found) is not None:
+            source.labels, source.class_names = renamed(labels_in(source), found, source.location, names, str(class_names))
+    return sources[0] if len(sources) == 1 else Joined(sources)
+
+
+def _opened(location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Path | None) -> Source:
     path = Path(location).absolute()
     _check_beside(location, path)
-    names = names_in(class_names) if class_names is not None else []
-    labels = LabelsAsked(label_column, len(names)) if labeled else None
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
-        source = open_hub(reference, labels, image_column, stream, indexes)
-    elif stream:
+        return open_hub(reference, labels, image_column, stream, indexes)
+    if stream:
         raise UsageError(f"`stream`: {location} is not a Hub dataset; remove `stream`")
-    else:
-        source = _local(location, path, labels, image_column, indexes)
-    for option, asked, taken in (
-        ("`image_column`", image_column, source.image_column),
-        ("`label_column`", label_column, source.label_column),
-    ):
-        if asked is not None and taken is None:
-            raise UsageError(f"{option} {asked}: {location} contains image files, which have no columns; remove {option}")
-    if class_names is not None and source.labels is not None:
-        source.labels, source.class_names = renamed(source.labels, source.class_names or [], source.location, names, class_names)
-    return source
+    return _local(location, path, labels, image_column, indexes)
+
+
+def _check_taken(option: str, asked: str | None, taken: Sequence[str | None], locations: Sequence[str]) -> None:
+    """Raises UsageError for a column that was asked for of image files alone."""
+    if asked is not None and not any(taken):
+        contain = "contains" if len(locations) == 1 else "contain"
+        raise UsageError(f"{option} {asked}: {', '.join(locations)} {contain} image files, which have no columns; remove {option}")
 
 
 def open_table(location: str) -> Source:

@@ -46,7 +46,9 @@ def labeled_images(version: Version, store: Store) -> Source:
     entry = trained.manifest.request.inputs.by_role.get("labeled") if trained else None
     if entry is None or entry.pulled:
         raise UsageError(f"{version.ref}: it is not known which images its teacher was trained on; pass them as `labeled`")
-    return open_source(entry.ref, image_column=entry.image_column, indexes=store.indexes)
+    return open_source(
+        entry.sources or entry.ref, labeled=entry.sources is not None, image_column=entry.image_column, indexes=store.indexes
+    )
 
 
 def _teacher_of(version: Version, store: Store) -> Input | None:

@@ -1,0 +1,165 @@
+"""Several labeled sources one after the other: a source of their own, whose classes are all of theirs."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import accumulate
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.imagenet_names import places_of
+from nst_data.sources.labels import class_numbers, labels_in
+from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.source import Row, Source, Wanted, within
+from nst_data.store.inputs import Input
+
+
+class Joined(Source):
+    """All rows of the first source, then those of the next. Keys begin with the name of their source."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        locations = [source.location for source in sources]
+        if twice := [location for location, times in Counter(locations).items() if times > 1]:
+            raise UsageError(f"{twice[0]}: is named twice; name each source once")
+        super().__init__(" + ".join(locations))
+        self._sources = sources
+        self._names = _told_apart([PurePath(location.partition("@")[0]).name or "source" for location in locations])
+        self._starts = [0, *accumulate(len(source) for source in sources)]
+        self.class_names, places = _all_classes(sources)
+        self.labels = np.concatenate([of[labels_in(source)] for of, source in zip(places, sources, strict=True)])
+        self.skipped = dict(sum((Counter(source.skipped) for source in sources), Counter()))
+        present = {self.class_names[label] for label in np.unique(self.labels)}
+        self.empty_classes = sorted({name for source in sources for name in source.empty_classes} - present)
+        self.image_column = next((source.image_column for source in sources if source.image_column), None)
+        self.label_column = next((source.label_column for source in sources if source.label_column), None)
+        self._pins = tuple(pin for source in sources for pin in source._pins)
+        self._listing = listed(self._entries())
+
+    def _entries(self) -> Iterator[tuple[list[str], list[int]]]:
+        for name, source in zip(self._names, self._sources, strict=True):
+            for batch in source.listing().to_batches(PIECE):
+                yield [f"{name}/{one}" for one in batch["name"].to_pylist()], batch["bytes"].to_pylist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def _of(self, row: int) -> tuple[int, int]:
+        """The number of a row's source, and its row there."""
+        number = bisect_right(self._starts, row) - 1
+        return number, row - self._starts[number]
+
+    def key(self, row: int) -> str:
+        """The name of its source, and the key there."""
+        number, there = self._of(row)
+        return f"{self._names[number]}/{self._sources[number].key(there)}"
+
+    def read(self, row: int) -> bytes:
+        """As in its source."""
+        number, there = self._of(row)
+        return self._sources[number].read(there)
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """One source after the other."""
+        for number, source in enumerate(self._sources):
+            start = self._starts[number]
+            of_source = np.asarray(within(wanted, start, self._starts[number + 1]), dtype=np.int64) - start
+            for row in source.rows(of_source):
+                yield replace(row, id=row.id + start, key=f"{self._names[number]}/{row.key}")
+
+    def empty_files(self, rows: int) -> tuple[int, str]:
+        """In all of them."""
+        total, first = 0, ""
+        for number, source in enumerate(self._sources):
+            count, key = source.empty_files(max(0, min(len(source), rows - self._starts[number])))
+            first = first or (f"{self._names[number]}/{key}" if count else "")
+            total += count
+        return total, first
+
+    def copy_of_images(self) -> str:
+        """As of the first one of which there is something to say."""
+        return next(filter(None, (source.copy_of_images() for source in self._sources)), "")
+
+    def slow_reads(self) -> str:
+        """As of the first one of which there is something to say."""
+        return next(filter(None, (source.slow_reads() for source in self._sources)), "")
+
+    def remarks(self) -> list[str]:
+        """Of all of them, and which classes are not in each: a name that is spelt otherwise becomes a class."""
+        lines = [line for source in self._sources for line in source.remarks()]
+        lines += [f"{source.location}: has no {', '.join(missing)}" for source, missing in self._lacking() if missing]
+        return lines
+
+    def _lacking(self) -> Iterator[tuple[Source, list[str]]]:
+        names, labels = self.class_names or [], labels_in(self)
+        for number, source in enumerate(self._sources):
+            there = set(labels[self._starts[number] : self._starts[number + 1]].tolist())
+            missing = [name for label, name in enumerate(names) if label not in there]
+            yield source, [*missing[:5], f"and {len(missing) - 5:,} more classes"] if len(missing) > 6 else missing
+
+    @property
+    def rows_per_file(self) -> int | None:
+        """1 where it is in all of them."""
+        return 1 if all(source.rows_per_file == 1 for source in self._sources) else None
+
+    def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As in each of them."""
+        found = [
+            self._starts[number] + source.rows_of_files(np.asarray(within(files, *self._files[number : number + 2])) - self._files[number])
+            for number, source in enumerate(self._sources)
+        ]
+        return np.concatenate(found)
+
+    @cached_property
+    def _files(self) -> list[int]:
+        """How many files are before those of each source, and all."""
+        return [0, *accumulate(sum(1 for _ in source.files()) for source in self._sources)]
+
+    @property
+    def lineage(self) -> Input:
+        """With the sources that it is made of."""
+        entries = [source.lineage for source in self._sources]
+        return super().lineage.model_copy(update={"sources": tuple(entry.ref for entry in entries)})
+
+    def _paths(self) -> Iterable[str]:
+        for source in self._sources:
+            yield from source.files()
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Names that several have, with the number of the source."""
+    return [f"{name}-{place}" if names.count(name) > 1 else name for place, name in enumerate(names, start=1)]
+
+
+def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """(class names, of each source the place of each of its classes among them).
+
+    All classes of the sources: in the order of the first one that has those of all others, else sorted. Numbers are numbers in all.
+    Raises NstError where some have numbers and others names.
+    """
+    listed = [source.class_names or [] for source in sources]
+    numbers = [class_numbers(names) for names in listed]
+    of_numbers = [found for found in numbers if found is not None]
+    if len(of_numbers) == len(sources):
+        most = max(max(found) for found in of_numbers)
+        return [str(number) for number in range(most + 1)], [np.array(found, np.int64) for found in of_numbers]
+    if of_numbers:
+        numbered = next(source.location for source, found in zip(sources, numbers, strict=True) if found is not None)
+        named = next(source.location for source, found in zip(sources, numbers, strict=True) if found is None)
+        raise NstError(f"{numbered}: its classes are numbers, and those of {named} are names; give the numbers names with `class_names`")
+    for names in listed:
+        places = [_places(other, names) for other in listed]
+        if all(place is not None for found in places for place in found):
+            return names, [np.array(found, np.int64) for found in places]
+    names = sorted({name for one in listed for name in one})
+    return names, [np.array([names.index(name) for name in one], np.int64) for one in listed]
+
+
+def _places(found: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:
+    where = {name: place for place, name in enumerate(expected)}
+    places = [where.get(name) for name in found]
+    return (places_of(found, expected) or places) if None in places else places
