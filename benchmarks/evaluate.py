@@ -20,8 +20,9 @@ import torch
 from timm.data import resolve_model_data_config
 
 from nst_data.sources import open_source
+from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, load_images, placed
-from nst_train.classifiers.teachers import Classifier, Teacher
+from nst_train.classifiers.teachers import Teacher
 from nst_train.device import set_threads
 from nst_train.evaluation.attacks import PixelClassifier
 from nst_train.evaluation.conditions import Corrupted

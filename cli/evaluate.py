@@ -14,12 +14,15 @@ from .evaluation_tables import print_comparisons, print_results
 from .messages import terminal
 from .options import (
     MODEL_HELP,
-    ClassNamesOption,
     ImageColumnOption,
     JsonOption,
     LabelColumnOption,
+    PromptsOption,
     StoreOption,
     StreamOption,
+    ZeroShotNamesOption,
+    open_models,
+    open_scored,
     open_store,
     option_of,
     print_json,
@@ -49,13 +52,13 @@ def evaluate(
         bool, typer.Option("--compare", help="Say which differences between the models are larger than chance (paired bootstrap).")
     ] = False,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the results as PNG files in this folder.")] = None,
-    class_names: ClassNamesOption = None,
+    class_names: ZeroShotNamesOption = None,
+    prompts: PromptsOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
-    from nst_data.sources import open_source
     from nst_train.device import this_process
     from nst_train.evaluation.evaluate import by_model, measure_all, settled
 
@@ -63,11 +66,13 @@ def evaluate(
     models = list(dict.fromkeys(settled(model, there) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
-    columns: dict[str, Any] = {"class_names": class_names, "image_column": image_column, "label_column": label_column, "stream": stream}
-    for option in (option_of(name) for name, value in columns.items() if value and settings.of_published):
+    named = open_models(there, models, class_names, prompts, idle=True)
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "stream": stream}
+    of_data = columns | {"class_names": class_names if all(isinstance(model, str) for model in named) else None}
+    for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
-    source = Path(data) if settings.of_published else open_source(data, labeled=True, **columns)
-    found = measure_all(there, models, source, settings, record=record, run=run, progress=terminal())
+    source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
+    found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []
     results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}
     if plots is not None and this_process().is_main_process:

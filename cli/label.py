@@ -9,12 +9,15 @@ from nst_train.settings import LabelRunSettings, LabelSettings
 from .messages import terminal
 from .options import (
     MODEL_HELP,
-    ClassNamesOption,
     ImageColumnOption,
     JsonOption,
     LabelColumnOption,
+    PromptsOption,
     StoreOption,
     StreamOption,
+    ZeroShotNamesOption,
+    open_models,
+    open_scored,
     open_store,
     open_version,
     print_json,
@@ -45,7 +48,8 @@ def label(
         str | None,
         typer.Option("--calibrate", metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on."),
     ] = None,
-    class_names: ClassNamesOption = None,
+    class_names: ZeroShotNamesOption = None,
+    prompts: PromptsOption = None,
     label_column: LabelColumnOption = None,
     extend: Annotated[
         str | None,
@@ -63,10 +67,9 @@ def label(
     json: JsonOption = False,
 ) -> None:
     """Label every image of a pool with an un-noised teacher. Resumes where it stopped when rerun."""
-    from nst_data.sources import open_source
 
     there = open_store(store)
-    _check_usage(pool, teacher, corpus, calibration, class_names, label_column, extend, like, generation, settings)
+    _check_usage(pool, teacher, corpus, calibration, class_names or prompts, label_column, extend, like, generation, settings)
     earlier = open_version(there, extend, "generation") if extend else open_version(there, like, "edition") if like else None
     images = _open_pool(pool, earlier, image_column, stream, there)
     progress = terminal()
@@ -74,15 +77,16 @@ def label(
     from nst_train.labeling.label import label as label_pool
     from nst_train.labeling.label import label_like
 
+    teachers = open_models(there, teacher or [], class_names, prompts, idle=calibration is not None)
     if extend and earlier:
         version = extend_generation(there, earlier, images, run=run, progress=progress)
     elif earlier:
-        version = label_like(there, earlier, teacher or [], images, settings, generation=generation, run=run, progress=progress)
+        version = label_like(there, earlier, teachers, images, settings, generation=generation, run=run, progress=progress)
     else:
         assert corpus, "checked"
-        labeled = open_source(calibration, labeled=True, class_names=class_names, label_column=label_column) if calibration else None
+        labeled = open_scored(calibration, class_names, teachers, label_column=label_column) if calibration else None
         version = label_pool(
-            there, corpus, teacher or [], images, settings, generation=generation, run=run, progress=progress, calibration=labeled
+            there, corpus, teachers, images, settings, generation=generation, run=run, progress=progress, calibration=labeled
         )
     _print(version, json)
 
@@ -92,7 +96,7 @@ def _check_usage(
     teacher: list[str] | None,
     corpus: str | None,
     calibrate: str | None,
-    class_names: str | None,
+    words: str | None,
     label_column: str | None,
     extend: str | None,
     like: str | None,
@@ -104,15 +108,13 @@ def _check_usage(
 
     if extend and like:
         raise UsageError("--extend and --like exclude each other; give one of them")
-    if extend and (teacher or corpus or calibrate or generation or settings != LabelSettings()):
+    if extend and (teacher or corpus or calibrate or words or generation or settings != LabelSettings()):
         raise UsageError(f"--extend {extend} uses that version's corpus, teacher and settings; give only SOURCE and execution options")
     if like and (corpus or calibrate):
         raise UsageError(f"--like {like}: remove --corpus, which it implies, and --calibrate; --temperature T is allowed")
     wanted = [("SOURCE", source or like), ("--teacher MODEL", teacher), ("--corpus NAME", corpus or like)]
     if not extend and (missing := [name for name, given in wanted if not given]):
         raise UsageError(f"nst label SOURCE --teacher MODEL --corpus NAME: {missing[0]} is missing")
-    if class_names and not calibrate:
-        raise UsageError("--class-names applies to the integer labels of --calibrate SOURCE; the pool itself has no labels")
     if label_column and not calibrate:
         raise UsageError("--label-column applies to --calibrate SOURCE; the pool itself has no labels")
 

@@ -8,9 +8,9 @@ import re
 import shlex
 import types
 import typing
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -22,6 +22,10 @@ from nst_data.store.store import Store, Version
 
 from .messages import terminal
 
+if TYPE_CHECKING:
+    from nst_data.sources import Source
+    from nst_train.classifiers.teachers import TeacherName
+
 StoreOption = Annotated[
     str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
 ]
@@ -31,6 +35,18 @@ ShowSettingsOption = Annotated[
 ]
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
+]
+ZeroShotNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--class-names",
+        metavar="FILE",
+        help="One class name a line, or a .yaml with synonyms: for image-text models, and for integer labels without names.",
+    ),
+]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option("--prompts", metavar="FILE", help="Templates of the texts for an image-text model, one a line, {} for the class name."),
 ]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column, if it is not named `label`.")]
 ImageColumnOption = Annotated[
@@ -57,6 +73,31 @@ def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
 
     with this_process().main_process_first():
         return pull(store, ref, progress=terminal(), kinds=kinds)
+
+
+def open_models(store: Store, names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
+    """Models by name, the image-text models among them with their words. Raises UsageError for words of none, unless `idle`."""
+    if class_names is None and prompts is not None:
+        raise UsageError(f"--prompts {prompts}: the class names that stand in them are missing; add --class-names FILE")
+    if class_names is None:
+        return list(names)
+    from nst_train.classifiers.teachers import with_class_names
+
+    return with_class_names(names, store, class_names, prompts, idle)
+
+
+def open_scored(location: str, class_names: str | None, models: "Sequence[TeacherName]", **columns: Any) -> "Source":  # noqa: ANN401
+    """Labeled images to score models on. The names of an image-text model's classes are those of integer labels too, and of no others."""
+    from nst_data.sources import open_source
+    from nst_data.sources.labels import class_numbers, labels_in, names_in, renamed
+
+    if class_names is None or all(isinstance(model, str) for model in models):
+        return open_source(location, labeled=True, class_names=class_names, **columns)
+    source, names = open_source(location, labeled=True, **columns), names_in(class_names)
+    own = source.class_names or []
+    if class_numbers(own) is not None and not set(own) <= set(names):
+        source.labels, source.class_names = renamed(labels_in(source), own, source.location, names, class_names)
+    return source
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result

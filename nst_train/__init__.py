@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nst_train.recipe_settings import Recipe
     from nst_train.settings import EmbedSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.training.train import train
+    from nst_train.zero_shot_settings import ZeroShot
 
 __all__ = [
     "EmbedSettings",
@@ -28,6 +29,7 @@ __all__ = [
     "Recipe",
     "RunSettings",
     "TrainSettings",
+    "ZeroShot",
     "embed",
     "evaluate",
     "export_network",
@@ -48,6 +50,7 @@ _MODULES = {
     "Recipe": "recipe_settings",
     "RunSettings": "settings",
     "TrainSettings": "settings",
+    "ZeroShot": "zero_shot_settings",
     "embed": "features.embed",
     "evaluate": "evaluation.evaluate",
     "export_network": "classifiers.export",

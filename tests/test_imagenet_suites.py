@@ -18,7 +18,7 @@ from nst_data.sources import open_source
 from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.store.manifest import json_digest
 from nst_data.store.metrics import Metrics
-from nst_train.classifiers.teachers import Classifier
+from nst_train.classifiers.classifier import Classifier
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.corrupted import of_corruptions
 from nst_train.evaluation.corruptions import CORRUPTIONS

@@ -8,8 +8,9 @@ from torch import nn
 from nst_data.errors import NstError
 from nst_data.sources import Row, open_source
 from nst_train.classifiers import inference
+from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import Computation, PlainBatch, batches_of, choose_computation, computation_of, predict
-from nst_train.classifiers.teachers import Classifier, Teacher, load_teacher
+from nst_train.classifiers.teachers import Teacher, load_teacher
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
 NAMES = ["ant", "bee", "cat"]

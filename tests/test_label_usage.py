@@ -93,7 +93,7 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
         (("--top-k", "0"), "--top-k: input should be greater than or equal to 1, got 0"),
         (("--limit", "0"), "--limit: input should be greater than or equal to 1, got 0"),
         (("--decode-threads", "0"), "--decode-threads: input should be greater than or equal to 1, got 0"),
-        (("--class-names", "names.txt"), "--class-names applies to the integer labels of --calibrate SOURCE"),
+        (("--class-names", "names.txt"), "--class-names names.txt: for image-text models such as CLIP"),
         (("--label-column", "kind"), "--label-column applies to --calibrate SOURCE"),
         (("--image-column", "image"), "contains image files, which have no columns; remove --image-column"),
         (("--corpus", "../outside"), "name '../outside': expected letters, digits"),

@@ -13,8 +13,9 @@ from transformers import ViTImageProcessor
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
+from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import choose_computation
-from nst_train.classifiers.teachers import Classifier, Teacher
+from nst_train.classifiers.teachers import Teacher
 from nst_train.evaluation.attacks import PixelClassifier, fgsm, pgd
 from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of
 from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt

@@ -30,7 +30,7 @@ from nst_data.cards.published import Published, place_of, public_name, public_re
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.files import replacing, write_text
-from nst_data.store.inputs import Input
+from nst_data.store.inputs import ClassTexts, Input
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, TeacherManifest
 from nst_data.store.staging import Staging
 from nst_data.store.version import Version
@@ -189,10 +189,17 @@ def _teachers(described: Described, published: Published | None) -> list[str]:
         results = scores(Described.of(version).metrics()) if version else {}
         parts = [f"**{_shown(role, one, published)}**"]
         parts += [f"revision {as_text(one.revision)}"] if one.revision else []
+        parts += [f"zero-shot, by the class names in {_prompts(one.texts)}"] if one.texts else []
         parts += [f"one of {len(entries)}, each has the same share of the mean"] if len(entries) > 1 else []
         parts += [f"{as_text(name)}: {_score(result)}" for name, result in results.items()]
         lines.append("; ".join(parts) + ("" if results else "; its accuracy is not known here"))
     return lines
+
+
+def _prompts(texts: ClassTexts) -> str:
+    """The first of an image-text model's templates, and how many there are beside them."""
+    more = f" and {len(texts.prompts) - 3:,} more" if len(texts.prompts) > 3 else ""
+    return ", ".join(as_text(f"“{one}”") for one in texts.prompts[:3]) + more
 
 
 def _lineage(described: Described, published: Published | None) -> list[str]:

@@ -16,6 +16,7 @@ _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _ON_BY_RULE = ("channels_last",)  # where nobody says that they are off
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
+_OF_ZERO_SHOT = ("--class-names", "class-names.yaml", "--prompts", "prompts.txt")
 _OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
 
 
@@ -47,7 +48,10 @@ def command(described: Described, published: Published | None = None) -> str:
             verb, words = "balance", [sources["generation"], *sources.exclude, *sources.option("--reviews", "reviews")]
     options = _options(request.spelled_out, with_pseudo, in_public=published is not None)
     part = inputs.labeled.part if isinstance(inputs, TeacherInputs) and inputs.labeled else None
+    if isinstance(inputs, GenerationInputs | EditionInputs) and any(one.texts for one in inputs.teachers.values()):
+        words += [*_OF_ZERO_SHOT]
     about = [f"# of the labeled images {' '.join(part.split())}, which a recipe holds out and `nst run` alone"] if part else []
+    about += ["# the words in these files are in nst.json: `texts` of the teacher"] if _OF_ZERO_SHOT[0] in words else []
     return _lines([*about, *sources.pulls, _wrapped(["nst", verb, *words, *options])])
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sources.class_texts import is_yaml, texts_in_yaml
 from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.imagenet_names import places_of
 from nst_data.sources.source import Source
@@ -221,7 +222,12 @@ def renamed(
 
 
 def names_in(file: str) -> list[str]:
-    """The class names in a file with one a line. Raises UsageError where it cannot be read, or a line before the last name is blank."""
+    """The class names in a file with one a line, or in a YAML file with the synonyms of each, which are not read here.
+
+    Raises UsageError where it cannot be read, or a line before the last name is blank.
+    """
+    if is_yaml(file):
+        return list(texts_in_yaml(file))
     expected = "expected a text file with one class name per line"
     try:
         with open(file, "rb") as lines:

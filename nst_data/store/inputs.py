@@ -12,6 +12,16 @@ from nst_data.store.as_written import AsWritten
 _OF_MODEL = re.compile(r"teacher(_\d+)?|initial_weights")
 
 
+class ClassTexts(BaseModel):
+    """The words that an image-text model was given for each class; `prompts` are templates with {} in the place of each word."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    synonyms: dict[str, list[str]]
+    prompts: list[str]
+    tokens_sha256: str = Field(description="of what its tokenizer made of all texts")
+
+
 class Input(BaseModel):
     """One thing a version was made from. Only `digest` decides whether two inputs are the same."""
 
@@ -29,6 +39,7 @@ class Input(BaseModel):
     sources: Annotated[tuple[str, ...] | None, Later(None)] = Field(None, description="the sources that were joined, in their order")
     part: Annotated[str | None, Later(None)] = Field(None, description="which of the source's images, where not all")
     skipped: Annotated[dict[str, int] | None, Later(None)] = Field(None, description="skipped files that may be images, by suffix")
+    texts: Annotated[ClassTexts | None, Later(None)] = Field(None, description="of a zero-shot teacher: the words for its classes")
 
     @model_serializer(mode="wrap")
     def _as_short_as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import Classifier, load_classifier
+from nst_train.classifiers.classifier import Classifier
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.weights import why_not_loaded
 
 NetworkFormat = Literal["onnx", "torch-export"]

@@ -4,7 +4,6 @@ Only safetensors are read, and no code that comes with a model is run.
 """
 
 import copy
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -25,9 +24,12 @@ from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
 from nst_data.store.manifest import ORDER, json_digest
 from nst_data.store.store import Store
+from nst_train.classifiers.classifier import Classifier, shaping
 from nst_train.classifiers.noised_teacher import TeacherNoise
+from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
+from nst_train.networks.image_text import is_image_text
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
-from nst_train.networks.models import check_name, count_parameters
+from nst_train.networks.models import check_name
 from nst_train.networks.probe import FAILURES, probe
 from nst_train.networks.transformers_networks import Logits
 from nst_train.networks.weights import (
@@ -38,27 +40,15 @@ from nst_train.networks.weights import (
     download,
     published_weights,
     require_safetensors,
+    weights_sha256,
     why_not_loaded,
 )
 from nst_train.noise_settings import TransformOf
 from nst_train.settings import TrainSettings
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
+from nst_train.zero_shot_settings import ZeroShot
 
 _OF_ENSEMBLES = "Use teachers with the same classes, or set the same label_names (timm) or id2label (transformers) in config.json"
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A network in evaluation mode, never noised, with all that its predictions need."""
-
-    network: nn.Module
-    preprocessing: Preprocessing
-    class_names: list[str]
-
-    @property
-    def parameters(self) -> int:
-        """How many weights it has."""
-        return count_parameters(self.network)
 
 
 @dataclass(frozen=True)
@@ -113,8 +103,15 @@ class Teacher:
         return mean if temperature == 1 else torch.log_softmax(mean / temperature, dim=1)
 
 
+TeacherName = str | ZeroShot
+
+
 def load_teacher(
-    names: Sequence[str], store: Store, exact: bool = False, noise_seed: int | None = None, noise_transform: TransformOf = "training"
+    names: Sequence[TeacherName],
+    store: Store,
+    exact: bool = False,
+    noise_seed: int | None = None,
+    noise_transform: TransformOf = "training",
 ) -> tuple[Teacher, dict[str, Input]]:
     """One teacher, or an ensemble, and the lineage entry of each: `teacher`, or `teacher_1`, `teacher_2`, ...
 
@@ -130,10 +127,11 @@ def load_teacher(
     return teacher, numbered("teacher", [entry for _, entry in loaded])
 
 
-def _training_of(names: Sequence[str], store: Store, transform: TransformOf) -> TrainSettings:
-    if len(names) > 1 or not is_in_store(names[0], store):
-        return TrainSettings(model=names[0], preset="efficientnet-b7" if transform == "training" else None)
-    version = store.open(names[0], "teacher")
+def _training_of(names: Sequence[TeacherName], store: Store, transform: TransformOf) -> TrainSettings:
+    name = names[0]
+    if len(names) > 1 or isinstance(name, ZeroShot) or not is_in_store(name, store):
+        return TrainSettings(model=str(name), preset="efficientnet-b7" if transform == "training" else None)
+    version = store.open(name, "teacher")
     settings = version.manifest.request.settings
     try:
         return TrainSettings.of_request({name: value for name, value in settings.items() if name != ORDER} | {"noise": settings["noise"]})
@@ -141,20 +139,37 @@ def _training_of(names: Sequence[str], store: Store, transform: TransformOf) -> 
         raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without `noise`") from None
 
 
-def teacher_entries(names: Sequence[str], store: Store) -> dict[str, Input] | None:
+def with_class_names(names: Sequence[str], store: Store, class_names: str, prompts: str | None, idle: bool = False) -> list[TeacherName]:
+    """Teachers by name, the image-text models among them with the words of the classes, which two files hold.
+
+    Raises UsageError where none of them is one, unless `idle`: where the class names are for something else too.
+    """
+    teachers: list[TeacherName] = []
+    for name in names:
+        takes_words = not is_in_store(name, store) and is_zero_shot(name)
+        teachers.append(ZeroShot(model=name, class_names=class_names, prompts=prompts) if takes_words else name)
+    if not any(isinstance(one, ZeroShot) for one in teachers) and not (idle and prompts is None):
+        option = f"`class_names` {class_names}" if prompts is None else f"`prompts` {prompts}"
+        raise UsageError(f"{option}: for image-text models such as CLIP or SigLIP, and {', '.join(names)} is none; remove it")
+    return teachers
+
+
+def teacher_entries(names: Sequence[TeacherName], store: Store) -> dict[str, Input] | None:
     """The lineage entries of teachers that are all in the store, without loading them; None for others."""
-    if not all(is_in_store(name, store) for name in names):
-        return None
-    return numbered("teacher", [teacher_input(name, store) for name in names])
+    in_store = [name for name in names if isinstance(name, str) and is_in_store(name, store)]
+    return numbered("teacher", [teacher_input(name, store) for name in in_store]) if len(in_store) == len(names) else None
 
 
-def load_classifier(name: str, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:
+def load_classifier(name: TeacherName, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:
     """A classifier by name: one in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights,
-    or OWNER/NAME[@REVISION] of a transformers classifier. With `exact`, images are prepared by Pillow as the teacher's own code does.
+    or OWNER/NAME[@REVISION] of a transformers classifier; or an image-text model with the words of the classes. With `exact`, images are
+    prepared by Pillow as the teacher's own code does.
 
     Returns it with its entry in the lineage of what it labels. With `stochastic_depth` a timm network has blocks that can be skipped.
     Raises NstError for a network that is no classifier of RGB images: it has answered one when this returns.
     """
+    if isinstance(name, ZeroShot):
+        return load_zero_shot(name, exact)
     if is_in_store(name, store):
         version = store.open(name, "teacher")
         classifier = _load_folder(name, version.folder, exact, version.manifest.class_names, stochastic_depth)
@@ -169,13 +184,9 @@ def load_classifier(name: str, store: Store, exact: bool = False, stochastic_dep
         network, revision = _published(name, stochastic_depth)
         classifier = _of_timm(network, exact)
         _probe(name, classifier)
-    weights = _weights_sha256(classifier.network)
-    shown = {key: value for key, value in vars(classifier.preprocessing).items() if key in _SHAPING}
-    identity = json_digest([weights, sorted((key, str(value)) for key, value in shown.items()), classifier.class_names, architecture])
+    weights = weights_sha256(classifier.network)
+    identity = json_digest([weights, shaping(classifier.preprocessing), classifier.class_names, architecture])
     return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision)
-
-
-_SHAPING = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
 def is_in_store(name: str, store: Store) -> bool:
@@ -192,6 +203,8 @@ def teacher_input(ref: str, store: Store) -> Input:
 def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:
     """A folder in timm's or in transformers' format; its config.json says which."""
     config = read_config(name, folder)
+    if is_image_text(config):
+        raise UsageError(f"{name}: an image-text model has no classes of its own; give it their names with `class_names` FILE")
     if is_of_timm(config):
         require_safetensors(name, folder)
     check_config(name, folder, config)
@@ -280,13 +293,3 @@ def _timm_class_names(network: nn.Module) -> list[str]:
     if subset:
         return list(ImageNetInfo(subset).label_names())
     return [str(index) for index in range(int(network.num_classes))]  # type: ignore[arg-type]
-
-
-def _weights_sha256(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
-        )
-    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from nst_data.store.metrics import Metrics, Result
 from nst_data.store.ownership import beside, owned
 from nst_data.store.store import Store, Version, check_name
 from nst_train.classifiers.inference import Computation, batches_of, predict
-from nst_train.classifiers.teachers import Teacher, is_in_store, load_classifier
+from nst_train.classifiers.teachers import Teacher, TeacherName, is_in_store, load_classifier
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.measuring import Effort, Measured, Suite
@@ -30,6 +30,7 @@ from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
+from nst_train.zero_shot_settings import ZeroShot
 
 _IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is recorded
 
@@ -37,7 +38,7 @@ _IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is rec
 @with_checked_arguments
 def evaluate(
     store: Store,
-    model: Version | str,
+    model: Version | str | ZeroShot,
     data: Source | str | Path,
     settings: EvaluateSettings | None = None,
     *,
@@ -50,7 +51,7 @@ def evaluate(
     Args:
         store: Where a teacher is, and outcomes are kept.
         model: A teacher of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a name of
-            timm.
+            timm; or `ZeroShot(...)`, an image-text model with the words of the classes.
         data: Labeled images or where they are. Their classes are matched by name and may be some of the model's. For a published suite its
             folder.
         settings: What to measure; by default accuracy on the images as they are.
@@ -66,7 +67,7 @@ def evaluate(
         UsageError: There is no such model, or `data` was opened without labels or does not go with the suite.
         NstError: The model knows other classes, or no image can be read.
     """
-    name = model if isinstance(model, str) else store.open(model, "teacher").ref
+    name = store.open(model, "teacher").ref if isinstance(model, Version) else model
     measured = measure_all(store, [name], data, settings or EvaluateSettings(), record=record, run=run, progress=progress)
     (by_suite,) = by_model(measured).values()
     return by_suite
@@ -74,7 +75,7 @@ def evaluate(
 
 def measure_all(
     store: Store,
-    models: Sequence[str],
+    models: Sequence[TeacherName],
     data: Source | str | Path,
     settings: EvaluateSettings,
     *,
@@ -101,29 +102,32 @@ def measure_all(
     if not is_writable(kept_outcomes(store)):
         effort.progress.say(f"{kept_outcomes(store)} cannot be written to: nothing that is measured is kept for a next run")
     measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in suites}
-    for name in names:
-        candidate = load_candidate(name, store)
+    for model in names:
+        candidate = load_candidate(model, store)
         for suite in suites:
-            measured[suite.name][name] = suite.measure(candidate, effort)
+            measured[suite.name][str(model)] = suite.measure(candidate, effort)
     for suite in suites if record is not None else []:
         for name, one in measured[suite.name].items():
             keep(store.open(name, "teacher"), suite, recorded_name(str(record), suite.name), one.result)
     return measured
 
 
-def _check_recordable(store: Store, models: Sequence[str], name: str) -> None:
+def _check_recordable(store: Store, models: Sequence[TeacherName], name: str) -> None:
     """Raises UsageError where nothing can be kept under this name."""
     check_name(name)
     for model in models:
-        if not is_in_store(model, store):
+        if isinstance(model, ZeroShot) or not is_in_store(model, store):
             raise UsageError(f"`record`: {model} is not a teacher in the store, so nothing can be recorded for it; remove `record`")
         if not all(map(is_writable, ((folder := store.open(model, "teacher").folder), folder.parent))):
             raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
 
 
-def settled(model: str, store: Store) -> str:
+M = TypeVar("M", bound=TeacherName)
+
+
+def settled(model: M, store: Store) -> M | str:
     """The version that a name of the store means now: its newest may be another one when it is loaded."""
-    return store.open(model, "teacher").ref if is_in_store(model, store) else model
+    return store.open(model, "teacher").ref if isinstance(model, str) and is_in_store(model, store) else model
 
 
 def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:
@@ -158,10 +162,10 @@ def kept_outcomes(store: Store) -> Path:
     return store.root / "evaluations"
 
 
-def load_candidate(name: str, store: Store) -> Candidate:
+def load_candidate(name: TeacherName, store: Store) -> Candidate:
     """A classifier by name, with the transform of its own code, exactly. See `teachers.load_classifier`."""
     classifier, entry = load_classifier(name, store, exact=True)
-    return Candidate(name, classifier, entry.digest)
+    return Candidate(str(name), classifier, entry.digest)
 
 
 def measure(

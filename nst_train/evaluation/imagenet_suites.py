@@ -18,7 +18,7 @@ from nst_data.errors import NstError
 from nst_data.sources import Source, labels_in, open_source
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.imagenet_names import imagenet_wnids
-from nst_train.classifiers.teachers import Classifier
+from nst_train.classifiers.classifier import Classifier
 from nst_train.evaluation.corruptions import SEVERITIES
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids, subset_wnids
 from nst_train.evaluation.sequences import Sequences

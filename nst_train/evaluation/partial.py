@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nst_data.sources import Source
-from nst_train.classifiers.teachers import Classifier
+from nst_train.classifiers.classifier import Classifier
 from nst_train.evaluation.imagenet_classes import known_wnids
 from nst_train.evaluation.imagenet_suites import Place, classes_of, known_to, trial_of, unknown_folders
 from nst_train.evaluation.trials import Trial

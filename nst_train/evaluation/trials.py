@@ -20,8 +20,9 @@ from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, labels_in, match_classes
 from nst_data.store.manifest import json_digest
+from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import PlainBatch, choose_computation, load_images, placed, predict
-from nst_train.classifiers.teachers import Classifier, Teacher
+from nst_train.classifiers.teachers import Teacher
 from nst_train.device import agreed_text, set_threads, this_device
 from nst_train.evaluation.attacks import PixelClassifier, normalization_of
 from nst_train.evaluation.conditions import Condition

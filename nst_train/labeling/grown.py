@@ -17,11 +17,12 @@ from nst_data.store.counts import CalibrationCounts
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
-from nst_train.classifiers.teachers import is_in_store
+from nst_train.classifiers.teachers import TeacherName, is_in_store
 from nst_train.labeling.answers import Errors
 from nst_train.labeling.earlier_labels import EarlierLabels
 from nst_train.labeling.plan import PartMaker, Plan
 from nst_train.settings import LabelSettings
+from nst_train.zero_shot_settings import ZeroShot
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Grown(Plan):
     def _teachers(self) -> dict[str, Input]:
         return self._before.request.inputs.teachers
 
-    def teachers(self, store: Store) -> list[str]:
+    def teachers(self, store: Store) -> list[TeacherName]:
         """The names of those who labeled before, each at the commit that its revision meant then.
 
         Raises UsageError where the labels were made elsewhere, and where the Hub names a teacher that is not in the store: a folder or a
@@ -94,8 +95,11 @@ class Grown(Plan):
         return lambda start, stop, show_life: _part(self.pool, labels, start, stop, self.threads, show_life)
 
 
-def _at_its_commit(teacher: Input) -> str:
-    return f"{teacher.ref.partition('@')[0]}@{teacher.revision}" if teacher.revision and "/" in teacher.ref else teacher.ref
+def _at_its_commit(teacher: Input) -> TeacherName:
+    name = f"{teacher.ref.partition('@')[0]}@{teacher.revision}" if teacher.revision and "/" in teacher.ref else teacher.ref
+    if teacher.texts is None:
+        return name
+    return ZeroShot(model=name, class_names=teacher.texts.synonyms, prompts=teacher.texts.prompts)
 
 
 @dataclass

@@ -26,17 +26,18 @@ from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.classifiers.inference import Computation, choose_computation, computation_of
 from nst_train.classifiers.teacher_calibration import calibration_input, fit
-from nst_train.classifiers.teachers import Teacher, load_teacher, teacher_entries
+from nst_train.classifiers.teachers import Teacher, TeacherName, load_teacher, teacher_entries
 from nst_train.labeling.begin import begin, note_images
 from nst_train.labeling.grown import Grown
 from nst_train.labeling.labeling import Labeling, NoAnswerError
 from nst_train.labeling.like import Like
 from nst_train.labeling.plan import Plan, Whole
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
+from nst_train.zero_shot_settings import ZeroShot
 
 _ROW_BYTES = 100  # key, hashes and numbers
 _POOL_HINT = "was made from it; give its current location as `pool`"
-Teachers = str | Version | Sequence[str | Version]
+Teachers = str | Version | ZeroShot | Sequence[str | Version | ZeroShot]
 
 
 @with_checked_arguments
@@ -61,7 +62,8 @@ def label(
         store: Where the generation is kept.
         corpus: The name that gets a new generation.
         teacher: A version of the store or its `name@gen-N`, `hf-hub:OWNER/NAME`, OWNER/NAME of transformers, `local-dir:FOLDER` or a timm
-            name. Several are an ensemble: the mean of their probabilities.
+            name; or `ZeroShot(...)`, an image-text model with the words of the classes. Several are an ensemble: the mean of their
+            probabilities.
         pool: Images, whose labels are not read.
         settings: What shapes the labels.
         calibration: Labeled images, unseen by the teacher, to fit the temperature on.
@@ -166,12 +168,12 @@ def label_like(
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 
 
-def _names_of(teacher: Teachers, store: Store) -> list[str]:
+def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
     """What the teachers are called. Raises UsageError for a version that is none, and for none at all."""
-    teachers = [teacher] if isinstance(teacher, str | Version) else teacher
+    teachers = [teacher] if isinstance(teacher, str | Version | ZeroShot) else teacher
     if not teachers:
         raise UsageError("`teacher`: expected a teacher or several, found none")
-    return [one if isinstance(one, str) else store.open(one, "teacher").ref for one in teachers]
+    return [store.open(one, "teacher").ref if isinstance(one, Version) else one for one in teachers]
 
 
 def _run_of(run: ReadSettings | None) -> LabelRunSettings:
@@ -192,7 +194,7 @@ class _Driver:
     """A teacher over the rows of a plan: what all ways of labeling have in common."""
 
     store: Store
-    names: Sequence[str]
+    names: Sequence[TeacherName]
     settings: LabelSettings
     run: LabelRunSettings
     progress: Progress

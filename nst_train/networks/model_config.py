@@ -13,9 +13,11 @@ from nst_train.networks.weights import CONFIG, extent
 from nst_train.transforms.preprocessing import LARGEST_SIDE_PX
 
 PROCESSOR = "preprocessor_config.json"
+PROCESSORS = "processor_config.json"  # of images and of texts, in one file
 _SIDES = ("img_size", "input_size")  # in pixels, which no tensor may show
 _DEPTHS = ("layers", "depths", "depth", "num_layers", "num_hidden_layers", "num_blocks")
 _WIDTHS = ("hidden_size", "hidden_sizes", "intermediate_size", "embed_dim")  # of transformers, among many that weights do not show
+_OF_SIDES = ("hidden_size", "intermediate_size", "vocab_size")  # of an image-text model
 ADAPTER = "adapter_config.json"
 _OF_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # a value with a slash names code of the Hub
 _OF_OTHER_WEIGHTS = ("backbone", "use_timm_backbone", "use_pretrained_backbone", "quantization_config")
@@ -65,6 +67,8 @@ def _check_numbers(name: str, config: dict[str, Any], tensors: int, largest: int
         asked = {f"model_args.{key}": value for key, value in config.get("model_args", {}).items() if key not in _SIDES}
     else:
         asked = {key: config[key] for key in (*_WIDTHS, *_DEPTHS) if key in config}
+        sides = {side: config[side] for side in ("text_config", "vision_config") if isinstance(config.get(side), dict)}
+        asked |= {f"{side}.{key}": of_side[key] for side, of_side in sides.items() for key in (*_OF_SIDES, *_DEPTHS) if key in of_side}
     for place, value in asked.items():
         numbers = _numbers(value)
         number, most = max(numbers, default=0), max(tensors, largest)
@@ -163,15 +167,22 @@ def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: AN
 
 def _check_processor(name: str, folder: Path) -> None:
     """Raises NstError for a size that an image could not be brought to."""
-    try:
-        stored = json.loads((folder / PROCESSOR).read_text("utf-8"))
-    except (OSError, ValueError):  # for transformers to describe
-        return
+    for file in (PROCESSOR, PROCESSORS):
+        try:
+            stored = json.loads((folder / file).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):  # for transformers to describe
+            continue
+        if file == PROCESSORS:
+            stored = stored.get("image_processor") if isinstance(stored, dict) else None
+        _check_sizes(name, file, stored)
+
+
+def _check_sizes(name: str, file: str, stored: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
     sizes = [stored.get(key) for key in ("size", "crop_size", "pad_size")] if isinstance(stored, dict) else []
     for size in sizes:
         for side in size.values() if isinstance(size, dict) else [size]:
             if isinstance(side, int | float) and not 0 < side <= LARGEST_SIDE_PX:
-                raise NstError(f"{name}: {PROCESSOR}: expected a side of 1 to {LARGEST_SIDE_PX} pixels, found {side}")
+                raise NstError(f"{name}: {file}: expected a side of 1 to {LARGEST_SIDE_PX} pixels, found {side}")
 
 
 def check_is_classifier(name: str, config: Any) -> None:  # noqa: ANN401 - transformers' are not typed

@@ -1,12 +1,15 @@
 """The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from nst_data.cards.card_metadata import read_front_matter
 from nst_data.errors import NstError, UsageError, first_line
@@ -31,11 +34,11 @@ def repository_of(name: str) -> HubReference:
     return reference
 
 
-def download(name: str) -> tuple[Path, str]:
-    """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
+def download(name: str, more: Sequence[str] = ()) -> tuple[Path, str]:
+    """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit). `more` are patterns of other files."""
     repository = repository_of(name)
     with plain_errors(name, "model"), bars_on_terminals():
-        path = retried(lambda: snapshot_download(repository.repo, revision=repository.revision, allow_patterns=_FILES))
+        path = retried(lambda: snapshot_download(repository.repo, revision=repository.revision, allow_patterns=[*_FILES, *more]))
     folder = Path(path)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
@@ -172,3 +175,14 @@ def _quoted(text: str, before: str) -> list[str]:
 def _shape(shape: object) -> str:
     numbers = re.findall(r"\d+", str(shape))
     return "x".join(numbers) or "a number"
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Of all tensors of a network, by their names."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()

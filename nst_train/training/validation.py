@@ -10,8 +10,9 @@ from torch import Tensor, distributed, nn
 
 from nst_data.errors import NstError
 from nst_data.sources import Source, match_classes
+from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import choose_computation
-from nst_train.classifiers.teachers import Classifier, Teacher
+from nst_train.classifiers.teachers import Teacher
 from nst_train.device import over_processes, set_threads, this_process
 from nst_train.evaluation.evaluate import score
 from nst_train.evaluation.metrics import Score

@@ -1,0 +1,67 @@
+"""Class names with the words that say them: a YAML file of synonyms, or a text file with one name a line."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nst_data.errors import UsageError
+
+YAML_SUFFIXES = (".yaml", ".yml")
+_MOST_BYTES = 2**26
+_EXPECTED = "expected a YAML list of class names, or lines such as `t-shirt: [t-shirt, tee]`"
+
+
+def is_yaml(file: str) -> bool:
+    """Whether class names stand in a YAML file rather than one a line."""
+    return Path(file).suffix.lower() in YAML_SUFFIXES
+
+
+def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
+    """The words of each class in a YAML file, by its name, in order: a list of names, or a mapping of a name to its synonyms.
+
+    All of it is taken as text: `no` and `1` are names. Raises UsageError where it cannot be read or is something else.
+    """
+    try:
+        if Path(file).stat().st_size > _MOST_BYTES:
+            raise UsageError(f"`class_names` {file}: more than {_MOST_BYTES // 2**20} MB; {_EXPECTED}")
+        text = Path(file).read_text("utf-8-sig")
+        tree, content = yaml.compose(text, yaml.BaseLoader), yaml.load(text, yaml.BaseLoader)
+    except OSError as error:
+        raise UsageError(f"`class_names` {file}: {error.strerror}; {_EXPECTED}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"`class_names` {file}: {_EXPECTED}, found no YAML ({' '.join(str(error).split())})") from None
+    if isinstance(tree, yaml.MappingNode):  # YAML itself would keep the last of two
+        keys = [key.value for key, _ in tree.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise UsageError(f"`class_names` {file}: {twice!r} is there twice; expected distinct names")
+    return texts_of(content, f"`class_names` {file}")
+
+
+def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: ANN401 - anything a YAML file holds
+    """The words of each class by its name; a name without synonyms stands for itself. Raises UsageError, which begins with `what`."""
+    if isinstance(content, list | tuple):
+        if twice := next((name for name in content if content.count(name) > 1), None):
+            raise UsageError(f"{what}: {twice!r} is there twice; expected distinct names")
+        content = dict.fromkeys(content, None) if all(isinstance(one, str) for one in content) else None
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise UsageError(f"{what}: {_EXPECTED}, found {'another value' if content is None else type(content).__name__}")
+    texts = {name.strip(): _words(name, words, what) for name, words in content.items()}
+    if len(texts) < 2:
+        raise UsageError(f"{what}: expected at least two distinct class names, found {len(texts)}")
+    if odd := next((one for name, words in texts.items() for one in (name, *words) if not one or not one.isprintable()), None):
+        raise UsageError(f"{what}: expected names and synonyms of printable characters, found {odd[:40]!r}")
+    if "" in texts:
+        raise UsageError(f"{what}: one class name is empty")
+    return texts
+
+
+def _words(name: str, words: Any, what: str) -> tuple[str, ...]:  # noqa: ANN401 - anything a YAML file holds
+    """The synonyms of a class, each once."""
+    if words is None or words == "":
+        words = [name]
+    words = [words] if isinstance(words, str) else words
+    if not isinstance(words, list | tuple) or not words or not all(isinstance(one, str) for one in words):
+        raise UsageError(f"{what}: {name}: expected its synonyms as a list, such as [t-shirt, tee], found {str(words)[:40]!r}")
+    return tuple(dict.fromkeys(one.strip() for one in words))

@@ -1,0 +1,29 @@
+"""A network that answers, with all that its answers depend on."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nst_train.networks.models import count_parameters
+from nst_train.transforms.preprocessing import Preprocessing
+
+_SHAPING = ("identity", "input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network in evaluation mode, never noised, with all that its predictions need."""
+
+    network: nn.Module
+    preprocessing: Preprocessing
+    class_names: list[str]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return count_parameters(self.network)
+
+
+def shaping(preprocessing: Preprocessing) -> list[tuple[str, str]]:
+    """What of a preprocessing decides its tensors, for a digest."""
+    return sorted((key, str(value)) for key, value in vars(preprocessing).items() if key in _SHAPING)

@@ -1,0 +1,126 @@
+"""An image-text model and the words of the classes to a classifier: the text side is computed once, and becomes a linear layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nst_data.errors import NstError, UsageError
+from nst_data.prefetch import cpus_of_this_process, in_threads
+from nst_data.store.inputs import ClassTexts, Input
+from nst_data.store.manifest import json_digest
+from nst_train.classifiers.classifier import Classifier, shaping
+from nst_train.device import set_threads, this_device
+from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
+from nst_train.networks.model_config import check_config, read_config
+from nst_train.networks.models import check_name
+from nst_train.networks.probe import FAILURES, probe
+from nst_train.networks.weights import CONFIG, FOLDER, download, weights_sha256, why_not_loaded
+from nst_train.zero_shot_settings import ZeroShot
+
+_TEXTS_AT_ONCE = 64
+
+
+class Similarities(nn.Module):
+    """The image side of an image-text model under a linear layer: normalized features to logits."""
+
+    def __init__(self, images: ImageFeatures, head: Float[Tensor, "classes dimensions"]) -> None:
+        super().__init__()
+        self.images = images
+        self.head = nn.Linear(head.shape[1], head.shape[0], bias=False)
+        self.head.weight.data = head
+
+    def forward(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits of a batch, in float32."""
+        features = self.images(pixels)
+        with in_full_precision(features.device.type):
+            logits: Tensor = self.head(F.normalize(features.float(), dim=1))
+            return logits
+
+
+@torch.no_grad()
+def similarities(model: ImageText, spec: ZeroShot) -> tuple[Similarities, ClassTexts]:
+    """The classifier, and what of the texts stands in the lineage.
+
+    A class is the mean of the normalized features of all its texts, normalized again, times the model's scale: the class weights that the
+    authors of CLIP make of several prompts. What a model adds to all logits, such as SigLIP's bias, changes no softmax over classes.
+    """
+    texts = [spec.texts(name) for name in spec.synonyms]
+    model.check([texts[0][0], texts[1][0]])
+    flat = [text for of_class in texts for text in of_class]
+    tokens = [model.tokens(flat[start : start + _TEXTS_AT_ONCE]) for start in range(0, len(flat), _TEXTS_AT_ONCE)]
+    features = F.normalize(torch.cat(_features(model, tokens)), dim=1)
+    means = [rows.mean(dim=0) for rows in torch.split(features, [len(of_class) for of_class in texts])]
+    head = F.normalize(torch.stack(means), dim=1) * model.scale
+    if not head.isfinite().all():
+        raise NstError("its features of the class names are NaN or infinite: its weights are damaged")
+    model.images.keep_what_answers(model.pixels)
+    ids = json_digest([of_batch["input_ids"].tolist() for of_batch in tokens])
+    synonyms = {name: list(words) for name, words in spec.synonyms.items()}
+    return Similarities(model.images, head), ClassTexts(synonyms=synonyms, prompts=list(spec.templates), tokens_sha256=ids)
+
+
+def _features(model: ImageText, tokens: Sequence[Mapping[str, Tensor]]) -> list[Float[Tensor, "texts dimensions"]]:
+    """Of each batch of texts. On a CPU each thread takes whole batches: sums do not depend on how many threads there are."""
+    device = this_device()
+    model.images.to(device)
+    on_device = [{name: values.to(device) for name, values in of_batch.items()} for of_batch in tokens]
+    before = torch.get_num_threads()
+    set_threads(1)
+    try:
+        found = in_threads(_without_gradient(model.text_features), on_device, cpus_of_this_process() if device.type == "cpu" else 1)
+        return [features.float().cpu() for _, features in found]
+    finally:
+        set_threads(before)
+        model.images.to("cpu")
+
+
+def _without_gradient(features: Callable[[Mapping[str, Tensor]], Tensor]) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """In whichever thread it is called: torch's `no_grad` is each thread's own."""
+    return torch.no_grad()(features)
+
+
+def is_zero_shot(name: str) -> bool:
+    """Whether a model that is not of the store is an image-text model. Raises UsageError or NstError for one that is not there."""
+    folder, _ = _folder_of(name)
+    return folder is not None and is_image_text(read_config(name, folder))
+
+
+def _folder_of(name: str) -> tuple[Path | None, str | None]:
+    """Where a model lies, with its tokenizer, and its commit on the Hub; a name of timm has no folder."""
+    check_name(name)
+    if name.startswith(FOLDER):
+        return Path(name.removeprefix(FOLDER)), None
+    return download(name, TOKENIZER_FILES) if "/" in name else (None, None)
+
+
+def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Input]:
+    """The classifier that an image-text model and the words of the classes make, and its entry in the lineage.
+
+    Raises UsageError for words that cannot be, NstError for a model that is no image-text model, or is damaged.
+    """
+    name, names = spec.model, list(spec.synonyms)
+    _ = spec.templates  # refused before a download
+    folder, revision = _folder_of(name)
+    config = read_config(name, folder) if folder else {}
+    if folder is None or not is_image_text(config):
+        kind = config.get("architecture") or config.get("model_type") or "another network"
+        raise UsageError(f"{name}: expected an image-text model such as CLIP or SigLIP, found {str(kind)[:80]}; remove `class_names`")
+    check_config(name, folder, config)
+    try:
+        model = load_image_text(folder, exact)
+        weights = weights_sha256(model.images.network)
+        network, texts = similarities(model, spec)
+        probe(network, model.preprocessing, names)
+    except NstError as error:
+        raise type(error)(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    except (*FAILURES, OSError, ImportError, SafetensorError) as error:
+        raise NstError(f"{name}: expected an image-text model with trained weights; loading failed ({why_not_loaded(error)})") from None
+    architecture = (folder / CONFIG).read_text("utf-8")
+    identity = json_digest([weights, shaping(model.preprocessing), names, architecture, texts.model_dump()])
+    entry = Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, texts=texts)
+    return Classifier(network, model.preprocessing, names), entry
