@@ -268,7 +268,7 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
         ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
         ("evaluate: {}", "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"),
         ("label: []", "line 1: label: expected `{batch_size: ...}`, found []"),
-        ("pool: {source: [a]}", "line 1: pool.source: expected text, found ['a']"),
+        ("pool: {source: [a, 3]}", "line 1: pool.source: expected text, or a list of texts, found ['a', 3]"),
         ("control: 2", "line 1: control: expected true or false, found 2"),
         ("seed: true", "line 1: seed: expected a number, found True"),
         ("generations: [{model: a, epochs: true}, {model: a}]", "line 1: generations.0.epochs: expected a number, found True"),
