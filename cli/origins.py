@@ -9,7 +9,7 @@ from nst_data.settings import Settings
 from nst_train.noise_settings import INPUT_NOISE, OF_RANDAUGMENT
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.settings import OF_AUGMENTATION, OF_STAIRCASE, TrainSettings
-from nst_train.training.schedule import Schedule
+from nst_train.training.schedule import Schedule, images_that_count
 
 
 def origins(settings: Settings, given: Mapping[str, Any], named: Callable[[str], str], outer: str = "") -> dict[str, tuple[Any, str]]:
@@ -62,12 +62,14 @@ def _of_default(place: str) -> str:
 def consequences(settings: TrainSettings, labeled_images: int | None, entries: int | None, student: bool) -> dict[str, Any]:
     """What a training comes to: images in a step, learning rate, steps; those that hang on images are None where none are named.
 
-    `entries` counts the pseudo-labeled entries of an edition; a `student` is trained on both kinds.
+    `entries` counts the pseudo-labeled entries of an edition; a `student` is trained on both kinds, or on them alone.
     """
+    is_alone = labeled_images is None and entries is not None
     pseudo = settings.batch_size * settings.ratio if student else 0
-    labeled = 0 if student and settings.pseudo_only else settings.batch_size
-    schedule = Schedule.of(settings, labeled_images or settings.batch_size)
-    steps = schedule.steps if labeled_images or settings.steps else None
+    labeled = 0 if student and (settings.pseudo_only or is_alone) else settings.batch_size
+    counted = images_that_count(entries, settings) if is_alone and entries else labeled_images
+    schedule = Schedule.of(settings, counted or settings.batch_size)
+    steps = schedule.steps if counted or settings.steps else None
     return {
         "labeled_images_per_step": labeled,
         "pseudo_labeled_images_per_step": pseudo,

@@ -35,7 +35,8 @@ def look_up(
         found |= {place: (found[place][0], "not read on labeled images alone") for place in unread}
     if settings.probe:
         found = {place: one for place, one in found.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
-    parameters = parameters_of(settings, len(labeled.class_names or []) if labeled else None)
+    named_classes = labeled.class_names if labeled else edition.manifest.class_names if edition else None
+    parameters = parameters_of(settings, len(named_classes) if named_classes else None)
     entries = EditionManifest.of(edition.manifest).counts.copies if edition else None
     return {
         "preset": f"{settings.preset}: {PRESETS[settings.preset].about}" if settings.preset else None,
@@ -75,6 +76,8 @@ def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if derived["steps"] and derived["labeled_images"]:
         sentences[-1] = ("steps", f"{derived['steps']:,} over {derived['labeled_images']:,} labeled images")
+    elif derived["steps"] and derived["pseudo_labeled_entries"]:
+        sentences[-1] = ("steps", f"{derived['steps']:,}")
     if derived["passes_over_entries"]:
         entries = f"{derived['passes_over_entries']:.1f} over {derived['pseudo_labeled_entries']:,} entries"
         sentences.append(("passes over the pseudo-labels", entries))

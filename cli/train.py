@@ -38,7 +38,7 @@ def train(
     given: dict[str, dict[str, Any]],
     labeled: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Needed to train."),
+        typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Not needed with --pseudo."),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
     edition: Annotated[
@@ -90,9 +90,12 @@ def train(
         found = look_up(settings, run, given, _as_option, open_labeled(labeled) if labeled else None, pseudo, student)
         (print_json if json else print_settings)(found)
         return
-    if labeled is None or name is None:
-        raise UsageError(f"{'--labeled SOURCE' if labeled is None else '--name TEACHER'} is missing; see `nst train --help`")
-    images = open_labeled(labeled)
+    if name is None or (labeled is None and pseudo is None):
+        raise UsageError(f"{'--name TEACHER' if labeled or pseudo else '--labeled SOURCE'} is missing; see `nst train --help`")
+    columns = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column}
+    if labeled is None and validation is None and (idle := [option for option, value in columns.items() if value]):
+        raise UsageError(f"{idle[0]} applies to labeled images; add them with --labeled SOURCE, or remove it")
+    images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network

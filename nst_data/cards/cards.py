@@ -222,9 +222,10 @@ def _step(described: Described) -> str:
         case EditionManifest(counts=counts):
             return f"{counts.copies:,} entries from {counts.unique:,} images selected"
         case TeacherManifest(counts=counts, request=request):
-            pseudo = f" and {counts.entries:,} pseudo-labeled entries" if request.inputs.edition else ""
+            parts = [f"{counts.labeled:,} labeled images"] if counts.labeled or not request.inputs.edition else []
+            parts += [f"{counts.entries:,} pseudo-labeled entries"] if request.inputs.edition else []
             results = [f"{as_text(name)}: {_score(result)}" for name, result in scores(described.metrics()).items()]
-            return "; ".join([f"trained on {counts.labeled:,} labeled images{pseudo}", *results])
+            return "; ".join([f"trained on {' and '.join(parts)}", *results])
         case GenerationManifest(counts=counts):
             return f"{counts.labeled:,} images labeled by it"
     raise AssertionError(described.manifest.kind)

@@ -99,8 +99,10 @@ class _Sources:
 
     @property
     def labeled(self) -> list[str]:
-        """An option for each source that was joined."""
+        """An option for each source that was joined; none where there were no labeled images."""
         entry = self._inputs.by_role.get("labeled")
+        if entry is None and "edition" in self._inputs.by_role:
+            return []  # trained on it alone
         if entry is None or not entry.sources:
             return ["--labeled", self["labeled"]]
         local = [is_local(one) and self._published is not None for one in entry.sources]

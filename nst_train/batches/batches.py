@@ -42,11 +42,16 @@ _SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """The readable images of a labeled source."""
+    """The readable images of a labeled source; without a source there are none."""
 
-    source: Source
+    source: Source | None
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> "LabeledImages":
+        """Those of a training on pseudo-labels alone."""
+        return cls(None, np.empty(0, np.int64), np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -157,8 +162,10 @@ class _Steps(Dataset[TrainingBatch | NstError]):
         return images, pseudo.targets_of(indices)
 
     def _labeled_image(self, row: int, position: np.int64) -> NDArray[np.uint8]:
-        with _naming(self._labeled.source, row):
-            return self._augmented(self._labeled.source.read(row), "labeled", position)
+        source = self._labeled.source
+        assert source is not None, "an image of it was drawn"
+        with _naming(source, row):
+            return self._augmented(source.read(row), "labeled", position)
 
     def _augmented(self, encoded: bytes, part: str, position: np.int64) -> NDArray[np.uint8]:
         return self._transforms[part](encoded, seed_of(self._settings.seed, part, "noise", int(position)))

@@ -25,7 +25,7 @@ from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.loss import balanced_weights
 from nst_train.training.readable import check_classes, say_lost_classes, unreadable_images
-from nst_train.training.schedule import Schedule
+from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.step import Step, make_step
 from nst_train.training.trackers import Trackers
 from nst_train.training.training_log import TrainingLog
@@ -44,6 +44,7 @@ class Training:
     step: Step
     labeled: LabeledImages
     pseudo: PseudoLabeledImages | None
+    class_names: list[str]
     unreadable: list[str]
     classes_without_images: list[str]
     data_config: dict[str, Any]
@@ -58,24 +59,27 @@ class Training:
         store: Store,
         staging: Staging,
         settings: TrainSettings,
-        source: Source,
+        source: Source | None,
         edition: Version | StreamedEdition | None,
         pool: Source | None,
         run: RunSettings,
         progress: Progress,
         validation: Source | None,
     ) -> "Training":
-        """Look at images, edition and network. Raises NstError for what they refuse, before any step."""
+        """Look at images, edition and network; without a `source` the edition is all. Raises NstError for what they refuse."""
         processes = this_process().num_processes
         _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
                 progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
-        faults = unreadable_images(staging, "labeled", source, run, progress)
-        labeled, lines = without(source, faults), list(faults.values())
-        empty = check_classes(source, labeled, faults, progress)
-        source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
-        class_names = source.class_names or []
+        labeled, lines, empty = LabeledImages.none(), list[str](), list[str]()
+        class_names = list(edition.manifest.class_names) if edition is not None else []
+        if source is not None:
+            faults = unreadable_images(staging, "labeled", source, run, progress)
+            labeled, lines = without(source, faults), list(faults.values())
+            empty = check_classes(source, labeled, faults, progress)
+            source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
+            class_names = source.class_names or []
         pseudo: PseudoLabeledImages | None = None
         if edition is not None:
             with this_process().main_process_first():
@@ -98,16 +102,17 @@ class Training:
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_size(network, settings, data_config, len(class_names), at_once)
         weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
-        step = make_step(network, settings, Schedule.of(settings, len(labeled)), data_config, len(class_names), weights)
+        counted = len(labeled) if source is not None or pseudo is None else images_that_count(len(pseudo), settings)
+        step = make_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)
         scores, unscored = None, 0
         if validation is not None:
             unscored_faults = unreadable_images(staging, "validation", validation, run, progress)
             say_lost_classes(validation, unscored_faults, progress)
             unscored = len(unscored_faults)
-            per_epoch = len(labeled) * _images_per_labeled(settings, pseudo is not None)
+            per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
             of_test = evaluation_data_config_of(network, settings)
             scores = Validation.of(validation, class_names, settings, of_test, step.schedule, per_epoch, run.decode_threads)
-        return cls(staging, step, labeled, pseudo, lines, empty, data_config, scores, unscored)
+        return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, scores, unscored)
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""

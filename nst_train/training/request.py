@@ -19,7 +19,7 @@ from nst_train.training.warm_start import start_input
 def request_of(
     store: Store,
     settings: TrainSettings,
-    labeled: Source,
+    labeled: Source | None,
     edition: Version | StreamedEdition | None,
     pool: Source | None,
     validation: Source | None,
@@ -27,7 +27,7 @@ def request_of(
     exclude: Sequence[Source] = (),
 ) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not."""
-    inputs, order = {"labeled": labeled.lineage}, {}
+    inputs, order = {"labeled": labeled.lineage} if labeled is not None else {}, {}
     if validation is not None:
         inputs["validation"] = validation.lineage
     if edition is not None:

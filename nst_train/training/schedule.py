@@ -11,7 +11,7 @@ LEARNING_RATE_BATCH = 256
 
 @dataclass(frozen=True)
 class Schedule:
-    """A training in steps. Only labeled images count (section 3.1)."""
+    """A training in steps. Only labeled images count (section 3.1); where there are none, see `images_that_count`."""
 
     steps: int
     steps_per_epoch: float
@@ -23,7 +23,7 @@ class Schedule:
     skipped_steps: int = 0  # where the training is the end of a longer schedule
 
     @classmethod
-    def of(cls, settings: TrainSettings, labeled_images: int) -> Self:
+    def of(cls, settings: TrainSettings, labeled_images: float) -> Self:
         """Convert the settings' epochs to steps over `labeled_images`."""
         steps_per_epoch = labeled_images / settings.batch_size
         steps = settings.steps or max(1, round(settings.epochs * steps_per_epoch))
@@ -60,3 +60,8 @@ class Schedule:
         """Whether step `done` (counted from 1) is the last or passes a multiple of `epochs`."""
         every = epochs * self.steps_per_epoch
         return done == self.steps or done // every > (done - 1) // every
+
+
+def images_that_count(entries: int, settings: TrainSettings) -> float:
+    """What stands for the labeled images of a training on an edition alone: an epoch passes each of its entries once."""
+    return entries / settings.ratio

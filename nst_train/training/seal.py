@@ -13,9 +13,7 @@ from nst_train.settings import TrainSettings
 from nst_train.training.loop import Training
 
 
-def seal(
-    staging: Staging, settings: TrainSettings, training: Training, class_names: list[str], machine: dict[str, Any], reviewed: int = 0
-) -> None:
+def seal(staging: Staging, settings: TrainSettings, training: Training, machine: dict[str, Any], reviewed: int = 0) -> None:
     """Write the averaged weights, those of the best validation where there is one, with what describes them, and seal the teacher."""
     averaged, schedule, validation = training.step.averaged.module, training.step.schedule, training.validation
     best = validation.best if validation else None
@@ -23,6 +21,7 @@ def seal(
         averaged.load_state_dict(best.weights)
         place = {"step": best.step, "source": validation.source.location, "fingerprint": validation.source.fingerprint}
         Metrics.model_validate({"validation": best.scores | place}).write(staging.build)
+    class_names = training.class_names
     files = save_teacher(averaged, staging.build, class_names, settings)
     counts = TeacherCounts(
         parameters=count_parameters(averaged),

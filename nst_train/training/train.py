@@ -31,7 +31,7 @@ from nst_train.training.warm_start import start_input
 def train(
     store: Store,
     name: str,
-    labeled: Source,
+    labeled: Source | None,
     settings: TrainSettings,
     *,
     edition: Version | StreamedEdition | str | None = None,
@@ -51,7 +51,8 @@ def train(
     Args:
         store: Where the teacher is kept, and what it is made from.
         name: The teacher's name; each training of it is a new generation.
-        labeled: Images with their labels, `open_source(..., labeled=True)`.
+        labeled: Images with their labels, `open_source(..., labeled=True)`. None: a student is trained on the edition alone, whose classes
+            are its own. Then a step has `batch_size` times `ratio` images, and an epoch passes each entry of the edition once.
         settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images. With `probe` the
             network stays as it is, and only its last layer is fitted.
         edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
@@ -87,7 +88,10 @@ def train(
         raise UsageError(f"`reviews` {reviews.ref} needs the images that people answered about here; pull {edition.ref} and train on that")
     for line in [line for source in filter(None, (labeled, validation)) for line in source.remarks()]:
         progress.say(line)
-    check_trainable(labeled)
+    if labeled is not None:
+        check_trainable(labeled)
+    else:
+        settings = _of_pseudo_labels_alone(settings, edition, reviews)
     if validation is not None:
         labels_in(validation)
     check_names(settings)
@@ -107,12 +111,26 @@ def train(
         staging = begin(store, request_of(store, settings, labeled, edition, pool, validation, reviews, exclude), name, generation)
         for line in [] if isinstance(staging, Version) else store.unfinished_beside(staging):
             progress.say(line)
-        check_unchanged(staging, {"labeled": labeled} | ({"validation": validation} if validation else {}), progress)
+        read = {"labeled": labeled, "validation": validation}
+        check_unchanged(staging, {role: source for role, source in read.items() if source is not None}, progress)
     if isinstance(staging, Version):
         return staging
     with _alone(staging, progress) as sign:
         _train(store, staging, sign, settings, labeled, edition, pool, reviews, exclude, run, progress, validation, trackers)
     return Version(staging.target)
+
+
+def _of_pseudo_labels_alone(settings: TrainSettings, edition: Version | StreamedEdition | None, reviews: Version | None) -> TrainSettings:
+    """The settings of a training without labeled images. Raises UsageError for what needs some."""
+    needed_for = {
+        "a teacher, which has no pseudo-labels (`edition`),": edition is None,
+        f"`reviews` {reviews.ref if reviews else ''}": reviews is not None,
+        "`probe`": settings.probe,
+        "`class_weights`": settings.class_weights is not None,
+    }
+    if lacking := next((what for what, is_asked in needed_for.items() if is_asked), None):
+        raise UsageError(f"`labeled` is missing: {lacking} needs labeled images")
+    return settings.model_copy(update={"pseudo_only": True, "loss": type(settings).model_fields["loss"].default})
 
 
 def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None, reviews: Version | None) -> None:
@@ -133,15 +151,15 @@ def _pool_of(store: Store, edition: Version | StreamedEdition | None, pool: Sour
 def _labeled_part(
     store: Store,
     staging: Staging,
-    labeled: Source,
+    labeled: Source | None,
     reviews: Version | None,
     edition: Version | StreamedEdition | None,
     pool: Source | None,
     measured: Sequence[Source],
     progress: Progress,
-) -> tuple[Source, int]:
+) -> tuple[Source | None, int]:
     """The labeled images with what people answered, and how many of their labels people gave."""
-    if reviews is None:
+    if reviews is None or labeled is None:
         return labeled, 0
     assert not isinstance(edition, StreamedEdition), "refused"
     drawn, name = edition, reviews.folder.parent.name
@@ -179,7 +197,7 @@ def _train(
     staging: Staging,
     sign: Sign | None,
     settings: TrainSettings,
-    labeled: Source,
+    labeled: Source | None,
     edition: Version | StreamedEdition | None,
     pool: Source | None,
     reviews: Version | None,
@@ -204,6 +222,7 @@ def _train(
         measured = [*exclude, *([validation] if validation else [])]
         labeled, reviewed = _labeled_part(store, staging, labeled, reviews, edition, pool, measured, progress)
     if settings.probe:
+        assert labeled is not None, "refused"
         with staging.refusable():
             if sign is not None:
                 fit_probe(store, staging, settings, labeled, run, progress, machine, since, reviewed)
@@ -214,8 +233,9 @@ def _train(
         training = Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
-    entries = f" and {pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}" if pseudo else ""
-    progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {images:,} labeled image{'s' * (images > 1)}{entries}")
+    parts = [f"{images:,} labeled image{'s' * (images > 1)}"] if images else []
+    parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
+    progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {' and '.join(parts)}")
     words = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "steps" if settings.steps else "epochs"
     warmup = f"{settings.warmup_epochs:g} epochs" if settings.warmup_steps is None else f"{settings.warmup_steps:,} steps"
     if training.step.schedule.warmup_steps >= training.step.schedule.skipped_steps + steps:
@@ -227,5 +247,5 @@ def _train(
         training.run(run, progress, since, trackers)
     if sign is not None:
         sign.check(staging.ref)
-        seal(staging, settings, training, labeled.class_names or [], machine, reviewed)
+        seal(staging, settings, training, machine, reviewed)
     state.wait_for_everyone()
