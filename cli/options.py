@@ -121,7 +121,8 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
         @functools.wraps(command)
         def call(context: typer.Context, **values: Any) -> None:  # noqa: ANN401
             typed = {name.removeprefix("former_"): value for name, value in values.items() if _is_typed(context, name)}
-            if empty := [name for name, value in values.items() if value == "" and _is_typed(context, name)]:
+            given_empty = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
+            if empty := [name for name in given_empty if _is_typed(context, name)]:
                 option = next(one.opts[0] for one in context.command.params if one.name == empty[0])
                 raise UsageError(f"{option}: expected a value, got an empty one")  # such as of a variable that is not set
             for name, former in _FORMER.items():
