@@ -13,16 +13,21 @@ from .options import ImageColumnOption, JsonOption, StoreOption, open_store, pri
 @with_settings(settings=AdoptSettings, run=ReadableSettings)
 def adopt(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="The labels: parquet files, a folder saved by datasets, or owner/name on the Hub.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
+            "or owner/name on the Hub.",
+        ),
     ],
     corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
     settings: AdoptSettings,
     run: ReadableSettings,
     pool: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="With --key: where the images are. Else SOURCE holds them beside the labels.")
+        str | None, typer.Option(metavar="SOURCE", help="Where the images are. Else SOURCE holds them beside the labels.")
     ] = None,
     class_names: Annotated[
-        str | None, typer.Option(metavar="FILE", help="One class name a line, in the order of the probabilities; else SOURCE's own.")
+        str | None, typer.Option(metavar="FILE", help="One class name a line, in the order of class numbers; else SOURCE's own.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(metavar="TEXT", help="What made the labels, such as hf-hub:OWNER/NAME.")] = None,
     generation: Annotated[
@@ -32,22 +37,24 @@ def adopt(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take over soft labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
+    """Take over labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
     from nst_data.adoption import adopt as adopt_labels
     from nst_data.errors import NstError
+    from nst_data.label_files.opening import is_text
     from nst_data.sources import open_source
     from nst_data.sources.cells import NoImagesError
     from nst_data.store.manifest import GenerationManifest
 
     there = open_store(store)
     try:
-        images = open_source(pool or source, image_column=image_column, indexes=there.indexes)
+        where = pool if pool or is_text(source) else source
+        images = open_source(where, image_column=image_column, indexes=there.indexes) if where else None
     except NoImagesError as error:
-        raise NstError(f"{error}" + ("" if pool else "; or name a column with the keys of images: --key COLUMN --pool SOURCE")) from None
+        raise NstError(f"{error}" + ("" if pool else "; or name where the images are: --pool SOURCE")) from None
     version = adopt_labels(
         there,
         corpus,
-        source if pool else images,
+        source if pool or images is None else images,
         **settings.model_dump(),
         pool=images if pool else None,
         class_names=class_names,

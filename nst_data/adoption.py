@@ -1,4 +1,4 @@
-"""Pseudo-labels that were made elsewhere, as a generation: their soft labels checked, joined to images that are read once, sealed."""
+"""Labels that were made elsewhere, as a generation: checked, joined to images that are read once, sealed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
+from nst_data.label_files.choosing import Asked
+from nst_data.label_files.opening import LabelTable, is_text, of_source, open_labels
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.labeled_version import LabeledVersion, check_unchanged
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.selection.overlap import DECODED_SIDE_PX
-from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings, default_top_k
-from nst_data.sources import Row, Source, open_source, open_table
+from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings
+from nst_data.sources import Row, Source, open_source
 from nst_data.sources.labels import names_in
 from nst_data.store.counts import GenerationCounts, LabelCounts
 from nst_data.store.files import disk_use, space_warning
@@ -30,7 +32,7 @@ from nst_data.store.store import Store, Version
 from nst_data.tables.key_column import KeyColumn, Rows
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
-from nst_data.tables.soft_label_column import SoftLabelColumn
+from nst_data.tables.label_reader import LabelReader, label_reader
 from nst_data.tables.soft_labels import as_columns
 
 _IMAGES_AT_ONCE = 512
@@ -43,7 +45,10 @@ def adopt(
     corpus: str,
     table: Source | str,
     *,
-    probs: str,
+    probs: str | None = None,
+    label_column: str | None = None,
+    logits: bool = False,
+    smoothing: float = 0.0,
     key: str | None = None,
     pool: Source | None = None,
     class_names: str | None = None,
@@ -54,22 +59,28 @@ def adopt(
     max_unreadable: float = ReadableSettings().max_unreadable,
     progress: Progress | None = None,
 ) -> Version:
-    """Seal soft labels that were made elsewhere as a generation of `corpus`.
+    """Seal labels that were made elsewhere as a generation of `corpus`.
 
-    All soft labels are checked before any work, and kept in a copy while the images are read, once each; what was done by a run that was
+    All labels are checked before any work, and kept in a copy while the images are read, once each; what was done by a run that was
     killed is not done again. Memory: 24 bytes a row with keys, else constant.
 
     Args:
         store: Where the generation is kept.
         corpus: The name that gets a new generation.
-        table: The labels, as a source or where it is: parquet files, a folder saved by `datasets` or `owner/name` on the Hub. Without `key`
-            it holds the images too and is the pool.
-        probs: Its column with the soft labels: a list of probabilities, one for each class.
-        key: Its column that names the image of each row: a key of `pool`, whose other images stay unlabeled.
-        pool: With `key`: where the images are.
-        class_names: A file with one class name a line, in the order of the probabilities; by default the table's own.
+        table: The labels, as a source or where they are: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets` or
+            `owner/name` on the Hub, class folders, tar files. Without `pool` it holds the images too.
+        probs: Its column of probabilities: a list for all classes, in order, or numbers beside the classes of `label_column`;
+            `prob` stands for `prob_0`, `prob_1`, ... too. By default that with a name such as `probs`, `prob`, `score` or `confidence`.
+        label_column: Its column of classes, by name or number: one, or a list of the most probable; or a field of labels with their scores.
+            By default that with a name such as `label`, `class` or `index`.
+        logits: The numbers are logits; their softmax is taken.
+        smoothing: Of labels without a confidence: how much of the probability is even over all classes, in [0, 1).
+        key: Its column that names the image of each row: the key, the path or the file name of one image of `pool`, whose other images
+            stay unlabeled; `image_hash` names it by its content. By default that with a name such as `filename`, `path` or `image`.
+        pool: Where the images are that the table names.
+        class_names: A file with one class name a line, in the order of the numbers; by default the table's own, or those that occur.
         teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
-        top_k: Keep so many of the largest probabilities; by default all, above 1,000 classes 100.
+        top_k: Keep so many of the largest probabilities; by default all, of more than 1,000 classes 100.
         rows_per_shard: Rows in a parquet shard; work done is kept shard by shard.
         generation: Ask for this number, from 1, instead of the next free one.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
@@ -82,30 +93,34 @@ def adopt(
         UsageError: The arguments do not go together, or class names are missing.
         NstError: Soft labels, keys or images cannot be taken as they are; rerun, it reads unreadable images again.
     """
-    settings = AdoptSettings(probs=probs, key=key, top_k=top_k, rows_per_shard=rows_per_shard)
+    settings = AdoptSettings(
+        probs=probs, label_column=label_column, logits=logits, smoothing=smoothing, key=key, top_k=top_k, rows_per_shard=rows_per_shard
+    )
     progress = progress or on_this_terminal()
-    if bool(key) != (pool is not None):
-        given, lacking = ("`key` refers to images", "`pool` SOURCE") if key else ("`pool` applies to `key`", "`key` COLUMN")
-        raise UsageError(f"{given}; add {lacking}, or remove it if the table holds the images")
-    if isinstance(table, str):
-        table = open_table(table) if pool else open_source(table, indexes=store.indexes)
-    column = SoftLabelColumn(table, settings.probs)
-    names = _class_names(table, column, class_names)
-    top_k = top_k if top_k is not None else default_top_k(column.classes)
+    if key and pool is None:
+        raise UsageError("`key` refers to images; add `pool` SOURCE, or remove it if the table holds the images")
+    given = names_in(class_names) if class_names is not None else None
+    asked = Asked(probs, label_column, key, logits, given)
+    adopted = _opened(store, table, pool, asked)
+    column = label_reader(adopted.source, adopted.columns, given, class_names, smoothing, progress)
+    names = column.class_names
+    top_k = top_k if top_k is not None else column.default_top_k()
+    column.check_top_k(top_k)
     schema = pseudo_labels_schema(names, top_k)
-    keys = KeyColumn(table, key) if key else None
-    rows = keys.found_in(pool) if keys and pool else Rows(range(len(table)), range(len(table)))
-    for line in (pool or table).remarks():
+    keys = KeyColumn(adopted.source, adopted.key) if adopted.key else None
+    images = pool or adopted.images
+    rows = keys.found_in(images) if keys else Rows(range(len(images)), range(len(images)))
+    for line in [*images.remarks(), *adopted.remarks, *column.remarks, *(keys.remarks if keys else [])]:
         progress.say(line)
     labels = column.digest(progress)
     inputs = GenerationInputs(
-        pool=(pool or table).lineage,
-        adopted=table.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
+        pool=images.lineage,
+        adopted=adopted.source.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
         **({"class_names": Input(ref=str(Path(class_names).absolute()), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     )
     staged = store.begin(GenerationRequest(settings=settings.for_request(), inputs=inputs), corpus, generation)
-    check = partial(check_unchanged, staged, {"pool": pool or table}, f"`store.remove({staged.ref!r})` and adopt again", progress)
+    check = partial(check_unchanged, staged, {"pool": images}, f"`store.remove({staged.ref!r})` and adopt again", progress)
     if isinstance(staged, Version):
         check()
         progress.say(f"{staged.ref} already exists: same labels, images and settings")
@@ -113,9 +128,9 @@ def adopt(
 
     def make() -> Version:
         check()
-        since, plan = time.monotonic(), ShardPlan(len(table), rows_per_shard)
+        since, plan = time.monotonic(), ShardPlan(len(rows.in_pool), rows_per_shard)
         shards = Shards(staged.build, staged.work, plan)
-        version = LabeledVersion(staged, shards, pool or table, names, "adopt", {}, progress, max_unreadable)
+        version = LabeledVersion(staged, shards, images, names, "adopt", {}, progress, max_unreadable)
         adoption = _Adoption(version, rows, column, schema, top_k)
         adoption.prepare()
         return version.make(adoption, since)
@@ -123,24 +138,15 @@ def adopt(
     return staged.shared(make)
 
 
-def _class_names(table: Source, column: SoftLabelColumn, file: str | None) -> list[str]:
-    """From a file or from a column of the table that has as many. Raises UsageError where there are none, NstError for names of no use."""
-    named = list({tuple(names): names for names in table.class_columns().values() if len(names) == column.classes}.values())
-    if file is None and len(named) != 1:
-        found = "several columns have" if named else "no column has"
-        raise UsageError(
-            f"{table.location}: `{column.name}` has {column.classes} classes, and {found} as many class names; "
-            "provide them with `class_names` FILE"
-        )
-    names = names_in(file) if file is not None else named[0]
-    where = f"`class_names` {file}" if file is not None else table.location
-    if len(names) != column.classes or len(set(names)) != len(names):
-        raise UsageError(
-            f"{where}: expected {column.classes} different names, one for each number of `{column.name}`, found {len(set(names))}"
-        )
-    if odd := [name for name in names if not name.strip() or not name.isprintable()]:
-        raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with `class_names` FILE")
-    return names
+def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked) -> LabelTable:
+    """The labels. Raises UsageError where they hold no images and there is no pool."""
+    if pool is not None:
+        return open_labels(table, asked) if isinstance(table, str) else of_source(table, asked, with_key=True)
+    if isinstance(table, str):
+        if is_text(table):
+            raise UsageError(f"{table}: names images and holds none; add `pool` SOURCE, where they are")
+        table = open_source(table, indexes=store.indexes)
+    return of_source(table, asked, with_key=False)
 
 
 def _named_teacher(text: str) -> Input:
@@ -176,7 +182,7 @@ class _Adoption:
 
     version: LabeledVersion
     rows: Rows
-    column: SoftLabelColumn
+    column: LabelReader
     schema: pa.Schema
     top_k: int | None
 

@@ -8,6 +8,7 @@ _ODD = re.compile(r"[^\w.\- ]+")
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _MOST_BYTES = 100
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+QUOTED_FORMULA = r"^'([=+\-@\t\r])"  # what `cell` wrote, as a regular expression: the first group is where the text begins
 
 
 def file_name(name: str) -> str:

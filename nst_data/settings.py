@@ -147,10 +147,20 @@ def default_top_k(classes: int) -> int | None:
 
 
 class AdoptSettings(Settings):
-    """Where a table that was made elsewhere has its soft labels, and how they are kept."""
+    """Where a table that was made elsewhere has its labels, and how they are kept."""
 
-    probs: str = Field(description="The column with the soft labels: a list of probabilities, one for each class.")
-    key: str | None = Field(None, description="The column that names the image of each row: its key in the pool.")
+    probs: str | None = Field(
+        None,
+        description="Column of probabilities: a list for all classes, or beside `label_column`; NAME for NAME_0, NAME_1, ... By default by its name.",
+    )
+    label_column: Annotated[str | None, Later(None)] = Field(
+        None, description="Column of classes, by name or number: one, or a list of the most probable. By default by its name."
+    )
+    logits: Annotated[bool, Later(False)] = Field(False, description="The numbers are logits: take their softmax.")
+    smoothing: Annotated[float, Later(0.0)] = Field(
+        0.0, ge=0, lt=1, description="Of labels without a confidence: how much of the probability is even over all classes."
+    )
+    key: str | None = Field(None, description="Column that names the image of each row: its key, path or file name in the pool.")
     top_k: int | None = Field(
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )

@@ -11,9 +11,11 @@ from pictures import write_table
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_table
+from nst_data.tables.label_columns import LabelColumns
 from nst_data.tables.soft_label_column import SoftLabelColumn
 from nst_data.tables.soft_labels import as_columns, soft_labels
 
+PROBS = LabelColumns(numbers=("probs",))
 GOOD = [[0.25, 0.75, 0.0], [1.0, 0.0, 0.0], [0.5, 0.25, 0.25]]
 
 
@@ -21,7 +23,7 @@ def column_of(tmp_path, *pieces, **options):
     """One parquet file for each piece."""
     for number, values in enumerate(pieces):
         write_table(tmp_path / f"{number}.parquet", probs=values, **options)
-    return SoftLabelColumn(open_table(str(tmp_path)), "probs")
+    return SoftLabelColumn(open_table(str(tmp_path)), PROBS)
 
 
 def read(column):
@@ -56,7 +58,7 @@ def test_a_negative_zero_is_the_least_and_no_negative_number(tmp_path):
 def test_all_rows_of_a_saved_dataset_are_read_in_order(tmp_path):
     values = np.random.default_rng(0).dirichlet(np.ones(3), 600).astype(np.float32)
     Dataset.from_dict({"probs": values.tolist()}).save_to_disk(str(tmp_path / "saved"))
-    np.testing.assert_allclose(read(SoftLabelColumn(open_table(str(tmp_path / "saved")), "probs")), values, rtol=1e-6)
+    np.testing.assert_allclose(read(SoftLabelColumn(open_table(str(tmp_path / "saved")), PROBS)), values, rtol=1e-6)
 
 
 def test_the_digest_does_not_depend_on_how_the_rows_are_stored(tmp_path):
@@ -67,7 +69,7 @@ def test_the_digest_does_not_depend_on_how_the_rows_are_stored(tmp_path):
     assert whole.digest(Progress()) == parts.digest(Progress()) != other.digest(Progress())
 
 
-NO_DISTRIBUTION = r"expected probabilities that add up to 1 \(within 0.01\); turn logits into probabilities \(softmax\) first"
+NO_DISTRIBUTION = r"expected probabilities that add up to 1 \(within 0.01\); if these are logits, add `logits`"
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_missing_soft_label_in_lists_of_one_length_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        (["a", "b"], r"column `probs` is string, expected lists of numbers, one for each class"),
+        (["a", "b"], r"column `probs` is list<item: string>, expected lists of numbers, one for each class"),
         ([["a"], ["b"]], r"column `probs` is list<element: string>, expected lists of numbers"),
         ([[1.0], [1.0]], r"`probs` of row '0.parquet:0' has 1 number, expected one for each class"),
         (pa.array([None, [0.5, 0.5]]), r"`probs` of row '0.parquet:0' has 0 numbers, expected one for each class"),
@@ -112,7 +114,7 @@ def test_a_column_of_other_things_is_refused(tmp_path, values, line):
 
 def test_the_column_must_be_there(tmp_path):
     with pytest.raises(NstError, match=r"0.parquet: expected one column `probs`, found `logits` \(double\), `label` \(int64\)"):
-        SoftLabelColumn(open_table(write_table(tmp_path / "0.parquet", logits=[1.0], label=[1])), "probs")
+        SoftLabelColumn(open_table(write_table(tmp_path / "0.parquet", logits=[1.0], label=[1])), PROBS)
 
 
 def test_label_and_confidence_are_those_before_rounding_to_float16():

@@ -2,20 +2,20 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from nst_data.errors import NstError, UsageError, first_line
+from nst_data.errors import NstError, UsageError
 from nst_data.sources.folder import Files
 from nst_data.sources.labels import LabelsAsked, class_numbers, label_column, labels_of
 from nst_data.sources.listed import sizes_of
 from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, json_lines, readable
 
-SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".json"))
+SUFFIXES = frozenset((*DELIMITERS, *LINES, ".json"))
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside the images of a Hugging Face `imagefolder`
 _PATHS = ("file_name", "filename", "path", "file", "filepath", "file_path", "image", "image_path", "key")
 _FILE, _CLASS = "file_name", "label"
@@ -32,7 +32,7 @@ class ImageTable(Files):
         frame = _read(location)
         if not len(frame):
             raise NstError(f"{location}: expected a row for each image, found none")
-        name = _path_column(frame.columns, location, column)
+        name = path_column(frame.columns, location, column)
         paths = frame[name]
         if empty := int((paths.is_null() | (paths.str.strip_chars() == "")).sum()):
             raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
@@ -62,7 +62,11 @@ def metadata_in(folder: str) -> str | None:
     return found[0] if found else None
 
 
-def _path_column(columns: list[str], location: str, asked: str | None) -> str:
+def path_column(columns: list[str], location: str, asked: str | None, option: str = "image_column") -> str:
+    """The column that names images by their paths: the one asked for by an option, or the only one with a name that says so.
+
+    Raises UsageError where it is not certain.
+    """
     found = [name for name in columns if name.lower() in _PATHS] if asked is None else [name for name in columns if name == asked]
     if _FILE in found:
         return _FILE
@@ -70,36 +74,28 @@ def _path_column(columns: list[str], location: str, asked: str | None) -> str:
         return found[0]
     there = ", ".join(columns) or "no column"
     if asked is not None:
-        raise UsageError(f"`image_column` {asked}: no such column in {location}; columns: {there}")
+        raise UsageError(f"`{option}` {asked}: no such column in {location}; columns: {there}")
     if found:
-        raise UsageError(f"{location}: expected one column of paths, found {', '.join(found)}; name one with `image_column`")
-    raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `image_column`")
+        raise UsageError(f"{location}: expected one column of paths, found {', '.join(found)}; name one with `{option}`")
+    raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `{option}`")
 
 
 def _read(location: str) -> pl.DataFrame:
     """All columns as text. Raises NstError for what is no such table."""
     suffix = Path(location).suffix.lower()
-    read = {".csv": _delimited(","), ".tsv": _delimited("\t"), ".json": _of_coco}.get(suffix, _of_lines)
-    try:
-        return read(location)
-    except (pl.exceptions.PolarsError, ValueError, RecursionError) as error:  # undecodable text and JSON are ValueErrors
-        kind = {".csv": "CSV with a header", ".tsv": "tab-separated text with a header", ".json": "COCO's JSON"}.get(suffix, "JSON lines")
-        raise NstError(f"{location}: expected {kind}, one row per image; reading it failed ({first_line(error)})") from None
-
-
-def _delimited(separator: str) -> Callable[[str], pl.DataFrame]:
-    return lambda location: pl.read_csv(location, separator=separator, infer_schema=False)
+    kind = {".csv": "CSV with a header", ".tsv": "tab-separated text with a header", ".json": "COCO's JSON"}.get(suffix, "JSON lines")
+    with readable(location, f"{kind}, one row per image"):
+        if suffix in DELIMITERS:
+            separator = DELIMITERS[suffix]
+            schema = pa.schema([(name, pa.string()) for name in header(location, separator)])
+            frame = pl.from_arrow(pa.Table.from_batches(delimited(location, separator), schema))
+            assert isinstance(frame, pl.DataFrame)
+            return frame
+        return of_coco(location) if suffix == ".json" else _of_lines(location)
 
 
 def _of_lines(location: str) -> pl.DataFrame:
-    rows = []
-    with open(location, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no JSON object")
-                rows.append(row)
+    rows = [row for _, row in json_lines(location)]
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     plain = {name: values for name, values in columns.items() if not any(isinstance(value, list | dict) for value in values)}
@@ -110,7 +106,7 @@ def _text(value: str | float | None) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _of_coco(location: str) -> pl.DataFrame:
+def of_coco(location: str) -> pl.DataFrame:
     """`file_name` and, of the images' annotations, the category of each image: one, or the same in all of its annotations."""
     with open(location, encoding="utf-8-sig") as file:
         content = json.load(file)

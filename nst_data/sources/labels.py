@@ -221,6 +221,16 @@ def renamed(
     return np.array(numbers, dtype=np.int64)[labels], names
 
 
+def check_class_names(names: Sequence[str], where: str, count: int | None, what: str) -> None:
+    """Raises UsageError where names are not different or not as many as there are classes, NstError for names of no use."""
+    distinct = len(set(names))
+    if len(names) != distinct or len(names) < 2 or (count is not None and len(names) != count):
+        expected = f"{count} different names, {what}" if count is not None else f"{what} different names"
+        raise UsageError(f"{where}: expected {expected}, found {distinct}")
+    if odd := [name for name in names if not name.strip() or not name.isprintable()]:
+        raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with `class_names` FILE")
+
+
 def names_in(file: str) -> list[str]:
     """The class names in a file with one a line, or in a YAML file with the synonyms of each, which are not read here.
 

@@ -122,6 +122,10 @@ class ParquetFiles(Source):
                     rows = self._batch_rows(parquet, group, wanted)
                     yield from (batch.select(wanted) for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted))
 
+    def column_types(self) -> pa.Schema:
+        """As the first file has them."""
+        return self._schema
+
     def class_columns(self) -> dict[str, list[str]]:
         """As the first file names them, or the card."""
         return class_columns(self._schema, self._features)

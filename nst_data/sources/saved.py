@@ -91,6 +91,10 @@ class ArrowDataset(Source):
         for start in range(0, len(self), _PIECE):
             yield from chosen[start : start + _PIECE].select(wanted).to_batches()
 
+    def column_types(self) -> pa.Schema:
+        """As `datasets` knows them."""
+        return self._schema
+
     def class_columns(self) -> dict[str, list[str]]:
         """As `datasets` knows them."""
         return class_columns(self._schema)

@@ -104,6 +104,10 @@ class Source(ABC):
         """Columns beside the images, all rows in order, some megabytes at a time. Raises NstError where there are none of these names."""
         raise NstError(f"{self.location}: contains image files, which have no columns; expected a table with {', '.join(map(repr, names))}")
 
+    def column_types(self) -> pa.Schema:
+        """The columns beside the images. Raises NstError where there are none."""
+        raise NstError(f"{self.location}: contains image files, which have no columns; expected a table of labels")
+
     def empty_files(self, rows: int) -> tuple[int, str]:
         """How many of the first rows are files without bytes, or not there, as far as the listing tells; and the key of the first."""
         return 0, ""
@@ -197,6 +201,15 @@ class Source(ABC):
         """As `rows_of`, for as many keys as may be, given piece by piece: fill `rows` in memory that does not grow with them."""
         match_keys(keys(), self._keys(), rows)
         self._check_found(keys, rows)
+
+    def find_alike(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], alike: Callable[[pa.Array], pa.Array]) -> bool:
+        """As `find_all`, by what `alike` makes of the keys on both sides: whether each of these keys means one image here."""
+        match_keys(map(alike, keys()), map(alike, self._keys()), rows)
+        if (rows < 0).any():
+            return False
+        meant = np.empty(len(self), np.int64)
+        match_keys(map(alike, self._keys()), map(alike, keys()), meant)
+        return int((meant >= 0).sum()) == len(np.unique(rows))
 
     def check_holds_some(self, hashes: Callable[[], Iterable[pa.Array]], images: int) -> None:
         """Raises NstError where this is another pool than was labeled: no image of a sample has one of so many `image_hash`es.

@@ -1,15 +1,21 @@
 """A column of a table that someone else wrote, with the key of a pool's image in each row."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nst_data.errors import NstError
 from nst_data.sources import Source
 from nst_data.sources.source import Wanted
+
+
+IMAGE_HASH = "image_hash"  # a column that names images by their content
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class KeyColumn:
 
     def __init__(self, table: Source, name: str) -> None:
         self._table, self._name = table, name
+        self.matched_by = ""  # how keys that are none of the pool were found there
 
     def pieces(self) -> Iterator[pa.Array]:
         """All keys in order, some at a time. Raises NstError for what is no key."""
@@ -48,9 +55,17 @@ class KeyColumn:
         return sha256.hexdigest()
 
     def found_in(self, pool: Source) -> Rows:
-        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that stands twice in the table."""
+        """The rows in pool order. Raises NstError for images that the pool lacks, and for one that stands twice in the table.
+
+        Keys that are no keys of the pool may be paths from elsewhere: the first way to compare them is taken by which each means one image.
+        """
         found = np.empty(len(self._table), np.int64)
-        pool.find_all(self.pieces, found)
+        if self._name == IMAGE_HASH:
+            pool.find_by_hash(self.pieces, self.pieces, found)
+        elif not pool.find_alike(self.pieces, found, lambda keys: keys):
+            self.matched_by = next((how for how, alike in self._ways(pool) if pool.find_alike(self.pieces, found, alike)), "")
+            if not self.matched_by:
+                pool.find_all(self.pieces, found)
         order = np.argsort(found, kind="stable")
         ordered = found[order]
         twice = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -59,3 +74,28 @@ class KeyColumn:
             key = pool.key(int(ordered[twice[0]]))
             raise NstError(f"{self._table.location}: rows {first!r} and {second!r} both name the image {key!r}; expected one row for each")
         return Rows(ordered, order)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of how images were found."""
+        return [f"the images of `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
+
+    def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
+        """What of a key may be compared, in a phrase for a person, and how it is made."""
+        top = self._shared_folder()
+        below = _without(f"^(?:{re.escape(pool.location)}/|{re.escape(top)}|(?:\\./)+)")
+        suffix, folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
+        yield "path below the folder", below
+        yield "path without suffix", lambda keys: suffix(below(keys))
+        yield "file name", folders
+        yield "file name without suffix", lambda keys: suffix(folders(keys))
+
+    def _shared_folder(self) -> str:
+        """The folder that all keys begin with, with a slash; empty where there is none."""
+        ends = [(pc.min(piece).as_py(), pc.max(piece).as_py()) for piece in self.pieces() if len(piece)]
+        shared = os.path.commonprefix([key for pair in ends for key in pair])
+        return shared[: shared.rfind("/") + 1]
+
+
+def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:
+    return lambda keys: pc.replace_substring_regex(keys, pattern, "")

@@ -1,33 +1,39 @@
 """Soft labels in a column that someone else wrote: checked, normalized, and kept as records of one size."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
+from nst_data.settings import default_top_k
 from nst_data.sources import Source
+from nst_data.sources.labels import check_class_names
 from nst_data.store.files import replacing
+from nst_data.tables.label_columns import LabelColumns
 from nst_data.tables.soft_labels import record, soft_labels
 
 SUM_TOLERANCE = 0.01  # float16 leaves some thousandths; what is further off is no distribution
-_ADVICE = "turn logits into probabilities (softmax) first"
+_ADVICE = "if these are logits, add `logits`"
 
 
 class SoftLabelColumn:
-    """A list of numbers in each row of a table: the probabilities of `classes` classes, the same number in every row.
+    """Numbers in each row of a table: probabilities or logits of `classes` classes, the same number in every row.
 
-    Raises NstError or UsageError for a column that holds anything else. What is made of a row does not depend on those around it.
+    Raises NstError or UsageError for columns that hold anything else. What is made of a row does not depend on those around it.
     """
 
-    def __init__(self, table: Source, name: str) -> None:
-        self._table, self.name = table, name
-        first = next(batch.column(0) for batch in table.columns([name]) if batch.num_rows)
+    def __init__(self, table: Source, columns: LabelColumns) -> None:
+        self._table, self._columns, self.name = table, columns, columns.name
+        self.remarks: list[str] = []
+        self.class_names: list[str] = []
+        first = next(columns.numbers_in(batch) for batch in table.columns(columns.numbers) if batch.num_rows)
         self._check_kind(first.type)
         self.classes = len(first[0]) if first[0].is_valid else 0
         if self.classes < 2:
@@ -38,11 +44,40 @@ class SoftLabelColumn:
     def __len__(self) -> int:
         return len(self._table)
 
+    def named(self, names: Sequence[str] | None, where: str) -> Self:
+        """With the names of its classes: those given or the table's own. Raises UsageError or NstError where they do not fit."""
+        self.class_names = list(names) if names is not None else self._own_names()
+        check_class_names(self.class_names, where, self.classes, f"one for each number of `{self.name}`")
+        return self
+
+    def _own_names(self) -> list[str]:
+        """Those of a column of the table that has as many. Raises UsageError where there is none, or several."""
+        named = list({tuple(names): names for names in self._table.class_columns().values() if len(names) == self.classes}.values())
+        if len(named) == 1:
+            return named[0]
+        found = "several columns have" if named else "no column has"
+        raise UsageError(
+            f"{self._table.location}: `{self.name}` has {self.classes} classes, and {found} as many class names; "
+            "provide them with `class_names` FILE"
+        )
+
+    def check_top_k(self, top_k: int | None) -> None:
+        """Any number of classes is there."""
+
+    def default_top_k(self) -> int | None:
+        """How many classes are kept where nobody says."""
+        return default_top_k(self.classes)
+
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
         """All rows in order, some at a time, each divided by its sum in float64; shape (rows, classes)."""
         start = 0
-        for batch in self._table.columns([self.name]):
-            values = self._numbers(batch.column(0), start)
+        for batch in self._table.columns(self._columns.numbers):
+            values = self._numbers(self._columns.numbers_in(batch), start)
+            if self._columns.logits:
+                odd = ~np.isfinite(values).all(axis=1)
+                if odd.any():
+                    raise self._no_distribution(values[odd.argmax()], start + int(odd.argmax()))
+                values = softmax(values)
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = values.sum(axis=1)
             odd = ~(np.isfinite(values).all(axis=1) & (values >= 0).all(axis=1) & (np.abs(sums - 1) <= SUM_TOLERANCE))
@@ -97,11 +132,20 @@ class SoftLabelColumn:
     def _no_distribution(self, values: NDArray[np.float64], row: int) -> NstError:
         odd = values[~np.isfinite(values) | (values < 0)]
         found = f"holds {odd[0]:.4g}" if len(odd) else f"adds up to {values.sum():.4g}"
+        if self._columns.logits:
+            return NstError(f"{self._table.location}: {self._at(row)} holds {values[~np.isfinite(values)][0]}, expected finite logits")
         expected = f"expected probabilities that add up to 1 (within {SUM_TOLERANCE}); {_ADVICE}"
         return NstError(f"{self._table.location}: {self._at(row)} {found}, {expected}")
 
     def _at(self, row: int) -> str:
         return f"`{self.name}` of row {self._table.key(row)!r}"
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities, shape (rows, classes)."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probs
 
 
 def _first(flags: pa.Array) -> int:

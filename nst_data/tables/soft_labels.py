@@ -26,6 +26,14 @@ def soft_labels(probs: NDArray[np.float32], top_k: int | None) -> NDArray[np.voi
     return made
 
 
+def top_soft_labels(classes: NDArray[np.int32], probs: NDArray[np.float32], all_classes: int, top_k: int) -> NDArray[np.void]:
+    """The same of the most probable of `all_classes`, the first of them first, both of shape (rows, `top_k` or more)."""
+    made = np.empty(len(probs), record(all_classes, top_k))
+    made["label"], made["confidence"] = classes[:, 0], probs[:, 0]
+    made["top_labels"], made["top_probs"] = classes[:, :top_k], _half(np.ascontiguousarray(probs[:, :top_k]))
+    return made
+
+
 def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """Rounded as NumPy rounds, at four times its speed."""
     rounded: NDArray[np.float16] = pa.array(values.ravel()).cast(pa.float16()).to_numpy()

@@ -1,0 +1,106 @@
+"""Which columns of a table are keys and labels: those that a user names, else those with the names that other tools write."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from nst_data.errors import NstError, UsageError
+from nst_data.sources.image_table import path_column
+from nst_data.tables.label_columns import LOGITS, LabelColumns, shown
+
+_PROBS = ("probs", "prob", "probabilities", "probability", "top_probs", "scores", "score", "soft_labels", "soft_label")
+_CONFIDENCE, _LOGITS = ("confidence",), (LOGITS, "logit")
+_TOP_CLASSES = ("top_labels",)
+_CLASSES = ("label", "labels", "class", "classes", "class_name", "category", "prediction", "predictions", "predicted", "choice", "cls")
+_IDS = ("index", "indices", "class_id", "label_id")
+KEY, LABEL, NUMBERS = "filename", "label", "probs"  # columns of what has no names for them itself
+KNOWN_COLUMNS = frozenset((*_PROBS, *_CONFIDENCE, *_LOGITS, *_TOP_CLASSES, *_CLASSES, *_IDS))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user says of the columns of a table."""
+
+    probs: str | None = None
+    label_column: str | None = None
+    key: str | None = None
+    logits: bool = False
+    class_names: Sequence[str] | None = None
+
+
+def key_column(columns: Sequence[str], location: str, asked: Asked) -> str:
+    """The column that names the image of each row. Raises UsageError where it is not certain."""
+    return path_column(list(columns), location, asked.key, "key")
+
+
+def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str]], location: str, asked: Asked) -> LabelColumns:
+    """The columns with classes and numbers. Raises UsageError where they are not certain, NstError where there are none.
+
+    `with_both` are the columns whose cells name classes, with what stands beside those: `numbers`, `logits`, or nothing.
+    """
+    if asked.label_column is None and asked.probs is None and len(with_both) > 1:
+        raise UsageError(f"{location}: expected one column of labels, found {', '.join(with_both)}; name one with `label_column`")
+    both = asked.label_column or asked.probs or next(iter(with_both), None)
+    if both in with_both and asked.probs in (None, both):
+        return _of_both(both, with_both[both], location, asked)
+    if asked.class_names and asked.probs is None and len(asked.class_names) > 1 and set(asked.class_names) <= set(columns):
+        return LabelColumns(numbers=tuple(asked.class_names), logits=asked.logits)
+    numbers, classes = _numbers(columns, location, asked), _classes(columns, location, asked)
+    if not (numbers or classes):
+        found = ", ".join(columns) or "no column"
+        raise NstError(
+            f"{location}: expected a column of labels, such as `probs` or `label`, found {found}; name it with `probs` or `label_column`"
+        )
+    return LabelColumns(classes, numbers, asked.logits)
+
+
+def are_ids(columns: Sequence[str]) -> bool:
+    """Whether columns have class numbers by their name."""
+    return bool(columns) and columns[0].removesuffix("_0") in _IDS
+
+
+def _of_both(column: str, beside: Collection[str], location: str, asked: Asked) -> LabelColumns:
+    if asked.logits:
+        if LOGITS not in beside:
+            raise UsageError(f"{location}: `{column}` has no logits; remove `logits`")
+        return LabelColumns((), (column,), logits=True)
+    return LabelColumns((column,), (column,) if "numbers" in beside else ())
+
+
+def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
+    if asked.probs is not None:
+        return _group(columns, asked.probs) or _lacking(columns, asked.probs, location)
+    if asked.logits:
+        logits = _one_of(columns, _LOGITS, location, "logits", "probs")
+        return logits or _one_of(columns, _PROBS, location, "logits", "probs")
+    found = _one_of(columns, _PROBS, location, "probabilities", "probs") or _one_of(columns, _CONFIDENCE, location, "confidences", "probs")
+    if not found and (logits := _one_of(columns, _LOGITS, location, "logits", "probs")):
+        raise UsageError(f"{location}: `{shown(logits)}` are logits by name; add `logits`, or name a column of probabilities with `probs`")
+    return found
+
+
+def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
+    if asked.label_column is not None:
+        return _group(columns, asked.label_column) or _lacking(columns, asked.label_column, location)
+    return next((found for names in (_TOP_CLASSES, _CLASSES, _IDS) if (found := _one_of(columns, names, location, "classes", "label_column"))), ())
+
+
+def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: str, option: str) -> tuple[str, ...]:
+    """The only group of columns with one of these names. Raises UsageError where there are several."""
+    found = [group for name in names if (group := _group(columns, name))]
+    if len(found) > 1:
+        raise UsageError(f"{location}: expected one column of {what}, found {', '.join(map(shown, found))}; name one with `{option}`")
+    return found[0] if found else ()
+
+
+def _group(columns: Sequence[str], name: str) -> tuple[str, ...]:
+    """A column, or those that are numbered from 0: `prob_0`, `prob_1`."""
+    if name in columns:
+        return (name,)
+    there, numbered = set(columns), []
+    while f"{name}_{len(numbered)}" in there:
+        numbered.append(f"{name}_{len(numbered)}")
+    return tuple(numbered)
+
+
+def _lacking(columns: Sequence[str], name: str, location: str) -> tuple[str, ...]:
+    raise UsageError(f"{location}: expected one column `{name}`, found {', '.join(columns) or 'no column'}")

@@ -1,0 +1,37 @@
+"""Labels in CSV and TSV: timm's inference script, `nst export`, tables by hand."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nst_data.label_files.choosing import Asked, are_ids, key_column, label_columns
+from nst_data.label_files.rows import LabelRows, Spooled
+from nst_data.label_files.text_cells import classes_of, numbers_of
+from nst_data.sources.text_tables import DELIMITERS, delimited, header, readable
+from nst_data.tables.label_columns import LabelColumns
+
+
+def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
+    """(rows, key column, label columns) of a file. Raises UsageError for columns that are not certain, NstError for other content."""
+    separator = DELIMITERS[Path(location).suffix.lower()]
+    with readable(location, f"{'CSV' if separator == ',' else 'tab-separated text'} with a header"):
+        names = header(location, separator)
+        key = key_column(names, location, asked)
+        chosen = label_columns([name for name in names if name != key], {}, location, asked)
+        spooled, by_number = Spooled(key, chosen), are_ids(chosen.classes)
+        for batch in delimited(location, separator, list(dict.fromkeys([key, *chosen.all]))):
+            classes = [batch.column(name) for name in chosen.classes]
+            numbers = [batch.column(name) for name in chosen.numbers]
+            typed = {}
+            if classes:
+                typed |= dict(zip(chosen.classes, classes_of(classes, by_number), strict=True))
+            if numbers:
+                typed |= dict(zip(chosen.numbers, numbers_of(numbers), strict=True))
+            typed_batch = pa.record_batch(typed)
+            spooled.add(
+                pc.cast(batch.column(key), pa.large_string()),
+                chosen.classes_in(typed_batch) if classes else None,
+                chosen.numbers_in(typed_batch) if numbers else None,
+            )
+    return LabelRows(location, spooled.table()), key, spooled.columns

@@ -1,0 +1,68 @@
+"""Cells of JSON as classes and numbers: single values, lists, a label with its score, lists of those, a number for each class name."""
+
+import base64
+import binascii
+import io
+import zlib
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+_LABELS, _SCORES, _LOGITS = ("label", "class", "class_name"), ("score", "confidence", "prob", "probability"), "logits"
+_MOST_LOGIT_BYTES = 2**24
+_NOTHING: tuple[None, None] = None, None
+
+Cell = tuple[list[Any] | None, list[Any] | None]  # classes, numbers
+
+
+def holds_both(value: Any) -> Collection[str] | None:  # noqa: ANN401 - any JSON value
+    """What stands beside the classes that a cell names, `numbers` and `logits`; None for a cell that names none, or nothing beside them."""
+    if isinstance(value, list):
+        return holds_both(value[0]) if value and isinstance(value[0], dict) else None
+    if not isinstance(value, dict) or not value:
+        return None
+    if _first(value, _LABELS) is not None:
+        scores = {"numbers"} if _first(value, _SCORES) is not None else set()
+        return scores | ({"logits"} if value.get(_LOGITS) is not None else set())
+    return {"numbers"} if all(isinstance(one, int | float) and not isinstance(one, bool) for one in value.values()) else None
+
+
+def both(value: Any, logits: bool) -> Cell:  # noqa: ANN401
+    """Classes and numbers of a cell that `holds_both`; of `logits` all numbers and no classes. Raises ValueError for another cell."""
+    if value is None:
+        return _NOTHING
+    if isinstance(value, dict):
+        label = _first(value, _LABELS)
+        if label is None and value and not logits:
+            return list(value), list(value.values())
+        if logits:
+            return None, None if value.get(_LOGITS) is None else _array(value[_LOGITS])
+        score = _first(value, _SCORES)
+        return None if label is None else [label], None if score is None else [score]
+    if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+        cells = [both(one, logits) for one in value]
+        return [label for labels, _ in cells for label in labels or []], [score for _, scores in cells for score in scores or []]
+    raise ValueError(f"expected a label with its score, or a list of them, found {str(value)[:40]!r}")
+
+
+def listed(value: Any) -> list[Any] | None:  # noqa: ANN401
+    """A single value, or several, as a list."""
+    return value if isinstance(value, list) or value is None else [value]
+
+
+def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN401
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def _array(value: Any) -> list[float]:  # noqa: ANN401
+    """Numbers as a list, or as FiftyOne writes arrays: a compressed .npy file in base64. Raises ValueError for anything else."""
+    if isinstance(value, list):
+        return value
+    text = value.get("$binary") if isinstance(value, dict) else value
+    text = text.get("base64") if isinstance(text, dict) else text
+    try:
+        packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_LOGIT_BYTES)
+        return [float(number) for number in np.load(io.BytesIO(packed), allow_pickle=False).ravel()]
+    except (TypeError, ValueError, EOFError, binascii.Error, zlib.error):
+        raise ValueError("expected logits as a list, or as an array that FiftyOne wrote") from None

@@ -1,0 +1,98 @@
+"""Labels in JSON: lines, or a document of one of the forms that tools write; each image as a row of named values."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.label_files import label_studio
+from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, NUMBERS
+from nst_data.label_files.json_cells import holds_both
+from nst_data.sources.image_table import of_coco
+from nst_data.sources.text_tables import LINES, JsonText, json_lines
+
+Row = dict[str, Any]
+_FIRST_LINE_BYTES = 2**20
+
+
+class JsonRows:
+    """The rows of a JSON file, and what is known of them once they were read.
+
+    Attributes:
+        class_names: Those that the file lists, in the order of its numbers.
+        may_lack_labels: Whether an image without a label is none that the user forgot: people have not labeled all of them yet.
+
+    JSON lines; records; pandas' orientations index (timm's `json`) and split; a value for each image's key, such as the list of a
+    pipeline; FiftyOne's labels.json and samples.json; Label Studio's tasks.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.class_names: list[str] | None = None
+        self.may_lack_labels = False
+
+    def __iter__(self) -> Iterator[Row]:
+        if Path(self.location).suffix.lower() in LINES or _is_lines(self.location):
+            for _, row in json_lines(self.location):
+                yield row
+            return
+        with ExitStack() as stack:
+            text = JsonText(stack.enter_context(open(self.location, encoding="utf-8-sig")))
+            yield from self._elements(text) if text.peek() == "[" else self._entries(text)
+
+    def _elements(self, text: JsonText) -> Iterator[Row]:
+        for number, _ in enumerate(text.elements()):
+            row = text.value()
+            if isinstance(row, list) and row and isinstance(row[0], dict):
+                raise NstError(
+                    f"{self.location}: lists labels without naming images, as a pipeline returns them; "
+                    "write them as an object with a list for each image's key"
+                )
+            if not isinstance(row, dict):
+                raise ValueError(f"element {number} is no JSON object")
+            is_task = label_studio.is_task(row)
+            self.may_lack_labels |= is_task
+            yield label_studio.row_of(row, self.location) if is_task else row
+
+    def _entries(self, text: JsonText) -> Iterator[Row]:
+        columns: list[str] = []
+        for key in text.entries():
+            opening = text.peek()
+            if key == "samples" and opening == "[":  # FiftyOneDataset
+                self.may_lack_labels = True
+                yield from self._elements(text)
+            elif key == "labels" and opening == "{":  # FiftyOneImageClassificationDataset
+                self.may_lack_labels = True
+                for image in text.entries():
+                    yield {KEY: image, **_named(text.value())}
+            elif key == "images" and opening == "[":
+                yield from of_coco(self.location).iter_rows(named=True)
+                return
+            elif key == "columns" and opening == "[":  # pandas' `split`
+                columns = text.value()
+            elif key == "data" and columns and opening == "[":
+                yield from (dict(zip(columns, text.value(), strict=True)) for _ in text.elements())
+            elif key in ("classes", "index") and opening in "[n":
+                names = text.value()
+                self.class_names = [str(name) for name in names] if key == "classes" and names else self.class_names
+            else:
+                yield {KEY: key, **_named(text.value())}
+        text.end()
+
+
+def _is_lines(location: str) -> bool:
+    """Whether a file with another suffix has JSON lines: its first line is whole, and not all."""
+    with open(location, "rb") as file:
+        first, rest = file.readline(_FIRST_LINE_BYTES).strip(), file.read(1)
+    return first.startswith(b"{") and first.endswith(b"}") and bool(rest.strip() or rest == b"{")
+
+
+def _named(value: Any) -> Row:  # noqa: ANN401 - any JSON value
+    """What stands for an image in an object, as columns."""
+    if isinstance(value, dict):
+        are_columns = KNOWN_COLUMNS & {name.removesuffix("_0") for name in value}
+        return value if are_columns or holds_both(value) is None else {NUMBERS: value}  # a number for each class
+    if isinstance(value, list) and value and isinstance(value[0], int | float):
+        return {NUMBERS: value}
+    return {LABEL: value}

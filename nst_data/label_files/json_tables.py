@@ -1,0 +1,137 @@
+"""Labels in JSON as a table."""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+
+from nst_data.errors import NstError
+from nst_data.label_files.choosing import KNOWN_COLUMNS, LABEL, Asked, key_column, label_columns
+from nst_data.label_files.json_cells import both, holds_both, listed
+from nst_data.label_files.json_rows import JsonRows
+from nst_data.label_files.rows import LabelRows, Spooled
+from nst_data.sources.text_tables import readable
+from nst_data.tables.label_columns import LabelColumns
+
+_LOOKED_AT, _PIECE = 1_000, 16_384
+Row = dict[str, Any]
+
+
+def read_json(location: str, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
+    """(rows, key column, label columns) of a file. Raises UsageError for columns that are not certain, NstError for other content."""
+    with readable(location, "labels of images as JSON, in lines or in a form that is known"):
+        return table_of(location, JsonRows(location), asked)
+
+
+def table_of(location: str, source: JsonRows, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
+    """The same of rows from anywhere."""
+    rows = iter(source)
+    first = list(islice(rows, _LOOKED_AT))
+    names = list(dict.fromkeys(name for row in first for name in row))
+    if not names:
+        raise NstError(f"{location}: expected a label for each image, found none")
+    key = key_column(names, location, asked)
+    others = [name for name in names if name != key]
+    chosen = label_columns(others, _with_both(first, others), location, asked)
+    table = _Table(location, source, key, chosen)
+    for piece in _pieces(chain(first, rows)):
+        table.add(piece)
+    return LabelRows(location, table.spooled.table(), source.class_names, table.unlabeled), key, table.spooled.columns
+
+
+def _with_both(rows: list[Row], names: list[str]) -> dict[str, set[str]]:
+    """The columns whose cells name classes, with what stands beside those in any."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name in names:
+            beside = holds_both(row.get(name))
+            if beside is not None and (name in KNOWN_COLUMNS or not _is_plain(row[name])):
+                found.setdefault(name, set()).update(beside)
+    return found
+
+
+def _is_plain(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+    """Whether a cell is an object of numbers, such as a width and a height, which need not be classes."""
+    return isinstance(value, dict) and not any(name in value for name in (LABEL, "class", "class_name"))
+
+
+def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while piece := list(islice(rows, _PIECE)):
+        yield piece
+
+
+class _Table:
+    """Rows of JSON on their way into a table; `unlabeled` counts those without a label, where that is nothing wrong."""
+
+    def __init__(self, location: str, source: JsonRows, key: str, chosen: LabelColumns) -> None:
+        self._location, self._source, self._key, self._chosen = location, source, key, chosen
+        self.spooled, self.unlabeled, self._number = Spooled(key, chosen), 0, 0
+        self._kind: pa.DataType | None = None
+
+    def add(self, rows: list[Row]) -> None:
+        """Raises NstError that names the row of what cannot be taken."""
+        keys: list[str] = []
+        classes: list[list[Any] | None] = []
+        numbers: list[list[Any] | None] = []
+        for row in rows:
+            try:
+                labels, values = self._cells(row)
+            except ValueError as error:
+                raise NstError(f"{self._where(self._number)}: {error}") from None
+            self._number += 1
+            if self._source.may_lack_labels and not labels and not values:
+                self.unlabeled += 1
+                continue
+            keys.append(self._key_of(row))
+            classes.append(labels)
+            numbers.append(values)
+        if keys:
+            self.spooled.add(
+                pa.array(keys, pa.large_string()),
+                self._array(classes, self._class_kind(classes)) if self._chosen.classes else None,
+                self._array(numbers, pa.float64()) if self._chosen.numbers else None,
+            )
+
+    def _where(self, row: int) -> str:
+        return f"{self._location}: row {row}"
+
+    def _key_of(self, row: Row) -> str:
+        key = row.get(self._key)
+        if not isinstance(key, str | int) or isinstance(key, bool) or key == "":
+            raise NstError(f"{self._where(self._number - 1)}: `{self._key}` is {key!r}, expected the key of an image in the pool")
+        return str(key)
+
+    def _cells(self, row: Row) -> tuple[list[Any] | None, list[Any] | None]:
+        chosen = self._chosen
+        columns = set(chosen.classes) & set(chosen.numbers)
+        if columns or (not chosen.classes and isinstance(row.get(chosen.numbers[0]), dict)):
+            return both(row.get(chosen.numbers[0]), chosen.logits)
+        if len(chosen.classes) == 1 and not chosen.numbers and isinstance(row.get(chosen.classes[0]), dict | list):
+            return both(row.get(chosen.classes[0]), logits=False)
+        return self._side_by_side(row, chosen.classes), self._side_by_side(row, chosen.numbers)
+
+    def _side_by_side(self, row: Row, names: tuple[str, ...]) -> list[Any] | None:
+        return listed(row.get(names[0])) if len(names) == 1 else [row.get(name) for name in names]
+
+    def _class_kind(self, classes: list[list[Any] | None]) -> pa.DataType:
+        if self._kind is None:
+            first = next((label for labels in classes for label in labels or ()), None)
+            self._kind = pa.int64() if isinstance(first, int) and not isinstance(first, bool) else pa.string()
+        return self._kind
+
+    def _array(self, lists: list[list[Any] | None], kind: pa.DataType) -> pa.Array:
+        try:
+            return pa.array(lists, pa.list_(kind))
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            odd = next(values for values in lists if not _fits(values, kind))
+        expected = "numbers" if pa.types.is_floating(kind) else "class numbers" if pa.types.is_integer(kind) else "class names"
+        raise NstError(f"{self._location}: expected {expected} as in the first row, found {str(odd)[:60]}")
+
+
+def _fits(values: list[Any] | None, kind: pa.DataType) -> bool:
+    try:
+        pa.array([values], pa.list_(kind))
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""From what a person names to labels in columns: a file, a folder, tar shards, a table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from nst_data.errors import NstError, UsageError
+from nst_data.label_files.choosing import KEY, LABEL, Asked, key_column, label_columns
+from nst_data.label_files.delimited import read_delimited
+from nst_data.label_files.json_tables import read_json
+from nst_data.label_files.rows import LabelRows, Spooled
+from nst_data.sources import Source, open_source, open_table
+from nst_data.sources.folder import ImageFolder
+from nst_data.sources.image_table import SUFFIXES as TEXT
+from nst_data.sources.tar import TarFiles
+from nst_data.sources.text_tables import DELIMITERS
+from nst_data.tables.label_columns import LabelColumns, has_field, holds_both
+
+_PICKLED = frozenset((".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".npy", ".npz"))
+_EXPECTED = (
+    "expected labels: a .csv, .tsv, .json, .jsonl or .parquet file, class folders, tar files, a folder saved by datasets "
+    "or owner/name on the Hub"
+)
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Labels of images: a table, and its columns with the labels. Its rows have the key of an image in column `key` or, without, are those
+    of `images`."""
+
+    source: Source
+    columns: LabelColumns
+    key: str | None
+    images: Source
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of it."""
+        lacking = self.source.unlabeled if isinstance(self.source, LabelRows) else 0
+        return [f"{lacking:,} images in it have no label and are left out"] if lacking else []
+
+
+def is_text(location: str) -> bool:
+    """Whether labels come in a file of text, which holds no images."""
+    return Path(location).suffix.lower() in TEXT and not Path(location).is_dir()
+
+
+def open_labels(location: str, asked: Asked) -> LabelTable:
+    """Labels that name the images of a pool by their keys. Raises NstError or UsageError for what has none."""
+    suffix, path = Path(location).suffix.lower(), Path(location).absolute()
+    if suffix in _PICKLED:
+        raise UsageError(
+            f"{location}: a file of torch or NumPy, which may hold code and is not read; docs/labels-from-elsewhere.md shows how to convert it"
+        )
+    if is_text(location):
+        if not path.is_file():
+            raise NstError(f"{location}: no such file; {_EXPECTED}")
+        rows, key, columns = read_delimited(str(path), asked) if suffix in DELIMITERS else read_json(str(path), asked)
+        return LabelTable(rows, columns, key, rows)
+    return of_source(open_table(location), asked, with_key=True)
+
+
+def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
+    """The labels in the columns of a table or, of class folders and tar files, those of the images.
+
+    With a key they are those of images elsewhere. Raises NstError or UsageError for what has none.
+    """
+    if isinstance(source, ImageFolder | TarFiles):
+        if column := asked.probs or asked.label_column:
+            source.columns([column])
+        return _of_images(source, with_key)
+    kinds = {field.name: field.type for field in source.column_types()}
+    key = key_column([name for name, kind in kinds.items() if _may_be_key(kind) or name == asked.key], source.location, asked) if with_key else None
+    both = {name: _beside(kind) for name, kind in kinds.items() if holds_both(kind)}
+    return LabelTable(source, label_columns([name for name in kinds if name != key], both, source.location, asked), key, source)
+
+
+def _may_be_key(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_dictionary(kind))
+
+
+def _beside(kind: pa.DataType) -> set[str]:
+    return {what for what, logits in (("numbers", False), ("logits", True)) if has_field(kind, logits)}
+
+
+def _of_images(source: Source, with_key: bool) -> LabelTable:
+    """A class for each image; a key is the path below its class folder."""
+    labeled = source if source.labels is not None else open_source(source.location, labeled=True)
+    assert labeled.labels is not None, "asked for"
+    names, spooled = pa.array(labeled.class_names, pa.string()), Spooled(KEY, LabelColumns((LABEL,)))
+    is_folder = isinstance(source, ImageFolder)
+    for start in range(0, len(labeled), _BATCH_ROWS):
+        numbers = labeled.labels[start : start + _BATCH_ROWS]
+        keys = [labeled.key(row) for row in range(start, start + len(numbers))]
+        keys = [key.partition("/")[2] for key in keys] if is_folder else keys
+        spooled.add(
+            pa.array(keys, pa.large_string()),
+            pa.ListArray.from_arrays(pa.array(range(len(numbers) + 1), pa.int32()), names.take(pa.array(numbers))),
+            None,
+        )
+    rows = LabelRows(labeled.location, spooled.table(), labeled.class_names if is_folder else None)
+    return LabelTable(rows, spooled.columns, KEY if with_key else None, source)

@@ -1,0 +1,75 @@
+"""Labels out of a file of text, as a table: keys, classes and numbers, spooled so that each pass over them costs little."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from nst_data.errors import NstError
+from nst_data.sources import Row, Source
+from nst_data.sources.listing import Spool, listed
+from nst_data.sources.source import Wanted
+from nst_data.tables.label_columns import LabelColumns, shown
+
+_BATCH_ROWS = 16_384
+
+
+class LabelRows(Source):
+    """A table of labels that holds no images; rows are counted from 0, as in `labels.csv:0`."""
+
+    def __init__(self, location: str, table: pa.Table, class_names: Sequence[str] | None = None, unlabeled: int = 0) -> None:
+        super().__init__(location)
+        if not len(table):
+            raise NstError(f"{location}: expected a label for each image, found {'no label' if unlabeled else 'no row'}")
+        self._table, self._class_names, self.unlabeled = table, list(class_names or ()), unlabeled
+        path = Path(location)
+        self._name, self._listing = path.name, listed([([path.name], [path.stat().st_size if path.is_file() else 0])])
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def key(self, row: int) -> str:
+        """file:row."""
+        return f"{self._name}:{row}"
+
+    def read(self, row: int) -> bytes:
+        """There is no image."""
+        raise NstError(f"{self.location}: names images and holds none")
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """There is no image."""
+        raise NstError(f"{self.location}: names images and holds none")
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Slices of the spooled table."""
+        wanted = list(dict.fromkeys(names))
+        self._check_there(wanted, self._table.schema, self.location)
+        return iter(self._table.select(wanted).to_batches(_BATCH_ROWS))
+
+    def class_columns(self) -> dict[str, list[str]]:
+        """Those that the file itself lists."""
+        return dict.fromkeys(self._table.column_names, self._class_names) if self._class_names else {}
+
+
+class Spooled:
+    """Keys, classes and numbers, added piece by piece, and the columns of the table that they become."""
+
+    def __init__(self, key: str, chosen: LabelColumns) -> None:
+        self._key = key
+        self._classes = shown(chosen.classes) if chosen.classes else None
+        numbers = shown(chosen.numbers) if chosen.numbers else None
+        self._numbers = f"{numbers}.{'logits' if chosen.logits else 'score'}" if numbers and numbers == self._classes else numbers
+        names = [name for name in (self._classes, self._numbers) if name]
+        self.columns = LabelColumns((self._classes,) if self._classes else (), (self._numbers,) if self._numbers else (), chosen.logits)
+        self._names, self._spool = [self._key, *names], None
+
+    def add(self, keys: pa.Array, classes: pa.Array | None, numbers: pa.Array | None) -> None:
+        """Add some rows: texts, and lists of classes and numbers as far as there are such columns."""
+        arrays = [keys, *(array for array in (classes, numbers) if array is not None)]
+        if self._spool is None:
+            self._spool = Spool(pa.schema([(name, array.type) for name, array in zip(self._names, arrays, strict=True)]))
+        self._spool.append(arrays)
+
+    def table(self) -> pa.Table:
+        """All rows."""
+        return self._spool.table() if self._spool is not None else pa.table({name: [] for name in self._names})

@@ -1,0 +1,65 @@
+"""Cells of CSV and TSV as lists of classes and of numbers: single values, or lists as NumPy, Python or JSON write them."""
+
+import ast
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_BRACKETS = "[]() \n\t"
+_WORDS = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,\[\]()'"]+"""
+
+
+def numbers_of(columns: Sequence[pa.Array]) -> list[pa.Array]:
+    """The numbers in some columns, each as floats or lists of floats. Raises pa.ArrowInvalid for other text."""
+    return [_list_of_numbers(column) if _is_list(column) else _float(column) for column in columns]
+
+
+def classes_of(columns: Sequence[pa.Array], by_number: bool) -> list[pa.Array]:
+    """The classes in some columns, each as texts, numbers if `by_number`, or lists of them. Raises pa.ArrowInvalid for what is no number."""
+    found = [_list_of_words(column) if _is_list(column) else pc.utf8_trim_whitespace(column) for column in columns]
+    if not by_number:
+        return found
+    return [column.cast(pa.list_(pa.int64()) if pa.types.is_list(column.type) else pa.int64()) for column in found]
+
+
+def _is_list(column: pa.Array) -> bool:
+    """Whether the first cell that is not empty is a list."""
+    first = column.drop_null()[:1].to_pylist()
+    return bool(first) and first[0].lstrip().startswith(("[", "("))
+
+
+def _float(column: pa.Array) -> pa.Array:
+    return pc.utf8_trim_whitespace(column).cast(pa.float64())
+
+
+def _list_of_numbers(column: pa.Array) -> pa.Array:
+    plain = pc.utf8_trim(pc.replace_substring(column, ",", " "), characters=_BRACKETS)
+    lists = pc.utf8_split_whitespace(plain)
+    return pa.ListArray.from_arrays(_offsets(lists), lists.flatten().cast(pa.float64()), mask=lists.is_null())
+
+
+def _list_of_words(column: pa.Array) -> pa.Array:
+    """Words with or without quotes; those with are Python's or JSON's texts."""
+    series = pl.from_arrow(column)
+    assert isinstance(series, pl.Series)
+    lists = series.str.extract_all(_WORDS).to_arrow().cast(pa.list_(pa.string()))
+    coded = lists.flatten().dictionary_encode()
+    words = pa.array([_unquoted(word) for word in coded.dictionary.to_pylist()], pa.string())
+    return pa.ListArray.from_arrays(_offsets(lists), words.take(coded.indices), mask=lists.is_null())
+
+
+def _offsets(lists: pa.Array) -> pa.Array:
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+
+def _unquoted(word: str) -> str:
+    if word[0] not in "'\"":
+        return word
+    try:
+        return str(ast.literal_eval(word))
+    except (ValueError, SyntaxError):
+        return word[1:-1]

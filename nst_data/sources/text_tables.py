@@ -1,0 +1,158 @@
+"""Tables in text, read piece by piece: CSV and TSV with a header, JSON lines, and what stands in a JSON document."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from nst_data.errors import NstError, first_line
+from nst_data.safe_names import QUOTED_FORMULA, without_quote
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+LINES = (".jsonl", ".ndjson")
+_BLOCK_BYTES = 2**22
+_DECODER = json.JSONDecoder()
+
+
+@contextmanager
+def readable(location: str, expected: str) -> Iterator[None]:
+    """Raises NstError with what was expected for a file that is no such table."""
+    try:
+        yield
+    except NstError:
+        raise
+    except OSError as error:
+        raise NstError(f"{location}: cannot be read: {os.strerror(error.errno) if error.errno else first_line(error)}") from None
+    except (pa.ArrowException, ValueError, RecursionError) as error:  # undecodable text and JSON are ValueErrors
+        raise NstError(f"{location}: expected {expected}; reading it failed ({first_line(error)})") from None
+
+
+def header(location: str, separator: str) -> list[str]:
+    """The columns of CSV or TSV. Raises ValueError for two of one name."""
+    with pa_csv.open_csv(location, pa_csv.ReadOptions(block_size=_BLOCK_BYTES), _parsing(separator)) as reader:
+        names = [without_quote(name) for name in reader.schema.names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the header has {twice[0]!r} several times")
+    return names
+
+
+def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of CSV or TSV as text, all by default, some megabytes at a time; an empty cell is null.
+
+    A cell that was quoted for a spreadsheet, as `safe_names.cell` does, is what it was before.
+    """
+    names = header(location, separator)
+    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names, skip_rows_after_names=1)
+    as_text = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()),
+        include_columns=list(names if wanted is None else wanted),
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    with pa_csv.open_csv(location, reading, _parsing(separator), as_text) as reader:
+        for batch in reader:
+            columns = [pc.replace_substring_regex(column, QUOTED_FORMULA, r"\1") for column in batch.columns]
+            yield pa.record_batch(columns, names=batch.schema.names)
+
+
+def _parsing(separator: str) -> pa_csv.ParseOptions:
+    return pa_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+
+
+def json_lines(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of each line that is not blank, from 1, and its JSON object. Raises ValueError for anything else."""
+    with open(location, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"line {number}: {error}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                yield number, row
+
+
+class JsonText:
+    """A JSON document of any size: its outer objects and lists are walked through, and what is inside is read value by value.
+
+    `entries` and `elements` leave each value to the caller, who takes it by `value` or walks through it. Raises ValueError for what is no
+    JSON.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file, self._text, self._at, self._is_whole = file, "", 0, False
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if not self._text[self._at].isspace():
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def value(self) -> Any:  # noqa: ANN401 - any JSON value
+        """The value that stands here."""
+        self.peek()
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+            except ValueError:
+                if not self._more():
+                    raise
+                continue
+            if end < len(self._text) or not self._more():  # a number may go on
+                self._at = end
+                return value
+
+    def entries(self) -> Iterator[str]:
+        """The keys of the object that stands here."""
+        for _ in self._parts("{", "}"):
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError(f"expected a text as key, found {key!r}")
+            self._take(":")
+            yield key
+
+    def elements(self) -> Iterator[None]:
+        """One for each element of the list that stands here."""
+        return self._parts("[", "]")
+
+    def end(self) -> None:
+        """Raises ValueError where anything follows."""
+        if self.peek():
+            raise ValueError(f"found {self.peek()!r} after the end of the document")
+
+    def _parts(self, opening: str, closing: str) -> Iterator[None]:
+        self._take(opening)
+        if self.peek() == closing:
+            self._take(closing)
+            return
+        while True:
+            yield
+            if self.peek() == closing:
+                self._take(closing)
+                return
+            self._take(",")
+
+    def _take(self, character: str) -> None:
+        if self.peek() != character:
+            raise ValueError(f"expected {character!r}, found {self.peek()!r}")
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Read on, at least as much as is there; what was taken is dropped."""
+        if self._is_whole:
+            return False
+        piece = self._file.read(max(_BLOCK_BYTES // 4, len(self._text) - self._at))
+        self._text, self._at, self._is_whole = self._text[self._at :] + piece, 0, not piece
+        return not self._is_whole

@@ -1,0 +1,247 @@
+"""The most probable classes of each image, in columns that someone else wrote: checked, put in order, and kept as records of one size."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.settings import default_top_k
+from nst_data.sources import Source, match_classes
+from nst_data.sources.labels import MOST_UNNAMED, check_class_names, class_numbers
+from nst_data.store.files import replacing
+from nst_data.tables.label_columns import LabelColumns, shown
+from nst_data.tables.soft_label_column import SUM_TOLERANCE, softmax
+from nst_data.tables.soft_labels import record, soft_labels, top_soft_labels
+
+_ADVICE = "Give all class names with `class_names` FILE, or name the column with class ids with `label_column`"
+
+
+class TopLabelColumns:
+    """In each row of a table some classes, by name or number, and their probabilities, logits or nothing.
+
+    Attributes:
+        class_names: Of all classes: those given, those that the table knows or, of classes by name, those that occur.
+        most: How many classes a row names, at most.
+        remarks: What a person should know about how the labels are read.
+
+    Of a row with fewer than `most`, others stand for the rest: what is left to 1 is even over the classes that a row does not name. With
+    `smoothing` S a class alone has the probability 1 - S + S / classes, else 1. Of logits the softmax is over those of a row.
+
+    Raises NstError or UsageError for columns that hold anything else. What is made of a row does not depend on those around it.
+    """
+
+    def __init__(self, table: Source, columns: LabelColumns, names: Sequence[str] | None, where: str, smoothing: float, progress: Progress):
+        self._table, self._columns, self._smoothing, self.name = table, columns, smoothing, columns.name
+        self.remarks: list[str] = []
+        words: set[str] = set()
+        self.most, self._by_number = 0, False
+        with progress.task(f"read `{shown(columns.classes)}`", len(table), "labels") as task:
+            for batch in table.columns(columns.classes):
+                lists = columns.classes_in(batch)
+                self.most = max(self.most, pc.max(pc.list_value_length(lists)).as_py() or 0)
+                self._by_number = pa.types.is_integer(lists.type.value_type)
+                if not self._by_number:
+                    words |= self._words(lists)
+                task.advance(len(batch))
+        self.class_names, self._places = self._named(words, list(names) if names is not None else None, where)
+        self._say(given=names is not None)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(self.class_names)
+
+    def default_top_k(self) -> int | None:
+        """How many classes are kept where nobody says: all that are named."""
+        return self.most if self.most < self.classes else default_top_k(self.classes)
+
+    def check_top_k(self, top_k: int | None) -> None:
+        """Raises NstError for more classes than are named."""
+        if top_k is not None and top_k > self.most:
+            raise NstError(
+                f"{self._table.location}: `{self.name}` names {self.most} classes of an image, and {top_k} are asked for; "
+                "choose another `top_k`"
+            )
+
+    def largest(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """All rows in order, some at a time: classes, the most probable first, and their probabilities; both of shape (rows, most)."""
+        start = 0
+        for batch in self._table.columns(self._columns.all):
+            yield self._checked(batch, start)
+            start += len(batch)
+
+    def probabilities(self) -> Iterator[NDArray[np.float32]]:
+        """The same for every class, shape (rows, classes)."""
+        for classes, probs in self.largest():
+            rest = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.classes - self.most)
+            dense = np.broadcast_to(rest, (len(probs), self.classes)).astype(np.float32)
+            np.put_along_axis(dense, classes, probs, axis=1)
+            yield dense
+
+    def digest(self, progress: Progress) -> str:
+        """sha256 of classes and probabilities, all rows of which are checked on the way."""
+        sha256 = hashlib.sha256(f"{self.classes}\ntop {self.most}\n".encode())
+        with progress.task(f"check `{self.name}`", len(self), "soft labels") as task:
+            for classes, probs in self.largest():
+                sha256.update(classes.tobytes())
+                sha256.update(probs.tobytes())
+                task.advance(len(probs))
+        return sha256.hexdigest()
+
+    def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
+        """Write all rows into a file that `kept` reads."""
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+            if self.most == self.classes or top_k is None:
+                for dense in self.probabilities():
+                    out.write(soft_labels(dense, top_k).tobytes())
+                    task.advance(len(dense))
+                return
+            for classes, probs in self.largest():
+                out.write(top_soft_labels(classes, probs, self.classes, top_k).tobytes())
+                task.advance(len(probs))
+
+    def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
+        """The records in a file, memory-mapped; shape (rows,)."""
+        return np.memmap(file, record(self.classes, top_k), "r")
+
+    def _words(self, lists: pa.Array) -> set[str]:
+        kind = lists.type.value_type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise NstError(f"{self._table.location}: column `{shown(self._columns.classes)}` is {kind}, expected class names or integers")
+        words = {word for word in pc.unique(lists.flatten()).to_pylist() if word is not None}
+        if len(words) > MOST_UNNAMED:
+            raise NstError(f"{self._table.location}: `{shown(self._columns.classes)}` has over {MOST_UNNAMED:,} classes; name another column")
+        return words
+
+    def _named(self, words: set[str], given: list[str] | None, where: str) -> tuple[list[str], dict[str, int]]:
+        """(class names, where each word of the table stands among them)."""
+        location, column = self._table.location, shown(self._columns.classes)
+        names = given or self._table.class_columns().get(column)
+        found = sorted(words)
+        numbers = class_numbers(found)
+        if names is None and (self._by_number or numbers is not None):
+            raise UsageError(f"{location}: `{column}` has class numbers; give their names with `class_names` FILE")
+        names = found if names is None else names
+        check_class_names(names, where, None, "two or more")
+        if self._by_number:
+            return names, {}
+        if numbers is not None and class_numbers(names) is None:
+            beyond = [number for number in numbers if number >= len(names)]
+            if beyond:
+                raise NstError(f"{location}: `{column}` has the class number {min(beyond)}, expected 0 to {len(names) - 1}")
+            return names, dict(zip(found, numbers, strict=True))
+        places = match_classes(found, names, f"{location}: `{column}`", subset=True, advice=_ADVICE)
+        return names, dict(zip(found, places.tolist(), strict=True))
+
+    def _say(self, given: bool) -> None:
+        if not given and self._table.class_columns().get(shown(self._columns.classes)) is None:
+            self.remarks.append(f"the {self.classes:,} classes are those that occur in it; `class_names` FILE gives others")
+        if not self._columns.numbers:
+            self.remarks.append(f"labels without a confidence: hard, smoothing {self._smoothing:g}")
+        elif self._columns.logits and self.most < self.classes:
+            self.remarks.append(f"softmax over the {self.most:,} logits of each image; the other classes get nothing")
+
+    def _checked(self, batch: pa.RecordBatch, start: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Classes and probabilities of a batch, the most probable first; of equal ones the class with the lower number."""
+        lists = self._columns.classes_in(batch)
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones")
+        flat = lists.flatten()
+        rows = np.repeat(np.arange(len(batch)), lengths)
+        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a class")
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        classes, values = np.full((len(batch), self.most), -1), np.zeros((len(batch), self.most))
+        classes[rows, places] = self._numbers_of(flat, rows, start)
+        ordered = np.sort(classes, axis=1)
+        self._refuse(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1), start, "names a class twice")
+        values[rows, places] = self._values(batch, lengths, rows, start)
+        if not self._columns.numbers:
+            values[rows, places] = 1 - self._smoothing + self._smoothing / self.classes
+        elif self._columns.logits:
+            values[classes < 0] = -np.inf
+            values = softmax(values)
+        self._check_probabilities(values, classes, lengths, start)
+        sums = values.sum(axis=1, keepdims=True)
+        values = values / (sums if self.most == self.classes else np.maximum(sums, 1))
+        self._fill_up(classes, values)
+        order = np.lexsort((classes, -values.astype(np.float32)), axis=1)
+        return (
+            np.take_along_axis(classes, order, axis=1).astype(np.int32),
+            np.take_along_axis(values, order, axis=1).astype(np.float32) + np.float32(0),  # no negative zero
+        )
+
+    def _numbers_of(self, flat: pa.Array, rows: NDArray[np.int64], start: int) -> NDArray[np.int64]:
+        """The classes as numbers."""
+        if not self._by_number:
+            coded = flat.dictionary_encode()
+            numbers = np.array([self._places[word] for word in coded.dictionary.to_pylist()], np.int64)
+            found: NDArray[np.int64] = numbers[coded.indices.to_numpy(zero_copy_only=False)] if len(numbers) else numbers
+            return found
+        numbers = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        odd = (numbers < 0) | (numbers >= self.classes)
+        if odd.any():
+            first = int(odd.argmax())
+            raise NstError(
+                f"{self._table.location}: {self._at(start + int(rows[first]), shown(self._columns.classes))} is {numbers[first]}, "
+                f"expected 0 to {self.classes - 1}"
+            )
+        return numbers
+
+    def _values(self, batch: pa.RecordBatch, lengths: NDArray[np.int64], rows: NDArray[np.int64], start: int) -> NDArray[np.float64]:
+        """The numbers beside the classes, shape (classes of all rows,)."""
+        if not self._columns.numbers:
+            self._refuse(lengths > 1, start, "names several classes without a number each; expected one class")
+            return np.ones(len(rows))
+        lists = self._columns.numbers_in(batch)
+        kind = lists.type.value_type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise NstError(f"{self._table.location}: column `{self.name}` is {kind}, expected numbers")
+        found = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        self._refuse(found != lengths, start, "has not one number for each class that is named")
+        flat = lists.flatten()
+        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a number")
+        numbers: NDArray[np.float64] = flat.to_numpy(zero_copy_only=False).astype(np.float64)
+        self._refuse_at(rows, ~np.isfinite(numbers), start, "is not finite")
+        return numbers
+
+    def _check_probabilities(
+        self, values: NDArray[np.float64], classes: NDArray[np.int64], lengths: NDArray[np.int64], start: int
+    ) -> None:
+        expected, sums = "expected probabilities; if these are logits, add `logits`", values.sum(axis=1)
+        self._refuse((values < 0).any(axis=1), start, f"holds a negative number, {expected}")
+        over = sums > 1 + SUM_TOLERANCE
+        self._refuse(over, start, f"adds up to {sums[over.argmax()]:.4g}, more than 1; {expected}")
+        least = np.where(classes < 0, np.inf, values).min(axis=1)
+        share = (1 - sums) / np.maximum(1, self.classes - lengths)
+        odd = np.where(lengths < self.classes, least < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE)
+        first = int(odd.argmax())
+        left = f"leaves {1 - sums[first]:.4g} to {self.classes - lengths[first]:,} other classes, more to each than to one that is named"
+        self._refuse(odd, start, f"adds up to {sums[first]:.4g}: {left}; expected the most probable classes")
+
+    def _fill_up(self, classes: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Of rows that name fewer classes than others: the first classes that are not named, with their even share of the rest."""
+        for row in np.flatnonzero((classes < 0).any(axis=1)).tolist():
+            lacking = classes[row] < 0
+            others = np.setdiff1d(np.arange(min(self.classes, 2 * self.most)), classes[row])[: lacking.sum()]
+            share = max(0.0, 1 - values[row].sum()) / (self.classes - int((~lacking).sum()))
+            classes[row, lacking], values[row, lacking] = others, share
+
+    def _refuse_at(self, rows: NDArray[np.int64], odd: NDArray[np.bool_], start: int, what: str) -> None:
+        if odd.any():
+            raise NstError(f"{self._table.location}: {self._at(start + int(rows[odd.argmax()]))} {what}")
+
+    def _refuse(self, odd: NDArray[np.bool_], start: int, what: str) -> None:
+        if odd.any():
+            raise NstError(f"{self._table.location}: {self._at(start + int(odd.argmax()))} {what}")
+
+    def _at(self, row: int, column: str | None = None) -> str:
+        return f"`{column or self.name}` of row {self._table.key(row)!r}"
