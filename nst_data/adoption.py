@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
+from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.label_files.choosing import Asked
 from nst_data.label_files.opening import LabelTable, is_text, of_source, open_labels
-from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.labeled_version import LabeledVersion, check_unchanged
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task, on_this_terminal
@@ -30,9 +30,9 @@ from nst_data.store.inputs import GenerationInputs, Input
 from nst_data.store.manifest import GenerationRequest, json_digest
 from nst_data.store.store import Store, Version
 from nst_data.tables.key_column import KeyColumn, Rows
+from nst_data.tables.label_reader import LabelReader, label_reader
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
-from nst_data.tables.label_reader import LabelReader, label_reader
 from nst_data.tables.soft_labels import as_columns
 
 _IMAGES_AT_ONCE = 512
@@ -67,7 +67,7 @@ def adopt(
     Args:
         store: Where the generation is kept.
         corpus: The name that gets a new generation.
-        table: The labels, as a source or where they are: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets` or
+        table: The labels, as a source or where they are: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets`,
             `owner/name` on the Hub, class folders, tar files. Without `pool` it holds the images too.
         probs: Its column of probabilities: a list for all classes, in order, or numbers beside the classes of `label_column`;
             `prob` stands for `prob_0`, `prob_1`, ... too. By default that with a name such as `probs`, `prob`, `score` or `confidence`.

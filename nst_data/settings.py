@@ -151,10 +151,12 @@ class AdoptSettings(Settings):
 
     probs: str | None = Field(
         None,
-        description="Column of probabilities: a list for all classes, or beside `label_column`; NAME for NAME_0, NAME_1, ... By default by its name.",
+        description="Column of probabilities: a list for all classes, or beside `label_column`; prob stands for prob_0, prob_1, ... too. "
+        "By default that with a name such as prob or score.",
     )
     label_column: Annotated[str | None, Later(None)] = Field(
-        None, description="Column of classes, by name or number: one, or a list of the most probable. By default by its name."
+        None,
+        description="Column of classes, by name or number: one, or a list of the most probable. By default one called label or the like.",
     )
     logits: Annotated[bool, Later(False)] = Field(False, description="The numbers are logits: take their softmax.")
     smoothing: Annotated[float, Later(0.0)] = Field(

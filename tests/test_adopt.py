@@ -413,7 +413,11 @@ def test_wrong_use_is_one_line(tmp_path, store, table):
     for status, words, line in (
         (2, [table, "--probs", "probs", "--smoothing", "0.1"], "--smoothing applies to labels without a confidence, and"),
         (2, [table, "--probs", "probs", "--key", "file"], "--key refers to images; add --pool SOURCE, or remove it"),
-        (2, [table, "--probs", "probs", "--pool", table], "expected a column of paths, such as `file_name` or `path`, found no column; name it with --key"),
+        (
+            2,
+            [table, "--probs", "probs", "--pool", table],
+            "expected a column of paths, such as `file_name` or `path`, found no column; name it with --key",
+        ),
         (2, [table, "--probs", "guess2"], "expected one column `guess2`, found image, probs, guess"),
         (1, [without, "--probs", "probs"], "or name where the images are: --pool SOURCE"),
         (2, [several, "--probs", "probs"], "expected one image column, found one, two; name one with --image-column"),

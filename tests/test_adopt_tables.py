@@ -4,18 +4,29 @@ import json
 
 import numpy as np
 import pandas as pd
+import PIL.Image
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
 from labels import rows, write_teacher
 from nst_cli.main import app
 from pictures import png
+from timm.data import create_transform, resolve_data_config
 from typer.testing import CliRunner
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
+from nst_data.images import image_hash
+from nst_data.label_files.choosing import Asked
+from nst_data.label_files.opening import open_labels
 from nst_data.progress import Progress
 from nst_data.sources import open_source
+from nst_data.sources.imagenet_names import imagenet_wnids
 from nst_data.store.store import Store
+from nst_data.tables.key_column import KeyColumn
+from nst_data.tables.label_reader import label_reader
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -25,50 +36,43 @@ PROBS = np.array([[0.7, 0.2, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4], [0.05, 0.9, 0.05, 
 LABELS = PROBS.argmax(axis=1)
 
 
-@pytest.fixture
-def pool(tmp_path):
-    for number, name in enumerate(FILES):
-        path = tmp_path / "pool" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number % 4, number))
-    return open_source(tmp_path / "pool")
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture
-def names(tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n")
-    return str(tmp_path / "names.txt")
-
-
 def largest(k, order=None):
     """(classes, probabilities) of each image, the k most probable first."""
     order = np.argsort(-PROBS, axis=1, kind="stable")[:, :k]
     return order, np.take_along_axis(PROBS, order, axis=1)
 
 
-def labels_of(version):
-    """{key: {class: probability}} as far as classes are named, and the label with its confidence."""
-    names = version.manifest.class_names
+def read(table, names=None, smoothing=0.0, **asked):
+    """{key: {class: probability}} of a file of labels, for every class."""
+    adopted = open_labels(str(table), Asked(class_names=names, **asked))
+    reader = label_reader(adopted.source, adopted.columns, names, None, smoothing, Progress())
+    keys = [key for piece in KeyColumn(adopted.source, adopted.key).pieces() for key in piece.to_pylist()]
+    probs = np.concatenate(list(reader.probabilities()))
+    return {key: dict(zip(reader.class_names, row.tolist(), strict=True)) for key, row in zip(keys, probs, strict=True)}
+
+
+def near(labels):
+    return {key: pytest.approx(probs, abs=1e-6) for key, probs in labels.items()}
+
+
+def expected(k=4, probs=PROBS):
+    """The same by hand: what is left to 1 is even over the classes that are not named."""
     found = {}
-    for row in rows(version):
-        classes = row["top_labels"] if "top_labels" in row else range(len(names))
-        probs = row["top_probs"] if "top_probs" in row else row["probs"]
-        assert names[row["label"]] == names[int(classes[int(np.argmax(probs))])]
-        assert row["confidence"] == pytest.approx(max(probs), abs=1e-3)
-        found[row["key"]] = {names[one]: pytest.approx(prob, abs=1e-3) for one, prob in zip(classes, probs, strict=True)}
+    for key, row in zip(FILES, probs.tolist(), strict=True):
+        top = sorted(range(len(row)), key=lambda one: -row[one])[:k]
+        rest = (1 - sum(row[one] for one in top)) / max(1, len(row) - k)
+        found[key] = {NAMES[one]: row[one] if one in top else rest for one in range(len(row))}
     return found
 
 
-def expected(k=4):
-    classes, probs = largest(k)
-    return {
-        key: dict(zip([NAMES[one] for one in row], values.tolist(), strict=True)) for key, row, values in zip(FILES, classes, probs, strict=True)
-    }
+def write_lines(path, table):
+    path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    return path
+
+
+def write_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
 
 
 def timm_frame(classes, values, names=None, ids=False, column="prob", separate=False, fullname=True):
@@ -105,23 +109,304 @@ FORMS = {"csv": "csv", "tsv": "tsv", "json": "json", "json-split": "json", "json
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("k", [1, 3, 4])
-def test_timms_output_is_taken_in_each_of_its_forms(tmp_path, store, pool, names, form, separate, k):
+def test_timms_output_is_taken_in_each_of_its_forms(tmp_path, form, separate, k):
     classes, values = largest(k)
-    for number, options in enumerate(({"names": NAMES}, {"ids": True}, {"names": NAMES, "ids": True})):
+    for number, options in enumerate(({"names": NAMES}, {"ids": True}, {"names": NAMES, "ids": True}, {"names": NAMES, "column": "score"})):
         file = write_timm(timm_frame(classes, values, separate=separate, **options), tmp_path / f"{number}.{FORMS[form]}", form)
-        version = adopt(store, "bugs", file, pool=pool, class_names=names, progress=Progress())
-        assert labels_of(version) == expected(k)
-        assert version.ref == "bugs@gen-1"  # the same labels, however they are written
-    assert version.manifest.counts.top_k == (k if k < 4 else None)
+        assert read(file, NAMES) == near(expected(k))
+    logits = timm_frame(classes, np.log(values + 1e-30), names=NAMES, column="logit", separate=separate)
+    file = write_timm(logits, tmp_path / f"logits.{FORMS[form]}", form)
+    if k == 4:
+        assert read(file, NAMES, logits=True) == near(expected())
+    with pytest.raises(UsageError, match=r"`logit.*` are logits by name; add `logits`, or name a column of probabilities with `probs`"):
+        read(file, NAMES)
 
 
-def test_long_lists_and_odd_names_in_a_cell_of_csv_are_read_as_numpy_writes_them(tmp_path, store, pool):
-    odd = [f"it's \"{number}\", a\\b" if number % 2 else f"thing, of kind {number}" for number in range(40)]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("separate", [False, True])
+def test_all_probabilities_or_logits_in_order_are_those_of_the_class_names(tmp_path, form, separate):
+    path = tmp_path / f"dense.{FORMS[form]}"
+    write_timm(timm_frame(None, PROBS, separate=separate), path, form)
+    assert read(path, NAMES) == near(expected())
+    write_timm(timm_frame(None, np.log(PROBS + 1e-30) + 3, column="logit", separate=separate), path, form)
+    assert read(path, NAMES, logits=True) == near(expected())
+
+
+def test_long_lists_and_odd_names_in_a_cell_of_csv_are_read_as_numpy_writes_them(tmp_path):
+    odd = [f'it\'s "{number}", a\\b' if number % 2 else f"thing, of kind {number}" for number in range(40)]
     probs = np.random.default_rng(0).dirichlet(np.ones(40), len(FILES))
     classes = np.argsort(-probs, axis=1)
-    (tmp_path / "names.txt").write_text("\n".join(odd))
     file = write_timm(timm_frame(classes, np.take_along_axis(probs, classes, axis=1), names=odd), tmp_path / "t.csv", "csv")
     assert "\n " in (tmp_path / "t.csv").read_text()
-    found = rows(adopt(store, "bugs", file, pool=pool, class_names=str(tmp_path / "names.txt"), progress=Progress()))
-    by_key = {row["key"]: row["probs"] for row in found}
-    np.testing.assert_allclose([by_key[key] for key in FILES], probs, atol=1e-3)
+    found = read(file)
+    np.testing.assert_allclose([[found[key][name] for name in odd] for key in FILES], probs, atol=1e-6)
+
+
+def test_lists_of_labels_with_scores_are_taken_as_pipelines_give_them(tmp_path):
+    classes, values = largest(3)
+    lists = [
+        [{"score": value, "label": NAMES[one]} for one, value in zip(*pair, strict=True)]
+        for pair in zip(classes.tolist(), values.tolist(), strict=True)
+    ]
+    files = [
+        write_json(tmp_path / "mapping.json", dict(zip(FILES, lists, strict=True))),
+        write_json(tmp_path / "records.json", [{"image": key, "predictions": one} for key, one in zip(FILES, lists, strict=True)]),
+        write_lines(tmp_path / "lines.jsonl", [{"file": key, "result": one, "width": 8} for key, one in zip(FILES, lists, strict=True)]),
+    ]
+    pq.write_table(pa.table({"path": FILES, "top": lists}), tmp_path / "table.parquet")
+    for file in [*files, tmp_path / "table.parquet"]:
+        assert read(file) == near(expected(3))
+    with pytest.raises(
+        NstError, match=r"lists labels without naming images, as a pipeline returns them; write them as an object with a list"
+    ):
+        read(write_json(tmp_path / "bare.json", lists))
+
+
+def test_a_number_for_each_class_name_and_a_column_for_each_class_are_taken(tmp_path):
+    by_name = [dict(zip(NAMES, row, strict=True)) for row in PROBS.tolist()]
+    assert read(write_json(tmp_path / "a.json", dict(zip(FILES, by_name, strict=True)))) == near(expected())
+    lines = [{"key": key, "label": "ant", "confidence": 0.1, "probs": one} for key, one in zip(FILES, by_name, strict=True)]
+    assert read(write_lines(tmp_path / "a.jsonl", lines)) == near(expected())
+    wide = pd.DataFrame({"key": FILES, "label": "ant", "confidence": 0.1, **{name: PROBS[:, place] for place, name in enumerate(NAMES)}})
+    wide.to_csv(tmp_path / "a.csv", index=False)
+    assert read(tmp_path / "a.csv", NAMES) == near(expected())
+
+
+def test_rows_may_name_different_numbers_of_classes(tmp_path):
+    rows = [{"file": "x", "label": ["bee", "ant"], "prob": [0.5, 0.4]}, {"file": "y", "label": ["dog"], "prob": [0.7]}]
+    found = read(write_lines(tmp_path / "a.jsonl", rows), NAMES)
+    assert found["x"] == pytest.approx({"ant": 0.4, "bee": 0.5, "cat": 0.05, "dog": 0.05}, abs=1e-6)
+    assert found["y"] == pytest.approx({"ant": 0.1, "bee": 0.1, "cat": 0.1, "dog": 0.7}, abs=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
+def test_a_label_with_its_confidence_or_alone_is_taken(tmp_path, suffix):
+    frame = pd.DataFrame({"image": FILES, "label": [NAMES[one] for one in LABELS], "confidence": PROBS.max(axis=1)})
+    for columns, smoothing in ((["image", "label", "confidence"], 0.0), (["image", "label"], 0.0), (["image", "label"], 0.2)):
+        path = tmp_path / f"t.{suffix}"
+        forms = {"csv": "csv", "tsv": "tsv", "jsonl": "json-records"}
+        if suffix == "parquet":
+            frame[columns].to_parquet(path)
+        elif suffix == "json":
+            frame[columns].to_json(path, orient="records")
+        else:
+            write_timm(frame[columns], path, forms[suffix])
+        hard = np.eye(4)[LABELS] * (1 - smoothing) + smoothing / 4
+        assert read(path, NAMES, smoothing) == near(expected(1) if "confidence" in columns else expected(4, hard))
+
+
+def test_a_simple_object_of_labels_is_taken(tmp_path):
+    assert read(write_json(tmp_path / "a.json", {"x.png": "ant", "y.png": "bee"})) == {
+        "x.png": {"ant": 1, "bee": 0},
+        "y.png": {"ant": 0, "bee": 1},
+    }
+
+
+def test_imagenets_classes_are_known_by_words_and_by_wordnet_ids(tmp_path):
+    (tmp_path / "t.csv").write_text('filename,label,prob\nx.png,"tench, Tinca tinca",0.5\ny.png,"goldfish, Carassius auratus",0.9\n')
+    names = imagenet_wnids()
+    found = read(tmp_path / "t.csv", names)
+    assert [max(found[key], key=found[key].get) for key in ("x.png", "y.png")] == names[:2]
+
+
+REFUSED = [
+    ("x,ant,0.7\nx2,bee,1.2\n", r"`prob` of row 't.csv:1' adds up to 1.2, more than 1; expected probabilities; if these are logits, add"),
+    ("x,ant,0.7\nx2,bee,-0.2\n", r"`prob` of row 't.csv:1' holds a negative number, expected probabilities"),
+    ("x,ant,0.7\nx2,bee,nan\n", r"`prob` of row 't.csv:1' is not finite"),
+    ("x,ant,0.7\nx2,bee,\n", r"`prob` of row 't.csv:1' lacks a number"),
+    ("x,ant,0.7\nx2,,0.7\n", r"`prob` of row 't.csv:1' lacks a class"),
+    (
+        "x,ant,0.7\nx2,bee,much\n",
+        r"expected CSV with a header; reading it failed \(Failed to parse string: 'much' as a scalar of type double\)",
+    ),
+    ("x,ant,0.7\nx2,fly,0.7\n", r"`label`: expected the classes 4 \(ant, bee, cat, dog\), found 2 \(ant, fly\); not expected: 1 \(fly\)"),
+    ("x,0,0.7\nx2,4,0.7\n", r"`label` has the class number 4, expected 0 to 3"),
+    (
+        "x,ant,0.7\nx2,bee,0.1\n",
+        r"adds up to 0.1: leaves 0.9 to 3 other classes, more to each than to one that is named; expected the most",
+    ),
+    ("x,ant,0.7\n,bee,0.7\n", r"`file` of row 't.csv:1' is empty, expected the key of an image in the pool"),
+    ("x,ant\n", r"expected CSV with a header; reading it failed \(CSV parse error: Row #2: Expected 3 columns, got 2: x,ant"),
+    ("", r"expected a label for each image, found no row"),
+    ("x,\"['ant' 'ant']\",[0.5 0.2]\n", r"`prob` of row 't.csv:0' names a class twice"),
+    ("x,\"['ant' 'bee']\",[0.5 0.2 0.1]\n", r"`prob` of row 't.csv:0' has not one number for each class that is named"),
+]
+
+
+@pytest.mark.parametrize(("lines", "line"), REFUSED)
+def test_a_row_that_is_no_label_is_refused_in_one_line(tmp_path, lines, line):
+    (tmp_path / "t.csv").write_text("file,label,prob\n" + lines)
+    with pytest.raises(NstError, match=line) as caught:
+        read(tmp_path / "t.csv", NAMES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("file,path,label", r"expected one column of paths, found file, path; name one with `key`"),
+        ("where,label", r"expected a column of paths, such as `file_name` or `path`, found where, label; name it with `key`"),
+        ("file,label,prediction", r"expected one column of classes, found label, prediction; name one with `label_column`"),
+        ("file,label,prob,score", r"expected one column of probabilities, found prob, score; name one with `probs`"),
+        ("file,width", r"expected a column of labels, such as `probs` or `label`, found width; name it with `probs` or `label_column`"),
+        ("file,label,label", r"expected CSV with a header; reading it failed \(the header has 'label' several times\)"),
+    ],
+)
+def test_columns_that_are_not_certain_are_asked_for_by_name(tmp_path, header, line):
+    (tmp_path / "t.csv").write_text(header + "\n" + ",".join("x" for _ in header.split(",")) + "\n")
+    with pytest.raises(NstError, match=line):
+        read(tmp_path / "t.csv", NAMES)
+
+
+def test_named_columns_are_taken_among_others(tmp_path):
+    (tmp_path / "t.csv").write_text("file,where,label,guess,score,sure\ny,x,ant,bee,0.1,0.8\n")
+    found = read(tmp_path / "t.csv", NAMES, key="where", label_column="guess", probs="sure")
+    assert found["x"]["bee"] == pytest.approx(0.8)
+    with pytest.raises(UsageError, match="expected one column `other`, found where, label, guess, score, sure"):
+        read(tmp_path / "t.csv", NAMES, key="file", label_column="other")
+
+
+@pytest.mark.parametrize("name", ["soft.pt", "relabel.pth", "labels.pkl", "logits.npy"])
+def test_files_that_may_hold_code_are_refused_with_the_page_that_says_how_to_convert_them(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    with pytest.raises(UsageError, match=r"may hold code and is not read; docs/labels-from-elsewhere.md shows how to convert it"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("t.json", "{", "expected labels of images as JSON, in lines or in a form that is known; reading it failed"),
+        ("t.json", "[1, 2]", "reading it failed \\(element 0 is no JSON object\\)"),
+        ("t.json", "[" * 10_000, "expected labels of images as JSON"),
+        ("t.json", '{"a": "ant"} x', "found 'x' after the end of the document"),
+        ("t.json", "{}", "expected a label for each image, found none"),
+        ("t.jsonl", '{"file": "x", "label": "ant"}\n{"file": 1.5, "label": "bee"}\n', "row 1: `file` is 1.5, expected the key of an image"),
+        (
+            "t.jsonl",
+            '{"file": "x", "label": "ant"}\n{"file": "y", "label": 2.5}\n',
+            "expected class names as in the first row, found \\[2.5\\]",
+        ),
+        ("t.jsonl", '{"file": "x", "prob": [0.1, 0.9]}\n{"file": "y", "prob": ["a"]}\n', "expected numbers as in the first row, found"),
+        ("t.jsonl", '{"file": "x", "label": 1}\n{"file": "y", "label": 7}\n', "`label` of row 't.jsonl:1' is 7, expected 0 to 3"),
+        (
+            "t.xml",
+            "<a/>",
+            "t.xml: expected labels: a .csv, .tsv, .json, .jsonl or .parquet file, class folders, tar files, a folder saved by",
+        ),
+    ],
+)
+def test_what_is_no_form_of_labels_is_one_line(tmp_path, name, text, line):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(NstError, match=line) as caught:
+        read(tmp_path / name, NAMES)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_without_class_names_are_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text("file,index,prob\nx,3,0.9\n")
+    with pytest.raises(UsageError, match="`index` has class numbers; give their names with `class_names` FILE"):
+        read(tmp_path / "t.csv")
+
+
+def test_a_document_of_any_size_is_read_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("nst_data.sources.text_tables._BLOCK_BYTES", 64)
+    many = {f"{number}.png": {"label": "ant" if number % 2 else "bee", "prob": 0.5 + number / 4000} for number in range(1000)}
+    found = read(write_json(tmp_path / "t.json", many))
+    assert len(found) == 1000
+    assert found["999.png"]["ant"] == pytest.approx(0.5 + 999 / 4000)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    for number, name in enumerate(FILES):
+        path = tmp_path / "pool" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number % 4, number))
+    return open_source(tmp_path / "pool")
+
+
+@pytest.mark.parametrize(
+    ("keys", "how"),
+    [
+        (FILES, ""),
+        ([f"/home/ann/photos/{name}" for name in FILES], "path below the folder"),
+        ([f"./{name}" for name in FILES], "path below the folder"),
+        ([name.removesuffix(".png") for name in FILES], "path without suffix"),
+        ([name.rpartition("/")[2] for name in FILES], "file name"),
+        (["0", "1", "2", "3", "4"], "file name without suffix"),
+    ],
+)
+def test_images_are_found_by_keys_and_by_paths_from_elsewhere(tmp_path, pool, keys, how):
+    write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys[::-1]])
+    column = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path")
+    found = column.found_in(pool)
+    assert [FILES[len(FILES) - 1 - row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
+    assert column.remarks == ([f"the images of `path` are found by {how}"] if how else [])
+
+
+def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):
+    (tmp_path / "pool" / "b" / "0.png").write_bytes(png(0, 9))
+    pool = open_source(tmp_path / "pool")
+    write_lines(tmp_path / "t.jsonl", [{"path": "0.png", "label": "ant"}, {"path": "1.png", "label": "bee"}])
+    with pytest.raises(NstError, match=r"lacks 2 of 2 images, the first is '0.png'"):
+        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+
+
+def test_images_are_found_by_their_content_where_that_is_asked_for(tmp_path, pool):
+    lines = [{"key": "?", "image_hash": image_hash((tmp_path / "pool" / name).read_bytes()), "label": "ant"} for name in FILES]
+    write_lines(tmp_path / "t.jsonl", lines)
+    opened = open_labels(str(tmp_path / "t.jsonl"), Asked(key="image_hash"))
+    found = KeyColumn(opened.source, opened.key).found_in(pool)
+    assert [FILES[row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
+
+
+class Said(Progress):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_plain_labels_are_adopted_with_their_smoothing_said_and_kept(tmp_path, pool):
+    store, said = Store(tmp_path / "store"), Said()
+    file = write_json(tmp_path / "t.json", {name: NAMES[label] for name, label in zip(FILES[:4], LABELS[:4], strict=True)})
+    version = adopt(store, "bugs", str(file), pool=pool, smoothing=0.1, progress=said)
+    assert "labels without a confidence: hard, smoothing 0.1" in said.lines
+    assert "the 3 classes are those that occur in it; `class_names` FILE gives others" in said.lines
+    assert version.manifest.request.settings["smoothing"] == 0.1
+    assert version.manifest.class_names == ["ant", "bee", "dog"]
+    assert (version.manifest.counts.top_k, version.manifest.counts.unlabeled) == (1, 1)
+    assert {row["key"]: (row["top_labels"], row["confidence"]) for row in rows(version)} == {
+        name: ([["ant", "bee", "dog"].index(NAMES[label])], pytest.approx(0.9 + 0.1 / 3))
+        for name, label in zip(FILES, LABELS[:4], strict=False)
+    }
+    with pytest.raises(NstError, match="`label` names 1 classes of an image, and 2 are asked for; choose another `top_k`"):
+        adopt(store, "bugs", str(file), pool=pool, top_k=2, progress=Progress())
+    with pytest.raises(UsageError, match=r"t.json: names images and holds none; add `pool` SOURCE, where they are"):
+        adopt(store, "bugs", str(file), progress=Progress())
+    twice = write_lines(tmp_path / "t.jsonl", [{"path": FILES[0], "label": one} for one in ("ant", "bee")])
+    with pytest.raises(NstError, match=r"rows 't.jsonl:0' and 't.jsonl:1' both name the image 'a/0.png'; expected one row for each"):
+        adopt(store, "bugs", str(twice), pool=pool, progress=Progress())
+
+
+def test_timms_output_for_a_network_is_what_label_writes_with_the_same_top_k(tmp_path, pool):
+    teacher, store = write_teacher(tmp_path / "teacher", NAMES), Store(tmp_path / "store")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    ours = label(store, "ours", teacher, pool, LabelSettings(top_k=2, exact_transform=True), run=LabelRunSettings(), progress=Progress())
+    network = timm.create_model(teacher, pretrained=True).eval()
+    transform = create_transform(**resolve_data_config({}, model=network))
+    with torch.inference_mode():
+        images = torch.stack([transform(PIL.Image.open(tmp_path / "pool" / name).convert("RGB")) for name in FILES])
+        values, classes = network(images).softmax(-1).topk(2)
+    frame = timm_frame(classes.numpy(), values.numpy(), names=NAMES, ids=True)
+    words = ["adopt", write_timm(frame, tmp_path / "timm.csv", "csv"), "--corpus", "theirs", "--pool", str(tmp_path / "pool")]
+    words += ["--class-names", str(tmp_path / "names.txt"), "--store", str(store.root)]
+    shown = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "theirs@gen-1: labels of 5 images adopted, 0 could not be read" in shown.stdout
+    for mine, theirs in zip(rows(ours), rows(store.open("theirs@gen-1")), strict=True):
+        assert theirs["confidence"] == pytest.approx(mine["confidence"], abs=1e-6)
+        assert theirs["top_probs"] == pytest.approx(mine["top_probs"], rel=1e-3)
+        exact = ("id", "key", "image_hash", "label", "top_labels", "phash")
+        assert {name: theirs[name] for name in exact} == {name: mine[name] for name in exact}

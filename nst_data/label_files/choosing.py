@@ -40,7 +40,7 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
     if asked.label_column is None and asked.probs is None and len(with_both) > 1:
         raise UsageError(f"{location}: expected one column of labels, found {', '.join(with_both)}; name one with `label_column`")
     both = asked.label_column or asked.probs or next(iter(with_both), None)
-    if both in with_both and asked.probs in (None, both):
+    if both is not None and both in with_both and asked.probs in (None, both):
         return _of_both(both, with_both[both], location, asked)
     if asked.class_names and asked.probs is None and len(asked.class_names) > 1 and set(asked.class_names) <= set(columns):
         return LabelColumns(numbers=tuple(asked.class_names), logits=asked.logits)
@@ -81,7 +81,9 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
 def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
     if asked.label_column is not None:
         return _group(columns, asked.label_column) or _lacking(columns, asked.label_column, location)
-    return next((found for names in (_TOP_CLASSES, _CLASSES, _IDS) if (found := _one_of(columns, names, location, "classes", "label_column"))), ())
+    return next(
+        (found for names in (_TOP_CLASSES, _CLASSES, _IDS) if (found := _one_of(columns, names, location, "classes", "label_column"))), ()
+    )
 
 
 def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: str, option: str) -> tuple[str, ...]:
@@ -96,7 +98,8 @@ def _group(columns: Sequence[str], name: str) -> tuple[str, ...]:
     """A column, or those that are numbered from 0: `prob_0`, `prob_1`."""
     if name in columns:
         return (name,)
-    there, numbered = set(columns), []
+    there: set[str] = set(columns)
+    numbered: list[str] = []
     while f"{name}_{len(numbered)}" in there:
         numbered.append(f"{name}_{len(numbered)}")
     return tuple(numbered)

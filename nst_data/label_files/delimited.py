@@ -23,7 +23,7 @@ def read_delimited(location: str, asked: Asked) -> tuple[LabelRows, str, LabelCo
         for batch in delimited(location, separator, list(dict.fromkeys([key, *chosen.all]))):
             classes = [batch.column(name) for name in chosen.classes]
             numbers = [batch.column(name) for name in chosen.numbers]
-            typed = {}
+            typed: dict[str, pa.Array] = {}
             if classes:
                 typed |= dict(zip(chosen.classes, classes_of(classes, by_number), strict=True))
             if numbers:

@@ -60,7 +60,7 @@ def _array(value: Any) -> list[float]:  # noqa: ANN401
     if isinstance(value, list):
         return value
     text = value.get("$binary") if isinstance(value, dict) else value
-    text = text.get("base64") if isinstance(text, dict) else text
+    text = str(text.get("base64") if isinstance(text, dict) else text)
     try:
         packed = zlib.decompressobj().decompress(base64.b64decode(text, validate=True), _MOST_LOGIT_BYTES)
         return [float(number) for number in np.load(io.BytesIO(packed), allow_pickle=False).ravel()]

@@ -51,14 +51,15 @@ def open_labels(location: str, asked: Asked) -> LabelTable:
     """Labels that name the images of a pool by their keys. Raises NstError or UsageError for what has none."""
     suffix, path = Path(location).suffix.lower(), Path(location).absolute()
     if suffix in _PICKLED:
-        raise UsageError(
-            f"{location}: a file of torch or NumPy, which may hold code and is not read; docs/labels-from-elsewhere.md shows how to convert it"
-        )
+        found = "a file of torch or NumPy, which may hold code and is not read"
+        raise UsageError(f"{location}: {found}; docs/labels-from-elsewhere.md shows how to convert it")
     if is_text(location):
         if not path.is_file():
             raise NstError(f"{location}: no such file; {_EXPECTED}")
         rows, key, columns = read_delimited(str(path), asked) if suffix in DELIMITERS else read_json(str(path), asked)
         return LabelTable(rows, columns, key, rows)
+    if path.is_file() and suffix not in (".parquet", ".tar"):
+        raise UsageError(f"{location}: {_EXPECTED}")
     return of_source(open_table(location), asked, with_key=True)
 
 
@@ -72,7 +73,11 @@ def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
             source.columns([column])
         return _of_images(source, with_key)
     kinds = {field.name: field.type for field in source.column_types()}
-    key = key_column([name for name, kind in kinds.items() if _may_be_key(kind) or name == asked.key], source.location, asked) if with_key else None
+    key = (
+        key_column([name for name, kind in kinds.items() if _may_be_key(kind) or name == asked.key], source.location, asked)
+        if with_key
+        else None
+    )
     both = {name: _beside(kind) for name, kind in kinds.items() if holds_both(kind)}
     return LabelTable(source, label_columns([name for name in kinds if name != key], both, source.location, asked), key, source)
 

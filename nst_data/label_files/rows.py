@@ -61,7 +61,8 @@ class Spooled:
         self._numbers = f"{numbers}.{'logits' if chosen.logits else 'score'}" if numbers and numbers == self._classes else numbers
         names = [name for name in (self._classes, self._numbers) if name]
         self.columns = LabelColumns((self._classes,) if self._classes else (), (self._numbers,) if self._numbers else (), chosen.logits)
-        self._names, self._spool = [self._key, *names], None
+        self._names = [self._key, *names]
+        self._spool: Spool | None = None
 
     def add(self, keys: pa.Array, classes: pa.Array | None, numbers: pa.Array | None) -> None:
         """Add some rows: texts, and lists of classes and numbers as far as there are such columns."""

@@ -18,7 +18,7 @@ def numbers_of(columns: Sequence[pa.Array]) -> list[pa.Array]:
 
 
 def classes_of(columns: Sequence[pa.Array], by_number: bool) -> list[pa.Array]:
-    """The classes in some columns, each as texts, numbers if `by_number`, or lists of them. Raises pa.ArrowInvalid for what is no number."""
+    """The classes in some columns, each as texts, numbers if `by_number`, or lists of them. Raises pa.ArrowInvalid for no number."""
     found = [_list_of_words(column) if _is_list(column) else pc.utf8_trim_whitespace(column) for column in columns]
     if not by_number:
         return found

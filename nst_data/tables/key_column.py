@@ -14,7 +14,6 @@ from nst_data.errors import NstError
 from nst_data.sources import Source
 from nst_data.sources.source import Wanted
 
-
 IMAGE_HASH = "image_hash"  # a column that names images by their content
 
 
@@ -92,9 +91,12 @@ class KeyColumn:
 
     def _shared_folder(self) -> str:
         """The folder that all keys begin with, with a slash; empty where there is none."""
-        ends = [(pc.min(piece).as_py(), pc.max(piece).as_py()) for piece in self.pieces() if len(piece)]
-        shared = os.path.commonprefix([key for pair in ends for key in pair])
-        return shared[: shared.rfind("/") + 1]
+        ends = [end.as_py() for piece in self.pieces() if len(piece) for end in (pc.min(piece), pc.max(piece))]
+        try:
+            shared = os.path.commonpath([os.path.dirname(key) for key in ends])
+        except ValueError:  # relative and absolute ones
+            return ""
+        return shared and f"{shared.rstrip('/')}/"
 
 
 def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:

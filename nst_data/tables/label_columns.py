@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nst_data.errors import NstError
+
 _CLASS_FIELDS, _NUMBER_FIELDS, LOGITS = ("label", "class", "class_name"), ("score", "confidence", "prob", "probability"), "logits"
 
 
@@ -75,6 +77,9 @@ def _lists(batch: pa.RecordBatch, columns: Sequence[str], fields: Sequence[str])
     values = arrays[0]
     if width > 1:
         if len({array.type for array in arrays}) > 1:
+            kinds = {str(array.type) for array in arrays if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type))}
+            if kinds:
+                raise NstError(f"columns {shown(columns)}: expected one type in all of them, found {', '.join(sorted(kinds))} and another")
             arrays = [array.cast(pa.float64()) for array in arrays]  # such as a column of zeros among others
         values = pa.concat_arrays(arrays).take(pa.array(np.arange(rows * width).reshape(width, rows).T.ravel()))
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * width, pa.int32()), values)

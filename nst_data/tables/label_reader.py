@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -50,7 +49,7 @@ def label_reader(
     Raises NstError or UsageError for columns that hold no labels, or class names that do not go with them.
     """
     where = f"`class_names` {file}" if file is not None else table.location
-    if columns.classes and columns.numbers and not _are_side_by_side(table, columns):
+    if columns.classes and columns.numbers and _are_of_all_classes(table, columns, names):
         columns = LabelColumns(numbers=columns.numbers, logits=columns.logits)
     if smoothing and (columns.numbers or not columns.classes):
         raise UsageError(f"`smoothing` applies to labels without a confidence, and {table.location} has `{columns.name}`; remove it")
@@ -59,8 +58,8 @@ def label_reader(
     return SoftLabelColumn(table, columns).named(names, where)
 
 
-def _are_side_by_side(table: Source, columns: LabelColumns) -> bool:
-    """Whether the first row has a number for each class that it names; else the numbers are those of all classes."""
+def _are_of_all_classes(table: Source, columns: LabelColumns, names: Sequence[str] | None) -> bool:
+    """Whether the first row has more numbers than it names classes: one for each class there is, in order."""
     first = next(batch for batch in table.columns(columns.all) if batch.num_rows)
     classes, numbers = (pc.list_value_length(lists)[0].as_py() for lists in (columns.classes_in(first), columns.numbers_in(first)))
-    return classes == numbers or numbers == 1
+    return bool(numbers != classes and (classes == 1 or numbers == len(names or ())))

@@ -36,7 +36,9 @@ class TopLabelColumns:
     Raises NstError or UsageError for columns that hold anything else. What is made of a row does not depend on those around it.
     """
 
-    def __init__(self, table: Source, columns: LabelColumns, names: Sequence[str] | None, where: str, smoothing: float, progress: Progress):
+    def __init__(
+        self, table: Source, columns: LabelColumns, names: Sequence[str] | None, where: str, smoothing: float, progress: Progress
+    ) -> None:
         self._table, self._columns, self._smoothing, self.name = table, columns, smoothing, columns.name
         self.remarks: list[str] = []
         words: set[str] = set()
@@ -119,7 +121,9 @@ class TopLabelColumns:
             raise NstError(f"{self._table.location}: column `{shown(self._columns.classes)}` is {kind}, expected class names or integers")
         words = {word for word in pc.unique(lists.flatten()).to_pylist() if word is not None}
         if len(words) > MOST_UNNAMED:
-            raise NstError(f"{self._table.location}: `{shown(self._columns.classes)}` has over {MOST_UNNAMED:,} classes; name another column")
+            raise NstError(
+                f"{self._table.location}: `{shown(self._columns.classes)}` has over {MOST_UNNAMED:,} classes; name another column"
+            )
         return words
 
     def _named(self, words: set[str], given: list[str] | None, where: str) -> tuple[list[str], dict[str, int]]:
@@ -183,10 +187,10 @@ class TopLabelColumns:
         """The classes as numbers."""
         if not self._by_number:
             coded = flat.dictionary_encode()
-            numbers = np.array([self._places[word] for word in coded.dictionary.to_pylist()], np.int64)
-            found: NDArray[np.int64] = numbers[coded.indices.to_numpy(zero_copy_only=False)] if len(numbers) else numbers
+            known = np.array([self._places[word] for word in coded.dictionary.to_pylist()], np.int64)
+            found: NDArray[np.int64] = known[coded.indices.to_numpy(zero_copy_only=False)] if len(known) else known
             return found
-        numbers = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers: NDArray[np.int64] = flat.to_numpy(zero_copy_only=False).astype(np.int64)
         odd = (numbers < 0) | (numbers >= self.classes)
         if odd.any():
             first = int(odd.argmax())
@@ -213,16 +217,14 @@ class TopLabelColumns:
         self._refuse_at(rows, ~np.isfinite(numbers), start, "is not finite")
         return numbers
 
-    def _check_probabilities(
-        self, values: NDArray[np.float64], classes: NDArray[np.int64], lengths: NDArray[np.int64], start: int
-    ) -> None:
+    def _check_probabilities(self, values: NDArray[np.float64], classes: NDArray[np.int64], lengths: NDArray[np.int64], start: int) -> None:
         expected, sums = "expected probabilities; if these are logits, add `logits`", values.sum(axis=1)
-        self._refuse((values < 0).any(axis=1), start, f"holds a negative number, {expected}")
-        over = sums > 1 + SUM_TOLERANCE
+        self._refuse(np.asarray((values < 0).any(axis=1)), start, f"holds a negative number, {expected}")
+        over: NDArray[np.bool_] = sums > 1 + SUM_TOLERANCE
         self._refuse(over, start, f"adds up to {sums[over.argmax()]:.4g}, more than 1; {expected}")
         least = np.where(classes < 0, np.inf, values).min(axis=1)
         share = (1 - sums) / np.maximum(1, self.classes - lengths)
-        odd = np.where(lengths < self.classes, least < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE)
+        odd: NDArray[np.bool_] = np.where(lengths < self.classes, least < share - SUM_TOLERANCE, np.abs(sums - 1) > SUM_TOLERANCE)
         first = int(odd.argmax())
         left = f"leaves {1 - sums[first]:.4g} to {self.classes - lengths[first]:,} other classes, more to each than to one that is named"
         self._refuse(odd, start, f"adds up to {sums[first]:.4g}: {left}; expected the most probable classes")
