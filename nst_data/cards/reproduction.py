@@ -33,8 +33,8 @@ def command(described: Described, published: Published | None = None) -> str:
             words += _columns(inputs.labeled, inputs.labeled)
         case GenerationInputs(extended=Input()):
             return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
-        case GenerationInputs(adopted=Input()):
-            verb, pool = "adopt", sources.option("--pool", "pool") if request.key else []
+        case GenerationInputs(adopted=Input() as adopted):
+            verb, pool = "adopt", sources.option("--pool", "pool") if request.key or inputs.pool.ref != adopted.ref else []
             words = [sources["adopted"], "--corpus", name, *pool, *sources.option("--class-names", "class_names")]
             words += [*sources.option("--teacher", "teacher"), *_columns(inputs.pool, None)]
         case GenerationInputs():

@@ -81,13 +81,13 @@ class KeyColumn:
 
     def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
         """What of a key may be compared, in a phrase for a person, and how it is made."""
-        top = self._shared_folder()
-        below = _without(f"^(?:{re.escape(pool.location)}/|{re.escape(top)}|(?:\\./)+)")
-        suffix, folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
+        folders = [f"{pool.location}/", self._shared_folder()]
+        below = _without(f"^(?:{'|'.join(re.escape(folder) for folder in folders if folder)}|(?:\\./)+)")
+        suffix, all_folders = _without(r"\.[^./\\:]*$"), _without(r"^.*[/\\:]")
         yield "path below the folder", below
         yield "path without suffix", lambda keys: suffix(below(keys))
-        yield "file name", folders
-        yield "file name without suffix", lambda keys: suffix(folders(keys))
+        yield "file name", all_folders
+        yield "file name without suffix", lambda keys: suffix(all_folders(keys))
 
     def _shared_folder(self) -> str:
         """The folder that all keys begin with, with a slash; empty where there is none."""
