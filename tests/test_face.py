@@ -135,7 +135,7 @@ def wrong_calls(store, labeled, pool):
         (lambda: evaluate(store, "test_resnet", images, record="test"), "`record`: test_resnet is not a teacher in the store"),
         (lambda: diff(store, teacher, edition), "tiny-teacher@gen-0: expected a generation or edition, found a teacher"),
         (lambda: quality(store, edition, without), unlabeled),
-        (lambda: adopt(store, "new", without, probs="p", pool=without), "contains image files, which have no columns; expected a table with 'p'"),
+        (lambda: adopt(store, "new", without, probs="p", pool=without), "image files, which have no columns; expected a table with 'p'"),
         (lambda: lineage(store, "nothing"), r"there is nothing called 'nothing', `store.versions\(\)` shows what there is"),
         (lambda: balance("nst-store", generation), r"`store`: expected a store, such as Store\('nst-store'\), found 'nst-store'"),
         (lambda: balance(store, Path("tiny")), r"`generation`: expected a version or its name, found .*Path\('tiny'\)"),
