@@ -89,12 +89,11 @@ def _seconds_to_prepare(settings: TrainSettings, labeled: Source, data_config: d
     rows = np.arange(len(labeled))
     few = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
     images = LabeledImages(labeled, rows, labels_in(labeled))
-    began = time.perf_counter()
+    transforms = training_transforms(few, data_config)
     try:
-        next(training_batches(few, images, None, training_transforms(few, data_config), range(1), 0))
+        return _timed(lambda: next(training_batches(few, images, None, transforms, range(1), 0))) / few.batch_size
     except NstError:
         return 0.0
-    return (time.perf_counter() - began) / few.batch_size
 
 
 def _seconds_a_label(
