@@ -10,10 +10,11 @@ from nst_data.tables.label_columns import LOGITS, LabelColumns, shown
 _PROBS = ("probs", "prob", "probabilities", "probability", "top_probs", "scores", "score", "soft_labels", "soft_label")
 _CONFIDENCE, _LOGITS = ("confidence",), (LOGITS, "logit")
 _TOP_CLASSES = ("top_labels",)
-_CLASSES = ("label", "labels", "class", "classes", "class_name", "category", "prediction", "predictions", "predicted", "choice", "cls")
+_CLASSES = ("label", "labels", "class", "classes", "class_name", "category", "prediction", "predictions", "predicted", "choice")
+_PLAIN = ("cls",)
 _IDS = ("index", "indices", "class_id", "label_id")
 KEY, LABEL, NUMBERS = "filename", "label", "probs"  # columns of what has no names for them itself
-KNOWN_COLUMNS = frozenset((*_PROBS, *_CONFIDENCE, *_LOGITS, *_TOP_CLASSES, *_CLASSES, *_IDS))
+KNOWN_COLUMNS = frozenset((*_PROBS, *_CONFIDENCE, *_LOGITS, *_TOP_CLASSES, *_CLASSES, *_IDS, *_PLAIN))
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
     if asked.label_column is not None:
         return _group(columns, asked.label_column) or _lacking(columns, asked.label_column, location)
     return next(
-        (found for names in (_TOP_CLASSES, _CLASSES, _IDS) if (found := _one_of(columns, names, location, "classes", "label_column"))), ()
+        (found for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN) if (found := _one_of(columns, names, location, "classes", "label_column"))), ()
     )
 
 

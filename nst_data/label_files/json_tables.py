@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -18,13 +18,27 @@ _LOOKED_AT, _PIECE = 1_000, 16_384
 Row = dict[str, Any]
 
 
+class Rows(Protocol):
+    """Images as rows of named values; the rest is known once they were read."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Those that are listed, in the order of class numbers."""
+
+    @property
+    def may_lack_labels(self) -> bool:
+        """Whether an image without a label is nothing wrong."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+
 def read_json(location: str, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
     """(rows, key column, label columns) of a file. Raises UsageError for columns that are not certain, NstError for other content."""
     with readable(location, "labels of images as JSON, in lines or in a form that is known"):
         return table_of(location, JsonRows(location), asked)
 
 
-def table_of(location: str, source: JsonRows, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
+def table_of(location: str, source: Rows, asked: Asked) -> tuple[LabelRows, str, LabelColumns]:
     """The same of rows from anywhere."""
     rows = iter(source)
     first = list(islice(rows, _LOOKED_AT))
@@ -64,7 +78,7 @@ def _pieces(rows: Iterator[Row]) -> Iterator[list[Row]]:
 class _Table:
     """Rows of JSON on their way into a table; `unlabeled` counts those without a label, where that is nothing wrong."""
 
-    def __init__(self, location: str, source: JsonRows, key: str, chosen: LabelColumns) -> None:
+    def __init__(self, location: str, source: Rows, key: str, chosen: LabelColumns) -> None:
         self._location, self._source, self._key, self._chosen = location, source, key, chosen
         self.spooled, self.unlabeled, self._number = Spooled(key, chosen), 0, 0
         self._kind: pa.DataType | None = None

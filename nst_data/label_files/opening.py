@@ -1,14 +1,17 @@
 """From what a person names to labels in columns: a file, a folder, tar shards, a table."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError
-from nst_data.label_files.choosing import KEY, LABEL, Asked, key_column, label_columns
+from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, Asked, key_column, label_columns
 from nst_data.label_files.delimited import read_delimited
-from nst_data.label_files.json_tables import read_json
+from nst_data.label_files.json_cells import holds_both as holds_both_of_json
+from nst_data.label_files.json_tables import read_json, table_of
 from nst_data.label_files.rows import LabelRows, Spooled
 from nst_data.sources import Source, open_source, open_table
 from nst_data.sources.folder import ImageFolder
@@ -23,6 +26,23 @@ _EXPECTED = (
     "or owner/name on the Hub"
 )
 _BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class TarRows:
+    """What stands in the `.json` members beside images in tar files."""
+
+    source: TarFiles
+    class_names: None = None
+    may_lack_labels: bool = True
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return ({**document, KEY: self.source.key(row)} for row, document in self.source.documents())
+
+    def have_labels(self, asked: Asked) -> bool:
+        """Whether the first one has columns of labels; else `.cls` members may be them."""
+        first = next(iter(self), {})
+        return any(name in KNOWN_COLUMNS | {asked.probs, asked.label_column} or holds_both_of_json(one) for name, one in first.items())
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,9 @@ def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
 
     With a key they are those of images elsewhere. Raises NstError or UsageError for what has none.
     """
+    if isinstance(source, TarFiles) and (documents := TarRows(source)).have_labels(asked):
+        rows, key, columns = table_of(source.location, documents, replace(asked, key=KEY))
+        return LabelTable(rows, columns, key, source)
     if isinstance(source, ImageFolder | TarFiles):
         if column := asked.probs or asked.label_column:
             source.columns([column])

@@ -12,6 +12,7 @@ from nst_data.sources.pairing import is_class
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
 
 _END_BYTES = 2**20  # zeros that a packer may fill its last record with
+_MOST_DOCUMENT_BYTES = 2**24
 _MOST_BYTES = 2**62  # headers may claim more, which no column holds
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -47,6 +48,16 @@ def members(path: str, skipped: Skipped | None = None) -> Iterator[Member]:
         end = min(position, length)
         if problem := _unfinished(file, end, cut=position > length):
             yield Member(f"@{end}", end, 0, problem)
+
+
+def documents(path: str) -> Iterator[tuple[str, bytes | None]]:
+    """Name and content of the .json members of a tar file, in its order, as far as it is whole; None for one of many megabytes."""
+    with open(path, "rb") as file:
+        tar = _open(file)
+        while tar is not None and (info := _next(tar)) is not None:
+            if info.isreg() and not _is_hidden(info) and info.name.lower().endswith(".json"):
+                file.seek(info.offset_data)
+                yield info.name, file.read(info.size) if info.size <= _MOST_DOCUMENT_BYTES else None
 
 
 def _refuse_compressed(path: str, file: BinaryIO) -> None:

@@ -20,8 +20,8 @@ from nst_data.errors import NstError
 from nst_data.sources.files import OpenFile
 from nst_data.sources.labels import LabelsAsked, encode, number_labels
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
-from nst_data.sources.members import Member, members
-from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class
+from nst_data.sources.members import Member, documents, members
+from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class, key_of
 from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 
@@ -78,6 +78,19 @@ class TarFiles(Source):
     def rows_of_files(self, files: NDArray[np.int64]) -> NDArray[np.int64]:
         """As the index says."""
         return np.flatnonzero(pc.is_in(self._index["file"], pa.array(files, pa.int32())).to_numpy(zero_copy_only=False))
+
+    def documents(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The row of each image with a `.json` member in its sample, and the object in that. Raises NstError for any other content."""
+        for file, path in enumerate(self._files):
+            found: dict[str, dict[str, Any]] = {}
+            for name, content in documents(path):
+                if key_of(name) in found:
+                    raise NstError(f"{path}: {name} comes several times; expected one .json member in each sample")
+                found[key_of(name)] = _object(path, name, content)
+            rows = self.rows_of_files(np.array([file])) if found else np.empty(0, np.int64)
+            for row, name in zip(rows.tolist(), self._index["name"].take(pa.array(rows)).to_pylist(), strict=True):
+                if key_of(name) in found:
+                    yield row, found[key_of(name)]
 
     def _paths(self) -> Sequence[str]:
         return self._files
@@ -170,6 +183,18 @@ class TarFiles(Source):
         if len(text.splitlines()) > 1 or "\0" in text:
             raise NstError(f"{where}: {expected}, found {text[:40]!r}")
         return text
+
+
+def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        raise NstError(f"{path}: {name}: expected a JSON object, found many megabytes")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise NstError(f"{path}: {name}: expected a JSON object, found other text") from None
+    if not isinstance(value, dict):
+        raise NstError(f"{path}: {name}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArray[np.int64], list[str]]:
