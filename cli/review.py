@@ -9,7 +9,7 @@ from .options import ClassNamesOption, JsonOption, StoreOption, open_store, prin
 
 
 def review() -> None:
-    """People's answers about images: seal them as a version, or bring them from and to CSV and JSONL files."""
+    """People's answers about images: seal them as a version, or bring them from and to files."""
 
 
 def freeze(
@@ -39,7 +39,10 @@ def freeze(
 
 def import_file(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="The corpus that the answers are about.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or JSONL: `key` or `image_hash`, and `class` or `excluded`.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="CSV, TSV or JSONL: `key` or `image_hash`, and `class` or `excluded`; Label Studio's JSON."),
+    ],
     reviewer: Annotated[str, typer.Option(metavar="NAME", help="Whose answers these are.")] = "reviewer",
     store: StoreOption = None,
     json: JsonOption = False,
@@ -56,7 +59,7 @@ def import_file(
 
 def export_file(
     what: Annotated[str, typer.Argument(metavar="CORPUS|REF", help="A corpus: the answers of all reviewers; or CORPUS@review-N.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where they go: ends in .csv or .jsonl.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where they go: ends in .csv, .tsv, .jsonl or, for Label Studio, .json.")],
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

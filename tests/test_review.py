@@ -8,6 +8,8 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
+from nst_data.formats.export import export
+from nst_data.progress import Progress
 from nst_data.review.answer_files import export_answers, import_answers
 from nst_data.review.answers import AnswerLog, settled
 from nst_data.review.freeze import freeze
@@ -90,7 +92,7 @@ def test_answers_about_a_labeled_set_have_its_classes_without_a_corpus(labeled_i
     assert freeze(store, "photos", class_names=["wasp", "ant"]).manifest.class_names == ["wasp", "ant"]
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
 def test_what_was_exported_is_imported_elsewhere(labeled_images, tmp_path, suffix):
     store, rows = labeled_images
     odd_key = '=a "b", c\n'
@@ -99,7 +101,7 @@ def test_what_was_exported_is_imported_elsewhere(labeled_images, tmp_path, suffi
     log.append("f" * 32, odd_key, excluded="none of these")
     file = tmp_path / f"answers{suffix}"
     assert export_answers(store, "tiny", file) == 2
-    assert suffix == ".jsonl" or "'=a" in file.read_text()  # no formula for a spreadsheet to run
+    assert "json" in suffix or "'=a" in file.read_text()  # no formula for a spreadsheet to run
     assert import_answers(store, "other", file, reviewer="bob") == (2, 0)
     assert import_answers(store, "other", file, reviewer="bob") == (0, 2)
     here, there = settled(store, "tiny").answers, settled(store, "other").answers
@@ -128,7 +130,7 @@ def test_rows_may_name_images_by_key_alone(labeled_images, tmp_path):
         ({"key": "a"}, r"line 1: expected either a `class` or why it is `excluded`$"),
         ({"key": "a", "class": 3}, r"line 1: `class` is 3, expected text$"),
         ({"key": "a", "excluded": "dull"}, r"line 1: `excluded` is 'dull', expected 'none of these' or 'unusable'$"),
-        (["a"], r"line 1: expected a JSON object, found list$"),
+        (["a"], r"line 1: expected a JSON object, found list\)$"),
     ],
 )
 def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images, tmp_path, row, complaint):
@@ -142,14 +144,14 @@ def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images
 
 def test_files_of_another_kind_are_refused(labeled_images, tmp_path):
     store, _ = labeled_images
-    with pytest.raises(UsageError, match=r"answers\.xlsx: expected a file that ends in \.csv or \.jsonl$"):
+    with pytest.raises(UsageError, match=r"answers\.xlsx: expected a file that ends in \.csv, \.tsv, \.jsonl, \.json$"):
         import_answers(store, "tiny", tmp_path / "answers.xlsx")
     (tmp_path / "a.csv").write_text("name,label\nx,y\n")
     with pytest.raises(
         NstError, match=r"a\.csv: expected a header with `image_hash` or `key`, and `class` or `excluded`; found name, label$"
     ):
         import_answers(store, "tiny", tmp_path / "a.csv")
-    with pytest.raises(UsageError, match=r"b\.csv: No such file or directory; expected a CSV or JSONL file$"):
+    with pytest.raises(UsageError, match=r"b\.csv: no such file; expected one that ends in \.csv, \.tsv"):
         import_answers(store, "tiny", tmp_path / "b.csv")
     with pytest.raises(NstError, match=r"^tiny: there is no answer to export yet$"):
         export_answers(store, "tiny", tmp_path / "c.csv")
@@ -203,3 +205,22 @@ def test_the_group_without_a_command_shows_its_help_and_no_empty_line():
     assert shown.exit_code == 2
     assert "freeze" in shown.output
     assert "nst: ;" not in shown.output
+
+
+def test_label_studios_answers_are_imported_and_what_was_labeled_there_comes_back(labeled_images, tmp_path):
+    store, rows = labeled_images
+    export(store, "tiny@gen-1", tmp_path / "out", to="label-studio", progress=Progress())
+    tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    for task, answer in zip(tasks, ["bee", "unusable"], strict=False):
+        task["annotations"] = [{"result": [{"type": "choices", "value": {"choices": [answer]}}], "was_cancelled": False}]
+    file = tmp_path / "annotated.json"
+    file.write_text(json.dumps(tasks))
+    assert import_answers(store, "tiny", file) == (2, 0)
+    assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "bee", rows[1][0]: "unusable"}
+    tasks[0]["annotations"] += [{"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}]
+    file.write_text(json.dumps(tasks))
+    with pytest.raises(NstError, match=r"task .*: expected one answer, found 'bee', 'cat'; export one"):
+        import_answers(store, "tiny", file)
+    file.write_text('[{"key": "a", "label": "bee"}]')
+    with pytest.raises(NstError, match=r"annotated.json: expected Label Studio's tasks with annotations, found key, label"):
+        import_answers(store, "tiny", file)

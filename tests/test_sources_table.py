@@ -121,7 +121,7 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
         ("a.csv", "path,file,label\nx,y,z\n", "expected one column of paths, found path, file; name one with `image_column`"),
         ("a.csv", "path,label\nx,a\n,b\n", "column `path` has 1 row without a path; drop them"),
         ("a.csv", "path,label\nx,a\ny,\n", "column `label` has 1 row"),
-        ("a.jsonl", "[1]\n", "expected JSON lines, one row per image; reading it failed (line 1 is no JSON object)"),
+        ("a.jsonl", "[1]\n", "expected JSON lines, one row per image; reading it failed (line 1: expected a JSON object, found list)"),
         ("a.jsonl", "{path: 1}\n", "expected JSON lines, one row per image; reading it failed"),
         ("a.json", "{}", "expected COCO's JSON, one row per image; reading it failed (no `images`"),
         ("a.json", "[" * 10_000, "expected COCO's JSON"),

@@ -1,6 +1,5 @@
 """`nst export`: a generation, an edition or a review as files that other tools read."""
 
-import csv
 import io
 import json
 import tarfile
@@ -9,16 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, get_args
-from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.labeled_images import LabeledImages, LabeledRow, labeled_images
+from nst_data.label_files import label_studio
+from nst_data.label_files.writing import csv_line, json_line, write_json
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.safe_names import cell, file_name, folder_names
+from nst_data.safe_names import file_name, folder_names
 from nst_data.store.files import clear_abandoned, replacing, write_text
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version
@@ -196,25 +195,24 @@ def _folders(export: _Export) -> None:
 def _csv(export: _Export) -> None:
     header = ["key", "image_hash", "label", "confidence"]
     with replacing(export.folder / "labels.csv") as file:
-        writer = csv.writer(SimpleNamespace(write=lambda text: file.write(text.encode())), lineterminator="\n")
-        writer.writerow(header + [cell(name) for name in export.class_names] * export.probs)
+        file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows():
             values = [f"{value:.6g}" for value in row.probs] if export.probs else []
-            writer.writerow([cell(row.key), row.image_hash, cell(row.class_name), f"{row.confidence:.6g}", *values])
+            file.write(csv_line([row.key, row.image_hash, row.class_name, f"{row.confidence:.6g}", *values]))
             export.advance(1)
 
 
 def _jsonl(export: _Export) -> None:
     with replacing(export.folder / "labels.jsonl") as file:
         for row in export.labeled.rows():
-            file.write(_line(export.described(row)))
+            file.write(json_line(export.described(row)))
             export.advance(1)
 
 
 def _imagefolder(export: _Export) -> None:
     with replacing(export.folder / "metadata.jsonl") as file:
         for row, path in export.placed(lambda _: "images"):
-            file.write(_line({"file_name": path, **export.described(row)}))
+            file.write(json_line({"file_name": path, **export.described(row)}))
 
 
 def _webdataset(export: _Export) -> None:
@@ -225,7 +223,7 @@ def _webdataset(export: _Export) -> None:
             with replacing(place) as file, tarfile.open(mode="w|", fileobj=file, format=tarfile.GNU_FORMAT) as tar:  # type: ignore[call-overload]
                 for row in rows:
                     suffix = Path(file_name(row.key)).suffix.lstrip(".").lower() or "img"
-                    members = {suffix: export.labeled.read(row), "cls": str(row.label).encode(), "json": _line(export.described(row))}
+                    members = {suffix: export.labeled.read(row), "cls": str(row.label).encode(), "json": json_line(export.described(row))}
                     for kind, content in members.items():
                         member = tarfile.TarInfo(f"{row.id:08d}.{kind}")
                         member.size = len(content)
@@ -239,31 +237,23 @@ def _fiftyone(export: _Export) -> None:
     labels = {}
     for row, path in export.placed(lambda _: "data"):
         labels[Path(path).stem] = {"label": row.label, "confidence": row.confidence}  # a number: the importer looks it up in `classes`
-    _write_json(export.folder / "labels.json", {"classes": export.class_names, "labels": labels})
+    write_json(export.folder / "labels.json", {"classes": export.class_names, "labels": labels})
 
 
 def _label_studio(export: _Export) -> None:
     """Tasks with a prediction or an annotation each, for local file serving from this folder, and their labeling configuration."""
     tasks = []
     for row, path in export.placed(lambda _: "images"):
-        chosen = {"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [row.class_name]}}
-        given = {"predictions": [{"model_version": export.labeled.version.ref, "score": row.confidence, "result": [chosen]}]}
-        if export.labeled.version.manifest.kind == "review":
-            given = {"annotations": [{"result": [chosen]}]}
-        data = {"image": f"/data/local-files/?d={quote(f'{export.folder.name}/{path}')}", "key": row.key, "image_hash": row.image_hash}
-        tasks.append({"data": data, **given})
-    _write_json(export.folder / "tasks.json", tasks)
+        version, chosen = export.labeled.version, label_studio.chosen(row.class_name)
+        given = {label_studio.PREDICTIONS: [{"model_version": version.ref, "score": row.confidence, **chosen}]}
+        if version.manifest.kind == "review":
+            given = {label_studio.ANSWERS: [chosen]}
+        address = label_studio.served(f"{export.folder.name}/{path}")
+        tasks.append({"data": {"image": address, "key": row.key, "image_hash": row.image_hash}, **given})
+    write_json(export.folder / "tasks.json", tasks)
     choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in export.class_names)
     view = f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="class" toName="image">{choices}\n  </Choices>\n</View>\n'
     write_text(export.folder / "config.xml", view)
-
-
-def _write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _line(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
 _WRITERS: dict[Format, Callable[[_Export], None]] = {

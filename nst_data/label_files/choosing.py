@@ -82,9 +82,10 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
 def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
     if asked.label_column is not None:
         return _group(columns, asked.label_column) or _lacking(columns, asked.label_column, location)
-    return next(
-        (found for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN) if (found := _one_of(columns, names, location, "classes", "label_column"))), ()
-    )
+    for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN):
+        if found := _one_of(columns, names, location, "classes", "label_column"):
+            return found
+    return ()
 
 
 def _one_of(columns: Sequence[str], names: Sequence[str], location: str, what: str, option: str) -> tuple[str, ...]:

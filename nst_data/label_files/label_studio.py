@@ -7,7 +7,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from nst_data.errors import NstError
 
+ABOUT = ("image_hash", "picked_by", "seen_in")  # what tasks of ours say of their image beside its key
 ANSWERS, PREDICTIONS = "annotations", "predictions"
+ADDRESS = re.compile(r"\w[\w+.-]*://|/data/(?:local-files|upload)/")
+_SERVED = "/data/local-files/"
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what the server puts before the name of an uploaded file
 
 Task = Mapping[str, Any]
@@ -19,21 +22,21 @@ def is_task(row: Task) -> bool:
 
 
 def row_of(task: Task, location: str) -> dict[str, Any]:
-    """A task's `key`, its prediction and its answer, each with the `label` and, of a prediction, its `score`; None where there is none.
+    """A task's `key` and what is known `ABOUT` the image, its prediction and its answer; None where there is none.
 
-    Raises NstError where several differ: people who disagree, or models.
+    Each has a `label` and, of a prediction, its `score`. Raises NstError where several differ: people who disagree, or models.
     """
     where = f"{location}: task {task.get('id', '')} ({key_of(task)!r})"
     return {
         "key": key_of(task),
-        "image_hash": task["data"].get("image_hash"),
+        **{name: task["data"][name] for name in ABOUT if isinstance(task["data"].get(name), str)},
         ANSWERS: _one(_of_results(task.get(ANSWERS), where), f"{where}: expected one answer"),
         PREDICTIONS: _one(_of_results(task.get(PREDICTIONS), where), f"{where}: expected the prediction of one model"),
     }
 
 
 def key_of(task: Task) -> str:
-    """The key that `written` gave a task, else the path in the address of its image."""
+    """The key that `nst export` gave a task, else the path in the address of its image."""
     data = task["data"]
     if isinstance(data.get("key"), str):
         return str(data["key"])
@@ -41,22 +44,24 @@ def key_of(task: Task) -> str:
 
 
 def path_of(address: str) -> str:
-    """The path of an image in an address: of a file that is served or was uploaded, in a bucket, anywhere."""
+    """The path of an image in an address: of a file that is served or was uploaded, in a bucket, anywhere; what is none stays."""
+    if not ADDRESS.match(address):
+        return address
     parts = urlsplit(address)
-    served = parse_qs(parts.query).get("d")
-    path = served[0] if served else unquote(parts.path if parts.scheme or address.startswith("/data/") else address)
+    named = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
+    path = named[0] if named else unquote(parts.path)
     folder, slash, name = path.rpartition("/")
     return folder + slash + (_UPLOADED.sub("", name) if "/upload/" in address else name)
 
 
-def written(image: str, about: Mapping[str, Any], **results: Mapping[str, Any]) -> dict[str, Any]:
-    """A task: an image below the folder that is served, what else is known about it, and `predictions` or `annotations` of one class."""
-    data = {"image": f"/data/local-files/?d={quote(image)}", **about}
-    return {"data": data, **{kind: [{**rest, "result": [_chosen(rest)]}] for kind, rest in results.items()}}
+def served(path: str) -> str:
+    """The address of a file below the folder that Label Studio serves."""
+    return f"{_SERVED}?d={quote(path)}"
 
 
-def _chosen(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [result["label"]]}}
+def chosen(class_name: str) -> dict[str, Any]:
+    """One class as the result of a prediction or an answer."""
+    return {"result": [{"from_name": "class", "to_name": "image", "type": "choices", "value": {"choices": [class_name]}}]}
 
 
 def _of_results(results: Any, where: str) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value

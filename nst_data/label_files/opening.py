@@ -89,8 +89,8 @@ def of_source(source: Source, asked: Asked, with_key: bool) -> LabelTable:
     With a key they are those of images elsewhere. Raises NstError or UsageError for what has none.
     """
     if isinstance(source, TarFiles) and (documents := TarRows(source)).have_labels(asked):
-        rows, key, columns = table_of(source.location, documents, replace(asked, key=KEY))
-        return LabelTable(rows, columns, key, source)
+        rows, _, columns = table_of(source.location, documents, replace(asked, key=KEY))
+        return LabelTable(rows, columns, KEY, source)
     if isinstance(source, ImageFolder | TarFiles):
         if column := asked.probs or asked.label_column:
             source.columns([column])

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nst_data.errors import NstError
+from nst_data.label_files.label_studio import ADDRESS, path_of
 from nst_data.sources import Row, Source
 from nst_data.sources.listing import Spool, listed
 from nst_data.sources.source import Wanted
@@ -66,7 +68,7 @@ class Spooled:
 
     def add(self, keys: pa.Array, classes: pa.Array | None, numbers: pa.Array | None) -> None:
         """Add some rows: texts, and lists of classes and numbers as far as there are such columns."""
-        arrays = [keys, *(array for array in (classes, numbers) if array is not None)]
+        arrays = [_without_addresses(keys), *(array for array in (classes, numbers) if array is not None)]
         if self._spool is None:
             self._spool = Spool(pa.schema([(name, array.type) for name, array in zip(self._names, arrays, strict=True)]))
         self._spool.append(arrays)
@@ -74,3 +76,10 @@ class Spooled:
     def table(self) -> pa.Table:
         """All rows."""
         return self._spool.table() if self._spool is not None else pa.table({name: [] for name in self._names})
+
+
+def _without_addresses(keys: pa.Array) -> pa.Array:
+    """Keys that are no addresses, but paths."""
+    if not pc.any(pc.match_substring_regex(keys, f"^(?:{ADDRESS.pattern})")).as_py():
+        return keys
+    return pa.array([key and path_of(key) for key in keys.to_pylist()], keys.type)

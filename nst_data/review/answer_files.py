@@ -1,8 +1,6 @@
-"""`nst review import` and `nst review export`: answers in a CSV or JSONL file, by key or hash."""
+"""`nst review import` and `nst review export`: answers in a table or in Label Studio's tasks, by key or hash."""
 
-import csv
 import datetime
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +10,19 @@ import polars as pl
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
+from nst_data.label_files import label_studio
+from nst_data.label_files.json_rows import JsonRows
+from nst_data.label_files.writing import csv_line, json_line, write_json
 from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, check_class
 from nst_data.review.freeze import classes_of
-from nst_data.safe_names import cell, without_quote
+from nst_data.sources.text_tables import DELIMITERS, delimited, header, json_lines, readable
 from nst_data.store.files import replacing
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
 from nst_data.tables.review_table import read_review
 
 COLUMNS = ("image_hash", "key", "class", "excluded", "picked_by", "seen_in", "reviewer", "time")
-_SUFFIXES = (".csv", ".jsonl")
+_SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
 
 
 @with_checked_arguments
@@ -31,9 +32,9 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     Args:
         store: Where the answers are kept.
         corpus: The corpus they are about.
-        file: CSV with a header, or JSONL: in each row `class`, or `excluded` (none of these, unusable), of the image with this
+        file: CSV or TSV with a header, or JSONL: in each row `class`, or `excluded` (none of these, unusable), of the image with this
             `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
-            chosen. Rows with an empty `class` are not filled in yet, and left out.
+            chosen. Rows with an empty `class` are not filled in yet, and left out. Or Label Studio's JSON: its tasks' annotations.
         reviewer: Whose answers these are.
 
     Returns:
@@ -69,12 +70,12 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
 
 @with_checked_arguments
 def export_answers(store: Store, what: str, file: Path | str) -> int:
-    """Write answers to a CSV or JSONL file, which `import_answers` reads.
+    """Write answers to a file that `import_answers` reads.
 
     Args:
         store: Where they are kept.
         what: A corpus: the answer of each of its reviewers about each image; or a frozen review, `name@review-N`.
-        file: Ends in .csv or .jsonl.
+        file: Ends in .csv, .tsv, .jsonl or, for Label Studio, .json: a task for each image, without addresses of images.
 
     Returns:
         How many there are.
@@ -88,13 +89,27 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
     rows = list(_of_review(store.open(what, "review")) if "@" in what else _of_corpus(store, what))
     if not rows:
         raise NstError(f"{what}: there is no answer to export yet")
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        write_json(path.absolute(), _as_tasks(rows))
+        return len(rows)
     with replacing(path.absolute()) as out:
-        if path.suffix.lower() == ".csv":
-            lines = [",".join(COLUMNS), *(",".join(_quoted(row[name]) for name in COLUMNS) for row in rows)]
-        else:
-            lines = [json.dumps({name: row[name] for name in COLUMNS}, ensure_ascii=False) for row in rows]
-        out.write(("\n".join(lines) + "\n").encode())
+        if suffix in DELIMITERS:
+            out.write(csv_line(COLUMNS, DELIMITERS[suffix]))
+        for row in rows:
+            values = {name: row[name] for name in COLUMNS}
+            out.write(csv_line(values.values(), DELIMITERS[suffix]) if suffix in DELIMITERS else json_line(values))
     return len(rows)
+
+
+def _as_tasks(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A task of Label Studio for each image, with the answers about it."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        data = {"image": row["key"], "key": row["key"], **{name: row[name] for name in label_studio.ABOUT if row[name]}}
+        task = tasks.setdefault(row["image_hash"], {"data": data, label_studio.ANSWERS: []})
+        task[label_studio.ANSWERS].append(label_studio.chosen(row["class"] or row["excluded"]))
+    return list(tasks.values())
 
 
 def _of_corpus(store: Store, corpus: str) -> Iterator[Mapping[str, Any]]:
@@ -111,45 +126,41 @@ def _of_review(review: Version) -> Iterator[Mapping[str, Any]]:
         yield {**row, "class": None if row["label"] is None else names[row["label"]], "reviewer": None, "time": None}
 
 
-def _quoted(value: str | None) -> str:
-    text = cell(value or "")
-    return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\r\n') else text
-
-
 def _check_suffix(path: Path) -> None:
     if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"{path}: expected a file that ends in .csv or .jsonl")
+        raise UsageError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Each row, with where it stands."""
     _check_suffix(path)
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; expected a CSV or JSONL file") from None
-    except UnicodeDecodeError:
-        raise NstError(f"{path}: expected UTF-8; save it so") from None
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True), restval=None)
-        if not {"image_hash", "key"} & set(reader.fieldnames or ()) or not {"class", "excluded"} & set(reader.fieldnames or ()):
-            found = ", ".join(reader.fieldnames or ()) or "nothing"
-            raise NstError(f"{path}: expected a header with `image_hash` or `key`, and `class` or `excluded`; found {found}")
-        for row in reader:
-            yield (
-                {name: without_quote(value) if isinstance(value, str) else value for name, value in row.items()},
-                f"{path}, line {reader.line_num}",
-            )
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise NstError(f"{path}, line {number}: expected a JSON object ({error})") from None
-            if not isinstance(row, dict):
-                raise NstError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            yield row, f"{path}, line {number}"
+    suffix, location = path.suffix.lower(), str(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected one that ends in {', '.join(_SUFFIXES)}")
+    with readable(location, "answers of people, a row for each"):
+        if suffix == ".json":
+            yield from _of_tasks(location)
+        elif suffix in DELIMITERS:
+            names = header(location, DELIMITERS[suffix])
+            if not {"image_hash", "key"} & set(names) or not {"class", "excluded"} & set(names):
+                found = ", ".join(names) or "nothing"
+                raise NstError(f"{path}: expected a header with `image_hash` or `key`, and `class` or `excluded`; found {found}")
+            rows = (row for batch in delimited(location, DELIMITERS[suffix]) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield {name: value or "" for name, value in row.items()}, f"{path}, row {number}"
+        else:
+            yield from ((row, f"{path}, line {number}") for number, row in json_lines(location))
+
+
+def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The answers in Label Studio's tasks; those without one are left out."""
+    for number, row in enumerate(JsonRows(location)):
+        if label_studio.ANSWERS not in row:
+            raise NstError(f"{location}: expected Label Studio's tasks with annotations, found {', '.join(row)}")
+        answer = row[label_studio.ANSWERS]
+        if answer is not None:
+            kind = "excluded" if answer["label"] in EXCLUDED else "class"
+            yield {**row, kind: answer["label"]}, f"{location}, task {number}"
 
 
 def _is_open(row: Mapping[str, Any]) -> bool:

@@ -76,7 +76,7 @@ def json_lines(location: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 except ValueError as error:
                     raise ValueError(f"line {number}: {error}") from None
                 if not isinstance(row, dict):
-                    raise ValueError(f"line {number} is no JSON object")
+                    raise ValueError(f"line {number}: expected a JSON object, found {type(row).__name__}")
                 yield number, row
 
 

@@ -1,0 +1,29 @@
+"""Rows of labels as lines of CSV, TSV and JSON, and JSON documents."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nst_data.safe_names import cell
+from nst_data.store.files import write_text
+
+
+def csv_line(values: Iterable[Any], separator: str = ",") -> bytes:
+    """A row of CSV; no spreadsheet runs what is in it as a formula, and None is an empty cell."""
+    line = io.StringIO()
+    cells = [cell(value) if isinstance(value, str) else value for value in values]
+    csv.writer(line, delimiter=separator, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()
+
+
+def json_line(content: Mapping[str, Any]) -> bytes:
+    """A row of JSON lines."""
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a document."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
