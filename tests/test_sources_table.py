@@ -47,6 +47,16 @@ def test_integer_classes_are_numbers_whose_names_a_file_gives(photos, tmp_path):
     assert classes_of(named) == ["zero", "two", "zero", "two"]
 
 
+def test_the_only_column_of_classes_need_not_be_called_label(photos):
+    folder, names = photos
+    table = write_rows(folder / "labels.csv", ["path", "Class"], [(name, name.split("/")[0]) for name in names])
+    assert classes_of(open_source(table, labeled=True)) == [name.split("/")[0] for name in names]
+    table = write_rows(folder / "two.csv", ["path", "label", "category"], [(name, 1, "warm") for name in names])
+    with pytest.raises(UsageError, match=r"two\.csv: expected one column of classes, found label, category; name one with `label_column`"):
+        open_source(table, labeled=True)
+    assert classes_of(open_source(table, labeled=True, label_column="category")) == ["warm"] * 4
+
+
 def test_other_columns_are_taken_by_name(photos):
     folder, names = photos
     rows = [(name, "thumb.png", "warm", "a") for name in names]

@@ -18,6 +18,7 @@ from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, j
 SUFFIXES = frozenset((*DELIMITERS, *LINES, ".json"))
 METADATA = ("metadata.csv", "metadata.jsonl")  # beside the images of a Hugging Face `imagefolder`
 _PATHS = ("file_name", "filename", "path", "file", "filepath", "file_path", "image", "image_path", "key")
+_CLASSES = ("label", "labels", "class", "class_name", "category", "target")
 _FILE, _CLASS = "file_name", "label"
 
 
@@ -45,7 +46,11 @@ class ImageTable(Files):
 
     def _read_labels(self, frame: pl.DataFrame, asked: LabelsAsked) -> None:
         table = frame.to_arrow()
-        name, self.label_column = label_column(table.schema, self.location, asked.column), asked.column
+        named = [name for name in frame.columns if name.lower() in _CLASSES]
+        if asked.column is None and len(named) > 1:
+            raise UsageError(f"{self.location}: expected one column of classes, found {', '.join(named)}; name one with `label_column`")
+        name = named[0] if asked.column is None and named else label_column(table.schema, self.location, asked.column)
+        self.label_column = asked.column
         texts = table[name]
         if not texts.null_count and class_numbers(texts.to_pylist()) is not None:
             texts = texts.cast(pa.int64())
