@@ -12,12 +12,12 @@ from .options import ImageColumnOption, JsonOption, StoreOption, open_store, pri
 
 @with_settings(settings=AdoptSettings, run=ReadableSettings)
 def adopt(
-    source: Annotated[
-        str,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            metavar="SOURCE",
+            metavar="SOURCE...",
             help="The labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
-            "or owner/name on the Hub.",
+            "or owner/name on the Hub. Of several the mean, classes matched by name.",
         ),
     ],
     corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
@@ -47,14 +47,14 @@ def adopt(
 
     there = open_store(store)
     try:
-        where = pool if pool or is_text(source) else source
+        where = pool if pool or len(sources) > 1 or is_text(sources[0]) else sources[0]
         images = open_source(where, image_column=image_column, indexes=there.indexes) if where else None
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name where the images are: --pool SOURCE")) from None
     version = adopt_labels(
         there,
         corpus,
-        source if pool or images is None else images,
+        sources if pool or images is None else images,
         **settings.model_dump(),
         pool=images if pool else None,
         class_names=class_names,

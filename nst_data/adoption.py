@@ -29,8 +29,9 @@ from nst_data.store.files import disk_use, space_warning
 from nst_data.store.inputs import GenerationInputs, Input
 from nst_data.store.manifest import GenerationRequest, json_digest
 from nst_data.store.store import Store, Version
+from nst_data.tables.averaged_labels import AveragedLabels, Member
 from nst_data.tables.key_column import KeyColumn, Rows
-from nst_data.tables.label_reader import LabelReader, label_reader
+from nst_data.tables.label_reader import KeptLabels, LabelReader, label_reader
 from nst_data.tables.schema import pseudo_labels_schema, soft_label_bytes
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter
 from nst_data.tables.soft_labels import as_columns
@@ -43,7 +44,7 @@ _ROW_BYTES = 100  # key, hashes and numbers
 def adopt(
     store: Store,
     corpus: str,
-    table: Source | str,
+    table: Source | str | Path | Sequence[Source | str | Path],
     *,
     probs: str | None = None,
     label_column: str | None = None,
@@ -68,7 +69,8 @@ def adopt(
         store: Where the generation is kept.
         corpus: The name that gets a new generation.
         table: The labels, as a source or where they are: a CSV, TSV, JSON or JSON lines file, parquet files, a folder saved by `datasets`,
-            `owner/name` on the Hub, class folders, tar files. Without `pool` it holds the images too.
+            `owner/name` on the Hub, class folders, tar files. Without `pool` it holds the images too. Of several, with `pool`, the mean is
+            taken, classes matched by name.
         probs: Its column of probabilities: a list for all classes, in order, or numbers beside the classes of `label_column`;
             `prob` stands for `prob_0`, `prob_1`, ... too. By default that with a name such as `probs`, `prob`, `score` or `confidence`.
         label_column: Its column of classes, by name or number: one, or a list of the most probable; or a field of labels with their scores.
@@ -101,21 +103,20 @@ def adopt(
         raise UsageError("`key` refers to images; add `pool` SOURCE, or remove it if the table holds the images")
     given = names_in(class_names) if class_names is not None else None
     asked = Asked(probs, label_column, key, logits, given)
-    adopted = _opened(store, table, pool, asked)
-    column = label_reader(adopted.source, adopted.columns, given, class_names, smoothing, progress)
-    names = column.class_names
-    top_k = top_k if top_k is not None else column.default_top_k()
-    column.check_top_k(top_k)
-    schema = pseudo_labels_schema(names, top_k)
-    keys = KeyColumn(adopted.source, adopted.key) if adopted.key else None
-    images = pool or adopted.images
-    rows = keys.found_in(images) if keys else Rows(range(len(images)), range(len(images)))
-    for line in [*images.remarks(), *adopted.remarks, *column.remarks, *(keys.remarks if keys else [])]:
+    tables = [_opened(store, one, pool, asked) for one in _several(table, pool)]
+    images = pool or tables[0].images
+    members = [_read(one, images, given, class_names, smoothing, progress) for one in tables]
+    for line in [*images.remarks(), *(remark for one in members for remark in one.remarks)]:
         progress.say(line)
-    labels = column.digest(progress)
+    averaged = AveragedLabels([Member(one.location, one.reader, one.rows) for one in members], images) if len(members) > 1 else None
+    labels, rows = (averaged, averaged.rows) if averaged else (members[0].reader, members[0].rows)
+    names = labels.class_names
+    top_k = top_k if top_k is not None else labels.default_top_k()
+    labels.check_top_k(top_k)
+    schema = pseudo_labels_schema(names, top_k)
     inputs = GenerationInputs(
         pool=images.lineage,
-        adopted=adopted.source.lineage.model_copy(update={"digest": json_digest([labels, keys and keys.digest()])}),
+        **{f"adopted_{number}" if number > 1 else "adopted": one.entry(progress) for number, one in enumerate(members, start=1)},
         **({"class_names": Input(ref=str(Path(class_names).absolute()), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     )
@@ -131,11 +132,54 @@ def adopt(
         since, plan = time.monotonic(), ShardPlan(len(rows.in_pool), rows_per_shard)
         shards = Shards(staged.build, staged.work, plan)
         version = LabeledVersion(staged, shards, images, names, "adopt", {}, progress, max_unreadable)
-        adoption = _Adoption(version, rows, column, schema, top_k)
+        adoption = _Adoption(version, rows, labels, schema, top_k)
         adoption.prepare()
         return version.make(adoption, since)
 
     return staged.shared(make)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A table of labels that is read, and which image each of its rows is."""
+
+    table: LabelTable
+    reader: LabelReader
+    keys: KeyColumn | None
+    rows: Rows
+
+    @property
+    def location(self) -> str:
+        """Where it is."""
+        return self.table.source.location
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of it."""
+        return [
+            f"{self.location}: {line}" for line in (*self.table.remarks, *self.reader.remarks, *(self.keys.remarks if self.keys else ()))
+        ]
+
+    def entry(self, progress: Progress) -> Input:
+        """How it stands in the lineage: by its labels, all of which are checked, and its keys."""
+        digest = json_digest([self.reader.digest(progress), self.keys and self.keys.digest()])
+        return self.table.source.lineage.model_copy(update={"digest": digest})
+
+
+def _read(table: LabelTable, images: Source, names: Sequence[str] | None, file: str | None, smoothing: float, progress: Progress) -> _Read:
+    reader = label_reader(table.source, table.columns, names, file, smoothing, progress)
+    keys = KeyColumn(table.source, table.key) if table.key else None
+    return _Read(table, reader, keys, keys.found_in(images) if keys else Rows(range(len(images)), range(len(images))))
+
+
+def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
+    """The tables, in order. Raises UsageError where several have no pool that they are about."""
+    given = [table] if isinstance(table, Source | str | Path) else list(table)
+    if not given or not all(isinstance(one, Source | str | Path) for one in given):
+        raise UsageError(f"`table`: expected labels as a source or where they are, or several of these, found {table!r}")
+    if len(given) > 1 and pool is None:
+        raise UsageError("several tables of labels are averaged for the images of `pool` SOURCE; add it")
+    return [str(one) if isinstance(one, Path) else one for one in given]
 
 
 def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked) -> LabelTable:
@@ -178,11 +222,11 @@ def _looked_at(row: Row) -> _Looked:
 
 @dataclass(frozen=True)
 class _Adoption:
-    """Labels of a column as those of a version under way."""
+    """Labels of a table, or of several, as those of a version under way."""
 
     version: LabeledVersion
     rows: Rows
-    column: LabelReader
+    labels: KeptLabels
     schema: pa.Schema
     top_k: int | None
 
@@ -190,7 +234,7 @@ class _Adoption:
         """Say how much this is, and keep the soft labels in a file of their own."""
         self._say_size()
         if not self._kept.exists():
-            self.column.keep(self._kept, self.top_k, self.version.progress)
+            self.labels.keep(self._kept, self.top_k, self.version.progress)
 
     def fill(self, task: Task, since: float) -> None:
         """Write the shards that are missing."""
@@ -217,7 +261,7 @@ class _Adoption:
 
     def _written(self, shard: int) -> Iterator[int]:
         """Write a shard; gives after each piece how many images it had."""
-        labels = self.column.kept(self._kept, self.top_k)  # mapped anew for each shard
+        labels = self.labels.kept(self._kept, self.top_k)  # mapped anew for each shard
         shards = self.version.shards
         start, stop = shards.plan.bounds(shard)
         writer = ShardWriter(shards, shard, self.schema)

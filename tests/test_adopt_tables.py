@@ -36,10 +36,10 @@ PROBS = np.array([[0.7, 0.2, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4], [0.05, 0.9, 0.05, 
 LABELS = PROBS.argmax(axis=1)
 
 
-def largest(k, order=None):
+def largest(k, probs=PROBS):
     """(classes, probabilities) of each image, the k most probable first."""
-    order = np.argsort(-PROBS, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(PROBS, order, axis=1)
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(probs, order, axis=1)
 
 
 def read(table, names=None, smoothing=0.0, **asked):
@@ -373,8 +373,8 @@ def test_plain_labels_are_adopted_with_their_smoothing_said_and_kept(tmp_path, p
     store, said = Store(tmp_path / "store"), Said()
     file = write_json(tmp_path / "t.json", {name: NAMES[label] for name, label in zip(FILES[:4], LABELS[:4], strict=True)})
     version = adopt(store, "bugs", str(file), pool=pool, smoothing=0.1, progress=said)
-    assert "labels without a confidence: hard, smoothing 0.1" in said.lines
-    assert "the 3 classes are those that occur in it; `class_names` FILE gives others" in said.lines
+    assert f"{file}: labels without a confidence: hard, smoothing 0.1" in said.lines
+    assert f"{file}: the 3 classes are those that occur in it; `class_names` FILE gives others" in said.lines
     assert version.manifest.request.settings["smoothing"] == 0.1
     assert version.manifest.class_names == ["ant", "bee", "dog"]
     assert (version.manifest.counts.top_k, version.manifest.counts.unlabeled) == (1, 1)

@@ -34,9 +34,13 @@ def command(described: Described, published: Published | None = None) -> str:
         case GenerationInputs(extended=Input()):
             return _lines([*sources.pulls, _wrapped(["nst", "label", sources["pool"], "--extend", sources["extended"]])])
         case GenerationInputs(adopted=Input() as adopted):
-            verb, pool = "adopt", sources.option("--pool", "pool") if request.key or inputs.pool.ref != adopted.ref else []
-            words = [sources["adopted"], "--corpus", name, *pool, *sources.option("--class-names", "class_names")]
-            words += [*sources.option("--teacher", "teacher"), *_columns(inputs.pool, None)]
+            verb, words = "adopt", [*(sources[role] for role in inputs.adopted_tables), "--corpus", name]
+            words += sources.option("--pool", "pool") if request.key or inputs.pool.ref != adopted.ref else []
+            words += [
+                *sources.option("--class-names", "class_names"),
+                *sources.option("--teacher", "teacher"),
+                *_columns(inputs.pool, None),
+            ]
         case GenerationInputs():
             verb, words = "label", [sources["pool"], *sources.teachers, "--corpus", name, *sources.option("--calibrate", "calibration")]
             words += _columns(inputs.pool, inputs.calibration)

@@ -13,7 +13,7 @@ from nst_data.sources.listing import Spool, listed
 from nst_data.sources.source import Wanted
 from nst_data.tables.label_columns import LabelColumns, shown
 
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 4_096
 
 
 class LabelRows(Source):

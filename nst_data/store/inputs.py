@@ -73,6 +73,11 @@ class Inputs(AsWritten):
         return self._called("teacher")
 
     @property
+    def adopted_tables(self) -> dict[str, Input]:
+        """The tables of labels that were made elsewhere: `adopted`, and of several `adopted_2`, ..."""
+        return self._called("adopted")
+
+    @property
     def excluded(self) -> dict[str, Input]:
         """The images that were held out: `exclude_1`, `exclude_2`, ..."""
         return self._called("exclude")

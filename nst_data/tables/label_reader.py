@@ -16,11 +16,10 @@ from nst_data.tables.soft_label_column import SoftLabelColumn
 from nst_data.tables.top_label_columns import TopLabelColumns
 
 
-class LabelReader(Protocol):
-    """The labels of a table, as a version takes them over."""
+class KeptLabels(Protocol):
+    """Labels as a version takes them over."""
 
     class_names: list[str]
-    remarks: list[str]
 
     def default_top_k(self) -> int | None:
         """How many classes are kept where nobody says; None for all."""
@@ -28,17 +27,37 @@ class LabelReader(Protocol):
     def check_top_k(self, top_k: int | None) -> None:
         """Raises NstError for a number of classes that is not there."""
 
-    def probabilities(self) -> Iterator[NDArray[np.float32]]:
-        """All rows in order, some at a time, shape (rows, classes)."""
-
-    def digest(self, progress: Progress) -> str:
-        """sha256 of the labels, all of which are checked on the way."""
-
     def keep(self, file: Path, top_k: int | None, progress: Progress) -> None:
         """Write all rows into a file that `kept` reads."""
 
     def kept(self, file: Path, top_k: int | None) -> NDArray[np.void]:
         """The records in a file, memory-mapped; shape (rows,)."""
+
+
+class LabelReader(KeptLabels, Protocol):
+    """The labels of one table."""
+
+    remarks: list[str]
+
+    def probabilities(self) -> Iterator[NDArray[np.float32]]:
+        """All rows in order, some at a time, shape (rows, classes)."""
+
+    @property
+    def most(self) -> int:
+        """How many classes a row tells from the others."""
+
+    @property
+    def exact(self) -> np.dtype[np.void]:
+        """The type of the records that `keep_exact` writes."""
+
+    def keep_exact(self, file: Path, progress: Progress) -> None:
+        """Write all rows as they are read, before rounding."""
+
+    def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
+        """The probabilities of such records for every class, shape (rows, classes)."""
+
+    def digest(self, progress: Progress) -> str:
+        """sha256 of the labels, all of which are checked on the way."""
 
 
 def label_reader(

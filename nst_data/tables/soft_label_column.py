@@ -61,6 +61,28 @@ class SoftLabelColumn:
             "provide them with `class_names` FILE"
         )
 
+    @property
+    def most(self) -> int:
+        """How many classes a row tells from the others: all."""
+        return self.classes
+
+    @property
+    def exact(self) -> np.dtype[np.void]:
+        """The type of the records that `keep_exact` writes."""
+        return np.dtype([("probs", "<f4", (self.classes,))])
+
+    def keep_exact(self, file: Path, progress: Progress) -> None:
+        """Write all rows as they are read, before rounding."""
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+            for probs in self.probabilities():
+                out.write(probs.tobytes())
+                task.advance(len(probs))
+
+    def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
+        """The probabilities of such records, shape (rows, classes)."""
+        probs: NDArray[np.float32] = exact["probs"]
+        return probs
+
     def check_top_k(self, top_k: int | None) -> None:
         """Any number of classes is there."""
 

@@ -83,11 +83,32 @@ class TopLabelColumns:
 
     def probabilities(self) -> Iterator[NDArray[np.float32]]:
         """The same for every class, shape (rows, classes)."""
-        for classes, probs in self.largest():
-            rest = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.classes - self.most)
-            dense = np.broadcast_to(rest, (len(probs), self.classes)).astype(np.float32)
-            np.put_along_axis(dense, classes, probs, axis=1)
-            yield dense
+        return (self._spread(classes, probs) for classes, probs in self.largest())
+
+    @property
+    def exact(self) -> np.dtype[np.void]:
+        """The type of the records that `keep_exact` writes."""
+        return np.dtype([("classes", "<i4", (self.most,)), ("probs", "<f4", (self.most,))])
+
+    def keep_exact(self, file: Path, progress: Progress) -> None:
+        """Write all rows as they are read, before rounding."""
+        with progress.task(f"read `{self.name}`", len(self), "soft labels") as task, replacing(file) as out:
+            for classes, probs in self.largest():
+                made = np.empty(len(probs), self.exact)
+                made["classes"], made["probs"] = classes, probs
+                out.write(made.tobytes())
+                task.advance(len(probs))
+
+    def dense(self, exact: NDArray[np.void]) -> NDArray[np.float32]:
+        """The probabilities of such records for every class, shape (rows, classes)."""
+        return self._spread(exact["classes"], exact["probs"])
+
+    def _spread(self, classes: NDArray[np.int32], probs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """With what is left to 1 even over the other classes."""
+        rest = (1 - probs.sum(axis=1, dtype=np.float64, keepdims=True)).clip(0) / max(1, self.classes - self.most)
+        dense = np.broadcast_to(rest, (len(probs), self.classes)).astype(np.float32)
+        np.put_along_axis(dense, classes.astype(np.int64), probs, axis=1)
+        return dense
 
     def digest(self, progress: Progress) -> str:
         """sha256 of classes and probabilities, all rows of which are checked on the way."""
