@@ -142,10 +142,14 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
     recipe, written, labeled = load_recipe(path), as_written(path), None
     try:
         asked = recipe.labeled
-        opened = open_source(
-            asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
+        opened = (
+            None
+            if asked is None
+            else open_source(
+                asked.source, labeled=True, class_names=asked.class_names, image_column=asked.image_column, label_column=asked.label_column
+            )
         )
-        if recipe.holdout:
+        if recipe.holdout and opened:
             opened, _ = hold_out(opened, recipe.holdout, recipe.seed, kept=kept_holdouts(store), writes=False)
         labeled = opened
     except NstError as error:
@@ -174,7 +178,7 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
         print_json([{"network": title} | found for title, found in shown.items()])
         return
     if recipe.teacher:
-        print(f"generation 0, the teacher: {as_text(recipe.teacher)}, already trained\n")
+        print(f"generation 0, the teacher: {as_text(recipe.teacher.model)}, already trained\n")
     for title, found in shown.items():
         print(f"{title}\n")
         print_settings(found)

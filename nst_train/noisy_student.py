@@ -6,6 +6,7 @@ Where it departs from the paper:
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
   near-duplicates; the paper names only evaluation sets;
+- without labeled images students are trained on pseudo-labels alone, those of a `teacher` that needs none;
 - finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 
@@ -19,6 +20,7 @@ from nst_data.selection.editions import balance, balance_request
 from nst_data.self_contained.images import needs_pool
 from nst_data.sharing.push import is_pushed, push
 from nst_data.store.store import Number, Store, Version
+from nst_train.classifiers.teachers import TeacherName
 from nst_train.device import this_process
 from nst_train.evaluation.evaluate import load_candidate, measure
 from nst_train.evaluation.suites import open_suite
@@ -85,7 +87,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     return generations
 
 
-def _is_control_of_before(store: Store, name: str, teacher: str | None) -> bool:
+def _is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -> bool:
     """Whether a control is there that started, as earlier versions did, from a teacher whose weights know pseudo-labels."""
     firsts = [version for of_name in (name, f"{name}-before-finetuning") for version in store.versions(of_name)]
     made = [version for version in firsts if version.number == Number(0) and version.is_readable]
@@ -102,7 +104,7 @@ class _Labels:
     publish: "_Publishing"
     progress: Progress
 
-    def of_students(self, number: int, teacher: str, before: Version | None) -> tuple[Version | None, Version]:
+    def of_students(self, number: int, teacher: TeacherName, before: Version | None) -> tuple[Version | None, Version]:
         """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
 
         `before` is the edition of the generation before. What another model selects is generation 0 of the corpus; its labels are un-noised
@@ -117,7 +119,7 @@ class _Labels:
         again = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
         return corpus, self.publish(again)
 
-    def _selected(self, number: int, model: str, settings: LabelSettings) -> tuple[Version, Version]:
+    def _selected(self, number: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
         """The whole pool, labeled by a model, and the edition that is selected by these labels."""
         name, run, progress = self.recipe.name, self._run, self.progress
         corpus = label(self.store, name, model, self.data.pool, settings, generation=number, run=run, progress=progress)
@@ -178,13 +180,13 @@ class _Trainings:
         settings: GenerationSettings,
         number: int,
         reviews: str | None,
-        teacher: str | None = None,
+        teacher: TeacherName | None = None,
         edition: Version | None = None,
     ) -> Version:
         """A network of this generation, in one training or, with `finetune`, in two."""
         first = settings.first
         if first.start == "teacher" and teacher is not None:
-            first = first.model_copy(update={"start": teacher})
+            first = first.model_copy(update={"start": str(teacher)})  # no image-text model: the recipe was checked
         if settings.finetune is None:
             return self._train(name, first, number, reviews, edition)
         before = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from nst_data.errors import UsageError
 from nst_data.settings import unknown_key
 from nst_train.recipe_dead_keys import dead_keys
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
 from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipe_sources import with_sources_beside
 
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
-_EXAMPLES |= {StudentSettings: "name: ..., model: ..."}
+_EXAMPLES |= {TeacherSettings: "model: ...", StudentSettings: "name: ..., model: ..."}
 
 
 def load_recipe(path: Path | str) -> Recipe:

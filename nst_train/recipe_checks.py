@@ -1,13 +1,15 @@
 """What would stop a later generation of a recipe stops the loop before its first; what changes nothing is said."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.selection.editions import check_classes
 from nst_data.sources import Source, check_trainable, match_classes
 from nst_data.store.store import Number, Store
-from nst_train.classifiers.teachers import is_in_store, load_classifier
+from nst_train.classifiers.teachers import TeacherName, is_in_store, load_classifier
+from nst_train.classifiers.zero_shot import check_zero_shot
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX
 from nst_train.evaluation.evaluate import load_candidate
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
@@ -23,6 +25,7 @@ from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
 from nst_train.training.trackers import check_trackers
+from nst_train.zero_shot_settings import ZeroShot
 
 
 def say_idle(recipe: Recipe, progress: Progress) -> None:
@@ -35,18 +38,19 @@ def say_idle(recipe: Recipe, progress: Progress) -> None:
             progress.say(f"{network.key}.momentum changes nothing: {settings.optimizer} has none")
 
 
-def check_recipe(recipe: Recipe, labeled: Source, *scored: Source | None) -> None:
+def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str], *scored: Source | None) -> None:
     """Raises NstError for settings, classes and networks that would stop a later generation."""
-    check_trainable(labeled)
+    if labeled is not None:
+        check_trainable(labeled)
     check_trackers(recipe.run.tracker)
-    check_classes(recipe.select, labeled.class_names or [])
+    check_classes(recipe.select, class_names)
     made: list[TrainSettings] = []
     for network in recipe.networks:
         for settings in filter(None, (network.settings.first, network.settings.finetune)):
             check_names(settings)
             shape = settings.model_copy(update={"noise": Noise.none()} if settings.probe else {"seed": 0, "start": None})
             if shape not in made:
-                outline(shape, len(labeled.class_names or []))
+                outline(shape, len(class_names))
                 made.append(shape)
     for network in recipe.networks if recipe.control else []:  # which has no pseudo-labels
         settings = network.settings
@@ -57,24 +61,31 @@ def check_recipe(recipe: Recipe, labeled: Source, *scored: Source | None) -> Non
                 f"found {settings.batch_size}"
             )
     for source in filter(None, scored):
-        match_classes(source.class_names or [], labeled.class_names or [], source.location, subset=True)
+        match_classes(source.class_names or [], class_names, source.location, subset=True)
 
 
-def trained_model(key: str, name: str, store: Store, class_names: list[str]) -> str:
-    """The model at a key of a recipe, with its version where it is one of the store: the newest may soon be another.
+N = TypeVar("N", bound=TeacherName)
 
-    Raises NstError for one that is not there or knows other classes than the labeled images.
+
+def trained_model(key: str, name: N, store: Store, class_names: list[str] | None) -> tuple[N | str, list[str]]:
+    """The model at a key of a recipe, with its version where it is one of the store: the newest may soon be another. And its classes.
+
+    Raises NstError for one that is not there or knows other classes than the labeled images, where there are some.
     """
+    found: N | str = name
     try:
-        if is_in_store(name, store):
+        if isinstance(name, str) and is_in_store(name, store):
             version = store.open(name, "teacher")
-            name, classes = version.ref, version.manifest.class_names
+            found, classes = version.ref, list(version.manifest.class_names)
+        elif isinstance(name, ZeroShot):
+            classes = check_zero_shot(name)
         else:
             classes = load_classifier(name, store)[0].class_names
-        match_classes(classes, class_names, name, advice="Name a model with the classes of the labeled images")
+        if class_names is not None:
+            match_classes(classes, class_names, str(name), advice="Name a model with the classes of the labeled images")
     except NstError as error:
         raise type(error)(f"{key}: {error}") from None
-    return name
+    return found, classes
 
 
 def check_selection(recipe: Recipe, store: Store) -> None:
@@ -97,9 +108,10 @@ def check_reviews(recipe: Recipe, store: Store, class_names: list[str]) -> None:
             raise type(error)(f"reviews: {error}") from None
 
 
-def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], labeled: Source) -> None:
-    """Raises NstError for evaluations that the networks of a recipe cannot have."""
-    class_names = labeled.class_names or []
+def check_evaluations(
+    recipe: Recipe, store: Store, evaluations: list[tuple[EvaluationSettings, Path | Source]], class_names: list[str], location: str
+) -> None:
+    """Raises NstError for evaluations that the networks of a recipe cannot have; `location` is where their classes come from."""
     for settings, data in evaluations:
         if {CORRUPTED, EXTRA_CORRUPTED} & set(settings.suite):
             _check_sizes(recipe)
@@ -111,7 +123,7 @@ def check_evaluations(recipe: Recipe, store: Store, evaluations: list[tuple[Eval
         else:
             wnids = classes_of(settings.suite[0])
             known = known_wnids(class_names, wnids) if settings.partial else []
-            columns_of(class_names, known or wnids, f"{labeled.location}, for {settings.suite[0]}")
+            columns_of(class_names, known or wnids, f"{location}, for {settings.suite[0]}")
             open_suite(settings.suite[0], data, settings)
 
 

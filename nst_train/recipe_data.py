@@ -11,7 +11,7 @@ from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import is_in_store
+from nst_train.classifiers.teachers import TeacherName, is_in_store
 from nst_train.device import this_process
 from nst_train.recipe_checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
@@ -22,12 +22,13 @@ from nst_train.recipe_settings import Recipe
 class RecipeData:
     """What a recipe works on. With `holdout`, `labeled` and `test` are two parts of one source."""
 
-    labeled: Source
+    labeled: Source | None
+    class_names: list[str]  # of the labeled images or, where there are none, of the teacher
     pool: Source
     test: Source | None
     validation: Source | None
     evaluations: list[tuple[EvaluationSettings, Path | Source]]
-    teacher: str | None  # a trained model in place of generation 0, with its version
+    teacher: TeacherName | None  # a trained model in place of generation 0, with its version
     by: str | None  # a model that selects, with its version
     held_out: list[Source]  # no image of these is trained on with a pseudo-label,
     evaluated: list[Source]  # nor of these, which `evaluate` names beside them
@@ -35,26 +36,32 @@ class RecipeData:
     @classmethod
     def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
         """Raises NstError for a source that is not there, and for what would stop a later generation. Without `writes` the store stays."""
-        whole = _open("labeled", recipe.labeled, progress)
+        whole = _open("labeled", recipe.labeled, progress) if recipe.labeled else None
         pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
         labeled, test = whole, _open("test", recipe.test, progress) if recipe.test else None
         validation = _open("validation", recipe.validation, progress) if recipe.validation else None
-        check_recipe(recipe, whole, validation, test)
+        teacher: TeacherName | None = None
+        names = None if whole is None else whole.class_names or []
+        if names is None:
+            assert recipe.teacher is not None, "the recipe was checked"
+            teacher, names = trained_model("teacher", recipe.teacher.named, store, None)
+        check_recipe(recipe, whole, names, validation, test)
         check_selection(recipe, store)
-        check_reviews(recipe, store, whole.class_names or [])
-        teacher = recipe.teacher and trained_model("teacher", recipe.teacher, store, whole.class_names or [])
-        by = recipe.select.by and trained_model("select.by", recipe.select.by, store, whole.class_names or [])
-        if recipe.holdout:  # after what takes less time: it reads all images
+        check_reviews(recipe, store, names)
+        if recipe.teacher is not None and teacher is None:
+            teacher, _ = trained_model("teacher", recipe.teacher.named, store, names)
+        by = trained_model("select.by", recipe.select.by, store, names)[0] if recipe.select.by else None
+        if recipe.holdout and whole:  # after what takes less time: it reads all images
             with this_process().main_process_first():
                 kept = kept_holdouts(store)
                 labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, writes=writes, progress=progress)
         evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
-        check_evaluations(recipe, store, evaluations, labeled)
-        if recipe.holdout:
+        check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
+        if recipe.holdout and labeled:
             _say_leaks(recipe, store, labeled, teacher, by, progress)
         held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
         others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
-        return cls(labeled, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
+        return cls(labeled, names, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
 
 
 def kept_holdouts(store: Store) -> Path:
@@ -62,10 +69,11 @@ def kept_holdouts(store: Store) -> Path:
     return store.root / "runs" / "holdout"
 
 
-def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: str | None, by: str | None, progress: Progress) -> None:
+def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherName | None, by: str | None, progress: Progress) -> None:
     """Say which models of the store were trained on other labeled images than those that stay: perhaps on held-out ones."""
     named = [teacher, by, *(network.settings.start for network in recipe.networks)]
-    for name in dict.fromkeys(one for one in named if one and one != "teacher" and is_in_store(one, store)):
+    texts = dict.fromkeys(one for one in named if isinstance(one, str) and one not in ("", "teacher"))
+    for name in [one for one in texts if is_in_store(one, store)]:
         inputs = store.open(name, "teacher").manifest.request.inputs.by_role
         if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
             progress.say(

@@ -9,6 +9,7 @@ from nst_data.hub.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
+from nst_train.zero_shot_settings import ZeroShot
 
 
 class SourceSettings(Settings):
@@ -37,6 +38,35 @@ class SourceSettings(Settings):
         """With each of its sources in another place."""
         found = list(map(locate, self.sources))
         return self.model_copy(update={"source": found[0] if isinstance(self.source, str) else found})
+
+
+class TeacherSettings(Settings):
+    """The teacher of a recipe in place of generation 0: a trained model, or an image-text model with the words of the classes."""
+
+    model: str = Field(min_length=1, description="Any name that labeling takes for its teacher, or an image-text model.")
+    class_names: str | list[str] | dict[str, Any] | None = Field(
+        None,
+        description="Of an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
+    )
+    prompts: str | list[str] | None = Field(
+        None,
+        description="Of an image-text model: a file with one template a line, {} in the place of the name, or the templates themselves.",
+    )
+
+    @model_validator(mode="after")
+    def _has_names_in_its_prompts(self) -> Self:
+        if self.class_names is None and self.prompts is not None:
+            raise ValueError("`prompts` are of an image-text model, whose classes have names; add `class_names`")
+        if self.class_names is not None:
+            ZeroShot(model=self.model, class_names=self.class_names, prompts=self.prompts)
+        return self
+
+    @property
+    def named(self) -> str | ZeroShot:
+        """As labeling takes it. Raises UsageError for a file of words that is not there."""
+        if self.class_names is None:
+            return self.model
+        return ZeroShot(model=self.model, class_names=self.class_names, prompts=self.prompts)
 
 
 class SelectSettings(BalanceSettings):

@@ -11,8 +11,9 @@ from nst_data.store.store import check_name
 from nst_data.store.version import is_review
 from nst_train.noise_settings import OF_RANDAUGMENT
 from nst_train.presets import PRESETS
-from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings, TeacherSettings
 from nst_train.settings import PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
+from nst_train.zero_shot_settings import ZeroShot
 
 _NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
 _OF_SCHEDULE = ("learning_rate", "warmup_epochs", "warmup_steps", "schedule", "decay_rate", "decay_epochs", "schedule_epochs")
@@ -134,11 +135,13 @@ _MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a ke
 class Recipe(Settings):
     """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student.
 
+    With a `teacher` it may be without `labeled` images: then students are trained on pseudo-labels alone.
+
     `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
     """
 
     name: Annotated[str, AfterValidator(check_name)]
-    labeled: SourceSettings
+    labeled: SourceSettings | None = None
     validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
     test: SourceSettings | None = None
     holdout: float | None = Field(
@@ -148,10 +151,10 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     label: LabelSettings = LabelSettings()
     select: SelectSettings = SelectSettings()
-    teacher: str | None = Field(
+    teacher: TeacherSettings | None = Field(
         None,
-        min_length=1,
-        description="A trained model in place of generation 0, by any name that labeling takes for its teacher.",
+        description="A trained model in place of generation 0, by any name that labeling takes for its teacher; or "
+        "`{model: ..., class_names: names.txt}`, an image-text model that labels by the names of the classes.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
     reviews: dict[int, str] = Field(
@@ -178,6 +181,13 @@ class Recipe(Settings):
     def reviews_of(self, generation: int) -> str | None:
         """The review that a generation is trained with; None for none."""
         return next((ref for first, ref in sorted(self.reviews.items(), reverse=True) if first <= generation), None)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _may_be_a_name(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
+        if isinstance(value, ZeroShot):
+            return value.model_dump()
+        return {"model": value} if isinstance(value, str) else value
 
     @field_validator("reviews", mode="before")
     @classmethod
@@ -221,6 +231,33 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _has_labels_where_they_are_needed(self) -> Self:
+        if self.labeled is not None:
+            return self
+        if self.teacher is None:
+            raise ValueError("`labeled` is missing: a teacher is trained on labeled images; add them, or a `teacher` that needs none")
+        for key in ("holdout", "control", "reviews"):
+            if getattr(self, key):
+                raise ValueError(f"`{key}` needs labeled images; add a line `labeled: {{source: ...}}`, or remove it")
+        for network in self.networks:
+            for key in ("finetune", "class_weights", "probe"):
+                if getattr(network.settings, key):
+                    raise ValueError(f"`{network.key}.{key}` needs labeled images; add a line `labeled: {{source: ...}}`, or remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_a_classifier(self) -> Self:
+        if self.teacher is None or self.teacher.class_names is None:
+            return self
+        last = self.networks[-1].generation
+        for network in self.networks:
+            is_control = self.control and network.generation == last
+            if network.settings.start == "teacher" and (network.generation == 1 or is_control):
+                what = "a control" if network.generation > 1 else "a student"
+                raise ValueError(f"`{network.key}.start`: {what} cannot start from the first teacher, an image-text model; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _students_have_names_of_their_own(self) -> Self:
         names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -233,15 +270,16 @@ class Recipe(Settings):
     def _trains_no_model_that_it_names(self) -> Self:
         own = {network.name_in(self.name, kind) for network in self.networks for kind in ("teacher", "control")}
         of_0, by = f"{self.name}-teacher@gen-0", self.select.by
-        if by is not None and (by == self.teacher or (by.partition("@")[0] in own and (by != of_0 or self.teacher is None))):
-            whose = "is the teacher" if by == self.teacher else "is trained by this recipe"
+        teacher = self.teacher.model if self.teacher else None
+        if by is not None and (by == teacher or (by.partition("@")[0] in own and (by != of_0 or teacher is None))):
+            whose = "is the teacher" if by == teacher else "is trained by this recipe"
             raise ValueError(f"`select.by` {by} {whose}; name another model, or remove `by`: with `when: once` the first teacher selects")
-        if self.teacher is None:
+        if teacher is None:
             return self
-        if self.teacher != of_0 and self.teacher.partition("@")[0] in own:
-            raise ValueError(f"`teacher` {self.teacher}: this recipe trains students of that name; give it another `name`")
-        if self.teacher != of_0 and any(one.relative_to == of_0 for one in self.evaluate):
-            raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {self.teacher}")
+        if teacher != of_0 and teacher.partition("@")[0] in own:
+            raise ValueError(f"`teacher` {teacher}: this recipe trains students of that name; give it another `name`")
+        if teacher != of_0 and any(one.relative_to == of_0 for one in self.evaluate):
+            raise ValueError(f"`relative_to` {of_0}: there is no generation 0 beside `teacher`; write {teacher}")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from pathlib import Path
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.patterns import is_pattern
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
 from nst_train.recipe_settings import Recipe
 
 
@@ -26,7 +26,7 @@ def with_sources_beside(path: Path, recipe: Recipe) -> Recipe:
             return one.model_copy(update={"data": beside(one.data)})
         return one.model_copy(update={"data": one.data.located(lambda source: str(_file(folder, source)))})
 
-    teacher = recipe.teacher and _model(folder, recipe.teacher)
+    teacher = recipe.teacher and _words_beside(folder, recipe.teacher)
     by = recipe.select.by and _model(folder, recipe.select.by)
     sources = {role: beside(getattr(recipe, role)) for role in ("labeled", "validation", "test", "pool")}
     return recipe.model_copy(
@@ -59,6 +59,13 @@ def located(folder: Path, source: str) -> str:
             f"give an absolute path, or {pinned} for the Hub dataset"
         )
     return source
+
+
+def _words_beside(folder: Path, teacher: TeacherSettings) -> TeacherSettings:
+    """A teacher with its folder and its files of words."""
+    words = {"class_names": teacher.class_names, "prompts": teacher.prompts}
+    files = {name: _file(folder, value) for name, value in words.items() if isinstance(value, str)}
+    return teacher.model_copy(update={"model": _model(folder, teacher.model), **files})
 
 
 def _model(folder: Path, name: str) -> str:

@@ -276,6 +276,10 @@ class TrainSettings(Settings):
         """Without what speaks of pseudo-labeled images: where there are none, with and without it is one training."""
         return self.model_copy(update={name: type(self).model_fields[name].default for name in OF_PSEUDO_LABELS})
 
+    def of_pseudo_alone(self) -> Self:
+        """What they mean where there are no labeled images: steps are of pseudo-labeled ones, in one mean however it is weighed."""
+        return self.model_copy(update={"pseudo_only": True, "loss": type(self).model_fields["loss"].default})
+
     @property
     def of_pseudo(self) -> Self:
         """The settings by which pseudo-labeled images are cropped, flipped and noised."""

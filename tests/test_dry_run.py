@@ -153,7 +153,7 @@ def speed_with(folder, images, **settings):
     """The speed of a tiny network on this machine, in steps of so many images."""
     labeled, pool = open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
     run = RunSettings(workers=0, decode_threads=1)
-    return timing.speed_of(TrainSettings(**TINY | settings), labeled, pool, images, SETTINGS, run)
+    return timing.speed_of(TrainSettings(**TINY | settings), labeled, labeled.class_names, pool, images, SETTINGS, run)
 
 
 def test_a_step_of_an_odd_size_is_timed_with_mixup_and_at_the_end_of_a_short_cosine(tmp_path):

@@ -243,7 +243,7 @@ def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
 def test_the_example_for_study_1_is_table_9():
     """L2 of 88.4% teaches B0 to B7: standard augmentation on unlabeled images; 700 epochs below B5; three of them a labeled one, B0 one."""
     recipe = load_recipe(Path(__file__).parent.parent / "examples" / "study_1.yaml")
-    for name in (recipe.teacher, recipe.select.by):
+    for name in (recipe.teacher.model, recipe.select.by):
         check_name(name)
     assert [one.model for one in recipe.students] == [f"tf_efficientnet_b{number}" for number in range(8)]
     assert {network.generation for network in recipe.networks} == {1}

@@ -55,7 +55,7 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("ratio: 3", "ratio: 0"), r"line 7: generations.1.ratio: input should be greater than or equal to 1, found 0"),
         (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
         (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
-        (("labeled: {", "labelled: {"), r"labeled: missing"),
+        (("labeled: {", "labelled: {"), r"labelled: unknown key; did you mean labeled\?"),
         (("seed: 3", "seed: [3"), r"flowers.yaml: expected YAML"),
         (
             ("generations:", "generationes:"),

@@ -65,7 +65,7 @@ def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
 
 def test_a_teacher_of_the_store_is_meant_with_its_newest_version(tiny_store):
     store, _, _ = tiny_store
-    assert trained_model("teacher", "tiny-teacher", store, CLASSES) == "tiny-teacher@gen-0"
+    assert trained_model("teacher", "tiny-teacher", store, CLASSES) == ("tiny-teacher@gen-0", CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,8 @@ def test_a_teacher_that_cannot_teach_these_classes_stops_the_loop_before_any_wor
         ({"generations": [TINY]}, r"expected settings of a teacher and of a student or more, found 1; .* named as `teacher: MODEL`"),
         ({"teacher": "bugs-teacher", "generations": [TINY]}, r"`teacher` bugs-teacher: this recipe trains students of that name"),
         ({"teacher": "bugs-teacher@gen-1", "generations": [TINY]}, r"this recipe trains students of that name; give it another `name`"),
-        ({"teacher": {"model": "clip"}, "generations": [TINY]}, r"line \d+: teacher: expected text"),
+        ({"teacher": {"model": ["clip"]}, "generations": [TINY]}, r"line \d+: teacher.model: expected text"),
+        ({"teacher": ["clip"], "generations": [TINY]}, r"line \d+: teacher: expected `{model: ...}`"),
         (
             {"teacher": "x", "generations": [TINY], "evaluate": {"suite": "corruptions", "relative_to": "bugs-teacher@gen-0"}},
             r"`relative_to` bugs-teacher@gen-0: there is no generation 0 beside `teacher`; write x",

@@ -3,15 +3,26 @@
 import json
 
 import pytest
-from conftest import TINY, write_class_folders
+import yaml
+from conftest import TINY, write_class_folders, write_tiny_images
+from image_text import write_clip
+from labels import SETTINGS, write_teacher
 from nst_cli.main import app
 from typer.testing import CliRunner
 
-from nst_data.errors import UsageError
-from nst_train import RunSettings, TrainSettings, evaluate, train
+from nst_data import Store, open_source
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.store.metrics import Metrics
+from nst_train import Recipe, RunSettings, TrainSettings, ZeroShot, evaluate, load_recipe, self_training, train
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.starting.dry_run import dry_run
 
 RUN = RunSettings(workers=0, decode_threads=1)
+TEACHER = {"model": "local-dir:clip", "class_names": "names.yaml", "prompts": "prompts.txt"}
+TEACHER_OF_OTHERS = {"model": "local-dir:clip", "class_names": "names.txt"}
+STUDENT = TINY | {"ratio": 2}
+PARTS = {"label": SETTINGS.model_dump(), "select": {"min_confidence": 0.0, "per_class": 8}, "run": {"workers": 0, "decode_threads": 1}}
 
 
 def run(*words):
@@ -104,3 +115,108 @@ def test_the_command_says_in_one_line_what_is_missing(tiny_store, words, says):
     result = run("train", "--model", "test_resnet", *words, "--store", tiny_store[0].root)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert says in result.stderr
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder with a pool, test images, an image-text model and its words."""
+    top = write_tiny_images(tmp_path_factory.mktemp("images"))
+    write_clip(top / "clip")
+    (top / "names.yaml").write_text("ant:\nbee: [bee, Biene]\ncat:\n", "utf-8")
+    (top / "prompts.txt").write_text("a photo of a {}.\n", "utf-8")
+    return top
+
+
+def write_recipe(folder, labeled=None, **parts):
+    content = {"name": "bugs", "pool": {"source": "pool"}, "test": {"source": "test"}}
+    content |= {"teacher": TEACHER, "generations": [STUDENT], **PARTS} | parts
+    content |= {"labeled": {"source": labeled}} if labeled else {}
+    path = folder / "bugs.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_a_recipe_without_labels_trains_students_of_a_zero_shot_teacher_and_scores_them(images, tmp_path):
+    path, store = write_recipe(images, generations=[STUDENT, STUDENT | {"start": "teacher"}]), Store(tmp_path / "store")
+    planned = dry_run(store, load_recipe(path), progress=Progress())
+    generations = self_training(store, load_recipe(path), progress=Progress())
+    assert [one.teacher.ref for one in generations] == ["bugs-teacher@gen-1", "bugs-teacher@gen-2"]
+    first, second = (one.teacher.manifest for one in generations)
+    assert (first.counts.labeled, first.class_names) == (0, ["ant", "bee", "cat"])
+    assert first.counts.steps == 2 * first.counts.entries / (4 * 2)
+    assert next(one.steps for one in planned.stages if one.ref == "bugs-teacher@gen-1") == 2 * 3 * 8 / (4 * 2)  # at most
+    assert second.request.inputs.initial_weights.ref == "bugs-teacher@gen-1"
+    assert [Metrics.read(one.teacher.folder).root["test"].images for one in generations] == [6, 6]
+    teacher = store.open("bugs@gen-1").manifest.request.inputs.teacher
+    assert (teacher.texts.synonyms["bee"], teacher.texts.prompts) == (["bee", "Biene"], ["a photo of a {}."])
+    assert {one.state for one in dry_run(store, load_recipe(path), progress=Progress()).stages} == {"done"}
+    excluded = store.open("bugs@gen-1.1").manifest.request.inputs.excluded
+    assert [one.digest for one in excluded.values()] == [open_source(str(images / "test"), labeled=True).images_fingerprint]
+    before = [version.ref for version in store.versions()]
+    self_training(store, load_recipe(path), progress=Progress())
+    assert [version.ref for version in store.versions()] == before
+
+
+@pytest.mark.slow
+def test_a_zero_shot_teacher_stands_for_generation_0_beside_labeled_images_too(images, tmp_path):
+    path, store = write_recipe(images, labeled="labeled", control=True), Store(tmp_path / "store")
+    student, control = self_training(store, load_recipe(path), progress=Progress())
+    assert (student.teacher.manifest.counts.labeled, student.teacher.manifest.counts.entries > 0) == (12, True)
+    assert control.teacher.ref == "bugs-control@gen-0"
+
+
+def test_the_words_of_a_recipe_lie_beside_it_or_in_it(images):
+    teacher = load_recipe(write_recipe(images)).teacher.named
+    assert teacher == ZeroShot(
+        model=f"local-dir:{images / 'clip'}", class_names=str(images / "names.yaml"), prompts=str(images / "prompts.txt")
+    )
+    words = TEACHER | {"class_names": {"ant": None, "bee": ["bee", "Biene"]}, "prompts": ["{}"]}
+    assert load_recipe(write_recipe(images, teacher=words)).teacher.named.texts("bee") == ["bee", "Biene"]
+    spec = ZeroShot(model="owner/clip", class_names=["ant", "bee"])
+    made = Recipe(name="bugs", pool={"source": "pool"}, teacher=spec, generations=[STUDENT])
+    assert made.teacher.named == spec
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"teacher": None, "generations": [STUDENT, STUDENT]}, "`labeled` is missing: a teacher is trained on labeled images"),
+        ({"test": None, "holdout": 0.2}, "`holdout` needs labeled images; add a line `labeled: {source: ...}`, or remove it"),
+        ({"control": True}, "`control` needs labeled images"),
+        ({"reviews": "bugs@review-1"}, "`reviews` needs labeled images"),
+        ({"generations": [STUDENT | {"finetune": {"epochs": 1}}]}, "`generations.0.finetune` needs labeled images"),
+        ({"generations": [STUDENT | {"class_weights": "balanced"}]}, "`generations.0.class_weights` needs labeled images"),
+        ({"generations": [STUDENT | {"start": "teacher"}]}, "`generations.0.start`: a student cannot start from the first teacher"),
+        ({"teacher": {"model": "clip", "prompts": "prompts.txt"}}, "`prompts` are of an image-text model, whose classes have names"),
+        ({"teacher": {"model": "clip", "names": "names.txt"}}, "teacher.names: unknown key"),
+        ({"teacher": {"model": "clip", "class_names": ["ant"]}}, "class_names: expected at least two distinct class names, found 1"),
+        ({"teacher": {"class_names": "names.yaml"}}, "teacher.model: missing"),
+    ],
+)
+def test_what_a_recipe_without_labels_cannot_have_is_said_in_one_line(images, tmp_path, parts, says):
+    parts = {"test": {"source": str(images / "test")}} | parts
+    path = write_recipe(tmp_path, **parts)
+    content = {key: value for key, value in yaml.safe_load(path.read_text()).items() if value is not None}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError) as error:
+        load_recipe(path)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"teacher": TEACHER_OF_OTHERS}, r"teacher: .*names\.txt: No such file or directory"),
+        ({"teacher": {"model": "local-dir:net", "class_names": ["ant", "bee", "cat"]}}, "teacher: .*expected an image-text model"),
+        ({"teacher": {"model": "local-dir:clip"}}, "teacher: .*an image-text model has no classes of its own"),
+        ({"labeled": "labeled", "teacher": {"model": "local-dir:clip", "class_names": ["ant", "bee", "dog"]}}, "teacher: local-dir:.*clip"),
+    ],
+)
+def test_what_stops_a_later_generation_is_said_before_the_first(images, tmp_path, parts, says):
+    if not (images / "net").exists():
+        write_teacher(images / "net", ["ant", "bee", "cat"])
+    with pytest.raises(NstError, match=says):
+        self_training(Store(tmp_path / "store"), load_recipe(write_recipe(images, **parts)), progress=Progress())
+    assert not (tmp_path / "store").exists()

@@ -90,6 +90,18 @@ def is_zero_shot(name: str) -> bool:
     return folder is not None and is_image_text(read_config(name, folder))
 
 
+def check_zero_shot(spec: ZeroShot) -> list[str]:
+    """The names of the classes. Raises UsageError for words that cannot be, and for a model that is no image-text model."""
+    name, names = spec.model, list(spec.synonyms)
+    _ = spec.templates  # refused before a download
+    folder, _ = _folder_of(name)
+    config = read_config(name, folder) if folder else {}
+    if not is_image_text(config):
+        kind = config.get("architecture") or config.get("model_type") or "another network"
+        raise UsageError(f"{name}: expected an image-text model such as CLIP or SigLIP, found {str(kind)[:80]}; remove `class_names`")
+    return names
+
+
 def _folder_of(name: str) -> tuple[Path | None, str | None]:
     """Where a model lies, with its tokenizer, and its commit on the Hub; a name of timm has no folder."""
     check_name(name)
@@ -103,14 +115,10 @@ def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Inp
 
     Raises UsageError for words that cannot be, NstError for a model that is no image-text model, or is damaged.
     """
-    name, names = spec.model, list(spec.synonyms)
-    _ = spec.templates  # refused before a download
+    names, name = check_zero_shot(spec), spec.model
     folder, revision = _folder_of(name)
-    config = read_config(name, folder) if folder else {}
-    if folder is None or not is_image_text(config):
-        kind = config.get("architecture") or config.get("model_type") or "another network"
-        raise UsageError(f"{name}: expected an image-text model such as CLIP or SigLIP, found {str(kind)[:80]}; remove `class_names`")
-    check_config(name, folder, config)
+    assert folder is not None, "checked"
+    check_config(name, folder, read_config(name, folder))
     try:
         model = load_image_text(folder, exact)
         weights = weights_sha256(model.images.network)

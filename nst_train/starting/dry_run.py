@@ -24,7 +24,7 @@ from nst_train.recipe_settings import GenerationSettings, Network, Recipe
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
 from nst_train.starting.timing import Speed, speed_of
-from nst_train.training.schedule import Schedule
+from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.validation import sensible_epochs
 
 _ROW_BYTES = 100  # key, hashes and numbers of a label
@@ -120,8 +120,8 @@ class _Stages:
 
     def _labels(self, number: int, is_selected: bool) -> Iterator[Stage]:
         """The pool's labels and what is selected by them; only the selected images again with `when: once`."""
-        pool, select, classes = len(self.data.pool), self.recipe.select, len(self.data.labeled.class_names or [])
-        rows = min(pool, self.recipe.label.limit or pool)
+        select, classes = self.recipe.select, len(self.data.class_names)
+        rows = self._rows
         chosen = min(rows, select.per_class * classes) if isinstance(select.per_class, int) else rows
         label, balancing = self.recipe.label, select.balancing.for_request()
         if select.by and not is_selected:  # whose speed is not known
@@ -135,7 +135,7 @@ class _Stages:
         yield self._of_labels("edition", Number(number, 1), "select", chosen, balancing)
 
     def _of_labels(self, kind: Kind, number: Number, what: str, images: int, asked: dict[str, Any], is_timed: bool = True) -> Stage:
-        classes = len(self.data.labeled.class_names or [])
+        classes = len(self.data.class_names)
         top_k = self.recipe.label.top_k or default_top_k(classes)
         bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
         ref, state, seconds = f"{self.recipe.name}@{number}", self._state_of(kind, self.recipe.name, number, asked), None
@@ -157,11 +157,13 @@ class _Stages:
         yield self._training(settings.finetune, name, number, with_pseudo=False)
 
     def _training(self, settings: TrainSettings, name: str, number: int, with_pseudo: bool) -> Stage:
-        labeled, per_step = len(self.data.labeled), settings.batch_size
+        if self.data.labeled is None:
+            settings = settings.of_pseudo_alone()
+        labeled, per_step = len(self.data.labeled or []), settings.batch_size
         if with_pseudo:
             per_step = (0 if settings.pseudo_only else per_step) + settings.batch_size * settings.ratio
         self._teacher = settings, per_step
-        steps = None if settings.probe else Schedule.of(settings, labeled).steps
+        steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
         ref, state = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked.for_request())
@@ -182,11 +184,23 @@ class _Stages:
 
     def _validated(self, settings: TrainSettings, steps: int, per_step: int) -> int:
         """How many images are scored on the way of so many steps."""
-        images, labeled = len(self.data.validation or []), len(self.data.labeled)
+        images, labeled = len(self.data.validation or []), self._counted(settings)
         if not images:
             return 0
-        epochs = settings.validate_every or sensible_epochs(images, labeled * per_step // settings.batch_size)
+        epochs = settings.validate_every or sensible_epochs(images, round(labeled * per_step) // settings.batch_size)
         return images * math.ceil(steps * settings.batch_size / (epochs * labeled))
+
+    @property
+    def _rows(self) -> int:
+        """How many images of the pool are labeled."""
+        return min(len(self.data.pool), self.recipe.label.limit or len(self.data.pool))
+
+    def _counted(self, settings: TrainSettings) -> float:
+        """The labeled images of a training; where there are none, what stands for them: an edition has at most its quota of each class."""
+        if self.data.labeled is not None:
+            return len(self.data.labeled)
+        quota = self.recipe.select.per_class
+        return images_that_count(quota * len(self.data.class_names) if isinstance(quota, int) else self._rows, settings)
 
     @cached_property
     def _bytes_an_image(self) -> int:
@@ -204,7 +218,9 @@ class _Stages:
         key = f"{settings.model_dump_json(exclude={'seed', 'steps', 'epochs', 'start', 'pretrained'})} {per_step}"
         if key not in self._speeds:
             try:
-                self._speeds[key] = speed_of(settings, self.data.labeled, self.data.pool, per_step, self.recipe.label, self.recipe.run)
+                images = self.data.labeled or self.data.pool
+                names, of_recipe = self.data.class_names, (self.recipe.label, self.recipe.run)
+                self._speeds[key] = speed_of(settings, images, names, self.data.pool, per_step, *of_recipe)
             except NstError as error:
                 self._speeds[key] = None
                 self._say(f"{settings.model}: not timed: {error}")
@@ -245,7 +261,8 @@ class _Stages:
         digests = {role: entry.digest for role, entry in request.inputs.by_role.items()}
         if request.kind == "teacher":
             validation = self.data.validation.fingerprint if self.data.validation and not asked.get("probe") else None
-            return (digests["labeled"], digests.get("validation")) == (self.data.labeled.fingerprint, validation)
+            labeled = self.data.labeled.fingerprint if self.data.labeled else None
+            return (digests.get("labeled"), digests.get("validation")) == (labeled, validation)
         excluded = {digest for role, digest in digests.items() if role.startswith("exclude")}
         held_out, evaluated = ({one.images_fingerprint for one in part} for part in (self.data.held_out, self.data.evaluated))
         if request.kind == "edition" and "like" not in digests and excluded not in (held_out, held_out | evaluated):

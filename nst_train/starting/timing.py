@@ -10,7 +10,7 @@ from torch import nn
 
 from nst_data.errors import NstError
 from nst_data.prefetch import cpus_of_this_process
-from nst_data.sources import Source, labels_in
+from nst_data.sources import Source
 from nst_train.batches.batches import LabeledImages, TrainingBatch, training_batches
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, predict
@@ -40,12 +40,20 @@ class Speed:
     seconds_a_label: float  # in evaluation and labeling, of one image
 
 
-def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int, label: LabelSettings, run: RunSettings) -> Speed:
+def speed_of(
+    settings: TrainSettings,
+    trained_on: Source,
+    class_names: list[str],
+    pool: Source,
+    images: int,
+    label: LabelSettings,
+    run: RunSettings,
+) -> Speed:
     """Time a network of random weights on a step of so many random images, and on some of the pool's.
 
     Raises NstError for a network that cannot be made here without asking the Hub, and where memory is too small.
     """
-    classes = len(labeled.class_names or [])
+    classes = len(class_names)
     if (local := local_name(settings.model)) is None:
         raise NstError("its weights are not in the cache")
     bare = settings.model_copy(
@@ -54,12 +62,15 @@ def speed_of(settings: TrainSettings, labeled: Source, pool: Source, images: int
     with torch.random.fork_rng(devices=[]), memory_failures():
         network = create_network(bare.model_copy(update={"noise": Noise.none()} if settings.probe else {}), classes)
         parameters = count_parameters(network)
-        a_label = _seconds_a_label(network, bare, labeled.class_names or [], pool, label, run)
-        a_step = 0.0 if settings.probe else _seconds_a_step(network, bare, labeled, images, images // settings.accumulate, run)
+        a_label = _seconds_a_label(network, bare, class_names, pool, label, run)
+        part = images // settings.accumulate
+        a_step = 0.0 if settings.probe else _seconds_a_step(network, bare, trained_on, classes, images, part, run)
     return Speed(parameters, getattr(network, "num_features", 0), a_step, a_label)
 
 
-def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source, images: int, part: int, run: RunSettings) -> float:
+def _seconds_a_step(
+    network: nn.Module, settings: TrainSettings, source: Source, classes: int, images: int, part: int, run: RunSettings
+) -> float:
     """The network's time and that of preparing images, which workers do meanwhile on the cores that are left.
 
     `part` is how many of the images of a step it computes on at once.
@@ -70,13 +81,12 @@ def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source
     side, threads = data_config["input_size"][-1], settings.compute_threads or DEFAULT_THREADS
     whole = settings.model_copy(update={"batch_size": at_once, "ratio": 1})
     set_threads(threads)
-    classes = len(labeled.class_names or [])
-    step = make_step(network, whole, Schedule.of(whole, len(labeled)), data_config, classes)
+    step = make_step(network, whole, Schedule.of(whole, len(source)), data_config, classes)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (at_once, side, side, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
     batch = TrainingBatch(pixels, torch.arange(at_once) % classes, {})
     compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
     set_threads(DEFAULT_THREADS)
-    prepare = images * _seconds_to_prepare(settings, labeled, data_config)
+    prepare = images * _seconds_to_prepare(settings, source, data_config)
     if not run.workers:
         return compute + prepare
     cores = cpus_of_this_process()
@@ -84,11 +94,11 @@ def _seconds_a_step(network: nn.Module, settings: TrainSettings, labeled: Source
     return max(compute, prepare / run.workers, busy)
 
 
-def _seconds_to_prepare(settings: TrainSettings, labeled: Source, data_config: dict[str, object]) -> float:
+def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: dict[str, object]) -> float:
     """To read, decode and augment one image, in one process; 0 where these cannot be read."""
-    rows = np.arange(len(labeled))
+    rows = np.arange(len(source))
     few = settings.model_copy(update={"batch_size": min(_PREPARED, len(rows))})
-    images = LabeledImages(labeled, rows, labels_in(labeled))
+    images = LabeledImages(source, rows, np.zeros(len(rows), np.int64))  # whose labels cost no time
     transforms = training_transforms(few, data_config)
     try:
         return _timed(lambda: next(training_batches(few, images, None, transforms, range(1), 0))) / few.batch_size

@@ -130,7 +130,7 @@ def _of_pseudo_labels_alone(settings: TrainSettings, edition: Version | Streamed
     }
     if lacking := next((what for what, is_asked in needed_for.items() if is_asked), None):
         raise UsageError(f"`labeled` is missing: {lacking} needs labeled images")
-    return settings.model_copy(update={"pseudo_only": True, "loss": type(settings).model_fields["loss"].default})
+    return settings.of_pseudo_alone()
 
 
 def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None, reviews: Version | None) -> None:
