@@ -18,8 +18,9 @@ from nst_train.device import set_threads, this_device
 from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
 from nst_train.networks.model_config import check_config, read_config
 from nst_train.networks.models import check_name
+from nst_train.networks.open_clip_models import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip, load_open_clip
 from nst_train.networks.probe import FAILURES, probe
-from nst_train.networks.weights import CONFIG, FOLDER, download, weights_sha256, why_not_loaded
+from nst_train.networks.weights import CONFIG, FOLDER, download, snapshot, weights_sha256, why_not_loaded
 from nst_train.zero_shot_settings import ZeroShot
 
 _TEXTS_AT_ONCE = 64
@@ -87,7 +88,7 @@ def _without_gradient(features: Callable[[Mapping[str, Tensor]], Tensor]) -> Cal
 def is_zero_shot(name: str) -> bool:
     """Whether a model that is not of the store is an image-text model. Raises UsageError or NstError for one that is not there."""
     folder, _ = _folder_of(name)
-    return folder is not None and is_image_text(read_config(name, folder))
+    return folder is not None and (_is_of_transformers(name, folder) or is_open_clip(folder))
 
 
 def check_zero_shot(spec: ZeroShot) -> list[str]:
@@ -95,8 +96,8 @@ def check_zero_shot(spec: ZeroShot) -> list[str]:
     name, names = spec.model, list(spec.synonyms)
     _ = spec.templates  # refused before a download
     folder, _ = _folder_of(name)
-    config = read_config(name, folder) if folder else {}
-    if not is_image_text(config):
+    if folder is None or not (_is_of_transformers(name, folder) or is_open_clip(folder)):
+        config = read_config(name, folder) if folder else {}
         kind = config.get("architecture") or config.get("model_type") or "another network"
         raise UsageError(f"{name}: expected an image-text model such as CLIP or SigLIP, found {str(kind)[:80]}; remove `class_names`")
     return names
@@ -104,10 +105,25 @@ def check_zero_shot(spec: ZeroShot) -> list[str]:
 
 def _folder_of(name: str) -> tuple[Path | None, str | None]:
     """Where a model lies, with its tokenizer, and its commit on the Hub; a name of timm has no folder."""
+    if name.startswith(FOLDER) and is_open_clip(folder := Path(name.removeprefix(FOLDER))):
+        return folder, None
     check_name(name)
     if name.startswith(FOLDER):
         return Path(name.removeprefix(FOLDER)), None
-    return download(name, TOKENIZER_FILES) if "/" in name else (None, None)
+    if "/" not in name:
+        return None, None
+    folder = snapshot(name, (*TOKENIZER_FILES, OPEN_CLIP_CONFIG))
+    if _is_of_transformers(name, folder):
+        return folder, folder.name
+    if is_open_clip(folder):  # its weights are not fetched where transformers has the same
+        return snapshot(name, (*TOKENIZER_FILES, OPEN_CLIP_CONFIG, *OPEN_CLIP_FILES), folder.name), folder.name
+    return download(name)
+
+
+def _is_of_transformers(name: str, folder: Path) -> bool:
+    """Whether a folder has an image-text model in transformers' format, in safetensors."""
+    is_there = (folder / CONFIG).is_file() and bool(list(folder.glob("model*.safetensors")))
+    return is_there and is_image_text(read_config(name, folder))
 
 
 def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Input]:
@@ -118,9 +134,11 @@ def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Inp
     names, name = check_zero_shot(spec), spec.model
     folder, revision = _folder_of(name)
     assert folder is not None, "checked"
-    check_config(name, folder, read_config(name, folder))
+    is_of_transformers = _is_of_transformers(name, folder)
+    if is_of_transformers:
+        check_config(name, folder, read_config(name, folder))
     try:
-        model = load_image_text(folder, exact)
+        model = load_image_text(folder, exact) if is_of_transformers else load_open_clip(name, folder, exact)
         weights = weights_sha256(model.images.network)
         network, texts = similarities(model, spec)
         probe(network, model.preprocessing, names)
@@ -128,7 +146,7 @@ def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Inp
         raise type(error)(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
     except (*FAILURES, OSError, ImportError, SafetensorError) as error:
         raise NstError(f"{name}: expected an image-text model with trained weights; loading failed ({why_not_loaded(error)})") from None
-    architecture = (folder / CONFIG).read_text("utf-8")
+    architecture = (folder / (CONFIG if is_of_transformers else OPEN_CLIP_CONFIG)).read_text("utf-8")
     identity = json_digest([weights, shaping(model.preprocessing), names, architecture, texts.model_dump()])
     entry = Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, texts=texts)
     return Classifier(network, model.preprocessing, names), entry

@@ -34,16 +34,24 @@ def repository_of(name: str) -> HubReference:
     return reference
 
 
-def download(name: str, more: Sequence[str] = ()) -> tuple[Path, str]:
-    """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit). `more` are patterns of other files."""
-    repository = repository_of(name)
-    with plain_errors(name, "model"), bars_on_terminals():
-        path = retried(lambda: snapshot_download(repository.repo, revision=repository.revision, allow_patterns=[*_FILES, *more]))
-    folder = Path(path)
+def download(name: str) -> tuple[Path, str]:
+    """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
+    folder = snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
         raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
     return folder, folder.name
+
+
+def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -> Path:
+    """What lies of a model's files in the repository [hf-hub:]OWNER/NAME[@REVISION], in a folder called like its commit.
+
+    `more` are patterns of other files, `revision` a commit in place of its own.
+    """
+    repository = repository_of(name)
+    revision = revision or repository.revision
+    with plain_errors(name, "model"), bars_on_terminals():
+        return Path(retried(lambda: snapshot_download(repository.repo, revision=revision, allow_patterns=[*_FILES, *more])))
 
 
 def cached_folder(name: str) -> Path | None:
