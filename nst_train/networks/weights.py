@@ -38,7 +38,7 @@ def download(name: str) -> tuple[Path, str]:
     """A repository at the commit that [hf-hub:]OWNER/NAME[@REVISION] means now: (folder, commit)."""
     folder = snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())) or "none"
+        there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
         raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickles are not read")
     return folder, folder.name
 
