@@ -58,7 +58,10 @@ def export_network(
         teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
-        progress: What a person sees of it.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The file, the names of its classes in the order of its logits, and by how much these differ from the network's.
 
     Raises:
         UsageError: The format is none of these, or its packages are not installed.
