@@ -258,6 +258,15 @@ def test_columns_that_are_not_certain_are_asked_for_by_name(tmp_path, header, li
         read(tmp_path / "t.csv", NAMES)
 
 
+def test_a_column_of_classes_that_the_numbers_do_not_go_with_is_passed_over_unless_it_is_named(tmp_path):
+    rows = [{"key": key, "label": "ant", "probs": values} for key, values in zip(FILES, PROBS.tolist(), strict=True)]
+    assert read(write_lines(tmp_path / "t.jsonl", rows), NAMES) == near(expected())
+    with pytest.raises(
+        UsageError, match="`probs` has more numbers than `label` names classes: those of all classes, in order; remove `label_c"
+    ):
+        read(tmp_path / "t.jsonl", NAMES, label_column="label")
+
+
 def test_named_columns_are_taken_among_others(tmp_path):
     (tmp_path / "t.csv").write_text("file,where,label,guess,score,sure\ny,x,ant,bee,0.1,0.8\n")
     found = read(tmp_path / "t.csv", NAMES, key="where", label_column="guess", probs="sure")

@@ -51,7 +51,7 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
         raise NstError(
             f"{location}: expected a column of labels, such as `probs` or `label`, found {found}; name it with `probs` or `label_column`"
         )
-    return LabelColumns(classes, numbers, asked.logits)
+    return LabelColumns(classes, numbers, asked.logits, is_named=asked.label_column is not None)
 
 
 def are_ids(columns: Sequence[str]) -> bool:

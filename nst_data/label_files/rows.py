@@ -1,6 +1,7 @@
 """Labels out of a file of text, as a table: keys, classes and numbers, spooled so that each pass over them costs little."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -62,7 +63,8 @@ class Spooled:
         numbers = shown(chosen.numbers) if chosen.numbers else None
         self._numbers = f"{numbers}.{'logits' if chosen.logits else 'score'}" if numbers and numbers == self._classes else numbers
         names = [name for name in (self._classes, self._numbers) if name]
-        self.columns = LabelColumns((self._classes,) if self._classes else (), (self._numbers,) if self._numbers else (), chosen.logits)
+        classes, numbers_of = ((name,) if name else () for name in (self._classes, self._numbers))
+        self.columns = replace(chosen, classes=classes, numbers=numbers_of)
         self._names = [self._key, *names]
         self._spool: Spool | None = None
 

@@ -23,7 +23,7 @@ from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, 
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
-from nst_data.sources.listing import listed
+from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
 from nst_data.sources.source import Row, Source, Wanted, within
 
@@ -199,6 +199,12 @@ class ParquetFiles(Source):
                         named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
                         yield start, pc.struct_field(named, "path").to_pylist()
                     start += footer.num_rows
+
+    def _keys(self) -> Iterator[pa.Array]:
+        for name, start, stop in zip(self._names, self._starts[:-1], self._starts[1:], strict=True):
+            for first in range(0, stop - start, PIECE):
+                rows = pa.array(np.arange(first, min(first + PIECE, stop - start))).cast(pa.large_string())
+                yield pc.binary_join_element_wise(pa.scalar(f"{name}:", pa.large_string()), rows, pa.scalar("", pa.large_string()))
 
     def _file_of(self, row: int) -> int:
         return bisect_right(self._starts, row) - 1

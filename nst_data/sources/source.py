@@ -202,8 +202,13 @@ class Source(ABC):
         match_keys(keys(), self._keys(), rows)
         self._check_found(keys, rows)
 
-    def find_alike(self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], alike: Callable[[pa.Array], pa.Array]) -> bool:
+    def find_alike(
+        self, keys: Callable[[], Iterable[pa.Array]], rows: NDArray[np.int64], alike: Callable[[pa.Array], pa.Array] | None = None
+    ) -> bool:
         """As `find_all`, by what `alike` makes of the keys on both sides: whether each of these keys means one image here."""
+        if alike is None:
+            match_keys(keys(), self._keys(), rows)
+            return bool((rows >= 0).all())
         match_keys(map(alike, keys()), map(alike, self._keys()), rows)
         if (rows < 0).any():
             return False

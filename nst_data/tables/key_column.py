@@ -61,7 +61,7 @@ class KeyColumn:
         found = np.empty(len(self._table), np.int64)
         if self._name == IMAGE_HASH:
             pool.find_by_hash(self.pieces, self.pieces, found)
-        elif not pool.find_alike(self.pieces, found, lambda keys: keys):
+        elif not pool.find_alike(self.pieces, found):
             self.matched_by = next((how for how, alike in self._ways(pool) if pool.find_alike(self.pieces, found, alike)), "")
             if not self.matched_by:
                 pool.find_all(self.pieces, found)

@@ -23,6 +23,7 @@ class LabelColumns:
     classes: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     logits: bool = False
+    is_named: bool = False  # whether it is the user who says which column has the classes
 
     @property
     def all(self) -> list[str]:

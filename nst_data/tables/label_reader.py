@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nst_data.errors import UsageError
 from nst_data.progress import Progress
 from nst_data.sources import Source
-from nst_data.tables.label_columns import LabelColumns
+from nst_data.tables.label_columns import LabelColumns, shown
 from nst_data.tables.soft_label_column import SoftLabelColumn
 from nst_data.tables.top_label_columns import TopLabelColumns
 
@@ -69,6 +69,11 @@ def label_reader(
     """
     where = f"`class_names` {file}" if file is not None else table.location
     if columns.classes and columns.numbers and _are_of_all_classes(table, columns, names):
+        if columns.is_named:
+            raise UsageError(
+                f"{table.location}: `{columns.name}` has more numbers than `{shown(columns.classes)}` names classes: those of all classes, "
+                "in order; remove `label_column`"
+            )
         columns = LabelColumns(numbers=columns.numbers, logits=columns.logits)
     if smoothing and (columns.numbers or not columns.classes):
         raise UsageError(f"`smoothing` applies to labels without a confidence, and {table.location} has `{columns.name}`; remove it")
