@@ -16,6 +16,7 @@ from pictures import png
 from timm.data import create_transform, resolve_data_config
 from typer.testing import CliRunner
 
+from nst_data import adoption
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
@@ -419,3 +420,31 @@ def test_timms_output_for_a_network_is_what_label_writes_with_the_same_top_k(tmp
         assert theirs["top_probs"] == pytest.approx(mine["top_probs"], rel=1e-3)
         exact = ("id", "key", "image_hash", "label", "top_labels", "phash")
         assert {name: theirs[name] for name in exact} == {name: mine[name] for name in exact}
+
+
+class StoppedError(Exception):
+    """Ends the work in its middle."""
+
+
+def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(tmp_path, pool, monkeypatch):
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    file, store = write_timm(timm_frame(*largest(3), names=NAMES), tmp_path / "t.csv", "csv"), Store(tmp_path / "store")
+    options = {"pool": pool, "class_names": str(tmp_path / "names.txt"), "rows_per_shard": 2, "progress": Progress()}
+    whole = adopt(store, "whole", file, **options)
+    looked, looked_at = [], adoption._looked_at
+
+    def stopping(row):
+        looked.append(row.key)
+        if len(looked) == 4:
+            raise StoppedError
+        return looked_at(row)
+
+    monkeypatch.setattr(adoption, "_looked_at", stopping)
+    with pytest.raises(StoppedError):
+        adopt(store, "cut", file, **options)
+    assert store.unfinished() == ["cut@gen-1"]
+    again = adopt(store, "cut", file, **options)
+    assert again.manifest.files == whole.manifest.files
+    one = adopt(store, "one", file, **options, top_k=1)
+    assert [row["top_labels"] for row in rows(one)] == [row["top_labels"][:1] for row in rows(whole)]
+    assert [row["confidence"] for row in rows(one)] == [row["confidence"] for row in rows(whole)]

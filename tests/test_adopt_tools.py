@@ -49,6 +49,8 @@ def test_a_folder_per_class_gives_hard_labels_to_its_images_or_to_a_pool(tmp_pat
             path.write_bytes(content)
     sorted_images = open_source(tmp_path / "sorted")
     classes = ["ant", "bee", "dog"]
+    unlabeled = of_source(open_source(tmp_path / "sorted", labeled=True), Asked(), with_key=False).images
+    assert unlabeled.fingerprint == sorted_images.fingerprint
     assert of_images(sorted_images) == {sorted_images.key(row): hard(sorted_images.key(row).split("/")[0], classes) for row in range(4)}
     version = adopt(Store(tmp_path / "store"), "bugs", str(tmp_path / "sorted"), pool=open_source(tmp_path / "pool"), progress=Progress())
     assert (version.manifest.counts.labeled, version.manifest.counts.unlabeled) == (4, 1)

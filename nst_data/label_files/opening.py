@@ -129,4 +129,5 @@ def _of_images(source: Source, with_key: bool) -> LabelTable:
             None,
         )
     rows = LabelRows(labeled.location, spooled.table(), labeled.class_names if is_folder else None)
-    return LabelTable(rows, spooled.columns, KEY if with_key else None, source)
+    images = source if source.labels is None else open_source(source.location)
+    return LabelTable(rows, spooled.columns, KEY if with_key else None, images)
