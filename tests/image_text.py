@@ -7,6 +7,9 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -61,4 +64,15 @@ def write_siglip(folder, seed=0):
     network.save_pretrained(folder)
     tokenizer(64).save_pretrained(folder)
     SiglipImageProcessor(size={"height": 24, "width": 24}).save_pretrained(folder)
+    return f"local-dir:{folder}"
+
+
+def write_naflex(folder):
+    """A SigLIP 2 model that takes images of any shape as patches; its name for `--teacher`."""
+    torch.manual_seed(0)
+    words = {"vocab_size": 110, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+    config = Siglip2Config(text_config={**SIDE, **words, "projection_size": 16}, vision_config={**SIDE, "num_patches": 16, "patch_size": 8})
+    spread(Siglip2Model(config)).save_pretrained(folder)
+    tokenizer(64).save_pretrained(folder)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(folder)
     return f"local-dir:{folder}"

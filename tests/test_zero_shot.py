@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_class_folders, write_pool
-from image_text import tokenizer, write_clip, write_siglip
+from image_text import tokenizer, write_clip, write_naflex, write_siglip
 from labels import RUN, SETTINGS, rows, write_teacher
 from nst_cli.main import app
 from PIL import Image
 from test_teachers import write_transformer
-from transformers import AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, pipeline
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
+from nst_data.sharing.public_form import published_manifest
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train import ZeroShot, evaluate, extend, label
+from nst_train.classifiers import zero_shot
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.settings import LabelSettings
 from nst_train.zero_shot_settings import PROMPTS
@@ -69,7 +71,7 @@ def own_answer(teacher, image, texts):
     folder = teacher.removeprefix("local-dir:")
     network = AutoModel.from_pretrained(folder).eval()
     length = {"padding": "max_length", "max_length": 64} if "siglip" in network.config.model_type else {"padding": True}
-    tokens = tokenizer()(texts, return_tensors="pt", **length)
+    tokens = AutoTokenizer.from_pretrained(folder)(texts, return_tensors="pt", **length)
     pixels = AutoImageProcessor.from_pretrained(folder)(images=image, return_tensors="pt")
     with torch.no_grad():
         return network(**tokens, **pixels).logits_per_image.softmax(dim=1)[0].numpy()
@@ -89,13 +91,40 @@ def test_clip_answers_as_the_pipeline_of_transformers_does(clip, tmp_path, seed)
     assert len(set(np.round(ours, 4))) == 3
 
 
-@pytest.mark.parametrize("model", ["clip", "siglip"])
+@pytest.fixture(scope="module")
+def naflex(tmp_path_factory):
+    return write_naflex(tmp_path_factory.mktemp("models") / "naflex")
+
+
+@pytest.mark.parametrize("model", ["clip", "siglip", "naflex"])
 def test_probabilities_are_the_softmax_of_the_models_own_logits(model, request, tmp_path):
     teacher, image = request.getfixturevalue(model), photograph()
     ours, _ = answer(ZeroShot(model=teacher, class_names=NAMES, prompts=["a {}"]), image, tmp_path)
     theirs = own_answer(teacher, image, [f"a {name}" for name in NAMES])
     assert ours == pytest.approx(theirs, abs=1e-5)
     assert theirs.std() > 0.01
+
+
+@pytest.mark.slow
+def test_a_batch_of_patches_that_is_not_full_is_labeled(naflex, store, tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 5)
+    (pool / "broken.png").write_bytes(b"no image")
+    version = labeled(store, pool, ZeroShot(model=naflex, class_names=NAMES))
+    (single,) = rows(labeled(store, write_pool(tmp_path / "one", 1, 1), ZeroShot(model=naflex, class_names=NAMES), "one"))
+    assert (version.manifest.counts.labeled, version.manifest.counts.errors) == (5, 1)
+    assert rows(version)[0]["probs"] == pytest.approx(single["probs"], abs=2e-3)
+
+
+def test_how_many_threads_there_are_changes_no_bit_of_the_text_side(clip, tmp_path, monkeypatch):
+    heads = []
+    for threads in (1, 3):
+        monkeypatch.setattr(zero_shot, "cpus_of_this_process", lambda threads=threads: threads)
+        torch.set_num_threads(threads)
+        classifier, _ = load_classifier(ZeroShot(model=clip, class_names=[f"class {number}" for number in range(40)]), Store(tmp_path))
+        heads.append(classifier.network.head.weight)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert torch.equal(*heads)
 
 
 def test_images_are_prepared_as_the_models_own_processor_says(tmp_path):
@@ -142,6 +171,8 @@ def test_a_pool_is_labeled_like_by_any_teacher(clip, pool, store):
     assert kept == entry
     assert kept.texts.prompts == ["a {}"]
     assert kept.texts.synonyms == {"ant": ["ant"], "Kaffee-Bär mit Öl": ["bear"], "t-shirt": ["t-shirt", "tee"]}
+    published = published_manifest(version, store).request.inputs.teacher
+    assert (published.ref, published.texts, published.digest) == ("clip", entry.texts, entry.digest)
     again = labeled(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
     assert again.ref == version.ref
 
@@ -169,6 +200,11 @@ def test_the_text_side_is_left_behind(clip, tmp_path):
     whole = AutoModel.from_pretrained(clip.removeprefix("local-dir:"))
     image_side = sum(one.numel() for one in (*whole.vision_model.parameters(), *whole.visual_projection.parameters()))
     assert classifier.parameters == image_side + whole.logit_scale.numel() + 12 * len(NAMES)
+
+
+def test_it_is_not_noised(clip, pool, store):
+    with pytest.raises(NstError, match="`noise`: this teacher cannot be noised"):
+        labeled(store, pool, ZeroShot(model=clip, class_names=NAMES), noise=True)
 
 
 @pytest.mark.slow

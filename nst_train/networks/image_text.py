@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nst_data.errors import NstError, UsageError
 from nst_train.networks.model_config import PROCESSORS
 from nst_train.networks.weights import differences
-from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing
+from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, as_image
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", PROCESSORS)
 _SIGLIP_TOKENS = 64  # that SigLIP was trained on, padding included; its configs do not say so
@@ -97,18 +97,40 @@ def load_image_text(folder: Path, exact: bool) -> ImageText:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     network.eval()
+    takes_patches = network.config.model_type == "siglip2"  # those of one size are called siglip, as the first ones
+    inputs = _unpacked if takes_patches else _as_they_are
     return ImageText(
-        ImageFeatures(network, _image_features),
-        ProcessorPreprocessing(processor.to_json_string(), processor, exact),
+        ImageFeatures(network, lambda network, pixels: _pooled(network.get_image_features(**inputs(pixels)))),
+        (PatchPreprocessing if takes_patches else ProcessorPreprocessing)(processor.to_json_string(), processor, exact),
         _tokens_of(network.config, tokenizer),
         lambda tokens: _pooled(network.get_text_features(**tokens)),
-        lambda pixels, tokens: network(pixel_values=pixels, **tokens).logits_per_image,
+        lambda pixels, tokens: network(**inputs(pixels), **tokens).logits_per_image,
         _scale_of(network),
     )
 
 
-def _image_features(network: Any, pixels: Tensor) -> Tensor:  # noqa: ANN401 - transformers' are not typed
-    return _pooled(network.get_image_features(pixel_values=pixels))
+@dataclass(frozen=True)
+class PatchPreprocessing(ProcessorPreprocessing):
+    """The image processor of SigLIP 2's NaFlex models: an image of any shape to patches, which ones there are, and how many each way."""
+
+    def prepare(self, pixels: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "1 patches values"]:
+        """All three in one tensor: the last three values of each patch are whether it is there, and rows and columns of patches."""
+        made = self.processor(images=as_image(pixels), return_tensors="pt")
+        patches, there, shape = (made[name][0].float() for name in ("pixel_values", "pixel_attention_mask", "spatial_shapes"))
+        return torch.cat([patches, there[:, None], shape.expand(len(patches), 2)], dim=1)[None]
+
+
+def _unpacked(packed: Float[Tensor, "batch 1 patches values"]) -> dict[str, Tensor]:
+    """What `PatchPreprocessing` put together. Where there is no image, in a batch that is not full, there is one patch."""
+    patches = packed[:, 0]
+    there = patches[..., -3].long()
+    there[:, 0] = 1
+    shapes = patches[:, 0, -2:].long().clamp(min=1)
+    return {"pixel_values": patches[..., :-3], "pixel_attention_mask": there, "spatial_shapes": shapes}
+
+
+def _as_they_are(pixels: Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
+    return {"pixel_values": pixels}
 
 
 def _pooled(answer: Any) -> Tensor:  # noqa: ANN401 - transformers' are not typed
