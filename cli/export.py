@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .messages import terminal
-from .options import JsonOption, StoreOption, open_store, print_json
+from .options import JsonOption, PromptsOption, StoreOption, ZeroShotNamesOption, open_models, open_store, print_json
 
 
 def export(
@@ -25,13 +25,19 @@ def export(
     ] = None,
     link: Annotated[bool, typer.Option("--link", help="Link to the image files in place of copying them.")] = False,
     probs: Annotated[bool, typer.Option("--probs", help="Write the probability of every class too.")] = False,
+    class_names: ZeroShotNamesOption = None,
+    prompts: PromptsOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write labels as files for other tools, or a teacher for other runtimes. Resumes where it stopped when rerun."""
     if to in ("onnx", "torch-export"):
-        _export_network(ref, path, to, pool is not None or link or probs, store, json)
+        _export_network(ref, path, to, pool is not None or link or probs, class_names, prompts, store, json)
         return
+    if class_names or prompts:
+        from nst_data.errors import UsageError
+
+        raise UsageError("--class-names and --prompts are of an image-text model, which --to onnx and --to torch-export write; remove them")
     from nst_data.formats.export import export as export_version
 
     written = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]
@@ -44,14 +50,25 @@ def export(
         print(f"  {name:<{width}}  {images:,}")
 
 
-def _export_network(teacher: str, path: str, to: str, has_options_of_labels: bool, store: str | None, json: bool) -> None:
+def _export_network(
+    teacher: str,
+    path: str,
+    to: str,
+    has_options_of_labels: bool,
+    class_names: str | None,
+    prompts: str | None,
+    store: str | None,
+    json: bool,
+) -> None:
     from nst_data.errors import UsageError
 
     if has_options_of_labels:
         raise UsageError(f"--to {to} writes a network, without images; remove --pool, --link and --probs")
     from nst_train.classifiers.export import export_network
 
-    written = export_network(open_store(store), teacher, path, to=to, progress=terminal())  # type: ignore[arg-type]
+    there = open_store(store)
+    (model,) = open_models(there, [teacher], class_names, prompts, idle=False)
+    written = export_network(there, model, path, to=to, progress=terminal())  # type: ignore[arg-type]
     if json:
         about = {"teacher": teacher, "path": str(written.path), "difference": written.difference, "class_names": written.class_names}
         print_json(about)

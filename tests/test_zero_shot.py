@@ -202,6 +202,20 @@ def test_the_text_side_is_left_behind(clip, tmp_path):
     assert classifier.parameters == image_side + whole.logit_scale.numel() + 12 * len(NAMES)
 
 
+@pytest.mark.slow
+def test_it_is_exported_with_its_text_side_inside(clip, words, tmp_path):
+    names = ["--class-names", words / "names.yaml", "--prompts", words / "prompts.txt", "--store", tmp_path]
+    result = run("export", clip, tmp_path / "clip.pt2", "--to", "torch-export", *names, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["class_names"]) == (0, ["ant", "bee", "cat"])
+    spec = ZeroShot(model=clip, class_names=str(words / "names.yaml"), prompts=str(words / "prompts.txt"))
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.no_grad():
+        ours = load_classifier(spec, Store(tmp_path))[0].network(pixels)
+        assert torch.allclose(torch.export.load(tmp_path / "clip.pt2").module()(pixels), ours, atol=1e-4)
+    result = run("export", "bugs@gen-1", tmp_path / "labels", *names)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
 def test_it_is_not_noised(clip, pool, store):
     with pytest.raises(NstError, match="`noise`: this teacher cannot be noised"):
         labeled(store, pool, ZeroShot(model=clip, class_names=NAMES), noise=True)

@@ -23,7 +23,7 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.teachers import load_classifier
+from nst_train.classifiers.teachers import TeacherName, load_classifier
 from nst_train.networks.weights import why_not_loaded
 
 NetworkFormat = Literal["onnx", "torch-export"]
@@ -45,7 +45,7 @@ class ExportedNetwork:
 
 @with_checked_arguments
 def export_network(
-    store: Store, teacher: str, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
+    store: Store, teacher: TeacherName, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
 ) -> ExportedNetwork:
     """Write a classifier as an ONNX file, or as the archive of `torch.export`.
 
@@ -55,7 +55,7 @@ def export_network(
 
     Args:
         store: Where teachers of the store are.
-        teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's.
+        teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's; or `ZeroShot(...)`.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
         progress: What a person sees of it; by default lines on standard error.
