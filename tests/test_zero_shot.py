@@ -22,6 +22,7 @@ from nst_data.store.store import Store
 from nst_train import ZeroShot, evaluate, extend, label
 from nst_train.classifiers import zero_shot
 from nst_train.classifiers.teachers import load_classifier
+from nst_train.labeling.labeling import Labeling
 from nst_train.settings import LabelSettings
 from nst_train.zero_shot_settings import PROMPTS
 
@@ -200,6 +201,27 @@ def test_the_text_side_is_left_behind(clip, tmp_path):
     whole = AutoModel.from_pretrained(clip.removeprefix("local-dir:"))
     image_side = sum(one.numel() for one in (*whole.vision_model.parameters(), *whole.visual_projection.parameters()))
     assert classifier.parameters == image_side + whole.logit_scale.numel() + 12 * len(NAMES)
+
+
+@pytest.mark.slow
+def test_a_labeling_that_was_stopped_goes_on_to_the_same_bytes(clip, pool, tmp_path, monkeypatch):
+    spec = ZeroShot(model=clip, class_names=NAMES)
+    whole = labeled(Store(tmp_path / "whole"), pool, spec)
+    store, write = Store(tmp_path / "stopped"), Labeling._write
+
+    def stop_at_the_second_shard(self, batch, prediction):
+        if batch.shard == 1:
+            raise KeyboardInterrupt
+        write(self, batch, prediction)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeling, "_write", stop_at_the_second_shard)
+        with pytest.raises(KeyboardInterrupt):
+            labeled(store, pool, spec)
+    assert list(store.unfinished()) == ["bugs@gen-1"]
+    resumed = labeled(store, pool, spec)
+    assert resumed.manifest.files == whole.manifest.files
+    assert resumed.manifest.digest == whole.manifest.digest
 
 
 @pytest.mark.slow
