@@ -15,7 +15,7 @@ def adopt(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="The labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
             "or owner/name on the Hub. Of several the mean, classes matched by name.",
         ),
@@ -40,14 +40,14 @@ def adopt(
     """Take over labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
     from nst_data.adoption import adopt as adopt_labels
     from nst_data.errors import NstError
-    from nst_data.label_files.opening import is_text
+    from nst_data.label_files.opening import holds_no_images
     from nst_data.sources import open_source
     from nst_data.sources.cells import NoImagesError
     from nst_data.store.manifest import GenerationManifest
 
     there = open_store(store)
     try:
-        where = pool if pool or len(sources) > 1 or is_text(sources[0]) else sources[0]
+        where = pool if pool or len(sources) > 1 or holds_no_images(sources[0]) else sources[0]
         images = open_source(where, image_column=image_column, indexes=there.indexes) if where else None
     except NoImagesError as error:
         raise NstError(f"{error}" + ("" if pool else "; or name where the images are: --pool SOURCE")) from None

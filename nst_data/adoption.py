@@ -16,7 +16,7 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.images import check_shape, decode, image_hash, phash, phash_thumbnail
 from nst_data.label_files.choosing import Asked
-from nst_data.label_files.opening import LabelTable, is_text, of_source, open_labels
+from nst_data.label_files.opening import LabelTable, holds_no_images, of_source, open_labels
 from nst_data.labeled_version import LabeledVersion, check_unchanged
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, Task, on_this_terminal
@@ -187,7 +187,7 @@ def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked
     if pool is not None:
         return open_labels(table, asked) if isinstance(table, str) else of_source(table, asked, with_key=True)
     if isinstance(table, str):
-        if is_text(table):
+        if holds_no_images(table):
             raise UsageError(f"{table}: names images and holds none; add `pool` SOURCE, where they are")
         table = open_source(table, indexes=store.indexes)
     return of_source(table, asked, with_key=False)

@@ -219,7 +219,7 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
 @pytest.mark.parametrize("bad", [[9.0, 1.0, 2.0], [0.5, 0.5]])
 def test_a_bad_row_refuses_the_whole_before_anything_is_written(tmp_path, store, names_file, bad):
     write_table(tmp_path / "t.parquet", image=IMAGES, probs=[*soft()[:6].tolist(), bad])
-    with pytest.raises(NstError, match=r"t.parquet: `probs` of row 't.parquet:6' (adds up to 12|has 2 numbers)"):
+    with pytest.raises(NstError, match=r"t.parquet: column `probs` of row 't.parquet:6' (adds up to 12|has 2 numbers)"):
         adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS, class_names=names_file)
     assert not store.root.exists()
 
@@ -242,8 +242,8 @@ def test_class_names_with_control_characters_are_refused(tmp_path, store):
 @pytest.mark.parametrize(
     ("lines", "line"),
     [
-        ("ant\nbee\ncat\ndog", r"`class_names` .*: expected 3 different names, one for each number of `probs`, found 4"),
-        ("ant\nbee\nbee", r"`class_names` .*: expected 3 different names, one for each number of `probs`, found 2"),
+        ("ant\nbee\ncat\ndog", r"`class_names` .*: expected 3 different names, one for each number of column `probs`, found 4"),
+        ("ant\nbee\nbee", r"`class_names` .*: expected 3 different names, one for each number of column `probs`, found 2"),
         ("ant\nb\x07e\ncat", r"`class_names` .*: line 2 is 'b\\x07e'; expected a name without control characters"),
     ],
 )

@@ -119,7 +119,7 @@ def test_timms_output_is_taken_in_each_of_its_forms(tmp_path, form, separate, k)
     file = write_timm(logits, tmp_path / f"logits.{FORMS[form]}", form)
     if k == 4:
         assert read(file, NAMES, logits=True) == near(expected())
-    with pytest.raises(UsageError, match=r"`logit.*` are logits by name; add `logits`, or name a column of probabilities with `probs`"):
+    with pytest.raises(UsageError, match=r"`logit.*` has logits by its name; add `logits`, or name a column of probabilities with `probs`"):
         read(file, NAMES)
 
 
@@ -263,7 +263,7 @@ def test_a_column_of_classes_that_the_numbers_do_not_go_with_is_passed_over_unle
     rows = [{"key": key, "label": "ant", "probs": values} for key, values in zip(FILES, PROBS.tolist(), strict=True)]
     assert read(write_lines(tmp_path / "t.jsonl", rows), NAMES) == near(expected())
     with pytest.raises(
-        UsageError, match="`probs` has more numbers than `label` names classes: those of all classes, in order; remove `label_c"
+        UsageError, match=r"`probs` has more numbers than column `label` names classes: those of all classes, in order; remove `label_c"
     ):
         read(tmp_path / "t.jsonl", NAMES, label_column="label")
 
@@ -272,6 +272,8 @@ def test_named_columns_are_taken_among_others(tmp_path):
     (tmp_path / "t.csv").write_text("file,where,label,guess,score,sure\ny,x,ant,bee,0.1,0.8\n")
     found = read(tmp_path / "t.csv", NAMES, key="where", label_column="guess", probs="sure")
     assert found["x"]["bee"] == pytest.approx(0.8)
+    with pytest.raises(UsageError, match=r"expected a column of logits, found .*; name it with `probs`, or remove `logits`"):
+        read(write_lines(tmp_path / "t.jsonl", [{"key": "x", "label": "ant"}]), NAMES, logits=True)
     with pytest.raises(UsageError, match="expected one column `other`, found where, label, guess, score, sure"):
         read(tmp_path / "t.csv", NAMES, key="file", label_column="other")
 
@@ -291,7 +293,11 @@ def test_files_that_may_hold_code_are_refused_with_the_page_that_says_how_to_con
         ("t.json", "[" * 10_000, "expected labels of images as JSON"),
         ("t.json", '{"a": "ant"} x', "found 'x' after the end of the document"),
         ("t.json", "{}", "expected a label for each image, found none"),
-        ("t.jsonl", '{"file": "x", "label": "ant"}\n{"file": 1.5, "label": "bee"}\n', "row 1: `file` is 1.5, expected the key of an image"),
+        (
+            "t.jsonl",
+            '{"file": "x", "label": "ant"}\n{"file": 1.5, "label": "bee"}\n',
+            "row 1: column `file` is 1.5, expected the key of an image",
+        ),
         (
             "t.jsonl",
             '{"file": "x", "label": "ant"}\n{"file": "y", "label": 2.5}\n',
@@ -352,7 +358,7 @@ def test_images_are_found_by_keys_and_by_paths_from_elsewhere(tmp_path, pool, ke
     column = KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path")
     found = column.found_in(pool)
     assert [FILES[len(FILES) - 1 - row] for row in found.in_table.tolist()] == [pool.key(row) for row in found.in_pool.tolist()]
-    assert column.remarks == ([f"the images of `path` are found by {how}"] if how else [])
+    assert column.remarks == ([f"the images of column `path` are found by {how}"] if how else [])
 
 
 def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):

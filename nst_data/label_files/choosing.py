@@ -51,6 +51,8 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
         raise NstError(
             f"{location}: expected a column of labels, such as `probs` or `label`, found {found}; name it with `probs` or `label_column`"
         )
+    if asked.logits and not numbers:
+        raise UsageError(f"{location}: expected a column of logits, found {', '.join(columns)}; name it with `probs`, or remove `logits`")
     return LabelColumns(classes, numbers, asked.logits, is_named=asked.label_column is not None)
 
 
@@ -62,7 +64,7 @@ def are_ids(columns: Sequence[str]) -> bool:
 def _of_both(column: str, beside: Collection[str], location: str, asked: Asked) -> LabelColumns:
     if asked.logits:
         if LOGITS not in beside:
-            raise UsageError(f"{location}: `{column}` has no logits; remove `logits`")
+            raise UsageError(f"{location}: column `{column}` has no logits; remove `logits`")
         return LabelColumns((), (column,), logits=True)
     return LabelColumns((column,), (column,) if "numbers" in beside else ())
 
@@ -75,7 +77,9 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
         return logits or _one_of(columns, _PROBS, location, "logits", "probs")
     found = _one_of(columns, _PROBS, location, "probabilities", "probs") or _one_of(columns, _CONFIDENCE, location, "confidences", "probs")
     if not found and (logits := _one_of(columns, _LOGITS, location, "logits", "probs")):
-        raise UsageError(f"{location}: `{shown(logits)}` are logits by name; add `logits`, or name a column of probabilities with `probs`")
+        raise UsageError(
+            f"{location}: column `{shown(logits)}` has logits by its name; add `logits`, or name a column of probabilities with `probs`"
+        )
     return found
 
 

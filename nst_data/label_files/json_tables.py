@@ -113,7 +113,7 @@ class _Table:
     def _key_of(self, row: Row) -> str:
         key = row.get(self._key)
         if not isinstance(key, str | int) or isinstance(key, bool) or key == "":
-            raise NstError(f"{self._where(self._number - 1)}: `{self._key}` is {key!r}, expected the key of an image in the pool")
+            raise NstError(f"{self._where(self._number - 1)}: column `{self._key}` is {key!r}, expected the key of an image in the pool")
         return str(key)
 
     def _cells(self, row: Row) -> tuple[list[Any] | None, list[Any] | None]:

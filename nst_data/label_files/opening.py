@@ -62,18 +62,19 @@ class LabelTable:
         return [f"{lacking:,} images in it have no label and are left out"] if lacking else []
 
 
-def is_text(location: str) -> bool:
-    """Whether labels come in a file of text, which holds no images."""
-    return Path(location).suffix.lower() in TEXT and not Path(location).is_dir()
+def holds_no_images(location: str) -> bool:
+    """Whether labels come in a file that holds no images. Raises UsageError for one that is not read at all."""
+    suffix = Path(location).suffix.lower()
+    if suffix in _PICKLED and not Path(location).is_dir():
+        found = "a file of torch or NumPy, which may hold code and is not read"
+        raise UsageError(f"{location}: {found}; docs/labels-from-elsewhere.md shows how to convert it")
+    return suffix in TEXT and not Path(location).is_dir()
 
 
 def open_labels(location: str, asked: Asked) -> LabelTable:
     """Labels that name the images of a pool by their keys. Raises NstError or UsageError for what has none."""
     suffix, path = Path(location).suffix.lower(), Path(location).absolute()
-    if suffix in _PICKLED:
-        found = "a file of torch or NumPy, which may hold code and is not read"
-        raise UsageError(f"{location}: {found}; docs/labels-from-elsewhere.md shows how to convert it")
-    if is_text(location):
+    if holds_no_images(location):
         if not path.is_file():
             raise NstError(f"{location}: no such file; {_EXPECTED}")
         rows, key, columns = read_delimited(str(path), asked) if suffix in DELIMITERS else read_json(str(path), asked)

@@ -42,7 +42,9 @@ class KeyColumn:
                 raise NstError(f"{self._table.location}: column `{self._name}` is {keys.type}, expected texts: keys of images in the pool")
             if keys.null_count:
                 row = self._table.key(start + int(keys.is_null().to_numpy(zero_copy_only=False).argmax()))
-                raise NstError(f"{self._table.location}: `{self._name}` of row {row!r} is empty, expected the key of an image in the pool")
+                raise NstError(
+                    f"{self._table.location}: column `{self._name}` of row {row!r} is empty, expected the key of an image in the pool"
+                )
             yield keys.cast(pa.large_string())
             start += len(keys)
 
@@ -77,7 +79,7 @@ class KeyColumn:
     @property
     def remarks(self) -> list[str]:
         """What a person should know of how images were found."""
-        return [f"the images of `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
+        return [f"the images of column `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
 
     def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
         """What of a key may be compared, in a phrase for a person, and how it is made."""

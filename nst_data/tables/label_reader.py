@@ -71,12 +71,12 @@ def label_reader(
     if columns.classes and columns.numbers and _are_of_all_classes(table, columns, names):
         if columns.is_named:
             raise UsageError(
-                f"{table.location}: `{columns.name}` has more numbers than `{shown(columns.classes)}` names classes: those of all classes, "
-                "in order; remove `label_column`"
+                f"{table.location}: column `{columns.name}` has more numbers than column `{shown(columns.classes)}` names classes: "
+                "those of all classes, in order; remove `label_column`"
             )
         columns = LabelColumns(numbers=columns.numbers, logits=columns.logits)
     if smoothing and (columns.numbers or not columns.classes):
-        raise UsageError(f"`smoothing` applies to labels without a confidence, and {table.location} has `{columns.name}`; remove it")
+        raise UsageError(f"`smoothing` applies to labels without a confidence, and {table.location} has column `{columns.name}`; remove it")
     if columns.classes:
         return TopLabelColumns(table, columns, names, where, smoothing, progress)
     return SoftLabelColumn(table, columns).named(names, where)

@@ -47,7 +47,7 @@ class SoftLabelColumn:
     def named(self, names: Sequence[str] | None, where: str) -> Self:
         """With the names of its classes: those given or the table's own. Raises UsageError or NstError where they do not fit."""
         self.class_names = list(names) if names is not None else self._own_names()
-        check_class_names(self.class_names, where, self.classes, f"one for each number of `{self.name}`")
+        check_class_names(self.class_names, where, self.classes, f"one for each number of column `{self.name}`")
         return self
 
     def _own_names(self) -> list[str]:
@@ -57,7 +57,7 @@ class SoftLabelColumn:
             return named[0]
         found = "several columns have" if named else "no column has"
         raise UsageError(
-            f"{self._table.location}: `{self.name}` has {self.classes} classes, and {found} as many class names; "
+            f"{self._table.location}: column `{self.name}` has {self.classes} classes, and {found} as many class names; "
             "provide them with `class_names` FILE"
         )
 
@@ -160,7 +160,7 @@ class SoftLabelColumn:
         return NstError(f"{self._table.location}: {self._at(row)} {found}, {expected}")
 
     def _at(self, row: int) -> str:
-        return f"`{self.name}` of row {self._table.key(row)!r}"
+        return f"column `{self.name}` of row {self._table.key(row)!r}"
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ class TopLabelColumns:
         """Raises NstError for more classes than are named."""
         if top_k is not None and top_k > self.most:
             raise NstError(
-                f"{self._table.location}: `{self.name}` names {self.most} classes of an image, and {top_k} are asked for; "
+                f"{self._table.location}: column `{self.name}` names {self.most} classes of an image, and {top_k} are asked for; "
                 "choose another `top_k`"
             )
 
@@ -143,7 +143,7 @@ class TopLabelColumns:
         words = {word for word in pc.unique(lists.flatten()).to_pylist() if word is not None}
         if len(words) > MOST_UNNAMED:
             raise NstError(
-                f"{self._table.location}: `{shown(self._columns.classes)}` has over {MOST_UNNAMED:,} classes; name another column"
+                f"{self._table.location}: column `{shown(self._columns.classes)}` has over {MOST_UNNAMED:,} classes; name another column"
             )
         return words
 
@@ -154,7 +154,7 @@ class TopLabelColumns:
         found = sorted(words)
         numbers = class_numbers(found)
         if names is None and (self._by_number or numbers is not None):
-            raise UsageError(f"{location}: `{column}` has class numbers; give their names with `class_names` FILE")
+            raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
         names = found if names is None else names
         check_class_names(names, where, None, "two or more")
         if self._by_number:
@@ -162,9 +162,9 @@ class TopLabelColumns:
         if numbers is not None and class_numbers(names) is None:
             beyond = [number for number in numbers if number >= len(names)]
             if beyond:
-                raise NstError(f"{location}: `{column}` has the class number {min(beyond)}, expected 0 to {len(names) - 1}")
+                raise NstError(f"{location}: column `{column}` has the class number {min(beyond)}, expected 0 to {len(names) - 1}")
             return names, dict(zip(found, numbers, strict=True))
-        places = match_classes(found, names, f"{location}: `{column}`", subset=True, advice=_ADVICE)
+        places = match_classes(found, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
         return names, dict(zip(found, places.tolist(), strict=True))
 
     def _say(self, given: bool) -> None:
@@ -267,4 +267,4 @@ class TopLabelColumns:
             raise NstError(f"{self._table.location}: {self._at(start + int(odd.argmax()))} {what}")
 
     def _at(self, row: int, column: str | None = None) -> str:
-        return f"`{column or self.name}` of row {self._table.key(row)!r}"
+        return f"column `{column or self.name}` of row {self._table.key(row)!r}"
