@@ -380,6 +380,7 @@ def run(*words, status=0):
     return result
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
     where = ["--store", store.root]
     done = run("adopt", table, "--corpus", "bugs", "--probs", "probs", "--teacher", "theirs", *where)

@@ -25,6 +25,7 @@ def soft(version):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "file", "probs"),
     [

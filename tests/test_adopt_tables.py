@@ -432,6 +432,7 @@ class StoppedError(Exception):
     """Ends the work in its middle."""
 
 
+@pytest.mark.slow
 def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(tmp_path, pool, monkeypatch):
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     file, store = write_timm(timm_frame(*largest(3), names=NAMES), tmp_path / "t.csv", "csv"), Store(tmp_path / "store")

@@ -471,7 +471,7 @@ def test_a_network_without_blocks_to_skip_stops_a_recipe_before_its_first_genera
         "generations": [{"model": "test_vit", "noise": {"stochastic_depth": 0}}, {"model": "ghostnet_050"}],
     }
     with pytest.raises(NstError, match=r"^ghostnet_050: does not support drop_path_rate; set noise.stochastic_depth"):
-        check_recipe(Recipe.model_validate(recipe), open_source(tmp_path / "photos" / "labeled", labeled=True))
+        check_recipe(Recipe.model_validate(recipe), open_source(tmp_path / "photos" / "labeled", labeled=True), ["ant", "bee"])
 
 
 def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):

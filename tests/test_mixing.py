@@ -136,7 +136,7 @@ def test_an_odd_batch_of_a_control_stops_the_recipe_before_its_first_generation(
     path = write_tiny_recipe(tmp_path, generations=[TINY, TINY | {"mixup": 0.4, "batch_size": 3}], control=True)
     recipe = load_recipe(path)
     with pytest.raises(UsageError, match=r"generations.1.batch_size: .* mix pairs .* in a `control`; expected an even number, found 3"):
-        check_recipe(recipe, open_source(str(tmp_path / "labeled"), labeled=True))
+        check_recipe(recipe, open_source(str(tmp_path / "labeled"), labeled=True), ["ant", "bee"])
 
 
 def test_un_augmented_images_are_not_mixed():

@@ -51,6 +51,7 @@ def test_the_first_student_is_taught_by_the_model_that_the_recipe_names(images, 
         assert one.teacher.manifest.request.inputs.initial_weights.ref == teacher
 
 
+@pytest.mark.slow
 def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
     store, teacher = Store(tmp_path / "store"), f"local-dir:{images / 'large'}"
     labeled, test = (open_source(str(images / role), labeled=True) for role in ("labeled", "test"))

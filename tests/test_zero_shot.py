@@ -116,6 +116,7 @@ def test_a_batch_of_patches_that_is_not_full_is_labeled(naflex, store, tmp_path)
     assert rows(version)[0]["probs"] == pytest.approx(single["probs"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_how_many_threads_there_are_changes_no_bit_of_the_text_side(clip, tmp_path, monkeypatch):
     heads = []
     for threads in (1, 3):
@@ -178,6 +179,7 @@ def test_a_pool_is_labeled_like_by_any_teacher(clip, pool, store):
     assert again.ref == version.ref
 
 
+@pytest.mark.slow
 def test_whatever_shapes_the_labels_is_in_the_digest(clip, tmp_path):
     others = {change: write_clip(tmp_path / change, seed=int(change == "weights")) for change in ("same", "weights", "tokenizer")}
     path = tmp_path / "tokenizer" / "tokenizer.json"
