@@ -138,6 +138,10 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(NstError, match="mine: expected a new or empty folder, found other files; choose another one"):
         exported(store, tmp_path / "mine", "csv")
+    with pytest.raises(NstError, match=r"thesis\.txt: expected a new or empty folder, found other files"):
+        exported(store, tmp_path / "mine" / "thesis.txt", "csv")
+    with pytest.raises(NstError, match="out: expected a new folder, found a file on the way there"):
+        exported(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     exported(store, tmp_path / "out", "csv")
     with pytest.raises(

@@ -111,7 +111,10 @@ class _Target:
         if found is None:
             if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
                 raise NstError(f"{self.folder}: expected a new or empty folder, found other files; choose another one")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise NstError(f"{self.folder}: expected a new folder, found a file on the way there; choose another one") from None
             self._mark(is_done=False)
             return
         other = [f"{name} {found.get(name)}" for name, value in self._wanted.items() if found.get(name) != value]
@@ -135,7 +138,7 @@ class _Target:
     def _marker(self) -> dict[str, Any] | None:
         try:
             found = json.loads((self.folder / MARKER).read_text("utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
             raise NstError(f"{self.folder / MARKER}: expected what was exported here, found it damaged; remove {self.folder}") from None
