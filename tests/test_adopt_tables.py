@@ -455,3 +455,26 @@ def test_a_table_of_text_goes_on_after_a_kill_to_the_same_bytes_and_may_be_cut(t
     one = adopt(store, "one", file, **options, top_k=1)
     assert [row["top_labels"] for row in rows(one)] == [row["top_labels"][:1] for row in rows(whole)]
     assert [row["confidence"] for row in rows(one)] == [row["confidence"] for row in rows(whole)]
+
+
+def test_a_row_that_names_fewer_classes_than_others_keeps_its_probabilities(tmp_path):
+    content = {"a.png": [{"label": name, "score": score} for name, score in (("x", 0.5), ("y", 0.3), ("z", 0.2))]}
+    write_json(tmp_path / "mixed.json", content | {"b.png": [{"label": "y", "score": 0.6}]})
+    found = near(read(tmp_path / "mixed.json"))
+    assert found == {"a.png": {"x": 0.5, "y": 0.3, "z": 0.2}, "b.png": {"x": 0.2, "y": 0.6, "z": 0.2}}
+
+
+@pytest.mark.parametrize("names", [["(other)", "dog"], ["dog", "(other)"], ["[unknown] thing", "hot dog"]])
+def test_names_in_brackets_are_names(tmp_path, names):
+    rows = "".join(f"{place}.png,{name}\n" for place, name in enumerate(names))
+    (tmp_path / "labels.csv").write_text(f"filename,label\n{rows}")
+    found = read(tmp_path / "labels.csv")
+    assert {key: max(labels, key=labels.get) for key, labels in found.items()} == {f"{place}.png": name for place, name in enumerate(names)}
+
+
+def test_coco_may_begin_with_what_it_says_of_itself(tmp_path):
+    content = {"info": {"year": 2026}, "licenses": [{"id": 1}], "categories": [{"id": 7, "name": "ant"}, {"id": 9, "name": "bee"}]}
+    content["annotations"] = [{"image_id": 0, "category_id": 9}, {"image_id": 1, "category_id": 7}]
+    content["images"] = [{"id": 0, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]
+    write_json(tmp_path / "coco.json", content)
+    assert read(tmp_path / "coco.json") == {"a.png": {"ant": 0, "bee": 1}, "b.png": {"ant": 1, "bee": 0}}

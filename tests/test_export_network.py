@@ -108,6 +108,9 @@ def test_what_does_not_go_together_is_said_in_a_line(tiny_store, tmp_path, monke
     assert "is a teacher, a network without labels; --to onnx or torch-export writes it" in said("tiny-teacher@gen-0", str(tmp_path / "a"))
     with pytest.raises(UsageError, match="`to` caffe: expected onnx or torch-export"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "a", "caffe")
+    for folder in (str(tmp_path), "./"):
+        with pytest.raises(NstError, match="expected a file to write, found a folder; name a file, such as"):
+            exported(store, "tiny-teacher@gen-0", folder, "torch-export")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UsageError, match=r"`to` onnx requires onnxscript: pip install 'nst\[onnx\]'"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "a", "onnx")
@@ -143,6 +146,7 @@ def test_networks_of_transformers_and_large_ones_are_written_as_onnx_too(tmp_pat
     monkeypatch.setattr(exporting, "_MOST_BYTES", 1_000)
     written = exported(store, vit, tmp_path / "vit.onnx", "onnx")
     assert written.difference < 1e-4
+    assert str(tmp_path).encode() not in (tmp_path / "vit.onnx").read_bytes()
     assert {path.name for path in tmp_path.glob("vit.*")} == {"vit.onnx", "vit.onnx.data"}
     assert exported(store, vit, tmp_path / "vit.onnx", "onnx").difference == written.difference
     shutil.move(tmp_path / "vit.onnx", tmp_path / "other.onnx")

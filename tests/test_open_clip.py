@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 from conftest import write_pool
-from image_text import write_clip
+from image_text import tokenizer, write_clip
 from labels import RUN, SETTINGS, rows
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -157,3 +157,21 @@ def test_openclip_says_nothing_on_the_screen(teacher, tmp_path, capfd, caplog):
         warnings.simplefilter("error")
         load(teacher, tmp_path)
     assert (capfd.readouterr(), caplog.text) == (("", ""), "")
+
+
+def test_a_config_that_names_code_for_its_tokenizer_runs_none(tmp_path):
+    text = MODEL["text_cfg"] | {"hf_tokenizer_name": "x"}
+    ran = tmp_path / "ran"
+    for number, options in enumerate(({"trust_remote_code": True}, {})):
+        folder = tmp_path / f"model-{number}"
+        name = write_open_clip(folder, text_cfg=text | {"tokenizer_kwargs": options})
+        tokenizer().save_pretrained(folder)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config |= {"auto_map": {"AutoTokenizer": [None, "own.Own"]}, "tokenizer_class": "Own"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n")
+        with pytest.raises(
+            NstError, match="tokenizer_kwargs: expected clean, language, strip_sep_token, found" if options else "contains custom code"
+        ):
+            load_classifier(ZeroShot(model=name, class_names=NAMES), Store(tmp_path / "store"))
+        assert not ran.exists()

@@ -75,16 +75,20 @@ def test_numbers_stay_numbers_and_do_not_go_with_names(tmp_path):
     assert source.class_names == [str(number) for number in range(11)]
     assert source.labels.tolist() == [0, 2, 10]
     assert [source.key(row).partition("/")[0] for row in range(3)] == ["a-1", "a-1", "a-2"]
-    named = write_class_folders(tmp_path / "c", ["ant"], 1)
+    third = write_class_folders(tmp_path / "c" / "a-1", ["10"], 1)
+    names = [key.partition("/")[0] for key in map(opened(folder, other, third).key, range(4))]
+    assert names == ["a-2", "a-2", "a-3", "a-1"]
+    named = write_class_folders(tmp_path / "d", ["ant"], 1)
     with pytest.raises(
-        NstError, match=r"a: its classes are numbers, and those of .*c are names; give the numbers names with `class_names`"
+        NstError, match=r"a: its classes are numbers, and those of .*d are names; give the numbers names with `class_names`"
     ):
         opened(folder, named)
 
 
 def test_what_cannot_be_joined_is_said_in_a_line(two, tmp_path):
-    with pytest.raises(UsageError, match="mine: is named twice; name each source once"):
-        opened(two[0], two[0])
+    for again in (two[0], f"{two[0]}/../mine"):
+        with pytest.raises(UsageError, match="mine: is named twice; name each source once"):
+            opened(two[0], again)
     with pytest.raises(UsageError, match=r"expected one source; several are for labeled images"):
         open_source([str(one) for one in two])
     with pytest.raises(UsageError, match="found an empty list"):

@@ -12,6 +12,8 @@ from nst_data.label_files.json_cells import holds_both
 from nst_data.sources.image_table import of_coco
 from nst_data.sources.text_tables import LINES, JsonText, json_lines
 
+_OF_COCO = ("info", "licenses", "annotations", "categories")
+
 Row = dict[str, Any]
 _FIRST_LINE_BYTES = 2**20
 
@@ -57,6 +59,7 @@ class JsonRows:
 
     def _entries(self, text: JsonText) -> Iterator[Row]:
         columns: list[str] = []
+        held: dict[str, Any] = {}
         for key in text.entries():
             opening = text.peek()
             if key == "samples" and opening == "[":  # FiftyOneDataset
@@ -69,6 +72,8 @@ class JsonRows:
             elif key == "images" and opening == "[":
                 yield from of_coco(self.location).iter_rows(named=True)
                 return
+            elif key in _OF_COCO and opening in "{[":  # before the images
+                held[key] = text.value()
             elif key == "columns" and opening == "[":  # pandas' `split`
                 columns = text.value()
             elif key == "data" and columns and opening == "[":
@@ -78,6 +83,7 @@ class JsonRows:
                 self.class_names = [str(name) for name in names] if key == "classes" and names else self.class_names
             else:
                 yield {KEY: key, **_named(text.value())}
+        yield from ({KEY: key, **_named(value)} for key, value in held.items())
         text.end()
 
 

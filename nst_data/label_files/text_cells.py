@@ -26,9 +26,12 @@ def classes_of(columns: Sequence[pa.Array], by_number: bool) -> list[pa.Array]:
 
 
 def _is_list(column: pa.Array) -> bool:
-    """Whether the first cell that is not empty is a list."""
-    first = column.drop_null()[:1].to_pylist()
-    return bool(first) and first[0].lstrip().startswith(("[", "("))
+    """Whether each cell that is not empty is a list: a class may be called `[unknown]` too."""
+    cells = pc.utf8_trim_whitespace(column.drop_null())
+    are_lists = pc.or_(
+        pc.and_(pc.starts_with(cells, "["), pc.ends_with(cells, "]")), pc.and_(pc.starts_with(cells, "("), pc.ends_with(cells, ")"))
+    )
+    return bool(len(cells)) and bool(pc.all(are_lists).as_py())
 
 
 def _float(column: pa.Array) -> pa.Array:

@@ -1,11 +1,12 @@
 """Several labeled sources one after the other: a source of their own, whose classes are all of theirs."""
 
+import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import PurePath
 
 import numpy as np
@@ -24,7 +25,7 @@ class Joined(Source):
 
     def __init__(self, sources: Sequence[Source]) -> None:
         locations = [source.location for source in sources]
-        if twice := [location for location, times in Counter(locations).items() if times > 1]:
+        if twice := [place for place, times in Counter(map(_real, locations)).items() if times > 1]:
             raise UsageError(f"{twice[0]}: is named twice; name each source once")
         super().__init__(" + ".join(locations))
         self._sources = sources
@@ -131,8 +132,17 @@ class Joined(Source):
 
 
 def _told_apart(names: Sequence[str]) -> list[str]:
-    """Names that several have, with the number of the source."""
-    return [f"{name}-{place}" if names.count(name) > 1 else name for place, name in enumerate(names, start=1)]
+    """Names that several have, with a number that makes them others than all before."""
+    taken: list[str] = []
+    for name in names:
+        numbers = (f"{name}-{number}" for number in count(1))
+        taken.append(name if names.count(name) == 1 else next(one for one in numbers if one not in names and one not in taken))
+    return taken
+
+
+def _real(location: str) -> str:
+    """The same for all ways to write a path."""
+    return os.path.realpath(location) if os.path.exists(location) else location
 
 
 def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.int64]]]:

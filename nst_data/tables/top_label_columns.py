@@ -196,7 +196,7 @@ class TopLabelColumns:
             values = softmax(values)
         self._check_probabilities(values, classes, lengths, start)
         sums = values.sum(axis=1, keepdims=True)
-        values = values / (sums if self.most == self.classes else np.maximum(sums, 1))
+        values = values / np.where((lengths == self.classes)[:, None], sums, np.maximum(sums, 1))
         self._fill_up(classes, values)
         order = np.lexsort((classes, -values.astype(np.float32)), axis=1)
         return (

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nst_data.arguments import with_checked_arguments
+from nst_data.cards.published import public_name
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
@@ -78,7 +79,7 @@ def export_network(
         _check_installed()
     classifier, entry = load_classifier(teacher, store)
     about = {
-        "teacher": entry.ref,
+        "teacher": public_name(entry.ref),
         "digest": entry.digest,
         "weights_sha256": entry.weights_sha256,
         "class_names": classifier.class_names,
@@ -116,6 +117,8 @@ def _check_installed() -> None:
 
 def _is_there(path: Path, about: dict[str, Any]) -> bool:
     """Whether a file has this very network. Raises NstError where it has something else, and for a place that cannot be written to."""
+    if not path.name or path.is_dir():
+        raise NstError(f"{path}: expected a file to write, found a folder; name a file, such as {path / 'network.onnx'}")
     if not path.parent.is_dir():
         raise NstError(f"{path}: there is no folder {path.parent}; make it first")
     data = path.with_name(f"{path.name}.data")

@@ -18,6 +18,7 @@ from nst_train.transforms.preprocessing import LARGEST_SIDE_PX, TimmPreprocessin
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_FILES = ("open_clip_*.safetensors",)
+_TOKENIZER_OPTIONS = frozenset(("clean", "language", "strip_sep_token"))
 _SIDES = ("text_cfg", "vision_cfg")
 _SIZES = ("width", "vocab_size", "context_length", "head_width", "heads", "mlp_ratio", "patch_size")
 _CROP_MODES = {"shortest": "center", "squash": "squash"}
@@ -41,12 +42,14 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
     weights = sorted(folder.glob("open_clip_*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not weights:
         raise NstError(f"{name}: expected {OPEN_CLIP_CONFIG} beside weights as safetensors, found none; pickles are not read")
-    _check_config(name, folder)
+    config = _checked_config(name, folder)
     with _unlogged():
         alone = {"pretrained_image": False, "pretrained_text": False, "pretrained_hf": False}
         network = open_clip.create_model(f"{FOLDER}{folder}", precision="fp32", device="cpu", load_weights=False, **alone)
         load_checkpoint(network, str(weights[0]), strict=True)
-        tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}")
+        # without it a folder's `auto_map` would name code to run
+        of_transformers = {"trust_remote_code": False} if config["text_cfg"].get("hf_tokenizer_name") else {}
+        tokenizer = open_clip.get_tokenizer(f"{FOLDER}{folder}", **of_transformers)
     network.eval()
 
     def tokens(texts: Sequence[str]) -> dict[str, Tensor]:
@@ -95,14 +98,27 @@ def _preprocessing(config: dict[str, Any], exact: bool) -> TimmPreprocessing:
     return TimmPreprocessing.of(of_transform | {"mean": config["mean"], "std": config["std"]}, exact)
 
 
-def _check_config(name: str, folder: Path) -> None:
-    """Raises NstError for numbers that the weights cannot have, and for names of models that lie elsewhere. Nothing is made yet."""
+def _checked_config(name: str, folder: Path) -> dict[str, Any]:
+    """Its `model_cfg`. Raises NstError for numbers that the weights cannot have, for names of models that lie elsewhere, and for options of
+    the tokenizer but a few that name neither files nor code. Nothing is made yet.
+    """
     try:
-        config = json.loads((folder / OPEN_CLIP_CONFIG).read_text("utf-8"))["model_cfg"]
+        config: dict[str, Any] = json.loads((folder / OPEN_CLIP_CONFIG).read_text("utf-8"))["model_cfg"]
         sides = {side: dict(config[side]) for side in _SIDES}
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: expected model_cfg with text_cfg and vision_cfg ({first_line(error)})") from None
+    options = sides["text_cfg"].get("tokenizer_kwargs") or {}
+    if not isinstance(options, dict) or (odd := sorted(set(options) - _TOKENIZER_OPTIONS)):
+        found = str(options if not isinstance(options, dict) else odd)[:80]
+        raise NstError(
+            f"{name}: {OPEN_CLIP_CONFIG}: text_cfg.tokenizer_kwargs: expected {', '.join(sorted(_TOKENIZER_OPTIONS))}, found {found}"
+        )
     tensors, largest = extent(name, folder)
+    if not isinstance(config.get("embed_dim"), int) or not 0 < config["embed_dim"] <= largest:
+        found = str(config.get("embed_dim"))[:80]
+        raise NstError(
+            f"{name}: {OPEN_CLIP_CONFIG}: embed_dim: expected a number up to {largest:,}, the largest of its tensors, found {found}"
+        )
     for side, of_side in sides.items():
         if of_side.get("hf_model_name"):
             raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.hf_model_name names a model that lies elsewhere, which nst does not fetch")
@@ -117,3 +133,4 @@ def _check_config(name: str, folder: Path) -> None:
                     f"{name}: {OPEN_CLIP_CONFIG}: {side}.{key}: expected numbers that its {tensors:,} tensors of up to {largest:,} rows "
                     f"or columns can have, found {str(of_side[key])[:80]}"
                 )
+    return config
