@@ -31,12 +31,11 @@ from nst_train.networks.image_text import is_image_text
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
 from nst_train.networks.models import check_name
 from nst_train.networks.probe import FAILURES, probe
-from nst_train.networks.transformers_networks import Logits
+from nst_train.networks.transformers_networks import Logits, load_trained
 from nst_train.networks.weights import (
     CONFIG,
     FOLDER,
     WEIGHTS,
-    differences,
     download,
     published_weights,
     require_safetensors,
@@ -236,22 +235,12 @@ def _of_timm(network: nn.Module, exact: bool, class_names: list[str] | None = No
 
 def _of_transformers(name: str, folder: Path, exact: bool, class_names: list[str] | None = None) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    network, info = AutoModelForImageClassification.from_pretrained(
-        *(folder,),
-        **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
-        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused below, by name
-    )
-    missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
-    if missing or reshaped:  # transformers would give them random values
-        raise ValueError(f"not a trained classifier, {differences(missing, sorted(info['unexpected_keys']), reshaped)}")
+    network = load_trained(AutoModelForImageClassification, folder, "classifier")
     check_is_classifier(name, network.config)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     names = class_names or _told_apart([str(network.config.id2label[index]) for index in range(int(network.config.num_labels))])
-    return Classifier(Logits(network.eval()), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
+    return Classifier(Logits(network), ProcessorPreprocessing(processor.to_json_string(), processor, exact), names)
 
 
 def _checked(names: object, classes: int) -> list[str]:

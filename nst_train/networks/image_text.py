@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nst_data.errors import NstError, UsageError
 from nst_train.networks.model_config import PROCESSORS
-from nst_train.networks.weights import differences
+from nst_train.networks.transformers_networks import load_trained
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, as_image
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", PROCESSORS)
@@ -82,21 +82,10 @@ def is_image_text(config: dict[str, Any]) -> bool:
 def load_image_text(folder: Path, exact: bool) -> ImageText:
     """The transformers model in a folder, on the CPU in float32. Raises what transformers does for one that it does not take."""
     from transformers import AutoImageProcessor, AutoModelForZeroShotImageClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    network, info = AutoModelForZeroShotImageClassification.from_pretrained(
-        *(folder,),
-        **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
-        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused below, by name
-    )
-    missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
-    if missing or reshaped:  # transformers would give them random values
-        raise ValueError(f"not a trained image-text model, {differences(missing, sorted(info['unexpected_keys']), reshaped)}")
+    network = load_trained(AutoModelForZeroShotImageClassification, folder, "image-text model")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    network.eval()
     takes_patches = network.config.model_type == "siglip2"  # those of one size are called siglip, as the first ones
     inputs = _unpacked if takes_patches else _as_they_are
     return ImageText(

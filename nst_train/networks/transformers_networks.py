@@ -32,6 +32,26 @@ class Logits(nn.Module):
         return logits
 
 
+def load_trained(kind: Any, folder: Path, what: str) -> Any:  # noqa: ANN401 - transformers' are not typed
+    """The network of an auto class of transformers that a folder holds, on the CPU in float32, in evaluation mode; no code of it is run.
+
+    Raises ValueError, which says what it is not, where weights are missing or of another shape: transformers would give them random values.
+    """
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    network, info = kind.from_pretrained(
+        *(folder,),
+        **{"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32},
+        **{"output_loading_info": True, "ignore_mismatched_sizes": True},  # refused here, by name
+    )
+    missing, reshaped = sorted(info["missing_keys"]), {key: shapes for key, *shapes in sorted(info["mismatched_keys"])}
+    if missing or reshaped:
+        raise ValueError(f"not a trained {what}, {differences(missing, sorted(info['unexpected_keys']), reshaped)}")
+    return network.eval()
+
+
 def create_transformer(folder: Path, settings: TrainSettings, classes: int) -> Logits:
     """The classifier that a folder's config.json describes, with random weights or, `pretrained`, the folder's.
 
