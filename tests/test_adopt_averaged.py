@@ -5,16 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from labels import rows
+from labels import rows, write_named_pool
 from nst_cli.main import app
-from pictures import png
 from test_adopt_tables import FILES, NAMES, PROBS, largest, timm_frame, write_json, write_timm
 from typer.testing import CliRunner
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
-from nst_data.sources import open_source
 from nst_data.store.store import Store
 
 OTHERS = PROBS[::-1]
@@ -22,11 +20,7 @@ OTHERS = PROBS[::-1]
 
 @pytest.fixture
 def pool(tmp_path):
-    for number, name in enumerate(FILES):
-        path = tmp_path / "pool" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number % 4, number))
-    return open_source(tmp_path / "pool")
+    return write_named_pool(tmp_path / "pool", FILES)
 
 
 @pytest.fixture

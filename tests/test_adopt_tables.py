@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from labels import rows, write_teacher
+from labels import rows, write_named_pool, write_teacher
 from nst_cli.main import app
 from pictures import png
 from timm.data import create_transform, resolve_data_config
@@ -335,11 +335,7 @@ def test_a_document_of_any_size_is_read_piece_by_piece(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pool(tmp_path):
-    for number, name in enumerate(FILES):
-        path = tmp_path / "pool" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number % 4, number))
-    return open_source(tmp_path / "pool")
+    return write_named_pool(tmp_path / "pool", FILES)
 
 
 @pytest.mark.parametrize(

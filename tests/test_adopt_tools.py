@@ -3,15 +3,18 @@
 import base64
 import io
 import json
+import shutil
 import zlib
 
 import numpy as np
 import pytest
+from labels import rows
 from pictures import png, write_tar
 from test_adopt_tables import FILES, NAMES, PROBS, Said, expected, near, read, write_json
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError, UsageError
+from nst_data.label_files import label_studio
 from nst_data.label_files.choosing import Asked
 from nst_data.label_files.opening import of_source
 from nst_data.progress import Progress
@@ -217,3 +220,26 @@ def test_images_without_an_answer_yet_are_left_out_and_counted(tmp_path):
     version = adopt(Store(tmp_path / "store"), "bugs", str(file), pool=open_source(tmp_path / "photos"), progress=said)
     assert f"{file}: 2 images in it have no label and are left out" in said.lines
     assert (version.manifest.counts.labeled, version.manifest.counts.unlabeled) == (3, 2)
+
+
+def test_class_folders_whose_file_names_repeat_find_their_images_in_the_same_tree_and_in_what_they_were_sorted_from(tmp_path):
+    for name in ("ant/0.png", "bee/0.png", "bee/sub/0.png"):
+        (tmp_path / "sorted" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sorted" / name).write_bytes(png(1, len(name)))
+    store = Store(tmp_path / "store")
+    same = adopt(store, "same", str(tmp_path / "sorted"), pool=open_source(tmp_path / "sorted"), progress=Progress())
+    names = same.manifest.class_names
+    assert {row["key"]: names[row["label"]] for row in rows(same)} == {"ant/0.png": "ant", "bee/0.png": "bee", "bee/sub/0.png": "bee"}
+    shutil.rmtree(tmp_path / "sorted" / "ant")
+    (tmp_path / "sorted" / "ant").mkdir()
+    (tmp_path / "sorted" / "ant" / "1.png").write_bytes(png(2, 7))
+    for name in ("0.png", "1.png", "sub/0.png"):
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pool" / name).write_bytes(png(3, len(name)))
+    flat = adopt(store, "flat", str(tmp_path / "sorted"), pool=open_source(tmp_path / "pool"), progress=Progress())
+    assert {row["key"]: names[row["label"]] for row in rows(flat)} == {"1.png": "ant", "0.png": "bee", "sub/0.png": "bee"}
+
+
+def test_keys_of_buckets_are_taken_as_they_are():
+    assert label_studio.path_of("s3://bucket/a/img#1 100%.png") == "/a/img#1 100%.png"
+    assert label_studio.path_of("https://host/a/img%231.png") == "/a/img#1.png"

@@ -8,13 +8,13 @@ import sys
 import unicodedata
 
 import pytest
-from conftest import write_pool
+from conftest import write_class_folders, write_pool
 from datasets import load_dataset
 from nst_cli.main import app
 from torchvision.datasets import ImageFolder
 from typer.testing import CliRunner
 
-from nst_data import BalanceSettings, balance, freeze
+from nst_data import BalanceSettings, adopt, balance, freeze
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import MARKER, export
 from nst_data.images import image_hash
@@ -130,6 +130,14 @@ def test_links_lead_to_the_images_of_the_pool(tiny_store, tmp_path):
     for to in ("csv", "webdataset"):
         with pytest.raises(UsageError, match=f"`link`: {to} has no image files of its own; remove `link`"):
             exported(store, tmp_path / to, to, link=True)
+
+
+def test_a_class_with_the_name_of_a_column_has_no_column_of_its_own(tmp_path):
+    store = Store(tmp_path / "store")
+    write_class_folders(tmp_path / "sorted", ["key", "label"], 1)
+    version = adopt(store, "odd", str(tmp_path / "sorted"), progress=Progress())
+    with pytest.raises(UsageError, match="`probs`: a class is called 'key', as a column of the table is; use jsonl, or remove `probs`"):
+        exported(store, tmp_path / "out", "csv", version.ref, probs=True)
 
 
 def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store, tmp_path):

@@ -57,6 +57,21 @@ def test_the_only_column_of_classes_need_not_be_called_label(photos):
     assert classes_of(open_source(table, labeled=True, label_column="category")) == ["warm"] * 4
 
 
+def test_spaces_around_a_class_are_no_part_of_it_and_a_number_has_one_spelling(photos):
+    folder, names = photos
+    table = write_rows(folder / "labels.csv", ["path", "label"], list(zip(names, ["x ", "x", " y", "y"], strict=True)))
+    assert classes_of(open_source(table, labeled=True)) == ["x", "x", "y", "y"]
+    table = write_rows(folder / "numbers.csv", ["path", "label"], list(zip(names, ["7", "007", "1", "1"], strict=True)))
+    with pytest.raises(NstError, match="column `label` has several spellings of one class: '007', '7'; use one"):
+        open_source(table, labeled=True)
+
+
+def test_a_table_with_another_separator_is_told_so(photos):
+    table = write_rows(photos[0] / "labels.csv", ["path", "label"], [("a.png", "x")], ";")
+    with pytest.raises(NstError, match=r"the header 'path;label' is separated by ';'; expected commas"):
+        open_source(table, labeled=True)
+
+
 def test_other_columns_are_taken_by_name(photos):
     folder, names = photos
     rows = [(name, "thumb.png", "warm", "a") for name in names]

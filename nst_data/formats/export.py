@@ -197,6 +197,8 @@ def _folders(export: _Export) -> None:
 
 def _csv(export: _Export) -> None:
     header = ["key", "image_hash", "label", "confidence"]
+    if export.probs and (twice := [name for name in header if name in export.class_names]):
+        raise UsageError(f"`probs`: a class is called {twice[0]!r}, as a column of the table is; use jsonl, or remove `probs`")
     with replacing(export.folder / "labels.csv") as file:
         file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows():

@@ -47,6 +47,9 @@ def path_of(address: str) -> str:
     """The path of an image in an address: of a file that is served or was uploaded, in a bucket, anywhere; what is none stays."""
     if not ADDRESS.match(address):
         return address
+    scheme, _, rest = address.partition("://")
+    if rest and scheme not in ("http", "https"):  # the key of an object in a bucket, as it is
+        return rest[rest.find("/") :] if "/" in rest else rest
     parts = urlsplit(address)
     named = parse_qs(parts.query).get("d") if parts.path == _SERVED else None
     path = named[0] if named else unquote(parts.path)

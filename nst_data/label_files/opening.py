@@ -115,7 +115,7 @@ def _beside(kind: pa.DataType) -> set[str]:
 
 
 def _of_images(source: Source, with_key: bool) -> LabelTable:
-    """A class for each image; a key is the path below its class folder."""
+    """A class for each image; a key is that of the image there."""
     labeled = source if source.labels is not None else open_source(source.location, labeled=True)
     assert labeled.labels is not None, "asked for"
     names, spooled = pa.array(labeled.class_names, pa.string()), Spooled(KEY, LabelColumns((LABEL,)))
@@ -123,7 +123,6 @@ def _of_images(source: Source, with_key: bool) -> LabelTable:
     for start in range(0, len(labeled), _BATCH_ROWS):
         numbers = labeled.labels[start : start + _BATCH_ROWS]
         keys = [labeled.key(row) for row in range(start, start + len(numbers))]
-        keys = [key.partition("/")[2] for key in keys] if is_folder else keys
         spooled.add(
             pa.array(keys, pa.large_string()),
             pa.ListArray.from_arrays(pa.array(range(len(numbers) + 1), pa.int32()), names.take(pa.array(numbers))),

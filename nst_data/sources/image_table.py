@@ -2,11 +2,13 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.folder import Files
@@ -51,8 +53,14 @@ class ImageTable(Files):
             raise UsageError(f"{self.location}: expected one column of classes, found {', '.join(named)}; name one with `label_column`")
         name = named[0] if asked.column is None and named else label_column(table.schema, self.location, asked.column)
         self.label_column = asked.column
-        texts = table[name]
-        if not texts.null_count and class_numbers(texts.to_pylist()) is not None:
+        texts = pc.utf8_trim_whitespace(table[name])
+        numbers = None if texts.null_count else class_numbers(texts.to_pylist())
+        if numbers is not None:
+            if len(set(numbers)) < len(spelt := sorted(set(texts.to_pylist()), key=lambda text: (int(text), text))):
+                twice = next(pair for pair in pairwise(spelt) if int(pair[0]) == int(pair[1]))
+                raise NstError(
+                    f"{self.location}: column `{name}` has several spellings of one class: {', '.join(map(repr, twice))}; use one"
+                )
             texts = texts.cast(pa.int64())
             self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names)
         else:

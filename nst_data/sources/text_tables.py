@@ -37,6 +37,9 @@ def header(location: str, separator: str) -> list[str]:
     """The columns of CSV or TSV. Raises ValueError for two of one name."""
     with pa_csv.open_csv(location, pa_csv.ReadOptions(block_size=_BLOCK_BYTES), _parsing(separator)) as reader:
         names = [without_quote(name) for name in reader.schema.names]
+    if len(names) == 1 and separator not in names[0] and (other := next((one for one in ";\t|," if one in names[0]), None)):
+        kind = "commas" if separator == "," else "tabs"
+        raise ValueError(f"the header {names[0]!r} is separated by {other!r}; expected {kind}")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header has {twice[0]!r} several times")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources import Source
@@ -64,7 +65,7 @@ class KeyColumn:
         if self._name == IMAGE_HASH:
             pool.find_by_hash(self.pieces, self.pieces, found)
         elif not pool.find_alike(self.pieces, found):
-            self.matched_by = next((how for how, alike in self._ways(pool) if pool.find_alike(self.pieces, found, alike)), "")
+            self.matched_by = self._found_otherwise(pool, found)
             if not self.matched_by:
                 pool.find_all(self.pieces, found)
         order = np.argsort(found, kind="stable")
@@ -80,6 +81,15 @@ class KeyColumn:
     def remarks(self) -> list[str]:
         """What a person should know of how images were found."""
         return [f"the images of column `{self._name}` are found by {self.matched_by}"] if self.matched_by else []
+
+    def _found_otherwise(self, pool: Source, found: NDArray[np.int64]) -> str:
+        """How the images were found by less than their keys, in a phrase for a person; empty where they were not."""
+        for how, alike in self._ways(pool):
+            if pool.find_alike(self.pieces, found, alike):
+                return how
+        below_first = _without("^[^/]*/")  # of class folders that images of this pool were sorted into
+        is_found = pool.find_alike(lambda: map(below_first, self.pieces()), found) and len(np.unique(found)) == len(found)
+        return "path below the first folder" if is_found else ""
 
     def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
         """What of a key may be compared, in a phrase for a person, and how it is made."""
