@@ -40,7 +40,7 @@ for name in names:
         print(json.dumps({"digest": entry.digest, "revision": entry.revision}))
     except NstError as error:
         print(json.dumps({"error": str(error)}))
-print(json.dumps(sorted({path.name for path in Path(os.environ["HF_HOME"]).rglob("*") if path.is_symlink()})))
+print(json.dumps(sorted({path.name for path in Path(os.environ["HF_HOME"]).rglob("*") if path.is_file()})))
 """
 
 
