@@ -1,0 +1,314 @@
+"""Files at an address: below `s3://bucket/prefix`, on Google Cloud, Azure or the Hub, or below a folder of this machine.
+
+Everything goes through fsspec, whose file systems find credentials and endpoints in the usual places (`AWS_PROFILE`, `AWS_ENDPOINT_URL`,
+`GOOGLE_APPLICATION_CREDENTIALS`, `HF_TOKEN`, ...). On an object store nothing is renamed: an object appears whole, and `create` is a
+conditional put, which of two writers lets one win. What a server's errors say is never shown: it may hold signatures and addresses.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
+
+from nst_data.errors import NstError, UsageError
+from nst_data.store.files import temporary
+
+T = TypeVar("T")
+
+_log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
+_SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
+WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
+_TIMEOUT_SECONDS = 60
+_PART_BYTES = 32 * 2**20
+_BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
+
+
+class MissingError(NstError):
+    """There is no such file at the address."""
+
+
+class StoredFile(NamedTuple):
+    """A file at an address. `etag` changes with its content, and says nothing else; empty where the server gives none."""
+
+    name: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """The files below an address, by their names relative to it.
+
+    Raises NstError with one line where the server refuses, lacks a file or stays silent; reads and writes are tried again with longer and
+    longer waits, each of which is logged as a warning.
+    """
+
+    address: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """What an address with a scheme means; None for anything else, such as a path.
+
+        Raises UsageError for a scheme that is not read, and for an address with user info or a signature: credentials do not belong there.
+        """
+        match = _SCHEME.fullmatch(text)
+        if match is None:
+            return None
+        scheme, rest = match[1].lower(), match[2]
+        shown = without_secrets(text)
+        if scheme not in _EXTRAS:
+            raise UsageError(f"{shown}: expected a path or an address that begins with {_SHOWN_SCHEMES}")
+        if shown != text:
+            raise UsageError(
+                f"{shown}: expected an address without credentials or query; nst takes them from the environment, "
+                "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE"
+            )
+        if not rest.strip("/"):
+            raise UsageError(f"{shown}: expected a bucket, as in {scheme}://bucket/folder")
+        return cls(f"{scheme}://{rest.rstrip('/')}")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return self.address.startswith("file://")
+
+    def below(self, name: str) -> "FileTree":
+        """The files below a name of this one."""
+        return FileTree(f"{self.address}/{name}".rstrip("/"))
+
+    def at(self, name: str) -> str:
+        """The address of a file."""
+        return f"{self.address}/{name}" if name else self.address
+
+    def files(self, prefix: str = "") -> list[StoredFile]:
+        """All files whose names are below `prefix`, a folder, in bytewise order; none where there is nothing. One listing."""
+        top = self._path(prefix)
+
+        def listed() -> dict[str, dict[str, Any]]:
+            try:
+                return cast("dict[str, dict[str, Any]]", self._system.find(top, detail=True))
+            except FileNotFoundError:
+                return {}
+
+        start = len(self._path("").rstrip("/")) + 1
+        found = self._asked(listed, prefix)
+        files = [StoredFile(path[start:], int(one.get("size") or 0), _etag(one)) for path, one in found.items() if one["type"] == "file"]
+        return sorted((one for one in files if one.name and not one.name.endswith("/")), key=lambda one: one.name.encode())
+
+    def stat(self, name: str) -> StoredFile | None:
+        """Size and etag of a file; None where there is none."""
+
+        def look() -> dict[str, Any] | None:
+            try:
+                return cast("dict[str, Any]", self._system.info(self._path(name)))
+            except FileNotFoundError:
+                return None
+
+        found = self._asked(look, name)
+        return StoredFile(name, int(found["size"]), _etag(found)) if found is not None and found["type"] == "file" else None
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """The bytes of a file, or those from `start` and below `stop`. Raises MissingError where there is no such file."""
+        return cast("bytes", self._asked(lambda: self._system.cat_file(self._path(name), start=start, end=stop), name))
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """The bytes of a file; None where there is none."""
+        try:
+            return self.read(name)
+        except MissingError:
+            return None
+
+    def open(self, name: str, block_bytes: int = 0) -> BinaryIO:
+        """A file for reading at any place, as pyarrow and tarfile do; with `block_bytes` it reads so far ahead. Not for several threads."""
+        kept = {"cache_type": "readahead", "block_size": block_bytes} if block_bytes else {"cache_type": "none"}
+        return cast("BinaryIO", self._asked(lambda: self._system.open(self._path(name), "rb", **kept), name))
+
+    def download(self, name: str, path: Path) -> None:
+        """Bring a file to a place on this disk, whole or not at all. The folder is made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = temporary(path.with_name(f".{path.name}"))
+        try:
+            self._asked(lambda: self._system.get_file(self._path(name), str(part)), name)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def upload(self, path: Path, name: str) -> None:
+        """Bring a file of this disk there, over what is there; large ones in parts. It appears whole."""
+        self._asked(lambda: self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES), name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, over what is there."""
+        self._asked(lambda: self._system.pipe_file(self._path(name), content), name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file only if there is none of its name yet; whether there was none.
+
+        Where the answer to a put was lost and the put is made again, a file with these very bytes counts as this one.
+        """
+
+        def put() -> bool:
+            try:
+                self._system.pipe_file(self._path(name), content, mode="create")
+            except OSError as error:
+                if isinstance(error, FileExistsError) or error.errno == errno.EINVAL:  # 412, the condition failed
+                    return False
+                raise
+            return True
+
+        tries: list[None] = []
+
+        def counted() -> bool:
+            tries.append(None)
+            return put()
+
+        is_new = self._asked(counted, name)
+        return is_new or (len(tries) > 1 and self.read_if_there(name) == content)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete files; those that are not there are no error."""
+        paths = [self._path(name) for name in names]
+        if not paths:
+            return
+
+        def delete() -> None:
+            try:
+                self._system.rm(paths)
+            except FileNotFoundError:
+                for path in paths:
+                    try:
+                        self._system.rm_file(path)
+                    except FileNotFoundError:
+                        continue
+
+        self._asked(delete, "")
+
+    def check_reachable(self) -> None:
+        """Raises NstError where nothing can be listed: no such bucket, no credentials, no network."""
+        self._asked(partial(self._probe), "")
+
+    def _probe(self) -> None:
+        bucket = self._path("").split("/", 1)[0]
+        self._system.ls(self._path("") if self.is_local else bucket, detail=False, refresh=True)
+
+    @property
+    def _system(self) -> Any:  # noqa: ANN401 - fsspec ships no types
+        return _file_system(self.address.partition("://")[0], os.getpid())
+
+    def _path(self, name: str) -> str:
+        path = self.address.partition("://")[2]
+        return f"{path}/{name}" if name else path
+
+    def _asked(self, call: Callable[[], T], name: str) -> T:
+        """What a call gives; made again where the server is busy or the connection broke."""
+        for wait in (*WAITS_SECONDS, None):
+            try:
+                return call()
+            except NstError:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and error.filename is not None and not self.is_local and os.path.isabs(str(error.filename)):
+                    raise  # of this machine: a full disk, no permission
+                reason, is_passing = _reason(error)
+                if not is_passing or wait is None:
+                    raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
+                _log.warning("%s: %s; retrying in %g s", self.at(name), reason, wait)
+                time.sleep(wait)
+        raise AssertionError
+
+
+def without_secrets(address: str) -> str:
+    """An address without what gives access: user info with a password, and the query, where signatures stand."""
+    match = _SCHEME.fullmatch(address)
+    if match is None:
+        return address
+    rest = match[2]
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    if at and not (match[1].lower() in ("abfs", "abfss") and ":" not in user):  # container@account
+        authority = host
+    path, question, query = path.partition("?")
+    if question and "=" not in query:  # a name with a question mark
+        path += question + query
+    return f"{match[1]}://{authority}{slash}{path}"
+
+
+def _etag(found: dict[str, Any]) -> str:
+    value = found.get("ETag") or found.get("etag") or found.get("blob_id") or found.get("mtime") or ""
+    return str(value).strip('"')
+
+
+@lru_cache(maxsize=8)
+def _file_system(scheme: str, process: int) -> Any:  # noqa: ANN401 - as above
+    """One for each process: their threads and connections do not survive a fork."""
+    import fsspec
+
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    if scheme == "file":
+        options = {"auto_mkdir": True}
+    if scheme == "s3":
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS}
+        options["max_concurrency"] = 8
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError:
+        raise UsageError(f"{scheme}://: requires the extra `{_EXTRAS[scheme]}`: `pip install 'nst[{_EXTRAS[scheme]}]'`") from None
+
+
+def _reason(error: BaseException) -> tuple[str, bool]:
+    """What went wrong in a phrase of ours, and whether it may pass."""
+    causes = _causes(error)
+    names = {type(cause).__name__ for cause in causes}
+    codes = {_code(cause) for cause in causes}
+    if isinstance(error, FileNotFoundError):
+        return ("no such bucket" if "NoSuchBucket" in codes else "no such file"), False
+    if "RequestTimeTooSkewed" in codes:
+        return "the server refuses this machine's clock, which differs from its own; set the clock", False
+    if names & {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError", "ClientAuthenticationError"}:
+        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or what your storage uses", False
+    if isinstance(error, PermissionError) or codes & {"403", "401", "AccessDenied"}:
+        return "access denied (403); check the credentials and what they may do there", False
+    if codes & {"503", "SlowDown", "ServiceUnavailable", "429"}:
+        return "the server is busy (503)", True
+    if codes & {"500", "502", "504", "InternalError"}:
+        return "the server failed (500)", True
+    if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectError"}:
+        return "the server cannot be reached; check the network and AWS_ENDPOINT_URL", True
+    passing = (TimeoutError, asyncio.TimeoutError, ConnectionError)
+    if isinstance(error, passing) or names & _BROKEN or (isinstance(error, OSError) and error.errno in _BUSY):
+        return "the connection broke or was silent for too long", True
+    return f"cannot be read or written ({type(error).__name__})", False
+
+
+_BROKEN = frozenset(
+    [
+        *("ReadTimeoutError", "ConnectionClosedError", "HTTPClientError", "IncompleteReadError", "ClientPayloadError", "IncompleteRead"),
+        *("ResponseStreamingError", "ServerDisconnectedError", "ClientOSError", "FSTimeoutError", "ContentLengthError", "BadDigest"),
+        *("ServerTimeoutError", "SocketTimeoutError", "ProxyConnectionError", "ClientResponseError", "IncompleteBody", "HfHubHTTPError"),
+    ]
+)
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _code(error: BaseException) -> str:
+    """The code of a server's answer, such as `SlowDown` or `503`."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(response, "status_code", "") or getattr(error, "status", "") or getattr(error, "code", ""))
