@@ -51,7 +51,7 @@ def serving(top):
         f"-s3.config={config}",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=40",
-        "-volume.preStopSeconds=0",
+        *("-volume.preStopSeconds=0", "-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]
     with ExitStack() as stack:
         log = stack.enter_context(Path(top, "log").open("wb"))
