@@ -65,9 +65,9 @@ def adopt(
     )
     counts = GenerationManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: labels of {counts.labeled:,} images adopted, {counts.errors:,} could not be read")
     if counts.unlabeled:
         print(f"  {counts.unlabeled:,} of the pool's {counts.pool:,} images have no label there")
-    print(f"  {version.folder}\n  next: nst balance {version.ref}")
+    print(f"  {version.location}\n  next: nst balance {version.ref}")

@@ -79,12 +79,12 @@ def balance(
     )
     counts = EditionManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
     given = f" --reviews {reviews}" if reviews else ""
-    print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref}{given} --model MODEL --name NAME")
+    print(f"  {version.location}\n  next: nst train --labeled LABELED --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:

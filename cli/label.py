@@ -137,11 +137,11 @@ def _print(version: "Version", json: bool) -> None:
 
     counts = version.manifest.counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     if isinstance(counts, EditionCounts):
         print(f"{version.ref}: {counts.unique:,} images labeled again, {counts.copies:,} entries")
-        print(f"  {version.folder}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
+        print(f"  {version.location}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
         return
     counts = GenerationManifest.of(version.manifest).counts
     lost = f"{counts.errors - counts.no_answer:,} could not be read"
@@ -156,4 +156,4 @@ def _print(version: "Version", json: bool) -> None:
         if calibration.no_answer:
             print(f"  {calibration.no_answer:,} calibration images were skipped: the teacher's output for them is not finite")
         print(f"  temperature {calibration.temperature:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
-    print(f"  {version.folder}\n  next: nst balance {version.ref}")
+    print(f"  {version.location}\n  next: nst balance {version.ref}")

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from nst_train.classifiers.teachers import TeacherName
 
 StoreOption = Annotated[
-    str | None, typer.Option("--store", metavar="FOLDER", help="Folder with corpora, teachers and runs; else $NST_STORE, else ./nst-store.")
+    str | None,
+    typer.Option("--store", metavar="STORE", help="Folder or s3://… of corpora, teachers and runs; else $NST_STORE, else ./nst-store."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ShowSettingsOption = Annotated[

@@ -28,12 +28,13 @@ def freeze(
     version = freeze_answers(open_store(store), corpus, anonymous=anonymous, class_names=names, progress=terminal())
     counts = ReviewManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     excluded = "".join(f", {images:,} {reason}" for reason, images in counts.excluded.items() if images)
     print(f"{version.ref}: {counts.answered:,} images answered, {sum(counts.per_class.values()):,} with a class{excluded}")
     print(
-        f"  {version.folder}\n  next: nst balance {corpus}@gen-N --reviews {version.ref}, or nst show {corpus}@gen-N --truth {version.ref}"
+        f"  {version.location}\n"
+        f"  next: nst balance {corpus}@gen-N --reviews {version.ref}, or nst show {corpus}@gen-N --truth {version.ref}"
     )
 
 

@@ -39,11 +39,11 @@ def run(
     there = open_store(store)
     rows = _run(recipe, there)
     if json:
-        print_json({"store": str(there.root), "generations": rows})
+        print_json({"store": there.location, "generations": rows})
         return
     _print_table(rows)
     newest = next(row for row in reversed(rows) if row["pseudo"])
-    print(f"store: {there.root}")
+    print(f"store: {there.location}")
     print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {newest['teacher']} --corpus NAME")
 
 
@@ -64,7 +64,7 @@ def demo(
     if not recipe.exists():
         text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text("utf-8")
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
-    run(recipe, str(there.root), json)
+    run(recipe, there.location, json)
     if not json:
         print(f"recipe: {recipe}: change it, give it another name and `nst run` it; examples/image_folder.yaml is for your own images")
 
@@ -78,7 +78,7 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     rows, counted = [], set[Path]()
     for generation in self_training(store, settings, progress=terminal()):
         versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.folder not in counted]
-        counted |= {version.folder for version in versions}  # students of one teacher share its labels
+        counted |= {version.place for version in versions}  # students of one teacher share its labels
         rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
     return rows
 
@@ -96,7 +96,7 @@ def _dry_run(path: Path, store: "Store", json: bool) -> None:
     found = dry_run(store, recipe, progress=terminal())
     if json:
         stages = [dataclasses.asdict(stage) for stage in found.stages]
-        print_json({"store": str(store.root), "stages": stages, "seconds": found.seconds, "bytes_on_disk": found.bytes_on_disk})
+        print_json({"store": store.location, "stages": stages, "seconds": found.seconds, "bytes_on_disk": found.bytes_on_disk})
         return
     rows = [
         (
@@ -194,7 +194,7 @@ def _row(generation: "Generation", seconds: float) -> dict[str, Any]:
     from nst_data.store.metrics import Metrics
 
     teacher, corpus, edition = generation.teacher, generation.corpus, generation.edition
-    trained, metrics = TeacherManifest.of(teacher.manifest), Metrics.read(teacher.folder)
+    trained, metrics = TeacherManifest.of(teacher.manifest), Metrics.read(teacher.place)
     selected = EditionManifest.of(edition.manifest).counts if edition else None
     return {
         "teacher": teacher.ref,

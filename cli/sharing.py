@@ -87,15 +87,15 @@ def pull(
     version = pull_version(open_store(store), reference, name=name, progress=terminal())
     manifest = version.manifest
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": manifest.digest, "kind": manifest.kind})
+        print_json({"ref": version.ref, "folder": version.location, "digest": manifest.digest, "kind": manifest.kind})
         return
     following = {
         "generation": f"nst balance {version.ref}",
         "edition": f"nst train --labeled LABELED --pseudo {version.ref} --pool POOL --model MODEL --name NAME",
-        "review": f"nst show {version.folder.parent.name}@gen-N --truth {version.ref}",
+        "review": f"nst show {version.name}@gen-N --truth {version.ref}",
         "teacher": f"nst label POOL --teacher {version.ref} --corpus NAME",
     }
-    print(f"{as_sealed(version)}\n  {version.folder}\n  next: {following[manifest.kind]}")
+    print(f"{as_sealed(version)}\n  {version.location}\n  next: {following[manifest.kind]}")
 
 
 def lineage(

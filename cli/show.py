@@ -91,8 +91,8 @@ def _quality(
 
 def _print_manifest(version: Version) -> None:
     manifest = version.manifest
-    print(f"{version.ref}  {manifest.kind}  {in_a_line(manifest, version.folder)}")
-    print(f"folder    {version.folder}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
+    print(f"{version.ref}  {manifest.kind}  {in_a_line(manifest, version.place)}")
+    print(f"folder    {version.location}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
     for role, made_from in manifest.request.inputs.by_role.items():
         print(f"  {role:<10} {as_text(made_from.ref)}  {made_from.digest[:12]}")

@@ -122,10 +122,12 @@ def train(
 
     counts = TeacherManifest.of(version.manifest).counts
     if json:
-        print_json({"ref": version.ref, "folder": str(version.folder), "digest": version.manifest.digest, "counts": counts.model_dump()})
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.parameters:,} parameters{_how(counts)}")
-    print(f"  {version.folder}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME")
+    print(
+        f"  {version.location}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME"
+    )
 
 
 def _how(counts: "TeacherCounts") -> str:

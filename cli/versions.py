@@ -37,13 +37,15 @@ def list_versions(
         print_json({"versions": [_summary(version) for version in versions if version.is_readable], "unfinished": unfinished})
         return
     if not versions and not unfinished:
-        print(f"{there.root}: nothing {f'called {name} ' if name else ''}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
+        print(
+            f"{there.location}: nothing {f'called {name} ' if name else ''}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions"
+        )
     for version in versions:
         if not version.is_readable:
             print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
             continue
         print(
-            f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version.manifest, version.folder)}"
+            f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version.manifest, version.place)}"
         )
     for ref in unfinished:
         done = there.how_far(ref)
@@ -98,7 +100,7 @@ def _summary(version: Version) -> dict[str, Any]:
         "kind": manifest.kind,
         "digest": manifest.digest,
         "created": manifest.created,
-        "folder": str(version.folder),
+        "folder": version.location,
     }
 
 

@@ -130,7 +130,7 @@ def adopt(
     def make() -> Version:
         check()
         since, plan = time.monotonic(), ShardPlan(len(rows.in_pool), rows_per_shard)
-        shards = Shards(staged.build, staged.work, plan)
+        shards = Shards(staged.build, staged.work, plan, staged.elsewhere)
         version = LabeledVersion(staged, shards, images, names, "adopt", {}, progress, max_unreadable)
         adoption = _Adoption(version, rows, labels, schema, top_k)
         adoption.prepare()

@@ -143,7 +143,7 @@ class _Labels:
         review = self.store.open(reviews, "review") if reviews else None
         request = balance_request(corpus, selection, self.data.held_out, self.data.pool, review)
         earlier = request.digest if self.data.evaluated else None
-        for version in self.store.versions(corpus.folder.parent.name):
+        for version in self.store.versions(corpus.name):
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
                 others = ", ".join(source.location for source in self.data.evaluated)
                 self.progress.say(
@@ -236,7 +236,7 @@ class _Publishing:
             return version
         is_labels = version.manifest.kind != "teacher"
         repo = self.to.corpus if is_labels else self.to.teacher
-        name = version.folder.parent.name
+        name = version.name
         prefix = "" if name in (self.recipe, f"{self.recipe}-teacher") else name.removeprefix(f"{self.recipe}-") + "-"
         tag = f"{prefix}{version.number}"  # the control and what is finetuned later have numbers of their own
         if repo is None or is_pushed(version, repo, tag):

@@ -318,7 +318,7 @@ class Contents:
     def _histories(self, images: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
         """What the generations of this corpus say of images, the first one first, by their hash."""
         version, found = self.view.version, dict[str, list[dict[str, Any]]]()
-        for other in self.store.versions(version.folder.parent.name) if version else []:
+        for other in self.store.versions(version.name) if version else []:
             if version is None or not images or not other.is_readable or other.manifest.kind != "generation":
                 continue
             for hashed, (label, confidence) in said_of(images, version, other, ["label", "confidence"]).items():

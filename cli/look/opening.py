@@ -42,7 +42,7 @@ def open_contents(
         view, images, name = View(store, SourceRows(shown), shown.class_names or []), SourceImages(shown), corpus
     else:
         view, images = View(store, shown, shown.manifest.class_names), images_of(store, shown, pool)  # type: ignore[assignment]
-        name = corpus or shown.folder.parent.name
+        name = corpus or shown.name
     before = other if other is not None else generation_before(store, shown) if isinstance(shown, Version) else None
     if before is not None:
         try:
@@ -62,7 +62,7 @@ def open_contents(
 
 def _suspicion(store: Store, view: View, corpus: str) -> "Future[pl.Series] | None":
     """How probably each label is wrong, where `nst pick` has computed that."""
-    kept = suspicion_of(store, corpus, view.version.folder.name if view.version else LABELED)
+    kept = suspicion_of(store, corpus, view.version.place.name if view.version else LABELED)
     if kept is None:
         return None
 
@@ -96,7 +96,7 @@ def generation_before(store: Store, version: Version) -> Version | None:
     """The newest generation of a corpus before that of a version."""
     earlier = [
         other
-        for other in store.versions(version.folder.parent.name)
+        for other in store.versions(version.name)
         if other.number.generation < version.number.generation and other.is_readable and other.manifest.kind == "generation"
     ]
     return earlier[-1] if earlier else None

@@ -116,7 +116,7 @@ class ReviewedImages(LabeledImages):
     @cached_property
     def _labels(self) -> Version | None:
         """The version whose images they are."""
-        return newest_labels(self.store, self.version.folder.parent.name)
+        return newest_labels(self.store, self.version.name)
 
     @cached_property
     def _images(self) -> Images:

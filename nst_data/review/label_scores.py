@@ -24,7 +24,7 @@ def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> S
 
 def earlier_generations(store: Store, version: Version) -> list[Version]:
     """The generations of a corpus before the one of a version, with labels of the whole pool; the oldest first."""
-    versions = store.versions(version.folder.parent.name)
+    versions = store.versions(version.name)
     before = [one for one in versions if one.number.edition is None and one.number.generation < version.number.generation]
     return [one for one in before if one.manifest.kind == "generation"]
 

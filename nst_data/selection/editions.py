@@ -119,7 +119,7 @@ def balance(
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes(settings, generation.manifest.class_names)
     request = balance_request(generation, settings, exclude, pool, reviews)
-    staging = store.begin(request, generation.folder.parent.name, generation.number.generation, edition)
+    staging = store.begin(request, generation.name, generation.number.generation, edition)
     for role, source in roles.items():
         if isinstance(staging, Staging):
             Reading(staging.build, role).begin(source)

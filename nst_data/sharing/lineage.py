@@ -74,10 +74,10 @@ class _Walk:
     def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> Node:
         """A version and all that it was made from; what was shown before is not shown again."""
         if version is not None:
-            place = places[-1].ref if (places := places_of(version.folder)) else place
+            place = places[-1].ref if (places := places_of(version.place)) else place
         node = Node(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
         if version is not None and manifest.kind == "teacher":
-            node.top1 = Metrics.read(version.folder).test_top1
+            node.top1 = Metrics.read(version.place).test_top1
         if manifest.digest in self._seen:
             node.is_repeated = bool(manifest.request.inputs.by_role)
             return node

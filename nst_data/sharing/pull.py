@@ -15,7 +15,7 @@ from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.remote_manifest import manifest_at
-from nst_data.store.files import discard, fsync_tree, hash_file, place_once, write_text
+from nst_data.store.files import discard, fsync_tree, hash_file, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest
 from nst_data.store.metrics import Metrics
 from nst_data.store.ownership import beside, owned
@@ -116,7 +116,8 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
         else:
             discard(folder)
             progress.say(f"{version.ref} already exists: same content")
-        remember_place(version.folder, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
+        remember_place(version.place, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
+        version.changed_beside()
     return version
 
 
@@ -182,9 +183,8 @@ def _download(
     fsync_tree(build)
     target = store.target(manifest.kind, name, manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)
-    place_once(build, target)
+    version = store.place(build, target)
     discard(folder)
-    version = Version(target)
     if version.manifest.digest != manifest.digest:
         raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: `name` NAME")
     return version

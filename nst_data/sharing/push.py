@@ -126,6 +126,7 @@ def push(
                     )
             place = _same_or_error(repository, tag, commit, form.manifest)
     remember_place(version.folder, place)
+    version.changed_beside()
     return place
 
 
@@ -136,7 +137,7 @@ def parents_first(versions: Iterable[Version]) -> list[Version]:
 
 def is_pushed(version: Version, repo_id: str, tag: str | None = None) -> bool:
     """Whether this store knows that a version is there, without asking the Hub."""
-    return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in places_of(version.folder))
+    return any((place.repo, place.tag) == (repo_id, tag or str(version.number)) for place in places_of(version.place))
 
 
 def check_tag(tag: str) -> str:
@@ -156,7 +157,7 @@ def _as_published(store: Store, version: Version, repo: str, settings: PushSetti
     pushes.mkdir(parents=True, exist_ok=True)
     clear_abandoned(pushes)
     top = temporary(pushes / f"{version.ref}.{secrets.token_hex(4)}")
-    folder = top / version.folder.parent.name / version.folder.name
+    folder = top / version.name / version.place.name
     folder.mkdir(parents=True)
     try:
         beside = [path.name for path in version.folder.iterdir() if path.is_file() and path.name[0] != "." and path.name != PLACES]

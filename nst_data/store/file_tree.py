@@ -5,7 +5,6 @@ Everything goes through fsspec, whose file systems find credentials and endpoint
 conditional put, which of two writers lets one win. What a server's errors say is never shown: it may hold signatures and addresses.
 """
 
-import asyncio
 import errno
 import logging
 import os
@@ -103,6 +102,23 @@ class FileTree:
         found = self._asked(listed, prefix)
         files = [StoredFile(path[start:], int(one.get("size") or 0), _etag(one)) for path, one in found.items() if one["type"] == "file"]
         return sorted((one for one in files if one.name and not one.name.endswith("/")), key=lambda one: one.name.encode())
+
+    def children(self, prefix: str = "") -> tuple[list[str], list[StoredFile]]:
+        """Names of the folders directly below `prefix`, and its own files, in bytewise order."""
+        top = self._path(prefix)
+
+        def listed() -> list[dict[str, Any]]:
+            try:
+                return cast("list[dict[str, Any]]", self._system.ls(top, detail=True))
+            except FileNotFoundError:
+                return []
+
+        start = len(top.rstrip("/")) + 1
+        named = [(one["name"].rstrip("/")[start:], one) for one in self._asked(listed, prefix)]
+        folders = sorted({name for name, one in named if name and one["type"] == "directory"}, key=str.encode)
+        files = [(f"{prefix}/{name}" if prefix else name, one) for name, one in named if name and one["type"] == "file"]
+        own = [StoredFile(name, int(one.get("size") or 0), _etag(one)) for name, one in files]
+        return folders, sorted(own, key=lambda one: one.name.encode())
 
     def stat(self, name: str) -> StoredFile | None:
         """Size and etag of a file; None where there is none."""
@@ -283,8 +299,7 @@ def _reason(error: BaseException) -> tuple[str, bool]:
         return "the server failed (500)", True
     if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectError"}:
         return "the server cannot be reached; check the network and AWS_ENDPOINT_URL", True
-    passing = (TimeoutError, asyncio.TimeoutError, ConnectionError)
-    if isinstance(error, passing) or names & _BROKEN or (isinstance(error, OSError) and error.errno in _BUSY):
+    if isinstance(error, TimeoutError | ConnectionError) or names & _BROKEN or (isinstance(error, OSError) and error.errno in _BUSY):
         return "the connection broke or was silent for too long", True
     return f"cannot be read or written ({type(error).__name__})", False
 

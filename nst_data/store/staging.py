@@ -14,7 +14,9 @@ from nst_data.errors import NstError
 from nst_data.store.counts import Counts
 from nst_data.store.files import discard, fsync_tree, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, Request, SealedFile, make_manifest
+from nst_data.store.mirror import Mirror
 from nst_data.store.ownership import Sign, owned, present
+from nst_data.store.remote_run import RemoteRun
 from nst_data.store.version import Version
 
 
@@ -30,6 +32,7 @@ class Staging:
     target: Path
     request: Request
     fresh: bool = False
+    mirror: Mirror | None = None
 
     @contextmanager
     def refusable(self, is_begun: Callable[["Staging"], bool] = lambda _: False) -> Iterator[None]:
@@ -38,8 +41,19 @@ class Staging:
             yield
         except NstError:
             if self.fresh and not is_begun(self):
-                discard(self.folder)
+                self.discard()
             raise
+
+    def discard(self) -> None:
+        """Delete it; in a store at an address there too."""
+        if self.elsewhere is not None:
+            self.elsewhere.discard()
+        discard(self.folder)
+
+    @property
+    def elsewhere(self) -> RemoteRun | None:
+        """What of it is in a store at an address; None where the store is a folder."""
+        return None if self.mirror is None else RemoteRun(self.mirror, self.mirror.name_of(self.folder))
 
     @property
     def build(self) -> Path:
@@ -60,6 +74,8 @@ class Staging:
         """What was written under this name when the work began, or `value`, written now; of several processes all get the first's."""
         path = self.work / f"{name}.json"
         if not path.exists():
+            if self.elsewhere is not None:
+                value = json.loads(self.elsewhere.remembered(path.name, json.dumps(value).encode()))
             first, mine = self.work / f".{name}.first", Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self.work))
             write_text(mine / "value.json", json.dumps(value))
             place_once(mine, first)  # or another process came first: its value stands
@@ -75,6 +91,7 @@ class Staging:
                 return make()
         except Exception as error:
             if version := self.sealed_by_another():
+                self.discard()  # notes of this process that came late
                 return version
             if not isinstance(error, NstError) and not self.folder.is_dir():  # `refusable` clears away too, and says why
                 raise NstError(f"{self.ref} was removed while this process was working on it; rerun this command") from None
@@ -93,11 +110,18 @@ class Staging:
 
     def sealed_by_another(self) -> Version | None:
         """The version, where another process that worked at it has sealed it meanwhile."""
+        if self.mirror is not None:
+            self.mirror.refresh_version(self.mirror.name_of(self.target))
         if not (self.target / MANIFEST_NAME).is_file():
             return None
-        if Version(self.target).manifest.request.digest != self.request.digest:
+        if self.version.manifest.request.digest != self.request.digest:
             raise NstError(f"{self.ref} was sealed by another process with other settings; rerun this command")
-        return Version(self.target)
+        return self.version
+
+    @property
+    def version(self) -> Version:
+        """The version that this is once it is sealed."""
+        return Version(self.target, self.mirror)
 
     def add_seconds(self, since: float) -> float:
         """Count the time since `since` (time.monotonic) as work on this version, over all attempts; gives the time of now."""
@@ -131,10 +155,11 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if not is_ready():
                 raise NotReadyError
-            place_once(self.build, self.target)
+            if self.mirror is None or self.mirror.publish(self.target, self.build):
+                place_once(self.build, self.target)
         except OSError:
             if self.sealed_by_another() is None:
                 raise
         self.sealed_by_another()  # where another one was first, it must be the same version
-        discard(self.folder)
-        return Version(self.target)
+        self.discard()
+        return self.version

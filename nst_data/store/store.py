@@ -10,9 +10,12 @@ from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
+from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_request, with_article
+from nst_data.store.mirror import REQUEST, Mirror
 from nst_data.store.ownership import beside, check_nobody_at_work
+from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import Staging
 from nst_data.store.version import Number, Version
 
@@ -25,13 +28,30 @@ PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
 
 class Store:
-    """The folder with corpora, teachers and runs."""
+    """The folder with corpora, teachers and runs, or `s3://bucket/prefix`, of which `root` then is this machine's copy."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).absolute()
+        tree = FileTree.parse(str(root))
+        self.mirror = None if tree is None else Mirror(tree)
+        self.root = Path(root).absolute() if self.mirror is None else self.mirror.root
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.location!r})"
+
+    @property
+    def address(self) -> str | None:
+        """Of a store on `s3://`; None for a folder."""
+        return self.mirror.tree.address if self.mirror else None
+
+    @property
+    def location(self) -> str:
+        """Its address, or the path of its folder."""
+        return self.address or str(self.root)
+
+    def refresh(self, name: str | None = None) -> None:
+        """Look again what is at the address of the store, for one name or all; a folder needs no second look."""
+        if self.mirror is not None:
+            self.mirror.refresh(name)
 
     def versions(self, name: str | None = None) -> list[Version]:
         """Sealed versions.
@@ -44,16 +64,18 @@ class Store:
         """
         if name is not None and not _NAME.fullmatch(name):
             return []
+        self.refresh(name)
         found = [
-            Version(folder)
+            Version(folder, self.mirror)
             for room in _ROOMS
             for folder in (self.root / room).glob(f"{name or '*'}/*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
-        return sorted(found, key=lambda version: (version.folder.parent.name, version.number.order))
+        return sorted(found, key=lambda version: (version.name, version.number.order))
 
     def unfinished(self) -> list[str]:
         """References of the versions under way."""
+        self.refresh()
         rooms = [self.root / "runs" / room for room in (*_ROOMS, PULLS)]
         return sorted(f"{folder.parent.name}@{folder.name}" for room in rooms for folder in room.glob("*/*") if Number.is_one(folder.name))
 
@@ -86,7 +108,7 @@ class Store:
             return ref
         name, _, number = ref.partition("@")
         if HubReference.of_repository(name):
-            raise UsageError(f"{ref}: expected a version in the store {self.root}; `pull(store, {ref!r})` brings one of the Hub there")
+            raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` brings one of the Hub there")
         check_name(name)
         wanted = Number.parse(number) if number else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
@@ -96,12 +118,12 @@ class Store:
             return of_kind[-1]
         if wanted is not None and wanted.edition is not None and kinds == ("generation",):
             raise UsageError(
-                f"{ref}: expected a generation in the store {self.root}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
+                f"{ref}: expected a generation in the store {self.location}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
         there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
         fitting = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
         raise UsageError(
-            f"{ref}: expected {_either(kinds)} in the store {self.root}; "
+            f"{ref}: expected {_either(kinds)} in the store {self.location}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}")
             + (f"; choose {' or '.join(fitting[-3:])}" if fitting else ", `store.versions()` shows what there is" if not there else "")
         )
@@ -140,7 +162,7 @@ class Store:
         digests = [form.digest for form in (request, *earlier)]
         for digest, version in product(digests, versions):
             if version.manifest.request.digest == digest:
-                discard(self._run_folder(request.kind, name, version.number))
+                self._clear_away(self._run_folder(request.kind, name, version.number))
                 return version
         for digest, staging in product(digests, stagings):
             if staging.request.digest == digest:
@@ -179,11 +201,18 @@ class Store:
         name, _, number = ref.partition("@")
         check_name(name)
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)] if number else []
+        self.refresh(name)
         for folder in run:
             if folder.is_dir():
                 check_nobody_at_work(ref, folder / "owner", folder / "worker", beside(folder), say=say)
+                if self.mirror is not None:
+                    RemoteRun(self.mirror, self.mirror.name_of(folder)).discard()
                 discard(folder)
                 return folder
+        if self.mirror is not None and ref in self.leftovers(name):
+            for room in _ROOMS:
+                RemoteRun(self.mirror, f"runs/{room}/{name}/{number}").discard()
+            return self.root / "runs" / name / number
         damaged = [version for version in self.versions(name) if str(version.number) == number and not version.is_readable]
         version = damaged[0] if damaged else self.open(ref)
         requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
@@ -196,8 +225,24 @@ class Store:
         children = [child for child, request in requests if is_child(request)]
         if children:
             raise NstError(f"{version.ref}: {', '.join(children)} was made from it; remove that first")
-        discard(version.folder)
-        return version.folder
+        if self.mirror is not None:
+            self.mirror.discard_version(self.mirror.name_of(version.place))
+        discard(version.place)
+        return version.place
+
+    def leftovers(self, name: str | None = None) -> dict[str, tuple[int, int]]:
+        """Files at an address that belong to no version: (files, bytes) by `name@version`. A writer that was killed left them."""
+        found = self.mirror.leftovers(name) if self.mirror is not None else {}
+        return {ref: (len(files), sum(one.size for one in files)) for ref, files in found.items()}
+
+    def place(self, build: Path, target: Path) -> Version:
+        """Move a version that was brought from elsewhere to its place; where another one stands there by now, that one."""
+        version = Version(target, self.mirror)
+        if self.mirror is None or self.mirror.publish(target, build):
+            place_once(build, target)
+        if self.mirror is not None:
+            self.mirror.refresh_version(self.mirror.name_of(target))
+        return version
 
     def target(self, kind: Kind, name: str, version: str) -> Path:
         """The folder of a version, whether it is there or not."""
@@ -205,6 +250,12 @@ class Store:
 
     def _run_folder(self, kind: Kind, name: str, number: Number) -> Path:
         return self.root / "runs" / _ROOM[kind] / name / str(number)
+
+    def _clear_away(self, run: Path) -> None:
+        """Delete what a process that was killed after it sealed a version left of its making."""
+        if self.mirror is not None:
+            RemoteRun(self.mirror, self.mirror.name_of(run)).discard()
+        discard(run)
 
     def _all_stagings(self, where: str) -> Iterator[Staging]:
         for folder in sorted((self.root / "runs").glob(f"{where}/*")):
@@ -216,8 +267,8 @@ class Store:
                 discard(folder)
 
     def _read_staging(self, folder: Path) -> Staging:
-        request = read_request(folder / "request.json")
-        return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request)
+        request = read_request(folder / REQUEST)
+        return Staging(folder, self.root / _ROOM[request.kind] / folder.parent.name / folder.name, request, mirror=self.mirror)
 
     def _number(self, request: Request, taken: list[Version | Staging], generation: int | None, edition: int | None, first: int) -> Number:
         is_edition = request.kind == "edition"
@@ -244,7 +295,13 @@ class Store:
         try:
             for part in ("build", "work"):
                 (fresh / part).mkdir()
-            write_text(fresh / "request.json", request.model_dump_json(indent=2))
+            text = request.model_dump_json(indent=2)
+            write_text(fresh / REQUEST, text)
+            if self.mirror is not None and not self.mirror.claim(self.mirror.name_of(folder), text):
+                self.mirror.refresh(name)
+                if not folder.is_dir():  # sealed or removed in this moment
+                    raise NstError(f"{name}@{number} was just taken by another command; run this one again")
+                return self._same_or_error(folder, request)
             if place_once(fresh, folder):
                 return replace(self._read_staging(folder), fresh=True)
             return self._same_or_error(folder, request)  # another process staged this number first
@@ -262,7 +319,7 @@ class Store:
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
         folders = (folder for room in (self.root, self.root / "runs") for folder in (room / other / name).glob("*"))
         if any(Number.is_one(folder.name) for folder in folders):
-            raise NstError(f"{name!r} already names {other} in {self.root}; names are unique across kinds, choose another")
+            raise NstError(f"{name!r} already names {other} in {self.location}; names are unique across kinds, choose another")
 
 
 def check_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """Sealed versions in their folders, and their numbers. What is sealed is never written again."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -10,6 +10,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, read_manifest
+from nst_data.store.mirror import Mirror
 from nst_data.store.places import may_be_pulled, places_of
 
 _VERSION = re.compile(r"(?:gen-(\d+)(?:\.(\d+))?|review-(\d+))")
@@ -57,15 +58,38 @@ class Number:
 
 @dataclass(frozen=True)
 class Version:
-    """A sealed version in its folder."""
+    """A sealed version in its folder. Of a store at an address, whose `mirror` is given, `place` may have its manifest alone."""
 
-    folder: Path
+    place: Path
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder with all its files; those of a store at an address are brought to this machine first."""
+        if self.mirror is not None:
+            self.mirror.bring(self.place)
+        return self.place
+
+    @property
+    def location(self) -> str:
+        """Where it is, for a person: its folder, or its address."""
+        return str(self.place) if self.mirror is None else self.mirror.tree.at(self.mirror.name_of(self.place))
+
+    @property
+    def name(self) -> str:
+        """Its name, without the number."""
+        return self.place.parent.name
+
+    def changed_beside(self) -> None:
+        """To be called when a file beside the sealed ones was written here, such as its metrics: a store at an address gets it too."""
+        if self.mirror is not None:
+            self.mirror.publish_beside(self.place)
 
     @cached_property
     def manifest(self) -> Manifest:
         """The version's `nst.json`. Pulled from the Hub, its inputs are marked as `pulled`: nothing is opened because they name it."""
-        manifest = read_manifest(self.folder)
-        return manifest.marked_as_pulled() if may_be_pulled(self.folder) else manifest
+        manifest = read_manifest(self.place)
+        return manifest.marked_as_pulled() if may_be_pulled(self.place) else manifest
 
     @property
     def is_readable(self) -> bool:
@@ -78,19 +102,19 @@ class Version:
     @property
     def ref(self) -> str:
         """name@version."""
-        return f"{self.folder.parent.name}@{self.folder.name}"
+        return f"{self.name}@{self.place.name}"
 
     @property
     def lineage(self) -> Input:
         """How this version stands in the manifest of what is made from it."""
         entry = Input(ref=self.ref, digest=self.manifest.digest)
-        places = [place for place in places_of(self.folder) if not place.anonymous]
+        places = [place for place in places_of(self.place) if not place.anonymous]
         return entry.model_copy(update={"repo": places[-1].ref, "revision": places[-1].commit}) if places else entry
 
     @property
     def number(self) -> Number:
         """The version number, from the folder's name."""
-        return Number.parse(self.folder.name)
+        return Number.parse(self.place.name)
 
     def verify(self) -> list[str]:
         """Recompute every checksum.

@@ -22,6 +22,7 @@ from nst_data.errors import NstError
 from nst_data.store.counts import LabelCounts
 from nst_data.store.files import HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
+from nst_data.store.remote_run import RemoteRun
 from nst_data.tables.schema import errors_schema, soft_label_bytes
 
 NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
@@ -69,8 +70,8 @@ class Shards:
     nobody works at are taken first. When others work at all that is left, theirs is taken over once they show no sign of life.
     """
 
-    def __init__(self, build: Path, work: Path, plan: ShardPlan) -> None:
-        self.build, self.work, self.plan = build, work, plan
+    def __init__(self, build: Path, work: Path, plan: ShardPlan, elsewhere: RemoteRun | None = None) -> None:
+        self.build, self.work, self.plan, self._elsewhere = build, work, plan, elsewhere
         self.stopped = threading.Event()  # ends a wait for others
         self._shown = 0.0
         for folder in (self._notes, self._claims, self.parts, build / plan.table):
@@ -95,6 +96,8 @@ class Shards:
 
     def missing(self) -> list[int]:
         """The shards that are not done yet."""
+        if self._elsewhere is not None:
+            self._elsewhere.bring_notes()
         done = set(os.listdir(self._notes))
         return [shard for shard in range(len(self.plan)) if self._note(shard).name not in done]
 
@@ -154,6 +157,8 @@ class Shards:
 
     def reopen(self, shard: int) -> None:
         """Have a shard made again, with the same bytes but for images that can be read by now."""
+        if self._elsewhere is not None:
+            self._elsewhere.reopen_shard(self._note(shard).name)
         self._note(shard).unlink(missing_ok=True)
 
     def note(self, shard: int) -> dict[str, Any]:
@@ -174,6 +179,8 @@ class Shards:
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Say that a shard is done. Killed before this, the shard is made again."""
         note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}
+        if self._elsewhere is not None:
+            self._elsewhere.keep_shard(self.plan.file(shard), self._note(shard).name, json.dumps(note).encode())
         write_text(self._note(shard), json.dumps(note))
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:

@@ -193,7 +193,7 @@ def measure(
 
 def recorded(teacher: Version, name: str) -> dict[str, Any]:
     """What stands in a teacher's metrics.json under a name; empty where nothing does."""
-    result = Metrics.read(teacher.folder).root.get(name)
+    result = Metrics.read(teacher.place).root.get(name)
     return result.model_dump() if result else {}
 
 
@@ -218,6 +218,7 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
             metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
             own = cards.write_model_card(Described.of(teacher))
+            teacher.changed_beside()
         if own.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()

@@ -85,7 +85,7 @@ def pick(
         version = store.open(ref, "generation", "edition")
         if corpus is not None:
             raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
-        picks, corpus = picking.of_version(version, labeled, pool), version.folder.parent.name
+        picks, corpus = picking.of_version(version, labeled, pool), version.name
     return replace(picks, queue=keep_queue(store, corpus, picks.rows, queue)) if corpus else picks
 
 
@@ -123,9 +123,9 @@ class _Picking:
         beside = self._beside(version, images, by, labeled, pool)
         scores, featured = self._scores(version, images, by, beside), beside.featured
         if by == "suspicion":
-            keep_suspicion(self.store, version.folder.parent.name, str(version.number), hashes_of(version, images, scores))
+            keep_suspicion(self.store, version.name, str(version.number), hashes_of(version, images, scores))
         not_found = np.zeros(len(images), bool) if featured is None else ~featured.is_here
-        answered = self._are_answered(images, version.folder.parent.name)
+        answered = self._are_answered(images, version.name)
         scores = np.where(not_found | answered, -np.inf, scores).astype(np.float32)
         chosen = self._chosen(scores, images.labels, featured, by)
         rows = described(version, images.numbers[chosen], scores[chosen], by)

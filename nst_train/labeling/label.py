@@ -18,7 +18,7 @@ from nst_data.sources import Source, labels_in
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.counts import CalibrationCounts
-from nst_data.store.files import discard, disk_use, space_warning
+from nst_data.store.files import disk_use, space_warning
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, Request
 from nst_data.store.store import Staging, Store, Version
@@ -124,7 +124,7 @@ def extend(
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT), generation, run.decode_threads)
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
     plan.check_same(driver.teachers)
-    return driver.make(plan, generation.folder.parent.name)
+    return driver.make(plan, generation.name)
 
 
 @with_checked_arguments
@@ -161,7 +161,7 @@ def label_like(
         NstError: The pool lacks images of the edition, or too many cannot be read.
     """
     settings, edition = settings or LabelSettings(), store.open(edition, "edition")
-    pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.folder.parent.name
+    pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; omit the generation for the next free one")
     driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal())
@@ -232,7 +232,7 @@ class _Driver:
             calibration = plan.calibration or self._fitted(staging, teacher, computation)
         parts = plan.parts(staging.work)
         shard_plan = ShardPlan(plan.rows, s.rows_per_shard, "balanced" if is_edition else "pseudo_labels")
-        shards = Shards(staging.build, staging.work, shard_plan)
+        shards = Shards(staging.build, staging.work, shard_plan, staging.elsewhere)
         self._say_size(staging, shard_plan, top_k or classes, top_k is not None)
         temperature = calibration.temperature if calibration else s.temperature
         counts = {"calibration": calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
@@ -243,7 +243,7 @@ class _Driver:
         try:
             return version.make(labeling, since, self.run.retry_errors)
         except NoAnswerError:
-            discard(staging.folder)
+            staging.discard()
             raise
 
     def _computation(self, staging: Staging) -> Computation:

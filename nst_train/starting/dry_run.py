@@ -247,7 +247,7 @@ class _Stages:
     def _has_its_reviews(self, version: Version) -> bool:
         """Whether what people answered went into a version as the recipe says."""
         kind, number = version.manifest.kind, version.number.generation
-        if version.folder.parent.name.startswith(f"{self.recipe.name}-control"):
+        if version.name.startswith(f"{self.recipe.name}-control"):
             number = self.recipe.networks[-1].generation
         ref = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
         entry = version.manifest.request.inputs.by_role.get("reviews")

@@ -193,6 +193,8 @@ class Training:
 
     def _load(self, progress: Progress) -> Resumed:
         network, optimizer = self.step.unwrapped, self.step.optimizer.optimizer
+        if self.staging.elsewhere is not None:
+            self.staging.elsewhere.bring_training()
         resumed = load_checkpoint(self._checkpoints, network, self.step.averaged.module, optimizer, progress.say)
         if scale := resumed.notes.get("loss_scale"):  # of fp16
             self.step.scaler.load_state_dict(scale)
@@ -209,7 +211,10 @@ class Training:
         notes |= more or {}
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
-        return self.staging.add_seconds(since)
+        now = self.staging.add_seconds(since)
+        if self.staging.elsewhere is not None:
+            self.staging.elsewhere.keep_training()
+        return now
 
     def _check(self, bad_step: int | None) -> None:
         if bad_step is not None:

@@ -117,7 +117,7 @@ def train(
         return staging
     with _alone(staging, progress) as sign:
         _train(store, staging, sign, settings, labeled, edition, pool, reviews, exclude, run, progress, validation, trackers)
-    return Version(staging.target)
+    return staging.version
 
 
 def _of_pseudo_labels_alone(settings: TrainSettings, edition: Version | StreamedEdition | None, reviews: Version | None) -> TrainSettings:
@@ -162,7 +162,7 @@ def _labeled_part(
     if reviews is None or labeled is None:
         return labeled, 0
     assert not isinstance(edition, StreamedEdition), "refused"
-    drawn, name = edition, reviews.folder.parent.name
+    drawn, name = edition, reviews.name
 
     def open_pool() -> Source:
         if drawn is not None and not needs_pool(drawn):

@@ -1,0 +1,230 @@
+"""A store at an address, as this machine has it: manifests and requests always, the files of a version when they are asked for.
+
+On an object store nothing is renamed. A version is there when its `nst.json` is, which is written last and only if there is none; a number
+belongs to whom first writes `runs/.../request.json`. Shards go to their place in the version as soon as they are done, each with a note in
+`runs/.../work/shards`. What is brought to this machine is compared with the checksums of the manifest.
+
+The folder on this machine is `NST_MIRRORS` or `~/.local/share/nst/stores`, with a folder for each address. Besides copies it holds what is
+of this machine alone: answers given on the review page until they are frozen, features, and what unfinished work needs.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import on_this_terminal
+from nst_data.store.file_tree import FileTree, StoredFile
+from nst_data.store.files import discard, hash_file, place_once, write_text
+from nst_data.store.manifest import MANIFEST_NAME, SealedFile, read_manifest
+from nst_data.store.places import METRICS, PLACES
+
+REQUEST = "request.json"
+AT_ONCE = 8
+_SAID_BYTES = 2**24
+_ROOMS = ("corpora", "teachers")
+_SMALL = (MANIFEST_NAME, METRICS, PLACES)  # of each version these are always here
+_TABLES = ("pseudo_labels/", "balanced/")
+
+
+class Mirror:
+    """A store at `tree` and what of it is below `root`. Names of versions are their paths in the store, as in `corpora/flowers/gen-1`."""
+
+    def __init__(self, tree: FileTree) -> None:
+        if not tree.address.startswith("s3://"):
+            raise UsageError(f"{tree.address}: expected a store in a folder or on s3://; copy versions from elsewhere with `nst copy`")
+        self.tree = tree
+        self.root = _mirrors() / _folder_name(tree.address)
+
+    def __repr__(self) -> str:
+        return f"Mirror({self.tree.address!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mirror, (self.tree,)
+
+    def name_of(self, folder: Path) -> str:
+        """The name in the store of a folder below `root`."""
+        return folder.relative_to(self.root).as_posix()
+
+    def refresh(self, name: str | None = None) -> None:
+        """Have here the manifest of each version that is there, of one name or all, and the request of each that is under way."""
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            for top in [*_ROOMS, *(f"runs/{room}" for room in _ROOMS)]:
+                names = (
+                    [name]
+                    if name is not None
+                    else sorted({*self.tree.children(top)[0], *(one.name for one in (self.root / top).glob("[!.]*"))})
+                )
+                numbers = list(threads.map(lambda one, top=top: self.tree.children(f"{top}/{one}")[0], names))
+                found = [f"{top}/{one}/{number}" for one, of_name in zip(names, numbers, strict=True) for number in of_name]
+                for one, of_name in zip(names, numbers, strict=True):
+                    self._drop_all_but(f"{top}/{one}", of_name)
+                list(threads.map(self._refresh_run if top.startswith("runs/") else self.refresh_version, found))
+
+    def refresh_version(self, version: str) -> bool:
+        """Have here what is small of a version and may have changed; whether it is sealed."""
+        files = {one.name.rpartition("/")[2]: one for one in self.tree.children(version)[1]}
+        place = self.root / version
+        if MANIFEST_NAME not in files:
+            if (place / MANIFEST_NAME).is_file():
+                discard(place)
+            return False
+        known = self._known(version)
+        wanted = [one for name, one in files.items() if (name in _SMALL or known.get("") == "whole") and known.get(name) != one.etag]
+        for one in sorted(wanted, key=lambda one: one.name.endswith(MANIFEST_NAME)):  # the manifest last: it says that the rest is here
+            self.tree.download(one.name, self.root / one.name)
+        self._remember(version, known | {one.name.rpartition("/")[2]: one.etag for one in wanted})
+        return True
+
+    def leftovers(self, name: str | None = None) -> dict[str, list[StoredFile]]:
+        """Files at the places of versions that are neither sealed nor under way, by `name@version`: a writer that was killed left them."""
+        found = {}
+        for room in _ROOMS:
+            for one in [name] if name is not None else self.tree.children(room)[0]:
+                for number in self.tree.children(f"{room}/{one}")[0]:
+                    version = f"{room}/{one}/{number}"
+                    if (self.root / version / MANIFEST_NAME).is_file() or (self.root / "runs" / version / REQUEST).is_file():
+                        continue
+                    found[f"{one}@{number}"] = self.tree.files(version)
+        return found
+
+    def bring(self, place: Path) -> None:
+        """Have all files of a sealed version here, those of its manifest with the right checksum. Raises NstError where one is damaged."""
+        version = self.name_of(place)
+        known = self._known(version)
+        if known.get("") == "whole" or not (place / MANIFEST_NAME).is_file():
+            return
+        sealed = read_manifest(place).files
+        files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{MANIFEST_NAME}")]
+        below = {one.name.removeprefix(f"{version}/"): one for one in files}
+        if missing := sorted(sealed.keys() - below.keys()):
+            raise NstError(
+                f"{self.tree.at(version)}: lacks {len(missing):,} of its {len(sealed):,} files, such as {missing[0]}; it is damaged"
+            )
+        wanted = {name: one for name, one in below.items() if not self._is_here(place / name, sealed.get(name))}
+        size = sum(one.size for one in wanted.values())
+        progress = on_this_terminal()
+        if size > _SAID_BYTES:
+            progress.say(f"{self.tree.at(version)}: brings {len(wanted):,} files, {size / 2**20:,.0f} MB, to this machine")
+            free = shutil.disk_usage(self.root).free
+            if size > free:
+                raise NstError(f"{self.tree.at(version)}: takes {size / 1e9:,.1f} GB, {self.root} has {free / 1e9:,.1f} GB left; make room")
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda one: self._bring_file(version, place, one, sealed.get(one)), wanted))
+        direct = {name: one.etag for name, one in below.items() if "/" not in name}
+        self._remember(version, self._known(version) | direct | {"": "whole"})
+
+    def publish(self, place: Path, build: Path) -> bool:
+        """Bring a version that was built here to its place and seal it; False where another one was sealed there before.
+
+        `build` has the manifest and all files but the shards that are there already. Raises NstError for one that is nowhere.
+        """
+        version, sealed = self.name_of(place), read_manifest(build).files
+        if self.tree.stat(f"{version}/{MANIFEST_NAME}") is not None:
+            return False
+        there = {one.name.removeprefix(f"{version}/"): one.size for one in self.tree.files(version)}
+        here = {path.relative_to(build).as_posix(): path for path in build.rglob("*") if path.is_file() and path.name[0] != "."}
+        here.pop(MANIFEST_NAME)
+        if lost := sorted(name for name, one in sealed.items() if name not in here and there.get(name) != one.bytes):
+            raise NstError(f"{self.tree.at(version)}: {lost[0]} is neither there nor on this machine; run the same command again")
+        # of tables the bytes depend on the request alone: a shard that is there is this one
+        wanted = [name for name in here if not (name.startswith(_TABLES) and name in sealed and there.get(name) == sealed[name].bytes)]
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), wanted))
+        return self.tree.create(f"{version}/{MANIFEST_NAME}", (build / MANIFEST_NAME).read_bytes())
+
+    def publish_beside(self, place: Path) -> None:
+        """Bring what changed of the files beside a sealed version there: its card, pictures, metrics, places on the Hub."""
+        version, known = self.name_of(place), self._known(self.name_of(place))
+        sealed = read_manifest(place).files
+        there = {one.name: one for one in self.tree.children(version)[1]}
+        for path in sorted(place.iterdir()):
+            name = f"{version}/{path.name}"
+            if path.is_file() and path.name[0] != "." and path.name != MANIFEST_NAME and path.name not in sealed:
+                if name in there and there[name].size == path.stat().st_size and self.tree.read(name) == path.read_bytes():
+                    continue
+                self.tree.upload(path, name)
+        etags = {one.name.rpartition("/")[2]: one.etag for one in self.tree.children(version)[1]}
+        self._remember(version, {**known, **etags})
+
+    def claim(self, run: str, request: str) -> bool:
+        """Take a number for a request; False where another one has it."""
+        return self.tree.create(f"{run}/{REQUEST}", request.encode())
+
+    def discard_version(self, version: str) -> None:
+        """Delete a sealed version."""
+        self.tree.remove([f"{version}/{MANIFEST_NAME}"])  # from now on it is none
+        self.tree.remove([one.name for one in self.tree.files(version)])
+        self._notes(version).unlink(missing_ok=True)
+
+    def _refresh_run(self, run: str) -> None:
+        place = self.root / run
+        text = self.tree.read_if_there(f"{run}/{REQUEST}")
+        if text is None or (self.root / run.removeprefix("runs/") / MANIFEST_NAME).is_file():  # sealed, and half cleared away
+            if (place / REQUEST).is_file():
+                discard(place)
+            return
+        if (place / REQUEST).is_file():
+            if (place / REQUEST).read_bytes() == text:
+                return
+            discard(place)  # removed there and begun anew
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        try:
+            for part in ("build", "work"):
+                (fresh / part).mkdir()
+            write_text(fresh / REQUEST, text.decode())
+            place_once(fresh, place)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _drop_all_but(self, top: str, numbers: Iterable[str]) -> None:
+        """Delete here the versions of a name that are not there any more."""
+        for folder in (self.root / top).glob("*"):
+            if folder.name not in numbers and ((folder / MANIFEST_NAME).is_file() or (folder / REQUEST).is_file()):
+                discard(folder)
+
+    def _bring_file(self, version: str, place: Path, name: str, sealed: SealedFile | None) -> None:
+        self.tree.download(f"{version}/{name}", place / name)
+        if sealed is not None and hash_file(place / name) != sealed:
+            (place / name).unlink()
+            raise NstError(f"{self.tree.at(version)}: {name} is not what its manifest says; it is damaged there or on the way, try again")
+
+    def _is_here(self, path: Path, sealed: SealedFile | None) -> bool:
+        return sealed is not None and path.is_file() and path.stat().st_size == sealed.bytes and hash_file(path) == sealed
+
+    def _notes(self, version: str) -> Path:
+        return self.root / ".etags" / f"{version.replace('/', '+')}.json"
+
+    def _known(self, version: str) -> dict[str, str]:
+        """The etags of the files of a version when they were brought; that of the name "" says whether all were."""
+        if not (self.root / version / MANIFEST_NAME).is_file():
+            return {}
+        try:
+            known: dict[str, str] = json.loads(self._notes(version).read_text("utf-8"))
+            return known
+        except (OSError, ValueError):
+            return {}
+
+    def _remember(self, version: str, known: Mapping[str, str]) -> None:
+        self._notes(version).parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._notes(version), json.dumps(dict(known)))
+
+
+def _mirrors() -> Path:
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return Path(os.environ.get("NST_MIRRORS") or data / "nst" / "stores").absolute()
+
+
+def _folder_name(address: str) -> str:
+    """Readable, and another one for the same bucket on another server."""
+    server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", address.partition("://")[2])[:60]
+    return f"{plain}-{hashlib.sha256(f'{server} {address}'.encode()).hexdigest()[:8]}"
