@@ -67,6 +67,7 @@ COMMANDS = {
     "remove": Command("versions", "remove"),
     "push": Command("sharing", "push"),
     "pull": Command("sharing", "pull"),
+    "copy": Command("sharing", "copy"),
     "adopt": Command("adopt", "adopt"),
     "export": Command("export", "export"),
     "lineage": Command("sharing", "lineage", only_shows=True),

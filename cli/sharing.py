@@ -98,6 +98,22 @@ def pull(
     print(f"{as_sealed(version)}\n  {version.location}\n  next: {following[manifest.kind]}")
 
 
+def copy(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A version in the store; a name alone means its newest one.")],
+    to: Annotated[str, typer.Argument(metavar="STORE", help="The other store: a folder, or s3://BUCKET/PREFIX.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy a version into another store, each file checked. What it was made from is not copied with it."""
+    from nst_data.sharing.copy import copy as copy_version
+
+    version = copy_version(open_store(store), ref, open_store(to), progress=terminal())
+    if json:
+        print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "kind": version.manifest.kind})
+        return
+    print(f"{as_sealed(version)}\n  {version.location}")
+
+
 def lineage(
     ref: Annotated[str, typer.Argument(metavar="REF", help="A version in the store, or OWNER/NAME[@VERSION] on the Hub.")],
     store: StoreOption = None,

@@ -23,6 +23,9 @@ Ref = Annotated[
 def list_versions(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this name.")] = None,
     remote: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="The versions of a repository of the Hub instead.")] = None,
+    only_unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Only what is under way, and on s3:// the files that killed writers left.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -31,15 +34,18 @@ def list_versions(
         _list_remote(remote, name, json)
         return
     there = open_store(store)
-    versions = there.versions(name)
+    versions = [] if only_unfinished else there.versions(name)
     unfinished = [ref for ref in there.unfinished() if name in (None, ref.partition("@")[0])]
+    leftovers = there.leftovers(name) if only_unfinished else {}
     if json:
-        print_json({"versions": [_summary(version) for version in versions if version.is_readable], "unfinished": unfinished})
+        left = {"leftovers": sorted(leftovers)} if only_unfinished else {}
+        print_json({"versions": [_summary(version) for version in versions if version.is_readable], "unfinished": unfinished} | left)
         return
-    if not versions and not unfinished:
-        print(
-            f"{there.location}: nothing {f'called {name} ' if name else ''}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions"
-        )
+    if only_unfinished and not unfinished and not leftovers:
+        print(f"{there.location}: nothing is unfinished")
+    elif not versions and not unfinished and not leftovers:
+        called = f"called {name} " if name else ""
+        print(f"{there.location}: nothing {called}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
     for version in versions:
         if not version.is_readable:
             print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
@@ -50,6 +56,8 @@ def list_versions(
     for ref in unfinished:
         done = there.how_far(ref)
         print(f"{ref:<32} unfinished   {done}{'; ' * bool(done)}run its command again to go on, or nst remove {ref}")
+    for ref, (files, size) in leftovers.items():
+        print(f"{ref:<32} leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:

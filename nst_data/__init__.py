@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nst_data.review.freeze import freeze
     from nst_data.selection.editions import balance
     from nst_data.settings import BalanceSettings, PickSettings
+    from nst_data.sharing.copy import copy
     from nst_data.sharing.lineage import lineage
     from nst_data.sharing.pull import pull
     from nst_data.sharing.push import push
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "adopt",
     "balance",
+    "copy",
     "diff",
     "export",
     "freeze",
@@ -54,6 +56,7 @@ _MODULES = {
     "Version": "store.store",
     "adopt": "adoption",
     "balance": "selection.editions",
+    "copy": "sharing.copy",
     "diff": "inspection.churn",
     "export": "formats.export",
     "freeze": "review.freeze",

@@ -21,7 +21,7 @@ from nst_train.settings import LabelRunSettings
 ROOT = Path(__file__).parent.parent
 DATA = """
 BalanceSettings NstError PickSettings Source Store UsageError Version __version__
-adopt balance diff export freeze lineage open_source pull push quality
+adopt balance copy diff export freeze lineage open_source pull push quality
 """
 TRAIN = """
 EmbedSettings EvaluateSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot

@@ -108,10 +108,10 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
     folder.parent.mkdir(parents=True, exist_ok=True)
     sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # those that waited find it there
     with sign, quiet("huggingface_hub.utils"):
-        version = _there(store, name, manifest)
+        version = version_there(store, name, manifest)
         is_new = version is None
         if version is None:
-            _check_space(store, manifest, folder)
+            check_space(store, manifest, folder)
             version = _download(store, repository, commit, manifest, name, folder, progress)
         else:
             discard(folder)
@@ -121,7 +121,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
     return version
 
 
-def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
+def version_there(store: Store, name: str, manifest: Manifest) -> Version | None:
     """The version, where the store has it. Raises NstError where the number is another's."""
     store.check_name_is_free_for(name, manifest.kind)
     for version in store.versions(name):
@@ -129,16 +129,16 @@ def _there(store: Store, name: str, manifest: Manifest) -> Version | None:
             if version.is_readable and version.manifest.digest == manifest.digest:
                 return version
             raise NstError(
-                f"{version.ref} is taken in {store.root} by other content; give the pulled one another name: "
+                f"{version.ref} is taken in {store.location} by other content; give the pulled one another name: "
                 "`pull(store, 'OWNER/NAME@VERSION', name='NAME')`"
             )
     for staging in store.stagings(name):
         if staging.target.name == manifest.version:
-            raise NstError(f"{staging.ref} is under way in {store.root} with other content; pull under another name: `name` NAME")
+            raise NstError(f"{staging.ref} is under way in {store.location} with other content; pull under another name: `name` NAME")
     return None
 
 
-def _check_space(store: Store, manifest: Manifest, folder: Path) -> None:
+def check_space(store: Store, manifest: Manifest, folder: Path) -> None:
     """Raises NstError where there is no room for what is not in `folder` yet."""
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     needed, free = sum(sealed.bytes for sealed in manifest.files.values()), shutil.disk_usage(store.root).free + there

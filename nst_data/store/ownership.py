@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import psutil
 
@@ -86,18 +86,25 @@ class AtWorkError(NstError):
         super().__init__(f"{what}: in use by {process}; wait for it or stop it, then rerun. Nothing was changed")
 
 
+class HasLoss(Protocol):
+    """A sign of life elsewhere."""
+
+    is_lost: bool
+
+
 class Sign:
     """The sign of life of this process, shown by a thread until `end`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.is_lost = False
+        self.lease: HasLoss | None = None  # of the same work, in a store at an address
         self._ended = threading.Event()
         threading.Thread(target=self._show_life, name=f"alive-{folder.name}", daemon=True).start()
 
     def check(self, what: str) -> None:
         """Raises NstError where others took this process for dead, or removed what it works at."""
-        if self.is_lost:
+        if self.is_lost or (self.lease is not None and self.lease.is_lost):
             raise NstError(
                 f"{what}: this process sent no heartbeat for {DEAD_AFTER_SECONDS:.0f} s and was replaced, or its work was removed; stopping"
             )

@@ -1,10 +1,13 @@
 """A version under way in a store at an address: what of its making other machines, or this one after a kill, go on from."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from nst_data.errors import NstError
+from nst_data.store.leases import Lease, check_nobody_at_work, leased, present
 from nst_data.store.manifest import MANIFEST_NAME
 from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror
 
@@ -26,6 +29,18 @@ class RemoteRun:
         tree.remove([one.name for one in tree.files(self.name)])
         if tree.stat(f"{version}/{MANIFEST_NAME}") is None:
             tree.remove([one.name for one in tree.files(version)])
+
+    def owned(self, what: str, say: Callable[[str], None]) -> AbstractContextManager[Lease]:
+        """While this lasts no process of any machine owns it too. Raises AtWorkError."""
+        return leased(self.mirror.tree, f"{self.name}/owner", what, say)
+
+    def worker(self) -> AbstractContextManager[Lease]:
+        """While this lasts `check_nobody_at_work` finds this process."""
+        return present(self.mirror.tree, f"{self.name}/worker")
+
+    def check_nobody_at_work(self, what: str, say: Callable[[str], None]) -> None:
+        """Raises AtWorkError where a process of any machine is at work on it."""
+        check_nobody_at_work(self.mirror.tree, what, [f"{self.name}/owner", f"{self.name}/worker"], say)
 
     def bring_notes(self) -> None:
         """Have here the notes of all shards that are done anywhere. Raises NstError where the version was sealed or removed meanwhile."""

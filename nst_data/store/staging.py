@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,10 @@ class Staging:
     def shared(self, make: Callable[[], Version]) -> Version:
         """What `make` gives, with any number of processes at it; where it fails since another one has sealed the version, that version."""
         try:
-            with present(self.folder / "worker"):
+            with ExitStack() as stack:
+                stack.enter_context(present(self.folder / "worker"))
+                if self.elsewhere is not None:
+                    stack.enter_context(self.elsewhere.worker())
                 return make()
         except Exception as error:
             if version := self.sealed_by_another():
@@ -101,7 +104,10 @@ class Staging:
     def owned(self, say: Callable[[str], None]) -> Iterator[Sign]:
         """While this lasts no other process owns this. Raises AtWorkError, and NstError where it is sealed or removed meanwhile."""
         try:
-            with owned(self.folder / "owner", self.ref, say) as sign:
+            with ExitStack() as stack:
+                sign = stack.enter_context(owned(self.folder / "owner", self.ref, say))
+                if self.elsewhere is not None:
+                    sign.lease = stack.enter_context(self.elsewhere.owned(self.ref, say))
                 yield sign
         except FileNotFoundError:
             if self.folder.is_dir():

@@ -205,8 +205,10 @@ class Store:
         for folder in run:
             if folder.is_dir():
                 check_nobody_at_work(ref, folder / "owner", folder / "worker", beside(folder), say=say)
-                if self.mirror is not None:
-                    RemoteRun(self.mirror, self.mirror.name_of(folder)).discard()
+                if self.mirror is not None and PULLS not in folder.parts:
+                    remote = RemoteRun(self.mirror, self.mirror.name_of(folder))
+                    remote.check_nobody_at_work(ref, say)
+                    remote.discard()
                 discard(folder)
                 return folder
         if self.mirror is not None and ref in self.leftovers(name):

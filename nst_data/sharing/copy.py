@@ -1,0 +1,73 @@
+"""`nst copy`: a version from one store into another, each file compared with its checksum; stores may be folders or at addresses."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from nst_data.arguments import with_checked_arguments
+from nst_data.errors import NstError
+from nst_data.progress import Progress, on_this_terminal
+from nst_data.sharing.pull import check_space, version_there
+from nst_data.store.files import discard, fsync_tree, hash_file
+from nst_data.store.manifest import Kind
+from nst_data.store.ownership import beside, owned
+from nst_data.store.store import PULLS, Store
+from nst_data.store.version import Version
+
+
+@with_checked_arguments
+def copy(store: Store, version: Version | str, to: Store, *, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
+    """Copy a sealed version into another store, under the same name and number. Interrupted, the same call goes on.
+
+    What it was made from is not copied; copy that too where it is wanted there.
+
+    Args:
+        store: Where it is.
+        version: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`; a name alone means its newest one.
+        to: Where it goes.
+        kinds: What it may be: of generation, edition, review, teacher; by default any.
+        progress: What a person sees of it; by default lines on standard error.
+
+    Returns:
+        The version in the other store, which may have been there before.
+
+    Raises:
+        UsageError: There is no such version.
+        NstError: A file is not as its checksum says (nothing is kept then), the number is taken there, or there is no room.
+    """
+    progress, version = progress or on_this_terminal(), store.open(version, *kinds)
+    manifest, name = version.manifest, version.name
+    run = to.root / "runs" / PULLS / name / version.place.name
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with owned(beside(run), version.ref, progress.say, wait=True):
+        there = version_there(to, name, manifest)
+        if there is not None:
+            discard(run)
+            progress.say(f"{there.ref} already exists in {to.location}: same content")
+            return there
+        check_space(to, manifest, run)
+        total = sum(sealed.bytes for sealed in manifest.files.values())
+        with progress.task(f"copy {version.ref}", total, "bytes") as task:
+            for path in sorted(path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."):
+                file = path.relative_to(version.folder).as_posix()
+                sealed, target = manifest.files.get(file), run / "build" / file
+                if sealed is None or not (target.is_file() and hash_file(target) == sealed):
+                    _copy_file(path, target)
+                if sealed is not None:
+                    if hash_file(target) != sealed:
+                        discard(run)
+                        raise NstError(f"{version.ref}: {file} is not what its manifest says; nothing was kept, restore it and copy again")
+                    task.advance(sealed.bytes)
+        fsync_tree(run / "build")
+        target = to.target(manifest.kind, name, manifest.version)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copied = to.place(run / "build", target)
+        discard(run)
+    if copied.manifest.digest != manifest.digest:
+        raise NstError(f"{copied.ref} was made in {to.location} meanwhile with other content")
+    return copied
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)

@@ -1,0 +1,235 @@
+"""A store at `s3://…`, on a real server: the bytes of a folder, whoever is killed and whoever comes second."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import object_store
+import pytest
+from conftest import write_class_folders, write_pool
+from labels import write_teacher
+
+from nst_data import BalanceSettings, balance, open_source
+from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_data.sharing.copy import copy
+from nst_data.store.file_tree import FileTree
+from nst_data.store.store import Store
+from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, label, train
+
+pytestmark = pytest.mark.slow
+NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
+QUIET = Progress()
+RUN = RunSettings(workers=0, checkpoint_minutes=0)
+TINY = TrainSettings(model="test_resnet", image_size=16, batch_size=4, epochs=2, warmup_steps=1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with object_store.serving(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _here(server, tmp_path, monkeypatch):
+    """This process, and those that it starts, read and write on the server."""
+    for name, value in object_store.settings(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NST_MIRRORS", str(tmp_path / "mirrors"))
+
+
+@pytest.fixture
+def address(tmp_path):
+    return f"s3://nst/{tmp_path.name}"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """To be another machine from now on: what this one has shares nothing with it but the server."""
+    return lambda number: monkeypatch.setenv("NST_MIRRORS", str(tmp_path / f"mirrors-{number}"))
+
+
+@contextmanager
+def started(mirrors, call, *arguments):
+    """A process that does nothing but this, as a machine with these mirrors; it is killed in the end."""
+    context = multiprocessing.get_context("forkserver")  # of one that has imported all, and computed nothing: it forks at once
+    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.training.train", "timm"])
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | {"NST_MIRRORS": str(mirrors)}
+    process = context.Process(target=_run, args=(environment, call, arguments))
+    process.start()
+    try:
+        yield process
+    finally:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _run(environment, call, arguments):
+    os.environ.update(environment)
+    call(*arguments)
+
+
+def label_there(place, teacher, pool, settings):
+    try:
+        label(Store(place), "c", teacher, open_source(pool), settings, progress=QUIET)
+    except NstError as error:
+        if "was just taken by another command" not in str(error):
+            raise
+
+
+def train_there(place, labeled, settings):
+    train(Store(place), "t", open_source(labeled, labeled=True), settings, run=RUN, progress=QUIET)
+
+
+def nst(*words):
+    done = subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300)
+    assert object_store.SECRET not in done.stdout + done.stderr
+    return done
+
+
+def names(address, part=""):
+    return [one.name for one in FileTree.parse(address).files() if part in one.name]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def contents(store, ref):
+    """The sealed files of a version, and its digest."""
+    version = Store(store).open(ref)
+    return version.manifest.digest, {name: (version.folder / name).read_bytes() for name in version.manifest.files}
+
+
+def loop(place, folder):
+    """A teacher, its labels, an edition, a student."""
+    store, labeled, pool = Store(place), open_source(folder / "labeled", labeled=True), open_source(folder / "pool")
+    teacher = train(store, "t", labeled, TINY, generation=0, run=RUN, progress=QUIET)
+    labels = label(store, "c", teacher, pool, LabelSettings(rows_per_shard=7), progress=QUIET)
+    edition = balance(store, labels, BalanceSettings(per_class=5), progress=QUIET)
+    start = TINY.model_copy(update={"start": teacher.ref})
+    return train(store, "t", labeled, start, edition=edition, pool=pool, generation=1, run=RUN, progress=QUIET)
+
+
+def test_the_loop_on_s3_has_the_bytes_of_the_loop_in_a_folder_and_another_machine_finds_it_done(tmp_path, address, machine):
+    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
+    write_pool(tmp_path / "pool", 3, 6)
+    loop(tmp_path / "local", tmp_path)
+    loop(address, tmp_path)
+    for ref in ("t@gen-0", "c@gen-1", "c@gen-1.1", "t@gen-1"):
+        assert contents(address, ref) == contents(tmp_path / "local", ref)
+    written = names(address)
+    assert not names(address, "runs/")
+    machine(2)
+    loop(address, tmp_path)
+    assert names(address) == written
+    evaluate(Store(address), "t@gen-1", open_source(labeled, labeled=True), EvaluateSettings(), record="test", progress=QUIET)
+    assert names(address, "teachers/t/gen-1/metrics.json")
+    machine(3)
+    assert "test top-1" in nst("list", "--store", address).stdout
+    everything = b"".join(FileTree.parse(address).read(name) for name in names(address))
+    assert object_store.SECRET.encode() not in everything
+    assert object_store.KEY.encode() not in everything
+
+
+def test_labeling_killed_again_and_again_on_two_machines_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee", "cat"]), write_pool(tmp_path / "pool", 3, 30)
+    settings = LabelSettings(rows_per_shard=5, batch_size=4)
+    label_there(tmp_path / "local", teacher, pool, settings)
+    for kill in range(4):
+        noted = len(names(address, "/work/shards/"))
+        with started(tmp_path / f"mirrors-{kill % 2}", label_there, address, teacher, pool, settings) as process:
+            wait_for(lambda noted=noted, process=process: len(names(address, "/work/shards/")) > noted + 1 or not process.is_alive())
+    assert Store(address).unfinished() == ["c@gen-1"]
+    with started(tmp_path / "mirrors-0", label_there, address, teacher, pool, settings) as other:
+        machine(1)
+        label_there(address, teacher, pool, settings)
+        other.join(120)
+        assert other.exitcode == 0
+    assert contents(address, "c@gen-1") == contents(tmp_path / "local", "c@gen-1")
+    assert not names(address, "runs/")
+
+
+def test_a_training_goes_on_on_another_machine_from_the_last_checkpoint(tmp_path, address, machine):
+    labeled = write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
+    settings = TINY.model_copy(update={"epochs": 12})
+    train_there(tmp_path / "local", labeled, settings)
+    with started(tmp_path / "mirrors-0", train_there, address, labeled, settings) as first:
+        wait_for(lambda: names(address, "position.json"))
+        os.kill(first.pid, signal.SIGSTOP)
+        machine(2)
+        with pytest.raises(NstError, match=f"t@gen-0: in use by process {first.pid} on"):
+            train_there(address, labeled, settings)
+    said = []
+    progress = Progress()
+    progress.say = said.append
+    train(Store(address), "t", open_source(labeled, labeled=True), settings, run=RUN, progress=progress)
+    assert any("resumes after step" in line for line in said)
+    assert contents(address, "t@gen-0") == contents(tmp_path / "local", "t@gen-0")
+
+
+def test_what_a_killed_writer_left_is_named_and_removed_and_two_requests_get_two_numbers(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    for number in (1, 2):
+        machine(number)
+        label(Store(address), "c", teacher, pool, LabelSettings(rows_per_shard=2 + number), progress=QUIET)
+    assert [version.ref for version in Store(address).versions("c")] == ["c@gen-1", "c@gen-2"]
+    FileTree.parse(address).write("corpora/c/gen-9/pseudo_labels/train-00000-of-00001.parquet", b"half")
+    listed = nst("list", "--unfinished", "--store", address).stdout
+    assert "c@gen-9" in listed
+    assert "1 file, 0.0 MB, of no version; nst remove c@gen-9" in listed
+    Store(address).remove("c@gen-9")
+    machine(1)
+    Store(address).remove("c@gen-1")
+    assert not [name for name in names(address) if "/gen-2/" not in name]
+    machine(2)
+    assert [version.ref for version in Store(address).versions()] == ["c@gen-2"]
+
+
+def test_a_number_is_taken_by_one_of_two_machines(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), write_pool(tmp_path / "pool", 2, 4)
+    with started(tmp_path / "mirrors-1", label_there, address, teacher, pool, LabelSettings(rows_per_shard=3)) as first:
+        machine(2)
+        label_there(address, teacher, pool, LabelSettings(rows_per_shard=4))
+        first.join(120)
+        assert first.exitcode == 0
+    machine(3)
+    requests = [version.manifest.request.settings["rows_per_shard"] for version in Store(address).versions("c")]
+    assert requests in ([3], [4], [3, 4], [4, 3])
+
+
+def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_is_not_used(tmp_path, address):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    local = tmp_path / "local"
+    label(Store(local), "c", teacher, pool, progress=QUIET)
+    copied = nst("copy", "c@gen-1", address, "--store", local, "--json")
+    assert copied.returncode == 0, copied.stderr
+    assert json.loads(copied.stdout)["folder"] == f"{address}/corpora/c/gen-1"
+    assert copy(Store(local), "c", Store(address), progress=QUIET).ref == "c@gen-1"  # there already
+    back = copy(Store(address), "c@gen-1", Store(tmp_path / "back"), progress=QUIET)
+    assert back.verify() == []
+    assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
+    shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"
+    FileTree.parse(address).write(shard, b"x" * len(FileTree.parse(address).read(shard)))
+    shutil.rmtree(tmp_path / "mirrors")
+    with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet is not what its manifest says; it is damaged there"):
+        _ = Store(address).open("c@gen-1").folder
+
+
+def test_a_store_that_cannot_be_is_refused_in_one_line(monkeypatch):
+    with pytest.raises(UsageError, match="gs://bucket/store: expected a store in a folder or on s3://"):
+        Store("gs://bucket/store")
+    with pytest.raises(UsageError, match="s3://bucket/store: expected an address without credentials"):
+        Store("s3://me:secret@bucket/store")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert "access denied (403); check the credentials" in nst("list", "--store", "s3://nst/denied").stderr
