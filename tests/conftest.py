@@ -16,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask the public Hub for anythin
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="nst-tests-")  # datasets keeps an Arrow copy of each parquet file it reads
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small lose more to threads than they gain, above all on a busy machine
 
+os.fsync = lambda _: None  # no test cuts the power; a tiny training waits for the disk some hundred times
+
 _SAVEFIG = Figure.savefig
 
 

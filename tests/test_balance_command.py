@@ -229,7 +229,7 @@ def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation,
     }
 
 
-@pytest.mark.parametrize("limit", [(), ("--limit", 3)])
+@pytest.mark.parametrize("limit", [(), pytest.param(("--limit", 3), marks=pytest.mark.slow)])
 def test_an_edition_with_images_is_labeled_again(generation, store, pool, tmp_path, limit):
     edition, _ = balanced(generation, "--embed-images", "--per-class", 4)
     before = rows(edition, "balanced")[: 3 if limit else None]

@@ -68,9 +68,10 @@ def hangups_heeded():
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(
-    ("steps", "number"), [(1, signal.SIGTERM), (5, signal.SIGTERM), (13, signal.SIGHUP), (19, signal.SIGINT), (20, signal.SIGUSR1)]
-)
+_ALSO = [pytest.param(steps, number, marks=pytest.mark.slow) for steps, number in ((5, signal.SIGTERM), (19, signal.SIGINT))]
+
+
+@pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGTERM), (13, signal.SIGHUP), (20, signal.SIGUSR1), *_ALSO])
 def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps, hangups_heeded):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; what is done is kept, the same command goes on") as stop:

@@ -56,8 +56,10 @@ def same_labels(found, expected):
     np.testing.assert_allclose([row["confidence"] for row in found], [row["confidence"] for row in expected], atol=1e-6)
 
 
-@pytest.mark.parametrize("rows_per_shard", [1, 4, 6, 100])
-@pytest.mark.parametrize("top_k", [None, 2])
+_ALSO = [pytest.param(rows, top_k, marks=pytest.mark.slow) for rows, top_k in ((1, None), (1, 2), (4, 2), (6, None), (100, None), (100, 2))]
+
+
+@pytest.mark.parametrize(("rows_per_shard", "top_k"), [(4, None), (6, 2), *_ALSO])
 def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher, pool, rows_per_shard, top_k):
     settings = LabelSettings(batch_size=4, rows_per_shard=rows_per_shard, top_k=top_k)
     before = label(store, "bugs", teacher, open_source(str(pool)), settings, run=RUN)

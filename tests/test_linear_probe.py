@@ -166,6 +166,7 @@ def test_a_network_with_another_end_is_one_line(monkeypatch):
         last_layer(network, 2, "net")
 
 
+@pytest.mark.slow
 def test_a_student_may_end_with_a_last_layer_fitted_anew(tmp_path):
     write_class_folders(tmp_path / "labeled", CLASSES, 6)
     write_class_folders(tmp_path / "test", CLASSES, 2, 50)

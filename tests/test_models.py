@@ -107,7 +107,7 @@ def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
         load_classifier("tiny-techer", tiny_store[0])
 
 
-@pytest.mark.parametrize(("model", "size"), [("test_vit", 33), ("vgg11", 8)])
+@pytest.mark.parametrize(("model", "size"), [("test_vit", 33), pytest.param("vgg11", 8, marks=pytest.mark.slow)])
 def test_a_size_that_the_network_refuses_is_one_line(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
     network = create_network(settings, 3)

@@ -91,7 +91,7 @@ def some_settings(draw):
     return BalanceSettings(**chosen)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(some_rows, some_settings(), some_images, some_images, narrowing, st.randoms())
 def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, chosen, held_out, near, ranked_rows, random):
     shuffled = frame(rows).collect()[random.sample(range(len(rows)), len(rows))].lazy()
@@ -200,6 +200,7 @@ for chosen in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_nothing(tmp_path):
     many_labels(20_000, classes=12).write_parquet(tmp_path / "labels.parquet")
     asked = [BalanceSettings(method=method, **FILTERED).model_dump_json() for method in ("exact", "official")]

@@ -169,6 +169,7 @@ def test_the_recipe_for_image_folders_runs_on_generated_folders(tmp_path):
     assert str(tmp_path / "net") not in output  # the last part of a path is what the table has room for
 
 
+@pytest.mark.slow
 def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_path):
     photos = tmp_path / "photos"
     write_images(photos)

@@ -159,6 +159,7 @@ def test_a_source_of_the_hub_is_pinned_by_its_commit(hub, found):
     assert what_changed(*listings) == f"'me/versions@{old}:default/train' before, 'me/versions@{now}:default/train' now"
 
 
+@pytest.mark.slow
 def test_every_location_opens_the_same_source_again(hub, found, tmp_path):
     _, url, _, _ = hub
     cases = ("split", "config", "tag", "folder")

@@ -2,11 +2,13 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -251,7 +253,7 @@ def make_manifest(
         files=files,
         seconds=round(seconds, 3),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        packages=_installed_packages(),
+        packages=dict(installed_packages()),
         machine=this_machine() | machine,
     )
 
@@ -300,7 +302,9 @@ def this_machine() -> dict[str, Any]:
     return {"python": platform.python_version(), "system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count()}
 
 
-def _installed_packages() -> dict[str, str]:
+@functools.cache
+def installed_packages() -> Mapping[str, str]:
+    """The versions of what results can depend on."""
     return {package: importlib.metadata.version(package) for package in _PACKAGES}
 
 

@@ -73,10 +73,12 @@ class ImageText:
 
 def is_image_text(config: dict[str, Any]) -> bool:
     """Whether a config.json is that of a transformers model for zero-shot image classification, rather than of a classifier made of one."""
+    kind, named = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(kind, str):  # such as timm's: transformers takes seconds to import
+        return False
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN
 
-    kind, named = config.get("model_type"), config.get("architectures") or []
-    return isinstance(kind, str) and kind in KNOWN and (not named or KNOWN[kind] in named)
+    return kind in KNOWN and (not named or KNOWN[kind] in named)
 
 
 def load_image_text(folder: Path, exact: bool) -> ImageText:
