@@ -60,7 +60,8 @@ def evaluate(
     """Measure accuracy, calibration and robustness of one or several models. Resumes where it stopped when rerun."""
     from nst_data.errors import UsageError
     from nst_train.device import this_process
-    from nst_train.evaluation.evaluate import by_model, measure_all, settled
+    from nst_train.evaluation.evaluate import by_model, measure_all
+    from nst_train.teacher_names import settled
 
     there = open_store(store)
     models = list(dict.fromkeys(settled(model, there) for model in models))

@@ -24,7 +24,7 @@ from .messages import terminal
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
-    from nst_train.classifiers.teachers import TeacherName
+    from nst_train.teacher_names import TeacherName
 
 StoreOption = Annotated[
     str | None,

@@ -17,7 +17,7 @@ from .tables import WIDTH, print_table
 
 if TYPE_CHECKING:
     from nst_data.store.store import Store
-    from nst_train.noisy_student import Generation
+    from nst_train.finished_run import Generation
 
 
 def run(

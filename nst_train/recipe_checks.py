@@ -8,7 +8,7 @@ from nst_data.progress import Progress
 from nst_data.selection.editions import check_classes
 from nst_data.sources import Source, check_trainable, match_classes
 from nst_data.store.store import Number, Store
-from nst_train.classifiers.teachers import TeacherName, is_in_store, load_classifier
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.classifiers.zero_shot import check_zero_shot
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX
 from nst_train.evaluation.evaluate import load_candidate
@@ -24,6 +24,7 @@ from nst_train.recipe_dead_keys import idle_of_first
 from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
+from nst_train.teacher_names import TeacherName, is_in_store
 from nst_train.training.trackers import check_trackers
 from nst_train.zero_shot_settings import ZeroShot
 

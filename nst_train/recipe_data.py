@@ -1,21 +1,19 @@
 """The sources of a recipe, opened, and all that would stop a later generation checked before the first."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from nst_data.errors import NstError
-from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out
-from nst_data.sources import Source, open_source
+from nst_data.sources import Source
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import TeacherName, is_in_store
 from nst_train.device import this_process
+from nst_train.opened_sources import OpenedSources
 from nst_train.recipe_checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
-from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
+from nst_train.teacher_names import TeacherName, is_in_store
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,11 @@ class RecipeData:
     evaluated: list[Source]  # nor of these, which `evaluate` names beside them
 
     @classmethod
-    def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
+    def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True, sources: OpenedSources | None = None) -> Self:
         """Raises NstError for a source that is not there, and for what would stop a later generation. Without `writes` the store stays."""
-        whole = _open("labeled", recipe.labeled, progress) if recipe.labeled else None
-        pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
-        labeled, test = whole, _open("test", recipe.test, progress) if recipe.test else None
-        validation = _open("validation", recipe.validation, progress) if recipe.validation else None
+        sources = sources or OpenedSources.open(recipe, store, progress, writes=writes)
+        whole, pool, test, validation = sources.labeled, sources.pool, sources.test, sources.validation
+        labeled = whole
         teacher: TeacherName | None = None
         names = None if whole is None else whole.class_names or []
         if names is None:
@@ -55,7 +52,7 @@ class RecipeData:
             with this_process().main_process_first():
                 kept = kept_holdouts(store)
                 labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, writes=writes, progress=progress)
-        evaluations = [(one, _data_of(one, test, progress)) for one in recipe.evaluate]
+        evaluations = [(settings, _or_test(data, test)) for settings, data in sources.evaluations]
         check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
         if recipe.holdout and labeled:
             _say_leaks(recipe, store, labeled, teacher, by, progress)
@@ -88,25 +85,8 @@ def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]
     return [source for fingerprint, source in found.items() if fingerprint not in {one.images_fingerprint for one in known}]
 
 
-def _data_of(settings: EvaluationSettings, test: Source | None, progress: Progress) -> Path | Source:
-    """A published suite's folder, or labeled images: the test images where it names none."""
-    if settings.data is None:
-        assert test is not None, "the recipe was checked"
-        return test
-    return Path(settings.data.sources[0]) if settings.of_published else _open("evaluate", settings.data, progress)
-
-
-def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
-    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
-    on_hub = [one for one in settings.sources if not os.path.exists(one) and HubReference.parse(one) is not None]
-    beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
-    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
-    try:
-        source = open_source(
-            settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
-        )
-    except NstError as error:
-        raise type(error)(f"{beside}, and on the Hub: {error}" if on_hub else f"{role}: {error}") from None
-    if on_hub:
-        progress.say(f"{beside}; using Hub dataset {source.location}")
-    return source
+def _or_test(data: Path | Source | None, test: Source | None) -> Path | Source:
+    """The test images where an evaluation names no others."""
+    found = test if data is None else data
+    assert found is not None, "the recipe was checked"
+    return found

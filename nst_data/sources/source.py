@@ -151,7 +151,7 @@ class Source(ABC):
 
         They tell of other bytes at the same size, as no fingerprint does. Empty where a commit pins the images.
         """
-        return np.fromiter(map(_stamp, self.files()), dtype=np.uint64)
+        return np.fromiter(map(stamp_of, self.files()), dtype=np.uint64)
 
     @cached_property
     def stamp(self) -> str:
@@ -300,7 +300,8 @@ def check_are_sources(**given: object) -> None:
             raise UsageError(f"`{role}`: expected a source, such as open_source('photos'), found {value!r}")
 
 
-def _stamp(path: str) -> int:
+def stamp_of(path: str) -> int:
+    """A hash of a file's times and size; 0 for one that is not there."""
     try:
         stat = os.stat(path)
     except OSError:  # its rows say so when they are read

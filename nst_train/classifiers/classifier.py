@@ -1,7 +1,9 @@
 """A network that answers, with all that its answers depend on."""
 
+import hashlib
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from nst_train.networks.models import count_parameters
@@ -27,3 +29,14 @@ class Classifier:
 def shaping(preprocessing: Preprocessing) -> list[tuple[str, str]]:
     """What of a preprocessing decides its tensors, for a digest."""
     return sorted((key, str(value)) for key, value in vars(preprocessing).items() if key in _SHAPING)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """Of all tensors of a network, by their names."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()

@@ -24,8 +24,9 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.teachers import TeacherName, load_classifier
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.weights import why_not_loaded
+from nst_train.teacher_names import TeacherName
 
 NetworkFormat = Literal["onnx", "torch-export"]
 NETWORK_FORMATS: tuple[NetworkFormat, ...] = get_args(NetworkFormat)

@@ -24,7 +24,7 @@ from nst_data.sources import match_classes
 from nst_data.store.inputs import Input, numbered
 from nst_data.store.manifest import ORDER, json_digest
 from nst_data.store.store import Store
-from nst_train.classifiers.classifier import Classifier, shaping
+from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
 from nst_train.networks.image_text import is_image_text
@@ -39,11 +39,11 @@ from nst_train.networks.weights import (
     download,
     published_weights,
     require_safetensors,
-    weights_sha256,
     why_not_loaded,
 )
 from nst_train.noise_settings import TransformOf
 from nst_train.settings import TrainSettings
+from nst_train.teacher_names import TeacherName, is_in_store
 from nst_train.transforms.preprocessing import Preprocessing, ProcessorPreprocessing, TimmPreprocessing
 from nst_train.zero_shot_settings import ZeroShot
 
@@ -100,9 +100,6 @@ class Teacher:
         ]
         mean = torch.stack(probs).mean(dim=0).log()
         return mean if temperature == 1 else torch.log_softmax(mean / temperature, dim=1)
-
-
-TeacherName = str | ZeroShot
 
 
 def load_teacher(
@@ -186,11 +183,6 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
     weights = weights_sha256(classifier.network)
     identity = json_digest([weights, shaping(classifier.preprocessing), classifier.class_names, architecture])
     return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision)
-
-
-def is_in_store(name: str, store: Store) -> bool:
-    """Whether a model name means a teacher of the store."""
-    return not {":", "/"} & set(name) and ("@" in name or bool(store.versions(name)))
 
 
 def teacher_input(ref: str, store: Store) -> Input:

@@ -13,14 +13,14 @@ from nst_data.errors import NstError, UsageError
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.store.inputs import ClassTexts, Input
 from nst_data.store.manifest import json_digest
-from nst_train.classifiers.classifier import Classifier, shaping
+from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.device import set_threads, this_device
 from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
 from nst_train.networks.model_config import check_config, read_config
 from nst_train.networks.models import check_name
 from nst_train.networks.open_clip_models import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip, load_open_clip
 from nst_train.networks.probe import FAILURES, probe
-from nst_train.networks.weights import CONFIG, FOLDER, download, snapshot, weights_sha256, why_not_loaded
+from nst_train.networks.weights import CONFIG, FOLDER, download, snapshot, why_not_loaded
 from nst_train.zero_shot_settings import ZeroShot
 
 _TEXTS_AT_ONCE = 64

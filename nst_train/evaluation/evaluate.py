@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from nst_data.store.metrics import Metrics, Result
 from nst_data.store.ownership import beside, owned
 from nst_data.store.store import Store, Version, check_name
 from nst_train.classifiers.inference import Computation, batches_of, predict
-from nst_train.classifiers.teachers import Teacher, TeacherName, is_in_store, load_classifier
+from nst_train.classifiers.teachers import Teacher, load_classifier
 from nst_train.device import agreed_text, this_process
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.measuring import Effort, Measured, Suite
@@ -30,6 +30,7 @@ from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Candidate
 from nst_train.evaluation_settings import CLEAN, EvaluateSettings, recorded_name
 from nst_train.settings import ReadSettings
+from nst_train.teacher_names import TeacherName, is_in_store, settled
 from nst_train.zero_shot_settings import ZeroShot
 
 _IN_FULL_ONLY = ("classes", "confusions")  # what is measured beside what is recorded
@@ -120,14 +121,6 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str) ->
             raise UsageError(f"`record`: {model} is not a teacher in the store, so nothing can be recorded for it; remove `record`")
         if not all(map(is_writable, ((folder := store.open(model, "teacher").folder), folder.parent))):
             raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
-
-
-M = TypeVar("M", bound=TeacherName)
-
-
-def settled(model: M, store: Store) -> M | str:
-    """The version that a name of the store means now: its newest may be another one when it is loaded."""
-    return store.open(model, "teacher").ref if isinstance(model, str) and is_in_store(model, store) else model
 
 
 def by_model(measured: Mapping[str, Mapping[str, Measured]]) -> dict[str, dict[str, Any]]:

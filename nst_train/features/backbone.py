@@ -13,11 +13,12 @@ from nst_data.errors import NstError
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.teachers import Teacher, is_in_store, teacher_input
+from nst_train.classifiers.teachers import Teacher, teacher_input
 from nst_train.networks.models import check_name, create_network, data_config_of
 from nst_train.networks.network_noise import classifiers_of
 from nst_train.networks.weights import FOLDER, initial_weights
 from nst_train.settings import TrainSettings
+from nst_train.teacher_names import is_in_store
 from nst_train.transforms.preprocessing import TimmPreprocessing
 
 _CLASSES = 2  # of a last layer that is taken off again

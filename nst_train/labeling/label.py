@@ -26,13 +26,14 @@ from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.classifiers.inference import Computation, choose_computation, computation_of
 from nst_train.classifiers.teacher_calibration import calibration_input, fit
-from nst_train.classifiers.teachers import Teacher, TeacherName, load_teacher, teacher_entries
+from nst_train.classifiers.teachers import Teacher, load_teacher, teacher_entries
 from nst_train.labeling.begin import begin, note_images
 from nst_train.labeling.grown import Grown
 from nst_train.labeling.labeling import Labeling, NoAnswerError
 from nst_train.labeling.like import Like
 from nst_train.labeling.plan import Plan, Whole
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
+from nst_train.teacher_names import TeacherName
 from nst_train.zero_shot_settings import ZeroShot
 
 _ROW_BYTES = 100  # key, hashes and numbers

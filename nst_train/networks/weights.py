@@ -1,15 +1,11 @@
-"""The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read."""
+"""The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read. Imports no torch itself."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import timm
-import torch
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from nst_data.cards.card_metadata import read_front_matter
 from nst_data.errors import NstError, UsageError, first_line
@@ -71,12 +67,24 @@ def local_name(name: str) -> str | None:
 
 def published_weights(name: str) -> tuple[Path, str]:
     """The safetensors that timm publishes for one of its names, in a folder called like their commit, and their repository on the Hub."""
+    repo = published_repository(name)
+    return published_file(repo, name), repo
+
+
+def published_repository(name: str) -> str:
+    """Where on the Hub timm publishes the weights of one of its names. Raises NstError where it publishes none."""
+    import timm
+
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise NstError(f"{name}: timm publishes no weights for it on the Hub; timm.list_models(pretrained=True) lists those it has")
-    repo = config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
+    return config.hf_hub_id if "/" in config.hf_hub_id else f"timm/{config.hf_hub_id}"
+
+
+def published_file(repo: str, name: str) -> Path:
+    """The safetensors of a repository, in a folder called like the commit that is its newest now. `name` is what timm calls them."""
     with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
-        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS))), repo
+        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS)))
 
 
 def initial_weights(name: str) -> Input:
@@ -183,14 +191,3 @@ def _quoted(text: str, before: str) -> list[str]:
 def _shape(shape: object) -> str:
     numbers = re.findall(r"\d+", str(shape))
     return "x".join(numbers) or "a number"
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """Of all tensors of a network, by their names."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
-        )
-    return digest.hexdigest()

@@ -9,10 +9,11 @@ from nst_data.progress import Progress
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import is_in_store, load_classifier, teacher_input
+from nst_train.classifiers.teachers import load_classifier, teacher_input
 from nst_train.networks.heads import heads_of
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
+from nst_train.teacher_names import is_in_store
 
 
 def start_input(name: str, store: Store) -> Input:

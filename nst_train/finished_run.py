@@ -1,0 +1,180 @@
+"""What a finished run of a recipe went by and what it made: asked again, it is answered from that, without a network library."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.sources.source import stamp_of
+from nst_data.store.files import write_text
+from nst_data.store.manifest import installed_packages, json_digest
+from nst_data.store.metrics import Metrics
+from nst_data.store.store import Store, Version
+from nst_train.opened_sources import OpenedSources
+from nst_train.recipe_settings import Recipe
+from nst_train.teacher_names import is_in_store
+
+_OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone.
+
+    `corpus` is the labeling of the pool that its edition was selected by, where that was made for its generation.
+    """
+
+    teacher: Version
+    corpus: Version | None = None
+    edition: Version | None = None
+
+
+class _Kept(BaseModel):
+    """As it lies in the store."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    asked: str
+    repositories: dict[str, str]
+    versions: dict[str, str]  # all that the run made, digests by reference
+    measured: dict[str, str]  # what was measured of its teachers, digests by reference and name
+    generations: list[tuple[str, str | None, str | None]]  # teacher, corpus and edition
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that a run goes by, as a digest, and the repositories of the Hub by the names of timm for which they hold weights."""
+
+    digest: str
+    repositories: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A recipe over its opened sources, and where the store keeps what a finished run of it made.
+
+    The run counts as the same for an equal recipe over sources, files and models that nobody has written to since, with the same packages.
+    It is looked through again where it measures a published suite, whose folders hold too many files to look at each.
+    """
+
+    store: Store
+    recipe: Recipe
+    sources: OpenedSources
+
+    def generations(self, progress: Progress) -> list[Generation] | None:
+        """What it made; None where something of that, or of what it went by, is not as it was, and for one of several processes."""
+        if _is_one_of_several() or not self._path.is_file():
+            return None
+        try:
+            kept = _Kept.model_validate_json(self._path.read_text("utf-8"))
+            versions = {ref: self.store.open(ref) for ref in kept.versions}
+            if {ref: version.manifest.digest for ref, version in versions.items()} != kept.versions:
+                return None
+            if not kept.measured.items() <= _measured(versions.values()).items() or self.asked(kept.repositories).digest != kept.asked:
+                return None
+            made = [
+                Generation(versions[teacher], *(None if ref is None else versions[ref] for ref in on)) for teacher, *on in kept.generations
+            ]
+        except (OSError, ValueError, KeyError, TypeError, NstError):  # the run says what is wrong
+            return None
+        progress.say(f"{self.recipe.name} is finished: same recipe, images and models")
+        return made
+
+    def asked(self, repositories: Mapping[str, str]) -> Asked:
+        """All that the run goes by, as of now. Raises KeyError for a model of timm whose repository is not named."""
+        recipe = self.recipe.model_dump(mode="json")
+        digest = json_digest(
+            {
+                "recipe": recipe,
+                "packages": dict(installed_packages()),
+                "sources": [[source.fingerprint, source.stamp] for source in self.sources.all()],
+                "files": {text: stamp_of(text) for text in _texts(recipe) if os.path.isfile(text)},
+                "models": {name: self._identity(name, repositories) for name in self._models},
+                "reviews": {ref: self.store.open(ref, "review").manifest.digest for ref in self.recipe.reviews.values()},
+            }
+        )
+        return Asked(digest, repositories)
+
+    def begin(self) -> Asked | None:
+        """What the run goes by, as it begins; None for what can be known of no later run, or not now."""
+        if any(isinstance(data, Path) for _, data in self.sources.evaluations):
+            return None
+        from nst_train.networks.weights import published_repository
+
+        with contextlib.suppress(OSError, NstError):  # the run says what is wrong
+            return self.asked({name: published_repository(name) for name in self._models if self._is_of_timm(name)})
+        return None
+
+    def keep(self, asked: Asked, versions: Sequence[Version], generations: Sequence[Generation]) -> None:
+        """Keep what was made, by what was asked before it began; not where the store cannot be written to."""
+        kept = _Kept(
+            asked=asked.digest,
+            repositories=dict(asked.repositories),
+            versions={version.ref: version.manifest.digest for version in versions},
+            measured=_measured(versions),
+            generations=[(one.teacher.ref, one.corpus and one.corpus.ref, one.edition and one.edition.ref) for one in generations],
+        )
+        text = kept.model_dump_json(indent=2) + "\n"
+        with contextlib.suppress(OSError):
+            if not self._path.is_file() or self._path.read_text("utf-8") != text:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self._path, text)
+
+    @property
+    def _path(self) -> Path:
+        return self.store.root / "runs" / "finished" / f"{self.recipe.name}.json"
+
+    @property
+    def _models(self) -> list[str]:
+        """The trained models that the recipe names."""
+        settings = [one for network in self.recipe.networks for one in (network.settings, network.settings.finetune) if one]
+        names = [one.model for one in settings if one.pretrained]
+        asked = [*(one.start for one in settings), self.recipe.select.by, *(one.relative_to for one in self.recipe.evaluate)]
+        names += [name for name in asked if name not in _OF_THE_RUN and name is not None]
+        names += [self.recipe.teacher.model] if self.recipe.teacher else []
+        own = None if self.recipe.teacher else f"{self.recipe.name}-teacher@gen-0"  # which the run makes
+        return sorted({name for name in names if name != own})
+
+    def _identity(self, name: str, repositories: Mapping[str, str]) -> Any:  # noqa: ANN401 - a JSON value
+        """Equal where a name means the same weights."""
+        if is_in_store(name, self.store):
+            version = self.store.open(name, "teacher")
+            return [version.ref, version.manifest.digest]
+        from nst_train.networks.weights import FOLDER, published_file, snapshot
+
+        if name.startswith(FOLDER):
+            return sorted([path.name, stamp_of(str(path))] for path in Path(name.removeprefix(FOLDER)).iterdir())
+        return snapshot(name).name if "/" in name else published_file(repositories[name], name).parent.name
+
+    def _is_of_timm(self, name: str) -> bool:
+        return not {":", "/"} & set(name) and not is_in_store(name, self.store)
+
+
+def _is_one_of_several() -> bool:
+    """Whether this process has peers, as torchrun, accelerate and MPI say it."""
+    return any(os.environ.get(name, "1") not in ("", "1") for name in _SIZES)
+
+
+def _measured(versions: Iterable[Version]) -> dict[str, str]:
+    teachers = [version for version in versions if version.manifest.kind == "teacher"]
+    return {
+        f"{teacher.ref} {name}": json_digest(result.model_dump(mode="json"))
+        for teacher in teachers
+        for name, result in Metrics.read(teacher.place).root.items()
+    }
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - a JSON value
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)

@@ -1,0 +1,62 @@
+"""The sources of a recipe, opened. Imports no torch."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from nst_data.errors import NstError
+from nst_data.hub.reference import HubReference
+from nst_data.progress import Progress
+from nst_data.sources import Source, open_source
+from nst_data.store.store import Store
+from nst_train.recipe_sections import EvaluationSettings, SourceSettings
+from nst_train.recipe_settings import Recipe
+
+
+@dataclass(frozen=True)
+class OpenedSources:
+    """What a recipe names, before anything is held out of it. `evaluations` has a published suite's folder, or None for the test images."""
+
+    labeled: Source | None
+    pool: Source
+    test: Source | None
+    validation: Source | None
+    evaluations: list[tuple[EvaluationSettings, Path | Source | None]]
+
+    @classmethod
+    def open(cls, recipe: Recipe, store: Store, progress: Progress, *, writes: bool = True) -> Self:
+        """Raises NstError for a source that is not there. Without `writes` the store stays as it is."""
+        labeled = _open("labeled", recipe.labeled, progress) if recipe.labeled else None
+        pool = _open("pool", recipe.pool, progress, indexes=store.indexes if writes else None)
+        test = _open("test", recipe.test, progress) if recipe.test else None
+        validation = _open("validation", recipe.validation, progress) if recipe.validation else None
+        return cls(labeled, pool, test, validation, [(one, _data_of(one, progress)) for one in recipe.evaluate])
+
+    def all(self) -> Iterator[Source]:
+        """Each of them, in a fixed order."""
+        evaluated = (data for _, data in self.evaluations if isinstance(data, Source))
+        yield from filter(None, (self.labeled, self.pool, self.test, self.validation, *evaluated))
+
+
+def _data_of(settings: EvaluationSettings, progress: Progress) -> Path | Source | None:
+    if settings.data is None:
+        return None
+    return Path(settings.data.sources[0]) if settings.of_published else _open("evaluate", settings.data, progress)
+
+
+def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
+    """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
+    on_hub = [one for one in settings.sources if not os.path.exists(one) and HubReference.parse(one) is not None]
+    beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
+    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
+    try:
+        source = open_source(
+            settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
+        )
+    except NstError as error:
+        raise type(error)(f"{beside}, and on the Hub: {error}" if on_hub else f"{role}: {error}") from None
+    if on_hub:
+        progress.say(f"{beside}; using Hub dataset {source.location}")
+    return source

@@ -1,0 +1,193 @@
+"""What the loop of a recipe does in each generation: labels and a selection for its students, trainings, and all of it to the Hub."""
+
+from dataclasses import dataclass, field
+
+from nst_data.errors import NstError
+from nst_data.progress import Progress
+from nst_data.selection.editions import balance, balance_request
+from nst_data.self_contained.images import needs_pool
+from nst_data.sharing.push import is_pushed, push
+from nst_data.store.store import Number, Store, Version
+from nst_train.device import this_process
+from nst_train.evaluation.evaluate import load_candidate, measure
+from nst_train.evaluation.suites import open_suite
+from nst_train.labeling.label import label, label_like
+from nst_train.recipe_data import RecipeData
+from nst_train.recipe_sections import PushToSettings
+from nst_train.recipe_settings import GenerationSettings, Recipe
+from nst_train.settings import LabelRunSettings, LabelSettings, TrainSettings
+from nst_train.teacher_names import TeacherName
+from nst_train.training.train import train
+
+
+def is_control_of_before(store: Store, name: str, teacher: TeacherName | None) -> bool:
+    """Whether a control is there that started, as earlier versions did, from a teacher whose weights know pseudo-labels."""
+    firsts = [version for of_name in (name, f"{name}-before-finetuning") for version in store.versions(of_name)]
+    made = [version for version in firsts if version.number == Number(0) and version.is_readable]
+    return any(version.manifest.request.settings.get("start") == teacher for version in made)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the students of a recipe are trained on: the pool's labels, and the images that are selected by them."""
+
+    recipe: Recipe
+    store: Store
+    data: RecipeData
+    publish: "Publishing"
+    progress: Progress
+
+    def of_students(self, number: int, teacher: TeacherName, before: Version | None) -> tuple[Version | None, Version]:
+        """The edition with this teacher's labels, and the labeling of the pool that it was selected by, where that is new.
+
+        `before` is the edition of the generation before. What another model selects is generation 0 of the corpus; its labels are un-noised
+        and at temperature 1, whatever those that students are trained on are.
+        """
+        settings, corpus = self.recipe.label, None
+        if before is None and self.data.by is not None:
+            corpus, before = self._selected(0, self.data.by, settings.model_copy(update={"noise": False, "temperature": 1.0}))
+        if before is None or self.recipe.select.when == "every_generation":
+            return self._selected(number, teacher, settings)
+        run, progress = self._run, self.progress
+        again = label_like(self.store, before, teacher, self.data.pool, settings, generation=number, run=run, progress=progress)
+        return corpus, self.publish(again)
+
+    def _selected(self, number: int, model: TeacherName, settings: LabelSettings) -> tuple[Version, Version]:
+        """The whole pool, labeled by a model, and the edition that is selected by these labels."""
+        name, run, progress = self.recipe.name, self._run, self.progress
+        corpus = label(self.store, name, model, self.data.pool, settings, generation=number, run=run, progress=progress)
+        self.publish(corpus)
+        with this_process().main_process_first():
+            edition = self._balanced(corpus)
+        return corpus, self.publish(edition)
+
+    @property
+    def _run(self) -> LabelRunSettings:
+        return LabelRunSettings(decode_threads=self.recipe.run.decode_threads, max_unreadable=self.recipe.run.max_unreadable)
+
+    def _balanced(self, corpus: Version) -> Version:
+        """The edition of a generation, without the images that are evaluated on.
+
+        One that is there and was made before the recipe named these, or by an nst that held out no images of `evaluate`, stays: students
+        were trained on it.
+        """
+        selection, number = self.recipe.select.balancing, Number(corpus.number.generation, 1)
+        reviews = self.recipe.reviews_of(max(1, corpus.number.generation))  # what another model selects is for the first student
+        review = self.store.open(reviews, "review") if reviews else None
+        request = balance_request(corpus, selection, self.data.held_out, self.data.pool, review)
+        earlier = request.digest if self.data.evaluated else None
+        for version in self.store.versions(corpus.name):
+            if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
+                others = ", ".join(source.location for source in self.data.evaluated)
+                self.progress.say(
+                    f"warning: {version.ref} was built without holding out {others}, so "
+                    "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
+                )
+                return version
+        return balance(
+            self.store,
+            corpus,
+            selection,
+            exclude=[*self.data.held_out, *self.data.evaluated],
+            reviews=review,
+            edition=1,
+            pool=self.data.pool,
+            progress=self.progress,
+            max_unreadable=self.recipe.run.max_unreadable,
+        )
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """The trainings of a recipe, each measured on its test set."""
+
+    recipe: Recipe
+    store: Store
+    data: RecipeData
+    publish: "Publishing"
+    progress: Progress
+
+    def train(
+        self,
+        name: str,
+        settings: GenerationSettings,
+        number: int,
+        reviews: str | None,
+        teacher: TeacherName | None = None,
+        edition: Version | None = None,
+    ) -> Version:
+        """A network of this generation, in one training or, with `finetune`, in two."""
+        first = settings.first
+        if first.start == "teacher" and teacher is not None:
+            first = first.model_copy(update={"start": str(teacher)})  # no image-text model: the recipe was checked
+        if settings.finetune is None:
+            return self._train(name, first, number, reviews, edition)
+        before = self._train(f"{name}-before-finetuning", first, number, reviews, edition, whole=False)
+        return self._train(name, settings.finetune.model_copy(update={"start": before.ref}), number, reviews)
+
+    def _train(
+        self, name: str, training: TrainSettings, number: int, reviews: str | None, edition: Version | None = None, whole: bool = True
+    ) -> Version:
+        takes_pool = needs_pool(edition) if edition else reviews is not None
+        pool, run = self.data.pool if takes_pool else None, self.recipe.run
+        measured = [] if edition else [source for source in (self.data.test, *self.data.evaluated) if source]
+        trained = train(
+            self.store,
+            name,
+            self.data.labeled,
+            training,
+            edition=edition,
+            pool=pool,
+            reviews=reviews,
+            exclude=measured if reviews else [],
+            generation=number,
+            run=run,
+            progress=self.progress,
+            validation=self.data.validation,
+        )
+        if self.data.test is not None:
+            measure(self.store, trained, self.data.test, "test", run, self.progress)
+        for settings, data in self.data.evaluations if whole else []:
+            reference = load_candidate(settings.relative_to, self.store) if settings.relative_to else None
+            for suite in settings.suite:
+                measure(self.store, trained, open_suite(suite, data, settings, reference), settings.recorded(suite), run, self.progress)
+        return self.publish(trained)
+
+
+@dataclass(frozen=True)
+class Publishing:
+    """Versions to the Hub as they are made. What fails is told and done by the next run: it stops no training."""
+
+    recipe: str
+    to: PushToSettings | None
+    store: Store
+    progress: Progress
+    versions: list[Version] = field(default_factory=list)  # all that the run made or found
+    _failed: list[Version] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all went where the recipe says; of several processes the first one knows."""
+        return not self._failed and this_process().is_main_process
+
+    def __call__(self, version: Version) -> Version:
+        """Push a version where the recipe says so and this store does not know that it is there."""
+        self.versions.append(version)
+        if self.to is None or not this_process().is_main_process:
+            return version
+        is_labels = version.manifest.kind != "teacher"
+        repo = self.to.corpus if is_labels else self.to.teacher
+        name = version.name
+        prefix = "" if name in (self.recipe, f"{self.recipe}-teacher") else name.removeprefix(f"{self.recipe}-") + "-"
+        tag = f"{prefix}{version.number}"  # the control and what is finetuned later have numbers of their own
+        if repo is None or is_pushed(version, repo, tag):
+            return version
+        about = self.to.model_dump(exclude={"corpus", "teacher"})
+        try:
+            place = push(self.store, version, repo, tag=tag, **about, progress=self.progress)
+            self.progress.say(f"{version.ref} is {place.ref} on the Hub")
+        except Exception as error:  # whatever it is, training goes on; no text of other libraries passes, it may hold addresses
+            reason = str(error) if isinstance(error, NstError) else getattr(error, "strerror", None) or type(error).__name__
+            self._failed.append(version)
+            self.progress.say(f"warning: {version.ref} was not pushed: {reason}; the next run of this recipe tries again")
+        return version
