@@ -6,8 +6,12 @@ import shutil
 import subprocess
 import sys
 
+import hub
 import pytest
+import timm
 from conftest import TINY, write_pool, write_tiny_images, write_tiny_recipe
+from image_text import write_clip
+from safetensors.torch import save
 from watched import Said
 
 from nst_data.store.store import Store
@@ -22,6 +26,16 @@ RECIPE = {
     "generations": [TINY | {"epochs": 1}, TINY | {"ratio": 2, "epochs": 1}],
     "run": {"workers": 0, "decode_threads": 1},
 }
+NETWORKS = {"torch", "torchvision", "timm", "transformers", "accelerate"}
+COMMAND = """
+import json, sys
+from nst_cli.main import run
+try:
+    run()
+except SystemExit as end:
+    assert not end.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +66,15 @@ def answer(folder, store, **changes):
     return FinishedRun(store, recipe, OpenedSources.open(recipe, store, Said())).generations(Said())
 
 
+def run_alone(recipe, store, environment=None):
+    """`nst run` in a process of its own: the teachers of its table, the packages that it imported, and what it said."""
+    command = [sys.executable, "-c", COMMAND, "run", str(recipe), "--store", str(store), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    *table, modules = done.stdout.strip().splitlines()
+    return [row["teacher"] for row in json.loads("\n".join(table))["generations"]], set(json.loads(modules)), done.stderr
+
+
 def test_it_has_the_same_generations(finished, copied):
     refs = [[version and version.ref for version in vars(one).values()] for one in finished[2]]
     assert refs == [["bugs-teacher@gen-0", None, None], ["bugs-teacher@gen-1", "bugs@gen-1", "bugs@gen-1.1"]]
@@ -60,19 +83,11 @@ def test_it_has_the_same_generations(finished, copied):
 
 def test_the_command_imports_no_network_library_and_says_the_same(finished):
     path, store, made = finished
-    code = (
-        "import json, sys\nfrom nst_cli.main import run\n"
-        f"sys.argv = ['nst', 'run', {str(path)!r}, '--store', {str(store.root)!r}, '--json']\n"
-        "try:\n    run()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
-    )
     before = {file: file.stat().st_mtime_ns for file in store.root.rglob("*")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *told, modules = done.stdout.strip().splitlines()
-    assert "nst_train" in json.loads(modules)
-    assert {"torch", "torchvision", "timm", "transformers", "accelerate", "huggingface_hub", "datasets"} & set(json.loads(modules)) == set()
-    assert [row["teacher"] for row in json.loads("\n".join(told))["generations"]] == [one.teacher.ref for one in made]
-    assert "bugs is finished: same recipe, images and models" in done.stderr
+    teachers, modules, told = run_alone(path, store.root)
+    assert modules & {*NETWORKS, "huggingface_hub", "datasets"} == set()
+    assert teachers == [one.teacher.ref for one in made]
+    assert "bugs is finished: same recipe, images and models" in told
     assert {file: file.stat().st_mtime_ns for file in store.root.rglob("*")} == before
 
 
@@ -128,3 +143,45 @@ def test_a_damaged_record_is_looked_past(copied):
     folder, store = copied
     (store.root / "runs" / "finished" / "bugs.json").write_text("{")
     assert answer(folder, store) is None
+
+
+@pytest.mark.parametrize("file", ["names.txt", "clip/config.json"])
+def test_words_and_weights_that_somebody_wrote_to_are_looked_at(copied, file):
+    folder, store = copied
+    (folder / "clip").mkdir()
+    for name in ("names.txt", "clip/config.json"):
+        (folder / name).write_text("ant\nbee\ncat\n")
+    teacher = {"model": f"local-dir:{folder / 'clip'}", "class_names": "names.txt"}
+    recipe = load_recipe(write_tiny_recipe(folder, **RECIPE | {"teacher": teacher, "generations": RECIPE["generations"][1:]}))
+    run = FinishedRun(store, recipe, OpenedSources.open(recipe, store, Said()))
+    before = run.asked({})
+    assert run.asked({}) == before
+    os.utime(folder / file, ns=(0, 0))
+    assert run.asked({}) != before
+
+
+@pytest.mark.slow
+def test_weights_of_the_hub_and_a_zero_shot_teacher_are_known_again_without_loading_them(tmp_path):
+    folder, place = write_tiny_images(tmp_path / "photos"), tmp_path / "hub"
+    write_clip(folder / "clip")
+    (folder / "names.txt").write_text("ant\nbee\ncat\n")
+    teacher = {"model": f"local-dir:{folder / 'clip'}", "class_names": "names.txt"}
+    student = TINY | {"ratio": 2, "epochs": 1, "pretrained": True}
+    path = write_tiny_recipe(folder, **RECIPE | {"teacher": teacher, "generations": [student]})
+    weights = [save(timm.create_model("test_resnet").state_dict()) for _ in range(2)]
+    old, new = (hub.commit(place, "timm/test_resnet.r160_in1k", {"model.safetensors": one}, "models") for one in weights)
+    main = place / "models/timm/test_resnet.r160_in1k/.git/refs/heads/main"
+    with hub.serving(place) as (url, _):
+        environment = hub.environment(url, tmp_path / "home") | {"OMP_NUM_THREADS": "1"}
+        assert "torch" in run_alone(path, tmp_path / "store", environment)[1]
+        store = Store(tmp_path / "store")
+        made = {version.ref: version.manifest.digest for version in store.versions()}
+        teachers, modules, told = run_alone(path, store.root, environment)
+        assert (teachers, modules & NETWORKS) == (["bugs-teacher@gen-1"], set())
+        assert "bugs is finished" in told
+        assert {version.ref: version.manifest.digest for version in store.versions()} == made
+        assert main.read_text().strip() == new
+        main.write_text(old)  # the branch gets another commit: other weights, which is another training
+        command = [sys.executable, "-m", "nst_cli", "run", str(path), "--store", str(store.root)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert "bugs-teacher@gen-1 is taken by other settings (initial_weights: " in done.stderr
