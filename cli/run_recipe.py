@@ -77,7 +77,7 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
 
     rows, counted = [], set[Path]()
     for generation in self_training(store, settings, progress=terminal()):
-        versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.folder not in counted]
+        versions = [one for one in (generation.teacher, generation.corpus, generation.edition) if one and one.place not in counted]
         counted |= {version.place for version in versions}  # students of one teacher share its labels
         rows.append(_row(generation, sum(version.manifest.seconds for version in versions)))
     return rows
