@@ -103,13 +103,14 @@ def pick(
 def _opened(ref: str, store: "Store", class_names: str | None, image_column: str | None, label_column: str | None) -> "Version | Source":
     """A version of the store or the Hub, or labeled images."""
     from nst_data.sources import open_source
+    from nst_data.sources.addresses import is_address
     from nst_data.sources.patterns import is_pattern
     from nst_data.store.store import Number
 
     name, _, number = ref.partition("@")
-    if store.versions(name) or ("/" not in ref and not Path(ref).exists() and not is_pattern(ref)):
+    if not is_address(ref) and (store.versions(name) or ("/" not in ref and not Path(ref).exists() and not is_pattern(ref))):
         return store.open(ref, "generation", "edition")
-    if not Path(ref).exists() and Number.is_one(number):
+    if not is_address(ref) and not Path(ref).exists() and Number.is_one(number):
         return open_version(store, ref, "generation", "edition")
     return open_source(
         ref, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column, indexes=store.indexes

@@ -10,6 +10,7 @@ from nst_data.errors import NstError
 from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
+from nst_data.sources.addresses import address_of
 from nst_data.store.store import Store
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
 from nst_train.recipe_settings import Recipe
@@ -48,7 +49,9 @@ def _data_of(settings: EvaluationSettings, progress: Progress) -> Path | Source 
 
 def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
     """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
-    on_hub = [one for one in settings.sources if not os.path.exists(one) and HubReference.parse(one) is not None]
+    on_hub = [
+        one for one in settings.sources if address_of(one) is None and not os.path.exists(one) and HubReference.parse(one) is not None
+    ]
     beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
     columns = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nst_data.errors import UsageError
 from nst_data.hub.reference import HubReference
+from nst_data.sources.addresses import address_of
 from nst_data.sources.patterns import is_pattern
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
 from nst_train.recipe_settings import Recipe
@@ -44,6 +45,8 @@ def located(folder: Path, source: str) -> str:
 
     What lies beside the recipe is meant first. Raises UsageError for a reference that a command would take for a path somewhere else.
     """
+    if address_of(source) is not None:
+        return source
     path = str(Path(folder, os.path.expanduser(source)))
     if os.path.exists(path):
         return path

@@ -274,7 +274,7 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
         ("generations: [{model: a, epochs: true}, {model: a}]", "line 1: generations.0.epochs: expected a number, found True"),
         ("5: 2", "line 1: 5: expected keys that are text, found 5"),
         ("~: 2", "line 1: None: expected keys that are text"),
-        ("pool: {source: 'hf://datasets/alice/x/y'}", "expected a dataset of the Hub as OWNER/NAME; write alice/x"),
+        ("pool: {source: 'hf://datasets/alice/x'}", "expected a dataset of the Hub as OWNER/NAME; write alice/x"),
         ("pool: {source: 'https://huggingface.co/datasets/alice/x/tree/main'}", "as OWNER/NAME; write alice/x"),
         ("x: " + "[" * 600, "expected a recipe, found lists or mappings that are nested too deeply"),
     ],

@@ -34,17 +34,18 @@ def test_a_stream_fetches_the_row_groups_that_are_wanted(tmp_path):
 
 
 def test_a_network_that_fails_on_the_way_stops_and_blames_no_image(tmp_path):
-    images = [np.random.default_rng(index).bytes(100_000) for index in range(3)]
+    images = [np.random.default_rng(index).bytes(20_000) for index in range(150)]  # more than is read ahead
     commit(tmp_path / "top", "me/large", {"x.parquet": parquet(pa.table({"image": images}), row_group_size=1)})
     script = """
 import pathlib, sys
 from nst_data.errors import NstError
 from nst_data.sources import open_source
-rows = open_source("me/large", stream=True).rows(range(3))
+rows = open_source("me/large", stream=True).rows(range(150))
 next(rows).read()
 pathlib.Path(sys.argv[1]).touch()
 try:
-    print(*rows)
+    for row in rows:
+        row.read()
 except NstError as error:
     print(error)
 """
@@ -52,7 +53,7 @@ except NstError as error:
     with serving(tmp_path / "top") as (url, _):
         done = subprocess.run(command, env=environment(url, tmp_path), capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.endswith(": it is gated: request access on the dataset's page, then log in with `hf auth login`\n")
-    assert done.stdout.startswith("me/large@")
+    assert done.stdout.startswith("hf://datasets/me/large@")
 
 
 @pytest.mark.parametrize(

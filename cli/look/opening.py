@@ -19,6 +19,7 @@ from nst_data.inspection.truth import read_truth
 from nst_data.inspection.view import View
 from nst_data.review.queues import LABELED, suspicion_of
 from nst_data.sources import Source, match_classes, open_source
+from nst_data.sources.addresses import is_address
 from nst_data.sources.patterns import is_pattern
 from nst_data.store.store import Number, Store, Version
 from nst_data.tables.label_tables import damage_is_named
@@ -79,7 +80,7 @@ def open_ref(store: Store, ref: str) -> Version | Source:
     name, _, number = ref.partition("@")
     if store.versions(name):
         return store.open(ref, "generation", "edition")
-    if Path(ref).exists() or is_pattern(ref):
+    if is_address(ref) or Path(ref).exists() or is_pattern(ref):
         return open_source(ref, labeled=True, indexes=store.indexes)
     if HubReference.of_repository(ref) is not None:
         if Number.is_one(number):

@@ -14,6 +14,7 @@ from nst_data.label_files.json_cells import holds_both as holds_both_of_json
 from nst_data.label_files.json_tables import read_json, table_of
 from nst_data.label_files.rows import LabelRows, Spooled
 from nst_data.sources import Source, open_source, open_table
+from nst_data.sources.addresses import local_path
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.image_table import SUFFIXES as TEXT
 from nst_data.sources.tar import TarFiles
@@ -73,6 +74,7 @@ def holds_no_images(location: str) -> bool:
 
 def open_labels(location: str, asked: Asked) -> LabelTable:
     """Labels that name the images of a pool by their keys. Raises NstError or UsageError for what has none."""
+    location = local_path(location)
     suffix, path = Path(location).suffix.lower(), Path(location).absolute()
     if holds_no_images(location):
         if not path.is_file():

@@ -76,6 +76,9 @@ class Corrected(Source):
         """As of the labeled source."""
         return self._labeled.remarks()
 
+    def _stamps(self) -> NDArray[np.uint64]:
+        return np.concatenate([self._labeled.stamps(), *([self._more.source.stamps()] if self._more else [])])
+
     def _paths(self) -> Iterator[str]:
         yield from self._labeled.files()
         yield from self._more.source.files() if self._more else ()

@@ -55,6 +55,12 @@ def check_size(size: int, listed_bytes: int) -> None:
         raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
 
 
+def check_whole(size: int, expected_bytes: int) -> None:
+    """Raises NstError where a file ends before what a header in it says."""
+    if size != expected_bytes:
+        raise NstError(f"cut short: {size:,} of {expected_bytes:,} bytes")
+
+
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a named pipe would wait for its writer
 
@@ -74,8 +80,7 @@ class OpenFile:
     def read(self, size: int, offset: int) -> bytes:
         """The bytes at a place. Raises NstError where there are not as many."""
         found = os.pread(self.number, max(0, min(size, self._size - offset)), offset)  # a header may claim any size
-        if len(found) != size:
-            raise NstError(f"cut short: {len(found):,} of {size:,} bytes")
+        check_whole(len(found), size)
         return found
 
     def __del__(self) -> None:

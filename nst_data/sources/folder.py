@@ -87,10 +87,7 @@ class ImageFolder(Files):
         self._listing = listed(entries if classes is None else (_of_classes(classes, *one) for one in entries))
         self.skipped = skipped.counts
         if labeled and len(self):
-            self.labels, self.class_names = self._class_folders()
-            if classes is None:
-                check_splits(location, self.class_names)
-            self.empty_classes = sorted(_folders(location) - set(self.class_names))
+            self._read_classes(_folders(location), is_whole=classes is None)
 
     def remarks(self) -> list[str]:
         """With the class folders in which there is none."""
@@ -100,6 +97,12 @@ class ImageFolder(Files):
         folders, are = ("folders", "are not classes") if count > 1 else ("folder", "is not a class")
         shown = ", ".join(self.empty_classes[:5]) + ", ..." * (count > 5)
         return [*super().remarks(), f"{self.location}: {count:,} {folders} without images {are}: {shown}"]
+
+    def _read_classes(self, folders: set[str], is_whole: bool = True) -> None:
+        self.labels, self.class_names = self._class_folders()
+        if is_whole:
+            check_splits(self.location, self.class_names)
+        self.empty_classes = sorted(folders - set(self.class_names))
 
     def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
         folders = []

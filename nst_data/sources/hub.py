@@ -20,6 +20,7 @@ from nst_data.sources.saved import ArrowDataset
 from nst_data.sources.source import Content, Source
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.sources.tar import TarFiles
+from nst_data.store.file_tree import FileTree, StoredFile
 
 _TIMEOUT_SECONDS = 30
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -73,8 +74,10 @@ class HubSplit:
         """Parquet files, downloaded or read where they are: the same rows and keys."""
         features = self.builder.info.features
         if stream:
-            urls = [f"datasets/{self.reference.repo}@{self.sha}/{file}" for file in self.files]
-            source: ParquetFiles = StreamedParquet(self.location, urls, self.files, column, False, features)
+            tree = FileTree(f"hf://datasets/{self.reference.repo}@{self.sha}")
+            with ThreadPoolExecutor(8) as pool:
+                stored = list(pool.map(partial(_there, tree), self.files))
+            source: ParquetFiles = StreamedParquet(self.location, tree, stored, self.files, column, features)
         else:
             source = ParquetFiles(self.location, self.download(), self.files, column, False, features)
         if labels is not None:
@@ -88,6 +91,13 @@ class HubSplit:
         repo, config = self.reference.repo, self.builder.config.name
         dataset = retried(lambda: load_dataset(repo, config, split=self.split, revision=self.sha))
         return ArrowDataset(self.location, dataset, labels, column, _in_cache)
+
+
+def _there(tree: FileTree, name: str) -> StoredFile:
+    found = tree.stat(name)
+    if found is None:
+        raise NstError(f"{tree.at(name)}: no such file")
+    return found
 
 
 def _commit(reference: HubReference) -> str:

@@ -29,7 +29,7 @@ class Joined(Source):
             raise UsageError(f"{twice[0]}: is named twice; name each source once")
         super().__init__(" + ".join(locations))
         self._sources = sources
-        self._names = _told_apart([PurePath(location.partition("@")[0]).name or "source" for location in locations])
+        self._names = _told_apart([_name(location) for location in locations])
         self._starts = [0, *accumulate(len(source) for source in sources)]
         self.class_names, places = _all_classes(sources)
         self.labels = np.concatenate([of[labels_in(source)] for of, source in zip(places, sources, strict=True)])
@@ -118,13 +118,16 @@ class Joined(Source):
     @cached_property
     def _files(self) -> list[int]:
         """How many files are before those of each source, and all."""
-        return [0, *accumulate(sum(1 for _ in source.files()) for source in self._sources)]
+        return [0, *accumulate(sum(1 for _ in source.files()) or len(source.stamps()) for source in self._sources)]
 
     @property
     def lineage(self) -> Input:
         """With the sources that it is made of."""
         entries = [source.lineage for source in self._sources]
         return super().lineage.model_copy(update={"sources": tuple(entry.ref for entry in entries)})
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return np.concatenate([source.stamps() for source in self._sources])
 
     def _paths(self) -> Iterable[str]:
         for source in self._sources:
@@ -138,6 +141,10 @@ def _told_apart(names: Sequence[str]) -> list[str]:
         numbers = (f"{name}-{number}" for number in count(1))
         taken.append(name if names.count(name) == 1 else next(one for one in numbers if one not in names and one not in taken))
     return taken
+
+
+def _name(location: str) -> str:
+    return PurePath(location if "://" in location else location.partition("@")[0]).name or "source"
 
 
 def _real(location: str) -> str:

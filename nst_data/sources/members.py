@@ -1,12 +1,12 @@
 """What a tar file holds, from its headers alone, and where it is damaged."""
 
-import os
+import io
 import tarfile
 from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError
 from nst_data.sources.files import has_image_suffix
 from nst_data.sources.pairing import is_class
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -27,37 +27,38 @@ class Member(NamedTuple):
     is_skipped: bool = False
 
 
-def members(path: str, skipped: Skipped | None = None) -> Iterator[Member]:
+def members(path: str, file: BinaryIO, skipped: Skipped | None = None) -> Iterator[Member]:
     """Images and .cls files of a tar file, in its order; hidden ones are left out. `skipped` sees the others, and chooses those that come.
+
+    `file` is the open file, which others may move between two members.
 
     Where the file does not end as a tar file does, one more member `@<byte offset>` says so: what followed is not known.
     Raises UsageError for a tar file that is compressed, or stores an image with holes.
     """
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
-        _refuse_compressed(path, file)
-        tar, position = _open(file), 0
-        while tar is not None and (info := _next(tar)) is not None and tar.offset > position:
-            position = tar.offset
-            if _is_wanted(info):
-                if info.issparse():
-                    raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
-                yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))
-            elif skipped is not None and _is_seen(skipped, file, info):
-                yield Member(info.name, info.offset_data, 0, is_skipped=True)
-        end = min(position, length)
-        if problem := _unfinished(file, end, cut=position > length):
-            yield Member(f"@{end}", end, 0, problem)
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    _refuse_compressed(path, file)
+    tar, position = _open(file), 0
+    while tar is not None and (info := _next(tar)) is not None and tar.offset > position:
+        position = tar.offset
+        if _is_wanted(info):
+            if info.issparse():
+                raise UsageError(f"{path}: {info.name} is stored with holes (sparse); unpack it and pack it without --sparse")
+            yield Member(info.name, info.offset_data, min(info.size, _MOST_BYTES), _problem(info))
+        elif skipped is not None and _is_seen(skipped, file, info):
+            yield Member(info.name, info.offset_data, 0, is_skipped=True)
+    end = min(position, length)
+    if problem := _unfinished(file, end, cut=position > length):
+        yield Member(f"@{end}", end, 0, problem)
 
 
-def documents(path: str) -> Iterator[tuple[str, bytes | None]]:
+def documents(file: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Name and content of the .json members of a tar file, in its order, as far as it is whole; None for one of many megabytes."""
-    with open(path, "rb") as file:
-        tar = _open(file)
-        while tar is not None and (info := _next(tar)) is not None:
-            if info.isreg() and not _is_hidden(info) and info.name.lower().endswith(".json"):
-                file.seek(info.offset_data)
-                yield info.name, file.read(info.size) if info.size <= _MOST_DOCUMENT_BYTES else None
+    tar = _open(file)
+    while tar is not None and (info := _next(tar)) is not None:
+        if info.isreg() and not _is_hidden(info) and info.name.lower().endswith(".json"):
+            file.seek(info.offset_data)
+            yield info.name, file.read(info.size) if info.size <= _MOST_DOCUMENT_BYTES else None
 
 
 def _refuse_compressed(path: str, file: BinaryIO) -> None:
@@ -71,14 +72,21 @@ def _refuse_compressed(path: str, file: BinaryIO) -> None:
 def _open(file: BinaryIO) -> tarfile.TarFile | None:
     try:
         return tarfile.TarFile(fileobj=file)
+    except NstError:
+        raise
     except Exception:  # as below
         return None
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    """The next member; None at the end and at damage, where tarfile raises anything or ends as if all were well."""
+    """The next member; None at the end and at damage, where tarfile raises anything or ends as if all were well.
+
+    Raises NstError where the file cannot be read at its address.
+    """
     try:
         info = tar.next()
+    except NstError:
+        raise
     except Exception:
         return None
     tar.members.clear()  # type: ignore[attr-defined] # it would keep all of them

@@ -3,11 +3,12 @@
 import difflib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
+from nst_data.sources.addresses import address_of, local_path, open_address
 from nst_data.sources.cells import NO_IMAGES
 from nst_data.sources.files import IMAGE_SUFFIXES, check_regular
 from nst_data.sources.folder import ImageFolder, walk
@@ -15,6 +16,7 @@ from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.image_table import ImageTable, metadata_in
 from nst_data.sources.joined import Joined
+from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import LabelsAsked, class_numbers, labels_in, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
@@ -26,8 +28,6 @@ from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
 
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
-_READ_FROM_FOLDERS = frozenset([".parquet", ".tar"])
-_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _EXPECTED = (
     "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
     "or owner/name on the Hub"
@@ -90,6 +90,9 @@ def open_source(
 
 
 def _opened(location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Path | None) -> Source:
+    location = local_path(location)
+    if (tree := address_of(location)) is not None:
+        return open_address(tree, labels, image_column, indexes)
     path = Path(location).absolute()
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
@@ -108,6 +111,9 @@ def _check_taken(option: str, asked: str | None, taken: Sequence[str | None], lo
 
 def open_table(location: str) -> Source:
     """Open parquet files, a saved dataset or one of the Hub for its `columns` alone: there need not be images in it."""
+    location = local_path(location)
+    if (tree := address_of(location)) is not None:
+        return open_address(tree, None, NO_IMAGES, None)
     path = Path(location).absolute()
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:
@@ -146,7 +152,7 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         if labels is not None:
             check_split_files(str(path), (os.path.relpath(file, path) for file in files))
         source, beside = _files(str(path), files, labels, column, indexes), Counter(images.skipped)
-        beside -= Counter({kind: beside[kind] for kind in _READ_FROM_FOLDERS})
+        beside -= Counter({kind: beside[kind] for kind in READ_FROM_FOLDERS})
         source.skipped = dict(beside + Counter(source.skipped))
         return source
     if path.is_file():
@@ -161,7 +167,7 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
 
 
 def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
-    files = [str(path / name) for names, _ in walk(str(path), _READ_FROM_FOLDERS) for name in names]
+    files = [str(path / name) for names, _ in walk(str(path), READ_FROM_FOLDERS) for name in names]
     if not files:
         but = f", but {phrase(skipped)}" if skipped else ""
         raise NstError(f"{path}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this folder{but}")
@@ -175,22 +181,9 @@ def _files(location: str, files: list[str], labels: LabelsAsked | None, column: 
     parent = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
     names, files = [name for name, _ in named], [file for _, file in named]
-    if any(name.endswith(_COMPRESSED_TARS) for name in names):
-        raise UsageError(f"{location}: compressed tar files do not allow random access; unpack it or write a plain .tar")
-    if _all(names, lambda suffix: suffix == ".tar", location):
+    if kind_of(names, location) == "tar":
         return TarFiles(location, files, names, labels, indexes)
-    if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
-        raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
     parquet = ParquetFiles(location, files, names, column)
     if labels is not None:
         parquet.read_labels(labels)
     return parquet
-
-
-def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
-    """Whether the files are of a kind. Raises UsageError where only some are."""
-    alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
-    if any(alike) and not all(alike):
-        odd = names[alike.index(not alike[0])]
-        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; choose one, e.g. '*{Path(odd).suffix}'")
-    return all(alike)

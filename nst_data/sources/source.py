@@ -26,6 +26,7 @@ from nst_data.sources.hashing import image_hashes
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
+from nst_data.sources.stamps import hashed
 from nst_data.store.inputs import Input
 
 Buffer = bytes | memoryview
@@ -147,11 +148,14 @@ class Source(ABC):
         return digest.hexdigest()
 
     def stamps(self) -> NDArray[np.uint64]:
-        """Of each local file with images, shape (files,): a hash of its times and size, 0 for one that is not there.
+        """Of each file with images, shape (files,): a hash of its times and size, 0 for one that is not there; at an address of its etag.
 
         They tell of other bytes at the same size, as no fingerprint does. Empty where a commit pins the images.
         """
-        return np.fromiter(map(stamp_of, self.files()), dtype=np.uint64)
+        return np.empty(0, np.uint64) if self.revision else self._stamps()
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return np.fromiter(map(stamp_of, self._paths()), dtype=np.uint64)
 
     @cached_property
     def stamp(self) -> str:
@@ -306,8 +310,7 @@ def stamp_of(path: str) -> int:
         stat = os.stat(path)
     except OSError:  # its rows say so when they are read
         return 0
-    about = f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}".encode()
-    return int.from_bytes(hashlib.blake2b(about, digest_size=8).digest(), "little") or 1
+    return hashed(f"{stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_size}")
 
 
 def _modified_ns(path: str) -> int:

@@ -1,44 +1,123 @@
-"""Parquet files that stay on the Hub: footers first, then row groups as they are wanted."""
+"""Parquet files that stay where they are, on the Hub or an object store: footers first, then row groups as they are wanted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from nst_data.hub.errors import plain_errors
-from nst_data.sources.parquet import ParquetFiles
-from nst_data.sources.source import Row, Wanted
+from nst_data.errors import NstError
+from nst_data.sources.cells import Cells
+from nst_data.sources.features import Features
+from nst_data.sources.parquet import ParquetFiles, Stretch
+from nst_data.sources.range_file import RangeFile
+from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
+from nst_data.sources.source import Row, Wanted, within
+from nst_data.sources.stamps import stamps_of
+from nst_data.store.file_tree import FileTree, MissingError, StoredFile
+
+
+class _Group(NamedTuple):
+    """A row group of which rows are wanted, and what is to be read of it."""
+
+    file: int
+    number: int
+    first_row: int
+    after_last_row: int
+    footer: pq.FileMetaData
 
 
 class StreamedParquet(ParquetFiles):
-    """Parquet files read over the network: the same rows and keys as their download."""
+    """Parquet files read over the network: the same rows and keys as their download. `stored` are the files of a `tree`."""
+
+    def __init__(
+        self,
+        location: str,
+        tree: FileTree,
+        stored: Sequence[StoredFile],
+        names: Sequence[str],
+        column: str | None,
+        features: Features | None = None,
+    ) -> None:
+        self._tree, self._stored = tree, {tree.at(file.name): file for file in stored}
+        super().__init__(location, list(self._stored), names, column, False, features)
 
     def read(self, row: int) -> bytes:
-        """One row; its row group is kept, so that neighbours cost nothing more."""
-        with plain_errors(self.location):
-            return self._read_from_group(row)
+        """One row; its row group is kept, so that neighbors cost nothing more."""
+        return self._read_from_group(row)
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
-        """As of local files; raises NstError where the network fails."""
-        with plain_errors(self.location):
-            yield from super().rows(wanted)
+        """As of local files, with the row groups read ahead. Raises NstError where the network fails."""
+        pieces = read_ahead(self._tree, self._pieces(wanted))
+        for _, of_group in groupby(pieces, lambda piece: piece[0][0][:2]):
+            read = list(of_group)
+            group, file = read[0][0][0], read[0][0][0].file
+            for start, stop, cells in self._stretches_of(group, [(start, content) for (_, start), content in read]):
+                for row in np.asarray(within(wanted, start, stop)).tolist():
+                    content = cells[row - start] if isinstance(cells, Cells) else cells
+                    yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
 
-    def _file_system(self) -> Any:  # noqa: ANN401 - fsspec ships no types
-        from huggingface_hub import HfFileSystem
+    def _pieces(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
+        """What to read of the column with the images, with the row group that it belongs to and its place."""
+        for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
+            if not len(within(wanted, first, last)):
+                continue
+            with self._readable(self._files[file]), self._opened(self._files[file]) as parquet:
+                footer = parquet.metadata
+            for number in range(footer.num_row_groups):
+                stop = first + footer.row_group(number).num_rows
+                if len(within(wanted, first, stop)):
+                    start, end = _bounds(footer.row_group(number), self._column)
+                    for at in range(start, end, PIECE_BYTES):
+                        extent = Extent(self._stored[self._files[file]].name, at, min(at + PIECE_BYTES, end))
+                        yield extent, (_Group(file, number, first, stop, footer), at)
+                first = stop
 
-        return HfFileSystem()  # the same one each time, with what it has learnt of the repo
+    def _stretches_of(self, group: _Group, pieces: list[tuple[int, bytes | MissingError]]) -> Iterator[Stretch]:
+        whole: list[tuple[int, bytes]] = []
+        for at, content in pieces:
+            if isinstance(content, MissingError):
+                yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {content}")
+                return
+            whole.append((at, content))
+        stored = self._stored[self._files[group.file]]
+        with (
+            RangeFile(self._tree, stored.name, stored.size, whole) as remote,
+            pq.ParquetFile(remote, metadata=group.footer, **_AS_LOCAL) as parquet,
+        ):
+            yield from self._group_stretches(group.file, parquet, group.number, group.first_row, group.after_last_row)
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return stamps_of(self._stored.values())
+
+    def _paths(self) -> Iterator[str]:
+        return iter(())
 
     def _size(self, file: str) -> int:
-        return int(self._file_system().info(file)["size"])
+        return self._stored[file].size
 
-    # reads ahead of Arrow's threads would go on when the process ends, which aborts it
     @contextmanager
     def _opened(self, file: str) -> Iterator[pq.ParquetFile]:
-        with self._file_system().open(file, "rb", cache_type="none") as remote, pq.ParquetFile(remote, pre_buffer=False) as parquet:
+        stored = self._stored[file]
+        # reads ahead of Arrow's threads would go on when the process ends, which aborts it
+        with RangeFile(self._tree, stored.name, stored.size) as remote, pq.ParquetFile(remote, **_AS_LOCAL) as parquet:
             yield parquet
 
     def _stop_unless_damage(self, error: Exception) -> None:
-        if not isinstance(error, pa.ArrowException) and type(error) is not OSError:
+        if not isinstance(error, pa.ArrowException | MissingError) and type(error) is not OSError:
             raise error  # the network's, not the file's
+
+
+_AS_LOCAL = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
+
+
+def _bounds(group: pq.RowGroupMetaData, column: str) -> tuple[int, int]:
+    """Where the bytes of a column begin and end in the file."""
+    chunks = [one for one in map(group.column, range(group.num_columns)) if f"{one.path_in_schema}.".startswith(f"{column}.")]
+    starts = [min(one.data_page_offset, one.dictionary_page_offset or one.data_page_offset) for one in chunks]
+    ends = [start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True)]
+    return min(starts), max(ends)

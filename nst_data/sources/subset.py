@@ -72,6 +72,10 @@ class Subset(Source):
         """With the part that it is."""
         return super().lineage.model_copy(update={"part": self._part})
 
+    def _stamps(self) -> NDArray[np.uint64]:
+        stamps = self._whole.stamps()
+        return stamps[self._rows] if self.rows_per_file == 1 and len(stamps) else stamps
+
     def _paths(self) -> Iterator[str]:
         if self.rows_per_file != 1:
             yield from self._whole.files()

@@ -6,9 +6,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import OpenFile
+from nst_data.sources.files import OpenFile, check_whole
 from nst_data.sources.labels import LabelsAsked, encode, number_labels
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import Member, documents, members
@@ -45,9 +46,8 @@ class TarFiles(Source):
     ) -> None:
         super().__init__(location)
         self._files, self._names = files, names
-        found = [os.stat(file) for file in files]
-        self._stamps = [(stat.st_size, stat.st_mtime_ns) for stat in found]
-        self._listing = listed([(list(names), [stat.st_size for stat in found])])
+        self._marks = self._look()
+        self._listing = listed([(list(names), [size for size, _ in self._marks])])
         self._skipped = Skipped()
         classes: list[str] | None = [] if labels else None
         self._index = self._kept_index(indexes) if classes is None else self._read_index(classes)
@@ -83,10 +83,11 @@ class TarFiles(Source):
         """The row of each image with a `.json` member in its sample, and the object in that. Raises NstError for any other content."""
         for file, path in enumerate(self._files):
             found: dict[str, dict[str, Any]] = {}
-            for name, content in documents(path):
-                if key_of(name) in found:
-                    raise NstError(f"{path}: {name} comes several times; expected one .json member in each sample")
-                found[key_of(name)] = _object(path, name, content)
+            with self._opened(file) as opened:
+                for name, content in documents(opened):
+                    if key_of(name) in found:
+                        raise NstError(f"{path}: {name} comes several times; expected one .json member in each sample")
+                    found[key_of(name)] = _object(path, name, content)
             rows = self.rows_of_files(np.array([file])) if found else np.empty(0, np.int64)
             for row, name in zip(rows.tolist(), self._index["name"].take(pa.array(rows)).to_pylist(), strict=True):
                 if key_of(name) in found:
@@ -94,6 +95,18 @@ class TarFiles(Source):
 
     def _paths(self) -> Sequence[str]:
         return self._files
+
+    def _look(self) -> Sequence[tuple[int, int | str]]:
+        """Of each file its size, and what changes with its content."""
+        found = map(os.stat, self._files)
+        return [(stat.st_size, stat.st_mtime_ns) for stat in found]
+
+    def _place(self, file: str) -> str:
+        return os.path.abspath(file)
+
+    def _opened(self, file: int) -> AbstractContextManager[BinaryIO]:
+        """To read a file once, from header to header."""
+        return open(self._files[file], "rb")
 
     def _keys(self) -> Iterator[pa.Array]:
         start = 0
@@ -130,7 +143,7 @@ class TarFiles(Source):
         return NstError(problem) if problem is not None else partial(self._read, entry["file"], entry["offset"], entry["size"])
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
-        return _opened(self._files[file], *self._stamps[file]).read(size, offset)
+        return _opened(self._files[file], *self._marks[file]).read(size, offset)
 
     def _read_index(self, classes: list[str] | None = None) -> pa.Table:
         spool = Spool(_INDEX)
@@ -141,7 +154,7 @@ class TarFiles(Source):
     def _kept_index(self, indexes: Path | None) -> pa.Table:
         if indexes is None:
             return self._read_index()
-        digest = hashlib.sha256(json.dumps([[os.path.abspath(file) for file in self._files], self._stamps]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
         kept = indexes / f"{digest}.arrow"
         if not kept.exists():
             index = self._read_index()
@@ -154,35 +167,40 @@ class TarFiles(Source):
         waiting: list[tuple[int, Member]] = []
         for file, path in enumerate(self._files):
             samples: list[Part] = []
-            for member in members(path, self._skipped):
-                has_class = is_class(member.name)
-                if not (has_class or member.is_skipped):
-                    waiting.append((file, member))
-                if classes is not None and member.name.startswith("@"):
-                    raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
-                if classes is not None:
-                    samples.append(Part(member.name, self._class(file, member) if has_class else None, member.is_skipped))
-                if len(waiting) == PIECE:
-                    yield _columns(waiting)
-                    waiting.clear()
+            with self._opened(file) as opened:
+                for member in members(path, opened, self._skipped):
+                    has_class = is_class(member.name)
+                    if not (has_class or member.is_skipped):
+                        waiting.append((file, member))
+                    if classes is not None and member.name.startswith("@"):
+                        raise NstError(f"{path}: {member.problem}")  # the rest may hold the class of any image
+                    if classes is not None:
+                        samples.append(Part(member.name, _class(path, opened, member) if has_class else None, member.is_skipped))
+                    if len(waiting) == PIECE:
+                        yield _columns(waiting)
+                        waiting.clear()
             if classes is not None:
                 classes += classes_of(samples, path)
         yield _columns(waiting)
 
-    def _class(self, file: int, member: Member) -> str:
-        where = f"{self._files[file]}: {member.name}"
-        expected = "expected one line with a class number or UTF-8 name"
-        if member.problem is not None:
-            raise NstError(f"{where}: {member.problem}")
-        if member.size > _MOST_CLASS_BYTES:
-            raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
-        try:
-            text = self._read(file, member.offset, member.size).decode("utf-8-sig").strip()
-        except UnicodeDecodeError:
-            raise NstError(f"{where}: {expected}") from None
-        if len(text.splitlines()) > 1 or "\0" in text:
-            raise NstError(f"{where}: {expected}, found {text[:40]!r}")
-        return text
+
+def _class(path: str, file: BinaryIO, member: Member) -> str:
+    where = f"{path}: {member.name}"
+    expected = "expected one line with a class number or UTF-8 name"
+    if member.problem is not None:
+        raise NstError(f"{where}: {member.problem}")
+    if member.size > _MOST_CLASS_BYTES:
+        raise NstError(f"{where}: {expected}, found {member.size:,} bytes")
+    file.seek(member.offset)
+    content = file.read(member.size)
+    check_whole(len(content), member.size)
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise NstError(f"{where}: {expected}") from None
+    if len(text.splitlines()) > 1 or "\0" in text:
+        raise NstError(f"{where}: {expected}, found {text[:40]!r}")
+    return text
 
 
 def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
@@ -216,6 +234,6 @@ def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:
 
 
 @lru_cache(maxsize=64)
-def _opened(path: str, size: int, modified_ns: int) -> OpenFile:
+def _opened(path: str, size: int, modified_ns: int | str) -> OpenFile:
     """Reading at an offset moves no position, so threads and forked processes share these."""
     return OpenFile(path, size)

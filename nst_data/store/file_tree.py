@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
 
 from nst_data.errors import NstError, UsageError
+from nst_data.hub.errors import plain_errors
 from nst_data.store.files import temporary
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure"
 _SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
 WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 60
+_READ_AT_ONCE = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}  # else s3fs asks for the size first, and hf:// reads more
 _PART_BYTES = 32 * 2**20
 _BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
 
@@ -133,8 +135,21 @@ class FileTree:
         return StoredFile(name, int(found["size"]), _etag(found)) if found is not None and found["type"] == "file" else None
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """The bytes of a file, or those from `start` and below `stop`. Raises MissingError where there is no such file."""
-        return cast("bytes", self._asked(lambda: self._system.cat_file(self._path(name), start=start, end=stop), name))
+        """The bytes of a file, or those from `start` and below `stop`, fewer where it ends.
+
+        Raises MissingError where there is no such file.
+        """
+        at_once = _READ_AT_ONCE.get(self.address.partition("://")[0], {})
+
+        def get() -> bytes:
+            try:
+                return cast("bytes", self._system.cat_file(self._path(name), start=start, end=stop, **at_once))
+            except Exception as error:
+                if start is not None and {"416", "InvalidRange"} & set(map(_code, _causes(error))):  # after its end
+                    return b""
+                raise
+
+        return self._asked(get, name)
 
     def read_if_there(self, name: str) -> bytes | None:
         """The bytes of a file; None where there is none."""
@@ -236,6 +251,9 @@ class FileTree:
                     raise  # of this machine: a full disk, no permission
                 reason, is_passing = _reason(error)
                 if not is_passing or wait is None:
+                    if self.address.startswith("hf://") and not _is_missing_file(error):
+                        with plain_errors(self.at(name)):
+                            raise
                     raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
                 _log.warning("%s: %s; retrying in %g s", self.at(name), reason, wait)
                 time.sleep(wait)
@@ -271,6 +289,8 @@ def _file_system(scheme: str, process: int) -> Any:  # noqa: ANN401 - as above
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     if scheme == "file":
         options = {"auto_mkdir": True}
+    if scheme == "hf":
+        options = {}  # the same one each time, with what it has learnt of a repository
     if scheme == "s3":
         options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS}
         options["max_concurrency"] = 8
@@ -311,6 +331,12 @@ _BROKEN = frozenset(
         *("ServerTimeoutError", "SocketTimeoutError", "ProxyConnectionError", "ClientResponseError", "IncompleteBody", "HfHubHTTPError"),
     ]
 )
+
+
+def _is_missing_file(error: BaseException) -> bool:
+    """Of the Hub: whether there is no such file, in a repository that is there."""
+    kinds = {type(cause).__name__ for cause in _causes(error)}
+    return isinstance(error, FileNotFoundError) and not kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

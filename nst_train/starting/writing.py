@@ -10,6 +10,7 @@ import yaml
 
 from nst_data.errors import UsageError
 from nst_data.prefetch import cpus_of_this_process
+from nst_data.sources.addresses import is_address
 from nst_data.store.store import check_name
 from nst_train.recipe import parse_recipe
 from nst_train.starting.choosing import (
@@ -126,7 +127,7 @@ def _sources(look: Look, folder: Path) -> dict[str, str]:
 
 
 def _beside(folder: Path, where: str, revision: str | None) -> str:
-    if revision is not None and not os.path.exists(where):
+    if is_address(where) or (revision is not None and not os.path.exists(where)):
         return where
     absolute = os.path.abspath(os.path.expanduser(where) if not os.path.exists(where) else where)
     relative = os.path.relpath(absolute, os.path.realpath(folder))  # `..` of a link is the folder above what it leads to

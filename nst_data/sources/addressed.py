@@ -1,0 +1,137 @@
+"""Sources at an address: image files, tar and parquet files on an object store or the Hub, read by ranges and never downloaded whole."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nst_data.errors import NstError
+from nst_data.sources.files import check_size, check_whole
+from nst_data.sources.folder import ImageFolder
+from nst_data.sources.labels import LabelsAsked
+from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.range_file import HeaderFile
+from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
+from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
+from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
+from nst_data.sources.stamps import stamps_of
+from nst_data.sources.tar import TarFiles
+from nst_data.store.file_tree import FileTree, MissingError, StoredFile
+
+
+class AddressedImages(ImageFolder):
+    """Image files below an address: rows, keys and classes as of the same files in a folder."""
+
+    def __init__(self, tree: FileTree, images: Sequence[StoredFile], others: Sequence[StoredFile], labeled: bool) -> None:
+        Source.__init__(self, tree.address)
+        self._tree, self._tags = tree, stamps_of(images)
+        pieces = (images[start : start + PIECE] for start in range(0, len(images), PIECE))
+        self._listing = listed(([file.name for file in piece], [file.size for file in piece]) for piece in pieces)
+        self.skipped = skipped_among(tree, others)
+        if labeled:
+            self._read_classes({file.name.partition("/")[0] for file in (*images, *others) if "/" in file.name})
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
+        content = self._tree.read(self.key(row))
+        check_size(len(content), self._listing.table["bytes"][row].as_py())
+        return content
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted files, read ahead. Raises NstError where the network fails."""
+        for (row, name, size), content in read_ahead(self._tree, self._extents(wanted)):
+            yield Row(row, name, _checked(content, size))
+
+    def _extents(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[int, str, int]]]:
+        for piece in in_pieces(wanted, 1024):
+            entries = rows_of_table(self._listing.table, piece)
+            for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
+                yield Extent(name, 0, size + 1 if size else 0), (row, name, size)  # one more byte shows that it has grown
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return self._tags
+
+    def _paths(self) -> Iterator[str]:
+        return iter(())
+
+
+def _checked(content: bytes | MissingError, size: int) -> Content:
+    if isinstance(content, bytes) and len(content) != size:
+        return NstError(f"has {len(content):,} bytes, {size:,} when the pool was listed")
+    return content
+
+
+class AddressedTars(TarFiles):
+    """Tar files at an address: members are read by ranges, neighboring ones at once."""
+
+    def __init__(
+        self,
+        location: str,
+        tree: FileTree,
+        stored: Sequence[StoredFile],
+        names: Sequence[str],
+        labels: LabelsAsked | None,
+        indexes: Path | None,
+    ) -> None:
+        self._tree, self._stored = tree, stored
+        super().__init__(location, [tree.at(file.name) for file in stored], names, labels, indexes)
+
+    def rows(self, wanted: Wanted) -> Iterator[Row]:
+        """The wanted members, read ahead. Raises NstError where the network fails."""
+        for near, content in read_ahead(self._tree, neighbors(self._extents(wanted))):
+            for extent, (row, key, size, problem) in near:
+                if isinstance(content, MissingError) or problem is not None:
+                    yield Row(row, key, NstError(problem or str(content)))
+                    continue
+                start = extent.start - near[0][0].start
+                member = memoryview(content)[start : start + size]
+                is_whole = len(member) == size
+                yield Row(row, key, member if is_whole else NstError(f"cut short: {len(member):,} of {size:,} bytes"))
+
+    def _extents(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[int, str, int, str | None]]]:
+        for piece in in_pieces(wanted, 1024):
+            for row, entry in zip(piece.tolist(), rows_of_table(self._index, piece).to_pylist(), strict=True):
+                file, start, size = self._stored[entry["file"]], entry["offset"], entry["size"]
+                stop = start if entry["problem"] is not None else min(start + size, file.size)  # a header may claim any size
+                yield Extent(file.name, start, stop), (row, self._key(row, entry["file"], entry["name"]), size, entry["problem"])
+
+    def _look(self) -> Sequence[tuple[int, int | str]]:
+        return [(file.size, file.etag) for file in self._stored]
+
+    def _place(self, file: str) -> str:
+        return file
+
+    def _opened(self, file: int) -> AbstractContextManager[BinaryIO]:
+        return cast("BinaryIO", HeaderFile(self._tree, self._stored[file].name, self._stored[file].size))
+
+    def _read(self, file: int, offset: int, size: int) -> bytes:
+        stored = self._stored[file]
+        stop = min(offset + size, stored.size)
+        content = self._tree.read(stored.name, offset, stop) if offset < stop else b""
+        check_whole(len(content), size)
+        return content
+
+    def _stamps(self) -> NDArray[np.uint64]:
+        return stamps_of(self._stored)
+
+    def _paths(self) -> Sequence[str]:
+        return ()
+
+
+def skipped_among(tree: FileTree, others: Sequence[StoredFile]) -> dict[str, int]:
+    """Files beside the images that may be images too, by their suffix."""
+    skipped = Skipped()
+    for file in others:
+        skipped.see(file.name.rpartition("/")[2], partial(_start, tree, file))
+    return skipped.counts
+
+
+def _start(tree: FileTree, file: StoredFile) -> bytes:
+    try:
+        return tree.read(file.name, 0, min(file.size, LOOKED_AT_BYTES)) if file.size else b""
+    except MissingError:
+        return b""

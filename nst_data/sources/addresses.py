@@ -1,0 +1,126 @@
+"""What lies at an address, such as `s3://bucket/pool`, opened as a source."""
+
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from nst_data.errors import NstError, UsageError
+from nst_data.hub.reference import HubReference
+from nst_data.sources.addressed import AddressedImages, AddressedTars, skipped_among
+from nst_data.sources.files import IMAGE_SUFFIXES, has_image_suffix
+from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
+from nst_data.sources.labels import LabelsAsked
+from nst_data.sources.patterns import expand, is_pattern
+from nst_data.sources.skipped import phrase
+from nst_data.sources.source import Source
+from nst_data.sources.splits import check_split_files
+from nst_data.sources.streamed import StreamedParquet
+from nst_data.store.file_tree import FileTree, StoredFile, without_secrets
+
+_OF_HUB = re.compile(r"hf://(datasets|buckets)/[^/]+/[^/]+/.*[^/].*", re.DOTALL)
+_ON_DISK_ALONE = frozenset([".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".arrow"])
+_FILE = "file://"
+
+
+def local_path(location: str) -> str:
+    """A path of this machine, where it is given as an address; else the same text."""
+    if not location.lower().startswith(_FILE):
+        return location
+    path = location[len(_FILE) :]
+    if not path.startswith("/"):
+        raise UsageError(f"{location}: expected a path from the root, as in file:///data/photos")
+    return path
+
+
+def address_of(location: str) -> FileTree | None:
+    """What a user means by an address; None for paths and datasets of the Hub. Raises UsageError for addresses that are not read."""
+    if without_secrets(location) == location and not _OF_HUB.fullmatch(location):
+        HubReference.parse(location)  # which says how to name a dataset of the Hub that is given as an address
+    return FileTree.parse(location)
+
+
+def is_address(location: str) -> bool:
+    """Whether text is no path and no dataset of the Hub."""
+    return "://" in location
+
+
+def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
+    """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern."""
+    if is_pattern(tree.address):
+        return _of_files(tree.address, *_matching(tree), labels, column, indexes)
+    suffix = PurePosixPath(tree.address).suffix.lower()
+    if suffix in READ_FROM_FOLDERS and (single := _single(tree)) is not None:
+        return _of_files(tree.address, *single, labels, column, indexes)
+    found = [file for file in tree.files() if not _is_hidden(file.name)]
+    if not found and (single := _single(tree)) is not None:
+        if suffix in _ON_DISK_ALONE:
+            raise UsageError(f"{tree.address}: a {suffix} file is read from this machine's disk alone; {_EXPECTED}")
+        return _of_files(tree.address, *single, labels, column, indexes)
+    if not found:
+        raise NstError(f"{tree.address}: no such file or folder; {_EXPECTED}")
+    images = [file for file in found if has_image_suffix(file.name.rpartition("/")[2])]
+    others = [file for file in found if not has_image_suffix(file.name.rpartition("/")[2])]
+    if images:
+        return AddressedImages(tree, images, others, labels is not None)
+    files = [file for file in others if PurePosixPath(file.name).suffix.lower() in READ_FROM_FOLDERS]
+    skipped = skipped_among(tree, [file for file in others if file not in set(files)])
+    if not files:
+        but = f", but {phrase(skipped)}" if skipped else ""
+        raise NstError(f"{tree.address}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this address{but}")
+    if labels is not None:
+        check_split_files(tree.address, (file.name for file in files))
+    source = _of_files(tree.address, tree, files, labels, column, indexes)
+    source.skipped = {**skipped, **source.skipped}
+    return source
+
+
+_EXPECTED = "expected at an address a folder of images, tar or parquet files, one of these, or a pattern such as '*.tar'"
+
+
+def _single(tree: FileTree) -> tuple[FileTree, list[StoredFile]] | None:
+    """The file at an address, below its folder."""
+    folder, _, name = tree.address.rpartition("/")
+    if folder.endswith("/"):  # of a bucket
+        return None
+    file = FileTree(folder).stat(name)
+    return None if file is None else (FileTree(folder), [file])
+
+
+def _matching(tree: FileTree) -> tuple[FileTree, list[StoredFile]]:
+    """The files that a pattern names, below the folder in which they all are. Raises NstError where it names none."""
+    from fsspec.utils import glob_translate
+
+    folder = re.split(r"[*?\[{]", tree.address)[0].rpartition("/")[0]
+    if folder.endswith("/"):
+        raise UsageError(f"{tree.address}: expected a bucket without wildcards")
+    patterns = [re.compile(glob_translate(one.removeprefix(f"{folder}/"))) for one in expand(tree.address)]
+    top = FileTree(folder)
+    found = [file for file in top.files() if not _is_hidden(file.name) and any(one.match(file.name) for one in patterns)]
+    if not found:
+        raise NstError(f"{tree.address}: expected parquet or tar files, no file matches")
+    return top, found
+
+
+def _of_files(
+    location: str,
+    tree: FileTree,
+    files: Sequence[StoredFile],
+    labels: LabelsAsked | None,
+    column: str | None,
+    indexes: Path | None,
+) -> Source:
+    """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
+    folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files])
+    names = [posixpath.relpath(file.name, folder or ".") for file in files]
+    if kind_of(names, location) == "tar":
+        return AddressedTars(location, tree, files, names, labels, indexes)
+    parquet = StreamedParquet(location, tree, files, names, column)
+    if labels is not None:
+        parquet.read_labels(labels)
+    return parquet
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or a folder of its path begins with a dot."""
+    return name.startswith(".") or "/." in name

@@ -1,0 +1,31 @@
+"""Of which kind the files of a source are, by their names."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from nst_data.errors import UsageError
+from nst_data.sources.files import IMAGE_SUFFIXES
+
+READ_FROM_FOLDERS = frozenset([".parquet", ".tar"])
+_COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+def kind_of(names: Sequence[str], location: str) -> Literal["tar", "parquet"]:
+    """Tar where all end so, else parquet. Raises UsageError for other kinds, and for several."""
+    if any(name.endswith(_COMPRESSED_TARS) for name in names):
+        raise UsageError(f"{location}: compressed tar files do not allow random access; unpack it or write a plain .tar")
+    if _all(names, lambda suffix: suffix == ".tar", location):
+        return "tar"
+    if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
+        raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
+    return "parquet"
+
+
+def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
+    """Whether the files are of a kind. Raises UsageError where only some are."""
+    alike = [is_kind(PurePosixPath(name).suffix.lower()) for name in names]
+    if any(alike) and not all(alike):
+        odd = names[alike.index(not alike[0])]
+        raise UsageError(f"{location}: expected files of one kind, found {names[0]} and {odd}; choose one, e.g. '*{Path(odd).suffix}'")
+    return all(alike)

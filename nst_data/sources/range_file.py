@@ -1,0 +1,72 @@
+"""A file at an address as Python's libraries read one: by ranges, of which some may have been read before."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from nst_data.store.file_tree import FileTree
+
+_LOOK_BYTES = 2**16  # where the next header is far away
+_BLOCK_BYTES = 4 * 2**20  # where it is near
+
+
+class RangeFile(io.RawIOBase):
+    """The bytes of a file of known size, each read a request of its own, but for those in `pieces`: (where they start, bytes)."""
+
+    def __init__(self, tree: FileTree, name: str, size: int, pieces: Sequence[tuple[int, bytes]] = ()) -> None:
+        super().__init__()
+        self._tree, self._name, self._size, self._pieces = tree, name, size, pieces
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """To any place."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """So many bytes, fewer at the end alone. Raises NstError where the server cannot be asked."""
+        left = max(0, self._size - self._position)
+        wanted = left if size is None or size < 0 else min(size, left)
+        content = self._between(self._position, self._position + wanted) if wanted else b""
+        self._position += len(content)
+        return content
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - a buffer has no type before Python 3.12
+        """As `read`."""
+        view = memoryview(buffer).cast("B")
+        content = self.read(len(view))
+        view[: len(content)] = content
+        return len(content)
+
+    def _between(self, start: int, stop: int) -> bytes:
+        found = [content[max(0, start - at) : stop - at] for at, content in self._pieces if at < stop and start < at + len(content)]
+        if sum(map(len, found)) == stop - start:
+            return found[0] if len(found) == 1 else b"".join(found)
+        return self._tree.read(self._name, start, stop)
+
+
+class HeaderFile(RangeFile):
+    """For reading from header to header: in blocks where the next one is near, else what is around it."""
+
+    def _between(self, start: int, stop: int) -> bytes:
+        (first, content), *_ = self._pieces or [(0, b"")]
+        if not first <= start <= stop <= first + len(content):
+            is_near = 0 <= start - first - len(content) < _BLOCK_BYTES
+            ahead = max(stop - start, _BLOCK_BYTES if is_near else _LOOK_BYTES)
+            first, content = start, self._tree.read(self._name, start, min(start + ahead, self._size))
+            self._pieces = [(first, content)]
+        return content[start - first : stop - first]

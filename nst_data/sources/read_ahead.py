@@ -1,0 +1,71 @@
+"""Bytes of files at an address, read ahead of their use by several requests at a time."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from nst_data.store.file_tree import FileTree, MissingError
+
+T = TypeVar("T")
+
+PIECE_BYTES = 8 * 2**20  # one request
+_GAP_BYTES = 2**18  # of bytes that nobody wants, read all the same: a request of its own takes longer
+_AT_ONCE = 16
+_AHEAD_BYTES, _AHEAD = 64 * 2**20, 64
+
+
+class Extent(NamedTuple):
+    """The bytes of a file from `start` and below `stop`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def read_ahead(tree: FileTree, wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[T, bytes | MissingError]]:
+    """The bytes of each extent, in order, with what stands beside it: fewer where the file ends, the error where there is no such file.
+
+    Raises NstError where the server cannot be asked.
+    """
+    waiting: deque[tuple[int, T, Future[bytes | MissingError]]] = deque()
+    ahead = 0
+    readers = ThreadPoolExecutor(_AT_ONCE, "nst-read-ahead")
+    try:
+        for extent, beside in wanted:
+            size = extent.stop - extent.start
+            while waiting and (ahead + size > _AHEAD_BYTES or len(waiting) >= _AHEAD):
+                first, known, content = waiting.popleft()
+                yield known, content.result()
+                ahead -= first
+            waiting.append((size, beside, readers.submit(_read, tree, extent)))
+            ahead += size
+        while waiting:
+            _, known, content = waiting.popleft()
+            yield known, content.result()
+    finally:
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(tree: FileTree, extent: Extent) -> bytes | MissingError:
+    if extent.start >= extent.stop:
+        return b""
+    try:
+        return tree.read(extent.name, extent.start, extent.stop)
+    except MissingError as error:
+        return error
+
+
+def neighbors(wanted: Iterable[tuple[Extent, T]]) -> Iterator[tuple[Extent, list[tuple[Extent, T]]]]:
+    """Extents that lie near one another in their file, as one that holds them all."""
+    near: list[tuple[Extent, T]] = []
+    whole = Extent("", 0, 0)
+    for extent, beside in wanted:
+        fits = extent.name == whole.name and whole.start <= extent.start <= whole.stop + _GAP_BYTES
+        if near and not (fits and extent.stop - whole.start <= PIECE_BYTES):
+            yield whole, near
+            near = []
+        whole = whole._replace(stop=max(whole.stop, extent.stop)) if near else extent
+        near.append((extent, beside))
+    if near:
+        yield whole, near
