@@ -120,6 +120,8 @@ def test_a_pool_that_a_pulled_version_names_is_not_opened(store, tiny_store, tmp
         r"\\server\share",
         "file:///etc",
         "hf://datasets/eve/pool",
+        "hf://datasets/eve/pool/data",
+        "s3://eve/pool",
         "http://eve/pool.tar",
         "/etc/*.txt",
         "list.txt",

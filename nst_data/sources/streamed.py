@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
 from nst_data.sources.parquet import ParquetFiles, Stretch
@@ -28,7 +28,7 @@ class _Group(NamedTuple):
     number: int
     first_row: int
     after_last_row: int
-    footer: pq.FileMetaData
+    footer: pq.FileMetaData | str  # or why it cannot be read any more
 
 
 class StreamedParquet(ParquetFiles):
@@ -64,17 +64,22 @@ class StreamedParquet(ParquetFiles):
     def _pieces(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
         """What to read of the column with the images, with the row group that it belongs to and its place."""
         for file, (first, last) in enumerate(zip(self._starts[:-1], self._starts[1:], strict=True)):
+            name = self._stored[self._files[file]].name
             if not len(within(wanted, first, last)):
                 continue
-            with self._readable(self._files[file]), self._opened(self._files[file]) as parquet:
-                footer = parquet.metadata
+            try:
+                with self._opened(self._files[file]) as parquet:
+                    footer = parquet.metadata
+            except (pa.ArrowException, OSError, NstError) as error:
+                self._stop_unless_damage(error)
+                yield Extent(name, 0, 0), (_Group(file, 0, first, last, first_line(error)), 0)
+                continue
             for number in range(footer.num_row_groups):
                 stop = first + footer.row_group(number).num_rows
                 if len(within(wanted, first, stop)):
                     start, end = _bounds(footer.row_group(number), self._column)
                     for at in range(start, end, PIECE_BYTES):
-                        extent = Extent(self._stored[self._files[file]].name, at, min(at + PIECE_BYTES, end))
-                        yield extent, (_Group(file, number, first, stop, footer), at)
+                        yield Extent(name, at, min(at + PIECE_BYTES, end)), (_Group(file, number, first, stop, footer), at)
                 first = stop
 
     def _stretches_of(self, group: _Group, pieces: list[tuple[int, bytes | MissingError]]) -> Iterator[Stretch]:
@@ -84,6 +89,9 @@ class StreamedParquet(ParquetFiles):
                 yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {content}")
                 return
             whole.append((at, content))
+        if isinstance(group.footer, str):
+            yield group.first_row, group.after_last_row, NstError(f"{self._names[group.file]}: {group.footer}")
+            return
         stored = self._stored[self._files[group.file]]
         with (
             RangeFile(self._tree, stored.name, stored.size, whole) as remote,

@@ -27,8 +27,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
 _SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
 WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
-_TIMEOUT_SECONDS = 60
-_READ_AT_ONCE = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}  # else s3fs asks for the size first, and hf:// reads more
+_TIMEOUT_SECONDS = 30
+# else s3fs asks for the size first, and the Hub's file system reads on
+_READ_AT_ONCE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
 _PART_BYTES = 32 * 2**20
 _BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
 
@@ -97,8 +98,10 @@ class FileTree:
         def listed() -> dict[str, dict[str, Any]]:
             try:
                 return cast("dict[str, dict[str, Any]]", self._system.find(top, detail=True))
-            except FileNotFoundError:
-                return {}
+            except FileNotFoundError as error:
+                if _is_missing_file(error):
+                    return {}
+                raise
 
         start = len(self._path("").rstrip("/")) + 1
         found = self._asked(listed, prefix)
@@ -255,9 +258,20 @@ class FileTree:
                         with plain_errors(self.at(name)):
                             raise
                     raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
-                _log.warning("%s: %s; retrying in %g s", self.at(name), reason, wait)
+                _say(self.at(name), reason, wait)
                 time.sleep(wait)
         raise AssertionError
+
+
+_said: dict[str, float] = {}
+
+
+def _say(address: str, reason: str, wait: float) -> None:
+    """A warning, once where many reads wait for the same."""
+    now = time.monotonic()
+    if now >= _said.get(reason, 0):
+        _said[reason] = now + wait
+        _log.warning("%s: %s; retrying in %g s", address, reason, wait)
 
 
 def without_secrets(address: str) -> str:
@@ -292,10 +306,13 @@ def _file_system(scheme: str, process: int) -> Any:  # noqa: ANN401 - as above
     if scheme == "hf":
         options = {}  # the same one each time, with what it has learnt of a repository
     if scheme == "s3":
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS}
+        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS, "retries": {"total_max_attempts": 2}}
         options["max_concurrency"] = 8
     try:
-        return fsspec.filesystem(scheme, **options)
+        system = fsspec.filesystem(scheme, **options)
+        if scheme == "s3":
+            system.retries = 1  # as nst tries again, and says so
+        return system
     except ImportError:
         raise UsageError(f"{scheme}://: requires the extra `{_EXTRAS[scheme]}`: `pip install 'nst[{_EXTRAS[scheme]}]'`") from None
 
@@ -334,9 +351,10 @@ _BROKEN = frozenset(
 
 
 def _is_missing_file(error: BaseException) -> bool:
-    """Of the Hub: whether there is no such file, in a repository that is there."""
-    kinds = {type(cause).__name__ for cause in _causes(error)}
-    return isinstance(error, FileNotFoundError) and not kinds & {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
+    """Whether there is no such file, in a bucket or repository that is there."""
+    causes = _causes(error)
+    lacks = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"} & {type(cause).__name__ for cause in causes}
+    return isinstance(error, FileNotFoundError) and not lacks and "NoSuchBucket" not in map(_code, causes)
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

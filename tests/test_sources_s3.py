@@ -1,0 +1,299 @@
+"""Sources on a real S3 server: what the same files in a folder give, and what faults between the two do."""
+
+import io
+import os
+import re
+import threading
+from functools import partial
+
+import numpy as np
+import object_store
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import picture, png, write_class_folders
+from faulty_proxy import between
+from nst_cli.main import app
+from pictures import write_tar
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
+from nst_data.sources import open_source
+from nst_data.store import file_tree
+from nst_data.store.file_tree import FileTree
+from nst_train.labeling.label import label
+from nst_train.settings import LabelRunSettings, LabelSettings
+
+pytestmark = pytest.mark.slow
+ROWS = 40
+ODD = {"images": "b/x/04", "tars": "1.tar", "parquet": "1.parquet"}  # what a fault is put before
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folders `images`, `tars`, `parquet`, `classes` and `labeled.tar`, on this disk."""
+    top = tmp_path_factory.mktemp("files")
+    write_class_folders(top / "classes", ["ant", "bee", "cat"], 4)
+    for name in ("images/b/x", "images/ü", "tars/z", "parquet"):
+        (top / name).mkdir(parents=True)
+    for index in range(ROWS):
+        (top / f"images/{'b/x' if index % 3 else 'ü'}/{index:02d} +%20.png").write_bytes(png(index % 3, index))
+    for name, content in (("b.png", b"no image"), ("b/empty.png", b""), ("b/.hidden.png", b"x"), ("b/odd.dcm", b"x"), ("notes.txt", b"x")):
+        (top / "images" / name).write_bytes(content)
+    members = [(f"{index}.png", png(index % 3, index)) for index in range(ROWS)]
+    write_tar(top / "tars/1.tar", members[:25])
+    write_tar(top / "tars/z/2.tar", [*members[25:], ("25.png", b"again")])
+    write_tar(top / "labeled.tar", [part for name, image in members for part in ((name, image), (name.replace("png", "cls"), b"1"))])
+    for file in range(2):
+        images = [{"bytes": image, "path": None} for _, image in members[file::2]]
+        table = pa.table({"image": images, "label": [index % 3 for index in range(ROWS // 2)]})
+        pq.write_table(table, top / f"parquet/{file}.parquet", row_group_size=6, compression="zstd" if file else "none")
+    return top
+
+
+@pytest.fixture(scope="module")
+def server(files, tmp_path_factory):
+    """The address of an S3 server with the files, and the faults that can be put before it; this process's environment leads there."""
+    with (
+        object_store.serving(tmp_path_factory.mktemp("s3")) as url,
+        between(url) as (address, faults),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in object_store.settings(address).items():
+            patch.setenv(name, value)
+        patch.setattr(file_tree, "_TIMEOUT_SECONDS", 1)
+        patch.setattr(file_tree, "WAITS_SECONDS", (0.1, 0.1))
+        file_tree._file_system.cache_clear()
+        tree = FileTree("s3://nst/files")
+        for path in files.rglob("*"):
+            if path.is_file():
+                tree.upload(path, path.relative_to(files).as_posix())
+        yield address, faults
+    file_tree._file_system.cache_clear()
+
+
+@pytest.fixture
+def faults(server):
+    _, faults = server
+    faults.clear()
+    file_tree._said.clear()
+    yield faults
+    faults.clear()
+
+
+def content_of(read):
+    try:
+        return bytes(read())
+    except (NstError, OSError) as error:
+        return str(error)
+
+
+def seen(source, rows=None):
+    wanted = range(len(source)) if rows is None else rows
+    return [(row.id, row.key, content_of(row.read)) for row in source.rows(wanted)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("images", {}),
+        ("classes", {"labeled": True}),
+        ("tars", {}),
+        ("tars/1.tar", {}),
+        ("tars/*.tar", {}),
+        ("tars/**/*.tar", {}),
+        ("labeled.tar", {"labeled": True}),
+        ("parquet", {}),
+        ("parquet", {"labeled": True, "label_column": "label"}),
+        ("parquet/{0,1}.parquet", {"image_column": "image"}),
+    ],
+)
+def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, tmp_path, name, options):
+    here = open_source(str(files / name), **options)
+    there = open_source(f"s3://nst/files/{name}", indexes=tmp_path, **options)
+    assert there.location == f"s3://nst/files/{name}"
+    assert there.fingerprint == here.fingerprint
+    assert there.class_names == here.class_names
+    assert there.skipped == here.skipped
+    assert seen(there) == seen(here)
+    some = np.array([2, 3, 11])
+    assert seen(there, some) == seen(here, some)
+    for row in range(9):
+        assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
+
+
+def test_threads_and_a_forked_process_read_single_rows(server, files):
+    sources = [(open_source(str(files / name)), open_source(f"s3://nst/files/{name}")) for name in ("classes", "tars", "parquet")]
+    found = {}
+
+    def read(number):
+        found[number] = [there.read(number) for _, there in sources]
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [here.read(number) for here, _ in sources] for number in range(8)}
+    if (child := os.fork()) == 0:
+        os._exit(0 if [there.read(9) for _, there in sources] == [here.read(9) for here, _ in sources] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_each_image_is_one_request_and_neighbors_in_a_tar_file_share_one(server, faults):
+    images, tars = open_source("s3://nst/files/images"), open_source("s3://nst/files/tars")
+    faults.asked.clear()
+    seen(images)
+    assert len(faults.asked) == len(images) - 1  # none for the empty one
+    faults.asked.clear()
+    seen(tars)
+    assert len(faults.asked) == 2
+
+
+def test_an_index_of_tar_files_is_kept_and_made_anew_for_other_bytes_of_the_same_size(server, faults, tmp_path):
+    tree = FileTree("s3://nst/kept")
+    write_tar(tmp_path / "x.tar", [("a.png", b"first"), ("b.png", b"x")])
+    tree.upload(tmp_path / "x.tar", "x.tar")
+    first = open_source("s3://nst/kept", indexes=tmp_path)
+    faults.asked.clear()
+    again = open_source("s3://nst/kept", indexes=tmp_path)
+    assert not [path for method, path, _ in faults.asked if method == "GET" and path.endswith("x.tar")]
+    write_tar(tmp_path / "x.tar", [("c.png", b"x"), ("a.png", b"other")])
+    tree.upload(tmp_path / "x.tar", "x.tar")
+    other = open_source("s3://nst/kept", indexes=tmp_path)
+    assert (seen(first)[0][1], seen(other)[1]) == ("x.tar:a.png", (1, "x.tar:a.png", b"other"))
+    assert first.fingerprint == again.fingerprint == other.fingerprint  # names and sizes
+    assert first.stamps().tolist() == again.stamps().tolist() != other.stamps().tolist()
+
+
+@pytest.mark.parametrize("fault", [("status", 503, "SlowDown"), ("status", 500, "InternalError"), ("cut", 100), ("slow", 3)])
+@pytest.mark.parametrize("name", ["images", "tars", "parquet"])
+def test_what_passes_is_waited_for_with_a_warning_and_nothing_is_lost(server, faults, files, caplog, name, fault):
+    source = open_source(f"s3://nst/files/{name}")
+    faults.on(ODD[name], 2, fault)
+    assert seen(source) == seen(open_source(str(files / name)))
+    assert any("retrying in 0.1 s" in line for line in caplog.messages)
+    assert not [line for line in caplog.messages if object_store.SECRET in line or "with a secret" in line]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (("status", 403, "AccessDenied"), r"access denied \(403\)"),
+        (("status", 403, "RequestTimeTooSkewed"), "the server refuses this machine's clock"),
+        (("status", 503, "SlowDown"), r"the server is busy \(503\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["images", "tars", "parquet"])
+def test_what_does_not_pass_stops_and_blames_no_image(server, faults, name, fault, says):
+    source = open_source(f"s3://nst/files/{name}")
+    faults.on(ODD[name], 99, fault)
+    with pytest.raises(NstError, match=f"s3://nst/files/{name}/[^:]*: {says}") as caught:
+        seen(source)
+    assert "\n" not in str(caught.value)
+    assert "with a secret" not in str(caught.value)
+    with pytest.raises(NstError, match=says):
+        source.read(next(row for row in range(len(source)) if ODD[name] in source.key(row)))
+
+
+@pytest.mark.parametrize("name", ["images", "tars", "parquet"])
+def test_files_that_have_gone_meanwhile_are_rows_that_say_so(server, faults, files, name):
+    source = open_source(f"s3://nst/files/{name}")
+    faults.on(ODD[name], 99, ("status", 404, "NoSuchKey"))
+    for (_, key, found), (_, _, expected) in zip(seen(source), seen(open_source(str(files / name))), strict=True):
+        if ODD[name] in key:
+            assert "no such file" in found
+        else:
+            assert found == expected
+
+
+def test_an_image_of_another_size_than_was_listed_says_so(server, tmp_path):
+    tree = FileTree("s3://nst/grown")
+    tree.write("a.png", b"12345")
+    tree.write("b.png", b"12345")
+    source = open_source("s3://nst/grown")
+    tree.write("a.png", b"123456")
+    tree.write("b.png", b"")
+    assert [content for _, _, content in seen(source)] == [f"has {size} bytes, 5 when the pool was listed" for size in (6, 0)]
+    with pytest.raises(NstError, match="has 6 bytes, 5 when"):
+        source.read(0)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("s3://nst/nothing", "s3://nst/nothing: no such file or folder; expected at an address"),
+        ("s3://nowhere/at/all", "s3://nowhere/at/all: no such bucket"),
+        ("s3://nst/files/images/notes.txt", "a .txt file is read from this machine's disk alone"),
+        ("s3://nst/files/images/b.png", "these are images; give their folder"),
+        ("s3://nst/files/nothing-*.tar", "expected parquet or tar files, no file matches"),
+        ("s3://nst/files/{tars/1.tar,parquet/0.parquet}", "expected files of one kind"),
+    ],
+)
+def test_what_is_not_there_or_not_read_is_one_line(server, address, says):
+    with pytest.raises(NstError, match=re.escape(says)) as caught:
+        open_source(address)
+    assert "\n" not in str(caught.value)
+
+
+def label_both(store, name, files):
+    """Labels of the same pool from the folder and from the address."""
+    for corpus, pool in ((f"{name}-here", str(files / name)), (f"{name}-there", f"s3://nst/files/{name}")):
+        settings = LabelSettings(batch_size=4, rows_per_shard=15)
+        yield label(store, corpus, "tiny-teacher", open_source(pool), settings, run=LabelRunSettings(decode_threads=2))
+
+
+@pytest.mark.parametrize("name", ["images", "tars", "parquet"])
+def test_labels_have_the_bytes_of_those_of_a_folder_and_their_pool_is_found_again(server, faults, files, tiny_store, name):
+    store, *_ = tiny_store
+    here, there = label_both(store, name, files)
+    assert there.manifest.files == here.manifest.files
+    assert there.manifest.request.inputs.pool.ref == f"s3://nst/files/{name}"
+    everything = b"".join(path.read_bytes() for path in there.folder.rglob("*") if path.is_file())
+    assert object_store.SECRET.encode() not in everything
+    assert object_store.KEY.encode() not in everything
+    settings = BalanceSettings(min_confidence=0, per_class=9, embed_images=True)
+    assert balance(store, there, settings).manifest.files == balance(store, here, settings).manifest.files
+
+
+def test_an_object_that_was_written_again_at_its_size_is_noticed_as_a_file_is(server, faults, tiny_store):
+    store, *_ = tiny_store
+    tree = FileTree("s3://nst/changing")
+    for index in range(4):
+        tree.write(f"{index}.png", bmp(index))
+    label(store, "changing", "tiny-teacher", open_source(tree.address), LabelSettings(batch_size=4))
+    tree.write("2.png", bmp(9))
+    says = "1 image has different content than when changing@gen-1 was made .'2.png'."
+    with pytest.raises(NstError, match=says):
+        label(store, "changing", "tiny-teacher", open_source(tree.address), LabelSettings(batch_size=4))
+
+
+def bmp(index):
+    file = io.BytesIO()
+    picture(0, index).save(file, "BMP")  # all of one size
+    return file.getvalue()
+
+
+def test_an_address_in_a_downloaded_manifest_is_not_asked(server, faults, files, tiny_store):
+    store, *_ = tiny_store
+    *_, there = label_both(store, "classes", files)
+    (there.folder / "nst.json").write_text(there.manifest.marked_as_pulled().model_dump_json())
+    faults.asked.clear()
+    for words in (["balance", there.ref, "--embed-images"], ["label", "--extend", there.ref], ["pick", there.ref, "--by", "random"]):
+        done = CliRunner().invoke(app, [*words, "--store", str(store.root)])
+        assert done.exit_code != 0 or "pick" in words
+        assert "comes from a downloaded manifest, which nst does not open" in done.stderr or "pick" in words
+    assert faults.asked == []
+
+
+@pytest.mark.parametrize("address", ["s3://{0}:{1}@nst/files/images", "s3://nst/files/images?X-Amz-Signature={1}"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(server, tiny_store, address):
+    given = address.format(object_store.KEY, object_store.SECRET)
+    done = CliRunner().invoke(app, ["label", given, "--teacher", "tiny-teacher", "--corpus", "x", "--store", str(tiny_store[0].root)])
+    assert done.exit_code == 2
+    assert "expected an address without credentials or query" in done.stderr
+    assert object_store.SECRET not in done.output + done.stderr
