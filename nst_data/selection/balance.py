@@ -14,16 +14,21 @@ import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.errors import NstError
-from nst_data.selection.cutoffs import TIES, beside_cutoffs, cutoffs, is_past, without_cutoffs
+from nst_data.selection.cutoffs import TIES, cutoffs
 from nst_data.selection.filters import reject
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import collected, with_class_values
 
+COPIES = "copies"  # what the seeded order is for, by which rows get one copy more
 RELEASED_BINS = 100  # of confidence, 0.01 wide
 
 
 def most_confident(
-    labels: IntoLazyFrameT, per_class: int, ties: Sequence[str] = TIES, counted: pl.DataFrame | None = None
+    labels: IntoLazyFrameT,
+    per_class: int,
+    ties: Sequence[str] = TIES,
+    counted: pl.DataFrame | None = None,
+    hashes: IntoLazyFrameT | None = None,
 ) -> IntoLazyFrameT:
     """Drop all rows of a class but those with the highest confidence.
 
@@ -32,14 +37,15 @@ def most_confident(
         per_class: How many of each class stay.
         ties: What orders equally confident rows: the smaller `image_hash`, then `id`, comes first, so that no folder does.
         counted: The number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
+        hashes: Where the `image_hash` of few `id`s is read, such as a scan of files; by default `labels`.
 
     Returns:
         All rows; the dropped are `over_quota`.
     """
     rows = nw.from_native(labels)
-    cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted)
-    judged = nw.from_native(reject(beside_cutoffs(rows, cuts).to_native(), "over_quota", is_past("confidence", ties)))
-    return without_cutoffs(judged).to_native()
+    cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted, None if hashes is None else nw.from_native(hashes))
+    judged = nw.from_native(reject(cuts.beside(rows).to_native(), "over_quota", cuts.is_past))
+    return cuts.without(judged).to_native()
 
 
 def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:
@@ -57,19 +63,27 @@ def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: 
     Raises:
         NstError: A class has more than `per_class` rows.
     """
-    rows = with_seeded_order(nw.from_native(selected), seed, "copies", "nst_order")
-    rows = rows.with_columns(nst_order=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))
+    rows = with_seeded_order(nw.from_native(selected), seed, COPIES, "nst_order")
+    return deal_copies(rows, per_class, max_copies).drop("nst_order").to_native()
+
+
+def deal_copies(rows: LazyFrameT, per_class: int, max_copies: int | None, labels: LazyFrameT | None = None) -> LazyFrameT:
+    """What `add_copies` adds, in the seeded order `nst_order`. `labels` has the `image_hash` of each `id`, where `rows` has not."""
     counts = dict(collected(rows.group_by("label").agg(nw.len())).iter_rows())
     if counts and max(counts.values()) > per_class:
         raise NstError(
             f"expected at most {per_class:,} rows in each class, found {max(counts.values()):,}; select them by most_confident first"
         )
     targets = {label: min(per_class, count * (max_copies or per_class)) for label, count in counts.items()}
-    cuts = cutoffs(rows, "nst_order", {label: targets[label] % count for label, count in counts.items()})
-    everyone = {label: targets[label] // count for label, count in counts.items()}
-    rows = beside_cutoffs(rows, cuts.with_columns(copies=pl.col("label").replace_strict(everyone, return_dtype=pl.Int64)))
-    rows = rows.with_columns(copies=(nw.col("nst_copies_cut") + nw.when(is_past("nst_order")).then(0).otherwise(1)).cast(nw.Int32))
-    return without_cutoffs(rows).drop("nst_order").to_native()
+    rows = rows.with_columns(nst_first=(ORDER_SIZE - 1 - nw.col("nst_order")) / (ORDER_SIZE + 1))
+    cuts = cutoffs(rows, "nst_first", {label: targets[label] % count for label, count in counts.items()}, labels=labels)
+    everyone = pl.DataFrame(
+        {"label": list(counts), "copies": [targets[label] // count for label, count in counts.items()]},
+        schema={"label": pl.Int64, "copies": pl.Int64},
+    )
+    rows = with_class_values(cuts.beside(rows), everyone)
+    rows = rows.with_columns(copies=(nw.col("copies") + nw.when(cuts.is_past).then(0).otherwise(1)).cast(nw.Int32))
+    return cuts.without(rows).drop("nst_first")
 
 
 def balance_as_released(labels: IntoLazyFrameT, per_class: int, seed: int, max_copies: int | None = None) -> IntoLazyFrameT:

@@ -11,7 +11,16 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import LazyFrameT
 
-from nst_data.tables.engines import collected, count_numbers, with_class_values, with_hash_number
+from nst_data.tables.engines import (
+    beside,
+    collected,
+    count_numbers,
+    rows_at,
+    with_class_values,
+    with_hash_number,
+    with_place,
+    with_row_values,
+)
 
 BINS = 512  # counts by class and bin stay in the processor's cache
 TIES = ("image_hash", "id")
@@ -19,6 +28,7 @@ _RANKED_ROWS = 2**23  # as many are sorted in memory
 _POINT = BINS**-6.0  # 2**-54: two float32 above 2**-31 are further apart
 _HASH_DIGITS = 7
 _NONE = 2.0  # a cutoff that no value reaches
+_HASH, _OVER = "nst_hash", "nst_over_cut"
 
 
 def bin_of(value: nw.Expr) -> nw.Expr:
@@ -26,24 +36,73 @@ def bin_of(value: nw.Expr) -> nw.Expr:
     return (value * BINS).cast(nw.Int32)
 
 
-def count_bins(rows: LazyFrameT, number: nw.Expr, *columns: str) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS, and by other columns."""
+def count_bins(rows: LazyFrameT, number: nw.Expr, reasons: Sequence[str] = ()) -> pl.DataFrame:
+    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS, and by `reason`, one of `reasons` or null."""
     both = nw.col("label") * (BINS + 1) + number  # one number is counted faster than two
-    if columns:
-        counted = collected(rows.group_by(both.alias("number"), *columns).agg(rows=nw.len())).cast({"number": pl.Int64, "rows": pl.Int64})
-    else:
+    if not reasons:
         counted = count_numbers(rows, both)
-    return counted.select(*columns, "rows", label=pl.col("number") // (BINS + 1), bin=pl.col("number") % (BINS + 1))
+        return counted.select("rows", label=pl.col("number") // (BINS + 1), bin=pl.col("number") % (BINS + 1))
+    kinds = len(reasons) + 1
+    counted = count_numbers(with_place(rows, "reason", reasons, "nst_place"), both * kinds + nw.col("nst_place").fill_null(len(reasons)))
+    label, bin_, kind = pl.col("number") // kinds // (BINS + 1), pl.col("number") // kinds % (BINS + 1), pl.col("number") % kinds
+    reason = kind.replace_strict(range(kinds), [*reasons, None], return_dtype=pl.String)
+    return counted.select("rows", label=label, bin=bin_, reason=reason)
+
+
+@dataclass(frozen=True)
+class Cutoffs:
+    """The last of the first rows of each class, as far as a class has more.
+
+    Rows are in order of `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
+    rows with these very keys that come after it.
+    """
+
+    keys: tuple[str, ...]
+    last: pl.DataFrame
+    over: pl.DataFrame
+
+    def beside(self, rows: LazyFrameT) -> LazyFrameT:
+        """The rows with what `is_past` looks at, in columns `nst_..._cut`: null for a class that has no more."""
+        if _HASH in self.keys:
+            rows = _with_hash_key(rows)
+        rows = with_class_values(rows, self.last.rename({key: _cut(key) for key in self.keys}))
+        return (
+            with_row_values(rows, beside(rows, self.over.with_columns(pl.lit(value=True).alias(_OVER))), _OVER) if len(self.over) else rows
+        )
+
+    @property
+    def is_past(self) -> nw.Expr:
+        """Whether a row that `beside` gave comes after its class's last."""
+        past = nw.col(_OVER).fill_null(value=False) if len(self.over) else nw.lit(value=False)
+        for key in reversed(self.keys):
+            value = nw.col(key)  # of the cutoff's type
+            past = (value < nw.col(_cut(key))) | ((value == nw.col(_cut(key))) & past)
+        return past.fill_null(value=False)
+
+    def without(self, rows: LazyFrameT) -> LazyFrameT:
+        """Drop the columns that `beside` added."""
+        return rows.drop(*map(_cut, self.keys), *([_HASH] if _HASH in self.keys else []), *([_OVER] if len(self.over) else []))
+
+
+def _cut(key: str) -> str:
+    return f"nst_{key.removeprefix('nst_')}_cut"
 
 
 def cutoffs(
-    rows: LazyFrameT, by: str, quotas: int | Mapping[int, int], ties: Sequence[str] = TIES, counted: pl.DataFrame | None = None
-) -> pl.DataFrame:
-    """The last of the first `quotas` rows of each class: its `label`, `by` and `ties`, as far as a class has more rows than that.
+    rows: LazyFrameT,
+    by: str,
+    quotas: int | Mapping[int, int],
+    ties: Sequence[str] = TIES,
+    counted: pl.DataFrame | None = None,
+    labels: LazyFrameT | None = None,
+) -> Cutoffs:
+    """Where the first `quotas` rows of each class end.
 
     Rows are in order of `by` (in [0, 1], the largest first), then of `ties`, the smallest first, no two rows equal in all.
-    `counted` is the number of `rows` by `label` and `bin` (`bin_of`), where it is known.
+    `counted` is the number of `rows` by `label` and `bin` (`bin_of`), where it is known; `labels` has the columns `id` and `ties`, where
+    `rows` has not. What decides ties is read for the rows that tie, and not for all.
     """
+    labels = rows if labels is None else labels
     if counted is None:
         counted = count_bins(rows, bin_of(nw.col(by)))
     if isinstance(quotas, int):
@@ -51,19 +110,18 @@ def cutoffs(
     wanted = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
     found = counted.group_by("label").agg(pl.col("rows").sum())
     crowded = found.join(wanted, on="label").filter(pl.col("rows") > pl.col("needed"))
-    none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by), *(_least(name) for name in ties))
     box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
+    none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
     if not box.rows:
-        return none
+        return Cutoffs((by,), none, pl.DataFrame(schema={"id": pl.Int64}))
     box = _small_enough(box, rows)
-    if box.rows > _RANKED_ROWS and ties[0] == "image_hash":  # such as labels that are all equally sure
+    has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
+    if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that are all equally sure
         box = _small_enough(box.with_hash(), rows)
-    found = collected(box.inside(rows).select("label", by, *ties))
-    if not box.is_a_point:  # once more in memory: a bin of a bin is sorted in no time
-        box = box.narrowed(box.count(nw.from_native(found.lazy())))
-        found = collected(box.inside(nw.from_native(found.lazy())).select("label", by, *ties))
-    last = _last_needed(found, box, by, ties)
-    return pl.concat([last, none.cast({by: last.schema[by]})])
+    last, over = _last_needed(box, rows, labels, ties)
+    return Cutoffs(
+        box.keys, pl.concat([last, none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))]), over
+    )
 
 
 def _small_enough(box: "_Box", rows: LazyFrameT) -> "_Box":
@@ -72,14 +130,24 @@ def _small_enough(box: "_Box", rows: LazyFrameT) -> "_Box":
     return box
 
 
-def _least(name: str) -> pl.Expr:
-    return (pl.lit("") if name == "image_hash" else pl.lit(0, pl.Int64)).alias(name)
-
-
-def _last_needed(found: pl.DataFrame, box: "_Box", by: str, ties: Sequence[str]) -> pl.DataFrame:
-    ranked = found.sort(by, *ties, descending=[True, *(False for _ in ties)]).with_columns(rank=pl.int_range(1, pl.len() + 1).over("label"))
-    at = ranked.join(box.classes.select("label", "needed"), on="label").filter(pl.col("rank") == pl.col("needed"))
-    return at.select("label", by, *ties)
+def _last_needed(box: "_Box", rows: LazyFrameT, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """For each class of the box the keys of the last row that it needs; the `id`s of all that have these keys and come after it."""
+    keys = list(box.keys)
+    found = collected(box.inside(rows).select("label", *keys, "id"))
+    if not box.is_a_point:  # once more in memory: a bin of a bin is sorted in no time
+        box = box.narrowed(box.count(nw.from_native(found.lazy())))
+        found = collected(box.inside(nw.from_native(found.lazy())).select("label", *keys, "id"))
+    rank = pl.int_range(1, pl.len() + 1).over("label")
+    ranked = found.sort(*keys, descending=True).with_columns(rank=rank).join(box.classes.select("label", "needed"), on="label")
+    last = ranked.filter(pl.col("rank") == pl.col("needed")).select("label", *keys)
+    tied = ranked.join(last, on=["label", *keys]).with_columns(
+        least=pl.col("rank").min().over("label"), most=pl.col("rank").max().over("label")
+    )
+    tied = tied.filter(pl.col("needed") < pl.col("most")).select("id", "label", more=pl.col("needed") - pl.col("least") + 1)
+    if len(tied):
+        tied = tied.join(collected(rows_at(labels, tied["id"]).select(*{"id", *ties})), on="id")
+        tied = tied.sort(*ties).filter(rank > pl.col("more"))
+    return last, tied.select("id")
 
 
 @dataclass(frozen=True)
@@ -106,13 +174,12 @@ class _Box:
 
     def with_hash(self) -> "_Box":
         """Narrow by hash from here on, the smallest first."""
-        return _Box((*self.keys, "nst_hash"), self.classes.with_columns(nst_hash_low=pl.lit(0.0)), 1.0, self.rows)
+        return _Box((*self.keys, _HASH), self.classes.with_columns(pl.lit(0.0).alias(f"{_HASH}_low")), 1.0, self.rows)
 
     def inside(self, rows: LazyFrameT) -> LazyFrameT:
         """The rows in the intervals, with the columns of `classes`."""
-        if "nst_hash" in self.keys:
-            rows = with_hash_number(rows, "nst_hash", _HASH_DIGITS)
-            rows = rows.with_columns(nst_hash=1 - (nw.col("nst_hash") + 1) / 16**_HASH_DIGITS)
+        if _HASH in self.keys and _HASH not in rows.collect_schema().names():
+            rows = _with_hash_key(rows)
         inside = with_class_values(rows, self.classes)
         for key in self.keys:
             above = nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")  # exact, where `low` + 2**-54 would be rounded to `low`
@@ -139,22 +206,6 @@ class _Box:
         return _Box(self.keys, found.select(self.classes.columns), self.width / BINS, int(found["rows"].sum()))
 
 
-def is_past(by: str, ties: Sequence[str] = TIES) -> nw.Expr:
-    """Whether a row that `beside_cutoffs` joined comes after its class's last."""
-    cut = [nw.col(f"nst_{name}_cut") for name in (by, *ties)]
-    past = nw.col(ties[-1]) > cut[-1]
-    for name, at in list(zip(ties, cut[1:], strict=True))[-2::-1]:
-        past = (nw.col(name) > at) | ((nw.col(name) == at) & past)
-    value = nw.col(by)  # of the cutoff's type
-    return ((value < cut[0]) | ((value == cut[0]) & past)).fill_null(value=False)
-
-
-def beside_cutoffs(rows: LazyFrameT, cuts: pl.DataFrame) -> LazyFrameT:
-    """Each row with its class's cutoff in columns `nst_..._cut`, null for a class that has none."""
-    named = cuts.rename({name: f"nst_{name}_cut" for name in cuts.columns if name != "label"})
-    return with_class_values(rows, named)
-
-
-def without_cutoffs(rows: LazyFrameT) -> LazyFrameT:
-    """Drop the columns that `beside_cutoffs` added."""
-    return rows.drop([name for name in rows.collect_schema().names() if name.startswith("nst_") and name.endswith("_cut")])
+def _with_hash_key(rows: LazyFrameT) -> LazyFrameT:
+    """Add a number in [0, 1) that is the larger the smaller `image_hash` is, by its first digits."""
+    return with_hash_number(rows, _HASH, _HASH_DIGITS).with_columns((1 - (nw.col(_HASH) + 1) / 16**_HASH_DIGITS).alias(_HASH))

@@ -10,13 +10,16 @@
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
 
 import narwhals as nw
 import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
-from nst_data.tables.engines import beside, may_repeat, with_class_values, with_row_values
+from nst_data.tables.engines import beside, is_polars, with_class_values, with_row_values
+from nst_data.tables.equal_hashes import repeated_hashes
 
 
 def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
@@ -47,12 +50,18 @@ def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> Int
     return _reject(with_row_values(rows, marked, "nst_found"), reason, nw.col("nst_found")).drop("nst_found").to_native()
 
 
-def repeated_images(labels: IntoLazyFrameT) -> IntoLazyFrameT:
-    """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32)."""
-    rows = may_repeat(nw.from_native(labels).select("id", "image_hash"))
-    groups = rows.group_by("image").agg(first_id=nw.col("id").min(), duplicates=nw.len())
+def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLazyFrameT:
+    """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32).
+
+    `work` is a folder for what is on its way, by default the system's for temporary files.
+    """
+    rows = nw.from_native(labels).select("id", "image_hash")
+    if is_polars(rows):
+        native: Any = rows.to_native()
+        return cast("IntoLazyFrameT", repeated_hashes(native, work).lazy())
+    groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
-    return rows.join(groups, on="image", how="inner").select("id", "first_id", "duplicates").to_native()
+    return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()
 
 
 def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = None) -> IntoLazyFrameT:
@@ -144,6 +153,8 @@ def _not_above(least: nw.Expr, keep_equal: bool = False) -> nw.Expr:
 
 
 def _reject(rows: LazyFrameT, reason: str, where: nw.Expr) -> LazyFrameT:
-    if "reason" not in rows.collect_schema().names():
+    kind = rows.collect_schema().get("reason")
+    if kind is None:
         return rows.with_columns(reason=nw.when(where).then(nw.lit(reason)))
-    return rows.with_columns(reason=nw.when(nw.col("reason").is_null() & where).then(nw.lit(reason)).otherwise(nw.col("reason")))
+    kept = nw.col("reason")
+    return rows.with_columns(reason=nw.when(kept.is_null() & where).then(nw.lit(reason, dtype=kind)).otherwise(kept))

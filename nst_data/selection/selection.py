@@ -14,15 +14,17 @@ from narwhals.typing import LazyFrameT
 
 from nst_data.errors import NstError
 from nst_data.selection import filters
-from nst_data.selection.balance import add_copies, balance_as_released, most_confident, quota_of_quantile
+from nst_data.selection.balance import COPIES, balance_as_released, deal_copies, most_confident, quota_of_quantile
 from nst_data.selection.cutoffs import bin_of, count_bins
+from nst_data.selection.seeded_order import with_seeded_order
 from nst_data.settings import BalanceSettings
-from nst_data.tables.engines import collected, kept
+from nst_data.tables.engines import collected, kept, kept_in_order, with_no_text
 
 REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
     *("low_confidence", "outside_range", "over_quota"),
 )
+INVALID = "invalid"
 UNANSWERED = "no_answer"  # only in generations of earlier versions, which kept rows without a number; counted where there are any
 
 
@@ -54,7 +56,7 @@ def select(
     no number from 0 to 1, a label that is no class.
     """
     rows = judged(labels, settings, class_names, held_out, work)
-    counted = _counted(rows)
+    counted = _counted(rows, len(class_names), _reasons(held_out))
     _check(counted, labels, class_names, where)
     still_in = counted.filter(pl.col("reason").is_null())
     quota = _quota(settings, still_in)
@@ -64,11 +66,12 @@ def select(
         native = balance_as_released(rows.to_native(), quota, settings.seed, settings.max_copies)
         chosen = nw.from_native(native).filter(nw.col("reason").is_null())
     else:
-        surest = nw.from_native(most_confident(rows.to_native(), quota, counted=still_in.select("label", "bin", "rows")))
-        surest = surest.filter(nw.col("reason").is_null()).select("id", "image_hash", "label", "duplicates")
-        surest = kept(surest, work / "most_confident")
-        chosen = nw.from_native(add_copies(surest.to_native(), quota, settings.seed, settings.max_copies))
-    chosen = kept(chosen.select("id", "label", "duplicates", "copies").sort("id"), work / "selected")
+        in_bins = still_in.select("label", "bin", "rows")
+        surest = nw.from_native(most_confident(rows.to_native(), quota, counted=in_bins, hashes=labels))
+        surest = with_seeded_order(surest.filter(nw.col("reason").is_null()), settings.seed, COPIES, "nst_order")
+        surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
+        chosen = deal_copies(surest, quota, settings.max_copies, nw.from_native(labels))
+    chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
     per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
     return Selection(
         sorted((work / "selected").glob("*.parquet")),
@@ -87,13 +90,14 @@ def judged(
     work: Path,
 ) -> nw.LazyFrame[Any]:
     """The labels with `duplicates` and `reason`, before any quota."""
-    rows = filters.reject(labels, UNANSWERED, _is_unanswered())
-    rows = filters.reject(rows, "invalid", _is_invalid(len(class_names)))
+    unjudged = with_no_text(nw.from_native(labels), "reason", _reasons(held_out))
+    rows = filters.reject(unjudged.to_native(), UNANSWERED, _is_unanswered())
+    rows = filters.reject(rows, INVALID, _is_invalid(len(class_names)))
     for reason, hashes in held_out.items():
         if hashes:
             found = kept(nw.from_native(filters.held_out_rows(labels, hashes)), work / reason)
             rows = filters.reject_rows(rows, found.to_native(), reason)
-    repeated = kept(nw.from_native(filters.repeated_images(labels)), work / "repeated")
+    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
     rows = filters.reject_duplicates(rows, repeated.to_native())
     numbers = {name: index for index, name in enumerate(class_names)}
     if settings.exclude_class:
@@ -108,6 +112,11 @@ def judged(
     return cast("nw.LazyFrame[Any]", nw.from_native(rows))
 
 
+def _reasons(held_out: Mapping[str, Collection[str]]) -> list[str]:
+    """All that a row may have."""
+    return list(dict.fromkeys([*REASONS, *held_out, UNANSWERED, INVALID]))
+
+
 def _is_unanswered() -> nw.Expr:
     return ~nw.col("confidence").is_null() & nw.col("confidence").is_nan()
 
@@ -118,14 +127,15 @@ def _is_invalid(classes: int) -> nw.Expr:
     return ~(is_number & ~label.is_null() & (label >= 0) & (label < classes))
 
 
-def _counted(rows: LazyFrameT) -> pl.DataFrame:
-    """How many `rows` there are by `label`, `reason` and, of those that are still in, `bin` of confidence."""
+def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str]) -> pl.DataFrame:
+    """How many `rows` there are by `label`, `reason` and, of those that are still in, `bin` of confidence. A label that is none is 0."""
     sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence")).otherwise(0.0)
-    return count_bins(rows, bin_of(sure), "reason")
+    label = nw.when((nw.col("label") >= 0) & (nw.col("label") < classes)).then(nw.col("label")).otherwise(0)
+    return count_bins(rows.with_columns(label=label), bin_of(sure), reasons)
 
 
 def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401
-    invalid = counted.filter(pl.col("reason") == "invalid")["rows"].sum()
+    invalid = counted.filter(pl.col("reason") == INVALID)["rows"].sum()
     if invalid:
         rows = nw.from_native(labels).filter(_is_invalid(len(class_names)) & ~_is_unanswered())
         rows = rows.select("id", "label", "confidence").head(1)

@@ -4,6 +4,7 @@ A frame says itself which engine it belongs to; everything else is the same Narw
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,11 +13,12 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 from narwhals.typing import LazyFrameT
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 
 EngineName = Literal["polars", "spark"]
-_COUNTED_AT_ONCE, _COUNTED_PLACES = 2**20, 2**24
+BATCH_ROWS, _COUNTED_PLACES = 2**20, 2**24
 _PLACES = 2**30  # `id`s are row numbers: a column with a place for each
 
 
@@ -88,7 +90,7 @@ def count_numbers(rows: LazyFrameT, number: nw.Expr) -> pl.DataFrame:
     numbered = rows.select(number=number.cast(nw.Int64))
     if is_polars(rows):
         counts = _Counts()
-        numbered.to_native().sink_batches(counts.add, chunk_size=_COUNTED_AT_ONCE, maintain_order=False, engine="streaming")
+        numbered.to_native().sink_batches(counts.add, chunk_size=BATCH_ROWS, maintain_order=False, engine="streaming")
         return counts.table()
     counted = collected(numbered.filter(~nw.col("number").is_null()).group_by("number").agg(rows=nw.len()))
     return counted.select("number", pl.col("rows").cast(pl.Int64))
@@ -129,6 +131,25 @@ def beside(rows: LazyFrameT, small: pl.DataFrame) -> LazyFrameT:
     return _wrapped(broadcast(session.createDataFrame(small.to_arrow())), rows)
 
 
+def rows_at(rows: LazyFrameT, ids: pl.Series) -> LazyFrameT:
+    """The rows with these `id`s, which are few."""
+    if is_polars(rows):  # an expression by which parts of a file are passed over
+        return _wrapped(rows.to_native().filter(pl.col("id").is_in(ids.implode())), rows)
+    return rows.join(beside(rows, ids.to_frame()), on="id", how="semi")
+
+
+def with_no_text(rows: LazyFrameT, column: str, texts: Sequence[str]) -> LazyFrameT:
+    """Add a column of nulls that may become these texts. Polars takes half the time where it keeps them as numbers."""
+    return rows.with_columns(nw.lit(None, dtype=nw.Enum(texts) if is_polars(rows) else nw.String()).alias(column))
+
+
+def with_place(rows: LazyFrameT, column: str, texts: Sequence[str], name: str) -> LazyFrameT:
+    """Add the place of a column's text among `texts`, null for none."""
+    if is_polars(rows):
+        return _wrapped(rows.to_native().with_columns(pl.col(column).cast(pl.Enum(texts)).to_physical().alias(name)), rows)
+    return rows.with_columns(nw.coalesce(*(nw.when(nw.col(column) == text).then(place) for place, text in enumerate(texts))).alias(name))
+
+
 def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
     """Add columns that depend on `label` alone, a class number from 0. A label that is not in `values` gets null."""
     if not is_polars(rows):
@@ -140,15 +161,26 @@ def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
 
 
 def with_row_values(rows: LazyFrameT, values: LazyFrameT, name: str) -> LazyFrameT:
-    """Add the column `name` of `values`, which has a row for some `id`s; other rows get null."""
+    """Add the column `name` of `values`, true or a number other than 0 for some `id`s; other rows get null."""
     if is_polars(rows):
         table = collected(values.select("id", name))
-        places = int(table["id"].max() or 0) + 1 if len(table) else 0  # type: ignore[arg-type]
-        if places <= _PLACES:
+        least, most = (table["id"].min() or 0, table["id"].max() or 0)
+        if 0 <= least <= most < _PLACES:  # type: ignore[operator]
             # looked up by position: a join of 300 million rows with 30 million takes ten times as long
-            column = pl.Series(name, [None], dtype=table.schema[name]).new_from_index(0, places).scatter(table["id"], table[name])
-            return _wrapped(rows.to_native().with_columns(_at(column, "id")), rows)
+            column, value = _placed(table["id"].to_numpy(), table[name].to_numpy()), pl.col(name)
+            found = rows.to_native().with_columns(_at(pl.Series(name, column), "id"))
+            return _wrapped(found.with_columns(pl.when(value != 0).then(value.cast(table.schema[name]))), rows)
     return rows.join(values.select("id", name), on="id", how="left")
+
+
+def _placed(places: NDArray[np.int64], numbers: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array with the numbers at their places, 0 at others, as small as they allow."""
+    numbers = numbers.astype(np.int64)
+    largest = int(np.abs(numbers).max(initial=0))
+    kind = next(kind for kind in (np.int8, np.int16, np.int32, np.int64) if largest <= np.iinfo(kind).max)
+    column = np.zeros(places.max(initial=-1) + 1, kind)
+    column[places] = numbers
+    return column
 
 
 def _at(column: pl.Series, place: str) -> pl.Expr:
@@ -168,6 +200,32 @@ def kept(rows: LazyFrameT, folder: Path) -> LazyFrameT:
     return _wrapped(native.sparkSession.read.schema(native.schema).parquet(_spark_path(folder)), rows)
 
 
+def kept_in_order(rows: LazyFrameT, folder: Path) -> LazyFrameT:
+    """The rows by increasing `id`, computed once, as parquet files in `folder`."""
+    if not is_polars(rows):
+        return kept(rows.sort("id"), folder)
+    found = kept(rows, folder)
+    if _is_in_order(found.to_native()):
+        return found
+    table = found.collect().sort("id")  # labels in another order than nst writes them
+    shutil.rmtree(folder)
+    return _wrapped(kept(table.lazy(), folder).to_native(), rows)
+
+
+def _is_in_order(rows: pl.LazyFrame) -> bool:
+    last, is_in_order = -1, True
+
+    def look(batch: pl.DataFrame) -> bool:
+        nonlocal last, is_in_order
+        ids = batch["id"].to_numpy()
+        is_in_order = is_in_order and bool((np.diff(ids, prepend=last) > 0).all())
+        last = ids[-1] if len(ids) else last
+        return not is_in_order  # which ends it
+
+    rows.select("id").sink_batches(look, chunk_size=BATCH_ROWS, maintain_order=True, engine="streaming")
+    return is_in_order
+
+
 def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
     """Add the first hexadecimal digits of `image_hash` as an int64."""
     if is_polars(rows):
@@ -175,24 +233,6 @@ def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
     from pyspark.sql import functions as sql
 
     return _wrapped(rows.to_native().withColumn(name, sql.conv(sql.substring("image_hash", 1, digits), 16, 10).cast("bigint")), rows)
-
-
-def may_repeat(rows: LazyFrameT) -> LazyFrameT:
-    """`id` and `image` of the rows whose `image_hash` may occur more than once, and few others. Equal images have an equal `image`.
-
-    Spark spreads the hashes as they are. Polars groups in memory, where numbers take a tenth of the room of strings; so it looks for equal
-    halves of hashes first.
-    """
-    if not is_polars(rows):
-        return rows.select("id", image="image_hash")
-    halves = [pl.col("image_hash").str.slice(at, 16).str.to_integer(base=16, dtype=pl.UInt64).alias(f"half_{at}") for at in (0, 16)]
-    numbered = rows.to_native().select("id", *halves)
-    first = numbered.select("half_0").collect(engine="streaming")["half_0"].sort()
-    repeated = first.filter(first == first.shift(1)).unique().to_frame().lazy()
-    del first
-    found = numbered.join(repeated, on="half_0", how="semi").collect(engine="streaming").sort("half_0", "half_16")
-    image = pl.any_horizontal(pl.col("half_0", "half_16") != pl.col("half_0", "half_16").shift(1)).fill_null(value=True).cum_sum()
-    return _wrapped(found.select("id", image=image).lazy(), rows)
 
 
 def _wrapped(native: Any, like: LazyFrameT) -> LazyFrameT:  # noqa: ANN401 - the frame of an engine
