@@ -150,6 +150,8 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 
     if not stream:
         return open_version(store, ref, "edition") if ref else None
+    if ref is not None and "/" not in ref and store.address is not None:
+        ref = store.open(ref, "edition").location
     if ref is None or "/" not in ref:
         found = f", found {ref}, which is in the store" if ref else ""
         raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream")

@@ -18,6 +18,7 @@ from labels import write_teacher
 from nst_data import BalanceSettings, balance, open_source
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
+from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sharing.copy import copy
 from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
@@ -176,6 +177,25 @@ def test_a_training_goes_on_on_another_machine_from_the_last_checkpoint(tmp_path
     train(Store(address), "t", open_source(labeled, labeled=True), settings, run=RUN, progress=progress)
     assert any("resumes after step" in line for line in said)
     assert contents(address, "t@gen-0") == contents(tmp_path / "local", "t@gen-0")
+
+
+def test_an_edition_with_images_is_streamed_from_its_address_with_the_weights_of_one_on_this_disk(tmp_path, address, machine):
+    labeled = open_source(write_class_folders(tmp_path / "labeled", ["ant", "bee"], 4), labeled=True)
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 20))
+    settings, weights = BalanceSettings(embed_images=True, rows_per_shard=6), []
+    for place in (tmp_path / "local", address):
+        store = Store(place)
+        generation = label(store, "c", teacher, pool, progress=QUIET)
+        edition = balance(store, generation, settings, progress=QUIET)
+        if place == address:
+            machine(2)
+            store, edition = Store(place), StreamedEdition.open(f"{address}/corpora/c/gen-1.1")
+        student = train(store, "s", labeled, TINY, edition=edition, run=RUN, progress=QUIET)
+        weights.append((student.manifest.digest, (student.folder / "model.safetensors").read_bytes()))
+    assert weights[0] == weights[1]
+    assert not list((Store(address).root / "corpora").glob("*/*/balanced"))  # its shards came and went
+    with pytest.raises(UsageError, match="expected an edition, found a generation"):
+        StreamedEdition.open(f"{address}/corpora/c/gen-1")
 
 
 def test_what_a_killed_writer_left_is_named_and_removed_and_two_requests_get_two_numbers(tmp_path, address, machine):

@@ -1,13 +1,13 @@
-"""A self-contained edition that stays on the Hub: what it is, and its shards one by one."""
+"""A self-contained edition that stays on the Hub or at an address: what it is, and its shards one by one."""
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,29 +22,42 @@ from nst_data.self_contained.edition import SelfContainedEdition
 from nst_data.self_contained.shard_folders import Prepare
 from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
+from nst_data.sources.range_file import RangeFile
+from nst_data.store.file_tree import FileTree
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import EditionManifest
+from nst_data.store.manifest import MANIFEST_NAME, EditionManifest, content_digest, parse_manifest
+
+T = TypeVar("T")
 
 _SHARD = "shard.parquet"
 
 
 @dataclass(frozen=True)
 class StreamedEdition(SelfContainedEdition):
-    """An edition of the Hub at a commit; of it only the manifest is here. `place` is `owner/name@tag`."""
+    """An edition on the Hub at a commit, or at an address; of it only the manifest is here. `place` is `owner/name@tag`, or the address."""
 
-    repository: Repository
-    commit: str
+    tree: FileTree
+    repository: Repository | None = None
+    commit: str | None = None
     _counted_at_once: ClassVar[int] = 8
 
     @classmethod
     def open(cls, reference: str, progress: Progress | None = None) -> Self:
-        """The edition that `owner/name[@version]` means. Raises UsageError for one without images, NstError where the Hub fails."""
-        repository, tag, commit, manifest = find(reference, "edition")
-        place, root = f"{repository.id}@{tag}", f"datasets/{repository.id}@{commit}"
-        edition = cls(place, "tell its owner", root, EditionManifest.of(manifest), pa.schema([]), repository, commit)
-        if "@" not in reference:
-            (progress or Progress()).say(f"{repository.id}: the newest edition is {tag}")
+        """The edition that `owner/name[@version]` or an address such as `s3://bucket/store/corpora/flowers/gen-1.1` means.
+
+        Raises UsageError for one without images, NstError where the server fails or there is no edition.
+        """
+        tree = FileTree.parse(reference)
+        if tree is not None:
+            edition = cls(tree.address, "restore it", "", _manifest_at(tree), pa.schema([]), tree)
+        else:
+            repository, tag, commit, manifest = find(reference, "edition")
+            tree = FileTree(f"hf://datasets/{repository.id}@{commit}")
+            place = f"{repository.id}@{tag}"
+            edition = cls(place, "tell its owner", "", EditionManifest.of(manifest), pa.schema([]), tree, repository, commit)
+            if "@" not in reference:
+                (progress or Progress()).say(f"{repository.id}: the newest edition is {tag}")
         if not edition.files:
             raise NstError(f"{edition.place}: expected parquet files in balanced/, found none in its manifest")
         with edition._opened(edition.files[0]) as parquet:
@@ -65,7 +78,8 @@ class StreamedEdition(SelfContainedEdition):
     @property
     def lineage(self) -> Input:
         """How it stands in the manifest of what is made from it: as the pulled one would."""
-        return Input(ref=self.ref, digest=self.manifest.digest, repo=self.place, revision=self.commit)
+        on_hub = {"repo": self.place, "revision": self.commit} if self.repository else {}
+        return Input(ref=self.ref, digest=self.manifest.digest, **on_hub)
 
     def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
         """A few at a time, fetched as they are wanted; each machine has its own."""
@@ -87,8 +101,11 @@ class StreamedEdition(SelfContainedEdition):
     def bring(self, shard: int, folder: Path) -> Path:
         """Download a shard. Raises NstError, and leaves it out, where its bytes are not those of the manifest."""
         name = self.files[shard]
-        with quiet("huggingface_hub.utils"):
-            self.repository.download(name, self.commit, folder)
+        if self.repository is None or self.commit is None:
+            self.tree.download(name, folder / name)
+        else:
+            with quiet("huggingface_hub.utils"):
+                self.repository.download(name, self.commit, folder)
         path = folder / name
         if hash_file(path) != self.manifest.files[name]:
             path.unlink()
@@ -102,20 +119,35 @@ class StreamedEdition(SelfContainedEdition):
         return folder / _SHARD
 
     def _size_of(self, name: str) -> tuple[int, int]:
-        return self.repository.asked(partial(super()._size_of, name))
+        return self._asked(partial(super()._size_of, name))
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
         """What is read of it comes over the network."""
-        from huggingface_hub import HfFileSystem
 
         def open_it() -> pq.ParquetFile:
             # in this thread: Arrow's own may still be at it when the program ends, which then aborts
-            return pq.ParquetFile(HfFileSystem().open(f"{self.root}/{name}", "rb", cache_type="none"), pre_buffer=False)
+            return pq.ParquetFile(RangeFile(self.tree, name, self.manifest.files[name].bytes), pre_buffer=False)
 
         try:
-            with self.repository.asked(open_it) as parquet:
+            with self._asked(open_it) as parquet:
                 yield parquet
         except (pa.ArrowException, KeyError) as error:
             text = str(error).partition("\n")[0]
             raise NstError(f"{self.place}: {name}: expected a shard of an edition, found damage ({text})") from None
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        return self.repository.asked(call) if self.repository else call()
+
+
+def _manifest_at(tree: FileTree) -> EditionManifest:
+    """The manifest of an edition at an address, as one that is not of this store: nothing is opened because it names it."""
+    text = tree.read_if_there(MANIFEST_NAME)
+    if text is None:
+        raise NstError(f"{tree.address}: expected the folder of an edition with {MANIFEST_NAME}, found none")
+    manifest = parse_manifest(text.decode(errors="replace"), tree.at(MANIFEST_NAME))
+    if manifest.kind != "edition":
+        raise UsageError(f"{tree.address}: expected an edition, found a {manifest.kind}")
+    if content_digest(manifest.request, manifest.files, manifest.class_names) != manifest.digest:
+        raise NstError(f"{tree.at(MANIFEST_NAME)}: its digest is not that of its settings, inputs and files; it is damaged")
+    return EditionManifest.of(manifest.marked_as_pulled())
