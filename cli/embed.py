@@ -4,16 +4,16 @@ from typing import Annotated
 
 import typer
 
-from nst_train.settings import EmbedSettings, ReadSettings
+from nst_train.settings import EmbedRunSettings, EmbedSettings
 
 from .messages import terminal
 from .options import MODEL_HELP, ImageColumnOption, JsonOption, StoreOption, StreamOption, open_store, print_json, with_settings
 
 
-@with_settings(settings=EmbedSettings, run=ReadSettings)
+@with_settings(settings=EmbedSettings, run=EmbedRunSettings)
 def embed(
     settings: EmbedSettings,
-    run: ReadSettings,
+    run: EmbedRunSettings,
     data: Annotated[
         str,
         typer.Argument(metavar="SOURCE", help="Images: a folder, tar or parquet files, a .txt list, owner/name on the Hub."),

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from nst_train.noisy_student import self_training
     from nst_train.recipe import load_recipe
     from nst_train.recipe_settings import Recipe
-    from nst_train.settings import EmbedSettings, LabelSettings, RunSettings, TrainSettings
+    from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings, RunSettings, TrainSettings
     from nst_train.training.train import train
     from nst_train.zero_shot_settings import ZeroShot
 
 __all__ = [
+    "EmbedRunSettings",
     "EmbedSettings",
     "EvaluateSettings",
+    "LabelRunSettings",
     "LabelSettings",
     "Noise",
     "Recipe",
@@ -43,8 +45,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "EmbedRunSettings": "settings",
     "EmbedSettings": "settings",
     "EvaluateSettings": "evaluation_settings",
+    "LabelRunSettings": "settings",
     "LabelSettings": "settings",
     "Noise": "noise_settings",
     "Recipe": "recipe_settings",

@@ -8,7 +8,9 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from nst_data.hub.repository import Repository
 from nst_data.settings import BalanceSettings, Settings
 from nst_data.store.store import check_name
+from nst_train.cluster_settings import ClusterSettings
 from nst_train.evaluation_settings import EvaluateSettings, recorded_name
+from nst_train.settings import LabelSettings
 from nst_train.zero_shot_settings import ZeroShot
 
 
@@ -67,6 +69,14 @@ class TeacherSettings(Settings):
         if self.class_names is None:
             return self.model
         return ZeroShot(model=self.model, class_names=self.class_names, prompts=self.prompts)
+
+
+class LabelSectionSettings(ClusterSettings, LabelSettings):
+    """The labeling of a recipe, and who does it."""
+
+    def for_request(self) -> dict[str, Any]:
+        """As of labeling alone."""
+        return {name: value for name, value in super().for_request().items() if name not in ClusterSettings.model_fields}
 
 
 class SelectSettings(BalanceSettings):

@@ -11,8 +11,15 @@ from nst_data.store.store import check_name
 from nst_data.store.version import is_review
 from nst_train.noise_settings import OF_RANDAUGMENT
 from nst_train.presets import PRESETS
-from nst_train.recipe_sections import EvaluationSettings, PushToSettings, SelectSettings, SourceSettings, TeacherSettings
-from nst_train.settings import PAPER_EPOCHS, LabelSettings, RunSettings, TrainSettings, over
+from nst_train.recipe_sections import (
+    EvaluationSettings,
+    LabelSectionSettings,
+    PushToSettings,
+    SelectSettings,
+    SourceSettings,
+    TeacherSettings,
+)
+from nst_train.settings import PAPER_EPOCHS, RunSettings, TrainSettings, over
 from nst_train.zero_shot_settings import ZeroShot
 
 _NOT_INHERITED = ("name", "finetune", "start", "pretrained", "probe", "pseudo_only", "freeze", "freeze_by")
@@ -149,7 +156,7 @@ class Recipe(Settings):
     )
     pool: SourceSettings
     seed: int = Field(0, ge=0, lt=2**31)
-    label: LabelSettings = LabelSettings()
+    label: LabelSectionSettings = LabelSectionSettings()
     select: SelectSettings = SelectSettings()
     teacher: TeacherSettings | None = Field(
         None,

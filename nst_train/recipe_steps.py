@@ -63,7 +63,8 @@ class Labels:
 
     @property
     def _run(self) -> LabelRunSettings:
-        return LabelRunSettings(decode_threads=self.recipe.run.decode_threads, max_unreadable=self.recipe.run.max_unreadable)
+        run = self.recipe.run
+        return LabelRunSettings(decode_threads=run.decode_threads, max_unreadable=run.max_unreadable, **self.recipe.label.of_cluster)
 
     def _balanced(self, corpus: Version) -> Version:
         """The edition of a generation, without the images that are evaluated on.

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
+from nst_train.cluster_settings import ClusterSettings
 from nst_train.noise_settings import OF_RANDAUGMENT, Noise, PseudoNoise, TransformOf
 from nst_train.presets import PRESETS, check_preset
 
@@ -353,7 +354,19 @@ class ReadSettings(ReadableSettings):
     )
 
 
-class LabelRunSettings(ReadSettings):
+class EmbedRunSettings(ClusterSettings, ReadSettings):
+    """How features are computed; shapes no data."""
+
+    @classmethod
+    def of(cls, run: ReadSettings | None) -> Self:
+        """From what a user says of that, or of reading images alone."""
+        if run is None or isinstance(run, cls):
+            return run or cls()
+        known = EmbedRunSettings if isinstance(run, EmbedRunSettings) else ReadSettings
+        return cls(**{name: getattr(run, name) for name in known.model_fields})
+
+
+class LabelRunSettings(EmbedRunSettings):
     """How labeling runs; shapes no data."""
 
     worker: str | None = Field(
@@ -365,6 +378,8 @@ class LabelRunSettings(ReadSettings):
     def _worker_is_one_of_n(self) -> Self:
         if self.worker and self.share[0] >= self.share[1]:
             raise ValueError(f"worker {self.worker}: expected one from 0/{self.share[1]} to {self.share[1] - 1}/{self.share[1]}")
+        if self.worker and self.engine == "ray":
+            raise ValueError("`worker` is of processes that share the work by themselves, which `engine` ray hands out; remove one of them")
         return self
 
     @property

@@ -24,7 +24,7 @@ BalanceSettings NstError PickSettings Source Store UsageError Version __version_
 adopt balance copy diff export freeze lineage open_source pull push quality
 """
 TRAIN = """
-EmbedSettings EvaluateSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot
+EmbedRunSettings EmbedSettings EvaluateSettings LabelRunSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot
 embed evaluate export_network extend label label_like load_recipe pick self_training train
 """
 CHECK = """

@@ -114,6 +114,12 @@ def balance(
     if isinstance(exclude, Source | str):
         raise UsageError(f"`exclude`: expected a list of sources, such as [open_source('photos/test')], found {exclude!r}")
     check_are_sources(**{f"exclude[{number}]": source for number, source in enumerate(exclude)})
+    engine = engine or Engine()
+    if engine.name == "spark" and store.address:
+        raise UsageError(
+            f"`engine` spark: {store.location} is at an address, which Spark would need hadoop-aws and credentials of its own to read and write; "
+            "leave out `engine`, or balance in a store on a file system that Spark's workers share"
+        )
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
     reviews = None if reviews is None else store.open(reviews, "review")
     progress, roles = progress or on_this_terminal(), _roles(exclude)
@@ -129,7 +135,7 @@ def balance(
     if isinstance(staging, Version):
         progress.say(f"{staging.ref} already exists: same generation, images and settings")
         return staging
-    images, engine = _Images(store, generation, pool), engine or Engine()
+    images = _Images(store, generation, pool)
     return staging.shared(lambda: _make(staging, generation, settings, exclude, reviews, images, progress, engine, max_unreadable))
 
 

@@ -115,12 +115,16 @@ class Shards:
             if free:
                 shard = min(free, key=lambda shard: (shard in claimed, (shard - start) % len(self.plan)))
                 tried.add(shard)
-                self._claim(shard).write_text("0")
+                self.claim(shard)
                 yield shard
             else:
                 on_wait(len(missing))
                 if self.stopped.wait(_LOOK_EVERY_SECONDS):
                     return
+
+    def claim(self, shard: int) -> None:
+        """Tell the others that this process works at a shard from now on."""
+        self._claim(shard).write_text("0")
 
     def show_life(self, shard: int) -> None:
         """Tell the others that this process still works at a shard."""

@@ -1,37 +1,27 @@
 """The un-noised teacher over a pool: soft labels, shard by shard (Algorithm 1, step 2)."""
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.labeled_version import LabeledVersion
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.settings import default_top_k
 from nst_data.sources import Source, labels_in
-from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.labeled_pool import open_labeled_pool
-from nst_data.store.counts import CalibrationCounts
 from nst_data.store.files import disk_use, space_warning
-from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, Request
 from nst_data.store.store import Staging, Store, Version
-from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
-from nst_data.tables.shards import ShardPlan, Shards
-from nst_train.classifiers.inference import Computation, choose_computation, computation_of
-from nst_train.classifiers.teacher_calibration import calibration_input, fit
-from nst_train.classifiers.teachers import Teacher, load_teacher, teacher_entries
+from nst_train.classifiers.teacher_calibration import calibration_input
 from nst_train.labeling.begin import begin, note_images
 from nst_train.labeling.grown import Grown
-from nst_train.labeling.labeling import Labeling, NoAnswerError
+from nst_train.labeling.labeling import NoAnswerError
 from nst_train.labeling.like import Like
+from nst_train.labeling.on_ray import on_ray
 from nst_train.labeling.plan import Plan, Whole
+from nst_train.labeling.prepared import Prepared
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.zero_shot_settings import ZeroShot
@@ -90,7 +80,7 @@ def label(
             ref.startswith(f"{corpus}@gen-{generation}.") and isinstance(request, EditionRequest) and request.inputs.like
         ):  # it would seem to be drawn from this one
             raise NstError(f"{ref} is a relabeled edition, without its pool; omit the generation for the next free one")
-    driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal(), calibration)
+    driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
 
@@ -121,7 +111,7 @@ def extend(
         UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
         NstError: The teacher has other weights by now, or too many images cannot be read.
     """
-    run, generation = _run_of(run), store.open(generation, "generation")
+    run, generation = LabelRunSettings.of(run), store.open(generation, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT), generation, run.decode_threads)
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
     plan.check_same(driver.teachers)
@@ -165,7 +155,7 @@ def label_like(
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; omit the generation for the next free one")
-    driver = _Driver(store, _names_of(teacher, store), settings, _run_of(run), progress or on_this_terminal())
+    driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 
 
@@ -177,13 +167,6 @@ def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
     return [store.open(one, "teacher").ref if isinstance(one, Version) else one for one in teachers]
 
 
-def _run_of(run: ReadSettings | None) -> LabelRunSettings:
-    """How a labeling runs, from what the user says of that or of reading images alone."""
-    if run is None or isinstance(run, LabelRunSettings):
-        return run or LabelRunSettings()
-    return LabelRunSettings(decode_threads=run.decode_threads, max_unreadable=run.max_unreadable)
-
-
 def _of_all(store: Store, corpus: str) -> dict[str, Request]:
     """What each version of a corpus was asked to be, by its reference; those under way too."""
     under_way = {staging.ref: staging.request for staging in store.stagings(corpus)}
@@ -191,26 +174,8 @@ def _of_all(store: Store, corpus: str) -> dict[str, Request]:
 
 
 @dataclass
-class _Driver:
-    """A teacher over the rows of a plan: what all ways of labeling have in common."""
-
-    store: Store
-    names: Sequence[TeacherName]
-    settings: LabelSettings
-    run: LabelRunSettings
-    progress: Progress
-    calibration: Source | None = None
-
-    @cached_property
-    def teachers(self) -> dict[str, Input]:
-        """Their entries in the lineage. A teacher in the store is not loaded for it."""
-        entries = teacher_entries(self.names, self.store)
-        return self._loaded[1] if entries is None else entries
-
-    @cached_property
-    def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
-        s = self.settings
-        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None, s.noise_transform)
+class _Driver(Prepared):
+    """What all ways of labeling have in common: the version is begun, what is missing labeled, and sealed."""
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing and seal; where another process seals first, its version is the result."""
@@ -224,47 +189,19 @@ class _Driver:
 
     def _make(self, staging: Staging, plan: Plan, read: Mapping[str, Source]) -> Version:
         note_images(staging, read, self.run, self.progress)
-        since, is_edition = time.monotonic(), plan.kind == "edition"
-        with staging.refusable():
-            teacher, computation = self._loaded[0], self._computation(staging)
-            classes, s = len(teacher.class_names), self.settings
-            top_k = s.top_k if s.top_k is not None else default_top_k(classes)
-            schema = (balanced_schema if is_edition else pseudo_labels_schema)(teacher.class_names, top_k)
-            calibration = plan.calibration or self._fitted(staging, teacher, computation)
-        parts = plan.parts(staging.work)
-        shard_plan = ShardPlan(plan.rows, s.rows_per_shard, "balanced" if is_edition else "pseudo_labels")
-        shards = Shards(staging.build, staging.work, shard_plan, staging.elsewhere)
-        self._say_size(staging, shard_plan, top_k or classes, top_k is not None)
-        temperature = calibration.temperature if calibration else s.temperature
-        counts = {"calibration": calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
-        class_names, machine = list(teacher.class_names), dataclasses.asdict(computation)
-        version = LabeledVersion(staging, shards, plan.pool, class_names, "label", machine, self.progress, self.run.max_unreadable)
-        threads, share = self.run.decode_threads, self.run.share
-        labeling = Labeling(version, plan, parts, teacher, computation, temperature, schema, counts, threads, share)
-        try:
-            return version.make(labeling, since, self.run.retry_errors)
-        except NoAnswerError:
-            staging.discard()
-            raise
+        since = time.monotonic()
+        with ExitStack() as stack:
+            with staging.refusable():
+                labeling = self.labeling(staging, plan) if self.run.engine == "local" else stack.enter_context(on_ray(self, staging, plan))
+            self._say_size(labeling.version, labeling.teacher_counts["top_k"])
+            try:
+                return labeling.version.make(labeling, since, self.run.retry_errors)
+            except NoAnswerError:
+                staging.discard()
+                raise
 
-    def _computation(self, staging: Staging) -> Computation:
-        """How the first process that began this chose to compute."""
-        chosen, s = staging.work / "computation.json", self.settings
-        fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
-        return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
-
-    def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> CalibrationCounts | None:
-        """The fitted temperature and what it did, for the manifest and the card; None where none was asked for."""
-        if self.calibration is None:
-            return None
-        fitted: dict[str, Any] = {}
-        if not (staging.work / "calibration.json").exists():
-            hashes = np.zeros(len(self.calibration), HASH)
-            fitted = fit(teacher, computation, self.calibration, self.run.decode_threads, self.run.max_unreadable, hashes)
-            Reading(staging.build, "calibration").keep(hashes)
-        return CalibrationCounts(**staging.remembered("calibration", fitted))
-
-    def _say_size(self, staging: Staging, plan: ShardPlan, values: int, with_labels: bool) -> None:
-        needed = plan.rows * (values * (6 if with_labels else 2) + _ROW_BYTES)
+    def _say_size(self, version: LabeledVersion, top_k: int | None) -> None:
+        staging, plan, classes = version.staging, version.shards.plan, len(version.class_names)
+        needed = plan.rows * ((2 * classes if top_k is None else 6 * top_k) + _ROW_BYTES)
         images, shards = f"{plan.rows:,} image{'s' * (plan.rows > 1)}", f"{len(plan):,} shard{'s' * (len(plan) > 1)}"
         self.progress.say(f"{staging.ref}: {images} in {shards}, {disk_use(needed)} on disk{space_warning(staging.folder, needed)}")

@@ -1,10 +1,11 @@
 """A labeling under way: which shards this process labels, in which batches, and when a teacher is given up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,17 @@ _TRIED = 64  # images without one finite answer after which the teacher is given
 
 class NoAnswerError(NstError):
     """The teacher has no finite answer to any image: nothing of this labeling is worth keeping."""
+
+    @classmethod
+    def of(cls, version: LabeledVersion, images: str, temperature: float) -> Self:
+        """What to say where it has none to so many images at a temperature."""
+        at = f" at temperature {temperature:g}" if temperature != 1 else ""
+        precision = version.machine["precision"]
+        advice = "label with `precision` fp32" if precision != "fp32" else "use another teacher"
+        return cls(
+            f"{version.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{at}: "
+            f"its weights are damaged, or it overflows in {precision}; {advice}"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,28 +85,27 @@ class Labeling:
     def fill(self, task: Task, since: float) -> None:
         """Label what is missing until nothing is: what this process takes, and what others leave. `since` is when this work began."""
         counted = dict.fromkeys(self._done(), 0)
-        batches = predict(self.teacher, self.computation, self._batches(task, counted), self.temperature, threads=self.threads)
-        writing, written = ThreadPoolExecutor(1), Future[None]()
-        written.set_result(None)
         self.shards.stopped.clear()
-        try:
-            for batch, prediction in batches:
-                written.result()
-                written = writing.submit(self._write, batch, prediction)
+        with closing(self._written(self._batches(task, counted))) as batches:
+            for batch in batches:
                 counted[batch.shard] = counted.get(batch.shard, 0) + len(batch.rows)
                 task.advance(len(batch.rows))
                 if batch.stop is None and self.worker[0] == 0:
                     since = self.staging.add_seconds(since)
-            written.result()
-        finally:
-            self.shards.stopped.set()
-            writing.shutdown()
-            self._abandon()
+
+    def fill_one(self, shard: int) -> Iterator[int]:
+        """Label one shard, whoever else works at it; gives how many rows more are done."""
+        self.shards.claim(shard)
+        part = self._part(shard)
+        yield self.shards.plan.size(shard) - len(part.to_label)
+        with closing(self._written(self._batches_of(shard, part))) as batches:
+            for batch in batches:
+                yield len(batch.rows)
 
     def counts(self, counts: LabelCounts) -> Counts:
         """As the plan has them. Raises NoAnswerError where the teacher has no finite answer to any image."""
         if counts.no_answer and not counts.labeled:
-            raise self._no_answers(f"{counts.no_answer:,}")
+            raise NoAnswerError.of(self.version, f"{counts.no_answer:,}", self.temperature)
         return self.plan.counts(self.staging.build, counts, self.teacher_counts)
 
     def read_again(self) -> None:
@@ -125,11 +136,14 @@ class Labeling:
             waited = True
 
         for shard in self.shards.take(*self.worker, on_wait):
-            part = self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
+            part = self._part(shard)
             counted[shard] = self.shards.plan.size(shard) - len(part.to_label)
             task.advance(counted[shard])
             yield from self._batches_of(shard, part)
             self._count_what_others_did(task, counted)
+
+    def _part(self, shard: int) -> Part:
+        return self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
 
     def _batches_of(self, shard: int, part: Part) -> Iterator[Batch]:
         """Batches begin anew with each shard. A shard without rows to label has one batch without rows."""
@@ -148,6 +162,22 @@ class Labeling:
             if shard not in counted and shard not in missing:
                 counted[shard] = self.shards.plan.size(shard)
                 task.advance(counted[shard])
+
+    def _written(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
+        """Each batch when it is labeled; in the end all are written."""
+        labeled = predict(self.teacher, self.computation, batches, self.temperature, threads=self.threads)
+        writing, written = ThreadPoolExecutor(1), Future[None]()
+        written.set_result(None)
+        try:
+            for batch, prediction in labeled:
+                written.result()
+                written = writing.submit(self._write, batch, prediction)
+                yield batch
+            written.result()
+        finally:
+            self.shards.stopped.set()
+            writing.shutdown()
+            self._abandon()
 
     def _write(self, batch: Batch, prediction: Prediction) -> None:
         """In a thread of its own, while the next batch is computed."""
@@ -170,19 +200,10 @@ class Labeling:
         if self._answered >= _TRIED and not self._any_label:
             self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in self._done())
             if not self._any_label:
-                raise self._no_answers(f"the first {self._answered}")
+                raise NoAnswerError.of(self.version, f"the first {self._answered}", self.temperature)
 
     def _done(self) -> set[int]:
         return set(range(len(self.shards.plan))) - set(self.shards.missing())
-
-    def _no_answers(self, images: str) -> NoAnswerError:
-        """What to say of a teacher that has no finite answer to any of these images."""
-        at = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
-        advice = "label with `precision` fp32" if self.computation.precision != "fp32" else "use another teacher"
-        return NoAnswerError(
-            f"{self.staging.ref}: expected probabilities, but the teacher's output is not finite for any of {images} images{at}: "
-            f"its weights are damaged, or it overflows in {self.computation.precision}; {advice}"
-        )
 
     def _abandon(self) -> None:
         if self._writer:

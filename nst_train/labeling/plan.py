@@ -51,6 +51,11 @@ class Plan(ABC):
         """How many rows there are."""
 
     @property
+    def table(self) -> str:
+        """The table that they stand in."""
+        return "balanced" if self.kind == "edition" else "pseudo_labels"
+
+    @property
     def inputs(self) -> dict[str, Input]:
         """What else it is made from."""
         return {}

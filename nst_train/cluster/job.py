@@ -1,0 +1,122 @@
+"""What a worker of a cluster is told to do, and the worker itself. Imports neither torch nor Ray."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from nst_data.errors import NstError
+from nst_data.sources import Source, open_source
+from nst_data.sources.patterns import is_pattern, matching
+from nst_data.sources.streamed import StreamedParquet
+from nst_data.store.manifest import installed_packages
+from nst_train.zero_shot_settings import ZeroShot
+
+_FOLDER = "local-dir:"
+
+
+class Work(Protocol):
+    """A job, opened: what one worker does of it."""
+
+    @property
+    def about(self) -> Any:  # noqa: ANN401 - the job's own
+        """What its driver has to know, and all workers agree on."""
+
+    def fill(self, shard: int) -> Iterator[int]:
+        """Write one shard, whole or not at all; gives how many rows more are done."""
+
+
+class Job(Protocol):
+    """Work for any number of workers, as names and addresses that each of them opens by itself."""
+
+    def lacking(self) -> str:
+        """What this machine lacks for it, such as `lacks the pool /data/pool`; empty where a quick look finds nothing amiss."""
+
+    def open(self, threads: int) -> Work:
+        """Open all of it here. Raises NstError where something is not there, or is another thing than the driver has."""
+
+
+class Worker:
+    """A process of the cluster that has opened a job once and fills the shards that it is given."""
+
+    def __init__(self, job: Job, threads: int, has_gpu: bool) -> None:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # both are read when torch is imported
+        if not has_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._job, self._threads = job, threads
+        self._work: Work | None = None
+
+    def open(self) -> Any:  # noqa: ANN401 - the job's own
+        """What the driver has to know."""
+        self._work = self._job.open(self._threads)
+        return self._work.about
+
+    def fill(self, shard: int) -> Iterator[int]:
+        """Write one shard."""
+        assert self._work is not None, "opened first"
+        yield from self._work.fill(shard)
+
+    def ask(self, method: str) -> Any:  # noqa: ANN401 - the work's own
+        """What else the work can do."""
+        return getattr(self._work, method)()
+
+
+@dataclass(frozen=True)
+class PlaceOfImages:
+    """Where a source is, for a worker that opens it anew."""
+
+    location: str
+    image_column: str | None
+    stream: bool
+    digest: str
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        """That of an open one."""
+        return cls(source.location, source.image_column, isinstance(source, StreamedParquet), source.fingerprint)
+
+    def lacking(self) -> str:
+        """What a quick look at this machine finds amiss; of what is not a local path nothing."""
+        there = Path(self.location)
+        if not there.is_absolute() or there.exists() or (is_pattern(self.location) and _matches(self.location)):
+            return ""
+        return f"lacks the pool {self.location}"
+
+    def open(self, indexes: Path) -> Source:
+        """Open it. Raises NstError where it holds other images here."""
+        source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes)
+        if source.fingerprint != self.digest:
+            raise NstError(f"the pool {self.location} has other files than where the work was begun ({len(source):,} images)")
+        return source
+
+
+def folder_lacking(model: str | ZeroShot) -> str:
+    """What this machine lacks of a model that lies in a folder."""
+    name = str(model)
+    return f"lacks the teacher {name}" if name.startswith(_FOLDER) and not Path(name.removeprefix(_FOLDER)).is_dir() else ""
+
+
+def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
+    """A model as it is named in another working folder, with the words of its classes in place of the files that hold them."""
+    name = str(model)
+    if name.startswith(_FOLDER):
+        name = f"{_FOLDER}{Path(name.removeprefix(_FOLDER)).absolute()}"
+    if isinstance(model, str):
+        return name
+    return ZeroShot(model=name, class_names={key: list(words) for key, words in model.synonyms.items()}, prompts=list(model.templates))
+
+
+def look_around(job: Job, packages: dict[str, str]) -> str:
+    """What the machine of this process lacks for a job; empty where a quick look finds nothing amiss."""
+    for name, version in installed_packages().items():
+        if version != packages[name]:
+            return f"has {name} {version} where the driver has {packages[name]}; equal bytes need equal packages"
+    return job.lacking()
+
+
+def _matches(pattern: str) -> bool:
+    try:
+        return bool(matching(pattern))
+    except NstError:
+        return False

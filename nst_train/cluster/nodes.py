@@ -1,0 +1,120 @@
+"""A Ray cluster that this process has joined: its nodes, and how many workers each has room for."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nst_data.errors import NstError, UsageError, first_line
+from nst_train.cluster_settings import ClusterSettings
+
+
+@dataclass
+class Node:
+    """A machine of the cluster, with room for workers of so many CPUs."""
+
+    id: str
+    name: str
+    room: int
+    cpus: int
+    failures: int = field(default=0)  # of workers that were lost before they had opened anything
+    is_checked: bool = field(default=False)
+    refused: str = field(default="")  # why it gets no work
+
+
+@contextmanager
+def joined(settings: ClusterSettings) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster; a connection that the user has made is used and stays.
+
+    Raises UsageError where Ray is not installed or no cluster answers.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("`engine` ray: one process hands the work out; start it once, without torchrun or accelerate")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("`engine` ray: expected Ray, found none; pip install 'nst[ray]', or leave out `engine`") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    with _own_signals():
+        try:
+            ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            found = first_line(error).rstrip(".")
+            raise UsageError(f"`address` {settings.address}: no Ray cluster there ({found}); `ray start` begins one") from None
+    try:
+        with _quiet():
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, by which our work is interrupted too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray prints pages of the state of a node that died on standard output, where results go, and has no switch for it."""
+    internals: Any = sys.modules.get("ray._private.worker")
+    printing = getattr(internals, "print_to_stdstream", None)
+    if printing is None:
+        yield
+        return
+    internals.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        internals.print_to_stdstream = printing
+
+
+def nodes_of(ray: Any, settings: ClusterSettings) -> list[Node]:  # noqa: ANN401 - the module
+    """The living nodes that have room for a worker."""
+    found = [_node(one, settings) for one in ray.nodes() if one["Alive"]]
+    return [node for node in found if node.room]
+
+
+def _node(about: dict[str, Any], settings: ClusterSettings) -> Node:
+    gpus, cpus = about["Resources"].get("GPU", 0), int(about["Resources"].get("CPU", 0))
+    room = int(gpus / settings.gpus_per_worker + 1e-6) if settings.gpus_per_worker else 1 if settings.cpus_per_worker is None else cpus
+    each = settings.cpus_per_worker or cpus // max(1, room)
+    room = min(room, cpus // each) if each else 0
+    host, address = about["NodeManagerHostname"], about["NodeManagerAddress"]
+    return Node(about["NodeID"], f"{host} ({address})", room, each)
+
+
+def no_room(ray: Any, settings: ClusterSettings) -> NstError:  # noqa: ANN401 - the module
+    """What to say of a cluster without a node that fits."""
+    nodes = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+    most = {name: max((one.get(name, 0) for one in nodes), default=0) for name in ("GPU", "CPU")}
+    advice = "" if most["GPU"] else "; `gpus_per_worker` 0 works on CPUs"
+    return NstError(
+        f"`engine` ray: no node has room for a worker of {wanted(settings)}: of {len(nodes)} nodes the largest has "
+        f"{most['GPU']:g} GPUs and {most['CPU']:g} CPUs{advice}"
+    )
+
+
+def wanted(settings: ClusterSettings) -> str:
+    """What a worker asks of its node, in words."""
+    cpus = settings.cpus_per_worker or 1
+    return f"{settings.gpus_per_worker:g} GPUs and {cpus} CPU{'s' * (cpus > 1)}"
+
+
+def named(nodes: Sequence[Node]) -> str:
+    """Some of them, for a person."""
+    return ", ".join(node.name for node in nodes[:3]) + ", ..." * (len(nodes) > 3)

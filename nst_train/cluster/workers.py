@@ -1,0 +1,304 @@
+"""Workers on the nodes of a Ray cluster, and the shards that they fill.
+
+Ray starts and watches processes and nodes. A worker that is lost, with its process or its node, is not waited for: its shard goes to
+another one, and where there is room a new one is started. Nodes that join are looked at every few seconds.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nst_data.errors import NstError, first_line
+from nst_data.progress import Progress
+from nst_data.store.manifest import installed_packages
+from nst_train.cluster.job import Job, Worker
+from nst_train.cluster.nodes import Node, joined, named, no_room, nodes_of, wanted
+from nst_train.cluster_settings import ClusterSettings
+
+_LOOK_EVERY_SECONDS = 2.0
+_SAY_AFTER_SECONDS = 30.0
+_MOST_LOSSES = 3  # of workers in a row at one shard, or on one node before they have opened anything
+
+
+@dataclass(frozen=True)
+class Step:
+    """So many rows more of a shard are done.
+
+    `is_whole`: all of it is written; `is_others`: by a process that is none of the workers; `is_lost`: its worker is, and what that did.
+    """
+
+    shard: int
+    rows: int = 0
+    is_whole: bool = False
+    is_others: bool = False
+    is_lost: bool = False
+
+
+@dataclass(eq=False)
+class _Started:
+    """A worker as its driver sees it: it opens the job (`opening`), is idle, or fills a shard (`stream`)."""
+
+    actor: Any
+    node: Node
+    opening: Any = None
+    stream: Any = None
+    shard: int = -1
+    rows: int = 0
+
+    @property
+    def waited_for(self) -> Any:  # noqa: ANN401 - what Ray waits for
+        return self.opening or self.stream
+
+
+@contextmanager
+def open_workers(job: Job, settings: ClusterSettings, shards: int, progress: Progress) -> Iterator["Workers"]:
+    """Workers that have opened a job, one at least, for so many shards. On leaving they are ended, whatever they do.
+
+    Raises NstError where a node lacks something; it is named.
+    """
+    with ExitStack() as stack:
+        workers = Workers(stack.enter_context(joined(settings)), job, settings, progress)
+        stack.callback(workers.close)
+        workers.begin(shards)
+        yield workers
+
+
+@dataclass
+class Workers:
+    """Those of one job. `about` is what the first one that has opened it tells."""
+
+    ray: Any
+    job: Job
+    settings: ClusterSettings
+    progress: Progress
+    about: Any = None
+    _nodes: dict[str, Node] = field(default_factory=dict)
+    _first_nodes: set[str] = field(default_factory=set)  # those that were there when the work began
+    _checks: dict[Any, Node] = field(default_factory=dict)
+    _started: list[_Started] = field(default_factory=list)
+    _losses: Counter[int] = field(default_factory=Counter)
+    _looked: float = 0.0
+    _said: set[str] = field(default_factory=set)
+
+    def begin(self, shards: int) -> None:
+        """Check each node, start workers, and wait until one has opened the job."""
+        self._look_for_nodes()
+        self._first_nodes = set(self._nodes)
+        if not self._nodes:
+            raise no_room(self.ray, self.settings)
+        began = time.monotonic()
+        while self._checks or not any(one.opening is None for one in self._started):
+            if not self._checks:
+                self._start(max(1, shards))
+            self._wait()
+            if time.monotonic() - began > _SAY_AFTER_SECONDS:
+                where = [*self._checks.values()] or [one.node for one in self._started]
+                self._say_once(f"waiting for workers of {wanted(self.settings)} on {named(where) or 'a new node'}")
+
+    def fill(self, shards: Sequence[int], is_done: Callable[[int], bool]) -> Iterator[Step]:
+        """Have these shards written, but those that are done when their turn comes; gives what is done, as it is."""
+        left = deque(shards)
+        while left or any(one.stream is not None for one in self._started):
+            busy = sum(one.stream is not None for one in self._started)
+            self._look_for_nodes()
+            self._start(len(left) + busy)
+            for worker in [one for one in self._started if one.waited_for is None]:
+                while left and is_done(left[0]):
+                    yield Step(left.popleft(), is_others=True)
+                if left:
+                    worker.shard, worker.rows = left.popleft(), 0
+                    worker.stream = worker.actor.fill.options(num_returns="streaming").remote(worker.shard)
+            for step in self._wait():
+                if step.is_lost:
+                    left.appendleft(step.shard)
+                yield step
+
+    def ask(self, method: str) -> Any:  # noqa: ANN401 - what the job's work says
+        """What one of the workers says; where it is lost, another one."""
+        while True:
+            self._look_for_nodes()
+            self._start(1)
+            idle = [one for one in self._started if one.waited_for is None]
+            if not idle:
+                self._wait()
+                continue
+            try:
+                return self.ray.get(idle[0].actor.ask.remote(method))
+            except self.ray.exceptions.RayError as error:
+                self._lose_or_raise(idle[0], error)
+
+    def close(self) -> None:
+        """End them all."""
+        for one in self._started:
+            self.ray.kill(one.actor)
+        self._started.clear()
+
+    def _look_for_nodes(self) -> None:
+        if self._looked and time.monotonic() - self._looked < _LOOK_EVERY_SECONDS:
+            return
+        self._looked = time.monotonic()
+        alive = {node.id: node for node in nodes_of(self.ray, self.settings)}
+        self._nodes = {key: self._nodes.get(key, node) for key, node in alive.items()}
+        for worker in [one for one in self._started if one.waited_for is None and one.node.id not in alive]:
+            self._end(worker)
+        for node in self._nodes.values():
+            if not node.is_checked and node not in self._checks.values():
+                self._checks[self._check(node)] = node
+
+    def _check(self, node: Node) -> Any:  # noqa: ANN401 - Ray's reference
+        """Look whether a node has what the job needs, in a task that asks for no CPU: others may hold them all."""
+        packed, packages = self.ray.cloudpickle.dumps(self.job), installed_packages()
+
+        def look() -> str:  # sent as code: a node may lack nst
+            try:
+                import pickle
+
+                from nst_train.cluster import job
+            except ImportError as error:
+                return f"lacks nst, or a package of it ({error}); install there what the driver has"
+            return job.look_around(pickle.loads(packed), packages)
+
+        task = self.ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=self._at(node))
+        return task.remote()
+
+    def _at(self, node: Node) -> Any:  # noqa: ANN401 - Ray's
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        return NodeAffinitySchedulingStrategy(node.id, soft=False)
+
+    def _start(self, wanted: int) -> None:
+        """Start workers where there is room, no more than there is work for, evenly over the nodes."""
+        most = min(wanted, self.settings.workers or wanted)
+        taken = Counter(one.node.id for one in self._started)
+        while len(self._started) < most:
+            free = [node for node in self._nodes.values() if node.is_checked and not node.refused and taken[node.id] < node.room]
+            if not free:
+                return
+            node = min(free, key=lambda node: taken[node.id])
+            taken[node.id] += 1
+            kind = self.ray.remote(Worker).options(
+                num_cpus=node.cpus, num_gpus=self.settings.gpus_per_worker, scheduling_strategy=self._at(node)
+            )
+            actor = kind.remote(self.job, node.cpus, self.settings.gpus_per_worker > 0)
+            self._started.append(_Started(actor, node, opening=actor.open.remote()))
+
+    def _wait(self) -> list[Step]:
+        """Wait a moment for whatever comes next: what is done meanwhile."""
+        of_ref = {one.waited_for: one for one in self._started if one.waited_for is not None}
+        waited = [*self._checks, *of_ref]
+        if not waited:
+            self._stop_without_nodes()
+            time.sleep(_LOOK_EVERY_SECONDS / 4)
+            return []
+        self.ray.wait(waited, num_returns=1, timeout=_LOOK_EVERY_SECONDS / 2)
+        ready, _ = self.ray.wait(waited, num_returns=len(waited), timeout=0)  # all that came: none is left behind the others
+        steps: list[Step] = []
+        for ref in ready:
+            if ref in self._checks:
+                self._checked(ref)
+            elif of_ref[ref].opening is not None:
+                self._opened(of_ref[ref])
+            else:
+                steps += self._went_on(of_ref[ref])
+        return steps
+
+    def _checked(self, ref: Any) -> None:  # noqa: ANN401 - Ray's reference
+        node = self._checks.pop(ref)
+        try:
+            node.refused = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:  # the node is gone, or such that nothing of ours runs there
+            node.refused = f"runs nothing of ours ({first_line(error)})"
+        node.is_checked = True
+        if node.refused:
+            self._refuse(node, NstError(f"node {node.name} {node.refused}"))
+
+    def _refuse(self, node: Node, why: NstError) -> None:
+        """Raises the error for a node that was there when the work began; one that came later gets no work."""
+        node.refused = str(why)
+        if node.id in self._first_nodes:
+            raise why from None
+        self._leave_out(node)
+
+    def _leave_out(self, node: Node) -> None:
+        self.progress.say(f"warning: {node.refused}; it gets no work")
+
+    def _opened(self, worker: _Started) -> None:
+        try:
+            about = self.ray.get(worker.opening)
+        except self.ray.exceptions.RayError as error:
+            self._lose_or_raise(worker, error)
+        else:
+            worker.opening = None
+            worker.node.failures = 0
+            self.about = self.about or about
+            if about != self.about:
+                self._end(worker)
+                why = f"node {worker.node.name} does not compute what the others do: {about} instead of {self.about}"
+                self._refuse(worker.node, NstError(why))
+
+    def _went_on(self, worker: _Started) -> list[Step]:
+        try:
+            rows = self.ray.get(next(worker.stream))
+        except StopIteration:
+            worker.stream = None
+            self._losses[worker.shard] = 0
+            return [Step(worker.shard, is_whole=True)]
+        except self.ray.exceptions.RayError as error:
+            return self._lose_or_raise(worker, error)
+        worker.rows += rows
+        return [Step(worker.shard, rows)]
+
+    def _lose_or_raise(self, worker: _Started, error: Exception) -> list[Step]:
+        """What a worker says of the work itself is raised; a lost one's shard is given back, as a step."""
+        node, cause = worker.node, getattr(error, "cause", None)
+        if isinstance(cause, NstError):
+            cause.args = (f"node {node.name}: {cause}", *cause.args[1:])
+            if worker.opening is None:
+                raise cause from None
+            self._end(worker)
+            self._refuse(node, cause)
+            return []
+        if isinstance(cause, Exception) and not isinstance(cause, OSError):
+            raise error
+        self._end(worker)
+        reason = first_line(cause or error)
+        if worker.stream is None:
+            self._count_failure(node, reason)
+            return []
+        self._losses[worker.shard] += 1
+        if self._losses[worker.shard] == _MOST_LOSSES:
+            raise NstError(
+                f"shard {worker.shard}: {_MOST_LOSSES} workers in a row were lost at it, the last on node {node.name}: {reason}; "
+                "what is done is kept, the same command goes on from there"
+            )
+        self.progress.say(f"node {node.name}: a worker was lost ({reason}); another one does its shard")
+        return [Step(worker.shard, -worker.rows, is_lost=True)]
+
+    def _count_failure(self, node: Node, reason: str) -> None:
+        """Of a worker that ended before it could begin, unless its node has ended."""
+        self._looked = 0.0
+        self._look_for_nodes()
+        node.failures += 1
+        if node.id in self._nodes and node.failures == _MOST_LOSSES:
+            node.refused = f"node {node.name}: {_MOST_LOSSES} workers in a row ended before they could begin: {reason}"
+            self._leave_out(node)
+
+    def _end(self, worker: _Started) -> None:
+        self._started.remove(worker)
+        self.ray.kill(worker.actor)
+
+    def _stop_without_nodes(self) -> None:
+        """Raises NstError where every node is refused. Where there is none, one may still join."""
+        refused = [node.refused for node in self._nodes.values() if node.refused]
+        if refused and len(refused) == len(self._nodes):
+            raise NstError(f"no node is left to work on: {refused[-1]}")
+        if not self._nodes:
+            self._say_once("no node of the cluster has room for a worker any more; waiting for one to join")
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.progress.say(line)

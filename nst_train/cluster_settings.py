@@ -1,0 +1,47 @@
+"""Settings of work on a cluster: who does it. Imports no torch, and no Ray."""
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from nst_data.settings import Settings
+
+_CLIENT = "ray://"
+
+
+class ClusterSettings(Settings):
+    """Who does the work: this process, or workers of a Ray cluster; shapes no data."""
+
+    panel: ClassVar[str] = "Execution (does not affect results)"
+
+    engine: Literal["local", "ray"] = Field(
+        "local", description="ray: workers of a Ray cluster do the work, shard by shard; this process hands it out."
+    )
+    address: str = Field("auto", min_length=1, description="The Ray cluster, as HOST:PORT; auto: the one that this machine belongs to.")
+    gpus_per_worker: float = Field(
+        1, ge=0, le=64, description="GPUs of each Ray worker; a fraction where several share one, 0 to work on CPUs."
+    )
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="CPUs of each Ray worker, with a thread on each; by default its share of all that its node has."
+    )
+    workers: int | None = Field(None, ge=1, description="Most Ray workers at a time; by default as many as the nodes have room for.")
+
+    @model_validator(mode="after")
+    def _has_a_cluster(self) -> Self:
+        fields = ClusterSettings.model_fields
+        given = [name for name in fields if name != "engine" and getattr(self, name) != fields[name].default]
+        if given and self.engine != "ray":
+            raise ValueError(f"`{given[0]}` is of `engine` ray; add that, or remove it")
+        if self.address.startswith(_CLIENT):
+            raise ValueError(
+                "`address`: expected HOST:PORT or auto, not a client's ray:// address; run the command on a machine of the cluster, "
+                "such as by `ray job submit`"
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError("`gpus_per_worker`: expected a whole number, or a fraction below 1")
+        return self
+
+    @property
+    def of_cluster(self) -> dict[str, Any]:
+        """These settings alone, by name."""
+        return {name: getattr(self, name) for name in ClusterSettings.model_fields}

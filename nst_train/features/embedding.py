@@ -1,0 +1,99 @@
+"""A backbone over the images of a source: batches of its shards to features."""
+
+import dataclasses
+import itertools
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+
+from nst_data.features.features import FeaturesRequest, FeaturesUnderWay, schema
+from nst_data.sources import Row, Source
+from nst_data.tables.shards import ShardPlan
+from nst_train.classifiers.inference import Computation, Prediction, choose_computation, predict
+from nst_train.features.backbone import Embedder
+from nst_train.settings import EmbedSettings, ReadSettings
+
+
+@dataclass(frozen=True)
+class _Batch:
+    shard: int
+    rows: list[Row]
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class About:
+    """What features are asked for, and what beside the request is written down of them."""
+
+    request: FeaturesRequest
+    dimensions: int
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A backbone over the images of a source."""
+
+    embedder: Embedder
+    data: Source
+    computation: Computation
+    about: About
+    threads: int | None
+
+    @classmethod
+    def begun(cls, embedder: Embedder, data: Source, settings: EmbedSettings, run: ReadSettings) -> Self:
+        """With what the settings leave open."""
+        backbone = embedder.backbone
+        computation = choose_computation(backbone, settings.batch_size, settings.precision, False)
+        shaping = {**_shape_of(embedder), "precision": computation.precision, "rows_per_shard": settings.rows_per_shard}
+        shaping["batch_size"] = computation.batch_size
+        request = FeaturesRequest(model=embedder.entry, source=data.lineage, settings=shaping)
+        about = About(request, backbone.dimensions, dataclasses.asdict(computation))
+        return cls(embedder, data, computation, about, run.decode_threads)
+
+    def fill(self, under_way: FeaturesUnderWay, shards: Iterable[int]) -> Generator[int, None, None]:
+        """Write shards; gives how many rows more are done."""
+        kind = schema(under_way.dimensions)
+        rows: list[pa.Table] = []
+        errors: list[dict[str, Any]] = []
+        batches = self._batches(under_way.shards.plan, shards)
+        for batch, prediction in predict(self.embedder.backbone, self.computation, batches, threads=self.threads):
+            rows.append(_table(batch, prediction, kind))
+            errors += [{"id": batch.rows[at].id, "key": batch.rows[at].key, "reason": why} for at, why in prediction.images.reasons]
+            under_way.shards.show_life(batch.shard)
+            yield len(batch.rows)
+            if batch.is_last:
+                under_way.write(batch.shard, rows, errors)
+                rows, errors = [], []
+
+    def _batches(self, plan: ShardPlan, shards: Iterable[int]) -> Iterator[_Batch]:
+        """Batches begin anew with each shard, so that bytes do not depend on who computes which."""
+        size = self.computation.batch_size
+        for shard in shards:
+            start, stop = plan.bounds(shard)
+            source = self.data.rows(range(start, stop))
+            for first in range(start, stop, size):
+                yield _Batch(shard, list(itertools.islice(source, size)), first + size >= stop)
+
+
+def _shape_of(embedder: Embedder) -> dict[str, Any]:
+    """How images are prepared; the network's own values where the settings are silent."""
+    (preprocessing,) = embedder.backbone.preprocessings
+    return {
+        name: value for name, value in vars(preprocessing).items() if name in ("input_size", "interpolation", "mean", "std", "crop_pct")
+    }
+
+
+def _table(batch: _Batch, prediction: Prediction, kind: pa.Schema) -> pa.Table:
+    readable = [batch.rows[position] for position in prediction.images.readable]
+    values = prediction.log_probs.float().numpy().reshape(-1)
+    dimensions = kind.field("features").type.list_size
+    columns = {
+        "id": pa.array([row.id for row in readable], pa.int64()),
+        "key": pa.array([row.key for row in readable], pa.string()),
+        "image_hash": pa.array(prediction.images.hashes, pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimensions),
+    }
+    return pa.table(columns).cast(kind)

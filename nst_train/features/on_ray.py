@@ -1,0 +1,87 @@
+"""Features computed by the workers of a Ray cluster."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst_data.errors import UsageError
+from nst_data.features.features import FeaturesUnderWay, begin
+from nst_data.progress import Progress, Task
+from nst_data.sources import Source
+from nst_data.store.store import Store
+from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking
+from nst_train.cluster.workers import open_workers
+from nst_train.features.backbone import load_backbone
+from nst_train.features.embedding import About, Embedding
+from nst_train.settings import EmbedRunSettings, EmbedSettings
+
+Fill = Callable[[FeaturesUnderWay, Task], None]
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """Features to compute, by names and addresses."""
+
+    store: str
+    sign: str  # a folder in the store, by which a node shows that it sees the same one
+    model: str
+    settings: EmbedSettings
+    run: EmbedRunSettings
+    data: PlaceOfImages
+
+    def lacking(self) -> str:
+        """See `Job`."""
+        if not Path(self.sign).is_dir():
+            return f"does not see the store {self.store}; put it on a file system that all nodes share"
+        return self.data.lacking() or folder_lacking(self.model)
+
+    def open(self, threads: int) -> "EmbedWork":
+        """See `Job`."""
+        store, settings = Store(self.store), self.settings
+        run = self.run.model_copy(update={"decode_threads": self.run.decode_threads or threads})
+        data, embedder = self.data.open(store.indexes), load_backbone(self.model, store, settings.image_size, settings.crop_pct)
+        return EmbedWork(store, Embedding.begun(embedder, data, settings, run))
+
+
+@dataclass(frozen=True)
+class EmbedWork:
+    """Features as a worker computes them."""
+
+    store: Store
+    embedding: Embedding
+
+    @property
+    def about(self) -> About:
+        """See `Work`."""
+        return self.embedding.about
+
+    def fill(self, shard: int) -> Iterator[int]:
+        """See `Work`."""
+        about, data = self.about, self.embedding.data
+        under_way = begin(self.store, about.request, len(data), about.request.settings["rows_per_shard"], about.dimensions)
+        under_way.shards.claim(shard)
+        return self.embedding.fill(under_way, [shard])
+
+
+@contextmanager
+def embedding_on_ray(
+    store: Store, model: str, data: Source, settings: EmbedSettings, run: EmbedRunSettings, progress: Progress
+) -> Iterator[tuple[About, Fill]]:
+    """What is asked for, as the workers say, which alone load the network; and what has its missing shards written by them."""
+    if store.address:
+        raise UsageError(
+            f"`engine` ray: {store.location} keeps features on this machine alone; use a store in a folder that all nodes share"
+        )
+    store.root.mkdir(parents=True, exist_ok=True)
+    shards = -(-len(data) // settings.rows_per_shard)
+    with tempfile.TemporaryDirectory(prefix=".seen-by-workers-", dir=store.root) as sign:
+        job = EmbedJob(str(store.root), sign, str(as_anywhere(model)), settings, run, PlaceOfImages.of(data))
+        with open_workers(job, run, shards, progress) as workers:
+
+            def fill(under_way: FeaturesUnderWay, task: Task) -> None:
+                for step in workers.fill(under_way.shards.missing(), under_way.shards.is_done):
+                    task.advance(under_way.shards.plan.size(step.shard) if step.is_others else step.rows)
+
+            yield workers.about, fill

@@ -1,0 +1,176 @@
+"""A labeling by the workers of a Ray cluster: what each of them opens, and what stays with the process that hands the shards out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nst_data.errors import NstError
+from nst_data.labeled_version import LabeledVersion
+from nst_data.progress import Progress, Task
+from nst_data.sources import Source
+from nst_data.store.counts import Counts, LabelCounts
+from nst_data.store.inputs import Input
+from nst_data.store.store import Staging, Store
+from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking
+from nst_train.cluster.workers import Workers, open_workers
+from nst_train.labeling.grown import Grown
+from nst_train.labeling.labeling import Labeling, NoAnswerError
+from nst_train.labeling.like import Like
+from nst_train.labeling.plan import Plan, Whole
+from nst_train.labeling.prepared import Prepared
+from nst_train.settings import LabelRunSettings, LabelSettings
+from nst_train.zero_shot_settings import ZeroShot
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """A version under way and what it is labeled from, by names and addresses; of labeled images to calibrate on, where they are."""
+
+    store: str
+    ref: str
+    teachers: tuple[str | ZeroShot, ...]
+    digests: dict[str, str]
+    settings: LabelSettings
+    run: LabelRunSettings
+    pool: PlaceOfImages
+    calibration: Source | None
+    kind: type[Plan]
+    earlier: str  # the version whose rows are labeled again, or whose pool has grown
+
+    def lacking(self) -> str:
+        """See `Job`."""
+        if self._staging(Store(self.store)) is None:
+            return f"does not see the store {self.store}; put it on a file system that all nodes share, or on s3://"
+        return next(filter(None, [self.pool.lacking(), *map(folder_lacking, self.teachers)]), "")
+
+    def open(self, threads: int) -> "LabelWork":
+        """See `Job`."""
+        store = Store(self.store)
+        staging = self._staging(store)
+        if staging is None:
+            raise NstError(f"does not see the work on {self.ref} in the store {self.store}")
+        pool = self.pool.open(store.indexes)
+        run = self.run.model_copy(update={"decode_threads": self.run.decode_threads or threads})
+        heard = _Heard([])
+        prepared = Prepared(store, self.teachers, self.settings, run, heard, self.calibration)
+        if {role: entry.digest for role, entry in prepared.teachers.items()} != self.digests:
+            raise NstError(f"has another teacher by the name {', '.join(map(str, self.teachers))} than the driver")
+        return LabelWork(prepared.labeling(staging, self._plan(store, pool, run)), heard)
+
+    def _staging(self, store: Store) -> Staging | None:
+        return next((one for one in store.stagings(self.ref.partition("@")[0]) if one.ref == self.ref), None)
+
+    def _plan(self, store: Store, pool: Source, run: LabelRunSettings) -> Plan:
+        if self.kind is Like:
+            return Like(pool, store.open(self.earlier, "edition"), self.settings.limit)
+        if self.kind is Grown:
+            return Grown(pool, store.open(self.earlier, "generation"), run.decode_threads)
+        return Whole(pool, self.settings.limit)
+
+
+@dataclass(frozen=True)
+class About:
+    """What the driver has to know of the teacher and of how it computes."""
+
+    class_names: list[str]
+    machine: dict[str, Any]
+    temperature: float
+    teacher_counts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelWork:
+    """A labeling as a worker does it."""
+
+    labeling: Labeling
+    heard: "_Heard"
+
+    @property
+    def about(self) -> About:
+        """See `Work`."""
+        one = self.labeling
+        return About(one.version.class_names, one.version.machine, one.temperature, one.teacher_counts)
+
+    def fill(self, shard: int) -> Iterator[int]:
+        """See `Work`."""
+        return self.labeling.fill_one(shard)
+
+    def read_again(self) -> list[str]:
+        """As `Labeler` has it; gives what there is to say."""
+        self.labeling.read_again()
+        return self.heard.lines
+
+
+@dataclass(frozen=True)
+class _Heard(Progress):
+    """What a worker says, for its driver to show."""
+
+    lines: list[str]
+
+    def say(self, line: str) -> None:
+        """Keep it."""
+        self.lines.append(line)
+
+
+@contextmanager
+def on_ray(prepared: Prepared, staging: Staging, plan: Plan) -> Iterator["RayLabeling"]:
+    """A labeling whose teacher is on the workers of a cluster, never here."""
+    run, shards = prepared.run, prepared.shards(staging, plan)
+    job = LabelJob(
+        prepared.store.location,
+        staging.ref,
+        tuple(as_anywhere(name) for name in prepared.names),
+        {role: entry.digest for role, entry in prepared.teachers.items()},
+        LabelSettings.model_validate(prepared.settings.model_dump(include=set(LabelSettings.model_fields))),
+        run,
+        PlaceOfImages.of(plan.pool),
+        prepared.calibration,
+        type(plan),
+        _earlier(plan),
+    )
+    with open_workers(job, run, len(shards.missing()), prepared.progress) as workers:
+        about: About = workers.about
+        version = LabeledVersion(
+            staging, shards, plan.pool, about.class_names, "label", about.machine, prepared.progress, run.max_unreadable
+        )
+        yield RayLabeling(version, plan, workers, about)
+
+
+def _earlier(plan: Plan) -> str:
+    inputs: dict[str, Input] = plan.inputs
+    return next((inputs[role].ref for role in ("like", "extended") if role in inputs), "")
+
+
+@dataclass
+class RayLabeling:
+    """The workers' answers as the labels of a version under way."""
+
+    version: LabeledVersion
+    plan: Plan
+    workers: Workers
+    about: About
+
+    @property
+    def teacher_counts(self) -> dict[str, Any]:
+        """They stand in the manifest beside those of the table."""
+        return self.about.teacher_counts
+
+    def fill(self, task: Task, since: float) -> None:
+        """Have labeled what is missing until nothing is. `since` is when this work began."""
+        shards = self.version.shards
+        for step in self.workers.fill(shards.missing(), shards.is_done):
+            task.advance(shards.plan.size(step.shard) if step.is_others else step.rows)
+            if step.is_whole:
+                since = self.version.staging.add_seconds(since)
+
+    def read_again(self) -> None:
+        """Read the images again that could not be read, on one of the workers."""
+        for line in self.workers.ask("read_again"):
+            self.version.progress.say(line)
+
+    def counts(self, counts: LabelCounts) -> Counts:
+        """As the plan has them. Raises NoAnswerError where the teacher has no finite answer to any image."""
+        if counts.no_answer and not counts.labeled:
+            raise NoAnswerError.of(self.version, f"{counts.no_answer:,}", self.about.temperature)
+        return self.plan.counts(self.version.staging.build, counts, self.about.teacher_counts)

@@ -1,0 +1,88 @@
+"""A labeling made ready in this process: its teachers, how they compute, and the temperature."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from nst_data.labeled_version import LabeledVersion
+from nst_data.progress import Progress
+from nst_data.settings import default_top_k
+from nst_data.sources import Source
+from nst_data.sources.changes import HASH, Reading
+from nst_data.store.counts import CalibrationCounts
+from nst_data.store.inputs import Input
+from nst_data.store.store import Staging, Store
+from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
+from nst_data.tables.shards import ShardPlan, Shards
+from nst_train.classifiers.inference import Computation, choose_computation, computation_of
+from nst_train.classifiers.teacher_calibration import fit
+from nst_train.classifiers.teachers import Teacher, load_teacher, teacher_entries
+from nst_train.labeling.labeling import Labeling
+from nst_train.labeling.plan import Plan
+from nst_train.settings import LabelRunSettings, LabelSettings
+from nst_train.teacher_names import TeacherName
+
+
+@dataclass
+class Prepared:
+    """A teacher with its settings, for the rows of any plan."""
+
+    store: Store
+    names: Sequence[TeacherName]
+    settings: LabelSettings
+    run: LabelRunSettings
+    progress: Progress
+    calibration: Source | None = None
+
+    @cached_property
+    def teachers(self) -> dict[str, Input]:
+        """Their entries in the lineage. A teacher in the store is not loaded for it."""
+        entries = teacher_entries(self.names, self.store)
+        return self._loaded[1] if entries is None else entries
+
+    @cached_property
+    def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
+        s = self.settings
+        return load_teacher(self.names, self.store, s.exact_transform, s.seed if s.noise else None, s.noise_transform)
+
+    def shards(self, staging: Staging, plan: Plan) -> Shards:
+        """Those of the version under way."""
+        return Shards(
+            staging.build, staging.work, ShardPlan(plan.rows, self.settings.rows_per_shard, plan.table), staging.elsewhere
+        )
+
+    def labeling(self, staging: Staging, plan: Plan) -> Labeling:
+        """The labeling of a version under way, as the first process that began it chose to compute."""
+        teacher, computation = self._loaded[0], self._computation(staging)
+        classes, s = len(teacher.class_names), self.settings
+        top_k = s.top_k if s.top_k is not None else default_top_k(classes)
+        schema = (balanced_schema if plan.kind == "edition" else pseudo_labels_schema)(teacher.class_names, top_k)
+        calibration = plan.calibration or self._fitted(staging, teacher, computation)
+        shards = self.shards(staging, plan)
+        temperature = calibration.temperature if calibration else s.temperature
+        counts = {"calibration": calibration, "top_k": top_k, "teacher_parameters": teacher.parameters}
+        class_names, machine = list(teacher.class_names), dataclasses.asdict(computation)
+        version = LabeledVersion(staging, shards, plan.pool, class_names, "label", machine, self.progress, self.run.max_unreadable)
+        parts, threads = plan.parts(staging.work), self.run.decode_threads
+        return Labeling(version, plan, parts, teacher, computation, temperature, schema, counts, threads, self.run.share)
+
+    def _computation(self, staging: Staging) -> Computation:
+        """How the first process that began this chose to compute."""
+        chosen, s = staging.work / "computation.json", self.settings
+        fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
+        return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
+
+    def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> CalibrationCounts | None:
+        """The fitted temperature and what it did, for the manifest and the card; None where none was asked for."""
+        if self.calibration is None:
+            return None
+        fitted: dict[str, Any] = {}
+        if not (staging.work / "calibration.json").exists():
+            hashes = np.zeros(len(self.calibration), HASH)
+            fitted = fit(teacher, computation, self.calibration, self.run.decode_threads, self.run.max_unreadable, hashes)
+            Reading(staging.build, "calibration").keep(hashes)
+        return CalibrationCounts(**staging.remembered("calibration", fitted))

@@ -1,0 +1,211 @@
+"""Labels and features by workers of a Ray cluster of two nodes: the bytes of one process, whatever is lost on the way.
+
+The pool lies at a path that each process resolves by its own working folder: so a node of this machine can lack it.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import png
+from labels import write_teacher
+from watched import Ended, Said
+
+from nst_data.errors import NstError
+from nst_data.sources import open_source
+from nst_data.store.store import Store
+from nst_train.features.embed import embed
+from nst_train.labeling.label import label
+from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings
+
+pytestmark = pytest.mark.slow
+
+POOL = "/proc/self/cwd/pool.parquet"
+ROWS, PER_SHARD = 240, 4
+BROKEN = {17: b"", 18: b"no image"}
+SETTINGS = LabelSettings(batch_size=4, rows_per_shard=PER_SHARD)
+NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
+CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+
+def on_ray(address, kind=LabelRunSettings, **more):
+    return kind(engine="ray", address=address, gpus_per_worker=0, **more)
+
+
+def drive(address, store, teacher):
+    """A driver in a process of its own, once it is told where the cluster is."""
+    label(Store(store), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(address.recv()), progress=Said())
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a pool and a teacher, which is the working folder of all that starts here."""
+    top = tmp_path_factory.mktemp("work")
+    images = [BROKEN.get(row, png(row % 3, row)) for row in range(ROWS)]
+    pq.write_table(pa.table({"image": images}), top / "pool.parquet", row_group_size=40)
+    (top / "elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top)
+        for name, value in CLUSTER.items():
+            patch.setenv(name, value)
+        yield top, write_teacher(top / "teacher", ["ant", "bee", "cat"], image_size=96)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(work):
+    """The labels of one process."""
+    top, teacher = work
+    return label(Store(top / "one"), "bugs", teacher, open_source(POOL), SETTINGS, run=LabelRunSettings(decode_threads=1), progress=Said())
+
+
+@pytest.fixture(scope="module")
+def driver(work, undisturbed):
+    """A driver that waits for an address: begun before Ray has threads in this process, which a fork does not copy."""
+    top, teacher = work
+    address, told = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=drive, args=(told, top / "store", teacher))
+    process.start()
+    yield process, address
+    process.kill()
+    process.join()
+
+
+@pytest.fixture(scope="module")
+def cluster(driver):
+    """Two nodes of one CPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.second = cluster.add_node(**NODE)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def shards_done(store):
+    with suppress(FileNotFoundError):
+        return len(os.listdir(store / "runs" / "corpora" / "bugs" / "gen-1" / "work" / "shards"))
+    return 0
+
+
+def at_work(store):
+    """The processes that have claimed shards, oldest first."""
+    claims = sorted((store / "runs" / "corpora" / "bugs" / "gen-1" / "work" / "claims").iterdir(), key=lambda path: path.stat().st_mtime)
+    return list(dict.fromkeys(int(path.name.rpartition(".")[2]) for path in claims))
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Disturbed(Said):
+    """Disturbs the work as it goes: each step waits, slowly, until the one before has had its effect."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.rows, self._steps, self._is_due = 0, iter(steps), lambda: True
+        self.is_through = False
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        yield self
+
+    def advance(self, amount, note=""):
+        self.rows += amount
+        if self.is_through:
+            return
+        if not self._is_due():
+            time.sleep(0.6)  # so that it is not all done before
+            return
+        step = next(self._steps, None)
+        self.is_through = step is None
+        if step is not None:
+            self._is_due = step()
+
+
+def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_byte(work, undisturbed, driver, cluster):
+    (top, teacher), (process, address) = work, driver
+    store = top / "store"
+    address.send(cluster.address)
+    wait_for(lambda: shards_done(store) >= 4)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    before = shards_done(store)
+    assert 4 <= before < ROWS // PER_SHARD // 2
+
+    known = set(at_work(store))
+
+    def kill_a_worker():
+        newest = [one for one in at_work(store) if one not in known][-1]
+        os.kill(newest, signal.SIGKILL)
+        seen = set(at_work(store))
+        return lambda: set(at_work(store)) - seen
+
+    def add_nodes():
+        cluster.third = cluster.add_node(**NODE)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir("elsewhere")
+            cluster.lacking = cluster.add_node(**NODE)
+        seen = set(at_work(store))
+        return lambda: set(at_work(store)) - seen
+
+    def remove_a_node():
+        cluster.remove_node(cluster.second, allow_graceful=False)
+        return lambda: any("a worker was lost" in line for line in said.lines[lost:])
+
+    def count():
+        nonlocal lost
+        lost = len(said.lines)
+        return lambda: True
+
+    lost = 0
+    said = Disturbed(lambda: lambda: len(set(at_work(store)) - known) >= 2, kill_a_worker, add_nodes, count, remove_a_node)
+    version = label(Store(store), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=said)
+    assert said.is_through
+    assert said.rows == ROWS - before * PER_SHARD
+    assert sum("a worker was lost" in line for line in said.lines) >= 2
+    (line,) = [line for line in said.lines if line.startswith("warning: ")]
+    assert f"lacks the pool {POOL}; it gets no work" in line
+    assert version.verify() == []
+    assert version.manifest.files == undisturbed.manifest.files
+    assert version.manifest.counts == undisturbed.manifest.counts
+    assert version.manifest.request.digest == undisturbed.manifest.request.digest
+    cluster.remove_node(cluster.third)
+    cluster.remove_node(cluster.lacking)
+
+
+def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work, cluster):
+    top, teacher = work
+    settings = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD)
+    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=Said())
+    store, run = Store(top / "store"), on_ray(cluster.address, EmbedRunSettings, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        embed(store, teacher, open_source(POOL), settings, run=run, progress=Ended(ROWS // 2))
+    (folder,) = (store.root / "features").iterdir()
+    done = {path.name: path.stat().st_ino for path in (folder / "features").iterdir()}
+    assert 2 < len(done) < ROWS // PER_SHARD
+    features = embed(store, teacher, open_source(POOL), settings, run=run, progress=Said())
+    assert features.about.files == one.about.files
+    assert {name: (folder / "features" / name).stat().st_ino for name in done} == done
+    assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_node_that_lacks_the_pool_is_named_before_any_work(work, cluster):
+    top, teacher = work
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(top / "elsewhere")
+        node = cluster.add_node(**NODE)
+    store = Store(top / "refused")
+    with pytest.raises(NstError, match=rf"^node \S+ \(\S+\) lacks the pool {POOL}$"):
+        label(store, "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=Said())
+    assert (store.versions(), store.unfinished()) == ([], [])
+    cluster.remove_node(node)

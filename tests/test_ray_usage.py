@@ -1,0 +1,151 @@
+"""Work on a Ray cluster: what is asked for, and what is refused before any cluster is joined."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import write_tiny_recipe
+from nst_cli.main import app
+from typer.testing import CliRunner
+
+from nst_data.errors import NstError, UsageError
+from nst_data.selection.editions import Engine, balance
+from nst_data.sources import open_source
+from nst_data.store.manifest import installed_packages
+from nst_data.store.store import Store
+from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking, look_around
+from nst_train.cluster.nodes import joined, nodes_of
+from nst_train.cluster.workers import Workers
+from nst_train.cluster_settings import ClusterSettings
+from nst_train.features.embed import embed
+from nst_train.recipe import load_recipe
+from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings, RunSettings
+from nst_train.zero_shot_settings import ZeroShot
+
+ON_CPUS = ClusterSettings(engine="ray", gpus_per_worker=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--engine", "dask"), "--engine: input should be 'local' or 'ray', got dask"),
+        (("--workers", 3), "--workers is of --engine ray; add that, or remove it"),
+        (("--gpus-per-worker", 0), "--gpus-per-worker is of --engine ray; add that, or remove it"),
+        (("--engine", "ray", "--gpus-per-worker", "1.5"), "--gpus-per-worker: expected a whole number, or a fraction below 1"),
+        (("--engine", "ray", "--cpus-per-worker", "0"), "--cpus-per-worker: input should be greater than or equal to 1, got 0"),
+        (("--engine", "ray", "--worker", "0/2"), "--worker is of processes that share the work by themselves"),
+        (("--engine", "ray", "--address", "ray://head:10001"), "--address: expected HOST:PORT or auto, not a client's ray:// address"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(words, says):
+    result = CliRunner().invoke(app, ["label", "pool", "--teacher", "net", "--corpus", "bugs", *map(str, words)])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"nst: {says}")
+
+
+def test_without_ray_a_line_says_what_to_install(tiny_store, monkeypatch):
+    store, _, pool = tiny_store
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["label", pool, "--teacher", "tiny-teacher", "--corpus", "on-ray", "--engine", "ray", "--store", store.root]
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "nst: --engine ray: expected Ray, found none; pip install 'nst[ray]', or leave out --engine"
+    assert store.unfinished() == []
+
+
+def test_processes_of_torchrun_are_not_each_a_driver(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process hands the work out; start it once, without torchrun"), joined(ON_CPUS):
+        pass
+
+
+def test_a_recipe_labels_on_a_cluster_by_keys_of_its_label_section_that_change_no_request(tmp_path):
+    plain = load_recipe(write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}]))
+    keys = {"engine": "ray", "address": "head:6379", "gpus_per_worker": 0.5, "workers": 4}
+    recipe = load_recipe(write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}], label={"top_k": 2, **keys}))
+    assert recipe.label.for_request() == {**plain.label.for_request(), "top_k": 2} == LabelSettings(top_k=2).for_request()
+    assert recipe.label.of_cluster == {**ClusterSettings().of_cluster, **keys}
+    path = write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}], label={"workers": 4})
+    with pytest.raises(UsageError, match=r"bugs.yaml, line \d+: label: `workers` is of `engine` ray; add that, or remove it"):
+        load_recipe(path)
+
+
+def test_what_says_how_images_are_read_says_it_of_labeling_too():
+    read = {"decode_threads": 3, "max_unreadable": 0.1}
+    assert LabelRunSettings.of(RunSettings(workers=7, **read)) == LabelRunSettings(**read)
+    on_ray = EmbedRunSettings(engine="ray", workers=7, **read)
+    assert LabelRunSettings.of(on_ray) == LabelRunSettings(engine="ray", workers=7, **read)
+
+
+def cluster_of(*nodes):
+    """What Ray says of nodes with so many (GPUs, CPUs)."""
+    about = {"Alive": True, "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1"}
+    rows = [{**about, "NodeID": str(number), "Resources": {"GPU": gpus, "CPU": cpus}} for number, (gpus, cpus) in enumerate(nodes)]
+    return SimpleNamespace(nodes=lambda: rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [("0", 8, 12), ("1", 1, 16)]),
+        ({"gpus_per_worker": 2}, [("0", 4, 24)]),
+        ({"gpus_per_worker": 0.25}, [("0", 32, 3), ("1", 4, 4)]),
+        ({"cpus_per_worker": 14}, [("0", 6, 14), ("1", 1, 14)]),
+        ({"gpus_per_worker": 0}, [("0", 1, 96), ("1", 1, 16), ("2", 1, 4)]),
+        ({"gpus_per_worker": 0, "cpus_per_worker": 4}, [("0", 24, 4), ("1", 4, 4), ("2", 1, 4)]),
+    ],
+)
+def test_a_node_has_room_for_as_many_workers_as_its_gpus_and_cpus_allow(settings, expected):
+    cluster = cluster_of((8, 96), (1, 16), (0, 4), (0, 0))
+    found = nodes_of(cluster, ClusterSettings(engine="ray", **settings))
+    assert [(node.id, node.room, node.cpus) for node in found] == expected
+
+
+def test_a_cluster_without_a_gpu_is_refused_with_the_way_out(tmp_path):
+    workers = Workers(cluster_of((0, 4), (0, 2)), None, ClusterSettings(engine="ray"), None)
+    says = "no node has room for a worker of 1 GPUs and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
+    with pytest.raises(NstError, match=says):
+        workers.begin(1)
+
+
+def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):
+    pool = open_source(tiny_store[2])
+    place = PlaceOfImages.of(pool)
+    assert place.lacking() == ""
+    gone = PlaceOfImages(str(tmp_path / "nowhere"), None, False, "")
+    assert gone.lacking() == f"lacks the pool {tmp_path}/nowhere"
+    assert PlaceOfImages(f"{tiny_store[2]}/*.png", None, False, "").lacking() == ""
+    assert PlaceOfImages(f"{tmp_path}/*.tar", None, False, "").lacking() == f"lacks the pool {tmp_path}/*.tar"
+    assert folder_lacking(f"local-dir:{tmp_path}/net") == f"lacks the teacher local-dir:{tmp_path}/net"
+    assert [folder_lacking(name) for name in (f"local-dir:{tmp_path}", "owner/net", "net@gen-0")] == ["", "", ""]
+    other = installed_packages() | {"torch": "1.0"}
+    assert look_around(place, installed_packages()) == ""
+    assert "where the driver has 1.0; equal bytes need equal packages" in look_around(place, other)
+
+
+def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):
+    place = PlaceOfImages(str(tiny_store[2]), None, False, "of other files")
+    with pytest.raises(NstError, match=r"pool has other files than where the work was begun \(15 images\)"):
+        place.open(tmp_path)
+
+
+def test_a_model_is_named_so_that_another_working_folder_does_not_matter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("ant\nbee\n")
+    assert as_anywhere("local-dir:net") == f"local-dir:{tmp_path}/net"
+    assert as_anywhere("net@gen-1") == "net@gen-1"
+    clip = as_anywhere(ZeroShot(model="owner/clip", class_names="names.txt"))
+    (tmp_path / "names.txt").unlink()
+    assert (clip.model, clip.synonyms) == ("owner/clip", {"ant": ("ant",), "bee": ("bee",)})
+
+
+def test_spark_is_refused_for_a_store_at_an_address():
+    with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store is at an address, which Spark would need hadoop-aws and cred"):
+        balance(Store("s3://bucket/store"), "tiny@gen-1", engine=Engine("spark"))
+
+
+def test_features_on_a_cluster_are_refused_for_a_store_at_an_address(tiny_store):
+    settings, pool = EmbedSettings(), open_source(tiny_store[2])
+    with pytest.raises(UsageError, match=r"^`engine` ray: s3://bucket/store keeps features on this machine alone; use a store in a folder"):
+        embed(Store("s3://bucket/store"), "owner/net", pool, settings, run=EmbedRunSettings(engine="ray"))
