@@ -141,7 +141,7 @@ def test_a_model_is_named_so_that_another_working_folder_does_not_matter(tmp_pat
 
 
 def test_spark_is_refused_for_a_store_at_an_address():
-    with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store is at an address, which Spark would need hadoop-aws and cred"):
+    with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store is at an address, which Spark needs hadoop-aws"):
         balance(Store("s3://bucket/store"), "tiny@gen-1", engine=Engine("spark"))
 
 

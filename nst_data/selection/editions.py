@@ -117,7 +117,7 @@ def balance(
     engine = engine or Engine()
     if engine.name == "spark" and store.address:
         raise UsageError(
-            f"`engine` spark: {store.location} is at an address, which Spark would need hadoop-aws and credentials of its own to read and write; "
+            f"`engine` spark: {store.location} is at an address, which Spark needs hadoop-aws and credentials of its own for; "
             "leave out `engine`, or balance in a store on a file system that Spark's workers share"
         )
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()

@@ -51,9 +51,7 @@ class Prepared:
 
     def shards(self, staging: Staging, plan: Plan) -> Shards:
         """Those of the version under way."""
-        return Shards(
-            staging.build, staging.work, ShardPlan(plan.rows, self.settings.rows_per_shard, plan.table), staging.elsewhere
-        )
+        return Shards(staging.build, staging.work, ShardPlan(plan.rows, self.settings.rows_per_shard, plan.table), staging.elsewhere)
 
     def labeling(self, staging: Staging, plan: Plan) -> Labeling:
         """The labeling of a version under way, as the first process that began it chose to compute."""
