@@ -204,7 +204,7 @@ def test_a_batch_size_found_by_trial_is_kept(store, teacher, pool, monkeypatch):
     with pytest.raises(PowerCutError):
         labeled(store, teacher, pool, progress=Ended(13, PowerCutError), batch_size=0)
     chosen = json.loads((store.stagings("bugs")[0].work / "computation.json").read_text())
-    monkeypatch.setattr("nst_train.labeling.label.choose_computation", None)  # not asked again
+    monkeypatch.setattr("nst_train.labeling.prepared.choose_computation", None)  # not asked again
     version = labeled(store, teacher, pool, batch_size=0)
     assert version.manifest.machine["batch_size"] == chosen["batch_size"] >= 1
 
