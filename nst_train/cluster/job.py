@@ -1,7 +1,7 @@
 """What a worker of a cluster is told to do, and the worker itself. Imports neither torch nor Ray."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -107,7 +107,7 @@ def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
     return ZeroShot(model=name, class_names={key: list(words) for key, words in model.synonyms.items()}, prompts=list(model.templates))
 
 
-def look_around(job: Job, packages: dict[str, str]) -> str:
+def look_around(job: Job, packages: Mapping[str, str]) -> str:
     """What the machine of this process lacks for a job; empty where a quick look finds nothing amiss."""
     for name, version in installed_packages().items():
         if version != packages[name]:
