@@ -80,6 +80,8 @@ class LabeledVersion:
             if not self.shards.missing():
                 raise
             raise NotReadyError from None
+        if self.staging.elsewhere is not None and self.staging.request.kind == "edition":  # whose copies are counted in its table
+            self.staging.elsewhere.bring_shards(files)
         counts, unread = labeler.counts(rows), rows.errors - rows.no_answer
         what = f"{self.staging.ref}: {self.pool.location}"
         check_readable(what, self.shards.plan.rows, unread, self.max_unreadable, self.shards.first_unread())

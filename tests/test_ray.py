@@ -1,14 +1,17 @@
 """Labels and features by workers of a Ray cluster of two nodes: the bytes of one process, whatever is lost on the way.
 
-The pool lies at a path that each process resolves by its own working folder: so a node of this machine can lack it.
+Nodes of one machine are made different: the pool lies at a path that each process resolves by its own working folder, so that a node can
+lack it, and of a store on s3:// each node has a copy of its own.
 """
 
 import multiprocessing
 import os
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
+import object_store
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,11 +28,10 @@ from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings
 
 pytestmark = pytest.mark.slow
 
-POOL = "/proc/self/cwd/pool.parquet"
+POOL, STORE = "/proc/self/cwd/pool.parquet", "s3://nst/store"
 ROWS, PER_SHARD = 240, 4
 BROKEN = {17: b"", 18: b"no image"}
 SETTINGS = LabelSettings(batch_size=4, rows_per_shard=PER_SHARD)
-NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
@@ -37,13 +39,26 @@ def on_ray(address, kind=LabelRunSettings, **more):
     return kind(engine="ray", address=address, gpus_per_worker=0, **more)
 
 
-def drive(address, store, teacher):
+def node(number):
+    """What the node of a number is started with."""
+    mirrors = os.path.abspath(f"mirrors-{number}")
+    return {"num_cpus": 1, "object_store_memory": 80_000_000, "env_vars": {"NST_MIRRORS": mirrors}}
+
+
+def drive(address, teacher):
     """A driver in a process of its own, once it is told where the cluster is."""
-    label(Store(store), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(address.recv()), progress=Said())
+    label(Store(STORE), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(address.recv()), progress=Said())
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def s3(tmp_path_factory):
+    """What a process has in its environment to reach a server."""
+    with object_store.serving(tmp_path_factory.mktemp("s3")) as url:
+        yield object_store.settings(url)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, s3):
     """A folder with a pool and a teacher, which is the working folder of all that starts here."""
     top = tmp_path_factory.mktemp("work")
     images = [BROKEN.get(row, png(row % 3, row)) for row in range(ROWS)]
@@ -51,7 +66,7 @@ def work(tmp_path_factory):
     (top / "elsewhere").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top)
-        for name, value in CLUSTER.items():
+        for name, value in {**CLUSTER, **s3, "NST_MIRRORS": str(top / "mirrors-0")}.items():
             patch.setenv(name, value)
         yield top, write_teacher(top / "teacher", ["ant", "bee", "cat"], image_size=96)
 
@@ -66,9 +81,9 @@ def undisturbed(work):
 @pytest.fixture(scope="module")
 def driver(work, undisturbed):
     """A driver that waits for an address: begun before Ray has threads in this process, which a fork does not copy."""
-    top, teacher = work
+    _, teacher = work
     address, told = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=drive, args=(told, top / "store", teacher))
+    process = multiprocessing.get_context("fork").Process(target=drive, args=(told, teacher))
     process.start()
     yield process, address
     process.kill()
@@ -81,23 +96,25 @@ def cluster(driver):
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    cluster.second = cluster.add_node(**NODE)
+    cluster = Cluster(initialize_head=True, head_node_args={**node(1), "include_dashboard": False})
+    cluster.second = cluster.add_node(**node(2))
     yield cluster
     ray.shutdown()
     cluster.shutdown()
 
 
-def shards_done(store):
-    with suppress(FileNotFoundError):
-        return len(os.listdir(store / "runs" / "corpora" / "bugs" / "gen-1" / "work" / "shards"))
-    return 0
+def found(top, what):
+    """Of the work on bugs@gen-1: files that any machine has."""
+    return list(top.glob(f"mirrors-*/*/runs/corpora/bugs/gen-1/work/{what}/*"))
 
 
-def at_work(store):
-    """The processes that have claimed shards, oldest first."""
-    claims = sorted((store / "runs" / "corpora" / "bugs" / "gen-1" / "work" / "claims").iterdir(), key=lambda path: path.stat().st_mtime)
-    return list(dict.fromkeys(int(path.name.rpartition(".")[2]) for path in claims))
+def shards_done(top):
+    return len({path.name for path in found(top, "shards") if path.suffix == ".json"})
+
+
+def at_work(top):
+    """The processes that have claimed shards."""
+    return {int(path.name.rpartition(".")[2]) for path in found(top, "claims")}
 
 
 def wait_for(condition, seconds=120):
@@ -134,47 +151,43 @@ class Disturbed(Said):
 
 def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_byte(work, undisturbed, driver, cluster):
     (top, teacher), (process, address) = work, driver
-    store = top / "store"
     address.send(cluster.address)
-    wait_for(lambda: shards_done(store) >= 4)
+    wait_for(lambda: shards_done(top) >= 4)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    before = shards_done(store)
+    first = at_work(top)
+    wait_for(lambda: not any(map(psutil.pid_exists, first)))  # Ray ends them
+    before = shards_done(top)
     assert 4 <= before < ROWS // PER_SHARD // 2
 
-    known = set(at_work(store))
+    def begin():
+        return lambda: len(at_work(top) - first) >= 2
 
     def kill_a_worker():
-        newest = [one for one in at_work(store) if one not in known][-1]
-        os.kill(newest, signal.SIGKILL)
-        seen = set(at_work(store))
-        return lambda: set(at_work(store)) - seen
+        seen = at_work(top)
+        os.kill(max(seen - first), signal.SIGKILL)
+        return lambda: at_work(top) - seen
 
     def add_nodes():
-        cluster.third = cluster.add_node(**NODE)
+        seen = at_work(top)
+        cluster.third = cluster.add_node(**node(3))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir("elsewhere")
-            cluster.lacking = cluster.add_node(**NODE)
-        seen = set(at_work(store))
-        return lambda: set(at_work(store)) - seen
+            cluster.lacking = cluster.add_node(**node(4))
+        return lambda: at_work(top) - seen
 
     def remove_a_node():
+        lines = len(said.lines)
         cluster.remove_node(cluster.second, allow_graceful=False)
-        return lambda: any("a worker was lost" in line for line in said.lines[lost:])
+        return lambda: any("a worker was lost" in line for line in said.lines[lines:])
 
-    def count():
-        nonlocal lost
-        lost = len(said.lines)
-        return lambda: True
-
-    lost = 0
-    said = Disturbed(lambda: lambda: len(set(at_work(store)) - known) >= 2, kill_a_worker, add_nodes, count, remove_a_node)
-    version = label(Store(store), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=said)
+    said = Disturbed(begin, kill_a_worker, add_nodes, remove_a_node)
+    version = label(Store(STORE), "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=said)
     assert said.is_through
     assert said.rows == ROWS - before * PER_SHARD
     assert sum("a worker was lost" in line for line in said.lines) >= 2
     (line,) = [line for line in said.lines if line.startswith("warning: ")]
-    assert f"lacks the pool {POOL}; it gets no work" in line
+    assert line.endswith(f"lacks the pool {POOL}; it gets no work")
     assert version.verify() == []
     assert version.manifest.files == undisturbed.manifest.files
     assert version.manifest.counts == undisturbed.manifest.counts
@@ -203,9 +216,9 @@ def test_a_node_that_lacks_the_pool_is_named_before_any_work(work, cluster):
     top, teacher = work
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(top / "elsewhere")
-        node = cluster.add_node(**NODE)
+        lacking = cluster.add_node(**node(5))
     store = Store(top / "refused")
     with pytest.raises(NstError, match=rf"^node \S+ \(\S+\) lacks the pool {POOL}$"):
         label(store, "bugs", teacher, open_source(POOL), SETTINGS, run=on_ray(cluster.address), progress=Said())
     assert (store.versions(), store.unfinished()) == ([], [])
-    cluster.remove_node(node)
+    cluster.remove_node(lacking)

@@ -60,6 +60,14 @@ def test_processes_of_torchrun_are_not_each_a_driver(monkeypatch):
         pass
 
 
+def test_an_address_where_nothing_listens_is_one_line_at_once():
+    pytest.importorskip("ray")
+    nowhere = ClusterSettings(engine="ray", address="127.0.0.1:1")
+    says = r"^`address` 127.0.0.1:1: no Ray cluster there \(.*Connection refused\); `ray start` begins one$"
+    with pytest.raises(UsageError, match=says), joined(nowhere):
+        pass
+
+
 def test_a_recipe_labels_on_a_cluster_by_keys_of_its_label_section_that_change_no_request(tmp_path):
     plain = load_recipe(write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}]))
     keys = {"engine": "ray", "address": "head:6379", "gpus_per_worker": 0.5, "workers": 4}

@@ -14,6 +14,7 @@ import object_store
 import pytest
 from conftest import write_class_folders, write_pool
 from labels import write_teacher
+from watched import Ended
 
 from nst_data import BalanceSettings, balance, open_source
 from nst_data.errors import NstError, UsageError
@@ -22,7 +23,7 @@ from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sharing.copy import copy
 from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
-from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, label, train
+from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, label, label_like, train
 
 pytestmark = pytest.mark.slow
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
@@ -159,6 +160,18 @@ def test_labeling_killed_again_and_again_on_two_machines_ends_with_the_bytes_of_
         assert other.exitcode == 0
     assert contents(address, "c@gen-1") == contents(tmp_path / "local", "c@gen-1")
     assert not names(address, "runs/")
+
+
+def test_an_edition_labeled_again_on_two_machines_counts_the_copies_of_all(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee", "cat"]), open_source(write_pool(tmp_path / "pool", 3, 5))
+    store, settings = Store(address), LabelSettings(rows_per_shard=4, batch_size=4)
+    edition = balance(store, label(store, "c", teacher, pool, settings, progress=QUIET), BalanceSettings(min_confidence=0), progress=QUIET)
+    other = write_teacher(tmp_path / "other", ["ant", "bee", "cat"], seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        label_like(store, edition, other, pool, settings, progress=Ended(7))
+    machine(1)
+    again = label_like(Store(address), edition.ref, other, pool, settings, progress=QUIET)
+    assert again.manifest.counts.copies == edition.manifest.counts.copies
 
 
 def test_a_training_goes_on_on_another_machine_from_the_last_checkpoint(tmp_path, address, machine):

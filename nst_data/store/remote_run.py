@@ -1,7 +1,7 @@
 """A version under way in a store at an address: what of its making other machines, or this one after a kill, go on from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -55,6 +55,13 @@ class RemoteRun:
         """Bring a shard to its place in the version, then say that it is done."""
         self.mirror.tree.upload(self.mirror.root / self.name / "build" / file, f"{self.name.removeprefix('runs/')}/{file}")
         self.mirror.tree.write(f"{self.name}/work/shards/{note}", content)
+
+    def bring_shards(self, files: Iterable[str]) -> None:
+        """Have shards here that other machines have brought to their place."""
+        version, build = self.name.removeprefix("runs/"), self.mirror.root / self.name / "build"
+        missing = [file for file in files if not (build / file).exists()]
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda file: self.mirror.tree.download(f"{version}/{file}", build / file), missing))
 
     def reopen_shard(self, note: str) -> None:
         """Say that a shard is to be made again."""

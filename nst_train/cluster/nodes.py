@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from nst_data.errors import NstError, UsageError, first_line
 from nst_train.cluster_settings import ClusterSettings
+
+_ANSWER_SECONDS = 10.0
 
 
 @dataclass
@@ -42,17 +45,29 @@ def joined(settings: ClusterSettings) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    _check_answers(settings.address)
     with _own_signals():
         try:
             ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            found = first_line(error).rstrip(".")
+            found = first_line(error).partition(". ")[0].rstrip(".")
             raise UsageError(f"`address` {settings.address}: no Ray cluster there ({found}); `ray start` begins one") from None
     try:
         with _quiet():
             yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises UsageError where nothing listens: Ray would try for minutes, and then end the process."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"`address` {address}: no Ray cluster there ({first_line(error)}); `ray start` begins one") from None
 
 
 @contextmanager
