@@ -59,7 +59,9 @@ class LabelJob:
         return LabelWork(prepared.labeling(staging, self._plan(store, pool, run)), heard)
 
     def _staging(self, store: Store) -> Staging | None:
-        return next((one for one in store.stagings(self.ref.partition("@")[0]) if one.ref == self.ref), None)
+        name = self.ref.partition("@")[0]
+        store.refresh(name)
+        return next((one for one in store.stagings(name) if one.ref == self.ref), None)
 
     def _plan(self, store: Store, pool: Source, run: LabelRunSettings) -> Plan:
         if self.kind is Like:
