@@ -7,13 +7,16 @@
     python benchmarks/label.py --memory --images ../shared/data/cifar10/unlabeled.parquet   # peak of 50,000 and of 500,000 images
 
 Everything is timed in one run, in rounds, in steady state: imports, start-up and the first batches apart. On CPUs decoding and network
-share the cores, so the limit is the sum of their costs. Peers: transformers' image-classification pipeline over the images, and timm's
+share the cores, so the limit is the sum of their costs; decoding alone is timed in threads, as `nst label` does it, and in a process for
+each core, where no thread waits for another. Peers: transformers' image-classification pipeline over the images, and timm's
 create_loader over image files with results kept in memory.
 """
 
 import argparse
+import functools
 import io
 import itertools
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,30 @@ def decode_rate(teacher: Teacher, source: Source, hashes: bool) -> float:
     return rate_of(len(source), work)
 
 
+@functools.cache
+def _undisturbed(folder: str, images: str) -> tuple[Teacher, Source]:
+    torch.set_num_threads(1)
+    return Teacher.of(load_classifier(f"local-dir:{folder}", Store(Path(folder).parent / "store"))[0]), open_source(images)
+
+
+def _decodes(folder: str, images: str, seconds: float) -> float:
+    """The rate of one thread in a process of its own."""
+    teacher, source = _undisturbed(folder, images)
+    since, count = time.perf_counter(), 0
+    for batch in itertools.chain.from_iterable(batches_of(source, 256) for _ in itertools.count()):
+        load_images(batch.rows, teacher.preprocessings, 256, hashes=False)
+        count += len(batch.rows)
+        if time.perf_counter() - since > seconds:
+            break
+    return count / (time.perf_counter() - since)
+
+
+def undisturbed_rate(processes: ProcessPoolExecutor, top: Path, seconds: float = 3.0) -> float:
+    """Bytes to what the network reads, in a process for each core: no lock of Python's between them."""
+    both = [processes.submit(_decodes, str(top / "teacher"), str(top / "pool.parquet"), seconds) for _ in range(CORES)]
+    return sum(one.result() for one in both)
+
+
 def label_rate(store: Store, teacher: str, source: Source, corpus: str, **settings: Any) -> float:
     clock = Clock()
     label(store, corpus, teacher, source, LabelSettings(**settings), progress=clock)
@@ -193,7 +220,7 @@ def loader_rate(network: nn.Module, config: dict[str, Any], folder: Path, count:
     return (seen - counted) / (time.perf_counter() - since)
 
 
-def speed(images: Path, model: str, size: int, rounds: int, count: int, top: Path) -> None:
+def speed(images: Path, model: str, size: int, rounds: int, count: int, peers: bool, top: Path) -> None:
     source = open_source(str(repeated(open_source(str(images)), count, top / "pool.parquet")))
     make_teacher(model, size, top / "teacher")
     name, store = f"local-dir:{top / 'teacher'}", Store(top / "store")
@@ -204,18 +231,24 @@ def speed(images: Path, model: str, size: int, rounds: int, count: int, top: Pat
     for row in source.rows(range(len(source))):
         (top / "files" / f"{row.id:07d}.jpg").write_bytes(row.read())
     found: dict[str, list[float]] = {}
+    processes = ProcessPoolExecutor(CORES, mp_context=multiprocessing.get_context("spawn"))
+    undisturbed_rate(processes, top, 0.1)  # they import
     for number in range(rounds):
         forward, how = forward_rate(teacher, 3.0)
         measured = {
             "decode alone": decode_rate(teacher, source, hashes=False),
             "decode and hashes": decode_rate(teacher, source, hashes=True),
+            "decode in processes": undisturbed_rate(processes, top),
             "forward alone": forward,
             "nst label": label_rate(store, name, source, f"round-{number}"),
-            "nst label --exact-transform": label_rate(store, name, source, f"exact-{number}", exact_transform=True),
-            "transformers pipeline": pipeline_rate(top / "teacher", source),
-            "timm loader loop": loader_rate(timm.create_model(name, pretrained=True).eval(), config, top / "files", len(source)),
         }
+        if peers:
+            measured["nst label --exact-transform"] = label_rate(store, name, source, f"exact-{number}", exact_transform=True)
+            measured["transformers pipeline"] = pipeline_rate(top / "teacher", source)
+            network = timm.create_model(name, pretrained=True).eval()
+            measured["timm loader loop"] = loader_rate(network, config, top / "files", len(source))
         measured["limit"] = 1 / (1 / measured["decode alone"] + 1 / measured["forward alone"])
+        measured["limit in processes"] = 1 / (1 / measured["decode in processes"] + 1 / measured["forward alone"])
         for what, rate in measured.items():
             found.setdefault(what, []).append(rate)
         print(f"round {number + 1} (forward: {how}): " + ", ".join(f"{what} {rate:,.0f}" for what, rate in measured.items()), flush=True)
@@ -223,8 +256,10 @@ def speed(images: Path, model: str, size: int, rounds: int, count: int, top: Pat
     for what, rates in found.items():
         ratio = statistics.median(one / other for one, other in zip(found["nst label"], rates, strict=True))
         print(f"  {what:<28} {statistics.median(rates):>9,.0f}   nst label is {ratio:.2f} of it")
+    processes.shutdown()
     print_hash_share(source, statistics.median(found["nst label"]))
-    print_changes(store)
+    if peers:
+        print_changes(store)
 
 
 def print_hash_share(source: Source, rate: float) -> None:
@@ -302,6 +337,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--changes", metavar="TEACHER")
     parser.add_argument("--store", type=Path, default=Path("nst-store"))
@@ -314,7 +350,7 @@ def main() -> None:
         elif options.memory:
             memory(images, options.model, options.size, top)
         else:
-            speed(images, options.model, options.size, options.rounds, options.count, top)
+            speed(images, options.model, options.size, options.rounds, options.count, not options.alone, top)
 
 
 if __name__ == "__main__":

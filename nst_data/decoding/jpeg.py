@@ -11,7 +11,10 @@ _WITHOUT_CONTENT = frozenset({0x01, *range(0xD0, 0xDA)})
 _LENGTH, _FRAME = struct.Struct(">H"), struct.Struct(">BHHB")
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xCC}  # lossless, arithmetic, hierarchical
+_PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})  # tables, restarts, comments, applications
+_START = 4096  # bytes in which a frame header is mostly found
 _APP1, _EXIF = 0xE1, b"Exif\0\0"
+_FEW_BYTES = 2**16  # of a small image: to look for a word in all of it costs less than a walk through its segments
 
 
 class JpegHeader(NamedTuple):
@@ -24,6 +27,9 @@ class JpegHeader(NamedTuple):
 
 def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
     """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else."""
+    if (content := _plain_frame(encoded)) is not None:
+        precision, height, width, components = _FRAME.unpack_from(content)
+        return JpegHeader(width, height, components) if precision == 8 else None
     for marker, content in _segments(encoded):
         if marker in _HUFFMAN_FRAMES and len(content) >= _FRAME.size:
             precision, height, width, components = _FRAME.unpack_from(content)
@@ -35,8 +41,29 @@ def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
 
 def jpeg_exif(encoded: bytes | memoryview) -> bytes:
     """The EXIF of a JPEG, wherever among its segments; what is split over several is joined. Empty where there is none."""
+    if len(encoded) <= _FEW_BYTES and _EXIF not in bytes(encoded):
+        return b""
     found = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
     return b"".join(content[len(_EXIF) :] for content in found)
+
+
+def _plain_frame(encoded: bytes | memoryview) -> bytes | None:
+    """The content of the first frame header, by the shortest way: of whole segments one after the other, with nothing between them.
+
+    None for any other file, of which `_segments` decides.
+    """
+    start = bytes(encoded[:_START])
+    position, most = len(_STARTS_WITH), len(start) - _LENGTH.size - 2 - _FRAME.size
+    if not start.startswith(_STARTS_WITH):
+        return None
+    while position <= most and start[position] == 0xFF:
+        marker, length = start[position + 1], start[position + 2] << 8 | start[position + 3]
+        if marker in _HUFFMAN_FRAMES and _FRAME.size + _LENGTH.size <= length <= len(encoded) - position - 2:
+            return start[position + 4 : position + 4 + _FRAME.size]
+        if marker not in _PASSED_OVER or length < _LENGTH.size:
+            return None
+        position += 2 + length
+    return None
 
 
 def _segments(encoded: bytes | memoryview) -> Iterator[tuple[int, memoryview]]:

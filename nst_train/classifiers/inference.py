@@ -6,8 +6,9 @@ of cores. On a GPU the threads decode, and the device computes one batch while t
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -25,11 +26,13 @@ from nst_data.sources import Row, Source
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import autocast, set_threads, settled_precision, this_device
-from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked_thumbnails, thumbnail
+from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked, stacked_thumbnails, thumbnail
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
+_READ_AT_ONCE, _SMALL_BYTES = 32, 2**13
+_small_images = threading.Lock()
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
 
 
@@ -189,23 +192,48 @@ def load_images(
     least_side_px = None if None in sides else max(side for side in sides if side is not None)
     readable, reasons, hashed, small = [], [], [], []
     prepared: list[list[Tensor]] = [[] for _ in preprocessings]
-    for position, row in enumerate(rows):
-        try:
-            encoded = row.read()
-            pixels = decode_pixels(encoded, least_side_px, exact)
-            check_shape(pixels.shape[2], pixels.shape[1])
-            views = [_prepared(one, encoded, pixels, row.id, noise) for one in preprocessings]
-        except (NstError, OSError) as error:
-            reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
-            continue
-        readable.append(position)
-        if hashes:
-            hashed.append(image_hash(encoded))
-            small.append(thumbnail(pixels))
-        for view, into in zip(views, prepared, strict=True):
-            into.append(view)
-    phashes = phash(stacked_thumbnails(small))
-    return Images(readable, reasons, hashed, phashes, [_padded(one, readable, batch_size) for one in prepared])
+    for start in range(0, len(rows), _READ_AT_ONCE):
+        contents = [_content(row) for row in rows[start : start + _READ_AT_ONCE]]
+        with _one_at_a_time(contents):
+            for position, content in enumerate(contents, start):
+                try:
+                    if isinstance(content, Exception):
+                        raise content
+                    pixels = decode_pixels(content, least_side_px, exact)
+                    check_shape(pixels.shape[2], pixels.shape[1])
+                    views = [_prepared(one, content, pixels, rows[position].id, noise) for one in preprocessings]
+                except (NstError, OSError) as error:
+                    reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
+                    continue
+                readable.append(position)
+                if hashes:
+                    hashed.append(image_hash(content))
+                    small.append(thumbnail(pixels))
+                for view, into in zip(views, prepared, strict=True):
+                    into.append(view)
+    batches = [stacked(one) if one else torch.empty(0) for one in prepared]
+    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # an image of its size is its own thumbnail
+        thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
+    else:
+        thumbnails = stacked_thumbnails(small)
+    return Images(readable, reasons, hashed, phash(thumbnails), [_padded(one, readable, batch_size) for one in batches])
+
+
+def _content(row: Row) -> bytes | memoryview | Exception:
+    """The bytes of an image, or why there are none."""
+    try:
+        return row.read()
+    except (NstError, OSError) as error:
+        return error
+
+
+def _one_at_a_time(contents: Sequence[bytes | memoryview | Exception]) -> AbstractContextManager[object]:
+    """What to hold while some images are decoded: of small ones Python's lock would change hands several times in each, at its full cost.
+
+    Meanwhile the other threads are in the network, or read.
+    """
+    sizes = [len(content) for content in contents if not isinstance(content, Exception)]
+    return _small_images if sum(sizes) <= _SMALL_BYTES * len(sizes) else nullcontext()
 
 
 def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: Tensor, row: int, noise: TeacherNoise | None) -> Tensor:
@@ -217,12 +245,9 @@ def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels:
         ) from None
 
 
-def _padded(prepared: list[Tensor], readable: list[int], batch_size: int) -> Tensor:
+def _padded(stacked: Tensor, readable: list[int], batch_size: int) -> Tensor:
     """A whole batch; zeros where there is no image. Logits differ in the last bits between batch sizes, so there is one size only."""
-    if not prepared:
-        return torch.empty(0)
-    stacked = torch.stack(prepared)
-    if len(stacked) == batch_size:
+    if len(stacked) in (0, batch_size):
         return stacked
     batch = stacked.new_zeros(batch_size, *stacked.shape[1:])
     batch[readable] = stacked

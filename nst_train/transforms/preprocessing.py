@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as tensor_transforms
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.decoding.orientation import LYING, jpeg_orientation
 from nst_data.errors import NstError
-from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_size
+from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
@@ -223,8 +223,7 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
     header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
         check_size(header.width, header.height)
-        size = (header.width, header.height)
-        if least_side_px is None or reduced_size(*size, least_side_px) == size:
+        if least_side_px is None or min(header.width, header.height) // 2 < least_side_px:  # not to be reduced
             try:
                 with large_images_alone(header.width * header.height):
                     pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB")).permute(2, 0, 1)
@@ -253,8 +252,15 @@ def stacked_thumbnails(small: Sequence[UInt8[Tensor, "3 32 32"]]) -> NDArray[np.
     """Thumbnails for `nst_data.images.phash`; shape (images, 32, 32, 3)."""
     if not small:
         return np.empty((0, *_THUMBNAIL, 3), np.uint8)
-    stacked: NDArray[np.uint8] = torch.stack(list(small)).permute(0, 2, 3, 1).numpy()
-    return stacked
+    thumbnails: NDArray[np.uint8] = stacked(small).permute(0, 2, 3, 1).numpy()
+    return thumbnails
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """A batch of images of one size: channels last in memory where the first one is, which copies whole images and not value by value."""
+    if images[0].stride(0) == 1:
+        return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(list(images))
 
 
 def as_image(pixels: UInt8[Tensor, "3 height width"]) -> Image.Image:
