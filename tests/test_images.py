@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from nst_data.decoding import jpeg
 from nst_data.images import FORMATS, ImageError, decode, image_hash, jpeg_header, phash, phash_thumbnail, reduced_size
 from nst_data.sources.files import IMAGE_SUFFIXES
 
@@ -301,3 +302,25 @@ def _chunk(kind, content):
 def test_a_signalling_nan_is_black_and_says_nothing():
     half = encode(Image.fromarray(np.array([[0.5, 1]], np.float32)), "TIFF")
     assert pixels(half.replace(struct.pack("<f", 0.5), bytes.fromhex("0100807f"))).tolist() == [[[0] * 3, [255] * 3]]
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(Image.new("RGB", (7, 5)), "JPEG", exif=exif)
+
+
+@given(
+    st.sampled_from([*jpegs(), turned()]), st.integers(0, 700), st.lists(st.tuples(st.integers(0, 700), st.binary(max_size=3)), max_size=4)
+)
+@settings(max_examples=300, deadline=None)
+def test_the_short_way_to_a_jpegs_frame_and_exif_ends_where_the_walk_through_its_segments_does(encoded, length, changes):
+    damaged = bytearray(encoded[:length] if length else encoded)
+    for place, put in changes:
+        damaged[place : place + len(put)] = put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jpeg, "_plain_frame", lambda _: None)
+        patch.setattr(jpeg, "_FEW_BYTES", -1)
+        walked = jpeg_header(bytes(damaged)), jpeg.jpeg_exif(bytes(damaged))
+    assert (jpeg_header(bytes(damaged)), jpeg.jpeg_exif(bytes(damaged))) == walked
+    assert jpeg.jpeg_exif(turned()) != b""

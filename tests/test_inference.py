@@ -1,4 +1,5 @@
 import io
+import time
 
 import pytest
 import torch
@@ -183,3 +184,22 @@ def test_what_was_begun_on_another_device_is_one_error():
     with pytest.raises(NstError, match=r"c@gen-1 was begun on cuda, which this machine lacks; go on where there is one"):
         computation_of(begun, "c@gen-1")
     assert computation_of(begun | {"device": "cpu"}, "c@gen-1") == Computation(4, "bf16", "cpu")
+
+
+@pytest.mark.parametrize(("bytes_an_image", "is_alone"), [(1000, True), (100_000, False)])
+def test_small_images_are_decoded_by_one_thread_at_a_time_and_large_ones_by_all(teacher, monkeypatch, bytes_an_image, is_alone):
+    decoding, most, decoded = [], [], inference.decode_pixels
+
+    def slowly(*arguments):
+        decoding.append(1)
+        most.append(len(decoding))
+        time.sleep(0.005)
+        decoding.pop()
+        return decoded(*arguments)
+
+    monkeypatch.setattr(inference, "decode_pixels", slowly)
+    contents = [content + bytes(bytes_an_image - len(content)) for content in (row(number).read() for number in range(12))]
+    batches = [PlainBatch([row(number, contents[number]) for number in range(start, start + 4)]) for start in (0, 4, 8)]
+    found = list(predict(teacher, Computation(4, "fp32", "cpu"), batches, threads=3))
+    assert [prediction.images.readable for _, prediction in found] == [[0, 1, 2, 3]] * 3
+    assert (max(most) == 1) is is_alone
