@@ -27,8 +27,8 @@ class JpegHeader(NamedTuple):
 
 def jpeg_header(encoded: bytes | memoryview) -> JpegHeader | None:
     """The first frame header of a JPEG with 8 bits a sample, baseline or progressive; None for anything else."""
-    if (content := _plain_frame(encoded)) is not None:
-        precision, height, width, components = _FRAME.unpack_from(content)
+    if (frame := _plain_frame(encoded)) is not None:
+        precision, height, width, components = _FRAME.unpack_from(frame)
         return JpegHeader(width, height, components) if precision == 8 else None
     for marker, content in _segments(encoded):
         if marker in _HUFFMAN_FRAMES and len(content) >= _FRAME.size:
