@@ -195,7 +195,7 @@ def test_a_training_goes_on_on_another_machine_from_the_last_checkpoint(tmp_path
 def test_an_edition_with_images_is_streamed_from_its_address_with_the_weights_of_one_on_this_disk(tmp_path, address, machine):
     labeled = open_source(write_class_folders(tmp_path / "labeled", ["ant", "bee"], 4), labeled=True)
     teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 20))
-    settings, weights = BalanceSettings(embed_images=True, rows_per_shard=6), []
+    settings, weights = BalanceSettings(embed_images=True), []
     for place in (tmp_path / "local", address):
         store = Store(place)
         generation = label(store, "c", teacher, pool, progress=QUIET)
