@@ -16,7 +16,9 @@ def embed(
     run: EmbedRunSettings,
     data: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="Images: a folder, tar or parquet files, a .txt list, owner/name on the Hub."),
+        typer.Argument(
+            metavar="SOURCE", help="Images: a folder, tar or parquet files, a .txt list, owner/name on the Hub, s3://BUCKET/FOLDER."
+        ),
     ],
     model: Annotated[str, typer.Option(metavar="MODEL", help=MODEL_HELP)],
     image_column: ImageColumnOption = None,

@@ -10,7 +10,7 @@ from .options import JsonOption, print_json
 if TYPE_CHECKING:
     from nst_train.starting.writing import Beginning
 
-_SOURCE_HELP = "in place of PHOTOS/{}: a folder, parquet or tar files, owner/name on the Hub."
+_SOURCE_HELP = "in place of PHOTOS/{}: a folder, parquet or tar files, owner/name on the Hub, s3://BUCKET/FOLDER."
 
 
 def init(

@@ -37,7 +37,8 @@ def label(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="The pool: a folder of images, tar or parquet files, a .txt or .csv list, a saved dataset, or owner/name on the Hub. "
+            help="The pool: a folder of images, tar or parquet files, a .txt or .csv list, a saved dataset, owner/name on the Hub, or an "
+            "address such as s3://BUCKET/FOLDER. "
             "With --like and --extend by default the pool that was labeled.",
             show_default=False,
         ),

@@ -48,8 +48,9 @@ def open_source(
 
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
-            .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets` or, where no such path lies here,
-            `owner/name@revision:config/split` on the Hub. Of labeled images also several of these: one source with the classes of all.
+            .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
+            (docs/object-stores.md) or, where no such path lies here, `owner/name@revision:config/split` on the Hub.
+            Of labeled images also several of these: one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
         class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
