@@ -126,6 +126,14 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, 
         assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
 
 
+def test_a_listing_comes_in_pages(server, faults, files, monkeypatch):
+    monkeypatch.setattr(file_tree, "_PAGE_FILES", 7)
+    source = open_source("s3://nst/files/images")
+    pages = [path for method, path, _ in faults.asked if method == "GET" and "list-type" in path]
+    assert len(pages) > ROWS / 7
+    assert source.fingerprint == open_source(str(files / "images")).fingerprint
+
+
 def test_threads_and_a_forked_process_read_single_rows(server, files):
     sources = [(open_source(str(files / name)), open_source(f"s3://nst/files/{name}")) for name in ("classes", "tars", "parquet")]
     found = {}

@@ -3,17 +3,20 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import check_size, check_whole
+from nst_data.sources.files import check_size, check_whole, has_image_suffix
 from nst_data.sources.folder import ImageFolder
+from nst_data.sources.kinds import READ_FROM_FOLDERS
 from nst_data.sources.labels import LabelsAsked
-from nst_data.sources.listing import PIECE, listed
+from nst_data.sources.listing import PIECE, Spool, listed
 from nst_data.sources.range_file import HeaderFile
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -22,18 +25,44 @@ from nst_data.sources.stamps import stamps_of
 from nst_data.sources.tar import TarFiles
 from nst_data.store.file_tree import FileTree, MissingError, StoredFile
 
+_FOUND = pa.schema([("name", pa.large_string()), ("bytes", pa.int64()), ("stamp", pa.uint64())])
+
 
 class AddressedImages(ImageFolder):
-    """Image files below an address: rows, keys and classes as of the same files in a folder."""
+    """Image files below an address: rows, keys and classes as of the same files in a folder.
 
-    def __init__(self, tree: FileTree, images: Sequence[StoredFile], others: Sequence[StoredFile], labeled: bool) -> None:
+    There may be none; `others` are the tar and parquet files beside them.
+    """
+
+    def __init__(self, tree: FileTree, labeled: bool) -> None:
         Source.__init__(self, tree.address)
-        self._tree, self._tags = tree, stamps_of(images)
-        pieces = (images[start : start + PIECE] for start in range(0, len(images), PIECE))
-        self._listing = listed(([file.name for file in piece], [file.size for file in piece]) for piece in pieces)
-        self.skipped = skipped_among(tree, others)
-        if labeled:
-            self._read_classes({file.name.partition("/")[0] for file in (*images, *others) if "/" in file.name})
+        self._tree = tree
+        self.others: list[StoredFile] = []
+        self.is_there = False  # any file at all
+        self._folders, self._skipped = set[str](), Skipped()
+        found = Spool(_FOUND)
+        for images in self._pages():
+            names = pa.array([image.name for image in images], pa.large_string())
+            found.append([names, pa.array([image.size for image in images], pa.int64()), pa.array(stamps_of(images))])
+        table = _in_order(found.table())
+        self._tags: NDArray[np.uint64] = table["stamp"].to_numpy()
+        pieces = (table.slice(start, PIECE) for start in range(0, len(table), PIECE))
+        self._listing = listed((piece["name"].to_pylist(), piece["bytes"].to_pylist()) for piece in pieces)
+        self.skipped = self._skipped.counts
+        if labeled and len(self):
+            self._read_classes(self._folders)
+
+    def _pages(self) -> Iterator[list[StoredFile]]:
+        """The images, of one listing."""
+        for page in self._tree.pages():
+            files = [file for file in page if not is_hidden(file.name)]
+            self.is_there = self.is_there or bool(page)
+            self._folders.update(file.name.partition("/")[0] for file in files if "/" in file.name)
+            yield [file for file in files if has_image_suffix(file.name)]
+            for file in files:
+                if not has_image_suffix(file.name):
+                    self._skipped.see(file.name.rpartition("/")[2], partial(_start, self._tree, file))
+                    self.others += [file] if PurePosixPath(file.name).suffix.lower() in READ_FROM_FOLDERS else []
 
     def read(self, row: int) -> bytes:
         """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
@@ -57,6 +86,14 @@ class AddressedImages(ImageFolder):
 
     def _paths(self) -> Iterator[str]:
         return iter(())
+
+
+def _in_order(found: pa.Table) -> pa.Table:
+    """By the bytes of names, as most servers list them."""
+    names = found["name"]
+    if pc.all(pc.less_equal(names.slice(0, max(0, len(names) - 1)), names.slice(1))).as_py() in (True, None):
+        return found
+    return found.sort_by("name")
 
 
 def _checked(content: bytes | MissingError, size: int) -> Content:
@@ -122,12 +159,9 @@ class AddressedTars(TarFiles):
         return ()
 
 
-def skipped_among(tree: FileTree, others: Sequence[StoredFile]) -> dict[str, int]:
-    """Files beside the images that may be images too, by their suffix."""
-    skipped = Skipped()
-    for file in others:
-        skipped.see(file.name.rpartition("/")[2], partial(_start, tree, file))
-    return skipped.counts
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder of its path begins with a dot."""
+    return name.startswith(".") or "/." in name
 
 
 def _start(tree: FileTree, file: StoredFile) -> bytes:

@@ -2,13 +2,14 @@
 
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
-from nst_data.sources.addressed import AddressedImages, AddressedTars, skipped_among
-from nst_data.sources.files import IMAGE_SUFFIXES, has_image_suffix
+from nst_data.sources.addressed import AddressedImages, AddressedTars, is_hidden
+from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.patterns import expand, is_pattern
@@ -52,26 +53,24 @@ def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None,
     suffix = PurePosixPath(tree.address).suffix.lower()
     if suffix in READ_FROM_FOLDERS and (single := _single(tree)) is not None:
         return _of_files(tree.address, *single, labels, column, indexes)
-    found = [file for file in tree.files() if not _is_hidden(file.name)]
-    if not found and (single := _single(tree)) is not None:
+    images = AddressedImages(tree, labels is not None)
+    if len(images):
+        return images
+    files, skipped = images.others, Counter(images.skipped)
+    if not images.is_there and (single := _single(tree)) is not None:
         if suffix in _ON_DISK_ALONE:
             raise UsageError(f"{tree.address}: a {suffix} file is read from this machine's disk alone; {_EXPECTED}")
         return _of_files(tree.address, *single, labels, column, indexes)
-    if not found:
+    if not images.is_there:
         raise NstError(f"{tree.address}: no such file or folder; {_EXPECTED}")
-    images = [file for file in found if has_image_suffix(file.name.rpartition("/")[2])]
-    others = [file for file in found if not has_image_suffix(file.name.rpartition("/")[2])]
-    if images:
-        return AddressedImages(tree, images, others, labels is not None)
-    files = [file for file in others if PurePosixPath(file.name).suffix.lower() in READ_FROM_FOLDERS]
-    skipped = skipped_among(tree, [file for file in others if file not in set(files)])
     if not files:
         but = f", but {phrase(skipped)}" if skipped else ""
         raise NstError(f"{tree.address}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this address{but}")
     if labels is not None:
         check_split_files(tree.address, (file.name for file in files))
+    skipped -= Counter({kind: skipped[kind] for kind in READ_FROM_FOLDERS})
     source = _of_files(tree.address, tree, files, labels, column, indexes)
-    source.skipped = {**skipped, **source.skipped}
+    source.skipped = dict(skipped + Counter(source.skipped))
     return source
 
 
@@ -96,7 +95,7 @@ def _matching(tree: FileTree) -> tuple[FileTree, list[StoredFile]]:
         raise UsageError(f"{tree.address}: expected a bucket without wildcards")
     patterns = [re.compile(glob_translate(one.removeprefix(f"{folder}/"))) for one in expand(tree.address)]
     top = FileTree(folder)
-    found = [file for file in top.files() if not _is_hidden(file.name) and any(one.match(file.name) for one in patterns)]
+    found = [file for file in top.files() if not is_hidden(file.name) and any(one.match(file.name) for one in patterns)]
     if not found:
         raise NstError(f"{tree.address}: expected parquet or tar files, no file matches")
     return top, found
@@ -119,8 +118,3 @@ def _of_files(
     if labels is not None:
         parquet.read_labels(labels)
     return parquet
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file or a folder of its path begins with a dot."""
-    return name.startswith(".") or "/." in name
