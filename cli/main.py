@@ -83,8 +83,9 @@ def _tell_lost_output(is_all: bool) -> None:
 
 def _fail(message: str, status: int) -> None:
     from nst_data.progress import as_text
+    from nst_data.store.file_tree import secrets_cut
 
-    print(f"nst: {as_text(' '.join(message.split()))}", file=sys.stderr)
+    print(f"nst: {as_text(secrets_cut(' '.join(message.split())))}", file=sys.stderr)
     raise typer.Exit(status)
 
 

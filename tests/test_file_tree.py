@@ -1,10 +1,12 @@
 import pytest
+from nst_cli.main import app
+from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.store import file_tree
-from nst_data.store.file_tree import FileTree, MissingError, without_secrets
+from nst_data.store.file_tree import FileTree, MissingError, secrets_cut, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,32 @@ def test_what_gives_access_is_refused_and_not_repeated(text, shown):
             open_it(text)
         assert str(caught.value).startswith(f"{shown}: ")
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init", "{0}"],
+        ["label", "{0}", "--teacher", "test_resnet", "--corpus", "x"],
+        ["run", "{0}"],
+        ["show", "{0}"],
+    ],
+)
+@pytest.mark.parametrize("address", ["s3://key:hunter2@bucket/pool", "s3://bucket/pool?X-Amz-Signature=hunter2"])
+def test_no_command_repeats_what_gives_access(tmp_path, words, address):
+    done = CliRunner().invoke(app, [*(word.format(address) for word in words), *(["--store", str(tmp_path)] if words[0] != "init" else [])])
+    assert done.exit_code in (1, 2)
+    assert "s3:/" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["owner/name@v1: a", "abfss://container@account/x: a", "hf://datasets/a/b@v1/x: a=b?", "lost: a@b", "what? s3://a/b c=d"],
+)
+def test_a_line_without_secrets_stays_as_it_is(line):
+    assert secrets_cut(line) == line
 
 
 @pytest.mark.parametrize(
