@@ -21,7 +21,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sharing.copy import copy
-from nst_data.store.file_tree import FileTree
+from nst_data.store.file_tree import FileTree, StoredFile
 from nst_data.store.store import Store
 from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, label, label_like, train
 
@@ -217,6 +217,10 @@ def test_what_a_killed_writer_left_is_named_and_removed_and_two_requests_get_two
         machine(number)
         label(Store(address), "c", teacher, pool, LabelSettings(rows_per_shard=2 + number), progress=QUIET)
     assert [version.ref for version in Store(address).versions("c")] == ["c@gen-1", "c@gen-2"]
+    FileTree.parse(address).write("runs/corpora/c/gen-2/work/shards/00000.json", b"late")
+    assert Store(address).leftovers() == {"c@gen-2": (1, 4)}
+    Store(address).remove("c@gen-2")  # what came late alone
+    assert [version.ref for version in Store(address).versions("c")] == ["c@gen-1", "c@gen-2"]
     FileTree.parse(address).write("corpora/c/gen-9/pseudo_labels/train-00000-of-00001.parquet", b"half")
     listed = nst("list", "--unfinished", "--store", address).stdout
     assert "c@gen-9" in listed
@@ -257,6 +261,21 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     shutil.rmtree(tmp_path / "mirrors")
     with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet is not what its manifest says; it is damaged there"):
         _ = Store(address).open("c@gen-1").folder
+
+
+def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monkeypatch):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    label(Store(address), "c", teacher, pool, progress=QUIET)
+    shutil.rmtree(tmp_path / "mirrors")
+    children, files = FileTree.children, FileTree.files  # Amazon's server takes keys such as these, this one does not
+    monkeypatch.setattr(FileTree, "children", lambda tree, prefix="": ([*children(tree, prefix)[0], ".."], children(tree, prefix)[1]))
+    stranger = StoredFile("corpora/c/gen-1/../../../../../out/x", 1, "")
+    monkeypatch.setattr(FileTree, "files", lambda tree, prefix="": [*files(tree, prefix), *[stranger] * prefix.endswith("gen-1")])
+    assert Store(address).open("c@gen-1").verify() == []
+    assert [version.ref for version in Store(address).versions()] == ["c@gen-1"]
+    (mirror,) = (tmp_path / "mirrors").iterdir()
+    assert {path.name for path in mirror.iterdir()} <= {"corpora", "runs", ".etags"}
+    assert not list(tmp_path.rglob("out"))
 
 
 def test_a_store_that_cannot_be_is_refused_in_one_line(monkeypatch):

@@ -30,6 +30,7 @@ REQUEST = "request.json"
 AT_ONCE = 8
 _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _SMALL = (MANIFEST_NAME, METRICS, PLACES)  # of each version these are always here
 _TABLES = ("pseudo_labels/", "balanced/")
 
@@ -84,16 +85,20 @@ class Mirror:
         return True
 
     def leftovers(self, name: str | None = None) -> dict[str, list[StoredFile]]:
-        """Files at the places of versions that are neither sealed nor under way, by `name@version`: a writer that was killed left them."""
-        found = {}
-        for room in _ROOMS:
-            for one in [name] if name is not None else self.tree.children(room)[0]:
-                for number in self.tree.children(f"{room}/{one}")[0]:
-                    version = f"{room}/{one}/{number}"
-                    if (self.root / version / MANIFEST_NAME).is_file() or (self.root / "runs" / version / REQUEST).is_file():
-                        continue
-                    found[f"{one}@{number}"] = self.tree.files(version)
-        return found
+        """Files that belong to no version, sealed or under way, by `name@version`: a writer that was killed, or came late, left them."""
+        found: dict[str, list[StoredFile]] = {}
+        for top in [*_ROOMS, *(f"runs/{room}" for room in _ROOMS)]:
+            for one in [name] if name is not None else self._folders(top):
+                for number in self._folders(f"{top}/{one}"):
+                    version = f"{top}/{one}/{number}".removeprefix("runs/")
+                    is_under_way = (self.root / "runs" / version / REQUEST).is_file()
+                    if not is_under_way and (top.startswith("runs/") or not (self.root / version / MANIFEST_NAME).is_file()):
+                        found.setdefault(f"{one}@{number}", []).extend(self.tree.files(f"{top}/{one}/{number}"))
+        return {ref: files for ref, files in found.items() if files}
+
+    def _folders(self, top: str) -> list[str]:
+        """Names of folders below one; those that lead out of it, which nst writes nowhere, are left out."""
+        return [name for name in self.tree.children(top)[0] if _PLAIN.fullmatch(name)]
 
     def bring(self, place: Path) -> None:
         """Have all files of a sealed version here, those of its manifest with the right checksum. Raises NstError where one is damaged."""
@@ -104,6 +109,7 @@ class Mirror:
         sealed = read_manifest(place).files
         files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{MANIFEST_NAME}")]
         below = {one.name.removeprefix(f"{version}/"): one for one in files}
+        below = {name: one for name, one in below.items() if all(map(_PLAIN.fullmatch, name.split("/")))}  # no file leads out of its folder
         if missing := sorted(sealed.keys() - below.keys()):
             raise NstError(
                 f"{self.tree.at(version)}: lacks {len(missing):,} of its {len(sealed):,} files, such as {missing[0]}; it is damaged"

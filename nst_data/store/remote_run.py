@@ -44,10 +44,15 @@ class RemoteRun:
 
     def bring_notes(self) -> None:
         """Have here the notes of all shards that are done anywhere. Raises NstError where the version was sealed or removed meanwhile."""
-        here = set(os.listdir(self.mirror.root / self.name / "work" / "shards"))
-        missing = [one.name for one in self.mirror.tree.files(f"{self.name}/work/shards") if one.name.rpartition("/")[2] not in here]
+        tree, folder = self.mirror.tree, self.mirror.root / self.name / "work" / "shards"
+        there = {one.name.rpartition("/")[2]: one.name for one in tree.files(f"{self.name}/work/shards")}
+        here = {name for name in os.listdir(folder) if name[0] != "."}
+        for name in here.difference(there):  # made again by another machine, for images that can be read by now
+            (folder / name).unlink(missing_ok=True)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda name: self.mirror.tree.download(name, self.mirror.root / name), missing))
+            list(
+                threads.map(lambda name: tree.download(name, self.mirror.root / name), [there[name] for name in there if name not in here])
+            )
         if self.mirror.tree.stat(f"{self.name}/{REQUEST}") is None:
             raise NstError(f"{self.name.removeprefix('runs/')}: was sealed or removed by another process; rerun this command")
 
