@@ -83,7 +83,7 @@ def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
         all_names.update(separator + "\0".join(names).encode())
         all_sizes.update(numbers.tobytes())
         separator = b"\0"
-        spool.append([column, pa.array(numbers)])
+        spool.append([column, pa.Int64Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])])
     digest = hashlib.sha256(json.dumps([all_names.hexdigest(), all_sizes.hexdigest()]).encode()).hexdigest()
     return Listing(spool.table(), digest)
 
@@ -103,14 +103,20 @@ def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple
 
 
 def utf8(names: list[str]) -> pa.Array:
-    """File names as Arrow text. Raises NstError for one that is not in UTF-8."""
+    """File names as Arrow text. Raises NstError for one that is not in UTF-8.
+
+    Made of its buffers: `pa.array` would import pandas, to ask whether this is a series.
+    """
     try:
-        return pa.array(names, type=pa.large_string())
+        encoded = [name.encode() for name in names]
     except UnicodeEncodeError:
         odd = next(name for name in names if not _is_utf8(name))
         encoding = sys.getfilesystemencoding()
         remedy = "rename this file" if encoding == "utf-8" else f"names are read as {encoding} here: set PYTHONUTF8=1"
         raise NstError(f"{os.fsencode(odd)!r}: expected file names in UTF-8; {remedy}") from None
+    offsets = np.zeros(len(names) + 1, np.int64)
+    np.cumsum([len(name) for name in encoded], out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(names), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def _is_utf8(name: str) -> bool:

@@ -18,13 +18,13 @@ from nst_train.batches.batches import worker_failures
 from nst_train.device import DEFAULT_THREADS, agreed_text, memory_failures, set_threads, settled_precision, this_process
 from nst_train.networks.models import check_names
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.teacher_names import settled
 from nst_train.training.loop import Training
 from nst_train.training.probing import fit_probe
 from nst_train.training.readable import check_unchanged
 from nst_train.training.request import begin, request_of
 from nst_train.training.seal import seal
 from nst_train.training.trackers import check_trackers
-from nst_train.training.warm_start import start_input
 
 
 @with_checked_arguments
@@ -105,7 +105,7 @@ def train(
     if validation is None:
         settings = settings.without_validation()
     if settings.start:  # with its version: the newest one may soon be another
-        settings = settings.model_copy(update={"start": start_input(settings.start, store).ref})
+        settings = settings.model_copy(update={"start": settled(settings.start, store)})
     state = this_process()
     with state.main_process_first():
         staging = begin(store, request_of(store, settings, labeled, edition, pool, validation, reviews, exclude), name, generation)
