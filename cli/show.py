@@ -16,7 +16,7 @@ from .tables import WIDTH, bar, named, print_table, print_wrapped
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
-    from nst_data.tables.confidence import Histogram
+    from nst_data.tables.histogram import Histogram
 
 _CLASSES, _WORST = 20, 10
 
@@ -55,16 +55,17 @@ def show(
 
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
     """The histogram of a version; before it, for an edition, that of the version it was drawn from."""
-    from nst_data.tables.label_tables import histograms, parent_of, scan_labels
+    from nst_data.store.parent import parent_of
+    from nst_data.tables.histogram import histograms_of
 
     parent = parent_of(version, store)
     shown = [version] if parent is None else [parent, version]
-    counted = histograms(version.ref, *map(scan_labels, shown))
+    counted = histograms_of(store, shown, version.ref)
     return [{"ref": one.ref, **_bins(bins)} for one, bins in zip(shown, counted, strict=True)]
 
 
 def _bins(histogram: "Histogram") -> dict[str, Any]:
-    from nst_data.tables.confidence import bounds
+    from nst_data.tables.histogram import bounds
 
     bins = [dict(zip(("low", "high"), bounds(number), strict=True)) | {"images": images} for number, images in enumerate(histogram.images)]
     return {"bins": bins, "outside": histogram.outside}

@@ -3,7 +3,8 @@ import polars as pl
 import pytest
 import torch
 
-from nst_data.tables.confidence import Histogram, bin_of, count_by_confidence, histogram
+from nst_data.tables.confidence import bin_of, count_by_confidence, histogram
+from nst_data.tables.histogram import Histogram
 
 
 def bins(values, number=10):

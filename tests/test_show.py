@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,3 +196,22 @@ def test_a_damaged_table_is_one_line(store):
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
     assert "nst: bugs@gen-1: the labels cannot be read (" in result.stderr
     assert "`nst verify` says whether they are as sealed" in result.stderr
+
+
+def test_what_was_counted_once_is_shown_again_without_reading_the_labels(store):
+    command = ["nst", "show", edition(store).ref, "--store", str(store.root)]
+    first = shown(store, command[2])
+    code = f"import sys\nfrom nst_cli.main import run\nsys.argv = {command!r}\n"
+    code += "try:\n    run()\nexcept SystemExit as end:\n    assert not end.code\n"
+    code += "print(sorted({name.partition('.')[0] for name in sys.modules} & {'polars', 'pyarrow', 'numpy', 'torch'}))"
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert again == first + "[]\n"
+    assert "confidence" in first
+
+
+def test_labels_that_somebody_wrote_to_are_counted_again(store):
+    version = generation(store)
+    shown(store, version.ref)
+    (table,) = (version.folder / "pseudo_labels").iterdir()
+    table.write_bytes(table.read_bytes()[:-9])
+    assert "nst: bugs@gen-1: the labels cannot be read (" in nst(store, "show", version.ref).stderr

@@ -19,8 +19,9 @@ from nst_data.inspection.similar import similar_images
 from nst_data.inspection.view import View
 from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import parent_of, scan_labels
+from nst_data.tables.label_tables import scan_labels
 
 from .numbers import number, top_classes
 from .reviewing import Reviewing

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nst_data.cards.described import Described
 from nst_data.store.files import replacing
 from nst_data.store.manifest import EditionManifest, GenerationManifest, ReviewManifest
-from nst_data.tables.confidence import BINS
+from nst_data.tables.histogram import BINS
 from nst_data.tables.label_tables import histograms, scan_labels
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.confidence import BINS, bin_of, bounds
+from nst_data.tables.confidence import bin_of
+from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_classes, collect, scan_labels
 
 ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes

@@ -13,9 +13,10 @@ from nst_data.selection.selection import judged
 from nst_data.settings import BalanceSettings
 from nst_data.sources.changes import Reading
 from nst_data.store.manifest import EditionManifest
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
 from nst_data.tables import engines
-from nst_data.tables.label_tables import collect, damage_is_named, parent_of
+from nst_data.tables.label_tables import collect, damage_is_named
 from nst_data.tables.review_table import hashes_by_reason
 from nst_data.tables.schema import SELECTION_COLUMNS
 from nst_data.tables.shards import table_files

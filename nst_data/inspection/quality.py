@@ -17,7 +17,8 @@ from nst_data.progress import Progress, on_this_terminal
 from nst_data.sources import Source, match_classes
 from nst_data.store.store import Store, Version
 from nst_data.store.version import is_review
-from nst_data.tables.confidence import BINS, bin_of, bounds
+from nst_data.tables.confidence import bin_of
+from nst_data.tables.histogram import BINS, bounds
 from nst_data.tables.label_tables import check_classes, collect, scan_labels
 
 ECE_BINS = 15  # as a calibration has them (nst_train.classifiers.calibration), so that the two can be compared

@@ -20,8 +20,9 @@ from nst_data.sources.hashing import image_hashes
 from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store.manifest import GenerationManifest
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import collect, parent_of, scan_labels
+from nst_data.tables.label_tables import collect, scan_labels
 from nst_data.tables.review_table import read_review
 
 _SAMPLE_ROWS = 32

@@ -19,8 +19,9 @@ from nst_data.inspection.row_columns import RowColumns, hash_numbers
 from nst_data.inspection.source_rows import SourceRows
 from nst_data.selection.hash_index import MAX_DISTANCE
 from nst_data.store.manifest import EditionManifest
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import damage_is_named, parent_of
+from nst_data.tables.label_tables import damage_is_named
 
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
 KEPT = "kept"  # the `reason` of rows that were not left out

@@ -17,8 +17,9 @@ from nst_data.sources.corrected import Corrected, Found
 from nst_data.sources.hashing import image_hashes
 from nst_data.store.files import replacing
 from nst_data.store.manifest import EditionManifest, is_anonymous
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import damage_is_named, parent_of
+from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.review_table import ANSWERED, read_review
 from nst_data.tables.shards import table_files
 

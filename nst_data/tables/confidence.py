@@ -1,18 +1,8 @@
 """How confident labels are: bins of equal width over [0, 1], and how many labels lie in each."""
 
-from dataclasses import dataclass
-
 import polars as pl
 
-BINS = 10
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Labels by confidence: `images[m]` of them in (m/BINS, (m+1)/BINS], in the first also those at 0. `outside`: no number in [0, 1]."""
-
-    images: tuple[int, ...]
-    outside: int
+from nst_data.tables.histogram import BINS, Histogram
 
 
 def bin_of(confidence: pl.Expr, bins: int = BINS) -> pl.Expr:
@@ -23,11 +13,6 @@ def bin_of(confidence: pl.Expr, bins: int = BINS) -> pl.Expr:
     """
     value = confidence.cast(pl.Float64)  # exact, and so is its product with a small integer: all float32 fall on the right side
     return pl.when(value.is_between(0, 1)).then((value * bins).ceil().clip(lower_bound=1).cast(pl.Int32) - 1)
-
-
-def bounds(number: int, bins: int = BINS) -> tuple[float, float]:
-    """The ends of a bin."""
-    return number / bins, (number + 1) / bins
 
 
 def count_by_confidence(labels: pl.LazyFrame) -> pl.LazyFrame:

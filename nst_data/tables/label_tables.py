@@ -1,4 +1,4 @@
-"""The labels of a generation or an edition as one lazy frame, and the version that they were drawn from."""
+"""The labels of a generation or an edition as one lazy frame."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ import polars as pl
 import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError, first_line
-from nst_data.store.manifest import EditionManifest
-from nst_data.store.store import Store, Version
-from nst_data.tables.confidence import Histogram, count_by_confidence, histogram
+from nst_data.store.store import Version
+from nst_data.tables.confidence import count_by_confidence, histogram
 from nst_data.tables.engines import spark_says
+from nst_data.tables.histogram import Histogram
 from nst_data.tables.schema import check_labels
 from nst_data.tables.shards import table_files
 
@@ -60,15 +60,3 @@ def check_classes(labels: pl.Series, class_names: Sequence[str], what: str) -> N
     if labels.null_count() or len(odd):
         found = "a missing label" if labels.null_count() else f"label {odd[0]}"
         raise NstError(f"{what}: expected labels from 0 to {len(class_names) - 1}, found {found}; the table was made or changed elsewhere")
-
-
-def parent_of(version: Version, store: Store) -> Version | None:
-    """The version whose rows an edition has: the generation it was drawn from, or the edition it is like. None where it is not here."""
-    manifest = version.manifest
-    entry = manifest.request.inputs.parent if isinstance(manifest, EditionManifest) else None
-    if entry is None:
-        return None
-    for other in store.versions(entry.ref.partition("@")[0]):
-        if other.ref == entry.ref and other.is_readable and other.manifest.digest == entry.digest:
-            return other
-    return None

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from nst_data.inspection import quality
-from nst_data.tables.confidence import bounds
+from nst_data.tables.histogram import bounds
 from nst_train.evaluation.outcomes import Outcomes, is_read, is_right
 
 MOST_PAIRS = 10_000

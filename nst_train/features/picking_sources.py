@@ -5,8 +5,8 @@ from nst_data.sources import Source, open_source
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import is_anonymous
+from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import parent_of
 
 _NOWHERE = "needs features of its images; pass their current location with `pool`, or `by` margin and `spread` classes, which need none"
 

@@ -1,0 +1,16 @@
+"""The version that another was drawn from."""
+
+from nst_data.store.manifest import EditionManifest
+from nst_data.store.store import Store, Version
+
+
+def parent_of(version: Version, store: Store) -> Version | None:
+    """The version whose rows an edition has: the generation it was drawn from, or the edition it is like. None where it is not here."""
+    manifest = version.manifest
+    entry = manifest.request.inputs.parent if isinstance(manifest, EditionManifest) else None
+    if entry is None:
+        return None
+    for other in store.versions(entry.ref.partition("@")[0]):
+        if other.ref == entry.ref and other.is_readable and other.manifest.digest == entry.digest:
+            return other
+    return None

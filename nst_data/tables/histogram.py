@@ -1,0 +1,57 @@
+"""Labels counted by confidence, and the counts of sealed versions as the store keeps them: they do not change. Imports no Polars itself."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nst_data.store.files import write_text
+from nst_data.store.manifest import json_digest
+from nst_data.store.store import Store, Version
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Labels by confidence: `images[m]` of them in (m/BINS, (m+1)/BINS], in the first also those at 0. `outside`: no number in [0, 1]."""
+
+    images: tuple[int, ...]
+    outside: int
+
+
+def bounds(number: int, bins: int = BINS) -> tuple[float, float]:
+    """The ends of a bin."""
+    return number / bins, (number + 1) / bins
+
+
+def histograms_of(store: Store, versions: Sequence[Version], ref: str) -> list[Histogram]:
+    """How confident the labels of each version are: as counted before, or counted now and kept. Errors of reading them name `ref`."""
+    known = [_kept(store, version) for version in versions]
+    if None not in known:
+        return [one for one in known if one is not None]
+    from nst_data.tables.label_tables import histograms, scan_labels  # Polars and Arrow, which take half a second to import
+
+    counted = histograms(ref, *map(scan_labels, versions))
+    for version, histogram in zip(versions, counted, strict=True):
+        with contextlib.suppress(OSError):  # a store that cannot be written to
+            path = _path(store, version)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(asdict(histogram)))
+    return counted
+
+
+def _kept(store: Store, version: Version) -> Histogram | None:
+    try:
+        kept = json.loads(_path(store, version).read_text("utf-8"))
+        return Histogram(tuple(kept["images"]), kept["outside"])
+    except (OSError, ValueError, KeyError, TypeError):  # not counted yet
+        return None
+
+
+def _path(store: Store, version: Version) -> Path:
+    """Of the counts of a version; others where somebody has written to its files since. Those at an address are not brought here for it."""
+    files = [] if version.mirror else [version.place / name for name in sorted(version.manifest.files)]
+    stats = [(one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in (file.stat() for file in files)]
+    return store.root / "runs" / "confidence" / f"{json_digest([version.manifest.digest, stats])}.json"
