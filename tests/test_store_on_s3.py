@@ -252,8 +252,8 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     copied = nst("copy", "c@gen-1", address, "--store", local, "--json")
     assert copied.returncode == 0, copied.stderr
     assert json.loads(copied.stdout)["folder"] == f"{address}/corpora/c/gen-1"
-    assert copy(Store(local), "c", Store(address), progress=QUIET).ref == "c@gen-1"  # there already
-    back = copy(Store(address), "c@gen-1", Store(tmp_path / "back"), progress=QUIET)
+    assert copy(Store(local), "c", to=Store(address), progress=QUIET).ref == "c@gen-1"  # there already
+    back = copy(Store(address), "c@gen-1", to=Store(tmp_path / "back"), progress=QUIET)
     assert back.verify() == []
     assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
     shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"

@@ -16,7 +16,7 @@ from nst_data.store.version import Version
 
 
 @with_checked_arguments
-def copy(store: Store, version: Version | str, to: Store, *, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
+def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
     """Copy a sealed version into another store, under the same name and number. Interrupted, the same call goes on.
 
     What it was made from is not copied; copy that too where it is wanted there.

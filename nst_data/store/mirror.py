@@ -58,12 +58,9 @@ class Mirror:
         """Have here the manifest of each version that is there, of one name or all, and the request of each that is under way."""
         with ThreadPoolExecutor(AT_ONCE) as threads:
             for top in [*_ROOMS, *(f"runs/{room}" for room in _ROOMS)]:
-                names = (
-                    [name]
-                    if name is not None
-                    else sorted({*self.tree.children(top)[0], *(one.name for one in (self.root / top).glob("[!.]*"))})
-                )
-                numbers = list(threads.map(lambda one, top=top: self.tree.children(f"{top}/{one}")[0], names))
+                here = {one.name for one in (self.root / top).glob("[!.]*")}
+                names = [name] if name is not None else sorted(here.union(self._folders(top)))
+                numbers = list(threads.map(lambda one, top=top: self._folders(f"{top}/{one}"), names))
                 found = [f"{top}/{one}/{number}" for one, of_name in zip(names, numbers, strict=True) for number in of_name]
                 for one, of_name in zip(names, numbers, strict=True):
                     self._drop_all_but(f"{top}/{one}", of_name)
