@@ -2,12 +2,15 @@
 
     python benchmarks/balance.py top-k --rows 300_000_000 --data /tmp/labels     # filter and top-k alone, beside Polars' and DuckDB's own
     python benchmarks/balance.py whole --rows 300_000_000 --data /tmp/labels     # the whole selection, with duplicates and copies
+    python benchmarks/balance.py query --rows 30_000_000 --data /tmp/labels      # the same beside DuckDB's plain query for the same rows
+    python benchmarks/balance.py edition --rows 30_000_000 --data /tmp/labels    # `nst balance`, soft labels carried, beside bare carrying
     python benchmarks/balance.py growth --data /tmp/labels                       # cost per row from 3 to 300 million; pandas at 30
     python benchmarks/balance.py spark --rows 3_000_000 --data /tmp/labels       # the whole selection on Spark in local mode
 
 The labels are made once in `--data`: 1,000 classes whose sizes are log-normal, confidences as a classifier gives them (logistic, most of
 them near 1, classes differ in how sure they are), 5% of the rows the same image as an earlier row; written as nst writes its labels. All
-contenders read and write parquet, each run in a process of its own, in turn, and the peak of memory is the operating system's.
+contenders read and write parquet, each run in a process of its own, in turn, and the peak of memory is the operating system's. Seconds
+are the clock's, and the processor's, which other work on the machine stretches less.
 """
 
 import argparse
@@ -19,21 +22,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from nst_data.selection import selection
-from nst_data.selection.balance import most_confident
+from nst_data.progress import Progress
+from nst_data.selection import editions, selection
+from nst_data.selection.balance import COPIES, most_confident
+from nst_data.selection.seeded_order import ORDER_SIZE, order_numbers
 from nst_data.settings import BalanceSettings
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import GenerationRequest
 from nst_data.store.store import Store, Version
 from nst_data.tables.engines import scan
-from nst_data.tables.schema import SELECTION_COLUMNS, pseudo_labels_schema
-from nst_data.tables.shards import ShardPlan, TableReader, parquet_writer, write_parquet
+from nst_data.tables.schema import SELECTION_COLUMNS, balanced_schema, pseudo_labels_schema
+from nst_data.tables.shards import ROW_GROUP_ROWS, ShardPlan, TableReader, parquet_writer, write_parquet
 
 TOP_K, SHARD_ROWS = 5, 1_000_000
 CLASSES, FILE_ROWS, CHUNK_ROWS = 1_000, 10_000_000, 1_000_000
@@ -159,47 +165,115 @@ def nst_whole(source: str, rows: int, out: Path, engine: str = "polars") -> None
     print(f"    {found.chosen['images'].sum():,} images, {found.chosen['copies'].sum():,} entries")
 
 
+def duckdb_whole(source: str, rows: int, out: Path) -> None:
+    """The rows of `nst_whole`, and their copies."""
+    most, (a, b) = quota(rows), order_numbers(0, COPIES)
+    out.mkdir()
+    (out / "selected").mkdir()
+    duckdb.sql(f"""
+        copy (
+            with images as (
+                select *, count(*) over (partition by image_hash) duplicates, row_number() over (partition by image_hash order by id) place
+                from read_parquet('{source}')),
+            surest as (
+                select * from images where place = 1 and confidence::double > 0.3
+                qualify row_number() over (partition by label order by confidence desc, image_hash, id) <= {most}),
+            dealt as (
+                select *, count(*) over (partition by label) images, row_number() over (
+                    partition by label order by (('0x' || image_hash[1:7])::bigint * {a} + {b}) % {ORDER_SIZE}, image_hash, id) turn
+                from surest)
+            select id, label, duplicates, {most} // images + (turn <= {most} % images)::int copies from dealt order by id
+        ) to '{out / "selected" / "part-0.parquet"}' (format parquet)
+    """)
+
+
+def nst_edition(source: str, rows: int, out: Path) -> None:
+    """All of `nst balance`: the labels' table read, the edition written, hashed and sealed, its card too."""
+    version = editions.balance(store_of(source), "bench@gen-1", BalanceSettings(per_class=quota(rows)), progress=Progress())
+    print(f"    {version.manifest.counts.unique:,} rows of {sum(file.bytes for file in version.manifest.files.values()) / 1e9:.2f} GB")
+
+
+def carry_rows(source: str, rows: int, out: Path) -> None:
+    """The edition's rows copied by who knows them: all columns read once, the same rows written as the same table."""
+    edition = store_of(source).open("bench@gen-1.1", "edition")
+    chosen, schema = TableReader(edition.folder, "balanced"), balanced_schema(edition.manifest.class_names, TOP_K)
+    added = chosen.take(np.arange(len(chosen)), ["id", "duplicates", "copies"])
+    ids, names, place = added["id"].to_numpy(), [name for name in schema.names if name not in ("duplicates", "copies")], 0
+    with parquet_writer(out, schema) as writer:
+        for batch in TableReader(Path(source).parent.parent, "pseudo_labels").batches(names):
+            stop = int(np.searchsorted(ids, batch["id"][-1].as_py(), side="right"))
+            table = pa.Table.from_batches([batch]).take(ids[place:stop] - batch["id"][0].as_py())
+            for name in ("duplicates", "copies"):
+                table = table.append_column(name, added[name].slice(place, stop - place))
+            writer.write_table(table.select(schema.names).cast(schema), row_group_size=ROW_GROUP_ROWS)
+            place = stop
+
+
+def store_of(source: str) -> Store:
+    return Store(Path(source).parents[4])
+
+
 def nst_whole_on_spark(source: str, rows: int, out: Path) -> None:
     nst_whole(source, rows, out, "spark")
 
 
 CONTENDERS = {
-    one.__name__: one for one in (read_columns, polars_rank, duckdb_qualify, pandas_rank, nst_top_k, nst_whole, nst_whole_on_spark)
+    one.__name__: one
+    for one in (
+        *(read_columns, polars_rank, duckdb_qualify, pandas_rank, nst_top_k),
+        *(duckdb_whole, nst_whole, nst_whole_on_spark, nst_edition, carry_rows),
+    )
 }
 
 
-def measured(name: str, folder: Path, rows: int, keep: Path | None = None) -> tuple[float, float]:
-    """Seconds and peak memory in GB of one contender in a process of its own, imports and start-up apart."""
+class Cost(NamedTuple):
+    """Seconds by the clock and of the processor, peak memory in GB; imports and start-up apart."""
+
+    seconds: float
+    processor: float
+    gigabytes: float
+
+
+def measured(name: str, folder: Path, rows: int, keep: Path | None = None) -> Cost:
+    """One contender in a process of its own."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         out = Path(scratch, "out.parquet")
         command = [sys.executable, __file__, "run", name, "--data", str(folder), "--rows", str(rows), "--out", str(out)]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         for line in result.stdout.splitlines()[:-1]:
             print(line)
         if keep is not None:
             shutil.move(out, keep)
-    seconds, gigabytes = map(float, result.stdout.splitlines()[-1].split())
-    return seconds, gigabytes
+    return Cost(*map(float, result.stdout.splitlines()[-1].split()))
 
 
 def run(name: str, folder: Path, rows: int, out: Path) -> None:
-    since = time.perf_counter()
+    since, before = time.perf_counter(), time.process_time()
     CONTENDERS[name](f"{folder}/*.parquet", rows, out)
-    seconds = time.perf_counter() - since
+    seconds, processor = time.perf_counter() - since, time.process_time() - before
     peak = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(seconds, peak * 1024 / 1e9)
+    print(seconds, processor, peak * 1024 / 1e9)
 
 
-def compare(names: list[str], folder: Path, rows: int, rounds: int) -> dict[str, tuple[float, float]]:
+def compare(names: list[str], folder: Path, rows: int, rounds: int) -> dict[str, Cost]:
     """Median seconds and largest peak of each contender, run in turn."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    runs: dict[str, list[Cost]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(measured(name, folder, rows))
-    summary = {name: (statistics.median(s for s, _ in runs), max(g for _, g in runs)) for name, runs in found.items()}
-    for name, (seconds, gigabytes) in summary.items():
-        print(f"  {name:20} {seconds:8.1f} s {gigabytes:6.2f} GB   {' '.join(f'{s:.1f}' for s, _ in found[name])}")
+            runs[name].append(measured(name, folder, rows))
+    summary = {}
+    for name, costs in runs.items():
+        seconds, processor, gigabytes = zip(*costs, strict=True)
+        summary[name] = Cost(statistics.median(seconds), statistics.median(processor), max(gigabytes))
+        print(
+            "  {:18} {:8.1f} s, of the processor {:8.1f} s, {:6.2f} GB".format(name, *summary[name]), *(f" {one:.1f}" for one in processor)
+        )
     return summary
+
+
+def print_ratio(name: str, found: dict[str, Cost], *others: str) -> None:
+    clock, processor = (found[name][at] / min(found[other][at] for other in others) for at in (0, 1))
+    print(f"  {name} takes {clock:.2f} of the faster one's time by the clock, {processor:.2f} of the processor's")
 
 
 def same_rows(folder: Path, rows: int) -> bool:
@@ -217,15 +291,36 @@ def top_k(data: Path, rows: int, rounds: int) -> None:
     folder = labels(data, rows)
     print(f"filter and the {quota(rows):,} most confident of each class, {rows:,} rows, {len(os.sched_getaffinity(0))} cores")
     found = compare(["read_columns", "polars_rank", "duckdb_qualify", "nst_top_k"], folder, rows, rounds)
-    faster = min(found["polars_rank"][0], found["duckdb_qualify"][0])
-    print(
-        f"  nst takes {found['nst_top_k'][0] / faster:.2f} of the faster query's time; the same rows as DuckDB: {same_rows(folder, rows)}"
-    )
+    print_ratio("nst_top_k", found, "polars_rank", "duckdb_qualify")
+    print(f"  the same rows as DuckDB: {same_rows(folder, rows)}")
 
 
 def whole(data: Path, rows: int, rounds: int) -> None:
     print(f"duplicates, threshold, quota and copies, {rows:,} rows")
     compare(["nst_whole"], labels(data, rows), rows, rounds)
+
+
+def query(data: Path, rows: int, rounds: int) -> None:
+    folder = labels(data, rows)
+    print(f"duplicates, threshold, quota and copies, {rows:,} rows")
+    print_ratio("nst_whole", compare(["nst_whole", "duckdb_whole"], folder, rows, rounds), "duckdb_whole")
+    sums = []
+    for name in ("duckdb_whole", "nst_whole"):
+        measured(name, folder, rows, kept := folder.parent / f".{name}")
+        sums.append(duckdb.sql(f"select count(*), bit_xor(hash(id, duplicates, copies)) from '{kept}/selected/*.parquet'").fetchall())
+        shutil.rmtree(kept)
+    print(f"  the same rows and copies: {sums[0] == sums[1]}")
+
+
+def edition(data: Path, rows: int, rounds: int) -> None:
+    version = generation(data, rows)
+    print(f"`nst balance`, {rows:,} rows, soft labels of {TOP_K} classes")
+    runs = []
+    for _ in range(rounds):
+        for old in [one for one in Store(data / f"store-{rows}").versions("bench") if one.number.edition]:
+            shutil.rmtree(old.folder)
+        runs.append(compare(["nst_edition", "carry_rows"], version.folder / "pseudo_labels", rows, 1))
+        print_ratio("nst_edition", runs[-1], "carry_rows")
 
 
 def on_spark(data: Path, rows: int, rounds: int) -> None:
@@ -238,15 +333,17 @@ def growth(data: Path, rows: int, rounds: int) -> None:
     for size in (rows // 100, rows // 10, rows):
         print(f"{size:,} rows")
         names = ["nst_top_k", "nst_whole"] + (["pandas_rank"] if size == rows // 10 else [])
-        per_row[size] = {name: seconds / size * 1e9 for name, (seconds, _) in compare(names, labels(data, size), size, rounds).items()}
+        per_row[size] = compare(names, labels(data, size), size, rounds)
     for name in ("nst_top_k", "nst_whole"):
-        costs = [costs[name] for costs in per_row.values()]
-        print(f"  {name}: {', '.join(f'{cost:.0f}' for cost in costs)} ns a row; the last is {costs[-1] / costs[0]:.2f} of the first")
+        for at, of in enumerate(("clock", "processor")):
+            costs = [found[name][at] / size * 1e9 for size, found in per_row.items()]
+            shown = ", ".join(f"{cost:.0f}" for cost in costs)
+            print(f"  {name}: {shown} ns a row by the {of}; the last is {costs[-1] / costs[-2]:.2f} of the one before")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["top-k", "whole", "growth", "spark", "run"])
+    parser.add_argument("what", choices=["top-k", "whole", "query", "edition", "growth", "spark", "run"])
     parser.add_argument("contender", nargs="?", choices=list(CONTENDERS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=300_000_000)
@@ -257,7 +354,8 @@ def main() -> None:
         run(asked.contender, asked.data, asked.rows, asked.out)
         return
     asked.data.mkdir(parents=True, exist_ok=True)
-    {"top-k": top_k, "whole": whole, "growth": growth, "spark": on_spark}[asked.what](asked.data, asked.rows, asked.rounds)
+    ways = {"top-k": top_k, "whole": whole, "query": query, "edition": edition, "growth": growth, "spark": on_spark}
+    ways[asked.what](asked.data, asked.rows, asked.rounds)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
 from nst_data.errors import NstError, UsageError
+from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.answered_rows import AnsweredRows
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
@@ -50,6 +51,7 @@ from nst_data.tables.schema import (
 from nst_data.tables.shards import ShardPlan, table_files, write_parquet
 
 SHARD_BYTES = 256 * 2**20
+_MOST_WRITERS = 3  # each holds a shard in memory
 _ADVICE = {
     "held_out": "choose other sources with `exclude`",
     "near_held_out": "choose other sources with `exclude`",
@@ -352,12 +354,19 @@ def _write(
         pool, is_same = images.open(""), images.are_as_labeled
         return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
     plan = ShardPlan(counts.unique, min(1_000_000, SHARD_BYTES // soft_label_bytes(schema)), "balanced")
-    files = {}
+
+    def write(part: tuple[str, list[pa.Table]]) -> SealedFile:
+        return write_parquet(staging.build / part[0], part[1], schema, staging.work)
+
+    threads = min(_MOST_WRITERS, max(1, cpus_of_this_process() - 1))  # another one reads ahead
+    return {name: sealed for (name, _), sealed in in_threads(write, _parts(plan, tables), threads)}
+
+
+def _parts(plan: ShardPlan, tables: Iterator[pa.Table]) -> Iterator[tuple[str, list[pa.Table]]]:
+    """Each shard's path and rows."""
     for shard in range(len(plan)):
-        start, stop = plan.bounds(shard)
-        part, tables = _take(tables, stop - start)
-        files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), part, schema, staging.work)
-    return files
+        part, tables = _take(tables, plan.size(shard))
+        yield plan.file(shard), part
 
 
 def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:

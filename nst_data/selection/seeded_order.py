@@ -13,6 +13,12 @@ _HASH_DIGITS = 7
 
 def with_seeded_order(rows: LazyFrameT, seed: int, purpose: str, name: str) -> LazyFrameT:
     """Add an int64 from 0 to ORDER_SIZE - 1 that looks random and depends on `image_hash`, seed and purpose alone."""
-    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-    a, b = (1 + int.from_bytes(part, "big") % (ORDER_SIZE - 1) for part in (digest[:8], digest[8:16]))
+    a, b = order_numbers(seed, purpose)
     return with_hash_number(rows, name, _HASH_DIGITS).with_columns(((nw.col(name) * a + b) % ORDER_SIZE).alias(name))
+
+
+def order_numbers(seed: int, purpose: str) -> tuple[int, int]:
+    """a and b of the order's a*x + b, where x are the first digits of `image_hash`."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    first, second = (1 + int.from_bytes(part, "big") % (ORDER_SIZE - 1) for part in (digest[:8], digest[8:16]))
+    return first, second
