@@ -145,7 +145,8 @@ def _last_needed(box: "_Box", rows: LazyFrameT, labels: LazyFrameT, ties: Sequen
     )
     tied = tied.filter(pl.col("needed") < pl.col("most")).select("id", "label", more=pl.col("needed") - pl.col("least") + 1)
     if len(tied):
-        tied = tied.join(collected(rows_at(labels, tied["id"]).select(*{"id", *ties})), on="id")
+        if set(ties) > {"id"}:
+            tied = tied.join(collected(rows_at(labels, tied["id"]).select("id", *{*ties} - {"id"})), on="id")
         tied = tied.sort(*ties).filter(rank > pl.col("more"))
     return last, tied.select("id")
 
