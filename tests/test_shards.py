@@ -263,3 +263,13 @@ def test_a_reader_takes_rows_from_any_shards_and_row_groups(shards, monkeypatch,
 def test_a_version_without_the_table_is_refused(tmp_path):
     with pytest.raises(NstError, match="expected parquet files in pseudo_labels/, found none"):
         TableReader(tmp_path, "pseudo_labels")
+
+
+def test_what_was_read_of_a_table_does_not_stay_in_memory(tmp_path):
+    (tmp_path / "labels").mkdir()
+    noise = pa.table({"a": np.random.default_rng(0).integers(0, 2**62, 100_000)})
+    for shard in range(4):
+        pq.write_table(noise, tmp_path / f"labels/{shard}.parquet")
+    before, reader = pa.total_allocated_bytes(), TableReader(tmp_path, "labels")
+    assert sum(batch.num_rows for batch in reader.batches(["a"])) == len(reader) == 400_000
+    assert pa.total_allocated_bytes() - before < noise.nbytes

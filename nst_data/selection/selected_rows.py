@@ -43,7 +43,11 @@ class _Selected:
 
     def __init__(self, files: Sequence[Path]) -> None:
         columns = ["id", "duplicates", "copies"]
-        self._batches = (pa.Table.from_batches([batch]) for file in files for batch in pq.ParquetFile(file).iter_batches(columns=columns))
+        self._batches = (
+            pa.Table.from_batches([batch])
+            for file in files
+            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=columns)
+        )
         self._left = pa.schema([("id", pa.int64()), ("duplicates", pa.int32()), ("copies", pa.int32())]).empty_table()
 
     def up_to(self, row: int) -> pa.Table:

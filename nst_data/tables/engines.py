@@ -19,7 +19,7 @@ from nst_data.errors import NstError, UsageError
 
 EngineName = Literal["polars", "spark"]
 BATCH_ROWS, _COUNTED_PLACES = 2**20, 2**24
-_PLACES = 2**30  # `id`s are row numbers: a column with a place for each
+_PLACES, _PLACES_OF_ONE = 2**30, 64  # `id`s are row numbers: a column has a place for each, unless few rows would fill it
 
 
 def scan(files: Sequence[Path], columns: dict[str, Any], engine: EngineName = "polars", master: str | None = None) -> Any:  # noqa: ANN401
@@ -165,7 +165,7 @@ def with_row_values(rows: LazyFrameT, values: LazyFrameT, name: str) -> LazyFram
     if is_polars(rows):
         table = collected(values.select("id", name))
         least, most = (table["id"].min() or 0, table["id"].max() or 0)
-        if 0 <= least <= most < _PLACES:  # type: ignore[operator]
+        if 0 <= least <= most < max(_PLACES, _PLACES_OF_ONE * len(table)):  # type: ignore[operator]
             # looked up by position: a join of 300 million rows with 30 million takes ten times as long
             column, value = _placed(table["id"].to_numpy(), table[name].to_numpy()), pl.col(name)
             found = rows.to_native().with_columns(_at(pl.Series(name, column), "id"))

@@ -322,7 +322,8 @@ class TableReader:
     """Rows of a sealed table by position, read row group by row group."""
 
     def __init__(self, folder: Path, table: str) -> None:
-        self._files = [pq.ParquetFile(file) for file in table_files(folder, table)]
+        # unbuffered: else each file keeps in memory what was read of it, until in the end the whole table is there
+        self._files = [pq.ParquetFile(file, pre_buffer=False) for file in table_files(folder, table)]
         groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
         self._groups = groups
         self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
