@@ -112,7 +112,7 @@ def test_a_node_has_room_for_as_many_workers_as_its_gpus_and_cpus_allow(settings
 
 def test_a_cluster_without_a_gpu_is_refused_with_the_way_out(tmp_path):
     workers = Workers(cluster_of((0, 4), (0, 2)), None, ClusterSettings(engine="ray"), None)
-    says = "no node has room for a worker of 1 GPUs and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
+    says = "no node has room for a worker of 1 GPU and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
     with pytest.raises(NstError, match=says):
         workers.begin(1)
 

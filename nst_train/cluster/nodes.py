@@ -120,14 +120,17 @@ def no_room(ray: Any, settings: ClusterSettings) -> NstError:  # noqa: ANN401 - 
     advice = "" if most["GPU"] else "; `gpus_per_worker` 0 works on CPUs"
     return NstError(
         f"`engine` ray: no node has room for a worker of {wanted(settings)}: of {len(nodes)} nodes the largest has "
-        f"{most['GPU']:g} GPUs and {most['CPU']:g} CPUs{advice}"
+        f"{_amounts(most['GPU'], most['CPU'])}{advice}"
     )
 
 
 def wanted(settings: ClusterSettings) -> str:
     """What a worker asks of its node, in words."""
-    cpus = settings.cpus_per_worker or 1
-    return f"{settings.gpus_per_worker:g} GPUs and {cpus} CPU{'s' * (cpus > 1)}"
+    return _amounts(settings.gpus_per_worker, settings.cpus_per_worker or 1)
+
+
+def _amounts(gpus: float, cpus: float) -> str:
+    return f"{gpus:g} GPU{'s' * (gpus != 1)} and {cpus:g} CPU{'s' * (cpus != 1)}"
 
 
 def named(nodes: Sequence[Node]) -> str:

@@ -96,7 +96,7 @@ class Workers:
             self._wait()
             if time.monotonic() - began > _SAY_AFTER_SECONDS:
                 where = [*self._checks.values()] or [one.node for one in self._started]
-                self._say_once(f"waiting for workers of {wanted(self.settings)} on {named(where) or 'a new node'}")
+                self._say_once("begin", f"waiting for workers of {wanted(self.settings)} on {named(where) or 'any node'}")
 
     def fill(self, shards: Sequence[int], is_done: Callable[[int], bool]) -> Iterator[Step]:
         """Have these shards written, but those that are done when their turn comes; gives what is done, as it is."""
@@ -296,9 +296,9 @@ class Workers:
         if refused and len(refused) == len(self._nodes):
             raise NstError(f"no node is left to work on: {refused[-1]}")
         if not self._nodes:
-            self._say_once("no node of the cluster has room for a worker any more; waiting for one to join")
+            self._say_once("nodes", "no node of the cluster has room for a worker any more; waiting for one to join")
 
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
+    def _say_once(self, about: str, line: str) -> None:
+        if about not in self._said:
+            self._said.add(about)
             self.progress.say(line)
