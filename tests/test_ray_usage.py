@@ -15,7 +15,7 @@ from nst_data.store.manifest import installed_packages
 from nst_data.store.store import Store
 from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking, look_around
 from nst_train.cluster.nodes import joined, nodes_of
-from nst_train.cluster.workers import Workers
+from nst_train.cluster.workers import Workers, why_lost
 from nst_train.cluster_settings import ClusterSettings
 from nst_train.features.embed import embed
 from nst_train.recipe import load_recipe
@@ -115,6 +115,15 @@ def test_a_cluster_without_a_gpu_is_refused_with_the_way_out(tmp_path):
     says = "no node has room for a worker of 1 GPU and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
     with pytest.raises(NstError, match=says):
         workers.begin(1)
+
+
+def test_why_a_worker_was_lost_is_said_without_what_it_was_called():
+    died = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: Worker\n\tactor_id: 0a\nIts process was killed: low memory."
+    )
+    assert why_lost(RuntimeError(died)) == "Its process was killed: low memory"
+    assert why_lost(RuntimeError(f"The actor {32 * 'a'} is unavailable: socket closed.")) == "The actor is unavailable: socket closed"
+    assert why_lost(OSError()) == "OSError"
 
 
 def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):

@@ -4,6 +4,7 @@ Ray starts and watches processes and nodes. A worker that is lost, with its proc
 another one, and where there is room a new one is started. Nodes that join are looked at every few seconds.
 """
 
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from nst_train.cluster_settings import ClusterSettings
 _LOOK_EVERY_SECONDS = 2.0
 _SAY_AFTER_SECONDS = 30.0
 _MOST_LOSSES = 3  # of workers in a row at one shard, or on one node before they have opened anything
+
+_HEX, _MOST_SIGNS = re.compile(r"\b[0-9a-f]{24,} ?"), 200  # of what Ray says
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ class Workers:
         if isinstance(cause, Exception) and not isinstance(cause, OSError):
             raise error
         self._end(worker)
-        reason = first_line(cause or error)
+        reason = why_lost(cause or error)
         if worker.stream is None:
             self._count_failure(node, reason)
             return []
@@ -302,3 +305,9 @@ class Workers:
         if about not in self._said:
             self._said.add(about)
             self.progress.say(line)
+
+
+def why_lost(error: Exception) -> str:
+    """What Ray says of the end of a worker, beside that it ended and what it was called."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+    return _HEX.sub("", lines[min(1, len(lines) - 1)]).rstrip(".")[:_MOST_SIGNS] if lines else type(error).__name__
