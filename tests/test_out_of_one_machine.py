@@ -1,0 +1,102 @@
+"""The whole loop with store and pool on s3:// and labels by a Ray cluster of two nodes, killed again and again: the bytes of a run on one
+machine."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+
+import object_store
+import pytest
+from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+
+from nst_data.progress import Progress
+from nst_data.store.file_tree import FileTree
+from nst_data.store.store import Store
+from nst_train import load_recipe, self_training
+
+pytestmark = pytest.mark.slow
+ADDRESS = "s3://nst/story"
+STUDENT = TINY | {"ratio": 2, "epochs": 6}
+RUN = {"workers": 0, "decode_threads": 2, "checkpoint_minutes": 0}
+REFS = ["bugs-teacher@gen-0", "bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-1", "bugs@gen-2", "bugs@gen-2.1", "bugs-teacher@gen-2"]
+
+
+@pytest.fixture
+def server(tmp_path_factory, monkeypatch, tmp_path):
+    with object_store.serving(tmp_path_factory.mktemp("s3")) as url:
+        for name, value in object_store.settings(url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("NST_MIRRORS", str(tmp_path / "mirrors-driver"))
+        yield FileTree.parse(ADDRESS)
+
+
+@pytest.fixture
+def cluster(server, tmp_path, monkeypatch):
+    """The address of two nodes of one CPU each, which share nothing with this machine but the server."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    def node(number):
+        return {"num_cpus": 1, "object_store_memory": 80_000_000, "env_vars": {"NST_MIRRORS": str(tmp_path / f"mirrors-{number}")}}
+
+    cluster = Cluster(initialize_head=True, head_node_args={**node(1), "include_dashboard": False})
+    cluster.add_node(**node(2))
+    yield cluster.address
+    cluster.shutdown()
+
+
+def run(recipe, store):
+    self_training(Store(store), load_recipe(recipe), progress=Progress())
+
+
+def contents(store):
+    versions = {ref: Store(store).open(ref) for ref in REFS}
+    files = {ref: {name: (one.folder / name).read_bytes() for name in one.manifest.files} for ref, one in versions.items()}
+    return {ref: (one.manifest.digest, files[ref]) for ref, one in versions.items()}
+
+
+def killed_when(tree, point, recipe):
+    """Start the run and kill it once a file whose name holds this is there; whether it was."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nst_train.noisy_student", "nst_train.training.train", "timm", "ray"])
+    process = context.Process(target=_run, args=(dict(os.environ), recipe, ADDRESS))
+    process.start()
+    deadline = time.monotonic() + 200
+    while not (reached := any(point in one.name for one in tree.files())) and process.is_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return reached
+
+
+def _run(environment, recipe, store):
+    os.environ.update(environment)
+    run(recipe, store)
+
+
+def test_the_loop_on_s3_and_a_cluster_killed_five_times_has_the_bytes_of_a_loop_on_one_machine(server, cluster, tmp_path):
+    write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
+    write_class_folders(tmp_path / "test", ["ant", "bee", "cat"], 2, first=20)
+    for image in write_pool(tmp_path / "pool", 3, 12).iterdir():
+        FileTree.parse("s3://nst/pool").upload(image, image.name)
+    parts = {"generations": [TINY | {"epochs": 6}, STUDENT, STUDENT], "select": {"min_confidence": 0.0, "per_class": 10}, "run": RUN}
+    shards = {"rows_per_shard": 4, "batch_size": 4}
+    run(write_tiny_recipe(tmp_path, label=shards, **parts), tmp_path / "local")
+    on_ray = shards | {"engine": "ray", "address": cluster, "gpus_per_worker": 0}
+    recipe = write_tiny_recipe(tmp_path, pool="s3://nst/pool", label=on_ray, **parts)
+    points = [
+        "runs/teachers/bugs-teacher/gen-0/work/checkpoints/",
+        "runs/corpora/bugs/gen-1/work/shards/00002.json",
+        "corpora/bugs/gen-1.1/nst.json",
+        "runs/teachers/bugs-teacher/gen-1/work/checkpoints/",
+        "runs/corpora/bugs/gen-2/work/shards/00001.json",
+    ]
+    kills = [killed_when(server, point, recipe) for point in points]
+    assert sum(kills) >= 4, kills
+    shutil.rmtree(tmp_path / "mirrors-driver")
+    run(recipe, ADDRESS)
+    assert contents(ADDRESS) == contents(tmp_path / "local")
+    assert not [one.name for one in server.files() if one.name.startswith("runs/")]
