@@ -1,10 +1,15 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from nst_cli.main import app
+from pictures import contents, keys, write_tar
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
-from nst_data.sources import open_source
+from nst_data.sources import open_source, streamed
+from nst_data.sources.addressed import AddressedTars
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
+from nst_data.sources.streamed import StreamedParquet
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree, MissingError, secrets_cut, without_secrets
 
@@ -160,6 +165,52 @@ def test_what_is_read_ahead_comes_in_order_and_tells_of_what_is_missing(tree):
     assert [beside for beside, _ in found] == [beside for _, beside in wanted]
     assert isinstance(found[50][1], MissingError)
     assert [content for beside, content in found if beside >= 0] == [b"%03d" % index for index in range(100)]
+
+
+@pytest.mark.parametrize(("size", "members", "requests", "most_bytes"), [(1_000, 3_000, 3, 5 * 2**20), (12 * 2**20, 3, 5, 5 * 2**20)])
+def test_headers_of_a_tar_file_are_read_in_blocks_or_one_by_one_where_they_are_far_apart(tmp_path, size, members, requests, most_bytes):
+    path = write_tar(tmp_path / "x.tar", [(f"{index}.png", bytes(size)) for index in range(members)])
+    asked = []
+
+    class Counted(FileTree):
+        def read(self, name, start=None, stop=None):
+            content = super().read(name, start, stop)
+            asked.append(len(content))
+            return content
+
+    tree = Counted(f"file://{tmp_path}")
+    source = AddressedTars(tree.address, tree, tree.files(), ["x.tar"], None, None)
+    assert len(asked) <= requests
+    assert sum(asked) < most_bytes
+    assert keys(source) == keys(open_source(path))
+    assert source.read(members - 1) == bytes(size)
+
+
+@pytest.mark.parametrize("piece", [700, 2**20])
+@pytest.mark.parametrize(
+    "options", [{"compression": "none"}, {"compression": "zstd"}, {"use_dictionary": ["image"]}, {"data_page_size": 400}]
+)
+def test_row_groups_read_in_pieces_hold_the_images_of_the_file(tmp_path, monkeypatch, piece, options):
+    monkeypatch.setattr(streamed, "PIECE_BYTES", piece)
+    images = [bytes([index]) * (100 + index) for index in range(40)]
+    pq.write_table(pa.table({"before": range(40), "image": images, "after": images}), tmp_path / "x.parquet", row_group_size=9, **options)
+    tree = FileTree(f"file://{tmp_path}")
+    source = StreamedParquet(tree.address, tree, tree.files(), ["x.parquet"], "image")
+    assert [bytes(row.read()) for row in source.rows(range(40))] == images
+    assert [(row.id, bytes(row.read())) for row in source.rows(range(8, 20))] == [(row, images[row]) for row in range(8, 20)]
+
+
+def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [bytes([index]) * 500 for index in range(9)]}), path, row_group_size=3, compression="none")
+    content = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    content[start : start + 36] = bytes(36)
+    path.write_bytes(content)
+    tree = FileTree(f"file://{tmp_path}")
+    there, here = StreamedParquet(tree.address, tree, tree.files(), ["x.parquet"], None), open_source(str(path))
+    assert contents(there) == contents(here)
+    assert contents(there)[4].startswith("NstError: row group 1 of x.parquet is damaged")
 
 
 def test_extents_that_lie_near_one_another_are_read_at_once():

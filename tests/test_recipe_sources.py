@@ -198,3 +198,9 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
     excluded = {entry.ref.partition("@")[0] for entry in store.open("a@gen-1.1").manifest.request.inputs.excluded.values()}
     assert excluded == {"me/labeled", "me/test", "me/more"}
     assert {"test", "more"} <= json.loads((store.open("a-teacher@gen-1").folder / "metrics.json").read_text()).keys()
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("source", ["s3://bucket/images", "gs://bucket/*.tar", "hf://datasets/owner/name@v1/data", "file:///data/photos"])
+def test_an_address_stays_as_it_is(tmp_path, role, source):
+    assert recipe_with(tmp_path, role, source).source == source
