@@ -7,6 +7,7 @@ import pytest
 from conftest import write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
+from watched import Said
 
 from nst_data.errors import NstError, UsageError
 from nst_data.selection.editions import Engine, balance
@@ -115,6 +116,27 @@ def test_a_cluster_without_a_gpu_is_refused_with_the_way_out(tmp_path):
     says = "no node has room for a worker of 1 GPU and 1 CPU: of 2 nodes the largest has 0 GPUs and 4 CPUs; `gpus_per_worker` 0"
     with pytest.raises(NstError, match=says):
         workers.begin(1)
+
+
+def test_a_node_that_ends_while_it_is_looked_at_is_left_out_and_the_others_work():
+    class GoneError(Exception):
+        pass
+
+    def get(ref):
+        if ref == "gone":
+            raise GoneError("the node is gone")
+        return ""
+
+    cluster, said = cluster_of((0, 4), (0, 2)), Said()
+    cluster.get, cluster.exceptions = get, SimpleNamespace(RayError=GoneError)
+    workers = Workers(cluster, None, ON_CPUS, said)
+    first, second = nodes_of(cluster, ON_CPUS)
+    workers._nodes = {"0": first, "1": second}
+    workers._first_nodes, workers._checks = {"0", "1"}, {"gone": first, "fine": second}
+    workers._checked("gone")
+    workers._checked("fine")
+    assert said.lines == ["warning: node host (10.0.0.1) runs nothing of ours (the node is gone); it gets no work"]
+    assert (first.is_checked, second.is_checked, second.refused) == (True, True, "")
 
 
 def test_why_a_worker_was_lost_is_said_without_what_it_was_called():

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from nst_data.errors import NstError, first_line
+from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.store.manifest import installed_packages
 from nst_train.cluster.job import Job, Worker
@@ -210,13 +210,18 @@ class Workers:
 
     def _checked(self, ref: Any) -> None:  # noqa: ANN401 - Ray's reference
         node = self._checks.pop(ref)
-        try:
-            node.refused = self.ray.get(ref)
-        except self.ray.exceptions.RayError as error:  # the node is gone, or such that nothing of ours runs there
-            node.refused = f"runs nothing of ours ({first_line(error)})"
         node.is_checked = True
-        if node.refused:
-            self._refuse(node, NstError(f"node {node.name} {node.refused}"))
+        try:
+            lacking = self.ray.get(ref)
+        except self.ray.exceptions.RayError as error:  # it has just ended, or nothing of ours runs there
+            node.refused = f"node {node.name} runs nothing of ours ({why_lost(error)})"
+            self._looked = 0.0
+            self._look_for_nodes()
+            if node.id in self._nodes:
+                self._leave_out(node)
+            return
+        if lacking:
+            self._refuse(node, NstError(f"node {node.name} {lacking}"))
 
     def _refuse(self, node: Node, why: NstError) -> None:
         """Raises the error for a node that was there when the work began; one that came later gets no work."""
