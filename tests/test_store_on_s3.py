@@ -149,9 +149,9 @@ def test_labeling_killed_again_and_again_on_two_machines_ends_with_the_bytes_of_
     settings = LabelSettings(rows_per_shard=5, batch_size=4)
     label_there(tmp_path / "local", teacher, pool, settings)
     for kill in range(4):
-        noted = len(names(address, "/work/shards/"))
+        noted = len(names(address, "/shards/"))
         with started(tmp_path / f"mirrors-{kill % 2}", label_there, address, teacher, pool, settings) as process:
-            wait_for(lambda noted=noted, process=process: len(names(address, "/work/shards/")) > noted + 1 or not process.is_alive())
+            wait_for(lambda noted=noted, process=process: len(names(address, "/shards/")) > noted + 1 or not process.is_alive())
     assert Store(address).unfinished() == ["c@gen-1"]
     with started(tmp_path / "mirrors-0", label_there, address, teacher, pool, settings) as other:
         machine(1)
@@ -261,6 +261,28 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     shutil.rmtree(tmp_path / "mirrors")
     with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet is not what its manifest says; it is damaged there"):
         _ = Store(address).open("c@gen-1").folder
+
+
+def test_a_number_that_was_removed_and_taken_by_another_request_keeps_nothing_of_the_first(tmp_path, address, machine):
+    pool = open_source(write_pool(tmp_path / "pool", 2, 6))
+    first, second = (write_teacher(tmp_path / str(seed), ["ant", "bee"], seed) for seed in (0, 1))
+    settings, tree = LabelSettings(rows_per_shard=3), FileTree.parse(address)
+    machine(1)
+    label(Store(address), "c", first, pool, settings, progress=QUIET)
+    kept = {name: tree.read(name) for name in names(address, "corpora/c/gen-1/")}
+    machine(2)
+    Store(address).remove("c@gen-1")
+    for name, content in kept.items():  # of a removal that was killed after the manifest was gone, and of a late worker
+        if not name.endswith("nst.json"):
+            tree.write(name, content)
+    tree.write("runs/corpora/c/gen-1/work/shards/00000.json", b"{}")
+    label(Store(address), "c", second, pool, settings, progress=QUIET)
+    label(Store(tmp_path / "local"), "c", second, pool, settings, progress=QUIET)
+    machine(1)
+    assert contents(address, "c@gen-1") == contents(tmp_path / "local", "c@gen-1")
+    assert Store(address).open("c@gen-1").verify() == []
+    tree.write("corpora/c/gen-1/errors/train-00000-of-00001.parquet", b"x")
+    assert "other content" in Store(address).open("c@gen-1").verify()[0]
 
 
 def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monkeypatch):

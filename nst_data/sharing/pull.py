@@ -117,7 +117,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
             discard(folder)
             progress.say(f"{version.ref} already exists: same content")
         remember_place(version.place, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
-        version.changed_beside()
+        version.changed_beside(PLACES)
     return version
 
 
@@ -133,7 +133,7 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
                 "`pull(store, 'OWNER/NAME@VERSION', name='NAME')`"
             )
     for staging in store.stagings(name):
-        if staging.target.name == manifest.version:
+        if staging.target.name == manifest.version and staging.request.digest != manifest.request.digest:
             raise NstError(f"{staging.ref} is under way in {store.location} with other content; pull under another name: `name` NAME")
     return None
 

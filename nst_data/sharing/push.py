@@ -126,7 +126,7 @@ def push(
                     )
             place = _same_or_error(repository, tag, commit, form.manifest)
     remember_place(version.folder, place)
-    version.changed_beside()
+    version.changed_beside(PLACES)
     return place
 
 

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
+_BUCKETS = ("s3", "gs", "gcs", "az")  # whose names hold no colon
 _SHOWN_SCHEMES = "s3://, gs://, az://, hf://datasets/ and hf://buckets/"
 WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 30
@@ -131,8 +132,10 @@ class FileTree:
         def listed() -> list[dict[str, Any]]:
             try:
                 return cast("list[dict[str, Any]]", self._system.ls(top, detail=True))
-            except FileNotFoundError:
-                return []
+            except FileNotFoundError as error:
+                if _is_missing_file(error):
+                    return []
+                raise
 
         start = len(top.rstrip("/")) + 1
         named = [(one["name"].rstrip("/")[start:], one) for one in self._asked(listed, prefix)]
@@ -296,6 +299,8 @@ def without_secrets(address: str) -> str:
     if match is None:
         return address
     rest = match[2]
+    if match[1].lower() in _BUCKETS and ":" in rest.partition("/")[0]:  # a secret may hold slashes
+        rest = rest.rpartition("@")[2] if "@" in rest else rest.partition("/")[2]
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
     if at and not (match[1].lower() in ("abfs", "abfss") and ":" not in user):  # container@account

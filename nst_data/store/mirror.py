@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _SMALL = (MANIFEST_NAME, METRICS, PLACES)  # of each version these are always here
-_TABLES = ("pseudo_labels/", "balanced/")
+_PIECE_BYTES = 2**25
 
 
 class Mirror:
@@ -70,16 +70,24 @@ class Mirror:
         """Have here what is small of a version and may have changed; whether it is sealed."""
         files = {one.name.rpartition("/")[2]: one for one in self.tree.children(version)[1]}
         place = self.root / version
-        if MANIFEST_NAME not in files:
+        known = self._known(version)
+        if MANIFEST_NAME not in files or self._is_other(version, known.get(MANIFEST_NAME), files[MANIFEST_NAME]):
             if (place / MANIFEST_NAME).is_file():
                 discard(place)
+            self._notes(version).unlink(missing_ok=True)
+            known = {}
+        if MANIFEST_NAME not in files:
             return False
-        known = self._known(version)
         wanted = [one for name, one in files.items() if (name in _SMALL or known.get("") == "whole") and known.get(name) != one.etag]
         for one in sorted(wanted, key=lambda one: one.name.endswith(MANIFEST_NAME)):  # the manifest last: it says that the rest is here
             self.tree.download(one.name, self.root / one.name)
         self._remember(version, known | {one.name.rpartition("/")[2]: one.etag for one in wanted})
         return True
+
+    def _is_other(self, version: str, known: str | None, manifest: StoredFile) -> bool:
+        """Whether the version there is another one than the one here: removed and made again elsewhere."""
+        place = self.root / version / MANIFEST_NAME
+        return place.is_file() and known != manifest.etag and self.tree.read(manifest.name) != place.read_bytes()
 
     def leftovers(self, name: str | None = None) -> dict[str, list[StoredFile]]:
         """Files that belong to no version, sealed or under way, by `name@version`: a writer that was killed, or came late, left them."""
@@ -124,10 +132,10 @@ class Mirror:
         direct = {name: one.etag for name, one in below.items() if "/" not in name}
         self._remember(version, self._known(version) | direct | {"": "whole"})
 
-    def publish(self, place: Path, build: Path) -> bool:
+    def publish(self, place: Path, build: Path, brought: Container[str] = ()) -> bool:
         """Bring a version that was built here to its place and seal it; False where another one was sealed there before.
 
-        `build` has the manifest and all files but the shards that are there already. Raises NstError for one that is nowhere.
+        `build` has the manifest and all files but those `brought` there already. Raises NstError for one that is nowhere.
         """
         version, sealed = self.name_of(place), read_manifest(build).files
         if self.tree.stat(f"{version}/{MANIFEST_NAME}") is not None:
@@ -135,31 +143,33 @@ class Mirror:
         there = {one.name.removeprefix(f"{version}/"): one.size for one in self.tree.files(version)}
         here = {path.relative_to(build).as_posix(): path for path in build.rglob("*") if path.is_file() and path.name[0] != "."}
         here.pop(MANIFEST_NAME)
-        if lost := sorted(name for name, one in sealed.items() if name not in here and there.get(name) != one.bytes):
+        is_there = {name for name, one in sealed.items() if name in brought and there.get(name) == one.bytes}
+        if lost := sorted(sealed.keys() - here.keys() - is_there):
             raise NstError(f"{self.tree.at(version)}: {lost[0]} is neither there nor on this machine; run the same command again")
-        # of tables the bytes depend on the request alone: a shard that is there is this one
-        wanted = [name for name in here if not (name.startswith(_TABLES) and name in sealed and there.get(name) == sealed[name].bytes)]
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), wanted))
+            list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
         return self.tree.create(f"{version}/{MANIFEST_NAME}", (build / MANIFEST_NAME).read_bytes())
 
-    def publish_beside(self, place: Path) -> None:
-        """Bring what changed of the files beside a sealed version there: its card, pictures, metrics, places on the Hub."""
+    def publish_beside(self, place: Path, names: Iterable[str]) -> None:
+        """Bring files beside a sealed version there that were written here: its card, pictures, metrics, places on the Hub."""
         version, known = self.name_of(place), self._known(self.name_of(place))
-        sealed = read_manifest(place).files
-        there = {one.name: one for one in self.tree.children(version)[1]}
-        for path in sorted(place.iterdir()):
-            name = f"{version}/{path.name}"
-            if path.is_file() and path.name[0] != "." and path.name != MANIFEST_NAME and path.name not in sealed:
-                if name in there and there[name].size == path.stat().st_size and self.tree.read(name) == path.read_bytes():
-                    continue
-                self.tree.upload(path, name)
+        for name in names:
+            self.tree.upload(place / name, f"{version}/{name}")
         etags = {one.name.rpartition("/")[2]: one.etag for one in self.tree.children(version)[1]}
-        self._remember(version, {**known, **etags})
+        self._remember(version, {**known, **{name: etags[name] for name in names}})
 
-    def claim(self, run: str, request: str) -> bool:
-        """Take a number for a request; False where another one has it."""
-        return self.tree.create(f"{run}/{REQUEST}", request.encode())
+    def damage(self, place: Path) -> list[str]:
+        """What of a sealed version is not at its address as it was sealed, a line each; its files are read whole."""
+        version, problems = self.name_of(place), []
+        for name, sealed in read_manifest(place).files.items():
+            found, sha256 = self.tree.stat(f"{version}/{name}"), hashlib.sha256()
+            for start in range(0, found.size if found else 0, _PIECE_BYTES):
+                sha256.update(self.tree.read(f"{version}/{name}", start, start + _PIECE_BYTES))
+            if found is None:
+                problems.append(f"{name} is missing at {self.tree.at(version)}")
+            elif (found.size, sha256.hexdigest()) != (sealed.bytes, sealed.sha256):
+                problems.append(f"{name} has other content at {self.tree.at(version)}")
+        return problems
 
     def discard_version(self, version: str) -> None:
         """Delete a sealed version."""

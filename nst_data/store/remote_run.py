@@ -1,6 +1,7 @@
 """A version under way in a store at an address: what of its making other machines, or this one after a kill, go on from."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -11,24 +12,49 @@ from nst_data.store.leases import Lease, check_nobody_at_work, leased, present
 from nst_data.store.manifest import MANIFEST_NAME
 from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror
 
-_CHECKPOINTS = "work/checkpoints"
-_LOGS = ("build/metrics.jsonl", "build/summary.csv", "work/seconds.json")
+_LOGS = {"metrics.jsonl": "build/metrics.jsonl", "summary.csv": "build/summary.csv", "seconds.json": "work/seconds.json"}
 
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A version under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`."""
+    """A version under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`.
+
+    What its making leaves is below `work` in a folder that names the request: a process that others took for dead, whose version was
+    removed and begun anew with other settings, writes nowhere else.
+    """
 
     mirror: Mirror
     name: str
+    digest: str = ""
+
+    @property
+    def _work(self) -> str:
+        return f"{self.name}/work/{self.digest[:16]}"
+
+    @property
+    def _version(self) -> str:
+        return self.name.removeprefix("runs/")
+
+    def claim(self, request: str) -> bool:
+        """Take the number for a request; False where another one has it. What was left there by removed ones is deleted."""
+        tree = self.mirror.tree
+        left = [one.name for name in (self.name, self._version) for one in tree.files(name)]
+        if f"{self._version}/{MANIFEST_NAME}" in left or not tree.create(f"{self.name}/{REQUEST}", request.encode()):
+            return False
+        tree.remove(left)
+        return True
+
+    def is_claimed_by(self, request: str) -> bool:
+        """Whether the number belongs to this very request."""
+        return self.mirror.tree.read_if_there(f"{self.name}/{REQUEST}") == request.encode()
 
     def discard(self) -> None:
         """Delete what is left of it, and the files at its place where it is not sealed."""
-        tree, version = self.mirror.tree, self.name.removeprefix("runs/")
+        tree = self.mirror.tree
         tree.remove([f"{self.name}/{REQUEST}"])  # from now on nobody joins
         tree.remove([one.name for one in tree.files(self.name)])
-        if tree.stat(f"{version}/{MANIFEST_NAME}") is None:
-            tree.remove([one.name for one in tree.files(version)])
+        if tree.stat(f"{self._version}/{MANIFEST_NAME}") is None:
+            tree.remove([one.name for one in tree.files(self._version)])
 
     def owned(self, what: str, say: Callable[[str], None]) -> AbstractContextManager[Lease]:
         """While this lasts no process of any machine owns it too. Raises AtWorkError."""
@@ -45,58 +71,72 @@ class RemoteRun:
     def bring_notes(self) -> None:
         """Have here the notes of all shards that are done anywhere. Raises NstError where the version was sealed or removed meanwhile."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name / "work" / "shards"
-        there = {one.name.rpartition("/")[2]: one.name for one in tree.files(f"{self.name}/work/shards")}
+        there = {one.name.rpartition("/")[2]: one.name for one in tree.files(f"{self._work}/shards")}
         here = {name for name in os.listdir(folder) if name[0] != "."}
         for name in here.difference(there):  # made again by another machine, for images that can be read by now
             (folder / name).unlink(missing_ok=True)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(
-                threads.map(lambda name: tree.download(name, self.mirror.root / name), [there[name] for name in there if name not in here])
-            )
-        if self.mirror.tree.stat(f"{self.name}/{REQUEST}") is None:
-            raise NstError(f"{self.name.removeprefix('runs/')}: was sealed or removed by another process; rerun this command")
+            list(threads.map(lambda name: tree.download(there[name], folder / name), there.keys() - here))
+        self._check_current()
+
+    def _check_current(self) -> None:
+        """Raises NstError where it was sealed or removed, or is another one's by now."""
+        text = self.mirror.tree.read_if_there(f"{self.name}/{REQUEST}")
+        if text is None or text != (self.mirror.root / self.name / REQUEST).read_bytes():
+            raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
     def keep_shard(self, file: str, note: str, content: bytes) -> None:
         """Bring a shard to its place in the version, then say that it is done."""
-        self.mirror.tree.upload(self.mirror.root / self.name / "build" / file, f"{self.name.removeprefix('runs/')}/{file}")
-        self.mirror.tree.write(f"{self.name}/work/shards/{note}", content)
+        self._check_current()
+        self.mirror.tree.upload(self.mirror.root / self.name / "build" / file, f"{self._version}/{file}")
+        self.mirror.tree.write(f"{self._work}/shards/{note}", content)
 
     def bring_shards(self, files: Iterable[str]) -> None:
         """Have shards here that other machines have brought to their place."""
-        version, build = self.name.removeprefix("runs/"), self.mirror.root / self.name / "build"
+        build = self.mirror.root / self.name / "build"
         missing = [file for file in files if not (build / file).exists()]
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda file: self.mirror.tree.download(f"{version}/{file}", build / file), missing))
+            list(threads.map(lambda file: self.mirror.tree.download(f"{self._version}/{file}", build / file), missing))
 
     def reopen_shard(self, note: str) -> None:
         """Say that a shard is to be made again."""
-        self.mirror.tree.remove([f"{self.name}/work/shards/{note}"])
+        self.mirror.tree.remove([f"{self._work}/shards/{note}"])
 
     def remembered(self, name: str, value: bytes) -> bytes:
         """The small file of work that somebody wrote first, or `value`, written now."""
-        file = f"{self.name}/work/{name}"
+        file = f"{self._work}/{name}"
         return value if self.mirror.tree.create(file, value) else self.mirror.tree.read(file)
 
     def keep_training(self) -> None:
         """Have the checkpoints and logs of a training there too, as far as this machine has them; earlier checkpoints are deleted."""
         tree, folder = self.mirror.tree, self.mirror.root / self.name
-        here = [path.relative_to(folder).as_posix() for path in (folder / _CHECKPOINTS).glob("[!.]*/*") if path.is_file()]
-        there = {one.name.removeprefix(f"{self.name}/") for one in tree.files(f"{self.name}/{_CHECKPOINTS}")}
-        for name in [name for name in _LOGS if (folder / name).is_file()]:
-            tree.upload(folder / name, f"{self.name}/{name}")
+        self._check_current()
+        work = folder / "work"
+        here = [path.relative_to(work).as_posix() for path in work.glob("checkpoints/[!.]*/*") if path.is_file()]
+        there = {one.name.removeprefix(f"{self._work}/") for one in tree.files(f"{self._work}/checkpoints")}
+        for name, file in _LOGS.items():
+            if (folder / file).is_file():
+                tree.upload(folder / file, f"{self._work}/{name}")
         for name in sorted(here, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it says that all are there
             if name not in there:
-                tree.upload(folder / name, f"{self.name}/{name}")
-        tree.remove([f"{self.name}/{name}" for name in sorted(there.difference(here))])
+                tree.upload(work / name, f"{self._work}/{name}")
+        tree.remove([f"{self._work}/{name}" for name in sorted(there.difference(here))])
 
     def bring_training(self) -> None:
-        """Have the checkpoints and logs of a training here that another machine, or an earlier copy here, has left there."""
-        tree, root = self.mirror.tree, self.mirror.root
-        if (root / self.name / _CHECKPOINTS).is_dir():
+        """Have the newest checkpoint and the logs of a training here, where another machine came further than this one."""
+        tree, folder = self.mirror.tree, self.mirror.root / self.name
+        checkpoints = folder / "work" / "checkpoints"
+        here = max((path.parent.name for path in checkpoints.glob("step-*/position.json")), default="")
+        found = [one.name for one in tree.files(f"{self._work}/checkpoints")]
+        newest = max((name.split("/")[-2] for name in found if name.endswith("/position.json")), default="")
+        if newest <= here:
             return
-        found = [one.name for one in tree.files(f"{self.name}/{_CHECKPOINTS}")]
-        whole = {name.rpartition("/")[0] for name in found if name.endswith("/position.json")}
-        wanted = [name for name in found if name.rpartition("/")[0] in whole]
-        logs = [f"{self.name}/{name}" for name in _LOGS]
-        for name in [*[one for one in logs if wanted and tree.stat(one)], *wanted]:
-            tree.download(name, root / name)
+        fresh = checkpoints / f".{newest}.brought"
+        shutil.rmtree(fresh, ignore_errors=True)
+        for name in [name for name in found if name.split("/")[-2] == newest]:
+            tree.download(name, fresh / name.rpartition("/")[2])
+        for name, file in _LOGS.items():
+            if tree.stat(f"{self._work}/{name}"):
+                tree.download(f"{self._work}/{name}", folder / file)
+        shutil.rmtree(checkpoints / newest, ignore_errors=True)
+        fresh.rename(checkpoints / newest)

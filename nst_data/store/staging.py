@@ -53,7 +53,7 @@ class Staging:
     @property
     def elsewhere(self) -> RemoteRun | None:
         """What of it is in a store at an address; None where the store is a folder."""
-        return None if self.mirror is None else RemoteRun(self.mirror, self.mirror.name_of(self.folder))
+        return None if self.mirror is None else RemoteRun(self.mirror, self.mirror.name_of(self.folder), self.request.digest)
 
     @property
     def build(self) -> Path:
@@ -148,6 +148,12 @@ class Staging:
         name, version = self.target.parent.name, self.target.name
         return make_manifest(name, version, self.request, files, class_names, counts, self.seconds, machine or {})
 
+    def _brought(self) -> set[str]:
+        """The shards that are at the address already, as their notes say."""
+        notes = {path.stem for path in (self.work / "shards").glob("*.json")}
+        tables = "balanced" if self.request.kind == "edition" else "pseudo_labels"
+        return {f"{tables}/train-{note}-of-{len(notes):05d}.parquet" for note in notes}
+
     def seal(self, manifest: Manifest, is_ready: Callable[[], bool] = lambda: True) -> Version:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands.
 
@@ -161,7 +167,7 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if not is_ready():
                 raise NotReadyError
-            if self.mirror is None or self.mirror.publish(self.target, self.build):
+            if self.mirror is None or self.mirror.publish(self.target, self.build, self._brought()):
                 place_once(self.build, self.target)
         except OSError:
             if self.sealed_by_another() is None:

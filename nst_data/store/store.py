@@ -12,7 +12,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once, write_text
-from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_request, with_article
+from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
 from nst_data.store.mirror import REQUEST, Mirror
 from nst_data.store.ownership import beside, check_nobody_at_work
 from nst_data.store.remote_run import RemoteRun
@@ -240,10 +240,17 @@ class Store:
     def place(self, build: Path, target: Path) -> Version:
         """Move a version that was brought from elsewhere to its place; where another one stands there by now, that one."""
         version = Version(target, self.mirror)
-        if self.mirror is None or self.mirror.publish(target, build):
+        if self.mirror is None:
             place_once(build, target)
-        if self.mirror is not None:
-            self.mirror.refresh_version(self.mirror.name_of(target))
+            return version
+        name, request = self.mirror.name_of(target), read_manifest(build).request.model_dump_json(indent=2)
+        run = RemoteRun(self.mirror, f"runs/{name}")
+        if run.claim(request) or run.is_claimed_by(request):  # by a copy that was killed
+            if self.mirror.publish(target, build):
+                place_once(build, target)
+            run.discard()
+        if not self.mirror.refresh_version(name):
+            raise NstError(f"{version.ref} was just taken in {self.location} by another command; run this one again")
         return version
 
     def target(self, kind: Kind, name: str, version: str) -> Path:
@@ -299,7 +306,7 @@ class Store:
                 (fresh / part).mkdir()
             text = request.model_dump_json(indent=2)
             write_text(fresh / REQUEST, text)
-            if self.mirror is not None and not self.mirror.claim(self.mirror.name_of(folder), text):
+            if self.mirror is not None and not RemoteRun(self.mirror, self.mirror.name_of(folder)).claim(text):
                 self.mirror.refresh(name)
                 if not folder.is_dir():  # sealed or removed in this moment
                     raise NstError(f"{name}@{number} was just taken by another command; run this one again")

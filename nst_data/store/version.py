@@ -80,10 +80,15 @@ class Version:
         """Its name, without the number."""
         return self.place.parent.name
 
-    def changed_beside(self) -> None:
-        """To be called when a file beside the sealed ones was written here, such as its metrics: a store at an address gets it too."""
+    def look_again(self) -> None:
+        """Have the newest files beside the sealed ones, such as the metrics, where the store is at an address."""
         if self.mirror is not None:
-            self.mirror.publish_beside(self.place)
+            self.mirror.refresh_version(self.mirror.name_of(self.place))
+
+    def changed_beside(self, *names: str) -> None:
+        """To be called when files beside the sealed ones were written here, such as its metrics: a store at an address gets them too."""
+        if self.mirror is not None:
+            self.mirror.publish_beside(self.place, [name for name in names if (self.place / name).is_file()])
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -122,7 +127,9 @@ class Version:
         Returns:
             What does not hold, a line each; empty for a sound version.
         """
-        problems = []
+        problems = self.mirror.damage(self.place) if self.mirror is not None else []
+        if problems:
+            return problems
         for name, sealed in self.manifest.files.items():
             path = self.folder / name
             if not path.resolve().is_relative_to(self.folder.resolve()):

@@ -6,6 +6,7 @@ import os
 import platform
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -107,6 +108,8 @@ class Shards:
         `on_wait` is told when others work at all that is left, and at how many.
         """
         start = len(self.plan) * worker // workers
+        if self._elsewhere is not None and workers == 1:  # claims are of one machine: of several each begins at a place of its own
+            start = zlib.crc32(f"{self.work}.{platform.node()}.{os.getpid()}".encode()) % max(1, len(self.plan))
         tried: set[int] = set()
         signs: dict[int, tuple[_Life, float]] = {}  # of each claimed shard: the sign of life last seen, and when
         while missing := [shard for shard in self.missing() if shard not in tried]:

@@ -17,6 +17,7 @@ from nst_data.sources import Source, labels_in, open_source
 from nst_data.store.files import is_writable
 from nst_data.store.metrics import Metrics, Result
 from nst_data.store.ownership import beside, owned
+from nst_data.store.places import METRICS
 from nst_data.store.store import Store, Version, check_name
 from nst_train.classifiers.inference import Computation, batches_of, predict
 from nst_train.classifiers.teachers import Teacher, load_classifier
@@ -190,6 +191,11 @@ def recorded(teacher: Version, name: str) -> dict[str, Any]:
     return result.model_dump() if result else {}
 
 
+def _is_written(path: Path) -> bool:
+    """Whether a file beside a teacher is its metrics, card or a picture."""
+    return path.name in (METRICS, "README.md") or path.suffix == ".png"
+
+
 def _stamp(suite: Suite, kind: str = "stamp") -> str:
     """The stamp of a suite with one source, of its files' times: one whose images changed at their size is measured again."""
     source = getattr(suite, "source", None)
@@ -203,6 +209,7 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
         shown = {key: value for key, value in result.items() if key not in _IN_FULL_ONLY}
         kind = {} if suite.name == CLEAN else {"suite": suite.name}
         with owned(beside(teacher.folder), teacher.ref, wait=True):  # of two that record at once none loses what the other wrote
+            teacher.look_again()
             metrics, times = Metrics.read(teacher.folder), {"stamp": stamp} if stamp else {}
             source = getattr(suite, "source", None)
             part = source.lineage.part if isinstance(source, Source) else None
@@ -211,7 +218,7 @@ def keep(teacher: Version, suite: Suite, name: str, result: dict[str, Any], prog
             metrics.write(teacher.folder)
             write_plots(teacher.folder, suite.name, {teacher.ref: result}, name)
             own = cards.write_model_card(Described.of(teacher))
-            teacher.changed_beside()
+            teacher.changed_beside(*(path.name for path in teacher.place.iterdir() if _is_written(path)))
         if own.problem and progress:
             progress.say(f"{teacher.folder / 'README.md'}: {own.problem}")
     state.wait_for_everyone()
