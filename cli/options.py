@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="STORE", help="Folder or s3://… of corpora, teachers and runs; else $NST_STORE, else ./nst-store."),
+    typer.Option("--store", metavar="STORE", help="Folder or s3:// address of the store; else $NST_STORE, else ./nst-store."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ShowSettingsOption = Annotated[

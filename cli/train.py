@@ -45,7 +45,8 @@ def train(
         str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
     ] = None,
     stream: Annotated[
-        bool, typer.Option("--stream", help="Take an edition with images from the Hub shard by shard, a few at a time on disk.")
+        bool,
+        typer.Option("--stream", help="Take an edition with images from the Hub or an address, a few shards at a time on disk."),
     ] = False,
     pool: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
@@ -154,7 +155,9 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
         ref = store.open(ref, "edition").location
     if ref is None or "/" not in ref:
         found = f", found {ref}, which is in the store" if ref else ""
-        raise UsageError(f"--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream")
+        raise UsageError(
+            f"--stream: expected an edition on the Hub or at an address, --pseudo OWNER/NAME@gen-N.K{found}; pass one, or remove --stream"
+        )
     from nst_data.self_contained.remote import StreamedEdition
 
     return StreamedEdition.open(ref, terminal())

@@ -98,7 +98,9 @@ def remove(ref: Ref, store: StoreOption = None) -> None:
     if "@" not in ref:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
 
-    print(f"removed {open_store(store).remove(ref, terminal().say)}")
+    there = open_store(store)
+    gone = there.remove(ref, terminal().say)
+    print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
 
 
 def _summary(version: Version) -> dict[str, Any]:

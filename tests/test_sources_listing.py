@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pyarrow as pa
 import pytest
 from pictures import png, write_files, write_tar
@@ -31,14 +33,16 @@ def test_a_listing_is_the_same_in_a_file_and_in_pieces_of_any_size(tmp_path, mon
 
 def test_a_long_listing_takes_no_memory_of_its_own(monkeypatch):
     names = [f"{index:06d}.png" for index in range(20_000)]
-    before = pa.total_allocated_bytes()
+    tracemalloc.start()
     kept = listed([(names, list(range(20_000)))])
-    assert pa.total_allocated_bytes() - before > 300_000
+    assert tracemalloc.get_traced_memory()[0] > 300_000
     del kept
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
     monkeypatch.setattr(listing_module, "IN_MEMORY_ROWS", 1_000)
-    before = pa.total_allocated_bytes()
     mapped = listed([(names, list(range(20_000)))])
-    assert pa.total_allocated_bytes() - before < 10_000
+    assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    tracemalloc.stop()
     assert mapped.table["name"][19_999].as_py() == "019999.png"
 
 

@@ -256,6 +256,10 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     back = copy(Store(address), "c@gen-1", to=Store(tmp_path / "back"), progress=QUIET)
     assert back.verify() == []
     assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
+    (local / "corpora/c/gen-1/errors/train-00000-of-00001.parquet").unlink()
+    with pytest.raises(NstError, match="is not what its manifest says; nothing was kept"):
+        copy(Store(local), "c", to=Store(tmp_path / "third"), progress=QUIET)
+    assert Store(tmp_path / "third").versions() == Store(tmp_path / "third").unfinished() == []
     shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"
     FileTree.parse(address).write(shard, b"x" * len(FileTree.parse(address).read(shard)))
     shutil.rmtree(tmp_path / "mirrors")

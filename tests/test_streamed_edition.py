@@ -203,7 +203,10 @@ def test_what_cannot_be_streamed_is_refused_with_one_line(published, tmp_path):
     publish(tmp_path / "hub", by_reference, "alice/small")
     publish(tmp_path / "hub", edition)
     cases = {
-        ("--stream",): (2, "--stream: expected an edition on the Hub, --pseudo OWNER/NAME@gen-N.K; pass one, or remove --stream"),
+        ("--stream",): (
+            2,
+            "--stream: expected an edition on the Hub or at an address, --pseudo OWNER/NAME@gen-N.K; pass one, or remove --stream",
+        ),
         ("--stream", "--pseudo", "bugs@gen-1.1"): (2, "--pseudo OWNER/NAME@gen-N.K, found bugs@gen-1.1, which is in the store; pass one"),
         ("--stream", "--pseudo", "alice/small"): (2, "--stream alice/small@gen-1.1: this edition holds no images"),
         ("--stream", "--pseudo", "alice/nothing"): (1, "alice/nothing: no such dataset on the Hub"),

@@ -8,8 +8,8 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.pull import check_space, version_there
-from nst_data.store.files import discard, fsync_tree, hash_file
-from nst_data.store.manifest import Kind
+from nst_data.store.files import discard, fsync_tree, hash_file, write_text
+from nst_data.store.manifest import Kind, SealedFile
 from nst_data.store.ownership import beside, owned
 from nst_data.store.store import PULLS, Store
 from nst_data.store.version import Version
@@ -46,18 +46,19 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
             progress.say(f"{there.ref} already exists in {to.location}: same content")
             return there
         check_space(to, manifest, run)
+        _begin(run, manifest.digest)
         total = sum(sealed.bytes for sealed in manifest.files.values())
         with progress.task(f"copy {version.ref}", total, "bytes") as task:
-            for path in sorted(path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."):
-                file = path.relative_to(version.folder).as_posix()
-                sealed, target = manifest.files.get(file), run / "build" / file
-                if sealed is None or not (target.is_file() and hash_file(target) == sealed):
-                    _copy_file(path, target)
-                if sealed is not None:
-                    if hash_file(target) != sealed:
-                        discard(run)
-                        raise NstError(f"{version.ref}: {file} is not what its manifest says; nothing was kept, restore it and copy again")
-                    task.advance(sealed.bytes)
+            for file, sealed in manifest.files.items():
+                target = run / "build" / file
+                if not (target.is_file() and hash_file(target) == sealed) and not _is_copied(version.folder / file, target, sealed):
+                    discard(run)
+                    raise NstError(f"{version.ref}: {file} is not what its manifest says; nothing was kept, restore it and copy again")
+                task.advance(sealed.bytes)
+        for path in [path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."]:
+            file = path.relative_to(version.folder).as_posix()
+            if file not in manifest.files:
+                _copy_file(path, run / "build" / file)
         fsync_tree(run / "build")
         target = to.target(manifest.kind, name, manifest.version)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,22 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
     if copied.manifest.digest != manifest.digest:
         raise NstError(f"{copied.ref} was made in {to.location} meanwhile with other content")
     return copied
+
+
+def _begin(run: Path, digest: str) -> None:
+    """Go on with what was copied of this very version, or begin anew."""
+    mark = run / "digest"
+    if not mark.is_file() or mark.read_text("utf-8") != digest:
+        discard(run)
+        (run / "build").mkdir(parents=True)
+        write_text(mark, digest)
+
+
+def _is_copied(path: Path, target: Path, sealed: SealedFile) -> bool:
+    if not path.is_file():
+        return False
+    _copy_file(path, target)
+    return hash_file(target) == sealed
 
 
 def _copy_file(path: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 from nst_data.arguments import with_checked_arguments
@@ -109,14 +110,14 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
     sign = owned(beside(folder), f"{name}@{manifest.version}", progress.say, wait=True)  # those that waited find it there
     with sign, quiet("huggingface_hub.utils"):
         version = version_there(store, name, manifest)
-        is_new = version is None
+        place = Place(repository.id, revision, commit, manifest.digest, pulled=version is None)
         if version is None:
             check_space(store, manifest, folder)
-            version = _download(store, repository, commit, manifest, name, folder, progress)
+            version = _download(store, repository, commit, manifest, name, folder, replace(place, pulled=True), progress)
         else:
             discard(folder)
             progress.say(f"{version.ref} already exists: same content")
-        remember_place(version.place, Place(repository.id, revision, commit, manifest.digest, pulled=is_new))
+        remember_place(version.place, place)
         version.changed_beside(PLACES)
     return version
 
@@ -149,7 +150,7 @@ def check_space(store: Store, manifest: Manifest, folder: Path) -> None:
 
 
 def _download(
-    store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, folder: Path, progress: Progress
+    store: Store, repository: Repository, commit: str, manifest: Manifest, name: str, folder: Path, place: Place, progress: Progress
 ) -> Version:
     if (folder / "commit").is_file() and (folder / "commit").read_text("utf-8") != f"{repository.id} {commit}":
         discard(folder)  # begun with another version of the same number
@@ -180,6 +181,7 @@ def _download(
     _drop_odd_metrics(build)
     shutil.rmtree(build / ".cache", ignore_errors=True)
     write_text(build / MANIFEST_NAME, manifest.model_copy(update={"name": name}).model_dump_json(indent=2) + "\n")
+    remember_place(build, place)  # sealed with it: nothing is ever opened because the manifest names it
     fsync_tree(build)
     target = store.target(manifest.kind, name, manifest.version)
     target.parent.mkdir(parents=True, exist_ok=True)

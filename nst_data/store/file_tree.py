@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import plain_errors
@@ -84,10 +84,6 @@ class FileTree:
     def is_local(self) -> bool:
         """Whether it is a folder of this machine."""
         return self.address.startswith("file://")
-
-    def below(self, name: str) -> "FileTree":
-        """The files below a name of this one."""
-        return FileTree(f"{self.address}/{name}".rstrip("/"))
 
     def at(self, name: str) -> str:
         """The address of a file."""
@@ -180,11 +176,6 @@ class FileTree:
         except MissingError:
             return None
 
-    def open(self, name: str, block_bytes: int = 0) -> BinaryIO:
-        """A file for reading at any place, as pyarrow and tarfile do; with `block_bytes` it reads so far ahead. Not for several threads."""
-        kept = {"cache_type": "readahead", "block_size": block_bytes} if block_bytes else {"cache_type": "none"}
-        return cast("BinaryIO", self._asked(lambda: self._system.open(self._path(name), "rb", **kept), name))
-
     def download(self, name: str, path: Path) -> None:
         """Bring a file to a place on this disk, whole or not at all. The folder is made."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -244,14 +235,6 @@ class FileTree:
                         continue
 
         self._asked(delete, "")
-
-    def check_reachable(self) -> None:
-        """Raises NstError where nothing can be listed: no such bucket, no credentials, no network."""
-        self._asked(partial(self._probe), "")
-
-    def _probe(self) -> None:
-        bucket = self._path("").split("/", 1)[0]
-        self._system.ls(self._path("") if self.is_local else bucket, detail=False, refresh=True)
 
     @property
     def _system(self) -> Any:  # noqa: ANN401 - fsspec ships no types

@@ -24,8 +24,8 @@ _LOOK_EVERY_SECONDS = 0.5
 class Lease:
     """The sign of life of this process in a store at an address, kept fresh by a thread until `end`."""
 
-    def __init__(self, tree: FileTree, name: str, process: Process) -> None:
-        self.tree, self.name, self._process = tree, name, process
+    def __init__(self, tree: FileTree, name: str, process: Process, place: str = "") -> None:
+        self.tree, self.name, self._process, self._place = tree, name, process, place
         self.is_lost = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show_life, name=f"lease-{name}", daemon=True)
@@ -46,6 +46,10 @@ class Lease:
                     self.is_lost = True
                     return
                 self.tree.write(self.name, _content(self._process, beats))
+                if self._place and _signs(self.tree, self._place)[-1:] != [self.name]:  # taken for dead while the write hung
+                    self.is_lost = True
+                    self.tree.remove([self.name])
+                    return
             except NstError:  # the server does not answer: tried again
                 continue
 
@@ -92,7 +96,7 @@ def _lease(tree: FileTree, place: str, what: str, say: Callable[[str], None]) ->
             continue
         tree.remove(signs)
         if _signs(tree, place) == [name]:
-            return Lease(tree, name, process)
+            return Lease(tree, name, process, place)
         tree.remove([name])  # another one came in the same moment: both look again
         time.sleep(_LOOK_EVERY_SECONDS * random.random())
 

@@ -238,6 +238,16 @@ def _mirrors() -> Path:
 
 def _folder_name(address: str) -> str:
     """Readable, and another one for the same bucket on another server."""
-    server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or _profile_endpoint()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", address.partition("://")[2])[:60]
     return f"{plain}-{hashlib.sha256(f'{server} {address}'.encode()).hexdigest()[:8]}"
+
+
+def _profile_endpoint() -> str:
+    """The server that the profile in `~/.aws/config` names."""
+    try:
+        from botocore.session import Session
+
+        return str(Session().get_scoped_config().get("endpoint_url") or "")
+    except Exception:  # no such package or profile: reading there says what is wrong
+        return ""

@@ -85,11 +85,19 @@ class RemoteRun:
         if text is None or text != (self.mirror.root / self.name / REQUEST).read_bytes():
             raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
-    def keep_shard(self, file: str, note: str, content: bytes) -> None:
-        """Bring a shard to its place in the version, then say that it is done."""
+    def keep_shard(self, file: str, note: str, content: bytes) -> bytes:
+        """Bring a shard to its place in the version, then say that it is done; the note that stands, which may be another machine's.
+
+        Machines of other kinds may compute other last bits. Where two have written one shard, and not the same, it is made again.
+        """
         self._check_current()
-        self.mirror.tree.upload(self.mirror.root / self.name / "build" / file, f"{self._version}/{file}")
-        self.mirror.tree.write(f"{self._work}/shards/{note}", content)
+        tree, name = self.mirror.tree, f"{self._work}/shards/{note}"
+        if (first := tree.read_if_there(name)) is not None:
+            return first
+        tree.upload(self.mirror.root / self.name / "build" / file, f"{self._version}/{file}")
+        if not tree.create(name, content) and tree.read_if_there(name) != content:
+            tree.remove([name])
+        return content
 
     def bring_shards(self, files: Iterable[str]) -> None:
         """Have shards here that other machines have brought to their place."""

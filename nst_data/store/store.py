@@ -262,7 +262,7 @@ class Store:
 
     def _clear_away(self, run: Path) -> None:
         """Delete what a process that was killed after it sealed a version left of its making."""
-        if self.mirror is not None:
+        if self.mirror is not None and self.mirror.tree.files(self.mirror.name_of(run)):
             RemoteRun(self.mirror, self.mirror.name_of(run)).discard()
         discard(run)
 

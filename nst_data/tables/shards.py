@@ -187,7 +187,7 @@ class Shards:
         """Say that a shard is done. Killed before this, the shard is made again."""
         note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}
         if self._elsewhere is not None:
-            self._elsewhere.keep_shard(self.plan.file(shard), self._note(shard).name, json.dumps(note).encode())
+            note = json.loads(self._elsewhere.keep_shard(self.plan.file(shard), self._note(shard).name, json.dumps(note).encode()))
         write_text(self._note(shard), json.dumps(note))
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:

@@ -192,8 +192,9 @@ def load_images(
     least_side_px = None if None in sides else max(side for side in sides if side is not None)
     readable, reasons, hashed, small = [], [], [], []
     prepared: list[list[Tensor]] = [[] for _ in preprocessings]
-    for start in range(0, len(rows), _READ_AT_ONCE):
-        contents = [_content(row) for row in rows[start : start + _READ_AT_ONCE]]
+    start = 0
+    while start < len(rows):
+        contents = _contents(rows[start : start + _READ_AT_ONCE])
         with _one_at_a_time(contents):
             for position, content in enumerate(contents, start):
                 try:
@@ -211,12 +212,25 @@ def load_images(
                     small.append(thumbnail(pixels))
                 for view, into in zip(views, prepared, strict=True):
                     into.append(view)
+        start += len(contents)
     batches = [stacked(one) if one else torch.empty(0) for one in prepared]
     if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # an image of its size is its own thumbnail
         thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
     else:
         thumbnails = stacked_thumbnails(small)
     return Images(readable, reasons, hashed, phash(thumbnails), [_padded(one, readable, batch_size) for one in batches])
+
+
+def _contents(rows: Sequence[Row]) -> list[bytes | memoryview | Exception]:
+    """The first of these images, as many as are small together; one at least."""
+    contents: list[bytes | memoryview | Exception] = []
+    size = 0
+    for row in rows:
+        contents.append(content := _content(row))
+        size += 0 if isinstance(content, Exception) else len(content)
+        if size > 2**20:
+            break
+    return contents
 
 
 def _content(row: Row) -> bytes | memoryview | Exception:

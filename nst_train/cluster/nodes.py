@@ -107,8 +107,8 @@ def nodes_of(ray: Any, settings: ClusterSettings) -> list[Node]:  # noqa: ANN401
 def _node(about: dict[str, Any], settings: ClusterSettings) -> Node:
     gpus, cpus = about["Resources"].get("GPU", 0), int(about["Resources"].get("CPU", 0))
     room = int(gpus / settings.gpus_per_worker + 1e-6) if settings.gpus_per_worker else 1 if settings.cpus_per_worker is None else cpus
-    each = settings.cpus_per_worker or cpus // max(1, room)
-    room = min(room, cpus // each) if each else 0
+    each = settings.cpus_per_worker or max(1, cpus // max(1, room))
+    room = min(room, cpus // each)
     host, address = about["NodeManagerHostname"], about["NodeManagerAddress"]
     return Node(about["NodeID"], f"{host} ({address})", room, each)
 
