@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.errors import plain_errors
+from nst_data.hub.errors import causes_of, plain_errors
 from nst_data.store.files import temporary
 
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class FileTree:
             try:
                 return cast("bytes", self._system.cat_file(self._path(name), start=start, end=stop, **at_once))
             except Exception as error:
-                if start is not None and {"416", "InvalidRange"} & set(map(_code, _causes(error))):  # after its end
+                if start is not None and {"416", "InvalidRange"} & set(map(_code, causes_of(error))):  # after its end
                     return b""
                 raise
 
@@ -336,7 +336,7 @@ def _file_system(scheme: str, process: int) -> Any:  # noqa: ANN401 - as above
 
 def _reason(error: BaseException) -> tuple[str, bool]:
     """What went wrong in a phrase of ours, and whether it may pass."""
-    causes = _causes(error)
+    causes = causes_of(error)
     names = {type(cause).__name__ for cause in causes}
     codes = {_code(cause) for cause in causes}
     if isinstance(error, FileNotFoundError):
@@ -369,17 +369,9 @@ _BROKEN = frozenset(
 
 def _is_missing_file(error: BaseException) -> bool:
     """Whether there is no such file, in a bucket or repository that is there."""
-    causes = _causes(error)
+    causes = causes_of(error)
     lacks = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"} & {type(cause).__name__ for cause in causes}
     return isinstance(error, FileNotFoundError) and not lacks and "NoSuchBucket" not in map(_code, causes)
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def _code(error: BaseException) -> str:
