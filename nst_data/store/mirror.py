@@ -200,7 +200,7 @@ class Mirror:
 
     def _drop_all_but(self, top: str, numbers: Iterable[str]) -> None:
         """Delete here the versions of a name that are not there any more."""
-        for folder in (self.root / top).glob("*"):
+        for folder in (self.root / top).glob("[!.]*"):  # others are being made
             if folder.name not in numbers and ((folder / MANIFEST_NAME).is_file() or (folder / REQUEST).is_file()):
                 discard(folder)
 
