@@ -200,8 +200,10 @@ class Mirror:
 
     def _drop_all_but(self, top: str, numbers: Iterable[str]) -> None:
         """Delete here the versions of a name that are not there any more."""
+        mark = REQUEST if top.startswith("runs/") else MANIFEST_NAME
         for folder in (self.root / top).glob("[!.]*"):  # others are being made
-            if folder.name not in numbers and ((folder / MANIFEST_NAME).is_file() or (folder / REQUEST).is_file()):
+            gone = folder.name not in numbers and (folder / mark).is_file()
+            if gone and self.tree.stat(f"{top}/{folder.name}/{mark}") is None:  # one may have come since they were listed
                 discard(folder)
 
     def _bring_file(self, version: str, place: Path, name: str, sealed: SealedFile | None) -> None:
