@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 from nst_data.errors import NstError
@@ -19,6 +19,7 @@ from nst_data.store.file_tree import FileTree
 from nst_data.store.ownership import ALIVE_EVERY_SECONDS, DEAD_AFTER_SECONDS, AtWorkError, Process
 
 _LOOK_EVERY_SECONDS = 0.5
+_LONGEST_END_SECONDS = 20.0
 
 
 class Lease:
@@ -34,8 +35,9 @@ class Lease:
     def end(self) -> None:
         """Take it away."""
         self._ended.set()
-        self._thread.join()
-        self.tree.remove([self.name])
+        self._thread.join(_LONGEST_END_SECONDS)
+        with suppress(NstError):  # what is done is done; others find it dead
+            self.tree.remove([self.name])
 
     def _show_life(self) -> None:
         beats = 0
