@@ -40,7 +40,7 @@ class Mirror:
 
     def __init__(self, tree: FileTree) -> None:
         if not tree.address.startswith("s3://"):
-            raise UsageError(f"{tree.address}: expected a store in a folder or on s3://; copy versions from elsewhere with `nst copy`")
+            raise UsageError(f"{tree.address}: expected a store in a folder or on s3://; other addresses are for pools and labeled sets")
         self.tree = tree
         self.root = _mirrors() / _folder_name(tree.address)
 
