@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
+home = Path(os.environ["HF_HOME"])  # what the tests import sets it anew
 from labels import RUN, SETTINGS, rows
 from nst_data.errors import NstError
 from nst_data.sources import open_source
@@ -40,7 +41,7 @@ for name in names:
         print(json.dumps({"digest": entry.digest, "revision": entry.revision}))
     except NstError as error:
         print(json.dumps({"error": str(error)}))
-print(json.dumps(sorted({path.name for path in Path(os.environ["HF_HOME"]).rglob("*") if path.is_file()})))
+print(json.dumps(sorted({path.name for path in home.rglob("*") if path.is_file()})))
 """
 
 

@@ -238,7 +238,7 @@ class FileTree:
 
     @property
     def _system(self) -> Any:  # noqa: ANN401 - fsspec ships no types
-        return _file_system(self.address.partition("://")[0], os.getpid())
+        return _file_system(self.address.partition("://")[0], os.getpid(), _aws_settings())
 
     def _path(self, name: str) -> str:
         path = self.address.partition("://")[2]
@@ -312,9 +312,13 @@ def _etag(found: dict[str, Any]) -> str:
     return str(value).strip('"')
 
 
+def _aws_settings() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
 @lru_cache(maxsize=8)
-def _file_system(scheme: str, process: int) -> Any:  # noqa: ANN401 - as above
-    """One for each process: their threads and connections do not survive a fork."""
+def _file_system(scheme: str, process: int, settings: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - as above
+    """One for each process, whose threads and connections do not survive a fork, and for each server and user that it is told."""
     import fsspec
 
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
