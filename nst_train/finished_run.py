@@ -1,6 +1,7 @@
 """What a finished run of a recipe went by and what it made: asked again, it is answered from that, without a network library."""
 
 import contextlib
+import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nst_train.recipe_settings import Recipe
 from nst_train.teacher_names import is_in_store
 
 _OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
+_MORE_PACKAGES = ("simplejpeg", "open-clip-torch")  # images and teachers depend on them too
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -93,7 +95,7 @@ class FinishedRun:
         digest = json_digest(
             {
                 "recipe": recipe,
-                "packages": dict(installed_packages()),
+                "packages": dict(installed_packages()) | {name: _version_of(name) for name in _MORE_PACKAGES},
                 "sources": [[source.fingerprint, source.stamp] for source in self.sources.all()],
                 "files": {text: stamp_of(text) for text in _texts(recipe) if os.path.isfile(text)},
                 "models": {name: self._identity(name, repositories) for name in self._models},
@@ -155,6 +157,13 @@ class FinishedRun:
 
     def _is_of_timm(self, name: str) -> bool:
         return not {":", "/"} & set(name) and not is_in_store(name, self.store)
+
+
+def _version_of(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _is_one_of_several() -> bool:

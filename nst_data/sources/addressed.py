@@ -97,8 +97,11 @@ def _in_order(found: pa.Table) -> pa.Table:
 
 
 def _checked(content: bytes | MissingError, size: int) -> Content:
-    if isinstance(content, bytes) and len(content) != size:
-        return NstError(f"has {len(content):,} bytes, {size:,} when the pool was listed")
+    if isinstance(content, bytes):
+        try:
+            check_size(len(content), size)
+        except NstError as error:
+            return error
     return content
 
 

@@ -248,8 +248,11 @@ def _folder_name(address: str) -> str:
 def _profile_endpoint() -> str:
     """The server that the profile in `~/.aws/config` names."""
     try:
+        from botocore.exceptions import BotoCoreError
         from botocore.session import Session
-
+    except ImportError:  # reading there says which extra is missing
+        return ""
+    try:
         return str(Session().get_scoped_config().get("endpoint_url") or "")
-    except Exception:  # no such package or profile: reading there says what is wrong
+    except BotoCoreError:  # no such profile: reading there says so
         return ""

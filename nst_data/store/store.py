@@ -205,7 +205,7 @@ class Store:
         for folder in run:
             if folder.is_dir():
                 check_nobody_at_work(ref, folder / "owner", folder / "worker", beside(folder), say=say)
-                if self.mirror is not None and PULLS not in folder.parts:
+                if self.mirror is not None and folder.parent.parent.name != PULLS:
                     remote = RemoteRun(self.mirror, self.mirror.name_of(folder))
                     remote.check_nobody_at_work(ref, say)
                     remote.discard()
