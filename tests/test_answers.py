@@ -35,7 +35,7 @@ def test_the_last_answer_of_an_image_counts(store):
     assert classes(store) == {ROSE: "rose", TULIP: "unusable"}
     lines = (store.root / "reviews/flowers/ann.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
-    assert len(first.pop("time")) == len("2026-11-26T12:00:00.000+00:00")
+    assert len(first.pop("time")) == len("2026-11-26T12:00:00.000000+00:00")
     assert first == {"image_hash": ROSE, "key": "1.jpg", "class": "tulip", "excluded": None, "picked_by": "random"}
     assert len(lines) == 3
 

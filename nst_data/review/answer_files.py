@@ -54,7 +54,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
             except UsageError as error:
                 raise NstError(f"{where}: {error}") from None
     found = _found(labels, [row for row, _ in rows]) if labels else {}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     log, answers = AnswerLog(store, corpus, reviewer), []
     for row, where in rows:
         image_hash, key = found.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))

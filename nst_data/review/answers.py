@@ -140,7 +140,7 @@ class AnswerLog:
             check_class(class_name, self._class_names)
         if excluded is not None and excluded not in EXCLUDED:
             raise UsageError(f"`excluded`: expected {' or '.join(map(repr, EXCLUDED))}, found {excluded!r}")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         answer = Answer(image_hash, key, class_name, excluded, undo, picked_by, seen_in, now)
         if undo:
             self._file.refresh()
