@@ -119,7 +119,7 @@ def balance(
     engine = engine or Engine()
     if engine.name == "spark" and store.address:
         raise UsageError(
-            f"`engine` spark: {store.location} is at an address, which Spark needs hadoop-aws and credentials of its own for; "
+            f"`engine` spark: {store.location} is on object storage, where Spark requires hadoop-aws and its own credentials; "
             "leave out `engine`, or balance in a store on a file system that Spark's workers share"
         )
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
@@ -175,7 +175,7 @@ def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None
                 near = difflib.get_close_matches(name, class_names, n=1)
                 known = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(class_names[:20])}"
                 known += ", ..." * (not near and len(class_names) > 20)
-                raise UsageError(f"{option}: the teacher knows no class {name!r}; {known}")
+                raise UsageError(f"{option}: the teacher has no class {name!r}; {known}")
 
 
 def _make(
@@ -314,7 +314,7 @@ def _counts(
     if not unique:
         reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
-        raise NstError(f"{generation.ref}: no image is left of {sum(labeled.values()):,} ({reasons}); {advice}")
+        raise NstError(f"{generation.ref}: 0 images are left of {sum(labeled.values()):,} ({reasons}); {advice}")
     per_class = {}
     for index, name in enumerate(class_names):
         images, copies = chosen.get(index, (0, 0))

@@ -75,7 +75,7 @@ def hold_out(
     if whole := [as_text(name) for name, here, out in zip(names, images, held, strict=True) if here and not out]:
         shown = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
         classes = f"{len(whole):,} classes are" if len(whole) > 1 else "1 class is"
-        progress.say(f"{labeled.location}: {classes} not tested, having no two images that differ: {shown}")
+        progress.say(f"{labeled.location}: {classes} not tested, with fewer than two distinct images: {shown}")
     stay = np.setdiff1d(np.arange(len(labeled)), rows)
     which = f"holdout {share:g}, seed {seed}"
     return Subset(labeled, stay, f"all but {which}"), Subset(labeled, rows, which)

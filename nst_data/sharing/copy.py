@@ -53,7 +53,7 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
                 target = run / "build" / file
                 if not (target.is_file() and hash_file(target) == sealed) and not _is_copied(version.folder / file, target, sealed):
                     discard(run)
-                    raise NstError(f"{version.ref}: {file} is not what its manifest says; nothing was kept, restore it and copy again")
+                    raise NstError(f"{version.ref}: {file} does not match its manifest; nothing was kept; restore it and copy again")
                 task.advance(sealed.bytes)
         for path in [path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."]:
             file = path.relative_to(version.folder).as_posix()
@@ -65,7 +65,7 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
         copied = to.place(run / "build", target)
         discard(run)
     if copied.manifest.digest != manifest.digest:
-        raise NstError(f"{copied.ref} was made in {to.location} meanwhile with other content")
+        raise NstError(f"{copied.ref} was created in {to.location} meanwhile with different content")
     return copied
 
 

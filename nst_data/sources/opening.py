@@ -54,7 +54,7 @@ def open_source(
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
         class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
-        image_column: The column with the images, where there are several.
+        image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
         indexes: A folder that keeps where the images lie in tar files, so that they open at once the next time.

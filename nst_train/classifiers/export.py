@@ -127,7 +127,7 @@ def _is_there(path: Path, about: dict[str, Any]) -> bool:
         return False
     if path.is_file() and _read_about(path) == about:
         return True
-    raise NstError(f"{path if path.exists() else data}: exists, and is no export of this network; choose another name, or remove it")
+    raise NstError(f"{path if path.exists() else data}: exists and is not an export of this network; choose another name, or remove it")
 
 
 def _read_about(path: Path) -> object:

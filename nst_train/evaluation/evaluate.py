@@ -102,7 +102,7 @@ def measure_all(
     reference = load_candidate(settled(settings.relative_to, store), store) if settings.relative_to else None
     suites = [open_suite(name, data, settings, reference) for name in settings.suite]
     if not is_writable(kept_outcomes(store)):
-        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: nothing that is measured is kept for a next run")
+        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: results are not cached for the next run")
     measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in suites}
     for model in names:
         candidate = load_candidate(model, store)
@@ -119,7 +119,7 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str) ->
     check_name(name)
     for model in models:
         if isinstance(model, ZeroShot) or not is_in_store(model, store):
-            raise UsageError(f"`record`: {model} is not a teacher in the store, so nothing can be recorded for it; remove `record`")
+            raise UsageError(f"`record`: {model} is not a teacher in the store, so results cannot be recorded for it; remove `record`")
         if not all(map(is_writable, ((folder := store.open(model, "teacher").folder), folder.parent))):
             raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
 
