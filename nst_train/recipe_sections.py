@@ -45,7 +45,7 @@ class SourceSettings(Settings):
 class TeacherSettings(Settings):
     """The teacher of a recipe in place of generation 0: a trained model, or an image-text model with the words of the classes."""
 
-    model: str = Field(min_length=1, description="A model, named as for `nst label --teacher`, or an image-text model.")
+    model: str = Field(min_length=1, description="A model, named like the `teacher` of `label`, or an image-text model.")
     class_names: str | list[str] | dict[str, Any] | None = Field(
         None,
         description="Of an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
@@ -85,7 +85,7 @@ class SelectSettings(BalanceSettings):
     by: str | None = Field(
         None,
         min_length=1,
-        description="Select by the labels of another model, named as for `nst label --teacher`; it labels the pool once.",
+        description="Select by the labels of another model, named like the `teacher` of `label`; it labels the pool once.",
     )
     when: Literal["every_generation", "once"] = Field(
         "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."

@@ -162,7 +162,7 @@ class Recipe(Settings):
     select: SelectSettings = SelectSettings()
     teacher: TeacherSettings | None = Field(
         None,
-        description="A trained model in place of generation 0, named as for `nst label --teacher`; or "
+        description="A trained model in place of generation 0, named like the `teacher` of `label`; or "
         "`{model: ..., class_names: names.txt}`, an image-text model that labels by the names of the classes.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")

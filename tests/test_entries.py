@@ -139,7 +139,7 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
         opened.write(content)
     with pytest.raises(
         NstError,
-        match=rf"{edition.ref}: '{table['key'][3]}' differs from the image that was labeled [^\n]*verify",
+        match=rf"{edition.ref}: '{table['key'][3]}' differs from the image that was labeled[^\n]*verify",
     ):
         pseudo.read(3)
 
