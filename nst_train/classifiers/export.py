@@ -65,9 +65,6 @@ def export_network(
     Returns:
         The file, the names of its classes in the order of its logits, and by how much these differ from the network's.
 
-    Returns:
-        What was written, and how far its logits are from the network's.
-
     Raises:
         UsageError: The format is none of these, or its packages are not installed.
         NstError: The file exists with other content, the network cannot be exported, or computes something else once it is.
