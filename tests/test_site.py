@@ -1,4 +1,4 @@
-"""The documentation site: built strictly, every link and anchor resolves, nothing is loaded from elsewhere, and the search works from disk."""
+"""The documentation site: it builds strictly, every link and anchor resolves, nothing comes from elsewhere, the search works from disk."""
 
 import re
 import subprocess
@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from browsing import browser_of_debian
 
 import nst_data
 import nst_train
-from browsing import browser_of_debian
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "build" / "site"
