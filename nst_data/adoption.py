@@ -86,7 +86,7 @@ def adopt(
         rows_per_shard: Rows per parquet shard; progress is saved after each shard.
         generation: Ask for this number, from 1, instead of the next free one.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed generation. Each row is in its table `pseudo_labels` or, with the reason, in `errors`.

@@ -50,7 +50,7 @@ def export(
     probs: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a generation, an edition or a review for other tools. Interrupted, it goes on where it was; done, it is found.
+    """Write a generation, an edition or a review for other tools. An interrupted export resumes, a finished one is found.
 
     Args:
         store: Where the version is.
@@ -63,7 +63,7 @@ def export(
         pool: The images, if they have moved since labeling.
         link: Link to the image files of the pool in place of copying them.
         probs: Also write the probability of every class.
-        progress: What a person sees of it.
+        progress: How progress is shown.
 
     Returns:
         The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once.

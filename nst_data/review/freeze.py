@@ -39,7 +39,7 @@ def freeze(
         corpus: The name that they were given under.
         anonymous: Leave the reviewers' names out.
         class_names: The classes, where no version of the corpus is in the store to say which it has; by default those of the answers.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed review: its table `review` has a row for each image, `manifest.counts` how many labels people have given.

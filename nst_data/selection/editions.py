@@ -89,12 +89,12 @@ def balance(
 ) -> Version:
     """Select and balance the pseudo-labels of a generation into an edition: a training set (section 3.1 of the paper).
 
-    The same call does nothing where that is there.
+    The same call finds a finished edition.
 
     Args:
         store: Where both are kept.
         generation: What `label` or `adopt` made, as a version or `name@gen-N`.
-        settings: Which images are taken, and how often.
+        settings: Which images are selected, and how often each stands in the training set.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
         reviews: What people answered, `name@review-N`: images that they excluded are dropped, and so are those that they gave a
             class, which `train` takes as labeled ones.
@@ -103,7 +103,7 @@ def balance(
         edition: Ask for this number, from 1, instead of the next free one.
         engine: What computes the selection: Polars or Spark; both give the same.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed edition. Its table `balanced` has a row for each image, `copies` says how often it is trained on; `manifest.counts` has

@@ -43,7 +43,7 @@ def hold_out(
         seed: Another one holds out others.
         kept: A folder that keeps the answer, so that the images are not read again for it the next time.
         writes: Whether a new answer is kept there; else one that is there is only read.
-        progress: What a person sees of it.
+        progress: How progress is shown.
         threads: That read and decode; by default as many as suit this machine.
 
     Returns:

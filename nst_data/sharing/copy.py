@@ -17,16 +17,16 @@ from nst_data.store.version import Version
 
 @with_checked_arguments
 def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
-    """Copy a sealed version into another store, under the same name and number. Interrupted, the same call goes on.
+    """Copy a sealed version into another store, under the same name and number. If interrupted, the same call resumes.
 
-    What it was made from is not copied; copy that too where it is wanted there.
+    What it was made from is not copied with it.
 
     Args:
         store: Where it is.
         version: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`; a name alone means its newest one.
         to: Where it goes.
         kinds: What it may be: of generation, edition, review, teacher; by default any.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The version in the other store, which may have been there before.

@@ -84,14 +84,14 @@ def _kinds_of(number: Number) -> set[Kind]:
 
 @with_checked_arguments
 def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
-    """Bring a version from the Hub into the store, each file compared with its checksum. Interrupted, the same call goes on.
+    """Bring a version from the Hub into the store, each file compared with its checksum. If interrupted, the same call resumes.
 
     Args:
         store: Where it goes.
         reference: `owner/name@version`; without a version the newest.
         name: Name in the store, if not its own.
         kinds: What it may be: of generation, edition, review, teacher; by default any.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The version in the store, which may have been there before.

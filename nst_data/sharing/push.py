@@ -88,7 +88,7 @@ def push(
         anonymous: Omit keys and source names, and replace image hashes by row numbers: a hash reveals who holds an image.
         license: For the card, such as `cc-by-4.0`; by default that of the card that is there.
         pool_source: For the card: where the pool's images come from.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         Where it is: repository, tag and commit.

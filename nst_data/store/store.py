@@ -28,7 +28,7 @@ PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
 
 class Store:
-    """The folder with corpora, teachers and runs, or `s3://bucket/prefix`, of which `root` then is this machine's copy."""
+    """Corpora, teachers and runs: a folder, or `s3://bucket/prefix`, in which case `root` is this machine's copy."""
 
     def __init__(self, root: Path | str) -> None:
         tree = FileTree.parse(str(root))

@@ -60,7 +60,7 @@ def export_network(
         teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's; or `ZeroShot(...)`.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The file, the names of its classes in the order of its logits, and by how much these differ from the network's.

@@ -59,14 +59,14 @@ def evaluate(
         settings: What to measure; by default accuracy on the images as they are.
         record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
         run: How images are read; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         `top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read;
         beside them the numbers of each suite but `clean` under its name.
 
     Raises:
-        UsageError: There is no such model, or `data` was opened without labels or does not go with the suite.
+        UsageError: There is no such model, or `data` was opened without labels or does not fit the suite.
         NstError: The model knows other classes, or no image can be read.
     """
     name = store.open(model, "teacher").ref if isinstance(model, Version) else model

@@ -64,7 +64,7 @@ def pick(
         queue: The name of the queue; by default how they were picked.
         embedding: What shapes the features.
         run: How images are read; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The picks, the first to look at first.

@@ -60,7 +60,7 @@ def label(
         calibration: Labeled images, unseen by the teacher, to fit the temperature on.
         generation: Ask for this number, from 1, instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed generation. Each image is in its table `pseudo_labels`, with a float16 probability for each class, or with the reason in
@@ -102,7 +102,7 @@ def extend(
         generation: The one to go on from, as a version or `name@gen-N`.
         pool: The grown pool; by default what lies where the earlier one was.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The new generation, of the same corpus.
@@ -142,7 +142,7 @@ def label_like(
         settings: What shapes the labels.
         generation: Ask for this number instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The new edition, of the same corpus.

@@ -45,8 +45,8 @@ def train(
 ) -> Version:
     """Train a network on labeled images and, with `edition`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
 
-    Its averaged weights are sealed as a teacher. The same call does nothing where that is there, and a run that was killed goes on at its
-    last checkpoint and ends, on the CPU, with the same weights.
+    Its averaged weights are sealed as a teacher. The same call finds a finished teacher; a killed run resumes at its last checkpoint and
+    ends, on the CPU, with the same weights.
 
     Args:
         store: Where the teacher is kept, and what it is made from.
@@ -65,14 +65,14 @@ def train(
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
         generation: Ask for this number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed teacher; `manifest.counts` has its parameters and steps.
 
     Raises:
         UsageError: A source was opened without labels, or the arguments do not go together.
-        NstError: The data or the network refuse the settings, before any work starts; or a loss is finite no more.
+        NstError: The data or the network refuse the settings, before any work starts; or a loss is not finite.
         KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
     """
     run, progress = run or RunSettings(), progress or on_this_terminal()
