@@ -187,6 +187,7 @@ def test_the_commands_of_the_readme_and_the_quick_start_run_one_after_the_other(
     script = "\n".join(line for line in lines if line not in {"make demo", *done_before})
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for shell in (["bash", "-euxc", script], [sys.executable, "-c", "\n".join(fenced(readme, "python"))]):
+    programs = ["\n".join(fenced(readme, "python")), fenced(ROOT / "docs" / "python-api.md", "python")[0]]  # what they need is there now
+    for shell in (["bash", "-euxc", script], *([sys.executable, "-c", program] for program in programs)):
         done = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stderr
