@@ -69,7 +69,7 @@ def demo(
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
     run(recipe, there.location, json)
     if not json:
-        print(f"recipe: {recipe}: change it, give it another name and `nst run` it; examples/image_folder.yaml is for your own images")
+        print(f"recipe: {recipe}: change it, give it another name and `nst run` it; `nst init` writes one for your own images")
 
 
 def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:

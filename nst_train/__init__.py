@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nst_train.training.train import train
     from nst_train.zero_shot_settings import ZeroShot
 
+    __version__: str
+
 __all__ = [
     "EmbedRunSettings",
     "EmbedSettings",
@@ -32,6 +34,7 @@ __all__ = [
     "RunSettings",
     "TrainSettings",
     "ZeroShot",
+    "__version__",
     "embed",
     "evaluate",
     "export_network",
@@ -69,6 +72,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - what the name stands for, imported when it is first used
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nst")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

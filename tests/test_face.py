@@ -24,7 +24,7 @@ BalanceSettings NstError PickSettings Source Store UsageError Version __version_
 adopt balance copy diff export freeze lineage open_source pull push quality
 """
 TRAIN = """
-EmbedRunSettings EmbedSettings EvaluateSettings LabelRunSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot
+EmbedRunSettings EmbedSettings EvaluateSettings LabelRunSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot __version__
 embed evaluate export_network extend label label_like load_recipe pick self_training train
 """
 CHECK = """
@@ -40,6 +40,7 @@ for package in (nst_data, nst_train):
 def test_the_names_are_these():
     assert (dir(nst_data), dir(nst_train)) == (DATA.split(), TRAIN.split())
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", nst_data.__version__)
+    assert nst_train.__version__ == nst_data.__version__
     with pytest.raises(AttributeError, match="module 'nst_train' has no attribute 'trian'"):
         nst_train.__getattr__("trian")
 
