@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 _ODD = re.compile(r"[^\w.\- ]+")
 _OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -30,11 +30,22 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
     taken: set[str] = set()
     for index, name in enumerate(class_names):
         safe = file_name(name.replace("/", "_").replace("\\", "_"))
-        if safe.casefold() in taken:
+        while folded(safe) in taken:
             safe = f"{safe}-{index}"
-        taken.add(safe.casefold())
+        taken.add(folded(safe))
         names.append(safe)
     return names
+
+
+def folded(name: str) -> str:
+    """One form of all names that some file system takes for one: macOS tells neither case nor how an accent is encoded."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def mistaken_for(name: str, names: Collection[str]) -> str | None:
+    """One of the names that some file system takes for this one, which it is not; None where the name is among them."""
+    others = {folded(other): other for other in names if other != name}
+    return None if name in names else others.get(folded(name))
 
 
 def cell(text: str) -> str:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, Self
 
 # Ctrl-C, pre-emption, SLURM's advance warning, a terminal that is gone
-STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP})
+STOP_SIGNALS = frozenset(one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 AGREE_EVERY_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 20.0  # schedulers and torchrun kill after 30
 
@@ -38,7 +38,7 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
 
 def is_heeded(number: int) -> bool:
     """Whether a signal is to stop the work: `nohup` asks to ignore SIGHUP."""
-    return number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    return signal.Signals(number).name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
 
 
 class StopRequests:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError, UsageError
+from nst_data.safe_names import mistaken_for
 from nst_data.store.files import fsync, fsync_folder
 from nst_data.store.store import Store, check_name
 from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded
@@ -103,6 +104,11 @@ class AnswerLog:
     def __init__(self, store: Store, corpus: str, reviewer: str = "reviewer", *, class_names: Sequence[str] | None = None) -> None:
         """Answers have one of `class_names`, where those are given. Raises UsageError for a name that no file can have."""
         self._path = answers_folder(store, corpus) / f"{_check_reviewer(reviewer)}.jsonl"
+        if there := mistaken_for(reviewer, [path.stem for path in self._path.parent.glob("*.jsonl")]):
+            raise UsageError(
+                f"reviewer {reviewer!r}: {there!r} has answered, which is the same name on file systems that do not distinguish case; "
+                f"use {there!r}, or choose another"
+            )
         self._file, self._class_names = _ReviewerFile(self._path), class_names
 
     def append(

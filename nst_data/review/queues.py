@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from nst_data.errors import NstError, UsageError
+from nst_data.safe_names import mistaken_for
 from nst_data.store.files import replacing
 from nst_data.store.store import Store, check_name
 
@@ -60,13 +61,15 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
     first = check_name(name) if name is not None else str(picks["by"][0])
     for number in range(1, len(known) + 2):
         chosen = first if number == 1 else f"{first}-{number}"
-        if chosen not in known:
+        there = mistaken_for(chosen, known) or chosen
+        if there not in known:
             _write(store, corpus, chosen, picks)
             return chosen
-        if known[chosen].rows().equals(picks):
+        if there == chosen and known[chosen].rows().equals(picks):
             return chosen
         if name is not None:
-            raise UsageError(f"queue {name!r}: {corpus} has one of that name with other images; choose another `queue`")
+            found = "one of that name" if there == name else f"{there!r}, on some file systems the same name,"
+            raise UsageError(f"queue {name!r}: {corpus} has {found} with other images; choose another `queue`")
     raise AssertionError("one of the names is free")
 
 

@@ -1,6 +1,6 @@
 """A self-contained edition that stays on the Hub or at an address: what it is, and its shards one by one."""
 
-import os
+import platform
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,7 +83,7 @@ class StreamedEdition(SelfContainedEdition):
 
     def shards(self, work: Path, prepare: Prepare, starts: NDArray[np.int64], most: int, process: int, processes: int) -> ShardWindow:
         """A few at a time, fetched as they are wanted; each machine has its own."""
-        window = ShardWindow(work / f"stream-{os.uname().nodename}", prepare, starts, self.place, process, processes)
+        window = ShardWindow(work / f"stream-{platform.node()}", prepare, starts, self.place, process, processes)
         window.begin()
         needed = sum(sorted((self.manifest.files[name].bytes for name in self.files), reverse=True)[:most])
         there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free

@@ -30,6 +30,10 @@ class ShardFolders:
     starts: NDArray[np.int64]
     _open: dict[int, dict[str, NDArray[Any]]] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process that is not forked: it prepares no shards, and opens those that it reads itself."""
+        return self.__dict__ | {"prepare": None, "_open": {}}
+
     def place(self, shard: int) -> Path:
         """The folder of a shard, where it is here."""
         return self.folder / f"{shard:05d}"

@@ -8,6 +8,7 @@ import mmap
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ class _File(OpenFile):
     def __init__(self, path: str, size: int) -> None:
         super().__init__(path, size)
         self.data = mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
-        self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
+        with suppress(AttributeError, OSError):  # advice that not every system takes
+            self.data.madvise(mmap.MADV_RANDOM)  # headers and lengths are far apart: the system would read megabytes around each
 
 
 @lru_cache(maxsize=128)  # each takes two of the thousand files that a process may have open

@@ -1,5 +1,6 @@
 """The folder with corpora, teachers and runs: which versions there are, and where a new one goes."""
 
+import platform
 import re
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
+from nst_data.safe_names import mistaken_for
 from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
@@ -31,6 +33,8 @@ class Store:
     """Corpora, teachers and runs: a folder, or `s3://bucket/prefix`, in which case `root` is this machine's copy."""
 
     def __init__(self, root: Path | str) -> None:
+        if platform.system() == "Windows":
+            raise NstError("nst runs on Linux and macOS; on Windows run it in WSL, the Windows Subsystem for Linux")
         tree = FileTree.parse(str(root))
         self.mirror = None if tree is None else Mirror(tree)
         self.root = Path(root).absolute() if self.mirror is None else self.mirror.root
@@ -68,7 +72,9 @@ class Store:
         found = [
             Version(folder, self.mirror)
             for room in _ROOMS
-            for folder in (self.root / room).glob(f"{name or '*'}/*")
+            for place in (self.root / room).glob("*")
+            if name in (None, place.name)  # as it is spelled: a file system that tells no case would open another
+            for folder in place.glob("*")
             if Number.is_one(folder.name) and (folder / MANIFEST_NAME).is_file()
         ]
         return sorted(found, key=lambda version: (version.name, version.number.order))
@@ -324,7 +330,13 @@ class Store:
         return staging
 
     def check_name_is_free_for(self, name: str, kind: Kind) -> None:
-        """Raises NstError where corpora have the name of a teacher, or teachers that of a corpus."""
+        """Raises NstError where corpora have the name of a teacher, or teachers that of a corpus, or another one differs in case alone."""
+        known = [place.name for room in (self.root, self.root / "runs") for place in (room / _ROOM[kind]).glob("*")]
+        if there := mistaken_for(name, known):
+            raise NstError(
+                f"{name!r} and {there!r}, which is in {self.location}, are one name on file systems that do not distinguish case; "
+                f"use {there!r}, or choose another"
+            )
         other = "teachers" if _ROOM[kind] == "corpora" else "corpora"
         folders = (folder for room in (self.root, self.root / "runs") for folder in (room / other / name).glob("*"))
         if any(Number.is_one(folder.name) for folder in folders):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ from nst_data.images import ImageError, decode, image_hash
 from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
-from nst_train.interruption import STOP_SIGNALS
+from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS
 from nst_train.seeds import seed_of
 from nst_train.settings import TrainSettings
 from nst_train.transforms.noise import Transform
@@ -259,7 +261,7 @@ def worker_failures() -> Iterator[None]:
 def check_room(images: int, side_px: int, workers: int, processes_here: int = 1) -> None:
     """Raises NstError where batches of so many images do not fit in memory, or those that workers hold ready not in shared memory."""
     batch = images * 3 * side_px**2
-    if batch > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    if batch > (memory := psutil.virtual_memory().total):
         raise NstError(
             f"a batch of {images:,} images of {side_px} px needs {_gigabytes(batch)}, but this machine has {_gigabytes(memory)}; "
             "use a smaller `batch_size` or `image_size`"
@@ -283,6 +285,7 @@ def _end_quietly(worker: int) -> None:
 
     Errors in making a batch do not pass here: they travel to the parent, and so do those of handing it over.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # one that a fork server began was not born deaf to them
     sys.excepthook = lambda *_: None
     multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_the_error  # type: ignore[attr-defined] # a hook of Python's own
     threading.Thread(target=_heed_the_parent, daemon=True).start()
@@ -301,6 +304,11 @@ def _hand_over_the_error(queue: "multiprocessing.queues.Queue[Any]", error: Exce
 
 def _heed_the_parent() -> None:
     """End on a SIGTERM of the parent alone: a scheduler sends it to all processes, and the parent wants to finish its step."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+    parent = multiprocessing.parent_process()
+    if hasattr(signal, "sigwaitinfo") and parent is not None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+            pass
+    else:  # macOS does not say who sent it
+        signal.sigwait({signal.SIGTERM})
+        time.sleep(LONGEST_WAIT_SECONDS)
     os._exit(0)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,6 +49,15 @@ class PseudoLabeledImages:
     order: ShardOrder
     shards: ShardFolders
     targets: tuple[str, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process that is not forked: it maps the rows of a pool into memory itself."""
+        return self.__dict__ | {"rows": None if isinstance(self.rows, np.memmap) else self.rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.rows is None:
+            self.__dict__["rows"] = self.shards.column(0, "rows")
 
     def __len__(self) -> int:
         return len(self.order)
