@@ -10,7 +10,7 @@ from nst_data.sources import Source, check_trainable, match_classes
 from nst_data.store.store import Number, Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.classifiers.zero_shot import check_zero_shot
-from nst_train.evaluation.corruptions import LEAST_SIDE_PX
+from nst_train.evaluation.corruptions import LEAST_SIDE_PX, check_opencv
 from nst_train.evaluation.evaluate import load_candidate
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
 from nst_train.evaluation.imagenet_suites import classes_of
@@ -129,6 +129,7 @@ def check_evaluations(
 
 
 def _check_sizes(recipe: Recipe) -> None:
+    check_opencv()
     for network in recipe.networks:
         last = network.settings.finetune or network.settings
         size = last.test_size or last.image_size or published_size(last.model)

@@ -1,6 +1,7 @@
 """Corruptions and attacks on a classifier's own images, each against the same thing done by hand; outcomes that are kept."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from conftest import picture
 from transformers import ViTImageProcessor
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import choose_computation
@@ -344,3 +345,11 @@ def test_a_damaged_file_of_outcomes_is_named(source, tmp_path):
     file.write_bytes(file.read_bytes()[:90])
     with pytest.raises(NstError, match=r"npy: expected outcomes of 7 images, found .*; delete it and run the same command again"):
         observe(candidate_of(0), trial, [], tmp_path)
+
+
+def test_without_opencv_corruptions_say_what_to_install_and_the_rest_is_measured(source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for name in ("corruptions", "extra-corruptions"):
+        with pytest.raises(UsageError, match=r"OpenCV, which is not installed: pip install 'nst\[robustness\]'"):
+            suite(name, source)
+    assert suite("clean", source).measure(candidate_of(0), Effort()).result["images"] == IMAGES

@@ -10,6 +10,7 @@ from nst_data.sources import Source
 from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.attacked import Attacks
 from nst_train.evaluation.corrupted import Corruptions
+from nst_train.evaluation.corruptions import check_opencv
 from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, Place, corrupted_places, open_classes, perturbed_places
 from nst_train.evaluation.measuring import Suite
 from nst_train.evaluation.partial import Part
@@ -19,13 +20,16 @@ from nst_train.evaluation_settings import CLEAN, CORRUPTED, EXTRA_CORRUPTED, IMA
 
 
 def open_suite(name: str, data: Path | Source, settings: EvaluateSettings, reference: Candidate | None = None) -> Suite:
-    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there.
+    """A suite on its data: a labeled source, or a published suite's folder. Raises NstError for what is missing there, UsageError
+    where the package that makes corruptions is not installed.
 
     `reference` is the classifier that `settings.relative_to` names.
     """
     if isinstance(data, Source):
         if name == CLEAN:
             return Accuracy(CLEAN, data)
+        if name in (CORRUPTED, EXTRA_CORRUPTED):
+            check_opencv()
         if name == EXTRA_CORRUPTED:
             return Corruptions(data, settings.seed, name=name)
         return Corruptions(data, settings.seed, reference) if name == CORRUPTED else Attacks(name, data, settings)

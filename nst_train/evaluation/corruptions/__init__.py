@@ -19,48 +19,35 @@ OpenCV, Pillow and NumPy do the work.
 """
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_train.evaluation.corruptions.blur import WITHIN, defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
-from nst_train.evaluation.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
-from nst_train.evaluation.corruptions.noise import gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from nst_train.evaluation.corruptions.parameters import parameters_of
-from nst_train.evaluation.corruptions.weather import brightness, fog, frost, snow, spatter
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LEAST_SIDE_PX = 32
-cv2.setNumThreads(1)  # callers run images side by side; OpenCV's own threads do not survive a fork
 
-_FUNCTIONS: dict[str, Callable[..., NDArray[Any]]] = {
-    "gaussian_noise": gaussian_noise,
-    "shot_noise": shot_noise,
-    "impulse_noise": impulse_noise,
-    "defocus_blur": defocus_blur,
-    "glass_blur": glass_blur,
-    "motion_blur": motion_blur,
-    "zoom_blur": zoom_blur,
-    "snow": snow,
-    "frost": frost,
-    "fog": fog,
-    "brightness": brightness,
-    "contrast": contrast,
-    "elastic_transform": elastic_transform,
-    "pixelate": pixelate,
-    "jpeg_compression": jpeg_compression,
-    "speckle_noise": speckle_noise,
-    "gaussian_blur": gaussian_blur,
-    "spatter": spatter,
-    "saturate": saturate,
-}
-CORRUPTIONS = tuple(_FUNCTIONS)[:15]
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
 """The names that count towards mCE, in the paper's order."""
-EXTRA_CORRUPTIONS = tuple(_FUNCTIONS)[15:]
+EXTRA_CORRUPTIONS = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 """The names that the paper sets aside for validation."""
 
 
@@ -71,14 +58,22 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
     piece of ice) are other ones for each corruption and the same at its five severities, which differ by strength alone. Raises
     UsageError for an unknown name or severity, NstError for pixels or a seed that do not fit.
     """
-    if name not in _FUNCTIONS:
-        raise UsageError(f"corruption: expected one of {', '.join(_FUNCTIONS)}, found {name!r}")
+    if name not in (known := CORRUPTIONS + EXTRA_CORRUPTIONS):
+        raise UsageError(f"corruption: expected one of {', '.join(known)}, found {name!r}")
     if severity not in SEVERITIES:
         raise UsageError(f"severity of {name}: expected 1 to 5, found {severity!r}")
     _check(pixels, name)
     random = np.random.default_rng([_whole(seed, name), *name.encode()])
-    levels = _FUNCTIONS[name](pixels, random, *parameters_of(name, int(severity), min(pixels.shape[:2])))
-    return levels if levels.dtype == np.uint8 else (np.clip(levels, 0, 255) + np.float32(WITHIN)).astype(np.uint8)
+    check_opencv()
+    from nst_train.evaluation.corruptions.functions import apply
+
+    return apply(name, pixels, random, int(severity))
+
+
+def check_opencv() -> None:
+    """Raises UsageError where OpenCV is not installed, which makes the corruptions."""
+    if find_spec("cv2") is None:
+        raise UsageError("corruptions are made by OpenCV, which is not installed: pip install 'nst[robustness]'")
 
 
 def _check(pixels: NDArray[np.uint8], name: str) -> None:
