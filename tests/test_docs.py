@@ -25,7 +25,7 @@ from nst_train.recipe import parse_recipe
 
 ROOT = Path(__file__).parent.parent
 QUICK_START = ROOT / "docs" / "index.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECORDS = [ROOT / "CHANGELOG.md", *sorted((ROOT / "benchmarks" / "results").glob("*.md"))]
 MARKDOWN = MarkdownIt().enable("table")
 OWN_FILE = re.compile(r"\b(?:benchmarks|cli|docs|examples|nst_data|nst_train|tests)/[\w/.-]+\.(?:md|png|py|yaml)\b")

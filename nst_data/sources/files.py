@@ -34,6 +34,8 @@ def check_regular(path: str) -> None:
 
 def read_file(path: str, listed_bytes: int | None = None) -> bytes:
     """All bytes of a file. Raises OSError, or NstError for what is no file, or has not as many as were listed."""
+    if "\0" in path:
+        raise NstError("its path holds a zero byte, which no file system takes")
     with open(path, "rb", buffering=0, opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise NstError("not a file")

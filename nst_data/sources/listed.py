@@ -52,6 +52,6 @@ def sizes_of(top: str, names: Sequence[str]) -> list[int]:
 def _size(path: str) -> int:
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # the second for a path with a zero byte
         return 0
     return found.st_size if stat.S_ISREG(found.st_mode) else 0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, first_line
 from nst_data.hub.quiet import quiet
+from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
 from nst_data.sources.files import check_size
@@ -160,8 +161,8 @@ class ParquetFiles(Source):
 
     def _check_label_bytes(self, file: str, parquet: pq.ParquetFile, column: str) -> None:
         """Raises NstError for a column of more than class names and numbers, before all of it is in memory."""
-        groups = range(parquet.num_row_groups)
-        size, most = sum(_bytes_of(parquet, group, [column]) for group in groups), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
+        chunks = (chunk for group in column_chunks(parquet.metadata, [column]) for chunk in group)
+        size, most = sum(chunk.total_uncompressed_size for chunk in chunks), _LABEL_BYTES_A_ROW * parquet.metadata.num_rows
         if size > max(_LABEL_BYTES, most):
             found = f"{size / 2**20:,.0f} MB in {parquet.metadata.num_rows:,} rows"
             raise NstError(f"{file}: column `{column}` is too large for class labels ({found})")
@@ -191,14 +192,12 @@ class ParquetFiles(Source):
         column = f"{self._column}.bytes"
         for file, start in zip(self._files, self._starts, strict=False):
             with self._readable(file), self._opened(file) as parquet:
-                for group in range(parquet.num_row_groups):
-                    footer = parquet.metadata.row_group(group)
-                    chunks = (footer.column(index) for index in range(footer.num_columns))
-                    known = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+                for group, chunks in enumerate(column_chunks(parquet.metadata, [column])):
+                    known = next((chunk.statistics for chunk in chunks), None)
                     if known is None or not known.has_null_count or known.null_count:
                         named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
                         yield start, pc.struct_field(named, "path").to_pylist()
-                    start += footer.num_rows
+                    start += parquet.metadata.row_group(group).num_rows
 
     def _keys(self) -> Iterator[pa.Array]:
         for name, start, stop in zip(self._names, self._starts[:-1], self._starts[1:], strict=True):
@@ -224,7 +223,7 @@ class ParquetFiles(Source):
     def _readable(self, file: str) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
                 raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
@@ -252,7 +251,7 @@ class ParquetFiles(Source):
                     if len(within(wanted, start, stop)):
                         yield from self._group_stretches(file, parquet, group, start, stop)
                     start = stop
-        except (pa.ArrowException, OSError, NstError) as error:
+        except (*DAMAGE, NstError) as error:
             self._stop_unless_damage(error)
             yield start, self._starts[file + 1], NstError(f"{self._names[file]}: {first_line(error)}")
 
@@ -262,7 +261,7 @@ class ParquetFiles(Source):
                 yield start, min(start + len(batch), stop), Cells(batch.column(self._column), self._by_path(file))
                 start += len(batch)
             reason = "its pages end early"
-        except (pa.ArrowException, OSError) as error:
+        except DAMAGE as error:
             self._stop_unless_damage(error)
             reason = first_line(error)
         if start < stop:
@@ -342,10 +341,7 @@ def _has_images(schema: pa.Schema, column: str) -> bool:
 
 def _bytes_of(parquet: pq.ParquetFile, group: int, names: Sequence[str]) -> int:
     """What some columns of a row group have, decompressed, as its footer says."""
-    footer = parquet.metadata.row_group(group)
-    columns = [footer.column(index) for index in range(footer.num_columns)]
-    tops = tuple(f"{name}." for name in names)
-    return sum(column.total_uncompressed_size for column in columns if f"{column.path_in_schema}.".startswith(tops))
+    return sum(chunk.total_uncompressed_size for chunks in column_chunks(parquet.metadata, names, [group]) for chunk in chunks)
 
 
 def _hf_datasets_cache() -> str:

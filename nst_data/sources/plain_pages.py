@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
+from nst_data.parquet_footer import column_chunks
 from nst_data.sources.files import OpenFile
 
 _LENGTH = struct.Struct("<I")
@@ -49,11 +50,11 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
     footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
     is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
     rows, offsets = [], []
-    for group in map(footer.row_group, range(footer.num_row_groups)):
-        chunk, *others = [one for one in map(group.column, range(group.num_columns)) if one.path_in_schema == ".".join(column)]
-        if group.num_rows and (others or not _is_plain(chunk)):  # a column `a.b` beside a struct `a` with a field `b`
+    for group, (chunk, *others) in enumerate(column_chunks(footer, [".".join(column)])):
+        here = footer.row_group(group).num_rows
+        if here and (others or not _is_plain(chunk)):  # a column `a.b` beside a struct `a` with a field `b`
             return None
-        rows.append(group.num_rows)
+        rows.append(here)
         offsets.append(chunk.data_page_offset)
     return Groups(np.array(rows, np.int64), np.array(offsets, np.int64), is_optional)
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, first_line
+from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
 from nst_data.sources.parquet import ParquetFiles, Stretch
@@ -70,14 +71,19 @@ class StreamedParquet(ParquetFiles):
             try:
                 with self._opened(self._files[file]) as parquet:
                     footer = parquet.metadata
-            except (pa.ArrowException, OSError, NstError) as error:
+            except (*DAMAGE, NstError) as error:
                 self._stop_unless_damage(error)
                 yield Extent(name, 0, 0), (_Group(file, 0, first, last, first_line(error)), 0)
                 continue
             for number in range(footer.num_row_groups):
                 stop = first + footer.row_group(number).num_rows
                 if len(within(wanted, first, stop)):
-                    start, end = _bounds(footer.row_group(number), self._column)
+                    try:
+                        start, end = _bounds(footer, number, self._column)
+                    except DAMAGE as error:
+                        yield Extent(name, 0, 0), (_Group(file, number, first, stop, first_line(error)), 0)
+                        first = stop
+                        continue
                     for at in range(start, end, PIECE_BYTES):
                         yield Extent(name, at, min(at + PIECE_BYTES, end)), (_Group(file, number, first, stop, footer), at)
                 first = stop
@@ -123,9 +129,9 @@ class StreamedParquet(ParquetFiles):
 _AS_LOCAL = {"buffer_size": 2**20, "pre_buffer": False, "page_checksum_verification": True}
 
 
-def _bounds(group: pq.RowGroupMetaData, column: str) -> tuple[int, int]:
-    """Where the bytes of a column begin and end in the file."""
-    chunks = [one for one in map(group.column, range(group.num_columns)) if f"{one.path_in_schema}.".startswith(f"{column}.")]
+def _bounds(footer: pq.FileMetaData, group: int, column: str) -> tuple[int, int]:
+    """Where the bytes of a column of a row group begin and end in the file."""
+    (chunks,) = column_chunks(footer, [column], [group])
     starts = [min(one.data_page_offset, one.dictionary_page_offset or one.data_page_offset) for one in chunks]
     ends = [start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True)]
     return min(starts), max(ends)

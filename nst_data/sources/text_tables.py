@@ -40,6 +40,8 @@ def header(location: str, separator: str) -> list[str]:
     if len(names) == 1 and separator not in names[0] and (other := next((one for one in ";\t|," if one in names[0]), None)):
         kind = "commas" if separator == "," else "tabs"
         raise ValueError(f"the header {names[0]!r} is separated by {other!r}; expected {kind}")
+    if odd := [name for name in names if "\0" in name]:
+        raise ValueError(f"the header has {odd[0]!r}, which is no text")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header has {twice[0]!r} several times")

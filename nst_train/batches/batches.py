@@ -39,7 +39,7 @@ _CHECKED_AT_ONCE = 64  # labeled images that a thread takes: not an object for e
 _AHEAD = 4  # batches of each worker
 _ENDING_SECONDS = 2.5  # of all workers together; schedulers kill 30 s after a signal, of which a step may have taken 20
 _REMEDIES = "use `workers` 0, a smaller `batch_size` or, in a container, a larger `docker run --shm-size`"
-_SHARED_MEMORY = Path("/dev/shm")  # where torch puts the batches of workers on Linux
+_SHARED_MEMORY = Path("/dev/shm")  # nosec B108 # asked for its room alone; where torch puts the batches of workers on Linux
 
 
 @dataclass(frozen=True)

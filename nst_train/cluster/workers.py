@@ -157,12 +157,12 @@ class Workers:
 
         def look() -> str:  # sent as code: a node may lack nst
             try:
-                import pickle
+                import pickle  # nosec B403 # what this driver packed, by Ray's own way of sending
 
                 from nst_train.cluster import job
             except ImportError as error:
                 return f"lacks nst, or a package of it ({error}); install there what the driver has"
-            return job.look_around(pickle.loads(packed), packages)
+            return job.look_around(pickle.loads(packed), packages)  # nosec B301
 
         task = self.ray.remote(look).options(num_cpus=0, max_retries=0, scheduling_strategy=self._at(node))
         return task.remote()
