@@ -52,6 +52,7 @@ COMMANDS = {
     "init": Command("init", "init"),
     "run": Command("run_recipe", "run", _STOPS),
     "demo": Command("run_recipe", "demo"),
+    "schema": Command("schema", "schema", only_shows=True),
     "label": Command("label", "label"),
     "balance": Command("balance", "balance"),
     "train": Command("train", "train", _STOPS),

@@ -64,6 +64,7 @@ def demo(
 ) -> None:
     """Noisy Student Training on real digits that need no download: a teacher, two students and a supervised control, in minutes."""
     from nst_data.digits import write_digits
+    from nst_train.recipe_schema import write_schema
 
     there = open_store(store)
     name = "digits" if seed == 0 else f"digits-seed-{seed}"
@@ -73,6 +74,7 @@ def demo(
     recipe = folder / "digits.yaml"
     if not recipe.exists():
         text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text("utf-8")
+        write_schema(folder)
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
     run(recipe, there.location, json)
     if not json:
