@@ -134,7 +134,8 @@ class Training:
             settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
-        trackers = Trackers.start(tracker_names, self.staging.ref, self.staging.request.digest, settings, self.staging.build, resumed.step)
+        kept = resumed.notes.get("trackers", {})
+        trackers = Trackers.start(tracker_names, self.staging.ref, kept, settings, self.staging.build, resumed.step)
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
@@ -214,8 +215,8 @@ class Training:
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
-        notes = {"log": log.notes, "loss_scale": self.step.scaler.state_dict()} | (self.validation.notes if self.validation else {})
-        notes |= more or {}
+        notes = {"log": log.notes, "trackers": log.trackers.runs, "loss_scale": self.step.scaler.state_dict()}
+        notes |= (self.validation.notes if self.validation else {}) | dict(more or {})
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
         _log.info("%s: checkpoint after step %d in %s", self.staging.ref, done, self._checkpoints)
