@@ -14,6 +14,7 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
+from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics
 
@@ -37,16 +38,6 @@ def front_matter(content: Mapping[str, Any]) -> str:
     """YAML between its marks, at the top of a card; whatever the values hold, it stays YAML."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return f"---\n{yaml.dump(dict(content), Dumper=dumper, sort_keys=False, width=2**30)}---\n\n"
-
-
-def read_front_matter(card: str) -> dict[str, Any]:
-    """The YAML of a card, whoever wrote it; nothing where there is none."""
-    match = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", card, re.DOTALL)
-    try:
-        content = yaml.load(match[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if match else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,17 +167,16 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
-    for name, result in scores(described.metrics()).items():
-        source = result.get("source", name)
+    metrics = described.metrics()
+    for name, result in scores(metrics).items():
+        dataset = _dataset_of(name, result, metrics.root[name].suite, published)
         for key, (kind, label) in _METRICS.items():
             if key in result:
                 results.append(
                     EvalResult(
                         task_type="image-classification",
                         task_name="Image Classification",
-                        dataset_type="imagefolder",
-                        dataset_name=public_name(source) if published else source,
-                        dataset_split=name,  # apart from this the Hub's library would take test and validation for one
+                        **dataset,
                         metric_type=kind,
                         metric_value=result[key],
                         metric_name=label,
@@ -197,6 +187,21 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     name = published.repo.partition("/")[2] if published else described.target.parent.name
     data: dict[str, Any] = ModelCardData(model_name=name, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
     return {"model-index": data["model-index"]}
+
+
+def _dataset_of(name: str, result: Mapping[str, Any], suite: str | None, published: Published | None) -> dict[str, Any]:
+    """The images of a result: of a dataset of the Hub, as they are there, its id, config, split and commit.
+
+    Others have the result's name as their split: apart from this the Hub's library would take test and validation for one. Images that a
+    suite has changed are no dataset of the Hub.
+    """
+    source = result.get("source", name)
+    on_hub = HubReference.of_dataset(source) if suite is None else None
+    if on_hub is None or not re.fullmatch(r"[0-9a-f]{40}", on_hub.revision or ""):
+        shown = public_name(source) if published else source
+        return {"dataset_type": "imagefolder", "dataset_name": shown, "dataset_split": name}
+    about = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
+    return {"dataset_type": on_hub.repo, "dataset_name": on_hub.repo, **about}
 
 
 def _dataset_info(described: Described, published: Published | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
 from nst_data.cards.own_text import own_text
 from nst_data.cards.published import Published
+from nst_data.cards.rights import rights
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
@@ -281,6 +282,10 @@ class _Outgoing:
             if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
                 write_pictures(Described.of(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
+        for right in rights(Described.of(self.form, self.version.folder), published):
+            if right.restriction:
+                of = " ".join(filter(None, [right.role, right.name]))
+                self.progress.say(f"warning: {self.version.ref}: the {of} is licensed {right.license}: {right.restriction}")
         if problem := own_text(published.earlier).problem:
             self.progress.say(f"{self.repository.id}: {problem}")
         write_text(self.form.folder / CARD, card)
