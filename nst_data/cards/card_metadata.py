@@ -16,7 +16,7 @@ from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
 from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
-from nst_data.store.metrics import Metrics
+from nst_data.store.metrics import Metrics, Result
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
@@ -169,7 +169,7 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     results = []
     metrics = described.metrics()
     for name, result in scores(metrics).items():
-        dataset = _dataset_of(name, result, metrics.root[name].suite, published)
+        dataset = _dataset_of(name, result, hub_dataset(metrics.root[name]), published)
         for key, (kind, label) in _METRICS.items():
             if key in result:
                 results.append(
@@ -189,15 +189,19 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     return {"model-index": data["model-index"]}
 
 
-def _dataset_of(name: str, result: Mapping[str, Any], suite: str | None, published: Published | None) -> dict[str, Any]:
-    """The images of a result: of a dataset of the Hub, as they are there, its id, config, split and commit.
+def hub_dataset(result: Result) -> HubReference | None:
+    """The dataset of the Hub that a result is of, with its commit; None for other images, for a part, and for what a suite changed."""
+    reference = HubReference.of_dataset(result.source) if result.source and result.suite is None else None
+    return reference if reference and re.fullmatch(r"[0-9a-f]{40}", reference.revision or "") else None
 
-    Others have the result's name as their split: apart from this the Hub's library would take test and validation for one. Images that a
-    suite has changed are no dataset of the Hub.
+
+def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | None, published: Published | None) -> dict[str, Any]:
+    """The images of a result: of a dataset of the Hub its id, config, split and commit.
+
+    Others have the result's name as their split: apart from this the Hub's library would take test and validation for one.
     """
     source = result.get("source", name)
-    on_hub = HubReference.of_dataset(source) if suite is None else None
-    if on_hub is None or not re.fullmatch(r"[0-9a-f]{40}", on_hub.revision or ""):
+    if on_hub is None:
         shown = public_name(source) if published else source
         return {"dataset_type": "imagefolder", "dataset_name": shown, "dataset_split": name}
     about = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
