@@ -381,6 +381,7 @@ def test_the_licenses_of_teacher_and_images_stand_in_the_cards_of_all_that_was_m
     for card in (model_card(teacher, PLACE), dataset_card(edition, PLACE), model_card(student, None)):
         assert line in section(card, "License and source").splitlines()
         assert "license of the initial weights owner/weights: apache-2.0" in section(card, "License and source").splitlines()
+    assert (split(model_card(teacher, PLACE))[0].get("license") == "apache-2.0") == (says is None)
     hidden = section(dataset_card(generation, Published("a/b", "gen-1", anonymous=True)), "License and source")
     assert f"license of the labeled images: {license}" in hidden
     assert "owner" not in hidden

@@ -14,6 +14,7 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
+from nst_data.cards.rights import rights
 from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics, Result
@@ -100,12 +101,13 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     """The metadata of a teacher.
 
     `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
-    Its license stands where the user names none.
+    Its license stands where the user names none, unless what it was trained on has one that forbids more.
     """
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
-    inherited = {"license": weights.license} if weights and weights.license in LICENSES else {}
+    is_free = not any(right.restriction for right in rights(described, published))
+    inherited = {"license": weights.license} if weights and weights.license in LICENSES and is_free else {}
     return {
         **(license_of(published, earlier) or inherited),
         "library_name": library,
