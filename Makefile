@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests spend most of their time in single threads: two files at once. `--dist loadfile` keeps what a file prepares in one process.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo docs test test-slow lint types clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: $(VENV)/.installed
 	$(BIN)/nst demo
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/build.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

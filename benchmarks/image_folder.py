@@ -20,16 +20,21 @@ from nst_data.sources import open_source
 NST = str(Path(sys.executable).with_name("nst"))
 
 
+def rows_drawn(labels: np.ndarray, per_class: int, seed: int) -> set[int]:
+    """As many rows of each class."""
+    rng = np.random.default_rng(seed)
+    return {int(row) for label in np.unique(labels) for row in rng.choice(np.flatnonzero(labels == label), per_class, replace=False)}
+
+
 def write_photos(data: Path, folder: Path, per_class: int, seed: int) -> None:
     """FOLDER/labeled/CLASS, unlabeled and test/CLASS."""
     for name in ("test", "train"):
         source = open_source(data / f"{name}.parquet", labeled=True)
         images, labels = pl.read_parquet(data / f"{name}.parquet").select(pl.col("image").struct.field("bytes"), "label")
-        rng = np.random.default_rng(seed)
-        drawn = {int(row) for label in range(len(source.class_names)) for row in rng.choice(np.flatnonzero(labels == label), per_class, False)}
+        drawn = rows_drawn(labels.to_numpy(), per_class, seed) if name == "train" else set(range(len(labels)))
         for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            of_class = source.class_names[label]
-            where = folder / ("test" if name == "test" else "labeled") / of_class if name == "test" or row in drawn else folder / "unlabeled"
+            of_class = Path("test" if name == "test" else "labeled") / source.class_names[label]
+            where = folder / (of_class if row in drawn else "unlabeled")
             where.mkdir(parents=True, exist_ok=True)
             (where / f"{row:05}.jpg").write_bytes(image)
 

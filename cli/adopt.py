@@ -16,28 +16,26 @@ def adopt(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="The labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
+            help="Labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
             "or owner/name on the Hub. Of several the mean, classes matched by name.",
         ),
     ],
-    corpus: Annotated[str, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")],
+    corpus: Annotated[str, typer.Option(metavar="NAME", help="Corpus to add a generation to.")],
     settings: AdoptSettings,
     run: ReadableSettings,
-    pool: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the images are. Else SOURCE holds them beside the labels.")
-    ] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The images, if SOURCE does not contain them.")] = None,
     class_names: Annotated[
-        str | None, typer.Option(metavar="FILE", help="One class name a line, in the order of class numbers; else SOURCE's own.")
+        str | None, typer.Option(metavar="FILE", help="Class names, one per line in the order of class numbers; by default SOURCE's own.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(metavar="TEXT", help="What made the labels, such as hf-hub:OWNER/NAME.")] = None,
-    generation: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Ask for this generation instead of the next free one.")
+    teacher: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The model that made the labels, such as hf-hub:OWNER/NAME; for the card.")
     ] = None,
+    generation: Annotated[int | None, typer.Option(min=1, metavar="N", help="Generation number; by default the next free one.")] = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take over labels that were made elsewhere, checked, as a generation. Resumes where it stopped when rerun."""
+    """Import labels made elsewhere as a generation, after checking them. Resumes where it stopped when rerun."""
     from nst_data.adoption import adopt as adopt_labels
     from nst_data.errors import NstError
     from nst_data.label_files.opening import holds_no_images

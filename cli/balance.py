@@ -26,22 +26,21 @@ def balance(
     reviews: Annotated[
         str | None,
         typer.Option(
-            metavar="CORPUS@review-N", help="Leave out what people excluded, and what they gave a class: nst train takes it as labeled."
+            metavar="CORPUS@review-N",
+            help="Leave out reviewed images; nst train --reviews uses those with a class as labeled.",
         ),
     ] = None,
-    pool: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the generation's images are, if not where they were labeled.")
-    ] = None,
-    edition: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask for this edition instead of the next free one.")] = None,
-    engine: Annotated[str, typer.Option(metavar="polars|spark", help="What computes the selection; both give the same.")] = "polars",
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The generation's images, if they have moved since labeling.")] = None,
+    edition: Annotated[int | None, typer.Option(min=1, metavar="N", help="Edition number; by default the next free one.")] = None,
+    engine: Annotated[str, typer.Option(metavar="polars|spark", help="Engine of the selection; both give the same result.")] = "polars",
     master: Annotated[
-        str | None, typer.Option(metavar="URL", help="Spark's: local[4], spark://HOST:PORT, yarn; else what Spark is set to.")
+        str | None, typer.Option(metavar="URL", help="Spark master: local[4], spark://HOST:PORT, yarn; by default Spark's own setting.")
     ] = None,
     image_column: ImageColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Turn pseudo-labels into a training set: filter by confidence, take the surest per class, copy where a class lacks images."""
+    """Turn pseudo-labels into a training set: filter by confidence, keep the most confident of each class, copy images of small classes."""
     from nst_data.errors import UsageError
     from nst_data.selection.editions import Engine
     from nst_data.selection.editions import balance as balance_generation

@@ -14,11 +14,11 @@ _HELP = "A generation or an edition: name@gen-N or name@gen-N.K; a name alone me
 
 def diff(
     before: Annotated[str, typer.Argument(metavar="A", help=_HELP)],
-    after: Annotated[str, typer.Argument(metavar="B", help="What it is compared to.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The version to compare with.")],
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare the labels of two versions: which images came and went, which labels changed, from what to what."""
+    """Compare the labels of two versions: images added and removed, labels changed, from what to what."""
     from nst_data.inspection.churn import diff as changes
 
     there = open_store(store)

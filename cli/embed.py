@@ -26,7 +26,7 @@ def embed(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compute the features of images, what a network makes of them before its classifier. Resumes where it stopped when rerun."""
+    """Compute image features: a network's pooled output before its classifier. Resumes where it stopped when rerun."""
     from nst_data.sources import open_source
     from nst_train.features.embed import embed as embed_images
 

@@ -46,10 +46,10 @@ def evaluate(
     stream: StreamOption = False,
     record: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Keep the result under this name (such as test) in the teacher's metrics.json and card."),
+        typer.Option(metavar="NAME", help="Record the result under this name (such as test) in the teacher's metrics.json and card."),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Say which differences between the models are larger than chance (paired bootstrap).")
+        bool, typer.Option("--compare", help="Test which differences between the models are significant (paired bootstrap).")
     ] = False,
     plots: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the results as PNG files in this folder.")] = None,
     class_names: ZeroShotNamesOption = None,
@@ -95,7 +95,7 @@ def _comparisons(found: Found, seed: int) -> list[dict[str, Any]]:
         for earlier, later in itertools.combinations(by_model, 2):
             first, second = by_model[earlier].by_image, by_model[later].by_image
             if by_model[earlier].result.get("partial") != by_model[later].result.get("partial"):
-                raise UsageError(f"--compare: {earlier} and {later} know different classes of {suite}, so they saw different images")
+                raise UsageError(f"--compare: {earlier} and {later} know different classes of {suite}, so their images differ")
             if not first:
                 raise UsageError(f"--compare: the folders of {suite} hold different images, which cannot be compared one by one")
             for metric in first:

@@ -20,11 +20,9 @@ def export(
             help="folders, csv, jsonl, imagefolder, webdataset, fiftyone or label-studio; of a teacher onnx or torch-export.",
         ),
     ] = "folders",
-    pool: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the images are now; by default where they were labeled.")
-    ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Link to the image files in place of copying them.")] = False,
-    probs: Annotated[bool, typer.Option("--probs", help="Write the probability of every class too.")] = False,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The images, if they have moved since labeling.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Link to image files instead of copying them.")] = False,
+    probs: Annotated[bool, typer.Option("--probs", help="Also write the probability of every class.")] = False,
     class_names: ZeroShotNamesOption = None,
     prompts: PromptsOption = None,
     store: StoreOption = None,
@@ -37,7 +35,7 @@ def export(
     if class_names or prompts:
         from nst_data.errors import UsageError
 
-        raise UsageError("--class-names and --prompts are of an image-text model, which --to onnx and --to torch-export write; remove them")
+        raise UsageError("--class-names and --prompts apply to image-text models with --to onnx or --to torch-export; remove them")
     from nst_data.formats.export import export as export_version
 
     written = export_version(open_store(store), ref, path, to=to, pool=pool, link=link, probs=probs, progress=terminal())  # type: ignore[arg-type]

@@ -16,23 +16,23 @@ _SOURCE_HELP = "in place of PHOTOS/{}: a folder, parquet or tar files, owner/nam
 def init(
     photos: Annotated[
         Path | None,
-        typer.Argument(metavar="PHOTOS", help="A folder with labeled/CLASS/, unlabeled/ and, if there are such images, test/CLASS/ in it."),
+        typer.Argument(metavar="PHOTOS", help="Folder that contains labeled/CLASS/, unlabeled/ and optionally test/CLASS/."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="RECIPE.yaml", help="Where the recipe goes; never overwritten.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="RECIPE.yaml", help="Recipe to write; never overwritten.")] = Path(
         "photos.yaml"
     ),
     labeled: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images, " + _SOURCE_HELP.format("labeled"))] = None,
     pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Unlabeled images, " + _SOURCE_HELP.format("unlabeled"))] = None,
     test: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images to test on; else some are held out.")] = None,
-    validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept.")] = None,
+    validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labeled images to select the best weights by.")] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The pretrained network: a timm name, local-dir:FOLDER, hf-hub:OWNER/NAME. Default: by device."),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="What the recipe's versions are called; default: as its file.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the recipe's versions; by default that of the file.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Look at your images and write a recipe for them, with the reason of each value. Trains nothing, overwrites nothing."""
+    """Inspect your images and write a commented recipe for them. Trains nothing, overwrites nothing."""
     from nst_train.starting.writing import init as write
 
     begun = write(photos, output, labeled=labeled, pool=pool, test=test, validation=validation, model=model, name=name)

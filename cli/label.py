@@ -44,7 +44,7 @@ def label(
         ),
     ] = None,
     teacher: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several: their mean.")] = None,
-    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="The corpus that gets a new generation.")] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="Corpus to add a generation to.")] = None,
     calibration: Annotated[
         str | None,
         typer.Option("--calibrate", metavar="SOURCE", help="Fit the temperature on labeled images that the teacher was not trained on."),
@@ -54,14 +54,12 @@ def label(
     label_column: LabelColumnOption = None,
     extend: Annotated[
         str | None,
-        typer.Option(metavar="CORPUS@gen-N", help="Take over what this generation has; its teacher labels only what the pool has more."),
+        typer.Option(metavar="CORPUS@gen-N", help="Reuse the labels of this generation; label only images added to the pool since."),
     ] = None,
     like: Annotated[
-        str | None, typer.Option(metavar="CORPUS@gen-N.K", help="Label the images of this edition again: the same rows, the same copies.")
+        str | None, typer.Option(metavar="CORPUS@gen-N.K", help="Relabel the images of this edition, keeping its rows and copies.")
     ] = None,
-    generation: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Ask for this generation instead of the next free one.")
-    ] = None,
+    generation: Annotated[int | None, typer.Option(min=1, metavar="N", help="Generation number; by default the next free one.")] = None,
     image_column: ImageColumnOption = None,
     stream: StreamOption = False,
     store: StoreOption = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PoolOption = Annotated[
     str | None,
     typer.Option(
-        "--pool", metavar="SOURCE", help="Where the images are now, if not where they were labeled; for a version of the Hub always."
+        "--pool", metavar="SOURCE", help="The images, if they have moved since labeling; required for a version pulled from the Hub."
     ),
 ]
 
@@ -24,24 +24,20 @@ PoolOption = Annotated[
 def look(
     ref: Annotated[str, typer.Argument(metavar="REF", help="A generation or an edition, or labeled images: a folder, tar, parquet, ...")],
     ref2: Annotated[str | None, typer.Argument(metavar="REF2", help="Another version of the same images, or labeled ones.")] = None,
-    port: Annotated[
-        int | None, typer.Option(metavar="N", help="Port of the page; without it 8765 or, where that is taken, a free one.")
-    ] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser; the address is printed first.")] = False,
+    port: Annotated[int | None, typer.Option(metavar="N", help="Port of the page; default 8765 or, if in use, a free one.")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open a browser.")] = False,
     pool: PoolOption = None,
-    reviewer: Annotated[str, typer.Option(metavar="NAME", help="Whose answers these are.")] = "reviewer",
+    reviewer: Annotated[str, typer.Option(metavar="NAME", help="Name of the reviewer.")] = "reviewer",
     corpus: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Where answers about labeled images go; else the version's corpus.")
+        str | None, typer.Option(metavar="NAME", help="Corpus to store answers about labeled images in; default: the version's.")
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Listen on this address; others of the network may then ask for the page.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; other than 127.0.0.1 exposes the page to the network.")
     ] = "127.0.0.1",
     export: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the page with a sample of the images as static files, and end.")
+        Path | None, typer.Option(metavar="FOLDER", help="Write the page with a sample of the images as static files and exit.")
     ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="With --export: the version's card shows a picture of these images, also once it is pushed.")
-    ] = False,
+    card: Annotated[bool, typer.Option("--card", help="With --export: add a picture of these images to the version's card.")] = False,
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Export without keys, hashes and reviewers.")] = False,
     store: StoreOption = None,
 ) -> None:

@@ -98,7 +98,7 @@ def _fail(message: str, status: int) -> None:
 app = typer.Typer(
     name="nst",
     cls=_Group,
-    help="A data engine for self-training: label a pool, balance the labels, train a noised student, go round again.",
+    help="A data engine for self-training: label a pool, balance the labels, train a noised student, repeat.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -33,7 +33,7 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ShowSettingsOption = Annotated[
-    bool, typer.Option("--show-settings", help="Print what would be used and where each value comes from; train nothing.")
+    bool, typer.Option("--show-settings", help="Print every setting and where its value comes from; train nothing.")
 ]
 ClassNamesOption = Annotated[
     str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
@@ -50,10 +50,8 @@ PromptsOption = Annotated[
     str | None,
     typer.Option("--prompts", metavar="FILE", help="Templates of the texts for an image-text model, one a line, {} for the class name."),
 ]
-LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column, if it is not named `label`.")]
-ImageColumnOption = Annotated[
-    str | None, typer.Option("--image-column", metavar="NAME", help="The column with the images, where a table has several.")
-]
+LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column; default `label`.")]
+ImageColumnOption = Annotated[str | None, typer.Option("--image-column", metavar="NAME", help="Image column, if the table has several.")]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
 MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of transformers, local-dir:FOLDER, timm name."
 _OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
@@ -82,7 +80,7 @@ def open_version(store: "Store", ref: str, *kinds: "Kind") -> "Version":
 def open_models(store: "Store", names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
     """Models by name, the image-text models among them with their words. Raises UsageError for words of none, unless `idle`."""
     if class_names is None and prompts is not None:
-        raise UsageError(f"--prompts {prompts}: the class names that stand in them are missing; add --class-names FILE")
+        raise UsageError(f"--prompts {prompts}: class names are missing; add --class-names FILE")
     if class_names is None:
         return list(names)
     from nst_train.classifiers.teachers import with_class_names

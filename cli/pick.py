@@ -36,24 +36,24 @@ def pick(
     embedding: EmbedSettings,
     run: ReadSettings,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Whose features tell images apart: by default the teacher that gave the labels.")
+        str | None, typer.Option(metavar="MODEL", help="Model of the features; by default the teacher that made the labels.")
     ] = None,
     labeled: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="For --by outlier: the labeled images, if not those of the teacher.")
+        str | None, typer.Option(metavar="SOURCE", help="With --by outlier: the labeled images, if not the teacher's.")
     ] = None,
-    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="Where the images are, if not where they were labeled.")] = None,
-    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="Whose queue the picks of labeled images join.")] = None,
-    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the queue; by default how they were picked.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The images, if they have moved since labeling.")] = None,
+    corpus: Annotated[str | None, typer.Option(metavar="NAME", help="Corpus whose queue gets the picks of labeled images.")] = None,
+    queue: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the queue; by default that of --by.")] = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help=_PICKED)] = None,
-    copy_to: Annotated[str | None, typer.Option(metavar="FOLDER", help="Copy the image files there.")] = None,
-    look: Annotated[bool, typer.Option("--look", help="Open the queue in the page of nst look, until Ctrl-C.")] = False,
+    copy_to: Annotated[str | None, typer.Option(metavar="FOLDER", help="Copy the picked image files to this folder.")] = None,
+    look: Annotated[bool, typer.Option("--look", help="Open the queue in nst look; Ctrl-C ends it.")] = False,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Pick the images that a person should look at: those that teach most, or whose labels may be wrong. `nst look` opens them."""
+    """Pick images to review: the most informative ones, or those whose labels may be wrong. `nst look` opens them."""
     from nst_data.errors import UsageError
     from nst_data.review.picks import check_folder, check_list_name, copy_images, write_list
     from nst_data.sources import open_source
@@ -70,7 +70,7 @@ def pick(
     images = open_source(pool, image_column=image_column, indexes=there.indexes) if pool else None
     known = open_source(labeled, indexes=there.indexes) if labeled else None
     if look and not corpus and not isinstance(what, Version):
-        raise UsageError("--look opens a queue, and labeled images have one of a corpus; add --corpus NAME")
+        raise UsageError("--look opens a corpus's queue; add --corpus NAME")
     picks = pick_images(
         there,
         what,

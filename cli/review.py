@@ -9,11 +9,11 @@ from .options import ClassNamesOption, JsonOption, StoreOption, open_store, prin
 
 
 def review() -> None:
-    """People's answers about images: seal them as a version, or bring them from and to files."""
+    """Reviewers' answers: freeze them as a version, import or export them."""
 
 
 def freeze(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="The corpus that the answers are about.")],
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus of the answers.")],
     anonymous: Annotated[bool, typer.Option("--anonymous", help="Leave the reviewers' names out.")] = False,
     class_names: ClassNamesOption = None,
     store: StoreOption = None,
@@ -39,12 +39,12 @@ def freeze(
 
 
 def import_file(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="The corpus that the answers are about.")],
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus of the answers.")],
     file: Annotated[
         str,
         typer.Argument(metavar="FILE", help="CSV, TSV or JSONL: `key` or `image_hash`, and `class` or `excluded`; Label Studio's JSON."),
     ],
-    reviewer: Annotated[str, typer.Option(metavar="NAME", help="Whose answers these are.")] = "reviewer",
+    reviewer: Annotated[str, typer.Option(metavar="NAME", help="Name of the reviewer.")] = "reviewer",
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -60,7 +60,7 @@ def import_file(
 
 def export_file(
     what: Annotated[str, typer.Argument(metavar="CORPUS|REF", help="A corpus: the answers of all reviewers; or CORPUS@review-N.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where they go: ends in .csv, .tsv, .jsonl or, for Label Studio, .json.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="File to write: .csv, .tsv, .jsonl or, for Label Studio, .json.")],
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -26,7 +26,10 @@ def run(
     json: JsonOption = False,
     show_settings: ShowSettingsOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done: images, steps, time by a few timed steps, disk. Write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what would be done: images, steps, time (from a few timed steps) and disk space; write nothing."
+        ),
     ] = False,
     changes: Annotated[
         list[str] | None,
@@ -58,7 +61,7 @@ def run(
 
 
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Decides the split of the digits and every random choice.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed, also of the split of the digits.")] = 0,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

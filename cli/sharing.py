@@ -76,8 +76,10 @@ def push(
 
 
 def pull(
-    reference: Annotated[str, typer.Argument(metavar="OWNER/NAME[@VERSION]", help="A dataset or model that nst pushed; else the newest.")],
-    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Another name in the store than its own.")] = None,
+    reference: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME[@VERSION]", help="A dataset or model that nst pushed; default: its newest version.")
+    ],
+    name: Annotated[str | None, typer.Option("--as", metavar="NAME", help="Name in the store, if not its own.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -119,7 +121,7 @@ def lineage(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw what a version was made from, back to the first teacher, in the store and on the Hub."""
+    """Show everything a version was made from, back to the first teacher, in the store and on the Hub."""
     from nst_data.sharing.lineage import lineage as lineage_of
 
     root = lineage_of(open_store(store), ref)

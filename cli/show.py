@@ -24,7 +24,8 @@ _CLASSES, _WORST = 20, 10
 def show(
     ref: Ref,
     truth: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Measure the labels by labeled images, labels alone, or CORPUS@review-N.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="True labels to compare with: labeled images, labels without images, or CORPUS@review-N."),
     ] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
@@ -32,7 +33,7 @@ def show(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what a version is, what it was made from, how confident its labels are and, with --truth, how good."""
+    """Show a version: its inputs, how confident its labels are and, with --truth, how accurate."""
     if truth is None and (class_names or image_column or label_column):
         options = "--class-names, --image-column and --label-column"
         raise UsageError(f"{options} require --truth SOURCE")

@@ -41,31 +41,31 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Not needed with --pseudo."),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="TEACHER", help="The teacher that gets a new generation. Needed to train.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEACHER", help="Teacher to add a generation to. Required to train.")] = None,
     edition: Annotated[
         str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
     ] = None,
     stream: Annotated[
         bool,
-        typer.Option("--stream", help="Take an edition with images from the Hub or an address, a few shards at a time on disk."),
+        typer.Option("--stream", help="Stream an edition with images from the Hub or an address, keeping a few shards on disk at a time."),
     ] = False,
-    pool: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the edition's images are, if not where they were labeled.")
-    ] = None,
+    pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The edition's images, if they have moved since labeling.")] = None,
     reviews: Annotated[
         str | None,
-        typer.Option(metavar="CORPUS@review-N", help="What people answered: their labels count, those of pool images too."),
+        typer.Option(
+            metavar="CORPUS@review-N",
+            help="Reviewed labels: they replace those of labeled images, and reviewed pool images become labeled.",
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(metavar="SOURCE", help="With --reviews, without --pseudo: its images are not trained on; several allowed."),
     ] = None,
     validation: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Labeled images that decide which weights are kept; else the last ones are.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Labeled images to select the best weights by; without them the last weights are kept."),
     ] = None,
-    generation: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Ask for this generation instead of the next free one.")
-    ] = None,
+    generation: Annotated[int | None, typer.Option(min=0, metavar="N", help="Generation number; by default the next free one.")] = None,
     class_names: ClassNamesOption = None,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,

@@ -22,14 +22,14 @@ Ref = Annotated[
 
 def list_versions(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this name.")] = None,
-    remote: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="The versions of a repository of the Hub instead.")] = None,
+    remote: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="List a repository on the Hub instead.")] = None,
     only_unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Only what is under way, and on s3:// the files that killed writers left.")
+        bool, typer.Option("--unfinished", help="Only unfinished versions and, on s3://, files left by killed processes.")
     ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the versions in the store, and those under way, or those of a repository of the Hub."""
+    """List the versions in the store, finished and unfinished, or in a repository on the Hub."""
     if remote is not None:
         _list_remote(remote, name, json)
         return
@@ -94,7 +94,7 @@ def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> Non
 
 
 def remove(ref: Ref, store: StoreOption = None) -> None:
-    """Delete a version that nothing else was made from, or one under way."""
+    """Delete a version that nothing else was made from, or an unfinished one."""
     if "@" not in ref:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
 

@@ -83,10 +83,10 @@ def adopt(
         class_names: A file with one class name a line, in the order of the numbers; by default the table's own, or those that occur.
         teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
         top_k: Keep so many of the largest probabilities; by default all, of more than 1,000 classes 100.
-        rows_per_shard: Rows in a parquet shard; work done is kept shard by shard.
+        rows_per_shard: Rows per parquet shard; progress is saved after each shard.
         generation: Ask for this number, from 1, instead of the next free one.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed generation. Each row is in its table `pseudo_labels` or, with the reason, in `errors`.

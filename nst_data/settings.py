@@ -161,13 +161,13 @@ class AdoptSettings(Settings):
     )
     logits: Annotated[bool, Later(False)] = Field(False, description="The numbers are logits: take their softmax.")
     smoothing: Annotated[float, Later(0.0)] = Field(
-        0.0, ge=0, lt=1, description="Of labels without a confidence: how much of the probability is even over all classes."
+        0.0, ge=0, lt=1, description="For labels without a confidence: label smoothing, the share spread evenly over all classes."
     )
     key: str | None = Field(None, description="Column that names the image of each row: its key, path or file name in the pool.")
     top_k: int | None = Field(
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )
-    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Rows in a parquet shard; work done is kept shard by shard.")
+    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Rows per parquet shard; progress is saved after each shard.")
 
 
 class PickSettings(Settings):
@@ -175,11 +175,11 @@ class PickSettings(Settings):
 
     by: Literal["margin", "entropy", "confidence", "churn", "suspicion", "outlier", "mixed", "random"] | None = Field(
         None,
-        description="What makes an image worth a look; mixed by default, suspicion for labeled images; random for an honest estimate.",
+        description="How to rank images; default: mixed, for labeled images suspicion; random gives an unbiased estimate.",
     )
     number: int = Field(100, ge=1, le=10_000, description="How many images.")
     spread: Literal["k-means", "k-center", "classes"] = Field(
-        "k-means", description="How picks are kept apart: on features, which are computed once and kept, or by class alone."
+        "k-means", description="How picks are kept diverse: by features, computed once and cached, or by class alone."
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Of what is drawn at random.")
 
@@ -187,19 +187,20 @@ class PickSettings(Settings):
 class BalanceSettings(Settings):
     """Which pseudo-labeled images make the training set (section 3.1 of the paper)."""
 
-    min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images that the teacher is surer of than this.")
-    class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds of single classes: lines such as `rose: 0.5`.")
+    min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images with a confidence above this.")
+    class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds for single classes: lines such as `rose: 0.5`.")
     at_threshold: Annotated[Literal["drop", "keep"], Later("drop")] = Field(
-        "drop", description="Images exactly as sure as the threshold; the paper drops them. `method` official keeps them by default."
+        "drop",
+        description="Images with a confidence equal to the threshold; the paper drops them. `method` official keeps them by default.",
     )
     confidence_range: tuple[float, float] | None = Field(
         None, description="Keep images with a confidence above the first number, up to the second, in place of the threshold (figure 5)."
     )
     exclude_class: tuple[str, ...] = Field((), description="Leave out the images with this label; several allowed.")
-    fraction: float = Field(1.0, gt=0, le=1, description="Keep this share of the images, drawn evenly (study 2).")
+    fraction: float = Field(1.0, gt=0, le=1, description="Keep this share of the images, chosen at random (study 2).")
     per_class: int | Literal["auto", "none"] = Field(
         130_000,
-        description="Entries per class: the surest images, copies where there are fewer. auto: a quantile of the classes; none: all.",
+        description="Entries per class: the most confident images, with copies if too few. auto: a quantile of the classes; none: all.",
     )
     auto_quantile: float = Field(
         0.5, gt=0, le=1, description="With `per_class` auto: the share of classes that have no more images than that."
@@ -208,10 +209,12 @@ class BalanceSettings(Settings):
     method: Literal["exact", "official"] = Field(
         "exact", description="official: by bins of confidence and random rounding, as in the released code."
     )
-    exact_overlap_only: bool = Field(False, description="Leave out images with the very bytes of an excluded one, not its near-duplicates.")
-    embed_images: bool = Field(False, description="Write the images too, in shuffled shards: a dataset to share without the pool.")
+    exact_overlap_only: bool = Field(
+        False, description="Leave out only byte-identical copies of excluded images, not their near-duplicates."
+    )
+    embed_images: bool = Field(False, description="Also write the images, in shuffled shards: a dataset that needs no pool.")
     shard_mb: int = Field(500, ge=1, description="Size of a shard with images, in megabytes.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Decides which images of a class get one copy more, and other draws.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed of which images get an extra copy, and of other random choices.")
 
     @model_validator(mode="before")
     @classmethod

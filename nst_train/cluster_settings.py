@@ -14,24 +14,20 @@ class ClusterSettings(Settings):
 
     panel: ClassVar[str] = "Execution (does not affect results)"
 
-    engine: Literal["local", "ray"] = Field(
-        "local", description="ray: workers of a Ray cluster do the work, shard by shard; this process hands it out."
-    )
+    engine: Literal["local", "ray"] = Field("local", description="ray: distribute the shards over the workers of a Ray cluster.")
     address: str = Field("auto", min_length=1, description="The Ray cluster, as HOST:PORT; auto: the one that this machine belongs to.")
-    gpus_per_worker: float = Field(
-        1, ge=0, le=64, description="GPUs of each Ray worker; a fraction where several share one, 0 to work on CPUs."
-    )
+    gpus_per_worker: float = Field(1, ge=0, le=64, description="GPUs per Ray worker; a fraction to share one, 0 for CPUs.")
     cpus_per_worker: int | None = Field(
         None, ge=1, description="CPUs of each Ray worker, with a thread on each; by default its share of all that its node has."
     )
-    workers: int | None = Field(None, ge=1, description="Most Ray workers at a time; by default as many as the nodes have room for.")
+    workers: int | None = Field(None, ge=1, description="Maximum number of Ray workers; by default as many as fit on the nodes.")
 
     @model_validator(mode="after")
     def _has_a_cluster(self) -> Self:
         fields = ClusterSettings.model_fields
         given = [name for name in fields if name != "engine" and getattr(self, name) != fields[name].default]
         if given and self.engine != "ray":
-            raise ValueError(f"`{given[0]}` is of `engine` ray; add that, or remove it")
+            raise ValueError(f"`{given[0]}` applies to `engine` ray; add that, or remove it")
         if self.address.startswith(_CLIENT):
             raise ValueError(
                 "`address`: expected HOST:PORT or auto, not a client's ray:// address; run the command on a machine of the cluster, "

@@ -64,9 +64,9 @@ class EvaluateSettings(Settings):
     )
     steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
     step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
-    random_start: bool = Field(False, description="pgd: begin at a random place within epsilon, drawn by seed and image.")
+    random_start: bool = Field(False, description="pgd: start at a random point within epsilon, by seed and image.")
     partial: bool = Field(False, description="imagenet-...: measure what is there, where corruptions, classes or sequences are missing.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Decides noise of corruptions, random starts and what is drawn for a comparison.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed of corruptions, random starts and bootstrap samples.")
 
     @field_validator("suite", mode="before", json_schema_input_type=_Suite | list[_Suite])
     @classmethod

@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, where: str = "") -> None:
         self.number = signal.Signals(number)
         by = "" if self.number == signal.SIGINT else f" by {self.number.name}"
-        super().__init__(f"interrupted{by}{where and f' {where}'}; what is done is kept, the same command goes on from there")
+        super().__init__(f"interrupted{by}{where and f' {where}'}; finished work is kept; the same command resumes")
 
     @property
     def status(self) -> int:

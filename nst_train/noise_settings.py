@@ -39,7 +39,7 @@ class Noise(Settings):
     )
     cutout: int = Field(0, ge=0, description="Side in pixels of a gray square that covers a random part of each image; 0 for none.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
-    stochastic_depth: float = Field(0.2, ge=0, lt=1, description="Chance that the last block is skipped; linear from 0 at the first.")
+    stochastic_depth: float = Field(0.2, ge=0, lt=1, description="Probability of skipping the last block; linear from 0 at the first.")
 
     @classmethod
     def none(cls) -> Self:
@@ -71,10 +71,10 @@ class PseudoNoise(Settings):
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
     operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
     transform: Annotated[TransformOf | None, Later(None)] = Field(
-        None, description="evaluation: pseudo-labeled images un-augmented, as in evaluation, whatever the labeled ones are."
+        None, description="evaluation: pseudo-labeled images are not augmented, even if labeled ones are."
     )
     flip: Annotated[float | None, Later(None)] = Field(
-        None, ge=0, le=1, description="Chance of a flip of a pseudo-labeled image, if different; 0: none."
+        None, ge=0, le=1, description="Probability of a flip of a pseudo-labeled image, if different; 0: none."
     )
     crop_scale_min: Annotated[float | None, Later(None)] = Field(
         None, gt=0, le=1, description="Smallest share that a crop of a pseudo-labeled image keeps, if different; 1: no random crop."

@@ -27,7 +27,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     Args:
         store: Where all that is made is kept, and found again by the same call.
         recipe: Sources, settings and generations: `load_recipe("flowers.yaml")`.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         A `Generation` for each network that was trained, in order: `teacher`, and the `corpus` and `edition` that it was trained on. The

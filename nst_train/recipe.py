@@ -43,7 +43,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: expected a recipe in UTF-8; save it so") from None
+        raise UsageError(f"{path}: expected a recipe in UTF-8; save it as UTF-8") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; expected a recipe, see examples/image_folder.yaml") from None
 

@@ -74,7 +74,7 @@ def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherNa
         inputs = store.open(name, "teacher").manifest.request.inputs.by_role
         if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
             progress.say(
-                f"warning: {name} was not trained on the labeled images that `holdout` leaves; it may know held-out images, "
+                f"warning: {name} was not trained on this recipe's labeled images; it may have seen held-out ones, "
                 "whose score is then too high"
             )
 

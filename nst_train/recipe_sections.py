@@ -18,9 +18,9 @@ class SourceSettings(Settings):
     """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
 
     source: str | list[str] = Field(description="Of labeled images also a list of several, whose classes are joined by name.")
-    image_column: str | None = Field(None, description="The column with the images, where there are several.")
+    image_column: str | None = Field(None, description="Image column, if there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
-    label_column: str | None = Field(None, description="Label column, if it is not named `label`.")
+    label_column: str | None = Field(None, description="Label column; default `label`.")
     stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
 
     @field_validator("source", mode="before")
@@ -45,7 +45,7 @@ class SourceSettings(Settings):
 class TeacherSettings(Settings):
     """The teacher of a recipe in place of generation 0: a trained model, or an image-text model with the words of the classes."""
 
-    model: str = Field(min_length=1, description="Any name that labeling takes for its teacher, or an image-text model.")
+    model: str = Field(min_length=1, description="A model, named like the `teacher` of `label`, or an image-text model.")
     class_names: str | list[str] | dict[str, Any] | None = Field(
         None,
         description="Of an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
@@ -58,7 +58,7 @@ class TeacherSettings(Settings):
     @model_validator(mode="after")
     def _has_names_in_its_prompts(self) -> Self:
         if self.class_names is None and self.prompts is not None:
-            raise ValueError("`prompts` are of an image-text model, whose classes have names; add `class_names`")
+            raise ValueError("`prompts` apply to image-text models, which require `class_names`; add them")
         if self.class_names is not None:
             ZeroShot(model=self.model, class_names=self.class_names, prompts=self.prompts)
         return self
@@ -83,7 +83,9 @@ class SelectSettings(BalanceSettings):
     """The selection of a recipe."""
 
     by: str | None = Field(
-        None, min_length=1, description="Another model labels the pool, once, to select: any name that labeling takes for its teacher."
+        None,
+        min_length=1,
+        description="Select by the labels of another model, named like the `teacher` of `label`; it labels the pool once.",
     )
     when: Literal["every_generation", "once"] = Field(
         "every_generation", description="once: later teachers label the images that were selected for the first student, as in the paper."
@@ -92,7 +94,7 @@ class SelectSettings(BalanceSettings):
     @model_validator(mode="after")
     def _another_selects_once(self) -> Self:
         if self.by is not None and self.when != "once":
-            raise ValueError(f"`by` {self.by} selects once, whichever teacher labels what is selected; add `when: once`, or remove `by`")
+            raise ValueError(f"`by` {self.by} selects with one model for all generations; add `when: once`, or remove `by`")
         return self
 
     @property
@@ -106,8 +108,8 @@ class PushToSettings(Settings):
 
     corpus: str | None = Field(None, description="OWNER/NAME of the dataset that gets the generations and editions.")
     teacher: str | None = Field(None, description="OWNER/NAME of the model that gets the teachers.")
-    public: bool = Field(False, description="Everybody may see them; else new repositories are private.")
-    anonymous: bool = Field(False, description="Leave keys out of the dataset, put row numbers for hashes, and name no source in either.")
+    public: bool = Field(False, description="Create public repositories; by default new ones are private.")
+    anonymous: bool = Field(False, description="Omit keys and source names, and replace image hashes by row numbers.")
     license: str | None = Field(None, description="For the cards, such as cc-by-4.0.")
     pool_source: str | None = Field(None, description="For the cards: where the pool's images come from.")
 
@@ -150,7 +152,7 @@ class EvaluationSettings(EvaluateSettings):
         if self.of_published and self.data and self.data.stream:
             raise ValueError(f"`stream` does not apply to {self.suite[0]}, which is read from its published folders; remove it")
         if self.data and not self.of_published and not self.name:
-            raise ValueError("`name` is missing: it says what the results on `data` are called in metrics.json")
+            raise ValueError("`name` is missing: results on `data` are recorded under it in metrics.json")
         return self
 
     def recorded(self, suite: str) -> str:

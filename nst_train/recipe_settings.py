@@ -105,7 +105,7 @@ class GenerationSettings(TrainSettings):
 class StudentSettings(GenerationSettings):
     """One of several students of one teacher."""
 
-    name: str = Field(description="Distinguishes it: `b0` in the recipe flowers becomes flowers-teacher-b0.")
+    name: str = Field(description="Name suffix: `b0` in the recipe flowers becomes flowers-teacher-b0.")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ class Recipe(Settings):
         description="Of the corpus in the store; flowers has the teachers flowers-teacher."
     )
     labeled: SourceSettings | None = Field(None, description="Labeled images: `{source: photos/labeled}`, a folder per class.")
-    validation: SourceSettings | None = Field(None, description="Decides which weights of a training are kept; else the last ones are.")
+    validation: SourceSettings | None = Field(
+        None, description="Images to select the best weights by; without them the last weights are kept."
+    )
     test: SourceSettings | None = Field(None, description="Labeled images that evaluation alone sees.")
     holdout: float | None = Field(
         None, gt=0, lt=1, description="Without `test`: this share of each class's labeled images is held out of training to test on."
@@ -162,13 +164,13 @@ class Recipe(Settings):
     select: SelectSettings = Field(SelectSettings(), description="Which pseudo-labeled images students are trained on.")
     teacher: TeacherSettings | None = Field(
         None,
-        description="A trained model in place of generation 0, by any name that labeling takes for its teacher; or "
+        description="A trained model in place of generation 0, named like the `teacher` of `label`; or "
         "`{model: ..., class_names: names.txt}`, an image-text model that labels by the names of the classes.",
     )
     generations: list[GenerationSettings] = Field([], description="The teacher, unless `teacher` names one, and its students.")
     reviews: dict[int, str] = Field(
         {},
-        description="What people answered, as NAME@review-N; `{2: flowers@review-1}`: from generation 2 on.",
+        description="Reviewed labels, as NAME@review-N; `{2: flowers@review-1}`: from generation 2 on.",
     )
     students: list[StudentSettings] = Field([], description="Several students of the last teacher, each with a `name` (study 1).")
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
@@ -177,7 +179,7 @@ class Recipe(Settings):
         description="Also train the last networks on labeled images alone, with the same noise and steps; `start: teacher` is the first.",
     )
     run: RunSettings = Field(RunSettings(), description="How trainings run on this machine; changes no result.")
-    push_to: PushToSettings | None = Field(None, description="Repositories of the Hub that get every version as it is made.")
+    push_to: PushToSettings | None = Field(None, description="Repositories on the Hub to push every version to.")
 
     @property
     def networks(self) -> list[Network]:
@@ -205,7 +207,7 @@ class Recipe(Settings):
         if not isinstance(by_generation, dict):
             raise ValueError("expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`")
         if odd := [ref for ref in by_generation.values() if not (isinstance(ref, str) and is_review(ref) and "/" not in ref)]:
-            raise ValueError(f"expected a review of the store with its number, such as flowers@review-1, one is {odd[0]!r}")
+            raise ValueError(f"expected reviews of the store with their number, such as flowers@review-1, found {odd[0]!r}")
         return by_generation
 
     @model_validator(mode="after")
@@ -214,7 +216,7 @@ class Recipe(Settings):
         if odd := [first for first in self.reviews if not 0 <= first <= last]:
             raise ValueError(f"`reviews`: there is no generation {odd[0]}; expected 0 to {last}")
         if self.select.when == "once" and any(first > 1 for first in self.reviews):
-            raise ValueError("`reviews` decide what is selected, which `when: once` does for the first student; name them from 0 or 1 on")
+            raise ValueError("with `when: once` the selection is made for the first student; give `reviews` for generation 0 or 1")
         return self
 
     @property
@@ -231,7 +233,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _has_a_student(self) -> Self:
         if self.teacher is not None and not self.networks:
-            raise ValueError("`teacher` teaches nobody; add a student, such as `generations: [{model: ...}]`")
+            raise ValueError("`teacher` has no student; add one, such as `generations: [{model: ...}]`")
         if self.teacher is None and (not self.generations or len(self.networks) < 2):
             raise ValueError(
                 f"`generations`: expected settings of a teacher and of a student or more, found {len(self.generations)}; "
@@ -352,9 +354,7 @@ class Recipe(Settings):
         names = ["test"] if self.is_tested else []
         for one in self.evaluate:
             if self.is_tested and one.data is None and one.name in (None, "test") and "suite" not in one.model_fields_set:
-                raise ValueError(
-                    "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"
-                )
+                raise ValueError("`evaluate` has no suite, and the unmodified test images are always measured; add `suite: [corruptions]`")
             for name in map(one.recorded, one.suite):
                 if name in names:
                     raise ValueError(f"`evaluate` records two results as {name!r} in metrics.json; give one of them another `name`")

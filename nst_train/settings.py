@@ -78,9 +78,9 @@ class TrainSettings(Settings):
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
     learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images in a step; grows with the batch size.")
-    warmup_epochs: float = Field(5, ge=0, description="Epochs in which the learning rate rises linearly from 0.")
+    warmup_epochs: float = Field(5, ge=0, description="Epochs of linear warm-up from 0.")
     warmup_steps: Annotated[int | None, Later(None)] = Field(
-        None, ge=0, le=10**9, description="Steps of the warm-up, in place of `warmup_epochs`."
+        None, ge=0, le=10**9, description="Steps of warm-up, in place of `warmup_epochs`."
     )
     schedule: Annotated[Literal["staircase", "cosine"], Later("staircase")] = Field(
         "staircase", description="After the warm-up: staircase as in the paper, or cosine to 0 at the end, as is usual in finetuning."
@@ -88,7 +88,10 @@ class TrainSettings(Settings):
     decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
     decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
     schedule_epochs: Annotated[float | None, Later(None)] = Field(
-        None, gt=0, le=1e9, description="Train at the end of a schedule of so many epochs, at its low learning rates; by default all of it."
+        None,
+        gt=0,
+        le=1e9,
+        description="Train the last epochs of a schedule of this length, at its low learning rates; by default the whole schedule.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the optimizer.")
     layer_decay: Annotated[float | None, Later(None)] = Field(
@@ -112,7 +115,9 @@ class TrainSettings(Settings):
         "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
     )
     hard: bool = Field(False, description="Train on hard pseudo-labels, the most probable class of each, instead of soft ones.")
-    pseudo_temperature: float = Field(1.0, gt=0, description="On stored soft labels, p^(1/X): above 1 softer, below 1 harder.")
+    pseudo_temperature: float = Field(
+        1.0, gt=0, description="Temperature of the stored soft labels, p^(1/X): above 1 softer, below 1 harder."
+    )
     pseudo_only: bool = Field(
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
@@ -124,7 +129,7 @@ class TrainSettings(Settings):
         "training",
         description="evaluation: un-augmented images, resized and cropped as in evaluation; no random crop, flip or RandAugment.",
     )
-    flip: float = Field(0.5, ge=0, le=1, description="Chance of a horizontal flip.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     crop_scale_min: float = Field(
         0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
     )
@@ -170,7 +175,7 @@ class TrainSettings(Settings):
         description="A new last layer: as the network begins its own; zero: all classes equally likely, for pretrained networks.",
     )
     probe: Annotated[bool, Later(False)] = Field(
-        False, description="Keep the trained network as it is and fit its last layer, by logistic regression on features; takes minutes."
+        False, description="Linear probe: freeze the trained network and fit its last layer by logistic regression; takes minutes."
     )
     freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the blocks, from the first; with `start`, to finetune.")
     freeze_by: Annotated[Literal["blocks", "layers"], Later("layers")] = Field(
@@ -178,21 +183,23 @@ class TrainSettings(Settings):
         description="blocks: whole ones, batch-norm and stochastic depth as in evaluation, as in the released code; layers: single ones.",
     )
     freeze_batch_norm: Annotated[bool, Later(False)] = Field(
-        False, description="Batch-norm as in evaluation, by the statistics that it has; with `start` or `pretrained`, for few images."
+        False, description="Keep batch-norm in evaluation mode with its stored statistics; with `start` or `pretrained`, for few images."
     )
-    clip_grad: float | None = Field(None, gt=0, description="Clip the gradient's norm to this.")
-    accumulate: int = Field(1, ge=1, description="Split each step into this many sequential parts, to fit in memory.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the network; auto: fp32 on CPUs, bf16 on GPUs.")
+    clip_grad: float | None = Field(None, gt=0, description="Maximum norm of the gradient.")
+    accumulate: int = Field(1, ge=1, description="Gradient accumulation: split each step into this many parts, to fit in memory.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the network; auto: fp32 on CPUs, bf16 on GPUs."
+    )
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
     channels_last: bool | None = Field(
         None,
         description="Images and weights in channels-last order; by default convolutional networks, on CPUs and on GPUs in bf16 or fp16.",
     )
-    sync_batch_norm: bool = Field(False, description="Batch-norm over the images of all processes rather than of each.")
+    sync_batch_norm: bool = Field(False, description="Synchronize batch-norm over all processes.")
     validate_every: float | None = Field(
         None, gt=0, description="Epochs between two validations; by default 1, more where ten images are not trained on for each scored."
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="Decides initial weights, order and noise.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed of initial weights, order and noise.")
 
     @model_validator(mode="before")
     @classmethod
@@ -229,11 +236,11 @@ class TrainSettings(Settings):
         if self.freeze_batch_norm and not (self.start or self.pretrained):
             raise ValueError("`freeze_batch_norm` requires a trained network; add `start` or `pretrained`")
         if self.freeze_batch_norm and self.batch_norm_decay is not None:
-            raise ValueError("`batch_norm_decay` is of statistics that `freeze_batch_norm` leaves as they are; remove one of them")
+            raise ValueError("`batch_norm_decay` applies to statistics that `freeze_batch_norm` keeps fixed; remove one of them")
         if self.probe and not (self.start or self.pretrained):
             raise ValueError("`probe` requires a trained network; add `pretrained` or `start`")
         if self.start and self.pretrained:
-            raise ValueError("`start` and `pretrained` both say where weights come from; give one of them")
+            raise ValueError("`start` and `pretrained` both set the initial weights; remove one of them")
         return self
 
     @model_validator(mode="after")
@@ -244,7 +251,7 @@ class TrainSettings(Settings):
         if self.warmup_steps is not None and self.warmup_epochs != fields["warmup_epochs"].default:
             raise ValueError("`warmup_steps` replaces `warmup_epochs`; give one of them")
         if self.schedule == "cosine" and any(getattr(self, name) != fields[name].default for name in OF_STAIRCASE):
-            raise ValueError("`schedule` cosine has no steps down, which `decay_rate` and `decay_epochs` are of; remove those")
+            raise ValueError("`decay_rate` and `decay_epochs` apply to `schedule` staircase, not cosine; remove them")
         if self.layer_decay is not None and self.weight_decay_on == "all":
             raise ValueError("`layer_decay` groups weights as timm does, without decay of biases; add `weight_decay_on` weights")
         if self.schedule_epochs and self.schedule_epochs < self.epochs:
@@ -309,14 +316,14 @@ class LabelSettings(Settings):
     batch_size: int | None = Field(
         None, ge=0, description="Images in a forward pass; by default what suits the device and image size, 0 tries what fits its memory."
     )
-    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Pool rows in a parquet shard; work done is kept shard by shard.")
+    rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Pool rows per parquet shard; progress is saved after each shard.")
     temperature: float = Field(1.0, gt=0, description="Divides the logits: above 1 softer labels, below 1 harder ones.")
     top_k: int | None = Field(
         None, ge=1, description=f"Keep the K largest probabilities; by default all, above {DENSE_CLASSES:,} classes {DEFAULT_TOP_K}."
     )
     limit: int | None = Field(None, ge=1, description="Label only the first images of the pool.")
     noise: bool = Field(
-        False, description="Noise the teacher as it was trained; the paper's where that is not known. Costs accuracy (Table 6)."
+        False, description="Label with the noise the teacher was trained with, or the paper's if unknown. Costs accuracy (Table 6)."
     )
     noise_transform: Annotated[TransformOf, Later("evaluation")] = Field(
         "training",
@@ -325,9 +332,12 @@ class LabelSettings(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of `noise`; unused without it.")
     exact_transform: bool = Field(
-        False, description="Decode and resize with Pillow, as the teacher's own code does, instead of faster to within rounding."
+        False,
+        description="Decode and resize with Pillow, exactly as timm and transformers do; the default is faster and differs by rounding.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the forward pass; auto: fp32 on CPUs, bf16 on GPUs.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the forward pass; auto: fp32 on CPUs, bf16 on GPUs."
+    )
     compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
@@ -343,8 +353,10 @@ class EmbedSettings(Settings):
     image_size: int | None = Field(None, ge=8, le=8192, description="Side of the images in pixels; the network's own by default.")
     crop_pct: float | None = Field(None, gt=0, le=1, description="Share of the shorter side that is kept; the network's own by default.")
     batch_size: int | None = Field(None, ge=1, description="Images in a batch; by default what suits the device and their size.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="Of the forward pass; auto: fp32 on CPUs, bf16 on GPUs.")
-    rows_per_shard: int = Field(10_000, ge=1, description="Rows in a parquet shard; work done is kept shard by shard.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Precision of the forward pass; auto: fp32 on CPUs, bf16 on GPUs."
+    )
+    rows_per_shard: int = Field(10_000, ge=1, description="Rows per parquet shard; progress is saved after each shard.")
 
 
 class ReadSettings(ReadableSettings):
@@ -371,7 +383,7 @@ class LabelRunSettings(EmbedRunSettings):
     """How labeling runs; shapes no data."""
 
     worker: str | None = Field(
-        None, pattern=r"^\d+/[1-9]\d*$", description="i/n: this is worker i, from 0, of n on one store; torchrun's processes know theirs."
+        None, pattern=r"^\d+/[1-9]\d*$", description="i/n: this process is worker i, from 0, of n on one store; set by torchrun otherwise."
     )
     retry_errors: bool = Field(False, description="Retry unreadable images before the generation is sealed.")
 
@@ -380,7 +392,7 @@ class LabelRunSettings(EmbedRunSettings):
         if self.worker and self.share[0] >= self.share[1]:
             raise ValueError(f"worker {self.worker}: expected one from 0/{self.share[1]} to {self.share[1] - 1}/{self.share[1]}")
         if self.worker and self.engine == "ray":
-            raise ValueError("`worker` is of processes that share the work by themselves, which `engine` ray hands out; remove one of them")
+            raise ValueError("`worker` splits the work among processes, and `engine` ray does so by itself; remove one of them")
         return self
 
     @property

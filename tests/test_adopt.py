@@ -370,7 +370,7 @@ def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, stor
         write_table(path, **values)
         refs.append(adopt(store, "size", open_source(str(path)), **SETTINGS, class_names=str(names)).ref)
     assert refs == ["size@gen-1", "size@gen-2"]
-    with pytest.raises(NstError, match=r"bugs@gen-1 is taken by other settings \(top_k: None there, 2 asked\)"):
+    with pytest.raises(NstError, match=r"bugs@gen-1 exists with other settings \(top_k: None there, 2 asked\)"):
         adopt(store, "bugs", open_source(table), **SETTINGS | {"top_k": 2}, generation=1)
 
 

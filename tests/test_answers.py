@@ -47,7 +47,7 @@ def test_undo_brings_back_the_answer_before_and_then_none(store):
     assert log_of(store).append(ROSE, "1.jpg", undo=True).class_name == "rose"
     assert log.append(ROSE, "1.jpg", undo=True) is None
     assert classes(store) == {}
-    with pytest.raises(UsageError, match=r"^1\.jpg: there is no answer to take back$"):
+    with pytest.raises(UsageError, match=r"^1\.jpg: there is no answer to undo$"):
         log.append(ROSE, "1.jpg", undo=True)
 
 
@@ -99,7 +99,7 @@ def test_what_is_no_answer_is_refused_and_not_written(store):
     log = log_of(store)
     with pytest.raises(UsageError, match=r"^the corpus has no class 'oak'; expected one of rose, tulip$"):
         log.append(ROSE, "1.jpg", class_name="oak")
-    with pytest.raises(UsageError, match=r"^an answer is one of a class, `excluded` and `undo`$"):
+    with pytest.raises(UsageError, match=r"^expected exactly one of a class, `excluded` and `undo`$"):
         log.append(ROSE, "1.jpg", class_name="rose", excluded="unusable")
     with pytest.raises(UsageError, match=r"^`excluded`: expected 'none of these' or 'unusable', found 'dull'$"):
         log.append(ROSE, "1.jpg", excluded="dull")
@@ -111,7 +111,7 @@ def test_what_is_no_answer_is_refused_and_not_written(store):
 def test_an_answer_that_cannot_be_written_says_so(store):
     store.root.mkdir()
     (store.root / "reviews").write_text("a file where a folder must be")
-    with pytest.raises(NstError, match=r"ann\.jsonl: the answer could not be written \(Not a directory\); answer again once it can$"):
+    with pytest.raises(NstError, match=r"ann\.jsonl: the answer could not be written \(Not a directory\); fix that and answer again$"):
         log_of(store).append(ROSE, "1.jpg", class_name="rose")
 
 

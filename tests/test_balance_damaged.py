@@ -178,7 +178,7 @@ def test_a_corpus_in_which_nothing_was_labeled_is_one_line(store, tmp_path, word
 @pytest.mark.usefixtures("generation")
 def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
-    assert refused(store, 1, *words) == f"flowers@gen-1: no image is left of 6 {says}"
+    assert refused(store, 1, *words) == f"flowers@gen-1: 0 images are left of 6 {says}"
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
         (["--per-class", "2.5"], "--per-class: expected a number of entries from 1, auto or none, got 2.5"),
         (["--per-class", "many"], "--per-class: expected a number of entries from 1, auto or none, got many"),
         (["--per-class", "9" * 12], "--per-class: expected at most 2,147,483,647 entries, got 999999999999"),
-        (["--exclude-class", "ent"], "--exclude-class: the teacher knows no class 'ent'; did you mean 'ant'?"),
-        (["--exclude-class", "xyz"], "--exclude-class: the teacher knows no class 'xyz'; expected one of ant, bee, cat"),
+        (["--exclude-class", "ent"], "--exclude-class: the teacher has no class 'ent'; did you mean 'ant'?"),
+        (["--exclude-class", "xyz"], "--exclude-class: the teacher has no class 'xyz'; expected one of ant, bee, cat"),
         (
             ["--confidence-range", "0.5"],  # --store comes next
             "Invalid value for '--confidence-range': Input should be a valid number, unable to parse string as a number; "
@@ -269,7 +269,7 @@ def test_a_file_of_thresholds_that_is_not_there_or_names_no_class(store, tmp_pat
     assert f"{tmp_path}: Is a directory; {EXPECTED}" in refused(store, 2, "--class-min-confidence", tmp_path)
     (tmp_path / "names.yaml").write_text("ant: 0.5\nbbee: 0.5\n")
     line = refused(store, 2, "--class-min-confidence", tmp_path / "names.yaml")
-    assert line == "--class-min-confidence: the teacher knows no class 'bbee'; did you mean 'bee'?"
+    assert line == "--class-min-confidence: the teacher has no class 'bbee'; did you mean 'bee'?"
 
 
 @pytest.mark.usefixtures("generation")

@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_one_line(tm
     assert torch.equal(other.network.fc.weight, expected)
     (line,) = said
     assert line.startswith("the checkpoint step-000000002 is damaged (")
-    assert line.endswith("going on from the one before it, or from the start")
+    assert line.endswith("resuming from the previous one, or from the start")
     assert last_checkpoint(tmp_path) == 1
 
 
@@ -127,7 +127,7 @@ def test_a_training_that_diverges_names_its_last_good_checkpoint_which_is_finite
     changes = {"learning_rate": 1e30, "epochs": 40, "warmup_epochs": 1e7, "optimizer": "sgd"}
     run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
     with pytest.raises(
-        NstError, match=r"step (\d+): the loss is not finite any more; the last good checkpoint is that of step \d+\. Try"
+        NstError, match=r"step (\d+): the loss is no longer finite; the last good checkpoint is that of step \d+\. Try"
     ) as error:
         train(store, "late", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     (staging,) = store.stagings("late")

@@ -117,7 +117,7 @@ def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, po
 def test_a_number_taken_by_other_settings_names_them(tiny_store):
     words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
     line = fails(1, *words)
-    assert "tiny@gen-1.1 is taken by other settings (per_class: 20 there, 9 asked)" in line
+    assert "tiny@gen-1.1 exists with other settings (per_class: 20 there, 9 asked)" in line
     assert "nst remove tiny@gen-1.1" in line
 
 
@@ -126,12 +126,12 @@ def test_a_store_written_by_a_newer_schema(tmp_path):
     folder.mkdir(parents=True)
     (folder / "nst.json").write_text(json.dumps({"schema_version": 99}))
     line = fails(1, "show", "future", "--store", tmp_path)
-    assert "has schema version 99, this nst reads up to 1; upgrade nst" in line
+    assert "has schema version 99, this nst supports up to 1; upgrade nst" in line
 
 
 def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
     line = fails(1, "balance", "tiny@gen-1", "--min-confidence", "1", "--store", tiny_store[0].root)
-    assert "tiny@gen-1: no image is left of 15 (15 low confidence); lower --min-confidence" in line
+    assert "tiny@gen-1: 0 images are left of 15 (15 low confidence); lower --min-confidence" in line
     assert not any(ref.startswith("tiny@") for ref in tiny_store[0].unfinished())
 
 
@@ -253,7 +253,7 @@ def test_too_few_images_at_once_for_batch_norm_are_refused_and_leave_nothing(tmp
 
 def test_weights_that_a_network_does_not_have_name_those_that_it_has(tmp_path, store, labeled_folder):
     words = ["--labeled", labeled_folder, "--name", "tagged", *NETWORK, "--model", "test_resnet.none_of_timm"]
-    assert "test_resnet has no weights named so; expected one of r160_in1k" in fails(2, "train", *words, "--store", store)
+    assert "test_resnet has no weights of that name; expected one of r160_in1k" in fails(2, "train", *words, "--store", store)
     assert files_in(store) == []
 
 

@@ -221,7 +221,7 @@ def test_an_excluded_source_is_the_same_with_and_without_its_labels(store, pool,
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(store, pool):
     version = write_generation(store, pool)
-    message = r"^flowers@gen-1: no image is left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher$"
+    message = r"^flowers@gen-1: 0 images are left of 5 \(5 low confidence\); lower `min_confidence`, or train a better teacher$"
     with pytest.raises(NstError, match=message):
         balance(store, version, BalanceSettings(min_confidence=0.95))
     assert ([version.ref for version in store.versions()], store.unfinished()) == (["flowers@gen-1"], [])
@@ -260,7 +260,7 @@ def test_a_large_edition_falls_into_shards_in_pool_order(store, pool, monkeypatc
 def test_other_settings_make_the_next_edition_and_a_taken_number_is_an_error(store, pool):
     version = write_generation(store, pool)
     assert [balance(store, version, BalanceSettings(seed=seed)).ref for seed in (0, 1)] == ["flowers@gen-1.1", "flowers@gen-1.2"]
-    with pytest.raises(NstError, match=r"flowers@gen-1\.1 is taken by other settings \(seed: 0 there, 2 asked\)"):
+    with pytest.raises(NstError, match=r"flowers@gen-1\.1 exists with other settings \(seed: 0 there, 2 asked\)"):
         balance(store, version, BalanceSettings(seed=2), edition=1)
 
 

@@ -234,7 +234,7 @@ def test_a_recipe_evaluates_every_generation(tmp_path):
     ("evaluate", "said"),
     [
         ({"suite": ["imagenet-c"]}, "`suite` imagenet-c has its own folder; set it as `data`"),
-        ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: it says what the results on `data` are called in metrics.json"),
+        ({"suite": ["fgsm"], "data": "shifted"}, "`name` is missing: results on `data` are recorded under it in metrics.json"),
         ({"suite": ["fgsm"], "data": "shifted", "name": "../x"}, "name '../x': expected letters, digits"),
         (
             {"suite": "imagenet-c", "data": {"source": "c", "image_column": "x"}},
@@ -344,7 +344,7 @@ def test_a_store_that_cannot_be_written_to_keeps_nothing_and_says_so_once(traine
         command = ["evaluate", "net@gen-0", "net@gen-1", "--data", str(test), "--store", str(store.root), "--json"]
         done = CliRunner().invoke(app, command, catch_exceptions=False)
         assert done.exit_code == 0
-        assert done.stderr.count("evaluations cannot be written to: nothing that is measured is kept for a next run") == 1
+        assert done.stderr.count("evaluations cannot be written to: results are not cached for the next run") == 1
         sealed.setattr("nst_train.evaluation.measuring.observe", None)
         assert "gen-0 is not writable; remove --record" in evaluated(2, (store, test), "--record", "test")
     assert sorted(store.root.rglob("*")) == there

@@ -136,7 +136,7 @@ def test_a_class_with_the_name_of_a_column_has_no_column_of_its_own(tmp_path):
     store = Store(tmp_path / "store")
     write_class_folders(tmp_path / "sorted", ["key", "label"], 1)
     version = adopt(store, "odd", str(tmp_path / "sorted"), progress=Progress())
-    with pytest.raises(UsageError, match="`probs`: a class is called 'key', as a column of the table is; use jsonl, or remove `probs`"):
+    with pytest.raises(UsageError, match="`probs`: class 'key' has the name of another column of the table; use jsonl, or remove `probs`"):
         exported(store, tmp_path / "out", "csv", version.ref, probs=True)
 
 
@@ -148,7 +148,7 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
         exported(store, tmp_path / "mine", "csv")
     with pytest.raises(NstError, match=r"thesis\.txt: expected a new or empty folder, found other files"):
         exported(store, tmp_path / "mine" / "thesis.txt", "csv")
-    with pytest.raises(NstError, match="out: expected a new folder, found a file on the way there"):
+    with pytest.raises(NstError, match="out: part of this path is a file"):
         exported(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     exported(store, tmp_path / "out", "csv")
@@ -159,7 +159,7 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
     with pytest.raises(NstError, match=r"holds another export \(to csv\)"):
         exported(store, tmp_path / "out", "jsonl")
     (tmp_path / "out" / MARKER).write_text("{")
-    with pytest.raises(NstError, match="expected what was exported here, found it damaged; remove"):
+    with pytest.raises(NstError, match="the record of the export is damaged; remove"):
         exported(store, tmp_path / "out", "csv")
 
 

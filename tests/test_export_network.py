@@ -77,7 +77,7 @@ def test_a_network_is_written_once_and_other_files_stay(tiny_store, tmp_path, mo
                 archive.writestr("a/extra/nst.json", "{}")
         else:
             (tmp_path / other).write_text("mine")
-        with pytest.raises(NstError, match=f"{other}: exists, and is no export of this network; choose another name"):
+        with pytest.raises(NstError, match=f"{other}: exists and is not an export of this network; choose another name"):
             exported(store, "tiny-teacher@gen-0", tmp_path / other, "torch-export")
     with pytest.raises(NstError, match="there is no folder"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "no" / "a.pt2", "torch-export")
@@ -150,5 +150,5 @@ def test_networks_of_transformers_and_large_ones_are_written_as_onnx_too(tmp_pat
     assert {path.name for path in tmp_path.glob("vit.*")} == {"vit.onnx", "vit.onnx.data"}
     assert exported(store, vit, tmp_path / "vit.onnx", "onnx").difference == written.difference
     shutil.move(tmp_path / "vit.onnx", tmp_path / "other.onnx")
-    with pytest.raises(NstError, match=r"vit\.onnx\.data: exists, and is no export of this network"):
+    with pytest.raises(NstError, match=r"vit\.onnx\.data: exists and is not an export of this network"):
         exported(store, vit, tmp_path / "vit.onnx", "onnx")

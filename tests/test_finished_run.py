@@ -184,4 +184,4 @@ def test_weights_of_the_hub_and_a_zero_shot_teacher_are_known_again_without_load
         main.write_text(old)  # the branch gets another commit: other weights, which is another training
         command = [sys.executable, "-m", "nst_cli", "run", str(path), "--store", str(store.root)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert "bugs-teacher@gen-1 is taken by other settings (initial_weights: " in done.stderr
+        assert "bugs-teacher@gen-1 exists with other settings (initial_weights: " in done.stderr

@@ -170,7 +170,7 @@ def test_a_pull_with_one_flipped_byte_is_refused_and_keeps_nothing(published, tm
     with serving(published, [Fault("lfs get", "flip")]) as (url, _):
         flipped, listed, again = nst(url, tmp_path, ["pull", "alice/q0x"], ["list", "--json"], ["pull", "alice/q0x"], token=ALICE)
     assert flipped.status == 1
-    assert "is not what its manifest says: it is damaged there or on the way; nothing was kept, pull it again" in flipped.err
+    assert "does not match its manifest: damaged on the server or in transit; nothing was kept; pull it again" in flipped.err
     assert listed.value == {"versions": [], "unfinished": []}
     assert again.status == 0, again.err
 

@@ -181,7 +181,7 @@ def test_a_compiled_network_gives_what_the_plain_one_gives(teacher, pool):
 
 def test_what_was_begun_on_another_device_is_one_error():
     begun = {"batch_size": 4, "precision": "bf16", "device": "cuda", "threads": 1, "compile": False}
-    with pytest.raises(NstError, match=r"c@gen-1 was begun on cuda, which this machine lacks; go on where there is one"):
+    with pytest.raises(NstError, match=r"c@gen-1 was started on cuda, which this machine does not have; resume it where there is one"):
         computation_of(begun, "c@gen-1")
     assert computation_of(begun | {"device": "cpu"}, "c@gen-1") == Computation(4, "bf16", "cpu")
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
 CLASSES = ["ant", "bee", "cat"]
-GOES_ON = r"( after step [\d,]+ of [\w@-]+)?; what is done is kept, the same command goes on from there"
+GOES_ON = r"( after step [\d,]+ of [\w@-]+)?; finished work is kept; the same command resumes"
 STUDENT = TINY | {"ratio": 2, "epochs": 3}
 
 
@@ -205,7 +205,7 @@ def test_training_that_is_told_to_stop_writes_a_checkpoint_between_those_that_ar
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    step = re.search(rf"nst: interrupted by {number.name} after step ([\d,]+) of net@gen-0; what is done is kept", errors)
+    step = re.search(rf"nst: interrupted by {number.name} after step ([\d,]+) of net@gen-0; finished work is kept", errors)
     assert [path.name for path in store.glob("runs/teachers/net/gen-0/work/checkpoints/step-*")] == [f"step-{int(step[1]):09d}"]
 
 
@@ -332,7 +332,7 @@ def test_of_two_processes_all_stop_at_one_step_whoever_is_told(tmp_path, told):
         os.kill(process_of_rank(1, process.pid) if told == "one process" else process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    steps = set(re.findall(r"nst: interrupted by SIGTERM after step ([\d,]+) of net@gen-0; what is done is kept", errors))
+    steps = set(re.findall(r"nst: interrupted by SIGTERM after step ([\d,]+) of net@gen-0; finished work is kept", errors))
     assert len(steps) == 1, errors
     (checkpoint,) = store.glob("runs/teachers/net/gen-0/work/checkpoints/step-*")
     assert checkpoint.name == f"step-{int(steps.pop().replace(',', '')):09d}"

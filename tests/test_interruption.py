@@ -74,7 +74,7 @@ _ALSO = [pytest.param(steps, number, marks=pytest.mark.slow) for steps, number i
 @pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGTERM), (13, signal.SIGHUP), (20, signal.SIGUSR1), *_ALSO])
 def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps, hangups_heeded):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; what is done is kept, the same command goes on") as stop:
+    with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; finished work is kept; the same command resumes") as stop:
         train_in(tmp_path, SignalAt(steps, number))
     assert stop.value.status == 128 + number
     assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
@@ -125,7 +125,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step():
     with StopRequests() as stops:
         signal.raise_signal(signal.SIGINT)
         assert stops.agreed(1) == signal.SIGINT
-        with pytest.raises(Interrupted, match=r"^interrupted; what is done"):
+        with pytest.raises(Interrupted, match=r"^interrupted; finished work"):
             signal.raise_signal(signal.SIGINT)
 
 
@@ -168,10 +168,10 @@ def test_slow_steps_are_asked_after_each():
 @pytest.mark.parametrize(
     ("number", "status", "line"),
     [
-        (signal.SIGINT, 130, "interrupted; what is done is kept, the same command goes on from there"),
-        (signal.SIGTERM, 143, "interrupted by SIGTERM; what is done is kept, the same command goes on from there"),
-        (signal.SIGUSR1, 138, "interrupted by SIGUSR1; what is done is kept, the same command goes on from there"),
-        (signal.SIGHUP, 129, "interrupted by SIGHUP; what is done is kept, the same command goes on from there"),
+        (signal.SIGINT, 130, "interrupted; finished work is kept; the same command resumes"),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM; finished work is kept; the same command resumes"),
+        (signal.SIGUSR1, 138, "interrupted by SIGUSR1; finished work is kept; the same command resumes"),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP; finished work is kept; the same command resumes"),
     ],
 )
 def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_its_own(number, status, line):

@@ -80,10 +80,10 @@ def test_it_is_the_first_edition_of_a_generation_of_its_own(store, edition, pool
 
 
 def test_a_generation_of_the_whole_pool_is_not_mixed_with_it(store, edition, pool):
-    with pytest.raises(NstError, match=r"bugs@gen-1 is a labeling of the whole pool; omit the generation for the next free one"):
+    with pytest.raises(NstError, match=r"bugs@gen-1 labels the whole pool; omit the generation to get the next one"):
         again(store, edition, pool, generation=1)
     assert again(store, edition, pool, generation=5).ref == "bugs@gen-5.1"
-    with pytest.raises(NstError, match=r"bugs@gen-5.1 is a relabeled edition, without its pool"):
+    with pytest.raises(NstError, match=r"bugs@gen-5.1 is a relabeled edition without its pool"):
         label(store, "bugs", f"local-dir:{store.root.parent / 'new'}", open_source(str(pool)), SETTINGS, generation=5, run=RUN)
 
 
@@ -135,7 +135,7 @@ def test_errors_are_in_the_order_of_the_pool_and_are_tried_again(store, edition,
     run = RUN.model_copy(update={"retry_errors": True})
     version = label_like(store, edition, f"local-dir:{store.root.parent / 'new'}", source, SETTINGS, run=run)
     assert [(row["key"], row["reason"]) for row in rows(version, "errors")] == [
-        (chosen[0], "holds other bytes than the image that was selected"),
+        (chosen[0], "differs from the image that was selected"),
         (chosen[2], "not an image in a known format"),
     ]
     assert [row["key"] for row in rows(version, "balanced")] == [chosen[1], *chosen[3:]]

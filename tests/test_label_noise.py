@@ -115,7 +115,7 @@ def test_without_noise_the_seed_is_no_part_of_what_was_asked_for(tiny_store, tea
 
 def test_a_calibrated_teacher_is_not_noised(tiny_store, teacher):
     store, folder, pool = tiny_store
-    with pytest.raises(UsageError, match="`calibration` and `noise`: calibration needs an un-noised teacher"):
+    with pytest.raises(UsageError, match="`calibration` requires a teacher without `noise`"):
         label(store, "both", teacher, open_source(str(pool)), LabelSettings(noise=True), calibration=open_source(str(folder), labeled=True))
 
 

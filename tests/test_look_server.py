@@ -521,7 +521,7 @@ def test_a_card_shows_a_picture_of_the_export_where_that_is_asked_for(tmp_path, 
     assert version.verify() == []
     for image in pool.iterdir():
         image.unlink()
-    with pytest.raises(NstError, match="bugs@gen-2: none of its images could be read, so that its card stays as it is"):
+    with pytest.raises(NstError, match="bugs@gen-2: none of its images could be read, so its card was not changed"):
         export(open_contents(store, version.ref), tmp_path / "other", False, Progress(), version)
 
 
@@ -535,7 +535,7 @@ def test_an_anonymous_export_names_no_key_no_hash_and_no_reviewer(tmp_path, stor
     assert [name for name in hidden if f'"{name}' in page] == []
     assert '"key":"image 1"' in page
     (tmp_path / "site/notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"site: has 'README.md' and more that no export wrote"):
+    with pytest.raises(UsageError, match=r"site: has 'README.md' and other files of no export"):
         export(contents, tmp_path / "site", True, Progress())
 
 

@@ -153,7 +153,7 @@ def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts
 def test_a_generation_without_any_number_says_what_to_do(store, tmp_path, as_before):
     pool = write_images(tmp_path / "pool", range(200, 205))
     version = labeled(store, pool, teacher(tmp_path / "teacher", "overflows"))
-    with pytest.raises(NstError, match=r"no image is left of 5 \(5 no answer\); the teacher's output was not finite; relabel"):
+    with pytest.raises(NstError, match=r"0 images are left of 5 \(5 no answer\); the teacher's output was not finite; relabel"):
         balance(store, version, ALL)
 
 

@@ -115,7 +115,7 @@ def test_only_safetensors_are_read(tmp_path):
             r"text_cfg\.width: expected numbers that its \d+ tensors .* found 10000000",
         ),
         ({"vision_cfg": {**MODEL["vision_cfg"], "layers": 10**6}}, {}, r"vision_cfg\.layers: expected numbers that its \d+ tensors"),
-        ({"text_cfg": {**MODEL["text_cfg"], "hf_model_name": "owner/bert"}}, {}, r"hf_model_name names a model that lies elsewhere"),
+        ({"text_cfg": {**MODEL["text_cfg"], "hf_model_name": "owner/bert"}}, {}, r"hf_model_name refers to another model"),
         (
             {"vision_cfg": {"timm_model_name": "hf-hub:owner/net"}},
             {},
@@ -135,7 +135,7 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(tmp_path, model, images,
 
 
 def test_a_text_that_is_too_long_is_refused(teacher, tmp_path):
-    with pytest.raises(UsageError, match=r"has 102 tokens and the model reads 77"):
+    with pytest.raises(UsageError, match=r"has 102 tokens and the model's limit is 77"):
         load(teacher, tmp_path, class_names=["a " * 100, "b"], prompts=["{}"])
 
 

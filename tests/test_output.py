@@ -117,7 +117,7 @@ def test_a_stop_is_not_waited_for_longer_than_some_seconds():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 128 + signal.SIGTERM
-    assert done.stderr == "nst: interrupted by SIGTERM; what is done is kept, the same command goes on from there\n"
+    assert done.stderr == "nst: interrupted by SIGTERM; finished work is kept; the same command resumes\n"
 
 
 NAME = "a\x1b[2Jb\x9b31m\u202e.png"

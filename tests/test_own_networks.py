@@ -61,7 +61,9 @@ def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
         train(store, "own", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 
-@pytest.mark.parametrize(("name", "said"), [("test_resnet", "found one of its networks"), ("my-net", "expected a name of letters")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("test_resnet", "this is the name of a timm network"), ("my-net", "expected a name of letters")]
+)
 def test_a_name_that_cannot_be_told_from_others_is_refused(name, said):
     with pytest.raises(UsageError, match=said):
         register_network(name, linear, image_size=16)

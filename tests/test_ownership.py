@@ -169,7 +169,7 @@ def test_a_sign_without_a_record_is_waited_for_as_what_it_may_be(place):
     said = []
     with owned(place, "flowers@gen-1", said.append):
         pass
-    wait = "flowers@gen-1: another process, which left no name, may be at work on it; waiting to see whether it still shows life"
+    wait = "flowers@gen-1: another process may be working on it; waiting to see whether it is alive"
     assert said == [wait]
 
 

@@ -79,7 +79,7 @@ def test_what_people_have_answered_is_not_asked_again_but_by_a_random_draw(tmp_p
     assert everything.rows["score"].null_count() == 10
     for row in range(2, 10):
         log.append(image_hash(f"image {row}".encode()), f"{row:03d}.png", excluded="unusable")
-    with pytest.raises(NstError, match="no image is left to pick by margin: a person has answered all of them"):
+    with pytest.raises(NstError, match="no image is left to pick by margin: all of them have been reviewed"):
         pick(store, version, PickSettings(by="margin", **BY_CLASSES))
 
 
@@ -117,7 +117,7 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--by", "churn"], "bugs@gen-1: --by churn requires an earlier generation of the corpus, and there is none in the store"),
+        (["--by", "churn"], "bugs@gen-1: --by churn requires an earlier generation of the corpus, and the store has none"),
         (["--by", "outlier"], "bugs@gen-1: the teacher of its labels is not known; pass the name of a network as --model"),
         (["--by", "sharpness"], "--by: input should be 'margin',"),
         (["--number", "0"], "--number: input should be greater than or equal to 1, got 0"),
@@ -164,7 +164,7 @@ def test_features_of_pool_and_labeled_images_are_compared(tiny_store, by):
 
 def test_a_pool_of_other_images_is_one_line(tiny_store, tmp_path):
     store, _, _ = tiny_store
-    with pytest.raises(NstError, match="has none of the images of tiny@gen-1; pass the labeled pool with `pool`"):
+    with pytest.raises(NstError, match="contains none of the images of tiny@gen-1; pass the labeled pool with `pool`"):
         pick(store, "tiny@gen-1", PickSettings(by="margin"), pool=open_source(write_pool(tmp_path / "other", 1, 1, first=900)), **RUN)
 
 

@@ -278,7 +278,7 @@ def test_pretrained_finetunes_published_weights_or_those_of_a_start():
     assert student.for_request() == found.for_request() | {"pretrained": False, "start": "teacher"}
     vit = settings("pretrained-vit", model="x")
     assert (vit.pretrained, vit.freeze_batch_norm, vit.layer_decay, vit.noise.dropout) == (True, False, 0.75, 0)
-    with pytest.raises(UsageError, match="`start` and `pretrained` both say where weights come from"):
+    with pytest.raises(UsageError, match="`start` and `pretrained` both set the initial weights"):
         settings("pretrained", model="x", start="teacher", pretrained=True)
     with pytest.raises(UsageError, match="`model`: missing"):
         settings("pretrained")
@@ -366,4 +366,4 @@ def test_the_example_for_photographs_has_the_students_that_were_measured():
     first, *students = load_recipe(Path(__file__).parent.parent / "examples" / "image_folder.yaml").generations
     assert (first.probe, first.pretrained) == (True, True)
     expected = TrainSettings(model="tf_efficientnet_lite0", start="teacher", **measured, **since)
-    assert [one.first.for_request() for one in students] == 2 * [expected.for_request()]
+    assert [one.first.for_request() for one in students] == [expected.for_request(), expected.for_request() | {"steps": 260}]

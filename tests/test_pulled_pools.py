@@ -244,7 +244,7 @@ def test_settings_of_a_manifest_that_nst_does_not_know_are_one_line(store, tiny_
     done = run(store, "label", tiny_store[2], "--extend", "tiny@gen-1")
     assert done.exit_code == 2
     (name,) = settings
-    assert f"--extend tiny@gen-1: its manifest has settings that this nst does not label by ({name}: " in done.stderr
+    assert f"--extend tiny@gen-1: its manifest has settings that this nst does not support ({name}: " in done.stderr
     assert "label the whole pool, without --extend" in done.stderr
 
 
@@ -256,7 +256,7 @@ def test_counts_and_noise_that_a_manifest_lacks_are_one_line(store, tiny_store):
     rewritten(store, "tiny-teacher@gen-0", without=[("settings", "noise")])
     done = run(store, "label", tiny_store[2], "--teacher", "tiny-teacher", "--corpus", "noised", "--noise")
     assert done.exit_code == 1
-    assert "tiny-teacher@gen-0: its manifest does not say by what noise it was trained; label without --noise" in done.stderr
+    assert "tiny-teacher@gen-0: its manifest does not record the noise of its training; remove --noise" in done.stderr
 
 
 @pytest.mark.parametrize(

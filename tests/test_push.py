@@ -207,7 +207,7 @@ def test_a_version_that_is_taken_by_other_content_is_not_overwritten(hub, tmp_pa
     shutil.copytree(store.root / "corpora" / "tiny" / "gen-1", tmp_path / "store" / "corpora" / "tiny" / "gen-1.1")
     refused, teacher = nst(url, tmp_path, ["pull", REPO], ["pull", MODEL, "--as", "tiny"], token=ALICE)
     assert (refused.status, teacher.status) == (1, 1)
-    assert "tiny@gen-1.1 is taken in" in refused.err
+    assert "tiny@gen-1.1 exists in" in refused.err
     assert "--as NAME" in refused.err
     assert "'tiny' already names corpora" in teacher.err
 
@@ -228,7 +228,7 @@ def test_what_is_no_version_is_refused_with_what_there_is(hub, tmp_path):
     )
     assert [one.status for one in (unknown, foreign, no_tag, word)] == [1, 1, 1, 2]
     assert "it has gen-1, gen-1.1" in unknown.err
-    assert "`nst adopt` takes over pseudo-labels that were made elsewhere" in foreign.err
+    assert "`nst adopt` imports pseudo-labels made elsewhere" in foreign.err
     assert "expected a tag gen-N or gen-N.K of a version, found none" in no_tag.err
     assert "expected OWNER/NAME of the Hub" in word.err
 
@@ -282,7 +282,7 @@ def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on
         token=ALICE,
     )
     assert (pulled.status, verified.status, trained.status) == (0, 0, 1), (pulled, verified, trained)
-    assert "was published without keys and hashes: nobody can find its images in a pool" in trained.err
+    assert "was published without keys and hashes: its images cannot be found in a pool" in trained.err
 
 
 def test_no_token_is_left_in_any_file(hub):
@@ -383,7 +383,7 @@ def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(h
     )
     assert [edition.status, pushed.status] == [0, 0], (edition, pushed)
     assert anonymous.status == 2
-    assert "tiny@review-1 knows its images by their hashes, without which it says nothing; remove --anonymous" in anonymous.err
+    assert "tiny@review-1 identifies its images by their hashes alone; remove --anonymous" in anonymous.err
     assert [(one["tag"], one["kind"]) for one in listed.value["versions"]] == [("review-1", "review"), ("gen-1.1", "edition")]
     newest, pulled, verified = nst(
         url,

@@ -84,7 +84,7 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
     also |= {"transform": "training"} if setting in ("mixup", "cutmix") else {}
     parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: other[setting], **also}}]}
     if setting == "pretrained":
-        with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both say where weights come from"):
+        with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both set the initial weights"):
             parsed(**parts)
         return
     after = outcome(f"generations.1.finetune.{setting}", **parts)
@@ -266,7 +266,7 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
         ("students: [{name: a, model: a, ratoi: 3}]", "line 1: students.0.ratoi: unknown key; did you mean ratio?"),
         ("generations: [a, b]", "line 1: generations.0: expected `{model: ...}`, found 'a'"),
         ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
-        ("evaluate: {}", "`evaluate` names no suite, and the test images are measured as they are anyway; add `suite: [corruptions]`"),
+        ("evaluate: {}", "`evaluate` has no suite, and the unmodified test images are always measured; add `suite: [corruptions]`"),
         ("label: []", "line 1: label: expected `{batch_size: ...}`, found []"),
         ("pool: {source: [a, 3]}", "line 1: pool.source: expected text, or a list of texts, found ['a', 3]"),
         ("control: 2", "line 1: control: expected true or false, found 2"),

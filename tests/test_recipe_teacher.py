@@ -90,7 +90,7 @@ def test_a_teacher_that_cannot_teach_these_classes_stops_the_loop_before_any_wor
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"teacher": "x", "generations": []}, r"`teacher` teaches nobody; add a student"),
+        ({"teacher": "x", "generations": []}, r"`teacher` has no student; add one"),
         ({"generations": [TINY]}, r"expected settings of a teacher and of a student or more, found 1; .* named as `teacher: MODEL`"),
         ({"teacher": "bugs-teacher", "generations": [TINY]}, r"`teacher` bugs-teacher: this recipe trains students of that name"),
         ({"teacher": "bugs-teacher@gen-1", "generations": [TINY]}, r"this recipe trains students of that name; give it another `name`"),

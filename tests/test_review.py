@@ -74,7 +74,7 @@ def test_disputed_images_are_named_until_they_are_settled(labeled_images):
 
 def test_what_cannot_be_frozen_is_one_line(labeled_images):
     store, rows = labeled_images
-    with pytest.raises(NstError, match=r"reviews/tiny: there is no answer about tiny yet; `nst look` takes them$"):
+    with pytest.raises(NstError, match=r"reviews/tiny: there is no answer about tiny yet; give them in `nst look`$"):
         freeze(store, "tiny")
     AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="dog")
     with pytest.raises(

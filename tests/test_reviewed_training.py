@@ -201,8 +201,8 @@ def test_a_recipe_takes_what_people_answered_from_a_generation_on(tmp_path):
 @pytest.mark.parametrize(
     ("reviews", "complaint"),
     [
-        ("bugs", r"reviews: expected a review of the store with its number, such as flowers@review-1, one is 'bugs'"),
-        ({1: "bugs@gen-1"}, r"expected a review of the store with its number, such as flowers@review-1, one is 'bugs@gen-1'"),
+        ("bugs", r"reviews: expected reviews of the store with their number, such as flowers@review-1, found 'bugs'"),
+        ({1: "bugs@gen-1"}, r"expected reviews of the store with their number, such as flowers@review-1, found 'bugs@gen-1'"),
         (["bugs@review-1"], r"expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`"),
         ({2: "bugs@review-1"}, r"`reviews`: there is no generation 2; expected 0 to 1"),
     ],

@@ -128,7 +128,7 @@ def test_a_finetuning_with_a_preset_of_its_own_has_its_values_and_its_schedule()
 
 
 def test_what_a_cosine_does_not_read_is_refused_and_a_preset_leaves_it_out():
-    with pytest.raises(UsageError, match="`schedule` cosine has no steps down, which `decay_rate` and `decay_epochs` are of; remove those"):
+    with pytest.raises(UsageError, match="`decay_rate` and `decay_epochs` apply to `schedule` staircase, not cosine; remove them"):
         settings(schedule="cosine", decay_epochs=2)
     assert settings(preset="efficientnet-b7", schedule="cosine").decay_epochs is None
 

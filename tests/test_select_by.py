@@ -120,7 +120,7 @@ def test_a_model_that_cannot_select_stops_the_loop_before_any_work(images, by, s
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"select": {"by": "x"}}, r"line \d+: select: `by` x selects once, whichever teacher labels .*; add `when: once`, or remove `by`"),
+        ({"select": {"by": "x"}}, r"line \d+: select: `by` x selects with one model for all generations; add `when: once`, or remove `by`"),
         (
             {"select": {"by": "bugs-teacher@gen-0", "when": "once"}},
             r"`select.by` bugs-teacher@gen-0 is trained by this recipe; name another",

@@ -86,7 +86,7 @@ def test_one_publishes_and_another_trains_on_it_labels_with_it_and_publishes_the
     here = Store(bob / "store").open("digits@gen-1.1").manifest
     assert here.files == there.files == published["digits@gen-1.1"].files
     assert here.digest == there.digest == published["digits@gen-1.1"].digest == pulled.value["digest"]
-    assert "has other keys than digits@gen-1.1; its 1,197 images are read once" in trained.err
+    assert "has different keys than digits@gen-1.1; its 1,197 images are read once" in trained.err
 
     student = Store(bob / "store").open("mine").manifest.request.inputs.edition
     assert (student.repo, student.revision) == (f"{DATA}@gen-1.1", head(top, DATA, "gen-1.1"))

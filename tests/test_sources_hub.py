@@ -218,8 +218,11 @@ def test_one_of_several_columns_is_taken_by_name(found):
         ("no config", "UsageError: me/configs: names no config, expected one of first, other; as in me/configs:first"),
         ("wrong config", "UsageError: me/configs:third: names config 'third', expected one of first, other; as in me/configs:first"),
         ("outside", "NstError: me/outside:first: its card names data files that are not in the repo; expected files of its own"),
-        ("streamed folder", "UsageError: `stream`: me/folder is not all parquet, which alone can be streamed; leave `stream` out"),
-        ("streamed tars", "UsageError: `stream`: me/tars is not all parquet, which alone can be streamed; leave `stream` out"),
+        (
+            "streamed folder",
+            "UsageError: `stream`: me/folder is not all parquet, and only parquet can be streamed; remove `stream`",
+        ),
+        ("streamed tars", "UsageError: `stream`: me/tars is not all parquet, and only parquet can be streamed; remove `stream`"),
         ("several", "UsageError: me/several@"),
         ("text", "NstError: me/text: the dataset on the Hub holds no data files"),
         ("script", "NstError: me/script: the dataset is a script, and nst runs no code of a repository; use one with data files"),

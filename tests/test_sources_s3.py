@@ -236,7 +236,7 @@ def test_an_image_of_another_size_than_was_listed_says_so(server, tmp_path):
     [
         ("s3://nst/nothing", "s3://nst/nothing: no such file or folder; expected at an address"),
         ("s3://nowhere/at/all", "s3://nowhere/at/all: no such bucket"),
-        ("s3://nst/files/images/notes.txt", "a .txt file is read from this machine's disk alone"),
+        ("s3://nst/files/images/notes.txt", "a .txt file is read from the local disk only"),
         ("s3://nst/files/images/b.png", "these are images; give their folder"),
         ("s3://nst/files/nothing-*.tar", "expected parquet or tar files, no file matches"),
         ("s3://nst/files/{tars/1.tar,parquet/0.parquet}", "expected files of one kind"),

@@ -173,13 +173,13 @@ def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_
     staging = store.begin(request(), "flowers")
     if is_sealed:
         seal(staging)
-    with pytest.raises(NstError, match=r"flowers@gen-1 is taken by other settings \(seed: 0 there, 7 asked\); choose another name"):
+    with pytest.raises(NstError, match=r"flowers@gen-1 exists with other settings \(seed: 0 there, 7 asked\); choose another name"):
         store.begin(request(seed=7), "flowers", generation=1)
 
 
 def test_a_number_taken_by_other_inputs_is_an_error_that_names_them(store):
     make(store)
-    with pytest.raises(NstError, match=r"\(pool: photos there, photos asked, with other content\)"):
+    with pytest.raises(NstError, match=r"\(pool: photos there, photos asked, with different content\)"):
         store.begin(request(digest="other"), "flowers", generation=1)
 
 
@@ -236,7 +236,7 @@ def edit(version, **changes):
 
 def test_a_newer_schema_version_is_refused(store):
     version = edit(make(store), schema_version=99, a_key_of_the_future=1)
-    with pytest.raises(NstError, match="has schema version 99, this nst reads up to 1; upgrade nst"):
+    with pytest.raises(NstError, match="has schema version 99, this nst supports up to 1; upgrade nst"):
         _ = version.manifest
 
 

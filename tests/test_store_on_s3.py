@@ -82,7 +82,7 @@ def label_there(place, teacher, pool, settings):
     try:
         label(Store(place), "c", teacher, open_source(pool), settings, progress=QUIET)
     except NstError as error:
-        if "was just taken by another command" not in str(error):
+        if "was just created by another command" not in str(error):
             raise
 
 
@@ -257,13 +257,13 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     assert back.verify() == []
     assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
     (local / "corpora/c/gen-1/errors/train-00000-of-00001.parquet").unlink()
-    with pytest.raises(NstError, match="is not what its manifest says; nothing was kept"):
+    with pytest.raises(NstError, match="does not match its manifest; nothing was kept"):
         copy(Store(local), "c", to=Store(tmp_path / "third"), progress=QUIET)
     assert Store(tmp_path / "third").versions() == Store(tmp_path / "third").unfinished() == []
     shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"
     FileTree.parse(address).write(shard, b"x" * len(FileTree.parse(address).read(shard)))
     shutil.rmtree(tmp_path / "mirrors")
-    with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet is not what its manifest says; it is damaged there"):
+    with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet does not match its manifest: damaged on the server"):
         _ = Store(address).open("c@gen-1").folder
 
 

@@ -173,8 +173,8 @@ def test_a_shard_that_changed_on_the_hub_is_refused_and_whole_again_the_same_com
     with serving(tmp_path / "hub") as (url, _):
         done = nst(url, tmp_path / "home", *words)
         assert done.returncode == 1
-        expected = f"{REF}: balanced/train-00003-of-00010.parquet is not what its manifest says: it is damaged there or on the way; "
-        assert done.stderr.splitlines()[-1].endswith(expected + "nothing of it was used, the same command tries again")
+        expected = f"{REF}: balanced/train-00003-of-00010.parquet does not match its manifest: damaged on the server or in transit; "
+        assert done.stderr.splitlines()[-1].endswith(expected + "it was not used; run the same command again")
         assert not list((tmp_path / "store").glob("runs/**/00003"))
         stored.write_bytes(content)
         done = nst(url, tmp_path / "home", *words)

@@ -1,82 +1,82 @@
-"""Each study of the paper is one switch: what it turns in the images and targets of a step, and that it turns nothing else."""
+"""benchmarks/studies.py: the arms that a study compares differ in the one switch that it is about."""
 
-import numpy as np
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
-import torch
-from conftest import TINY
 
-from nst_data.sources import open_source
-from nst_train.batches.batches import training_batches, without
-from nst_train.batches.entries import open_edition
-from nst_train.networks.models import create_network
-from nst_train.seeds import seed_network
-from nst_train.settings import TrainSettings
-from nst_train.transforms.noise import training_transforms
-
-CONFIG = {"input_size": (3, 16, 16), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.875}
-CLASSES = ["ant", "bee", "cat"]
-NOISE = {"magnitude": 9, "operations": 2, "dropout": 0.2, "stochastic_depth": 0.1}
+FILE = Path(__file__).parent.parent / "benchmarks" / "studies.py"
 
 
 @pytest.fixture(scope="module")
-def steps(tiny_store, tmp_path_factory):
-    """What settings make of the first four steps: images and labels of labeled ones, images and targets of the others."""
-    store, labeled, pool = tiny_store
-    images = without(open_source(str(labeled), labeled=True), {})
-
-    def made(**changes):
-        settings = TrainSettings(**TINY | {"noise": NOISE, "ratio": 2} | changes)
-        work = tmp_path_factory.mktemp("edition")
-        pseudo = open_edition(store.open("tiny@gen-1.1"), open_source(str(pool)), CLASSES, work, settings.hard)
-        batches = list(training_batches(settings, images, pseudo, training_transforms(settings, CONFIG), range(4), 0))
-        return {
-            "labeled images": np.concatenate([one.images[: len(one.labels)].numpy() for one in batches]),
-            "labels": np.concatenate([one.labels.numpy() for one in batches]),
-            "pseudo images": np.concatenate([one.images[len(one.labels) :].numpy() for one in batches]),
-            "targets": torch.cat([next(iter(one.pseudo.values())) for one in batches]).numpy(),
-        }
-
-    return made
+def studies():
+    """The benchmark as a module."""
+    spec = importlib.util.spec_from_file_location("studies", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["studies"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["studies"]
 
 
-def changed(one, other):
-    return {name for name in one if one[name].shape != other[name].shape or not np.array_equal(one[name], other[name])}
+@pytest.fixture(scope="module")
+def made(studies, tmp_path_factory):
+    """(folder, the networks of two studies) of a short run."""
+    folder = tmp_path_factory.mktemp("studies")
+    return folder, studies.versions(folder, 0, ["noise", "iterations"], epochs=8)
 
 
-@pytest.mark.parametrize(
-    ("switch", "turned"),
-    [
-        ({"hard": True}, {"targets"}),  # study 3
-        ({"pseudo_noise": {"operations": 0}}, {"pseudo images"}),  # table 6, second row, with 130M images
-        ({"pseudo_noise": {"transform": "evaluation"}}, {"pseudo images"}),  # with 1.3M, where augmentation is a crop and a flip
-        ({"pseudo_noise": {"flip": 1}}, {"pseudo images"}),
-        ({"pseudo_noise": {"crop_scale_min": 1}}, {"pseudo images"}),
-        ({"pseudo_noise": {"dropout": 0, "stochastic_depth": 0}}, set()),  # table 6, third row: in the network alone
-        ({"noise": NOISE | {"operations": 0}}, {"labeled images", "pseudo images"}),
-        ({"pseudo_only": True}, {"labeled images", "labels"}),  # study 6
-        ({"start": "tiny-teacher@gen-0"}, set()),  # study 8: in the weights alone
-        ({"loss": "sum"}, set()),
-        ({"pseudo_temperature": 0.5}, set()),
-        ({"label_smoothing": 0.2}, set()),
-        ({"model": "test_efficientnet"}, set()),  # study 4
-        ({"accumulate": 2, "precision": "bf16", "clip_grad": 1.0, "sync_batch_norm": True}, set()),
-    ],
-)
-def test_a_switch_turns_these_and_nothing_else(steps, switch, turned):
-    assert changed(steps(), steps(**switch)) == turned
+def difference(first, second):
+    """The settings in which two trainings differ, inside `noise` and `pseudo_noise` too."""
+
+    def flat(settings, prefix=""):
+        for name, value in settings.items():
+            yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+
+    left, right = (dict(flat(version.manifest.request.settings)) for version in (first, second))
+    return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
 
 
-def test_a_ratio_gives_more_of_the_same_pseudo_labeled_images_and_leaves_the_labeled_ones_alone(steps):
-    """Study 7: twice as many a step are those of twice as many steps."""
-    less, more = steps(ratio=2), steps(ratio=4)
-    assert changed(less, more) == {"pseudo images", "targets"}
-    assert np.array_equal(more["pseudo images"][: len(less["pseudo images"])], less["pseudo images"])
+def edition_of(version):
+    return version.manifest.request.inputs.edition.ref
 
 
-@pytest.mark.parametrize("switch", [{"hard": True}, {"loss": "code"}, {"pseudo_only": True}, {"ratio": 7}])
-def test_a_study_begins_with_the_same_weights(switch):
-    weights = []
-    for changes in ({}, switch):
-        seed_network(3)
-        weights.append(create_network(TrainSettings(**TINY | {"noise": NOISE} | changes), 3).state_dict())
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+@pytest.mark.slow
+def test_arms_differ_in_their_one_switch_alone(studies, made):
+    _, arms = made
+    student = arms["student"]
+    augmentation = {"pseudo_noise.operations", "pseudo_noise.crop_scale_min"}
+    assert difference(student, arms["student, unlabeled images not augmented"]) == augmentation
+    assert difference(student, arms["student, no noise on unlabeled images"]) == augmentation | {"pseudo_noise.dropout"}
+    same_training = ("student of a noised teacher", "second student", "third student")
+    assert [difference(student, arms[name]) for name in same_training] == [set(), set(), set()]
+    assert edition_of(student) == edition_of(arms["student, no noise on unlabeled images"]) == "by-teacher@gen-1.1"
+    assert [edition_of(arms[name]) for name in same_training] == ["by-teacher-noised@gen-1.1", "by-student@gen-1.1", "by-student-2@gen-1.1"]
+    assert set(arms) == {arm for one in studies.COMPARISONS[:6] for arm in (one.arm, one.other)}
+
+
+@pytest.mark.slow
+def test_a_second_call_finds_all_and_counts_the_right_answers(studies, made):
+    folder, arms = made
+    found = studies.right(folder, 0, ["noise", "iterations"], epochs=8)
+    assert studies.versions(folder, 0, ["noise", "iterations"], epochs=8) == arms
+    assert {arm: set(right) <= {0.0, 1.0} and len(right) == 500 for arm, right in found.items()} == dict.fromkeys(arms, True)
+
+
+def test_an_interval_is_over_seeds_and_images(studies):
+    import numpy as np
+
+    apart = [np.repeat(mean, 400) for mean in (0.0, 0.1)]
+    low, high = studies.interval(apart)
+    assert (low, high) == pytest.approx((0, 10))  # the two seeds alone: their images agree
+    draw = np.random.default_rng(0)
+    noisy = [draw.choice([-1.0, 0.0, 1.0], 500, p=(0.1, 0.8, 0.1)) for _ in range(5)]
+    low, high = studies.interval(noisy)
+    assert low < 0 < high
+    assert studies.verdict(1.0, low, high) == "undecided"
+    assert (studies.verdict(None, 1, 2), studies.verdict(1.0, -2, -1), studies.verdict(0.0, 1, 2)) == (
+        "same sign",
+        "**other sign**",
+        "the paper: about equal",
+    )

@@ -200,7 +200,7 @@ def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypat
 def test_a_loss_that_is_no_number_stops_with_the_step_and_what_to_try(tiny_store):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**TINY | {"learning_rate": 1e20, "epochs": 20, "optimizer": "sgd"})
-    said = r"diverges@gen-0, step \d+: the loss is not finite any more; there is no checkpoint from before. Try a lower `learning_rate`"
+    said = r"diverges@gen-0, step \d+: the loss is no longer finite; there is no checkpoint from before. Try a lower `learning_rate`"
     with pytest.raises(NstError, match=said):
         train(store, "diverges", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert store.versions("diverges") == []

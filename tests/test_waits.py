@@ -138,7 +138,7 @@ class Stuck:
 def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_path):
     source = open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
     settings, store = TrainSettings(**TINY), Store(tmp_path / "store")
-    with pytest.raises(Interrupted, match="by SIGTERM after step 2 of net@gen-0; what is done is kept"):
+    with pytest.raises(Interrupted, match="by SIGTERM after step 2 of net@gen-0; finished work is kept"):
         train(store, "net", Stuck(source), settings, run=RunSettings(workers=1, checkpoint_minutes=60))
     assert [path.name for path in store.root.glob("runs/teachers/net/gen-0/work/checkpoints/*")] == ["step-000000002"]
     resumed = train(store, "net", source, settings, run=RunSettings(workers=0))

@@ -188,7 +188,7 @@ def test_the_words_of_a_recipe_lie_beside_it_or_in_it(images):
         ({"generations": [STUDENT | {"finetune": {"epochs": 1}}]}, "`generations.0.finetune` needs labeled images"),
         ({"generations": [STUDENT | {"class_weights": "balanced"}]}, "`generations.0.class_weights` needs labeled images"),
         ({"generations": [STUDENT | {"start": "teacher"}]}, "`generations.0.start`: a student cannot start from the first teacher"),
-        ({"teacher": {"model": "clip", "prompts": "prompts.txt"}}, "`prompts` are of an image-text model, whose classes have names"),
+        ({"teacher": {"model": "clip", "prompts": "prompts.txt"}}, "`prompts` apply to image-text models"),
         ({"teacher": {"model": "clip", "names": "names.txt"}}, "teacher.names: unknown key"),
         ({"teacher": {"model": "clip", "class_names": ["ant"]}}, "class_names: expected at least two distinct class names, found 1"),
         ({"teacher": {"class_names": "names.yaml"}}, "teacher.model: missing"),

@@ -308,7 +308,7 @@ def test_the_default_templates_are_those_of_the_docs():
     ("given", "says"),
     [
         ({"class_names": ["ant"]}, "class_names: expected at least two distinct class names, found 1"),
-        ({"class_names": ["ant", "ant", "bee"]}, "class_names: 'ant' is there twice; expected distinct names"),
+        ({"class_names": ["ant", "ant", "bee"]}, "class_names: 'ant' is listed twice; expected distinct names"),
         ({"class_names": {"ant": [], "bee": None}}, "class_names: ant: expected its synonyms as a list"),
         ({"class_names": ["ant", "be\u001be"]}, "class_names: expected names and synonyms of printable characters"),
         ({"class_names": NAMES, "prompts": ["a photo"]}, "prompts: template 1 is 'a photo'; expected a template with {} in the place"),
@@ -325,7 +325,7 @@ def test_words_that_cannot_be_are_refused(given, says):
     [
         ("names.txt", "ant\n\nbee\n", "--class-names FILE: line 2 is empty; expected a name for class 1"),
         ("names.yaml", "ant: [a, b\n", "--class-names FILE: expected a YAML list of class names, or lines such as"),
-        ("names.yaml", "ant:\nant: [emmet]\n", "--class-names FILE: 'ant' is there twice; expected distinct names"),
+        ("names.yaml", "ant:\nant: [emmet]\n", "--class-names FILE: 'ant' is listed twice; expected distinct names"),
         ("names.yaml", "ant: {a: b}\nbee:\n", "--class-names FILE: ant: expected its synonyms as a list"),
         (
             "prompts.txt",
@@ -365,7 +365,7 @@ def test_an_image_text_model_without_class_names_says_what_it_lacks(clip, tmp_pa
 
 
 def test_a_text_that_is_too_long_is_refused_rather_than_cut(clip, tmp_path):
-    with pytest.raises(UsageError, match=f"{clip}: 'x+' has 102 tokens and the model reads 77; shorten the name or the prompt"):
+    with pytest.raises(UsageError, match=f"{clip}: 'x+' has 102 tokens and the model's limit is 77; shorten the name or the prompt"):
         load_classifier(ZeroShot(model=clip, class_names=["x" * 100, "y"], prompts=["{}"]), Store(tmp_path))
 
 

@@ -212,7 +212,7 @@ class Contents:
     def answer(self, given: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON value
         """Write an answer. Raises UsageError for what is none."""
         if self.reviewing is None:
-            raise UsageError("there is no corpus that answers go to; pass --corpus NAME")
+            raise UsageError("answers require a corpus; pass --corpus NAME")
         if not isinstance(given, dict) or not isinstance(given.get("id"), int) or isinstance(given.get("id"), bool):
             raise UsageError("expected an answer as {id, class, excluded} or {id, undo}")
         if unknown := given.keys() - {"id", "class", "excluded", "undo"}:
@@ -222,7 +222,7 @@ class Contents:
             raise UsageError("expected an answer as {id, class, excluded} or {id, undo}, found another kind of value")
         row = self._checked(given["id"])
         if len(self.view) <= row < self.view.first_dropped:
-            raise UsageError("this image could not be read: it has no hash, by which answers are known")
+            raise UsageError("this image could not be read: it has no hash, which identifies answers")
         key, hashed, _ = self._image(row)
         answer = self.reviewing.append(hashed, key, class_name, excluded, undo)
         return {"answer": answer, "disputed": self.reviewing.of(hashed)[1], "review": self.reviewing.summary()}

@@ -48,9 +48,7 @@ def export(contents: Contents, folder: Path, anonymous: bool, progress: Progress
     if card_of is not None:
         picture = sheet(page)
         if not picture:
-            raise NstError(
-                f"{card_of.ref}: none of its images could be read, so that its card stays as it is; pass their place with `pool`"
-            )
+            raise NstError(f"{card_of.ref}: none of its images could be read, so its card was not changed; pass their source with `pool`")
         show_on_card(card_of, picture)
     files = {name: (PAGE / name).read_text("utf-8") for name in page_files()}
     data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")
@@ -161,4 +159,4 @@ def _check(folder: Path) -> None:
         and readme.is_file()
         and _MARK in readme.read_text("utf-8", "replace")
     ):
-        raise UsageError(f"`export` {folder}: has {there[0]!r} and more that no export wrote; choose a new or an empty folder")
+        raise UsageError(f"`export` {folder}: has {there[0]!r} and other files of no export; choose a new or an empty folder")

@@ -116,7 +116,7 @@ def _comparison(store: Store, view: View, other: Version | Source) -> Callable[[
         raise UsageError(f"{what}: expected a version to compare labeled images with; name a generation or an edition")
     version, truth = view.version, read_truth(other, view.version, store)
     if view.rows.is_sample:
-        raise UsageError(f"{version.ref} is too large to be shown whole, and a sample is not compared with {what}")
+        raise UsageError(f"{version.ref} is too large to show in full, and a sample cannot be compared with {what}")
     columns = view.columns
     assert columns is not None
 

@@ -90,7 +90,7 @@ class Reviewing:
     def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
         """Write an answer, which is on disk when this returns; the one that counts now."""
         if not image_hash:
-            raise UsageError(f"{key}: this image has no hash, by which answers are known")
+            raise UsageError(f"{key}: this image has no hash, which identifies answers")
         pick = self.pick_of(image_hash)
         by = pick["by"] if pick else None
         with self._lock:

@@ -128,7 +128,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(f"`port` {port} is in use; choose another, or omit it for a free one") from None
             if error.errno == errno.EACCES:
-                raise UsageError(f"`port` {port} is for administrators; choose one from 1024 to 65535") from None
+                raise UsageError(f"`port` {port} requires administrator rights; choose one from 1024 to 65535") from None
             raise UsageError(f"`host` {host}: {error.strerror or error}; expected an address of this machine, such as 127.0.0.1") from None
         except OverflowError:
             listening.close()

@@ -71,7 +71,7 @@ class Features:
         try:
             return About.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValidationError):
-            raise NstError(f"{path}: expected what features were computed from, found it damaged; remove {self.folder}") from None
+            raise NstError(f"{path}: the record of what these features were computed from is damaged; remove {self.folder}") from None
 
     def rows(self) -> pa.Table:
         """`id`, the row number in the source, `key` and `image_hash` of each image."""

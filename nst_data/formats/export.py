@@ -50,7 +50,7 @@ def export(
     probs: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a generation, an edition or a review for other tools. Interrupted, it goes on where it was; done, it is found.
+    """Write a generation, an edition or a review for other tools. An interrupted export resumes, a finished one is found.
 
     Args:
         store: Where the version is.
@@ -60,10 +60,10 @@ def export(
         to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
             `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
             `label-studio` (tasks with predictions, of a review with annotations).
-        pool: Where the images are now; by default where they were labeled.
+        pool: The images, if they have moved since labeling.
         link: Link to the image files of the pool in place of copying them.
-        probs: Write the probability of every class too.
-        progress: What a person sees of it.
+        probs: Also write the probability of every class.
+        progress: How progress is shown.
 
     Returns:
         The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once.
@@ -80,7 +80,7 @@ def export(
     if link and to in (*_WITHOUT_IMAGES, "webdataset"):
         raise UsageError(f"`link`: {to} has no image files of its own; remove `link`")
     if is_anonymous(version.manifest) and to in _WITHOUT_IMAGES:
-        raise UsageError(f"{version.ref}: was published without keys and hashes, which {to} is made of; choose a format with images")
+        raise UsageError(f"{version.ref}: was published without the keys and hashes that {to} lists; choose a format with images")
     target = _Target(Path(path), version, {"to": to, "link": link, "probs": probs})
     target.begin()
     labeled = labeled_images(store, version, pool, to not in _WITHOUT_IMAGES)
@@ -114,7 +114,7 @@ class _Target:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
-                raise NstError(f"{self.folder}: expected a new folder, found a file on the way there; choose another one") from None
+                raise NstError(f"{self.folder}: part of this path is a file, not a folder; choose another one") from None
             self._mark(is_done=False)
             return
         other = [f"{name} {found.get(name)}" for name, value in self._wanted.items() if found.get(name) != value]
@@ -141,7 +141,7 @@ class _Target:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
-            raise NstError(f"{self.folder / MARKER}: expected what was exported here, found it damaged; remove {self.folder}") from None
+            raise NstError(f"{self.folder / MARKER}: the record of the export is damaged; remove {self.folder}") from None
         return found if isinstance(found, dict) else None
 
 
@@ -198,7 +198,7 @@ def _folders(export: _Export) -> None:
 def _csv(export: _Export) -> None:
     header = ["key", "image_hash", "label", "confidence"]
     if export.probs and (twice := [name for name in header if name in export.class_names]):
-        raise UsageError(f"`probs`: a class is called {twice[0]!r}, as a column of the table is; use jsonl, or remove `probs`")
+        raise UsageError(f"`probs`: class {twice[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
     with replacing(export.folder / "labels.csv") as file:
         file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows():

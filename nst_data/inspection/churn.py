@@ -73,7 +73,7 @@ def diff(store: Store, before: Version | str, after: Version | str, *, pairs: in
     Args:
         store: Where both are.
         before: A generation or an edition, or its `name@gen-N`.
-        after: What it is compared to.
+        after: The version to compare with.
         pairs: How many of the most frequent changes from one class to another are named.
 
     Returns:

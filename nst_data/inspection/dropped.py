@@ -33,10 +33,10 @@ class Dropped:
         manifest = EditionManifest.of(edition.manifest)
         parent, settings = parent_of(edition, store), manifest.request.selection
         if parent is None or settings is None or parent.manifest.kind != "generation":
-            raise UsageError(f"{edition.ref}: the generation that it was drawn from is not in the store, so what it left out is not known")
+            raise UsageError(f"{edition.ref}: its generation is not in the store, so the images it leaves out are unknown")
         self.rows = LabelRows(parent)
         if self.rows.is_sample:
-            raise UsageError(f"{parent.ref} has {self.rows.of:,} labels, too many to say of each why it was left out")
+            raise UsageError(f"{parent.ref} has {self.rows.of:,} labels, too many to list why each was left out")
         self.columns = RowColumns(store, self.rows)
         self.frame = self._left_out(store, edition, settings)
 

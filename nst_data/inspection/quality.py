@@ -125,7 +125,7 @@ def quality(
         image_column: Likewise.
         label_column: Likewise.
         pairs: How many of the most frequent mistakes are named.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         Accuracy and calibration error in [0, 1], by confidence and by class, and the most frequent mistakes.

@@ -88,7 +88,7 @@ class PoolImages:
         try:
             return self._by_hash.result(self._wait_seconds)[hashed]
         except TimeoutError:
-            raise NstError(f"{source.location}: names are others than of the labeled pool; images are being told by their bytes") from None
+            raise NstError(f"{source.location}: file names differ from those of the labeled pool; matching images by content") from None
         except KeyError:
             raise NstError(f"{source.location}: lacks {key!r}, under any name; pass the labeled pool with `pool`") from None
 
@@ -124,7 +124,7 @@ class EmbeddedImages:
         """As `Images.read`, by the row."""
         encoded = self._images.read(row)
         if hashed and image_hash(encoded) != hashed:
-            raise NstError(f"{key!r} holds other bytes than the image that was labeled; `verify()` shows what changed")
+            raise NstError(f"{key!r} differs from the image that was labeled; `verify()` shows what changed")
         return encoded
 
 

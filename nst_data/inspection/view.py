@@ -121,11 +121,11 @@ class View:
 
     def _left_out(self, query: Query) -> pl.LazyFrame:
         if query.rows is not None or query.without is not None or query.near is not None or query.disagree or query.before or query.after:
-            raise UsageError(f"reason={query.reason}: images that were left out are filtered by class and confidence alone")
+            raise UsageError(f"reason={query.reason}: images that were left out can be filtered by class and confidence only")
         dropped = self.dropped
         rows = dropped.frame.lazy().filter(pl.col("reason") == query.reason)
         if query.sort == "-suspicion":
-            raise UsageError(f"reason={query.reason}: images that were left out have no suspicion")
+            raise UsageError(f"reason={query.reason}: images that were left out have no suspicion score score")
         if query.sort in ("margin", "entropy"):
             rows = rows.with_columns(pl.lit(dropped.columns.soft()[query.sort]).gather(pl.col("place")).alias(query.sort))
         return rows.filter(*self._conditions(query))
@@ -151,9 +151,7 @@ class View:
             wanted.append(self.columns.soft()[query.sort])
         if query.sort == "-suspicion":
             if self.suspicion is None:
-                raise UsageError(
-                    f"sort=-suspicion: how suspicious these labels are has not been computed; `pick({self.name!r}, by='suspicion')` does"
-                )
+                raise UsageError(f"sort=-suspicion: suspicion scores have not been computed; run `pick({self.name!r}, by='suspicion')`")
             wanted.append(self.suspicion.result())
         if query.disagree or query.before is not None or (query.after is not None):
             if self.compared is None:

@@ -35,7 +35,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         file: CSV or TSV with a header, or JSONL: in each row `class`, or `excluded` (none of these, unusable), of the image with this
             `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
             chosen. Rows with an empty `class` are not filled in yet, and left out. Or Label Studio's JSON: its tasks' annotations.
-        reviewer: Whose answers these are.
+        reviewer: Name of the reviewer.
 
     Returns:
         (answers that were added, those that this reviewer had given already).

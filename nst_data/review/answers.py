@@ -135,7 +135,7 @@ class AnswerLog:
             NstError: It could not be written.
         """
         if (class_name is not None) + (excluded is not None) + undo != 1:
-            raise UsageError("an answer is one of a class, `excluded` and `undo`")
+            raise UsageError("expected exactly one of a class, `excluded` and `undo`")
         if class_name is not None and self._class_names is not None:
             check_class(class_name, self._class_names)
         if excluded is not None and excluded not in EXCLUDED:
@@ -145,7 +145,7 @@ class AnswerLog:
         if undo:
             self._file.refresh()
             if not self._file.standing.get(image_hash):
-                raise UsageError(f"{key}: there is no answer to take back")
+                raise UsageError(f"{key}: there is no answer to undo")
         self.extend([answer])
         self._file.refresh()
         given = self._file.standing.get(image_hash)
@@ -173,7 +173,7 @@ class AnswerLog:
                 for folder in (self._path.parent, *self._path.parent.parents[:2]):
                     fsync_folder(folder)
         except OSError as error:
-            raise NstError(f"{self._path}: the answer could not be written ({error.strerror}); answer again once it can") from None
+            raise NstError(f"{self._path}: the answer could not be written ({error.strerror}); fix that and answer again") from None
 
 
 def settled(store: Store, corpus: str) -> Settled:

@@ -39,7 +39,7 @@ def freeze(
         corpus: The name that they were given under.
         anonymous: Leave the reviewers' names out.
         class_names: The classes, where no version of the corpus is in the store to say which it has; by default those of the answers.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed review: its table `review` has a row for each image, `manifest.counts` how many labels people have given.
@@ -51,7 +51,7 @@ def freeze(
     answers = settled(store, corpus)
     _check_settled(corpus, answers)
     if not answers.answers:
-        raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; `nst look` takes them")
+        raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give them in `nst look`")
     classes = classes_of(store, corpus) or list(
         class_names or sorted({one.class_name for one in answers.answers.values() if one.class_name})
     )
@@ -84,8 +84,7 @@ def _check_settled(corpus: str, answers: Settled) -> None:
     more = f" and {len(named) - _MOST_NAMED:,} more" if len(named) > _MOST_NAMED else ""
     images = f"{len(named):,} images are" if len(named) > 1 else "1 image is"
     raise NstError(
-        f"{corpus}: {images} disputed: {', '.join(named[:_MOST_NAMED])}{more}; "
-        "one of the reviewers must answer as the other, or take the answer back"
+        f"{corpus}: {images} disputed: {', '.join(named[:_MOST_NAMED])}{more}; one of the reviewers must change or undo their answer"
     )
 
 

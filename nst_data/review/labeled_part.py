@@ -158,6 +158,6 @@ def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progr
         if all(by_row[row] in ("", image_hash) for row, image_hash in zip(rows.tolist(), wanted["image_hash"], strict=True)):
             return rows  # one that cannot be read is counted as such
     pool.check_holds_some(lambda: hashes, len(rows))
-    progress.say(f"{pool.location}: has other keys than {reviews.ref}; its {len(pool):,} images are read once to find those by hash")
+    progress.say(f"{pool.location}: has different keys than {reviews.ref}; its {len(pool):,} images are read once to match them by hash")
     pool.find_by_hash(lambda: hashes, lambda: keys, rows)
     return rows

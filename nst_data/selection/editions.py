@@ -89,12 +89,12 @@ def balance(
 ) -> Version:
     """Select and balance the pseudo-labels of a generation into an edition: a training set (section 3.1 of the paper).
 
-    The same call does nothing where that is there.
+    The same call finds a finished edition.
 
     Args:
         store: Where both are kept.
         generation: What `label` or `adopt` made, as a version or `name@gen-N`.
-        settings: Which images are taken, and how often.
+        settings: Which images are selected, and how often each stands in the training set.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
         reviews: What people answered, `name@review-N`: images that they excluded are dropped, and so are those that they gave a
             class, which `train` takes as labeled ones.
@@ -103,7 +103,7 @@ def balance(
         edition: Ask for this number, from 1, instead of the next free one.
         engine: What computes the selection: Polars or Spark; both give the same.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed edition. Its table `balanced` has a row for each image, `copies` says how often it is trained on; `manifest.counts` has
@@ -119,7 +119,7 @@ def balance(
     engine = engine or Engine()
     if engine.name == "spark" and store.address:
         raise UsageError(
-            f"`engine` spark: {store.location} is at an address, which Spark needs hadoop-aws and credentials of its own for; "
+            f"`engine` spark: {store.location} is on object storage, where Spark requires hadoop-aws and its own credentials; "
             "leave out `engine`, or balance in a store on a file system that Spark's workers share"
         )
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
@@ -175,7 +175,7 @@ def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None
                 near = difflib.get_close_matches(name, class_names, n=1)
                 known = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(class_names[:20])}"
                 known += ", ..." * (not near and len(class_names) > 20)
-                raise UsageError(f"{option}: the teacher knows no class {name!r}; {known}")
+                raise UsageError(f"{option}: the teacher has no class {name!r}; {known}")
 
 
 def _make(
@@ -314,7 +314,7 @@ def _counts(
     if not unique:
         reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
-        raise NstError(f"{generation.ref}: no image is left of {sum(labeled.values()):,} ({reasons}); {advice}")
+        raise NstError(f"{generation.ref}: 0 images are left of {sum(labeled.values()):,} ({reasons}); {advice}")
     per_class = {}
     for index, name in enumerate(class_names):
         images, copies = chosen.get(index, (0, 0))

@@ -43,7 +43,7 @@ def hold_out(
         seed: Another one holds out others.
         kept: A folder that keeps the answer, so that the images are not read again for it the next time.
         writes: Whether a new answer is kept there; else one that is there is only read.
-        progress: What a person sees of it.
+        progress: How progress is shown.
         threads: That read and decode; by default as many as suit this machine.
 
     Returns:
@@ -75,7 +75,7 @@ def hold_out(
     if whole := [as_text(name) for name, here, out in zip(names, images, held, strict=True) if here and not out]:
         shown = ", ".join(whole[:5]) + ", ..." * (len(whole) > 5)
         classes = f"{len(whole):,} classes are" if len(whole) > 1 else "1 class is"
-        progress.say(f"{labeled.location}: {classes} not tested, having no two images that differ: {shown}")
+        progress.say(f"{labeled.location}: {classes} not tested, with fewer than two distinct images: {shown}")
     stay = np.setdiff1d(np.arange(len(labeled)), rows)
     which = f"holdout {share:g}, seed {seed}"
     return Subset(labeled, stay, f"all but {which}"), Subset(labeled, rows, which)

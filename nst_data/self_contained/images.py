@@ -69,7 +69,7 @@ class EditionImages(Source):
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
         """Raises NstError where an image is not the one that its own edition names."""
         if not is_anonymous(self._edition.manifest) and image_hash(encoded) != hashed:
-            raise self._damaged(row, "holds other bytes than the image that was labeled")
+            raise self._damaged(row, "differs from the image that was labeled")
 
     def unreadable(self, row: int, error: Exception) -> NstError:
         """What to raise for an image that could be read when the edition was made."""

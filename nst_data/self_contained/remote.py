@@ -89,7 +89,7 @@ class StreamedEdition(SelfContainedEdition):
         there, free = (path.stat().st_size for path in window.folder.rglob("*") if path.is_file()), shutil.disk_usage(window.folder).free
         if needed > free + sum(there):
             raise NstError(
-                f"{self.place}: up to {needed / 1e9:,.1f} GB of its shards lie in {window.folder} at once, "
+                f"{self.place}: up to {needed / 1e9:,.1f} GB of its shards are kept in {window.folder} at once, "
                 f"{free / 1e9:,.1f} GB are left there"
             )
         return window
@@ -110,8 +110,8 @@ class StreamedEdition(SelfContainedEdition):
         if hash_file(path) != self.manifest.files[name]:
             path.unlink()
             raise DamagedShardError(
-                f"{self.place}: {name} is not what its manifest says: it is damaged there or on the way; "
-                "nothing of it was used, the same command tries again"
+                f"{self.place}: {name} does not match its manifest: damaged on the server or in transit; "
+                "it was not used; run the same command again"
             )
         path.rename(folder / _SHARD)
         for other in [one for one in folder.iterdir() if one.is_dir()]:  # where it was downloaded to

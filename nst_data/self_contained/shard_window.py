@@ -25,7 +25,7 @@ _STOP_SECONDS = 1.0
 
 
 class DamagedShardError(NstError):
-    """A shard that is not what its manifest says: to fetch it again would not help."""
+    """A shard that does not match its manifest: to fetch it again would not help."""
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from nst_data.store.version import Version
 
 @with_checked_arguments
 def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
-    """Copy a sealed version into another store, under the same name and number. Interrupted, the same call goes on.
+    """Copy a sealed version into another store, under the same name and number. If interrupted, the same call resumes.
 
-    What it was made from is not copied; copy that too where it is wanted there.
+    What it was made from is not copied with it.
 
     Args:
         store: Where it is.
         version: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`; a name alone means its newest one.
         to: Where it goes.
         kinds: What it may be: of generation, edition, review, teacher; by default any.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The version in the other store, which may have been there before.
@@ -53,7 +53,7 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
                 target = run / "build" / file
                 if not (target.is_file() and hash_file(target) == sealed) and not _is_copied(version.folder / file, target, sealed):
                     discard(run)
-                    raise NstError(f"{version.ref}: {file} is not what its manifest says; nothing was kept, restore it and copy again")
+                    raise NstError(f"{version.ref}: {file} does not match its manifest; nothing was kept; restore it and copy again")
                 task.advance(sealed.bytes)
         for path in [path for path in version.folder.rglob("*") if path.is_file() and path.name[0] != "."]:
             file = path.relative_to(version.folder).as_posix()
@@ -65,7 +65,7 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
         copied = to.place(run / "build", target)
         discard(run)
     if copied.manifest.digest != manifest.digest:
-        raise NstError(f"{copied.ref} was made in {to.location} meanwhile with other content")
+        raise NstError(f"{copied.ref} was created in {to.location} meanwhile with different content")
     return copied
 
 

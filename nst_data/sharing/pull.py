@@ -62,7 +62,7 @@ def find(reference: str, *kinds: Kind) -> tuple[Repository, str, str, Manifest]:
     if manifest is None:
         raise NstError(
             f"{repository.id}@{revision}: expected a version of nst with {MANIFEST_NAME}, found none; "
-            "`adopt(...)` takes over pseudo-labels that were made elsewhere"
+            "`adopt(...)` imports pseudo-labels made elsewhere"
         )
     if kinds and manifest.kind not in kinds:
         raise UsageError(f"{repository.id}@{revision}: expected {' or '.join(kinds)}, found a {manifest.kind}; choose another version")
@@ -84,14 +84,14 @@ def _kinds_of(number: Number) -> set[Kind]:
 
 @with_checked_arguments
 def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
-    """Bring a version from the Hub into the store, each file compared with its checksum. Interrupted, the same call goes on.
+    """Bring a version from the Hub into the store, each file compared with its checksum. If interrupted, the same call resumes.
 
     Args:
         store: Where it goes.
         reference: `owner/name@version`; without a version the newest.
-        name: Another name in the store than its own.
+        name: Name in the store, if not its own.
         kinds: What it may be: of generation, edition, review, teacher; by default any.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The version in the store, which may have been there before.
@@ -130,12 +130,12 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
             if version.is_readable and version.manifest.digest == manifest.digest:
                 return version
             raise NstError(
-                f"{version.ref} is taken in {store.location} by other content; give the pulled one another name: "
+                f"{version.ref} exists in {store.location} with different content; give the pulled one another name: "
                 "`pull(store, 'OWNER/NAME@VERSION', name='NAME')`"
             )
     for staging in store.stagings(name):
         if staging.target.name == manifest.version and staging.request.digest != manifest.request.digest:
-            raise NstError(f"{staging.ref} is under way in {store.location} with other content; pull under another name: `name` NAME")
+            raise NstError(f"{staging.ref} is in progress in {store.location} with different content; pull under another name: `name` NAME")
     return None
 
 
@@ -173,7 +173,7 @@ def _download(
                 raise
             discard(folder)
             raise NstError(
-                f"{repository.id}@{commit[:12]}: {error} is not what its manifest says: it is damaged there or on the way; "
+                f"{repository.id}@{commit[:12]}: {error} does not match its manifest: damaged on the server or in transit; "
                 "nothing was kept, pull it again"
             ) from None
     for file in _beside(repository, commit):
@@ -188,7 +188,7 @@ def _download(
     version = store.place(build, target)
     discard(folder)
     if version.manifest.digest != manifest.digest:
-        raise NstError(f"{version.ref} was made meanwhile with other content; pull under another name: `name` NAME")
+        raise NstError(f"{version.ref} was created meanwhile with different content; pull under another name: `name` NAME")
     return version
 
 

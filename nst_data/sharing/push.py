@@ -92,7 +92,7 @@ def push(
         anonymous: Omit keys and source names, and replace image hashes by row numbers: a hash reveals who holds an image.
         license: For the card, such as `cc-by-4.0`; by default that of the card that is there.
         pool_source: For the card: where the pool's images come from.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         Where it is: repository, tag and commit.
@@ -109,7 +109,7 @@ def push(
         raise UsageError(f"`anonymous`: {version.ref} already holds no keys and no hashes; remove `anonymous`")
     if settings.anonymous and version.manifest.kind == "review":
         raise UsageError(
-            f"`anonymous`: {version.ref} knows its images by their hashes, without which it says nothing; remove `anonymous`. "
+            f"`anonymous`: {version.ref} identifies its images by their hashes alone; remove `anonymous`. "
             "Frozen with `anonymous`, a review does not name its reviewers"
         )
     with quiet("huggingface_hub.utils"), _as_published(store, version, repository.id, settings, progress) as form:
@@ -149,7 +149,7 @@ def check_tag(tag: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", tag) or tag.endswith((".", ".lock")) or ".." in tag:
         raise UsageError(f"tag {tag!r}: expected letters, digits, '.', '_' and '-', beginning with a letter or digit, as in gen-1.1")
     if Number.is_one(tag) and str(Number.parse(tag)) != tag:
-        raise UsageError(f"tag {tag!r}: looks like a version number and is none; expected {Number.parse(tag)}")
+        raise UsageError(f"tag {tag!r}: looks like a version number but is not one; expected {Number.parse(tag)}")
     return tag
 
 
@@ -312,7 +312,7 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
             for one in together:
                 if one.upload_info.sha256.hex() != manifest.files[one.path_in_repo].sha256:
                     raise NstError(
-                        f"{ref}: {one.path_in_repo} is not as it was sealed; `store.open({ref!r}).verify()` shows all that changed"
+                        f"{ref}: {one.path_in_repo} has changed since it was sealed; `store.open({ref!r}).verify()` shows all that changed"
                     )
             repository.upload(together)
             task.advance(sum(manifest.files[one.path_in_repo].bytes for one in together))

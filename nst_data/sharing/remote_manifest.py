@@ -44,7 +44,7 @@ def manifest_at(repository: Repository, commit: str) -> Manifest | None:
     except NstError as error:
         raise UntrustedError(str(error)) from None
     except PydanticSerializationError:
-        raise UntrustedError(f"{repository.id}: its manifest is nested too deeply to be kept; nothing was taken from it") from None
+        raise UntrustedError(f"{repository.id}: its manifest is nested too deeply; nothing was kept") from None
     return manifest.marked_as_pulled()
 
 
@@ -72,9 +72,7 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
         problem = "a digest that is not that of its settings, inputs and files"
     else:
         return
-    raise NstError(
-        f"{repository.id}: its manifest has {problem}, which nst does not write; it is damaged or hostile, nothing was taken from it"
-    )
+    raise NstError(f"{repository.id}: its manifest has {problem}, which nst does not write: damaged or malicious; nothing was kept")
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value

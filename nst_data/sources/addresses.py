@@ -59,7 +59,7 @@ def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None,
     files, skipped = images.others, Counter(images.skipped)
     if not images.is_there and (single := _single(tree)) is not None:
         if suffix in _ON_DISK_ALONE:
-            raise UsageError(f"{tree.address}: a {suffix} file is read from this machine's disk alone; {_EXPECTED}")
+            raise UsageError(f"{tree.address}: a {suffix} file is read from the local disk only; {_EXPECTED}")
         return _of_files(tree.address, *single, labels, column, indexes)
     if not images.is_there:
         raise NstError(f"{tree.address}: no such file or folder; {_EXPECTED}")

@@ -35,7 +35,7 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
     if isinstance(tree, yaml.MappingNode):  # YAML itself would keep the last of two
         keys = [key.value for key, _ in tree.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise UsageError(f"`class_names` {file}: {twice!r} is there twice; expected distinct names")
+            raise UsageError(f"`class_names` {file}: {twice!r} is listed twice; expected distinct names")
     return texts_of(content, f"`class_names` {file}")
 
 
@@ -43,7 +43,7 @@ def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: AN
     """The words of each class by its name; a name without synonyms stands for itself. Raises UsageError, which begins with `what`."""
     if isinstance(content, list | tuple):
         if twice := next((name for name in content if content.count(name) > 1), None):
-            raise UsageError(f"{what}: {twice!r} is there twice; expected distinct names")
+            raise UsageError(f"{what}: {twice!r} is listed twice; expected distinct names")
         content = dict.fromkeys(content, None) if all(isinstance(one, str) for one in content) else None
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"{what}: {_EXPECTED}, found {'another value' if content is None else type(content).__name__}")

@@ -40,7 +40,7 @@ def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | 
         if all(file.endswith(".parquet") for file in found.files):
             source: Source = found.parquet(labels, column, stream)
         elif stream:
-            raise UsageError(f"`stream`: {reference} is not all parquet, which alone can be streamed; leave `stream` out")
+            raise UsageError(f"`stream`: {reference} is not all parquet, and only parquet can be streamed; remove `stream`")
         elif all(file.endswith(".tar") for file in found.files):
             source = TarFiles(found.location, found.download(), found.files, labels, indexes)
         else:

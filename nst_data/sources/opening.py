@@ -51,12 +51,12 @@ def open_source(
     Args:
         location: A folder of images, tar or parquet files (a pattern such as `'*.tar'` takes several), a .txt list of images, a .csv,
             .tsv or .jsonl table with their paths, COCO's .json, a folder saved by `datasets`, an address such as `s3://bucket/pool`
-            (docs/object-stores.md) or, where no such path lies here, `owner/name@revision:config/split` on the Hub.
-            Of labeled images also several of these: one source with the classes of all.
+            (docs/object-stores.md) or, if there is no such path, `owner/name@revision:config/split` on the Hub.
+            Several labeled ones are joined to one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
         class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
-        image_column: The column with the images, where there are several.
+        image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
         indexes: A folder that keeps where the images lie in tar files, so that they open at once the next time.
@@ -65,8 +65,8 @@ def open_source(
         The source: its length, `location`, `class_names` and `labels` of shape (images,) where it is labeled, and rows in one fixed order.
 
     Raises:
-        UsageError: The arguments do not go together, or not with what lies there.
-        NstError: There is nothing usable.
+        UsageError: The arguments do not go together, or do not fit what is there.
+        NstError: There is nothing usable there.
     """
     several = not isinstance(location, str | Path)
     locations = [str(one) for one in location] if not isinstance(location, str | Path) else [str(location)]

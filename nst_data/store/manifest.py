@@ -266,7 +266,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise NstError(f"{folder}: expected a version with {MANIFEST_NAME}, found none; it was not written by nst or is damaged") from None
     except UnicodeDecodeError as error:
-        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
+        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and create it again") from None
 
 
 def parse_manifest(text: str, path: str) -> Manifest:
@@ -275,9 +275,9 @@ def parse_manifest(text: str, path: str) -> Manifest:
         content = json.loads(text)
         schema = content["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and make it again") from None
+        raise NstError(f"{path}: expected a manifest, found unreadable JSON ({error}); remove it and create it again") from None
     if not isinstance(schema, int) or schema > SCHEMA_VERSION:
-        raise NstError(f"{path}: has schema version {schema}, this nst reads up to {SCHEMA_VERSION}; upgrade nst to use this store")
+        raise NstError(f"{path}: has schema version {schema}, this nst supports up to {SCHEMA_VERSION}; upgrade nst to use this store")
     try:
         return _manifest_class(content).model_validate(content)
     except ValidationError as error:

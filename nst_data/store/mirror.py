@@ -145,7 +145,7 @@ class Mirror:
         here.pop(MANIFEST_NAME)
         is_there = {name for name, one in sealed.items() if name in brought and there.get(name) == one.bytes}
         if lost := sorted(sealed.keys() - here.keys() - is_there):
-            raise NstError(f"{self.tree.at(version)}: {lost[0]} is neither there nor on this machine; run the same command again")
+            raise NstError(f"{self.tree.at(version)}: {lost[0]} is missing there and on this machine; run the same command again")
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
         return self.tree.create(f"{version}/{MANIFEST_NAME}", (build / MANIFEST_NAME).read_bytes())
@@ -210,7 +210,7 @@ class Mirror:
         self.tree.download(f"{version}/{name}", place / name)
         if sealed is not None and hash_file(place / name) != sealed:
             (place / name).unlink()
-            raise NstError(f"{self.tree.at(version)}: {name} is not what its manifest says; it is damaged there or on the way, try again")
+            raise NstError(f"{self.tree.at(version)}: {name} does not match its manifest: damaged on the server or in transit; try again")
 
     def _is_here(self, path: Path, sealed: SealedFile | None) -> bool:
         return sealed is not None and path.is_file() and path.stat().st_size == sealed.bytes and hash_file(path) == sealed

@@ -222,7 +222,7 @@ class _Watch:
         """Tell whom this process waits for."""
         process = _process_of(sign)
         if not self._said and not process.pid:
-            say(f"{what}: another process, which left no name, may be at work on it; waiting to see whether it still shows life")
+            say(f"{what}: another process may be working on it; waiting to see whether it is alive")
         elif not self._said:
             or_silent = "" if process.is_alive else f" (or {DEAD_AFTER_SECONDS:.0f} s without a heartbeat)"
             say(f"{what}: in use by {process}; waiting for it to finish{or_silent}")

@@ -30,7 +30,7 @@ PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
 
 class Store:
-    """The folder with corpora, teachers and runs, or `s3://bucket/prefix`, of which `root` then is this machine's copy."""
+    """Corpora, teachers and runs: a folder, or `s3://bucket/prefix`, in which case `root` is this machine's copy."""
 
     def __init__(self, root: Path | str) -> None:
         tree = FileTree.parse(str(root))
@@ -110,7 +110,7 @@ class Store:
             return ref
         name, _, number = ref.partition("@")
         if HubReference.of_repository(name):
-            raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` brings one of the Hub there")
+            raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` downloads one from the Hub")
         check_name(name)
         wanted = Number.parse(number) if number else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
@@ -183,7 +183,7 @@ class Store:
         """For a version that is new: a line for each unfinished one of its name, which other settings or images began."""
         beside = self.stagings(staging.target.parent.name) if staging.fresh else []
         return [
-            f"{other.ref} is unfinished and was begun differently ({_difference(other.request, staging.request)}), "
+            f"{other.ref} is unfinished and was started with other settings ({_difference(other.request, staging.request)}), "
             f"so this is {staging.ref}; `store.remove({other.ref!r})` discards the unfinished one"
             for other in beside
             if other.request.kind == staging.request.kind and other.request.digest != staging.request.digest
@@ -255,7 +255,7 @@ class Store:
                 place_once(build, target)
             run.discard()
         if not self.mirror.refresh_version(name):
-            raise NstError(f"{version.ref} was just taken in {self.location} by another command; run this one again")
+            raise NstError(f"{version.ref} was just created in {self.location} by another command; run this one again")
         return version
 
     def target(self, kind: Kind, name: str, version: str) -> Path:
@@ -290,8 +290,8 @@ class Store:
             for holder in taken:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
                 raise NstError(
-                    f"{holder.ref} is taken by other settings ({_difference(other, request)}); "
-                    f"choose another name, omit the number for the next free one, or `store.remove({holder.ref!r})` first"
+                    f"{holder.ref} exists with other settings ({_difference(other, request)}); "
+                    f"choose another name, omit the number to get the next one, or `store.remove({holder.ref!r})` first"
                 )
             assert generation is not None
             return Number(generation, edition, request.kind == "review")
@@ -314,7 +314,7 @@ class Store:
             if self.mirror is not None and not RemoteRun(self.mirror, self.mirror.name_of(folder)).claim(text):
                 self.mirror.refresh(name)
                 if not folder.is_dir():  # sealed or removed in this moment
-                    raise NstError(f"{name}@{number} was just taken by another command; run this one again")
+                    raise NstError(f"{name}@{number} was just created by another command; run this one again")
                 return self._same_or_error(folder, request)
             if place_once(fresh, folder):
                 return replace(self._read_staging(folder), fresh=True)
@@ -325,7 +325,7 @@ class Store:
     def _same_or_error(self, folder: Path, request: Request) -> Staging:
         staging = self._read_staging(folder)
         if staging.request.digest != request.digest:
-            raise NstError(f"{staging.ref} was just taken by another command with other settings; run this one again")
+            raise NstError(f"{staging.ref} was just created by another command with other settings; run this one again")
         return staging
 
     def check_name_is_free_for(self, name: str, kind: Kind) -> None:
@@ -370,7 +370,7 @@ def _difference(there: Request, asked: Request) -> str:
     for role in sorted(before.keys() | now.keys()):
         left, right = before.get(role), now.get(role)
         if (left and left.digest) != (right and right.digest):
-            changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with other content")
+            changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content")
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
 
 

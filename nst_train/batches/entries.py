@@ -147,7 +147,7 @@ def _in_pool(
     """The entries of an edition whose images lie in a pool."""
     if is_anonymous(edition.manifest):
         raise NstError(
-            f"{edition.ref} was published without keys and hashes: nobody can find its images in a pool; "
+            f"{edition.ref} was published without keys and hashes: its images cannot be found in a pool; "
             "ask its owner for an edition with images (`balance(..., BalanceSettings(embed_images=True))`)"
         )
     images = EditionManifest.of(edition.manifest).counts.unique
@@ -189,9 +189,7 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
         if _are_the_same(column("image_hash"), pool, rows):
             return
     pool.check_holds_some(lambda: column("image_hash"), len(rows))
-    progress.say(
-        f"{pool.location}: has other keys than {edition.ref}; its {len(pool):,} images are read once to find those by their hashes"
-    )
+    progress.say(f"{pool.location}: has different keys than {edition.ref}; its {len(pool):,} images are read once to match them by hash")
     pool.find_by_hash(lambda: column("image_hash"), lambda: column("key"), rows)
 
 

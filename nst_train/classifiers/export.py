@@ -60,13 +60,10 @@ def export_network(
         teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's; or `ZeroShot(...)`.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The file, the names of its classes in the order of its logits, and by how much these differ from the network's.
-
-    Returns:
-        What was written, and how far its logits are from the network's.
 
     Raises:
         UsageError: The format is none of these, or its packages are not installed.
@@ -127,7 +124,7 @@ def _is_there(path: Path, about: dict[str, Any]) -> bool:
         return False
     if path.is_file() and _read_about(path) == about:
         return True
-    raise NstError(f"{path if path.exists() else data}: exists, and is no export of this network; choose another name, or remove it")
+    raise NstError(f"{path if path.exists() else data}: exists and is not an export of this network; choose another name, or remove it")
 
 
 def _read_about(path: Path) -> object:

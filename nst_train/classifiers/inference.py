@@ -87,7 +87,8 @@ def computation_of(chosen: dict[str, Any], ref: str) -> Computation:
     computation = Computation(**chosen)
     if computation.device not in ("cpu", this_device().type):
         raise NstError(
-            f"{ref} was begun on {computation.device}, which this machine lacks; go on where there is one, or `store.remove({ref!r})` first"
+            f"{ref} was started on {computation.device}, which this machine does not have; "
+            f"resume it where there is one, or `store.remove({ref!r})` first"
         )
     return computation
 

@@ -28,9 +28,7 @@ class TeacherNoise:
         """`settings` are those of the teacher's training; `transform` evaluation: RandAugment alone, before the evaluation transform."""
         if settings.noise.augmentation:  # timm's draw from generators that threads share
             augmentation = settings.noise.augmentation
-            raise NstError(
-                f"`noise`: this teacher was trained with {augmentation}, and labels are noised by RandAugment alone; label without"
-            )
+            raise NstError(f"`noise`: only RandAugment can noise labels, and this teacher was trained with {augmentation}; remove `noise`")
         self._settings, self._noise, self._seed, self._transform = settings, settings.noise, seed, transform
         self._of_training: dict[Preprocessing, Transform] = {}
         self._networks: list[NetworkNoise] = []

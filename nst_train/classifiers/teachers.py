@@ -135,7 +135,7 @@ def _training_of(names: Sequence[TeacherName], store: Store, transform: Transfor
     try:
         return TrainSettings.of_request({name: value for name, value in settings.items() if name != ORDER} | {"noise": settings["noise"]})
     except (KeyError, ValidationError, UsageError):
-        raise NstError(f"{version.ref}: its manifest does not say by what noise it was trained; label without `noise`") from None
+        raise NstError(f"{version.ref}: its manifest does not record the noise of its training; remove `noise`") from None
 
 
 def with_class_names(names: Sequence[str], store: Store, class_names: str, prompts: str | None, idle: bool = False) -> list[TeacherName]:

@@ -37,7 +37,7 @@ def joined(settings: ClusterSettings) -> Iterator[Any]:
     Raises UsageError where Ray is not installed or no cluster answers.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("`engine` ray: one process hands the work out; start it once, without torchrun or accelerate")
+        raise UsageError("`engine` ray: expected one process, which hands the work to Ray; start it without torchrun or accelerate")
     try:
         import ray
     except ImportError:

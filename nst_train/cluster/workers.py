@@ -279,10 +279,10 @@ class Workers:
         self._losses[worker.shard] += 1
         if self._losses[worker.shard] == _MOST_LOSSES:
             raise NstError(
-                f"shard {worker.shard}: {_MOST_LOSSES} workers in a row were lost at it, the last on node {node.name}: {reason}; "
-                "what is done is kept, the same command goes on from there"
+                f"shard {worker.shard}: {_MOST_LOSSES} workers in a row were lost on it, the last on node {node.name}: {reason}; "
+                "finished work is kept; the same command resumes"
             )
-        self.progress.say(f"node {node.name}: a worker was lost ({reason}); another one does its shard")
+        self.progress.say(f"node {node.name}: lost a worker ({reason}); another worker takes over its shard")
         return [Step(worker.shard, -worker.rows, is_lost=True)]
 
     def _count_failure(self, node: Node, reason: str) -> None:
@@ -302,7 +302,7 @@ class Workers:
         """Raises NstError where every node is refused. Where there is none, one may still join."""
         refused = [node.refused for node in self._nodes.values() if node.refused]
         if refused and len(refused) == len(self._nodes):
-            raise NstError(f"no node is left to work on: {refused[-1]}")
+            raise NstError(f"no usable node is left: {refused[-1]}")
         if not self._nodes:
             self._say_once("nodes", "no node of the cluster has room for a worker any more; waiting for one to join")
 

@@ -59,14 +59,14 @@ def evaluate(
         settings: What to measure; by default accuracy on the images as they are.
         record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
         run: How images are read; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         `top1` and, above five classes, `top5` as fractions; `nll` in nats; `ece`; `images` scored and `errors` that could not be read;
         beside them the numbers of each suite but `clean` under its name.
 
     Raises:
-        UsageError: There is no such model, or `data` was opened without labels or does not go with the suite.
+        UsageError: There is no such model, or `data` was opened without labels or does not fit the suite.
         NstError: The model knows other classes, or no image can be read.
     """
     name = store.open(model, "teacher").ref if isinstance(model, Version) else model
@@ -102,7 +102,7 @@ def measure_all(
     reference = load_candidate(settled(settings.relative_to, store), store) if settings.relative_to else None
     suites = [open_suite(name, data, settings, reference) for name in settings.suite]
     if not is_writable(kept_outcomes(store)):
-        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: nothing that is measured is kept for a next run")
+        effort.progress.say(f"{kept_outcomes(store)} cannot be written to: results are not cached for the next run")
     measured: dict[str, dict[str, Measured]] = {suite.name: {} for suite in suites}
     for model in names:
         candidate = load_candidate(model, store)
@@ -119,7 +119,7 @@ def _check_recordable(store: Store, models: Sequence[TeacherName], name: str) ->
     check_name(name)
     for model in models:
         if isinstance(model, ZeroShot) or not is_in_store(model, store):
-            raise UsageError(f"`record`: {model} is not a teacher in the store, so nothing can be recorded for it; remove `record`")
+            raise UsageError(f"`record`: {model} is not a teacher in the store, so results cannot be recorded for it; remove `record`")
         if not all(map(is_writable, ((folder := store.open(model, "teacher").folder), folder.parent))):
             raise UsageError(f"`record`: {folder} is not writable; remove `record`, or make the store writable")
 

@@ -41,7 +41,7 @@ def embed(
         data: Images, whose labels are not read.
         settings: What shapes the features.
         run: How images are read, and who computes: `EmbedRunSettings(engine="ray")`, the workers of a cluster. Changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         `matrix()` has shape (images, dimensions) in float32, `rows()` the key of each image, `errors()` those that could not be read.

@@ -71,9 +71,7 @@ def embedding_on_ray(
 ) -> Iterator[tuple[About, Fill]]:
     """What is asked for, as the workers say, which alone load the network; and what has its missing shards written by them."""
     if store.address:
-        raise UsageError(
-            f"`engine` ray: {store.location} keeps features on this machine alone; use a store in a folder that all nodes share"
-        )
+        raise UsageError(f"`engine` ray: {store.location} keeps features on this machine only; use a store in a folder shared by all nodes")
     store.root.mkdir(parents=True, exist_ok=True)
     shards = -(-len(data) // settings.rows_per_shard)
     with tempfile.TemporaryDirectory(prefix=".seen-by-workers-", dir=store.root) as sign:

@@ -64,7 +64,7 @@ def pick(
         queue: The name of the queue; by default how they were picked.
         embedding: What shapes the features.
         run: How images are read; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The picks, the first to look at first.
@@ -134,7 +134,7 @@ class _Picking:
     def _beside(self, version: Version, images: DistinctImages, by: str, labeled: Source | None, pool: Source | None) -> _Beside:
         earlier = earlier_generations(self.store, version) if by in ("churn", "suspicion") else []
         if by == "churn" and not earlier:
-            raise UsageError(f"{version.ref}: `by` churn requires an earlier generation of the corpus, and there is none in the store")
+            raise UsageError(f"{version.ref}: `by` churn requires an earlier generation of the corpus, and the store has none")
         if self.settings.spread == "classes" and (by not in ("outlier", "mixed") and (by != "suspicion" or earlier)):
             return _Beside(earlier)
         model = features_model(version, self.store, self.model)
@@ -142,7 +142,7 @@ class _Picking:
         known = (labeled or labeled_images(version, self.store)) if by == "outlier" else None
         featured = FeaturedImages(images, self._embedded(model, source))
         if not featured.is_here.any():
-            raise NstError(f"{source.location}: has none of the images of {version.ref}; pass the labeled pool with `pool`")
+            raise NstError(f"{source.location}: contains none of the images of {version.ref}; pass the labeled pool with `pool`")
         return _Beside(earlier, featured, None if known is None else self._sample(self._embedded(model, known)))
 
     def _sample(self, features: Features) -> Scores:
@@ -212,7 +212,7 @@ class _Picking:
         settings = self.settings
         places = candidates(scores, labels, settings.number, candidates_per_pick(by))
         if not len(places):
-            raise NstError(f"no image is left to pick by {by}: a person has answered all of them, or the pool lacks the others")
+            raise NstError(f"no image is left to pick by {by}: all of them have been reviewed, or are missing from the pool")
         features = None if featured is None or settings.spread == "classes" else featured.of(places)
         return places[spread(settings.spread, features, labels[places], scores[places], settings.number, settings.seed)]
 

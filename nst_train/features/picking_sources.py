@@ -14,7 +14,7 @@ _NOWHERE = "needs features of its images; pass their current location with `pool
 def check_names_images(version: Version) -> None:
     """Raises UsageError for a version that does not say which images it has."""
     if is_anonymous(version.manifest):
-        raise UsageError(f"{version.ref}: is anonymous, it does not say which images it has; pick from the version that it was made of")
+        raise UsageError(f"{version.ref}: is anonymous and does not name its images; pick from the version it was made from")
 
 
 def pool_of(version: Version, store: Store) -> Source:
@@ -45,7 +45,7 @@ def labeled_images(version: Version, store: Store) -> Source:
     trained = _in_store(teacher, store) if teacher else None
     entry = trained.manifest.request.inputs.by_role.get("labeled") if trained else None
     if entry is None or entry.pulled:
-        raise UsageError(f"{version.ref}: it is not known which images its teacher was trained on; pass them as `labeled`")
+        raise UsageError(f"{version.ref}: the images its teacher was trained on are unknown; pass them as `labeled`")
     return open_source(
         entry.sources or entry.ref, labeled=entry.sources is not None, image_column=entry.image_column, indexes=store.indexes
     )

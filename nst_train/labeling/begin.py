@@ -71,7 +71,7 @@ def _check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
     if moved is not None:
         change = what_changed(read_listing(begun_on), pool.listing()) if moved == "pool" else "its weights are others"
         raise NstError(
-            f"{request.inputs.by_role[moved].ref}: the {moved} has changed since {staging.ref} was begun with it: {change}; "
+            f"{request.inputs.by_role[moved].ref}: the {moved} has changed since {staging.ref} was started: {change}; "
             f"restore it and rerun, or `store.remove({staging.ref!r})` and label again"
         )
 

@@ -68,7 +68,7 @@ class Grown(Plan):
             if entry.pulled and not is_in_store(entry.ref, store):
                 raise UsageError(
                     f"`extend` {self.earlier.ref}: its teacher {entry.ref!r} comes from a downloaded manifest and is not in the store; "
-                    "`pull(...)` it, or label the whole pool with a teacher of your choice, without `extend`"
+                    "`pull(...)` it, or label the whole pool with any teacher, without `extend`"
                 )
         return [_at_its_commit(entry) for entry in self._teachers.values()]
 
@@ -79,7 +79,7 @@ class Grown(Plan):
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"])) or "settings"
             raise UsageError(
-                f"`extend` {self.earlier.ref}: its manifest has settings that this nst does not label by "
+                f"`extend` {self.earlier.ref}: its manifest has settings that this nst does not support "
                 f"({place}: {error.errors()[0]['msg']}); label the whole pool, without `extend`"
             ) from None
 

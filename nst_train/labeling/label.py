@@ -60,7 +60,7 @@ def label(
         calibration: Labeled images, unseen by the teacher, to fit the temperature on.
         generation: Ask for this number, from 1, instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed generation. Each image is in its table `pseudo_labels`, with a float16 probability for each class, or with the reason in
@@ -72,14 +72,14 @@ def label(
     """
     settings = settings or LabelSettings()
     if calibration is not None and settings.noise:
-        raise UsageError("`calibration` and `noise`: calibration needs an un-noised teacher; remove one of them")
+        raise UsageError("`calibration` requires a teacher without `noise`; remove one of them")
     if calibration is not None:
         labels_in(calibration)
     for ref, request in _of_all(store, corpus).items():
         if (
             ref.startswith(f"{corpus}@gen-{generation}.") and isinstance(request, EditionRequest) and request.inputs.like
         ):  # it would seem to be drawn from this one
-            raise NstError(f"{ref} is a relabeled edition, without its pool; omit the generation for the next free one")
+            raise NstError(f"{ref} is a relabeled edition without its pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
@@ -102,7 +102,7 @@ def extend(
         generation: The one to go on from, as a version or `name@gen-N`.
         pool: The grown pool; by default what lies where the earlier one was.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The new generation, of the same corpus.
@@ -142,7 +142,7 @@ def label_like(
         settings: What shapes the labels.
         generation: Ask for this number instead of the next free one.
         run: How the labeling runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The new edition, of the same corpus.
@@ -154,7 +154,7 @@ def label_like(
     settings, edition = settings or LabelSettings(), store.open(edition, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
-        raise NstError(f"{corpus}@gen-{generation} is a labeling of the whole pool; omit the generation for the next free one")
+        raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 

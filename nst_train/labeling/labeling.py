@@ -132,7 +132,7 @@ class Labeling:
             nonlocal waited
             if not waited:
                 left = f"{shards} shard{'s' if shards > 1 else ''} left"
-                self.version.progress.say(f"{self.staging.ref}: other processes label the {left}; waiting for them")
+                self.version.progress.say(f"{self.staging.ref}: waiting for other processes to label the {left}")
             waited = True
 
         for shard in self.shards.take(*self.worker, on_wait):

@@ -20,7 +20,7 @@ from nst_data.tables.shards import TableReader
 from nst_train.labeling.answers import Errors
 from nst_train.labeling.plan import PartMaker, Plan
 
-OTHER_BYTES = "holds other bytes than the image that was selected"
+OTHER_BYTES = "differs from the image that was selected"
 
 
 @dataclass(frozen=True)

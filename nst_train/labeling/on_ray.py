@@ -49,13 +49,13 @@ class LabelJob:
         store = Store(self.store)
         staging = self._staging(store)
         if staging is None:
-            raise NstError(f"does not see the work on {self.ref} in the store {self.store}")
+            raise NstError(f"cannot see {self.ref} in the store {self.store}")
         pool = self.pool.open(store.indexes)
         run = self.run.model_copy(update={"decode_threads": self.run.decode_threads or threads})
         heard = _Heard([])
         prepared = Prepared(store, self.teachers, self.settings, run, heard, self.calibration)
         if {role: entry.digest for role, entry in prepared.teachers.items()} != self.digests:
-            raise NstError(f"has another teacher by the name {', '.join(map(str, self.teachers))} than the driver")
+            raise NstError(f"has a different teacher under the name {', '.join(map(str, self.teachers))} than the driver")
         return LabelWork(prepared.labeling(staging, self._plan(store, pool, run)), heard)
 
     def _staging(self, store: Store) -> Staging | None:

@@ -68,7 +68,7 @@ class ImageText:
         own = self.logits(self.pixels, tokens).softmax(dim=1)
         ours = self.scale * F.normalize(self.images(self.pixels), dim=1) @ F.normalize(self.text_features(tokens), dim=1).T
         if not torch.allclose(own, ours.softmax(dim=1), atol=_TOLERANCE):
-            raise NstError("its logits are not the similarities of image and text times a number; nst makes no classifier of it")
+            raise NstError("its logits are not scaled similarities of image and text, so it cannot be used as a classifier")
 
 
 def is_image_text(config: dict[str, Any]) -> bool:
@@ -152,7 +152,7 @@ def check_lengths(lengths: Sequence[int], texts: Sequence[str], most: int) -> No
     """Raises UsageError for a text that the model would read only the beginning of."""
     for length, text in zip(lengths, texts, strict=True):
         if length > most:
-            raise UsageError(f"{text[:60]!r} has {length} tokens and the model reads {most}; shorten the name or the prompt")
+            raise UsageError(f"{text[:60]!r} has {length} tokens and the model's limit is {most}; shorten the name or the prompt")
 
 
 @contextmanager

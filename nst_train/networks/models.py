@@ -254,7 +254,7 @@ def _check_tag(name: str) -> None:
     except RuntimeError:
         network = name.split(".")[0]
         known = [one.partition(".")[2] for one in timm.list_models(f"{network}.*", pretrained=True)]
-        raise UsageError(f"{name}: {network} has no weights named so; expected one of {', '.join(known)}, or just {network}") from None
+        raise UsageError(f"{name}: {network} has no weights of that name; expected one of {', '.join(known)}, or just {network}") from None
 
 
 def _suggestion(name: str, known: list[str], function: str) -> str:

@@ -121,7 +121,7 @@ def _checked_config(name: str, folder: Path) -> dict[str, Any]:
         )
     for side, of_side in sides.items():
         if of_side.get("hf_model_name"):
-            raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.hf_model_name names a model that lies elsewhere, which nst does not fetch")
+            raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.hf_model_name refers to another model, which nst does not download")
         if (network := of_side.get("timm_model_name")) is not None and not (isinstance(network, str) and timm.is_model(network)):
             raise NstError(f"{name}: {OPEN_CLIP_CONFIG}: {side}.timm_model_name: expected a network of timm, found {str(network)[:80]!r}")
         most = dict.fromkeys(_SIZES, largest) | {"layers": tensors, "image_size": LARGEST_SIDE_PX}

@@ -50,7 +50,7 @@ def register_network(
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise UsageError(f"{name}: expected a name of letters, digits and _ that begins with a letter")
     if timm.is_model(name) and name not in _own:
-        raise UsageError(f"{name}: expected a name that timm does not know, found one of its networks; give yours another")
+        raise UsageError(f"{name}: this is the name of a timm network; choose another one")
     config = PretrainedCfg(architecture=name, input_size=(3, image_size, image_size), mean=mean, std=std, crop_pct=1.0)
 
     def network(pretrained: bool = False, num_classes: int | None = None, **options: Any) -> nn.Module:  # noqa: ANN401 - what timm passes on

@@ -75,7 +75,7 @@ def dry_run(store: Store, recipe: Recipe, *, progress: Progress | None = None) -
     Args:
         store: Where versions that are there are found.
         recipe: The whole loop.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         A `Stage` for each version, in order.

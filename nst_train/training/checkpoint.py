@@ -102,7 +102,7 @@ def load_checkpoint(
             names = ["network", "averaged", "optimizer"] + ["best"] * position["has_best"]
             saved = {name: load_file(newest / f"{name}.safetensors") for name in names}
         except (SafetensorError, FileNotFoundError, ValueError, KeyError) as error:
-            say(f"the checkpoint {newest.name} is damaged ({first_line(error)}); going on from the one before it, or from the start")
+            say(f"the checkpoint {newest.name} is damaged ({first_line(error)}); resuming from the previous one, or from the start")
             shutil.rmtree(newest, ignore_errors=True)
             continue
         _check_same_network(newest.name, saved["network"], network)
@@ -132,8 +132,8 @@ def diverged(ref: str, folder: Path, step: int, what: str) -> NstError:
     last = last_checkpoint(folder)
     good = "there is no checkpoint from before" if last is None else f"the last good checkpoint is that of step {last:,}"
     return NstError(
-        f"{ref}, step {step:,}: {what} not finite any more; {good}. Try a lower `learning_rate` or a longer `warmup_epochs`, "
-        f"after `store.remove({ref!r})`, which gives its number free"
+        f"{ref}, step {step:,}: {what} no longer finite; {good}. Try a lower `learning_rate` or a longer `warmup_epochs`, "
+        f"after `store.remove({ref!r})`, which frees its number"
     )
 
 

@@ -73,7 +73,7 @@ class Training:
         _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
-                progress.say(f"{images.location}: single images are read from {copy}, made once; files of images need none")
+                progress.say(f"{images.location}: reading single images from {copy}, created once; image files need no copy")
         labeled, lines, empty = LabeledImages.none(), list[str](), list[str]()
         class_names = list(edition.manifest.class_names) if edition is not None else []
         if source is not None:
@@ -256,5 +256,5 @@ def _warn_if_smaller(model: str, parameters: int, edition: Version | StreamedEdi
     if parameters < teacher:
         progress.say(
             f"warning: the student {model} has {parameters:,} parameters, its teacher {teacher:,}; "
-            "the method asks for an equal or larger student, a smaller one may not beat its teacher"
+            "the method requires an equal or larger student; a smaller one may not beat its teacher"
         )

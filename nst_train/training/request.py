@@ -59,7 +59,7 @@ def begin(store: Store, request: Request, name: str, generation: int | None) -> 
     found = store.begin(request, name, generation, first=0, earlier=[*earlier[1:], *other_order])
     if isinstance(found, Staging) and found.request.digest in {form.digest for form in other_order}:
         raise NstError(
-            f"{found.ref} was begun by an earlier nst, which takes the images in another order; "
+            f"{found.ref} was started by an earlier nst, which orders images differently; "
             f"finish it with that nst, or `store.remove({found.ref!r})` and run this command again"
         )
     return found

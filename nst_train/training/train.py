@@ -45,8 +45,8 @@ def train(
 ) -> Version:
     """Train a network on labeled images and, with `edition`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
 
-    Its averaged weights are sealed as a teacher. The same call does nothing where that is there, and a run that was killed goes on at its
-    last checkpoint and ends, on the CPU, with the same weights.
+    Its averaged weights are sealed as a teacher. The same call finds a finished teacher; a killed run resumes at its last checkpoint and
+    ends, on the CPU, with the same weights.
 
     Args:
         store: Where the teacher is kept, and what it is made from.
@@ -57,7 +57,7 @@ def train(
             network stays as it is, and only its last layer is fitted.
         edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
             the same training as on the pulled one.
-        pool: Where the edition's images are, if not where they were labeled. One that holds its images takes none.
+        pool: The edition's images, if they have moved since labeling. One that holds its images takes none.
         reviews: What people answered, `name@review-N`: their labels stand for those of `labeled`, images of the pool that they gave a class
             join it, what they excluded is left out. The `edition` must have been drawn with the same.
         exclude: Sources whose images are not trained on because somebody answered about them, such as test images; an edition knows those
@@ -65,14 +65,14 @@ def train(
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
         generation: Ask for this number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
-        progress: What a person sees of it; by default lines on standard error.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
         The sealed teacher; `manifest.counts` has its parameters and steps.
 
     Raises:
         UsageError: A source was opened without labels, or the arguments do not go together.
-        NstError: The data or the network refuse the settings, before any work starts; or a loss is finite no more.
+        NstError: The data or the network refuse the settings, before any work starts; or a loss is not finite.
         KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
     """
     run, progress = run or RunSettings(), progress or on_this_terminal()
@@ -81,11 +81,11 @@ def train(
     reviews = None if reviews is None else store.open(reviews, "review")
     _check_pool(edition, pool, reviews)
     if exclude and (reviews is None or edition is not None):
-        raise UsageError("`exclude` applies to `reviews` without an `edition`, which leaves out what it was drawn without; remove it")
+        raise UsageError("`exclude` applies to `reviews` without an `edition`, which already leaves them out; remove it")
     if isinstance(edition, Version):
         check_drawn_with(edition, reviews, progress)
     elif edition is not None and reviews is not None:
-        raise UsageError(f"`reviews` {reviews.ref} needs the images that people answered about here; pull {edition.ref} and train on that")
+        raise UsageError(f"`reviews` {reviews.ref} requires the reviewed images, which are not here; pull {edition.ref} and train on that")
     for line in [line for source in filter(None, (labeled, validation)) for line in source.remarks()]:
         progress.say(line)
     if labeled is not None:
@@ -213,7 +213,7 @@ def _train(
     machine = staging.remembered("machine", {"threads": settings.compute_threads or DEFAULT_THREADS, **chosen})
     if machine["device"] != state.device.type:
         raise NstError(
-            f"{staging.ref} was begun on {machine['device']}, this process computes on {state.device.type}; go on where it was begun, "
+            f"{staging.ref} was started on {machine['device']}, this process uses {state.device.type}; resume it where it was started, "
             f"or `store.remove({staging.ref!r})` first"
         )
     settings = settings.model_copy(update={"precision": machine["precision"]})
@@ -240,7 +240,7 @@ def _train(
     warmup = f"{settings.warmup_epochs:g} epochs" if settings.warmup_steps is None else f"{settings.warmup_steps:,} steps"
     if training.step.schedule.warmup_steps >= training.step.schedule.skipped_steps + steps:
         progress.say(
-            f"{staging.ref}: the learning rate rises for {warmup}, as long as the training or longer, "
+            f"{staging.ref}: the learning rate rises for {warmup}, at least as long as the training, "
             f"so it never reaches `learning_rate`; set fewer `{words[0]}`, or more `{words[1]}`"
         )
     with staging.refusable(lambda _: training.is_begun), worker_failures(), memory_failures():
