@@ -11,6 +11,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from .completion import with_completion
+from .loudness import add_options
+
 _STOPS = (
     "Ctrl-C, SIGTERM, SIGUSR1 (SLURM's advance warning) and SIGHUP finish the current step, save a checkpoint and exit with 130, 143, 138 "
     "and 129; the same command resumes from there. A second Ctrl-C exits immediately. Other exit statuses: 0 done, 1 failed, "
@@ -38,20 +41,23 @@ class Command:
         """The command itself."""
         alone = typer.Typer(name=name, add_completion=False, pretty_exceptions_enable=False)
         module = importlib.import_module(f".{self.module}", __package__)
-        function = getattr(module, self.function)
+        function = with_completion(name, getattr(module, self.function))
         if self.actions:
             alone.callback(no_args_is_help=True, help=function.__doc__)(function)
             for action, called in self.actions.items():
-                alone.command(action)(getattr(module, called))
-            return typer.main.get_command(alone)
-        alone.command(name, epilog=self.epilog)(function)
-        return typer.main.get_command(alone)
+                alone.command(action)(with_completion(action, getattr(module, called)))
+        else:
+            alone.command(name, epilog=self.epilog)(function)
+        command = typer.main.get_command(alone)
+        add_options(command)
+        return command
 
 
 COMMANDS = {
     "init": Command("init", "init"),
     "run": Command("run_recipe", "run", _STOPS),
     "demo": Command("run_recipe", "demo"),
+    "schema": Command("schema", "schema", only_shows=True),
     "label": Command("label", "label"),
     "balance": Command("balance", "balance"),
     "train": Command("train", "train", _STOPS),
@@ -72,6 +78,7 @@ COMMANDS = {
     "export": Command("export", "export"),
     "lineage": Command("sharing", "lineage", only_shows=True),
 }
+ALIASES = {"ls": "list"}  # not shown
 
 
 @functools.cache

@@ -48,6 +48,7 @@ def _print(begun: "Beginning") -> None:
     import shlex
 
     from nst_data.progress import as_text
+    from nst_train.recipe_schema import SCHEMA_FILE
 
     look, recipe = begun.look, shlex.quote(str(begun.path))
     print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {look.per_class} each")
@@ -57,4 +58,4 @@ def _print(begun: "Beginning") -> None:
     print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
     for line in begun.warnings:
         print(f"warning:  {line}")
-    print(f"written:  {recipe}\nnext:     nst run {recipe} --dry-run   nst run {recipe}")
+    print(f"written:  {recipe}, {SCHEMA_FILE} for your editor\nnext:     nst run {recipe} --dry-run   nst run {recipe}")

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,7 +19,9 @@ from typer.core import TyperGroup
 from nst_data.errors import NstError, UsageError, is_out_of_memory
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
 
-from .commands import COMMANDS, load
+from .commands import ALIASES, COMMANDS, load
+from .completion import asked_in_bash, complete_in_bash
+from .loudness import QuietOption, VerboseOption, about
 from .messages import in_our_words, speak_for
 from .output import lost_output, nowhere, open_output
 
@@ -34,11 +37,12 @@ class _Group(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401
+        cmd_name = ALIASES.get(cmd_name, cmd_name)
         return COMMANDS[cmd_name].outline(cmd_name) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
         self.commands = dict.fromkeys(COMMANDS)  # type: ignore[assignment] # suggests what a misspelt name may mean
-        name, _, rest = super().resolve_command(ctx, args)
+        name, _, rest = super().resolve_command(ctx, [ALIASES.get(args[0], args[0]), *args[1:]])
         speak_for(name or "")
         return name, load(name or ""), rest
 
@@ -69,7 +73,9 @@ class _Group(TyperGroup):
                 _fail(f"{error.filename}: {error.strerror}", 1)
             if is_out_of_memory(error):
                 _fail("out of memory; reduce --batch-size, workers or threads", 1)
-            raise
+            if isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            _fail(about(error), 1)
 
 
 def _tell_lost_output(is_all: bool) -> None:
@@ -94,7 +100,6 @@ app = typer.Typer(
     cls=_Group,
     help="A data engine for self-training: label a pool, balance the labels, train a noised student, repeat.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -104,6 +109,8 @@ def _version(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", is_eager=True, callback=lambda asked: _print_version(asked)
     ),
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     pass
 
@@ -138,7 +145,10 @@ def run() -> None:
         if os.environ.get("RANK", "0") != "0":  # set by torchrun and accelerate launch: the first process prints the result
             with nowhere() as silent, contextlib.redirect_stdout(silent):
                 app(prog_name="nst")
-        app(prog_name="nst")
+        run_app = partial(app, prog_name="nst")
+        if asked_in_bash():
+            complete_in_bash(run_app)
+        run_app()
     except SystemExit as end:
         if isinstance(end.code, int) and end.code - 128 in STOP_SIGNALS:
             _end_soon(end.code - 128)

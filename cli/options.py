@@ -17,13 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
 from nst_data.settings import Settings
-from nst_data.store.manifest import Kind
-from nst_data.store.store import Store, Version
+from nst_train.presets import SWITCHED_ON
 
 from .messages import terminal
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
+    from nst_data.store.manifest import Kind
+    from nst_data.store.store import Store, Version
     from nst_train.teacher_names import TeacherName
 
 StoreOption = Annotated[
@@ -58,12 +59,14 @@ _FORMER = {"start": "--start"}  # still understood, not shown
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def open_store(path: str | None) -> Store:
+def open_store(path: str | None) -> "Store":
     """The store that --store, $NST_STORE or the current folder names."""
+    from nst_data.store.store import Store
+
     return Store(path or os.environ.get("NST_STORE") or "nst-store")
 
 
-def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
+def open_version(store: "Store", ref: str, *kinds: "Kind") -> "Version":
     """A version by its reference in the store, or OWNER/NAME[@VERSION] of the Hub: that is pulled first, unless it is there."""
     if "/" not in ref:
         return store.open(ref, *kinds)
@@ -74,7 +77,7 @@ def open_version(store: Store, ref: str, *kinds: Kind) -> Version:
         return pull(store, ref, progress=terminal(), kinds=kinds)
 
 
-def open_models(store: Store, names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
+def open_models(store: "Store", names: list[str], class_names: str | None, prompts: str | None, idle: bool) -> "list[TeacherName]":
     """Models by name, the image-text models among them with their words. Raises UsageError for words of none, unless `idle`."""
     if class_names is None and prompts is not None:
         raise UsageError(f"--prompts {prompts}: class names are missing; add --class-names FILE")
@@ -156,9 +159,9 @@ def _options(model: type[Settings], prefix: str = "") -> list[inspect.Parameter]
             continue
         name = prefix + field_name
         default = None if field.is_required() else field.default  # what is missing the model says: another setting may stand for it
-        is_named = field.annotation is bool or name in _OPTIONS  # no --no-...: every flag is off by default
+        is_named = field.annotation is bool or name in _OPTIONS  # no --no-... of a flag that is off unless it is given
         names = [option_of(name)] if is_named else []
-        if field.annotation == bool | None:
+        if field.annotation == bool | None or (field.annotation is bool and "preset" in model.model_fields and name in SWITCHED_ON):
             names = [f"{option_of(name)}/--no-{option_of(name).removeprefix('--')}"]
         kind, metavar = _kind_and_metavar(field.annotation)
         default = None if default in ({}, ()) else default
@@ -187,7 +190,8 @@ def _kind_and_metavar(annotation: Any) -> tuple[Any, str | None]:  # noqa: ANN40
     if origin is typing.Literal:
         return str, "|".join(inside)
     if origin in (types.UnionType, typing.Union) and any(typing.get_origin(one) is typing.Literal for one in inside):
-        return str, "|".join(["N", *(word for one in inside for word in typing.get_args(one))])
+        words = [word for one in inside for word in typing.get_args(one)]
+        return str, "|".join(["N"] * (int in inside) + words)
     return str | None, _METAVARS[plain]
 
 

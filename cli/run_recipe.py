@@ -1,7 +1,7 @@
 """`nst run` and `nst demo`: the whole loop."""
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,16 +31,26 @@ def run(
             "--dry-run", help="Print what would be done: images, steps, time (from a few timed steps) and disk space; write nothing."
         ),
     ] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Another value than the recipe's, in YAML, such as generations.1.ratio=7; several allowed. Lists count from 0.",
+        ),
+    ] = None,
 ) -> None:
     """Run the loop that a recipe describes. Resumes where it stopped when rerun, and does nothing when complete."""
+    from nst_train.recipe_changes import changes_of
+
+    there, values = open_store(store), changes_of(changes or [])
     if show_settings:
-        _show_settings(recipe, open_store(store), json)
+        _show_settings(recipe, there, json, values)
         return
     if dry_run:
-        _dry_run(recipe, open_store(store), json)
+        _dry_run(recipe, there, json, values)
         return
-    there = open_store(store)
-    rows = _run(recipe, there)
+    rows = _run(recipe, there, values)
     if json:
         print_json({"store": there.location, "generations": rows})
         return
@@ -57,6 +67,7 @@ def demo(
 ) -> None:
     """Noisy Student Training on real digits that need no download: a teacher, two students and a supervised control, in minutes."""
     from nst_data.digits import write_digits
+    from nst_train.recipe_schema import write_schema
 
     there = open_store(store)
     name = "digits" if seed == 0 else f"digits-seed-{seed}"
@@ -66,16 +77,17 @@ def demo(
     recipe = folder / "digits.yaml"
     if not recipe.exists():
         text = importlib.resources.files("nst_cli.examples").joinpath("digits.yaml").read_text("utf-8")
+        write_schema(folder)
         recipe.write_text(text.replace("name: digits\n", f"name: {name}\n").replace("seed: 0\n", f"seed: {seed}\n"))
     run(recipe, there.location, json)
     if not json:
         print(f"recipe: {recipe}: change it, give it another name and `nst run` it; `nst init` writes one for your own images")
 
 
-def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
+def _run(recipe: Path, store: "Store", changes: Mapping[str, Any]) -> list[dict[str, Any]]:
     from nst_train.recipe import load_recipe
 
-    settings = load_recipe(recipe)
+    settings = load_recipe(recipe, changes=changes)
     from nst_train.noisy_student import self_training
 
     rows, counted = [], set[Path]()
@@ -86,14 +98,14 @@ def _run(recipe: Path, store: "Store") -> list[dict[str, Any]]:
     return rows
 
 
-def _dry_run(path: Path, store: "Store", json: bool) -> None:
+def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any]) -> None:
     """What is left to do of a recipe, and what it takes."""
     import dataclasses
 
     from nst_data.store.files import disk_use
     from nst_train.recipe import load_recipe
 
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, changes=changes)
     from nst_train.starting.dry_run import dry_run
 
     found = dry_run(store, recipe, progress=terminal())
@@ -130,7 +142,7 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _show_settings(path: Path, store: "Store", json: bool) -> None:
+def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str, Any]) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
     from nst_data.selection.holdout import hold_out
@@ -142,7 +154,7 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
 
     from .origins import origins
 
-    recipe, written, labeled = load_recipe(path), as_written(path), None
+    recipe, written, labeled = load_recipe(path, changes=changes), as_written(path, changes), None
     try:
         asked = recipe.labeled
         opened = (
@@ -158,7 +170,7 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
     except NstError as error:
         terminal().say(f"no steps: {error}")
     given = {name: written[name] for name in ("seed",) if name in written} | (written.get("select") or {})
-    by_place = origins(recipe.select, given, lambda _: "recipe", "select.")
+    by_place = origins(recipe.select, given, partial(_origin, {}, (), changes), "select.")
     selection = {place: {"value": value, "source": source} for place, (value, source) in by_place.items()}
     shown = {}
     for network in recipe.networks:
@@ -169,10 +181,11 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
             own = over(inherited(given) | of_finetuning(given), given["finetune"])
             trainings.append((settings.finetune, own, f"{kind}, finetuned" if network.student else "finetuned", False))
         for training, own, kind, student in trainings:
-            here, filled_in = {"settings": own, "run": written.get("run", {})}, {}
+            here, filled_in, places = {"settings": own, "run": written.get("run", {})}, {}, [network.key]
             if training is settings.finetune:
                 filled_in = {name: "default of finetune" for name in of_finetuning(given) if name not in given["finetune"]}
-            origin = partial(_origin, filled_in)
+                places.append(f"{network.key}.finetune")
+            origin = partial(_origin, filled_in, places, changes)
             found = look_up(training, recipe.run, here, origin, labeled, None, student)
             if student:
                 found["settings"] |= selection
@@ -188,8 +201,12 @@ def _show_settings(path: Path, store: "Store", json: bool) -> None:
         print()
 
 
-def _origin(filled_in: Mapping[str, str], place: str) -> str:
-    return filled_in.get(place, "recipe")
+def _origin(filled_in: Mapping[str, str], outer: Sequence[str], changes: Mapping[str, Any], place: str) -> str:
+    """Where a recipe's setting comes from; it may stand in each of the `outer` places, or in the recipe or its `run` itself."""
+    if place in filled_in:
+        return filled_in[place]
+    places = [place, f"run.{place}", *(f"{one}.{place}" for one in outer)]
+    return "--set" if any(one == key or one.startswith(f"{key}.") for one in places for key in changes) else "recipe"
 
 
 def _row(generation: "Generation", seconds: float) -> dict[str, Any]:

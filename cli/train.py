@@ -1,5 +1,6 @@
 """`nst train`."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +89,9 @@ def train(
     if settings.probe and (idle := [name for name in given["settings"] if name not in OF_PROBE]):
         raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
     if show_settings:
-        found = look_up(settings, run, given, _as_option, open_labeled(labeled) if labeled else None, pseudo, student)
+        found = look_up(
+            settings, run, given, partial(_as_option, given["settings"]), open_labeled(labeled) if labeled else None, pseudo, student
+        )
         (print_json if json else print_settings)(found)
         return
     if name is None or (labeled is None and pseudo is None):
@@ -140,9 +143,10 @@ def _how(counts: "TeacherCounts") -> str:
     return f" after {counts.steps:,} step{'s' * (counts.steps != 1)}{best}"
 
 
-def _as_option(place: str) -> str:
+def _as_option(given: Mapping[str, Any], place: str) -> str:
     *outer, name = place.split(".")
-    return option_of("".join([*map(prefix_of, outer), name]))
+    option = option_of("".join([*map(prefix_of, outer), name]))
+    return option.replace("--", "--no-", 1) if given.get(place) is False else option
 
 
 def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | StreamedEdition | None":

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 LINE_EVERY_SECONDS = 10.0
@@ -118,8 +119,16 @@ class _BarTask:
         self._rich.update(self._task, advance=amount, rate=f"{rate:,.0f}/s", note=note)  # type: ignore[attr-defined]
 
 
+_state = SimpleNamespace(silent=False)
+
+
+def silence(silent: bool) -> None:
+    """Whether from now on nothing is shown of work on this terminal."""
+    _state.silent = silent
+
+
 def on_this_terminal(words: Callable[[str], str] = str) -> Progress:
-    """Bars on a terminal, lines elsewhere; of several processes only the first speaks."""
-    if os.environ.get("RANK", "0") != "0":
+    """Bars on a terminal, lines elsewhere, nothing after `silence`; of several processes only the first speaks."""
+    if _state.silent or os.environ.get("RANK", "0") != "0":
         return Progress()
     return Bars(words) if sys.stderr.isatty() else Lines(words)

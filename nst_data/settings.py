@@ -138,6 +138,7 @@ def _is_no_flag(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
 
 _Confidence = Annotated[float, BeforeValidator(_is_no_flag), Field(ge=0, le=1)]
 MOST_ENTRIES = 2**31 - 1  # `copies` is an int32
+_Quota = Annotated[int, Field(ge=1, le=MOST_ENTRIES)] | Literal["auto", "none"]
 DENSE_CLASSES, DEFAULT_TOP_K, ROWS_PER_SHARD = 1_000, 100, 50_000
 
 
@@ -239,14 +240,14 @@ class BalanceSettings(Settings):
                 return checked
         raise ValueError("expected two numbers from 0 to 1, the smaller one first")
 
-    @field_validator("exclude_class", mode="before")
+    @field_validator("exclude_class", mode="before", json_schema_input_type=list[str | int])
     @classmethod
     def _are_names(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if not isinstance(value, list | tuple):
             raise ValueError("expected a list of class names")
         return sorted({_as_name(name) for name in value})
 
-    @field_validator("per_class", mode="before")
+    @field_validator("per_class", mode="before", json_schema_input_type=_Quota)
     @classmethod
     def _is_a_quota(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         if value in ("auto", "none"):

@@ -31,7 +31,8 @@ def _number(value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         raise ValueError("expected numbers such as 2/255 or 0.01, with commas between them") from None
 
 
-_Sizes = Annotated[tuple[float, ...], BeforeValidator(_numbers)]
+_Sizes = Annotated[tuple[float, ...], BeforeValidator(_numbers, json_schema_input_type=float | str | list[float | str])]
+_Suite = Annotated[str, Field(json_schema_extra={"enum": [*OF_OWN_IMAGES, *PUBLISHED]})]
 
 
 def _are_levels(value: tuple[float, ...]) -> tuple[float, ...]:
@@ -67,7 +68,7 @@ class EvaluateSettings(Settings):
     partial: bool = Field(False, description="imagenet-...: measure what is there, where corruptions, classes or sequences are missing.")
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed of corruptions, random starts and bootstrap samples.")
 
-    @field_validator("suite", mode="before")
+    @field_validator("suite", mode="before", json_schema_input_type=_Suite | list[_Suite])
     @classmethod
     def _are_suites(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         names = [value] if isinstance(value, str) else value
@@ -75,7 +76,7 @@ class EvaluateSettings(Settings):
             raise ValueError(f"expected some of {', '.join(OF_OWN_IMAGES + PUBLISHED)}")
         return list(dict.fromkeys(names))
 
-    @field_validator("step_size", mode="before")
+    @field_validator("step_size", mode="before", json_schema_input_type=float | str | None)
     @classmethod
     def _is_a_number(cls, value: Any) -> Any:  # noqa: ANN401 - what a user wrote
         return _number(value)

@@ -191,6 +191,7 @@ def _presets() -> dict[str, Preset]:
 
 
 PRESETS = _presets()
+SWITCHED_ON = frozenset(name for one in PRESETS.values() for name, value in one.values.items() if value is True)  # by some preset
 
 # Where the defaults of TrainSettings are published; the other ones are nst's own.
 DEFAULTS_PUBLISHED = {place: where for place, (_, where) in _COMMON.items()} | {

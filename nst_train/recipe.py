@@ -1,7 +1,8 @@
 """A recipe's YAML file to settings; what is wrong in it is said with its line."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -9,20 +10,24 @@ from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
 from nst_data.settings import unknown_key
+from nst_train.recipe_changes import change_at, changed, changes_inside
 from nst_train.recipe_dead_keys import dead_keys
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
 from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipe_sources import with_sources_beside
 
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
 _EXAMPLES |= {TeacherSettings: "model: ...", StudentSettings: "name: ..., model: ..."}
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(path: Path | str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
         path: A YAML file such as examples/image_folder.yaml. Relative sources in it lie beside it, or on the Hub.
+        changes: Values in place of the file's, by their place: `{"generations.1.ratio": 7}`. The recipe is the one that a file
+            with these values makes.
 
     Returns:
         The recipe, for `self_training`. `Recipe(...)` makes one without a file.
@@ -31,17 +36,20 @@ def load_recipe(path: Path | str) -> Recipe:
         UsageError: Something in it is wrong; the message names the key and its line.
     """
     path = Path(path)
+    return parse_recipe(_text_of(path), path, changes or {})
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"{path}: expected a recipe in UTF-8; save it as UTF-8") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; expected a recipe, see examples/image_folder.yaml") from None
-    return parse_recipe(text, path)
 
 
-def parse_recipe(text: str, path: Path) -> Recipe:
-    """A recipe from its text; `path` is where it stands."""
+def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> Recipe:
+    """A recipe from its text, with other values at dotted places; `path` is where it stands."""
     try:
         content = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -52,15 +60,15 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
     _check_keys(path, tree, set())
+    content = changed(content, changes)
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}{_explain(error, tree)}") from None
+        raise UsageError(f"{path}{_explain(error, tree, changes)}") from None
     except RecursionError:
         raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply, or hold themselves") from None
     for place, reason in dead_keys(content, recipe):
-        key = ".".join(map(str, place))
-        raise UsageError(f"{path}, line {_line(tree, place)}: {key}: has no effect: {reason}; remove it")
+        raise UsageError(f"{path}{_place(tree, place, changes)}: has no effect: {reason}; remove it")
     try:
         return with_sources_beside(path, recipe)
     except UsageError as error:
@@ -86,25 +94,35 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
         _check_keys(path, value, seen)
 
 
-def as_written(path: Path) -> dict[str, Any]:
+def as_written(path: Path, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str, Any]:
     """What a recipe that `load_recipe` takes spells out, without what presets and defaults fill in."""
-    content: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    content: dict[str, Any] = changed(yaml.safe_load(path.read_text("utf-8")), changes)
     seed = {"seed": content["seed"]} if "seed" in content else {}
     return content | {name: [seed | one for one in content.get(name, [])] for name in ("generations", "students")}
 
 
-def _explain(error: ValidationError, tree: yaml.Node | None) -> str:
-    """The first error as one line: line number, place, what came and what was expected."""
+def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[str, Any]) -> str:
+    """The first error as one line: line number or change, place, what came and what was expected."""
     first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    line = f", line {_line(tree, first['loc'])}: {place}: " if place else ": "
+    line = _place(tree, first["loc"], changes) + ": "
+    inside = changes_inside(first["loc"], changes) if change_at(first["loc"], changes) is None else []
     if first["type"] == "extra_forbidden":
+        line = f", `changes` {inside[0]}: {'.'.join(map(str, first['loc']))}: " if inside else line
         return line + unknown_key(str(first["loc"][-1]), _model_at(first["loc"][:-1]))
     if first["type"] == "missing":
         return line + "missing"
     message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return line + message + (f", found {first['input']!r}" if not isinstance(first["input"], dict) else "")
+    beside = f" (with `changes` {', '.join(inside)})" if inside else ""
+    return line + message + (f", found {first['input']!r}" if not isinstance(first["input"], dict) else "") + beside
+
+
+def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
+    """A place of a recipe with its line, or with the change that gave its value."""
+    if found := change_at(place, changes):
+        key, inside = found
+        return f", `changes` {key}" + (f": {inside}" if inside else "")
+    return f", line {_line(tree, place)}: {'.'.join(map(str, place))}" if place else ""
 
 
 def _expected(error: str, place: tuple[int | str, ...]) -> str | None:

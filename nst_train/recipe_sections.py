@@ -133,7 +133,7 @@ class EvaluationSettings(EvaluateSettings):
         None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
     )
 
-    @field_validator("data", mode="before")
+    @field_validator("data", mode="before", json_schema_input_type=str | SourceSettings | None)
     @classmethod
     def _may_be_a_path(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         return {"source": value} if isinstance(value, str) else value

@@ -88,7 +88,7 @@ class GenerationSettings(TrainSettings):
     0.9615, freeze: 0.95}`. Pretraining and finetuning (study 6), on augmented images, is `pseudo_only: true` before it.
     """
 
-    finetune: TrainSettings | None = None
+    finetune: TrainSettings | None = Field(None, description="A second training on labeled images alone: what differs in it.")
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +137,7 @@ class Network:
         return dict(content[key][index])
 
 
-_MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key is the default
+MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key is the default
 
 
 class Recipe(Settings):
@@ -148,19 +148,21 @@ class Recipe(Settings):
     `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
     """
 
-    name: Annotated[str, AfterValidator(check_name)]
-    labeled: SourceSettings | None = None
+    name: Annotated[str, AfterValidator(check_name)] = Field(
+        description="Of the corpus in the store; flowers has the teachers flowers-teacher."
+    )
+    labeled: SourceSettings | None = Field(None, description="Labeled images: `{source: photos/labeled}`, a folder per class.")
     validation: SourceSettings | None = Field(
         None, description="Images to select the best weights by; without them the last weights are kept."
     )
-    test: SourceSettings | None = None
+    test: SourceSettings | None = Field(None, description="Labeled images that evaluation alone sees.")
     holdout: float | None = Field(
         None, gt=0, lt=1, description="Without `test`: this share of each class's labeled images is held out of training to test on."
     )
-    pool: SourceSettings
-    seed: int = Field(0, ge=0, lt=2**31)
-    label: LabelSectionSettings = LabelSectionSettings()
-    select: SelectSettings = SelectSettings()
+    pool: SourceSettings = Field(description="Unlabeled images.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of all that names none of its own: same seed, same bytes.")
+    label: LabelSectionSettings = Field(LabelSectionSettings(), description="How the pool is labeled.")
+    select: SelectSettings = Field(SelectSettings(), description="Which pseudo-labeled images students are trained on.")
     teacher: TeacherSettings | None = Field(
         None,
         description="A trained model in place of generation 0, named like the `teacher` of `label`; or "
@@ -177,7 +179,7 @@ class Recipe(Settings):
         False,
         description="Also train the last networks on labeled images alone, with the same noise and steps; `start: teacher` is the first.",
     )
-    run: RunSettings = RunSettings()
+    run: RunSettings = Field(RunSettings(), description="How trainings run on this machine; changes no result.")
     push_to: PushToSettings | None = Field(None, description="Repositories on the Hub to push every version to.")
 
     @property
@@ -192,14 +194,14 @@ class Recipe(Settings):
         """The review that a generation is trained with; None for none."""
         return next((ref for first, ref in sorted(self.reviews.items(), reverse=True) if first <= generation), None)
 
-    @field_validator("teacher", mode="before")
+    @field_validator("teacher", mode="before", json_schema_input_type=str | TeacherSettings | None)
     @classmethod
     def _may_be_a_name(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         if isinstance(value, ZeroShot):
             return value.model_dump()
         return {"model": value} if isinstance(value, str) else value
 
-    @field_validator("reviews", mode="before")
+    @field_validator("reviews", mode="before", json_schema_input_type=str | dict[int, str])
     @classmethod
     def _may_be_of_all(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         by_generation = {0: value} if isinstance(value, str) else value
@@ -316,7 +318,7 @@ class Recipe(Settings):
             raise ValueError("`validate_every` needs validation images; add a line `validation: {source: ...}` or remove it")
         return self
 
-    @field_validator("evaluate", mode="before")
+    @field_validator("evaluate", mode="before", json_schema_input_type=EvaluationSettings | list[EvaluationSettings])
     @classmethod
     def _may_be_one(cls, value: Any) -> Any:  # noqa: ANN401 - anything a YAML file holds
         return [value] if isinstance(value, dict) else value
@@ -367,7 +369,7 @@ class Recipe(Settings):
         """Each part takes the recipe's seed where it names none of its own."""
         if not isinstance(content, dict):
             return content
-        content = {name: value for name, value in content.items() if value is not None or name not in _MAY_BE_EMPTY}
+        content = {name: value for name, value in content.items() if value is not None or name not in MAY_BE_EMPTY}
         seed = content.get("seed", 0)
         parts = {name: content.get(name, {}) for name in ("select", "label")}
         parts |= {name: content.get(name, []) for name in ("generations", "students")}

@@ -56,6 +56,7 @@ class TrainSettings(Settings):
     preset: Annotated[str | None, AfterValidator(check_preset)] = Field(
         None,
         exclude=True,  # its values are what a training is known by
+        json_schema_extra={"enum": [*PRESETS, None]},
         description="pretrained, pretrained-vit: nst's own, to finetune published weights on photographs. The paper's: efficientnet-b0 to "
         "-b7, efficientnet-l2, resnet-50, svhn, some with -code for the released code's. Explicit values win.",
     )

@@ -9,10 +9,11 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, EvalResult, ModelCard
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 
-from nst_data.cards.card_metadata import LICENSES, front_matter, license_of, read_front_matter
+from nst_data.cards.card_metadata import LICENSES, front_matter, license_of
 from nst_data.cards.cards import Published, dataset_card, model_card
 from nst_data.cards.described import Described
 from nst_data.errors import NstError
+from nst_data.hub.licenses import read_front_matter
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import TeacherRequest
 from nst_data.store.metrics import Metrics
@@ -38,9 +39,16 @@ HOSTILE = [
     "\t",
     "x" * 500,
 ]
+ON_HUB = "owner/photos@0123456789012345678901234567890123456789:default/held-out"
 SCORES = {
     "test": {"top1": 0.948, "top5": 0.99, "images": 500, "source": "/home/me/photos/test", "fingerprint": "f", "nll": 0.1},
-    "validation": {"top1": 0.9, "images": 50, "source": "owner/photos@0123456789012345678901234567890123456789"},
+    "validation": {"top1": 0.9, "images": 50, "source": ON_HUB},
+    "fgsm": {
+        "top1": 0.1,
+        "images": 50,
+        "suite": "fgsm",
+        "source": "owner/photos@0123456789012345678901234567890123456789:default/held-out",
+    },
 }
 
 
@@ -133,11 +141,24 @@ def test_the_hubs_class_reads_the_scores_of_a_teacher(store):
         EvalResult(**known, dataset_name="test", dataset_split="test", metric_value=0.948, metric_name="top-1 accuracy"),
         EvalResult(**known, dataset_name="test", dataset_split="test", metric_value=0.99, metric_name="top-5 accuracy"),
         EvalResult(
-            **known, dataset_name=SCORES["validation"]["source"], dataset_split="validation", metric_value=0.9, metric_name="top-1 accuracy"
+            **known | {"dataset_type": "owner/photos"},
+            dataset_name="owner/photos",
+            dataset_config="default",
+            dataset_split="held-out",
+            dataset_revision="0123456789012345678901234567890123456789",
+            metric_value=0.9,
+            metric_name="top-1 accuracy",
+        ),
+        EvalResult(  # images that a suite has changed are no dataset of the Hub
+            **known,
+            dataset_name=SCORES["fgsm"]["source"],
+            dataset_split="fgsm",
+            metric_value=0.1,
+            metric_name="top-1 accuracy",
         ),
     ]
     assert (data.model_name, data.library_name, data.pipeline_tag) == ("net", "timm", "image-classification")
-    assert [result["dataset"]["split"] for result in data.to_dict()["model-index"][0]["results"]] == ["test", "validation"]
+    assert [result["dataset"]["split"] for result in data.to_dict()["model-index"][0]["results"]] == ["test", "held-out", "fgsm"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)

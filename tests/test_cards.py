@@ -358,6 +358,35 @@ def test_license_and_source_stand_in_the_users_words(store):
     assert "none was named" in section(dataset_card(generation, PLACE), "License and source")
 
 
+@pytest.mark.parametrize(
+    ("license", "says"),
+    [
+        ("cc-by-nc-4.0", "it allows no commercial use"),
+        ("cc-by-nd-4.0", "it allows nobody to share what is made from it"),
+        ("cc-by-nc-nd-4.0", "it allows no commercial use and it allows nobody to share what is made from it"),
+        ("other (my-terms)", "read its terms before you share this"),
+        ("creativeml-openrail-m", "read its terms before you share this"),
+        ("mit", None),
+        ("cc-by-sa-4.0", None),
+        ("ncsa", None),
+    ],
+)
+def test_the_licenses_of_teacher_and_images_stand_in_the_cards_of_all_that_was_made_from_them(store, license, says):
+    weights = Input(ref="owner/weights", digest="w", revision="c", license="apache-2.0")
+    teacher = seal_teacher(store, initial_weights=weights, labeled=Input(ref="owner/photos", digest="l", license=license))
+    generation = seal_labels(store, {"teacher": teacher})
+    edition = seal_selection(store, generation)
+    student = seal_teacher(store, "student", edition=edition.lineage)
+    line = f"license of the labeled images owner/photos: {license}" + (f"; {says}" if says else "")
+    for card in (model_card(teacher, PLACE), dataset_card(edition, PLACE), model_card(student, None)):
+        assert line in section(card, "License and source").splitlines()
+        assert "license of the initial weights owner/weights: apache-2.0" in section(card, "License and source").splitlines()
+    assert (split(model_card(teacher, PLACE))[0].get("license") == "apache-2.0") == (says is None)
+    hidden = section(dataset_card(generation, Published("a/b", "gen-1", anonymous=True)), "License and source")
+    assert f"license of the labeled images: {license}" in hidden
+    assert "owner" not in hidden
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_from_a_manifest_show_as_text_everywhere(store, name):
     teachers = {"teacher": Input(ref=name, digest=name, revision=name)}

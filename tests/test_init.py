@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
 from nst_train.recipe_checks import check_recipe
+from nst_train.recipe_schema import MODELINE, SCHEMA_FILE
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import (
@@ -497,6 +499,9 @@ def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
     assert "labeled:  12 images of 3 classes, 4 each\npool:     18 images\ntest:     none: 20% of the labeled images" in done.stdout
     assert f"next:     nst run {tmp_path / 'flowers.yaml'} --dry-run" in done.stdout
     assert load_recipe(tmp_path / "flowers.yaml").name == "flowers"
+    assert (tmp_path / "flowers.yaml").read_text().splitlines()[0] == MODELINE
+    content, schema = yaml.safe_load((tmp_path / "flowers.yaml").read_text()), json.loads((tmp_path / SCHEMA_FILE).read_text())
+    jsonschema.validate(content, schema)
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2
     assert "is not overwritten; give another --output, or remove it" in again.stderr

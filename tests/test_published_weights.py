@@ -13,7 +13,7 @@ from conftest import TINY, write_class_folders
 from labels import write_teacher
 from safetensors.torch import save
 
-from nst_data.cards.card_metadata import read_front_matter
+from nst_data.hub.licenses import read_front_matter
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input

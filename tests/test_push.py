@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
-from hub import ALICE, BOB, READER, USERS, files, head, serving
+import yaml
+from hub import ALICE, BOB, READER, USERS, commit, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
+from huggingface_hub import parse_eval_result_entries
 
 from nst_data.cards.own_text import BEGIN
 from nst_data.review.answers import AnswerLog
@@ -397,3 +399,27 @@ def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(h
     there = Store(tmp_path / "store").open("theirs@review-1")
     assert read_review(there).equals(read_review(review))
     assert "annotations_creators:\n- expert-generated\n" in (there.folder / "README.md").read_text()
+
+
+def test_a_score_on_a_benchmark_of_the_hub_is_pushed_as_its_leaderboard_takes_it(hub, tmp_path, tiny_store):
+    top, url, *_ = hub
+    tasks = "name: Bugs\ntasks:\n- {id: other, config: default, split: train}\n- {id: bugs, config: default, split: test}\n"
+    benchmark = commit(top, "alice/benchmark", {"eval.yaml": tasks.encode()})
+    plain = commit(top, "alice/plain", {"README.md": b"none"})
+    shutil.copytree(tiny_store[0].root, tmp_path / "store")
+    folder = folder_of(tmp_path, "tiny-teacher@gen-0")
+    measured = {"top1": 0.75, "images": 8}
+    sources = {"test": f"alice/benchmark@{benchmark}:default/test", "more": f"alice/plain@{plain}:default/test", "own": "/photos/test"}
+    results = {name: measured | {"source": source} for name, source in sources.items()}
+    results["fgsm"] = results["test"] | {"suite": "fgsm"}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    assert nst(url, tmp_path, ["push", "tiny-teacher@gen-0", "alice/measured"], token=ALICE)[0].status == 0
+    there = files(top, "alice/measured", "main", "models")
+    (entry,) = parse_eval_result_entries(yaml.safe_load(there[".eval_results/nst.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) == ("alice/benchmark", "bugs", 75.0, benchmark)
+    assert "percent" in entry.notes
+    del results["test"]
+    (folder / "metrics.json").write_text(json.dumps(results))
+    assert nst(url, tmp_path, ["push", "tiny-teacher@gen-0", "alice/measured"], token=ALICE)[0].status == 0
+    assert ".eval_results/nst.yaml" not in files(top, "alice/measured", "main", "models")
+    assert ".eval_results/nst.yaml" in files(top, "alice/measured", "gen-0", "models")

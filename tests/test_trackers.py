@@ -93,7 +93,7 @@ def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
     with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); fix that, or use `tracker` none$"):
-        Trackers.start(["refusing"], "net@gen-0", "0" * 64, TrainSettings(model="x"), tmp_path, 0)
+        Trackers.start(["refusing"], "net@gen-0", {}, TrainSettings(model="x"), tmp_path, 0)
 
 
 def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_path):
@@ -112,7 +112,7 @@ def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_pat
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "told", Told)
     settings = TrainSettings(model="local-dir:/home/someone/secret/net")
-    Trackers.start(["told"], "net@gen-0", "0" * 64, settings, tmp_path, 0)
+    Trackers.start(["told"], "net@gen-0", {}, settings, tmp_path, 0)
     assert (told["project"], told["model"], told["magnitude"], told["epochs"]) == ("net", "net", 27, 350)
     assert "someone" not in str(told)
 
@@ -147,7 +147,7 @@ class Stop(Progress):
         yield self
 try:
     train(Store(sys.argv[1]), "tracked", open_source(sys.argv[2], labeled=True), TrainSettings(**json.loads(sys.argv[3])),
-          run=RunSettings(workers=0, decode_threads=1), progress=Stop())
+          run=RunSettings(workers=0, decode_threads=1, tracker=tuple(sys.argv[5:])), progress=Stop())
 except Interrupted:
     pass
 """
@@ -173,3 +173,38 @@ def test_tensorboard_is_written_by_default_where_it_is_installed_and_resumed_wit
     assert [row["purge_step"] for row in rows if "purge_step" in row] == [None, 47]
     assert [row["step"] for row in rows if row.get("name") == "loss/labeled"] == [20, 40, 60]
     assert str(tmp_path) not in events.read_text()
+
+
+RUNS = """
+import json, mlflow, trackio
+client = mlflow.MlflowClient()
+for experiment in client.search_experiments(filter_string="name = 'tracked'"):
+    for run in client.search_runs([experiment.experiment_id]):
+        points = client.get_metric_history(run.info.run_id, "loss/labeled")
+        print(json.dumps(["mlflow", run.info.run_name, run.data.params["model"], [one.step for one in points]]))
+for run in trackio.Api().runs("tracked"):
+    rows = trackio.SQLiteStorage.get_logs("tracked", run.name)
+    print(json.dumps(["trackio", run.name, run.config["model"], [row["step"] for row in rows if "loss/labeled" in row]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_resumed_training_goes_on_in_its_runs_of_mlflow_and_trackio(tiny_store, tmp_path):
+    _, labeled, _ = tiny_store
+    own = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    settings = json.dumps(TINY | {"epochs": 20})
+
+    def python(script, *words):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], env=os.environ | own, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    for stop in ("45", "0"):  # of 60 steps
+        assert python(TRAIN, str(tmp_path / "store"), str(labeled), settings, stop, "mlflow", "trackio") == ""
+    runs = [json.loads(line) for line in python(RUNS).splitlines()]
+    assert [(tracker, name.startswith("tracked@gen-0"), *more) for tracker, name, *more in runs] == [
+        ("mlflow", True, "test_resnet", [20, 40, 60]),
+        ("trackio", True, "test_resnet", [20, 40, 60]),
+    ]

@@ -14,8 +14,10 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
+from nst_data.cards.rights import rights
+from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
-from nst_data.store.metrics import Metrics
+from nst_data.store.metrics import Metrics, Result
 
 _BOUNDS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
 _MOST_NAMES = 1_000  # `datasets` takes half a second to read 10,000 names out of YAML; those of more classes it reads in the parquet files
@@ -37,16 +39,6 @@ def front_matter(content: Mapping[str, Any]) -> str:
     """YAML between its marks, at the top of a card; whatever the values hold, it stays YAML."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return f"---\n{yaml.dump(dict(content), Dumper=dumper, sort_keys=False, width=2**30)}---\n\n"
-
-
-def read_front_matter(card: str) -> dict[str, Any]:
-    """The YAML of a card, whoever wrote it; nothing where there is none."""
-    match = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", card, re.DOTALL)
-    try:
-        content = yaml.load(match[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if match else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def license_of(published: Published | None, earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,12 +101,13 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     """The metadata of a teacher.
 
     `base_model` is the network whose weights it started from, which the Hub calls a finetune; the teacher of its labels gave it none.
-    Its license stands where the user names none.
+    Its license stands where the user names none, unless what it was trained on has one that forbids more.
     """
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
-    inherited = {"license": weights.license} if weights and weights.license in LICENSES else {}
+    is_free = not any(right.restriction for right in rights(described, published))
+    inherited = {"license": weights.license} if weights and weights.license in LICENSES and is_free else {}
     return {
         **(license_of(published, earlier) or inherited),
         "library_name": library,
@@ -176,17 +169,16 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
-    for name, result in scores(described.metrics()).items():
-        source = result.get("source", name)
+    metrics = described.metrics()
+    for name, result in scores(metrics).items():
+        dataset = _dataset_of(name, result, hub_dataset(metrics.root[name]), published)
         for key, (kind, label) in _METRICS.items():
             if key in result:
                 results.append(
                     EvalResult(
                         task_type="image-classification",
                         task_name="Image Classification",
-                        dataset_type="imagefolder",
-                        dataset_name=public_name(source) if published else source,
-                        dataset_split=name,  # apart from this the Hub's library would take test and validation for one
+                        **dataset,
                         metric_type=kind,
                         metric_value=result[key],
                         metric_name=label,
@@ -197,6 +189,25 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     name = published.repo.partition("/")[2] if published else described.target.parent.name
     data: dict[str, Any] = ModelCardData(model_name=name, eval_results=results).to_dict()  # type: ignore[no-untyped-call]
     return {"model-index": data["model-index"]}
+
+
+def hub_dataset(result: Result) -> HubReference | None:
+    """The dataset of the Hub that a result is of, with its commit; None for other images, for a part, and for what a suite changed."""
+    reference = HubReference.of_dataset(result.source) if result.source and result.suite is None else None
+    return reference if reference and re.fullmatch(r"[0-9a-f]{40}", reference.revision or "") else None
+
+
+def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | None, published: Published | None) -> dict[str, Any]:
+    """The images of a result: of a dataset of the Hub its id, config, split and commit.
+
+    Others have the result's name as their split: apart from this the Hub's library would take test and validation for one.
+    """
+    source = result.get("source", name)
+    if on_hub is None:
+        shown = public_name(source) if published else source
+        return {"dataset_type": "imagefolder", "dataset_name": shown, "dataset_split": name}
+    about = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
+    return {"dataset_type": on_hub.repo, "dataset_name": on_hub.repo, **about}
 
 
 def _dataset_info(described: Described, published: Published | None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from nst_data.cards.card_metadata import (
     license_of,
     model_metadata,
     pool_source_of,
-    read_front_matter,
     required_import,
     scores,
 )
@@ -28,6 +27,8 @@ from nst_data.cards.label_pictures import CLASSES, CONFIDENCE, LOOK, write_pictu
 from nst_data.cards.own_text import OwnText, own_text, read_card
 from nst_data.cards.published import Published, place_of, public_name, public_ref
 from nst_data.cards.reproduction import command, thresholds
+from nst_data.cards.rights import rights
+from nst_data.hub.licenses import read_front_matter
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.files import replacing, write_text
 from nst_data.store.inputs import ClassTexts, Input
@@ -158,6 +159,7 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
         ],
         "settings": dict(_settings(manifest.request.settings, published)),
         "license": license_of(published, earlier),
+        "rights": rights(described, published),
         "command": command(described, published),
         "thresholds": thresholds(described),
     }

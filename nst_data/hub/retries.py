@@ -1,12 +1,15 @@
 """One policy of retries for every call to the Hub that may be made twice; huggingface_hub retries some of them, and most only once."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from nst_data.errors import first_line
 from nst_data.hub.errors import causes_of
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 WAITS_SECONDS = (1, 2, 4, 8)
 _LONGEST_WAIT_SECONDS = 300
@@ -28,6 +31,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
             pause = _pause(error, wait, or_path or was_retried)
             if pause is None:
                 raise
+            _log.info("the Hub: %s; asked again in %g s", first_line(error), pause)
             time.sleep(pause)
     return call()
 

@@ -48,10 +48,13 @@ def anonymous_copy(version: Version, manifest: Manifest, folder: Path, advance: 
 
 def without_sources(version: Version, manifest: Manifest, files: dict[str, SealedFile]) -> Manifest:
     """The manifest of a version with these files, of whose inputs only other versions are named."""
-    hidden = Input(ref="not said", digest="")
-    named = manifest.request.inputs.changed(lambda _, entry: entry if VERSION_REF.fullmatch(entry.ref) else hidden)
+
+    def named(_: str, entry: Input) -> Input:
+        return entry if VERSION_REF.fullmatch(entry.ref) else Input(ref="not said", digest="", license=entry.license)
+
+    inputs = manifest.request.inputs.changed(named)
     original = Input(ref=version.ref, digest=version.manifest.digest)
-    inputs = type(named)(**named.by_role | {"original": original})
+    inputs = type(inputs)(**inputs.by_role | {"original": original})
     request = manifest.request.model_copy(update={"settings": manifest.request.settings | {ANONYMOUS: True}, "inputs": inputs})
     digest = content_digest(request, files, manifest.class_names)
     return manifest.model_copy(update={"request": request, "files": files, "digest": digest})

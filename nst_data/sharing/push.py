@@ -18,15 +18,18 @@ from nst_data.cards.described import Described
 from nst_data.cards.label_pictures import CONFIDENCE, write_pictures
 from nst_data.cards.own_text import own_text
 from nst_data.cards.published import Published
+from nst_data.cards.rights import rights
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
+from nst_data.sharing.eval_results import EVAL_RESULTS, eval_results
 from nst_data.sharing.public_form import links, public_metrics, published_manifest
 from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
 from nst_data.store.files import clear_abandoned, temporary, write_text
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, is_anonymous
+from nst_data.store.metrics import Metrics
 from nst_data.store.places import METRICS, PLACES, Place, places_of, remember_place
 from nst_data.store.store import Store
 from nst_data.store.version import Number, Version
@@ -38,6 +41,7 @@ CARD = "README.md"
 _OF_NST = (
     MANIFEST_NAME,
     METRICS,
+    EVAL_RESULTS,
     "metrics.jsonl",
     "summary.csv",
     "errors/",
@@ -229,6 +233,7 @@ class _Outgoing:
         while True:
             parent, there = repository.head()
             self._write_card(parent, there)
+            self._write_scores()
             files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
             adds = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
             _upload(repository, [one for one in adds if one.path_in_repo in manifest.files], manifest, self.progress)
@@ -269,6 +274,14 @@ class _Outgoing:
         here = {name: path.read_bytes().decode() for name in names if (path := self.form.folder / name).exists()}
         return [name for name in names if here.get(name) != self.repository.text(name, commit)]
 
+    def _write_scores(self) -> None:
+        """What leaderboards of the Hub take, where a benchmark was measured."""
+        scores = eval_results(Metrics.read(self.form.folder)) if self.form.manifest.kind == "teacher" else None
+        if scores is not None:
+            path = self.form.folder / EVAL_RESULTS
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, scores)
+
     def _write_card(self, parent: str, there: list[str]) -> None:
         """The card, with what users wrote into the one that is there."""
         manifest = self.form.manifest
@@ -281,6 +294,10 @@ class _Outgoing:
             if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
                 write_pictures(Described.of(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
+        for right in rights(Described.of(self.form, self.version.folder), published):
+            if right.restriction:
+                of = " ".join(filter(None, [right.role, right.name]))
+                self.progress.say(f"warning: {self.version.ref}: the {of} is licensed {right.license}: {right.restriction}")
         if problem := own_text(published.earlier).problem:
             self.progress.say(f"{self.repository.id}: {problem}")
         write_text(self.form.folder / CARD, card)

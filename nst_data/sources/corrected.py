@@ -30,7 +30,7 @@ class Corrected(Source):
         self._labeled, self._more, self.left_out = labeled, more, tuple(left_out)
         self.labels = labels if more is None else np.concatenate([labels, more.labels])
         self.class_names, self.empty_classes = labeled.class_names, labeled.empty_classes
-        self.revision, self.skipped = labeled.revision, labeled.skipped
+        self.revision, self.license, self.skipped = labeled.revision, labeled.license, labeled.skipped
         self.image_column, self.label_column = labeled.image_column, labeled.label_column
         self._listing = labeled._listing
         about = hashlib.sha256(repr((self.left_out, list(more.hashes) if more else [])).encode()).hexdigest()

@@ -9,6 +9,7 @@ from typing import Any
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import plain_errors
+from nst_data.hub.licenses import license_at
 from nst_data.hub.quiet import quiet
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import retried
@@ -45,6 +46,7 @@ def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | 
         else:
             source = found.dataset(labels, column)
         source.pin(sha)
+        source.license = license_at(reference.repo, sha, "dataset")
     return source
 
 

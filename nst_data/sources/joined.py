@@ -124,7 +124,9 @@ class Joined(Source):
     def lineage(self) -> Input:
         """With the sources that it is made of."""
         entries = [source.lineage for source in self._sources]
-        return super().lineage.model_copy(update={"sources": tuple(entry.ref for entry in entries)})
+        licenses = dict.fromkeys(entry.license for entry in entries if entry.license)
+        update = {"sources": tuple(entry.ref for entry in entries), "license": " + ".join(licenses) or None}
+        return super().lineage.model_copy(update=update)
 
     def _stamps(self) -> NDArray[np.uint64]:
         return np.concatenate([source.stamps() for source in self._sources])

@@ -1,6 +1,7 @@
 """From what a person writes to a source: a folder, a file, a pattern, or a dataset of the Hub."""
 
 import difflib
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
 
+_log = logging.getLogger(__name__)
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
 _EXPECTED = (
     "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
@@ -81,6 +83,8 @@ def open_source(
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
     sources = [_opened(one, asked, image_column, stream, indexes) for one in locations]
+    for source in sources:
+        _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
     _check_taken("`label_column`", label_column, [source.label_column for source in sources], locations)
     for source in sources if class_names is not None else []:

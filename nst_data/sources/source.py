@@ -63,6 +63,7 @@ class Source(ABC):
     labels: NDArray[np.int64] | None = None
     class_names: list[str] | None = None
     revision: str | None = None
+    license: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     skipped: Mapping[str, int] = MappingProxyType({})
@@ -191,7 +192,7 @@ class Source(ABC):
         """How this source stands in the manifest of what is made from it."""
         columns = {"image_column": self.image_column, "label_column": self.label_column}
         skipped = dict(self.skipped) or None
-        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, skipped=skipped, **columns)
+        return Input(ref=self.location, digest=self.fingerprint, revision=self.revision, license=self.license, skipped=skipped, **columns)
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each key (the first, where several have it), shape (keys,). Raises NstError for a key that this source lacks."""

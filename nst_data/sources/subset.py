@@ -22,7 +22,7 @@ class Subset(Source):
         self._whole, self._rows, self._part = whole, rows, part
         self.labels = None if whole.labels is None else whole.labels[rows]
         self.class_names, self.empty_classes = whole.class_names, whole.empty_classes
-        self.revision, self.skipped = whole.revision, whole.skipped
+        self.revision, self.license, self.skipped = whole.revision, whole.license, whole.skipped
         self.image_column, self.label_column = whole.image_column, whole.label_column
         self._listing = whole._listing
         self._pins = (*whole._pins, hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest())

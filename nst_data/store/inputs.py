@@ -35,7 +35,7 @@ class Input(BaseModel):
     image_column: str | None = Field(None, description="the requested image column, in a source with several")
     label_column: Annotated[str | None, Later(None)] = Field(None, description="the requested label column")
     pulled: Annotated[bool, Later(False)] = Field(False, description="taken from a downloaded manifest: `ref` is shown but never opened")
-    license: Annotated[str | None, Later(None)] = Field(None, description="of published weights, as their repository names it")
+    license: Annotated[str | None, Later(None)] = Field(None, description="of weights or images on the Hub, as their repository names it")
     sources: Annotated[tuple[str, ...] | None, Later(None)] = Field(None, description="the sources that were joined, in their order")
     part: Annotated[str | None, Later(None)] = Field(None, description="which of the source's images, where not all")
     skipped: Annotated[dict[str, int] | None, Later(None)] = Field(None, description="skipped files that may be images, by suffix")

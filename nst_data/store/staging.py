@@ -1,6 +1,7 @@
 """Versions under way: staged in `runs/`, sealed by one rename."""
 
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -18,6 +19,8 @@ from nst_data.store.mirror import Mirror
 from nst_data.store.ownership import Sign, owned, present
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.version import Version
+
+_log = logging.getLogger(__name__)
 
 
 class NotReadyError(Exception):
@@ -172,6 +175,7 @@ class Staging:
         except OSError:
             if self.sealed_by_another() is None:
                 raise
+        _log.info("%s is sealed in %s", self.ref, self.target)
         self.sealed_by_another()  # where another one was first, it must be the same version
         self.discard()
         return self.version

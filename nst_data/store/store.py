@@ -1,5 +1,6 @@
 """The folder with corpora, teachers and runs: which versions there are, and where a new one goes."""
 
+import logging
 import platform
 import re
 import shutil
@@ -23,6 +24,7 @@ from nst_data.store.version import Number, Version
 
 __all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "review": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
@@ -169,15 +171,18 @@ class Store:
         for digest, version in product(digests, versions):
             if version.manifest.request.digest == digest:
                 self._clear_away(self._run_folder(request.kind, name, version.number))
+                _log.info("%s is there already: request %s", version.ref, digest[:12])
                 return version
         for digest, staging in product(digests, stagings):
             if staging.request.digest == digest:
+                _log.info("%s goes on in %s: request %s", staging.ref, staging.folder, digest[:12])
                 return staging
         taken: list[Version | Staging] = [*versions, *stagings]
         if generation is None:  # the next free one is above all that there are, of either kind
             taken = [*all_versions, *all_stagings]
             taken = [one for one in taken if _number_of(one).is_review == (request.kind == "review")]
         number = self._number(request, taken, generation, edition, first)
+        _log.info("%s@%s is new: request %s%s", name, number, request.digest[:12], _nearest([*versions, *stagings], request))
         return self._stage(request, name, number)
 
     def unfinished_beside(self, staging: Staging) -> list[str]:
@@ -356,6 +361,15 @@ def _number_of(version: Version | Staging) -> Number:
 
 def _is_asked(kind: Kind, number: Number, request: Request, generation: int | None, edition: int | None) -> bool:
     return kind == request.kind and generation in (None, number.generation) and edition in (None, number.edition)
+
+
+def _nearest(others: Sequence[Version | Staging], request: Request) -> str:
+    """In what the newest of other versions differs, for a log."""
+    if not others:
+        return ""
+    newest = others[-1]
+    other = newest.request if isinstance(newest, Staging) else newest.manifest.request
+    return f"; {newest.ref} differs: {_difference(other, request)}"
 
 
 def _difference(there: Request, asked: Request) -> str:

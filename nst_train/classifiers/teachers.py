@@ -37,7 +37,10 @@ from nst_train.networks.weights import (
     FOLDER,
     WEIGHTS,
     download,
+    license_of_model,
+    published_repository,
     published_weights,
+    repository_of,
     require_safetensors,
     why_not_loaded,
 )
@@ -182,7 +185,9 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
         _probe(name, classifier)
     weights = weights_sha256(classifier.network)
     identity = json_digest([weights, shaping(classifier.preprocessing), classifier.class_names, architecture])
-    return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision)
+    repo = None if revision is None else repository_of(name).repo if "/" in name else published_repository(name)
+    license = license_of_model(repo, revision) if repo and revision else None
+    return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, license=license)
 
 
 def teacher_input(ref: str, store: Store) -> Input:

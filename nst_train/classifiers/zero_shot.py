@@ -20,7 +20,7 @@ from nst_train.networks.model_config import check_config, read_config
 from nst_train.networks.models import check_name
 from nst_train.networks.open_clip_models import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip, load_open_clip
 from nst_train.networks.probe import FAILURES, probe
-from nst_train.networks.weights import CONFIG, FOLDER, download, snapshot, why_not_loaded
+from nst_train.networks.weights import CONFIG, FOLDER, download, license_of_model, repository_of, snapshot, why_not_loaded
 from nst_train.zero_shot_settings import ZeroShot
 
 _TEXTS_AT_ONCE = 64
@@ -148,5 +148,6 @@ def load_zero_shot(spec: ZeroShot, exact: bool = False) -> tuple[Classifier, Inp
         raise NstError(f"{name}: expected an image-text model with trained weights; loading failed ({why_not_loaded(error)})") from None
     architecture = (folder / (CONFIG if is_of_transformers else OPEN_CLIP_CONFIG)).read_text("utf-8")
     identity = json_digest([weights, shaping(model.preprocessing), names, architecture, texts.model_dump()])
-    entry = Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, texts=texts)
+    license = license_of_model(repository_of(name).repo, revision) if revision else None
+    entry = Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, license=license, texts=texts)
     return Classifier(network, model.preprocessing, names), entry

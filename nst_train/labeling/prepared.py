@@ -1,6 +1,7 @@
 """A labeling made ready in this process: its teachers, how they compute, and the temperature."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,8 @@ from nst_train.labeling.labeling import Labeling
 from nst_train.labeling.plan import Plan
 from nst_train.settings import LabelRunSettings, LabelSettings
 from nst_train.teacher_names import TeacherName
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -72,7 +75,9 @@ class Prepared:
         """How the first process that began this chose to compute."""
         chosen, s = staging.work / "computation.json", self.settings
         fresh = None if chosen.exists() else choose_computation(self._loaded[0], s.batch_size, s.precision, s.compile)
-        return computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
+        computation = computation_of(staging.remembered("computation", dataclasses.asdict(fresh) if fresh else {}), staging.ref)
+        _log.info("%s: computed with %s", staging.ref, computation)
+        return computation
 
     def _fitted(self, staging: Staging, teacher: Teacher, computation: Computation) -> CalibrationCounts | None:
         """The fitted temperature and what it did, for the manifest and the card; None where none was asked for."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from nst_data.cards.card_metadata import read_front_matter
 from nst_data.errors import NstError, UsageError, first_line
 from nst_data.hub.errors import plain_errors
+from nst_data.hub.licenses import license_at
 from nst_data.hub.quiet import bars_on_terminals
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import retried
@@ -102,7 +102,7 @@ def initial_weights(name: str) -> Input:
         files, commit = [weights], weights.parent.name
     sums = [hash_file(file).sha256 for file in files]
     digest = sums[0] if len(sums) == 1 else json_digest(sums)
-    return Input(ref=repo, digest=digest, weights_sha256=digest, revision=commit, license=_license_of(repo, commit))
+    return Input(ref=repo, digest=digest, weights_sha256=digest, revision=commit, license=license_of_model(repo, commit))
 
 
 def check_folder(name: str) -> Path:
@@ -120,15 +120,10 @@ def _single_file(name: str) -> Path:
     return folder / WEIGHTS
 
 
-def _license_of(repo: str, commit: str) -> str | None:
+def license_of_model(repo: str, commit: str) -> str | None:
     """The license in the card of a repository at a commit; None where it has no card or the card names none."""
-    try:
-        with bars_on_terminals():
-            card = Path(retried(lambda: hf_hub_download(repo, "README.md", revision=commit)))
-        license = read_front_matter(card.read_text("utf-8")).get("license")
-    except (OSError, ValueError):  # EntryNotFoundError and what it is offline are OSErrors
-        return None
-    return license if isinstance(license, str) else None
+    with bars_on_terminals():
+        return license_at(repo, commit, "model")
 
 
 def require_safetensors(name: str, folder: Path) -> None:

@@ -13,6 +13,7 @@ from nst_data.prefetch import cpus_of_this_process
 from nst_data.sources.addresses import is_address
 from nst_data.store.store import check_name
 from nst_train.recipe import parse_recipe
+from nst_train.recipe_schema import MODELINE, write_schema
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     GPU_NETWORK,
@@ -107,6 +108,7 @@ def init(
     parse_recipe(text, path)  # it loads, or this is a fault of ours
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
+    write_schema(path.absolute().parent)
     return Beginning(path, look, network, device, [*warnings(look), *said])
 
 
@@ -228,6 +230,7 @@ def recipe_text(
     )
     return "\n".join(
         [
+            MODELINE,
             "# Written by `nst init`. Change what you like; paths start at this file's folder. See what it will take, and run it:",
             "#   nst run THIS_FILE --dry-run",
             "#   nst run THIS_FILE",

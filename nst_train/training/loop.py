@@ -1,5 +1,6 @@
 """A training under way: what is made ready before the steps, and the loop over them."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, training_batches, without
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
-from nst_train.device import agreed_maxima, settled_channels_last, this_process
+from nst_train.device import agreed_maxima, settled_channels_last, settled_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
 from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.seeds import seed_network, seed_of
@@ -33,6 +34,7 @@ from nst_train.training.validation import Validation
 from nst_train.training.warm_start import start_from
 from nst_train.transforms.noise import training_transforms
 
+_log = logging.getLogger(__name__)
 _OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
 
 
@@ -97,6 +99,11 @@ class Training:
         order = settled_channels_last(settings.channels_last, network, kind, settings.precision)
         settings = settings.model_copy(update=staging.remembered("memory_format", {"channels_last": order}))
         data_config = data_config_of(network, settings)
+        _log.info(
+            "%s: %s on %s, processes: %d, precision: %s, channels-last: %s",
+            *(staging.ref, settings.model, this_process().device, processes),
+            *(settled_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
+        )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
         check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
@@ -127,7 +134,8 @@ class Training:
             settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
-        trackers = Trackers.start(tracker_names, self.staging.ref, self.staging.request.digest, settings, self.staging.build, resumed.step)
+        kept = resumed.notes.get("trackers", {})
+        trackers = Trackers.start(tracker_names, self.staging.ref, kept, settings, self.staging.build, resumed.step)
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:
@@ -207,10 +215,11 @@ class Training:
         network, averaged = self.step.unwrapped, self.step.averaged.module
         if not this_process().is_main_process or not log.is_finite or not is_finite(network, averaged):
             return since
-        notes = {"log": log.notes, "loss_scale": self.step.scaler.state_dict()} | (self.validation.notes if self.validation else {})
-        notes |= more or {}
+        notes = {"log": log.notes, "trackers": log.trackers.runs, "loss_scale": self.step.scaler.state_dict()}
+        notes |= (self.validation.notes if self.validation else {}) | dict(more or {})
         best = self.validation.best.weights if self.validation and self.validation.best else None
         save_checkpoint(self._checkpoints, done, network, averaged, self.step.optimizer.optimizer, notes, best, keep)
+        _log.info("%s: checkpoint after step %d in %s", self.staging.ref, done, self._checkpoints)
         now = self.staging.add_seconds(since)
         if self.staging.elsewhere is not None:
             self.staging.elsewhere.keep_training()

@@ -44,7 +44,7 @@ class TrainingLog:
         trackers: Trackers,
     ) -> None:
         self._metrics, self._summary = folder / METRICS_LOG, folder / SUMMARY
-        self._schedule, self._images_per_step, self._trackers = schedule, images_per_step, trackers
+        self._schedule, self._images_per_step, self.trackers = schedule, images_per_step, trackers
         nothing = {"window": [0.0] * 3, "counts": [0, 0], "folded": begun, "line": [0.0] * 4, "row": [0.0] * 4, "row_began": begun}
         sums = notes.get("log", nothing)
         self._window = torch.tensor(sums["window"])  # loss of both parts, and steps with a finite one, since the last fold
@@ -93,7 +93,7 @@ class TrainingLog:
         self._scores, self._top1 = scores, scores["top1"]
         values = {f"validation_{name}": scores[name] for name in ("top1", "nll")}
         self._append({"step": done, "epoch": self._epoch(done), **values})
-        self._trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
+        self.trackers.log({name.replace("_", "/", 1): value for name, value in values.items()}, done)
 
     def is_row_due(self, done: int) -> bool:
         """Whether the summary has a row after step `done`, beside those of validations."""
@@ -139,7 +139,7 @@ class TrainingLog:
         values = {"learning_rate": self._learning_rate(done), "loss_labeled": loss_labeled, "loss_pseudo": loss_pseudo}
         self._append({"step": done, "epoch": self._epoch(done), **values, "images_per_second": round(rate, 1)})
         shown = {name.replace("loss_", "loss/"): value for name, value in values.items() if value is not None}
-        self._trackers.log(shown | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
+        self.trackers.log(shown | {"images_per_second": rate, "epoch": self._epoch(done)}, done)
         self._note(self._line, done)
         self._line, self._line_began, self._line_time = [0.0] * 4, done, now
 

@@ -1,0 +1,154 @@
+"""What a shell completes beside commands and options: versions, networks, presets, columns, the words of an option. Imports no torch."""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+Completer = Callable[[typer.Context, str], list[str]]
+_SHELL, _IN_BASH = "_NST_COMPLETE", "complete_bash"  # by which Typer's scripts ask
+_BREAKS = ("@", ":")  # at which bash takes a word apart
+_REGISTERED = re.compile(rb"^@register_model\s+def (\w+)\(", re.MULTILINE)
+_WEIGHTS = re.compile(rb"""^\s+['"](\w+\.\w+)['"]: """, re.MULTILINE)
+_SOURCES = ("data", "pool", "sources", "labeled", "source", "truth")  # parameters of commands that name images
+
+
+def with_completion(command: str, function: Any) -> Any:  # noqa: ANN401 - the function of a command
+    """The same function, whose parameters know what completes them."""
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        for info in getattr(parameter.annotation, "__metadata__", ()):
+            if completer := _BY_NAME.get(f"{command} {name}") or _BY_NAME.get(name) or _words(getattr(info, "metavar", None)):
+                info.autocompletion = completer
+    return function
+
+
+def _words(metavar: str | None) -> Completer | None:
+    """What a metavar such as `N|auto|none` offers."""
+    words = [word for word in (metavar or "").split("|") if word.islower()]
+    return _of(lambda _: words) if words and "|" in str(metavar) else None
+
+
+def _of(offered: Callable[[typer.Context], Iterable[str]]) -> Completer:
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        return [word for word in offered(context) if word.startswith(incomplete)]
+
+    return complete
+
+
+def _folders(context: typer.Context, room: str) -> list[Path]:
+    """The versions of a store in a folder, by name and number."""
+    from nst_data.store.version import Number
+
+    root = Path(context.params.get("store") or os.environ.get("NST_STORE") or "nst-store")
+    found = [folder for folder in root.glob(f"{room}/*/*") if Number.is_one(folder.name)]
+    return sorted(found, key=lambda folder: (folder.parent.name, Number.parse(folder.name).order))
+
+
+def _versions(room: str) -> Callable[[typer.Context], Iterable[str]]:
+    return lambda context: [f"{folder.parent.name}@{folder.name}" for folder in _folders(context, room)]
+
+
+def _names(room: str) -> Callable[[typer.Context], Iterable[str]]:
+    return lambda context: dict.fromkeys(folder.parent.name for folder in _folders(context, room))
+
+
+def _networks(_: typer.Context) -> list[str]:
+    """timm's names, and those of its weights: read from its files, since importing it takes seconds."""
+    spec = importlib.util.find_spec("timm")
+    names, weights = set[bytes](), set[bytes]()
+    for place in spec.submodule_search_locations or () if spec else ():
+        for file in Path(place, "models").glob("*.py"):
+            text = file.read_bytes()
+            names.update(_REGISTERED.findall(text))
+            weights.update(_WEIGHTS.findall(text))
+    own = {name for name in weights if name.partition(b".")[0] in names and not name.endswith(b".untrained")}
+    return sorted(name.decode() for name in names | own)
+
+
+def _models(context: typer.Context) -> list[str]:
+    return [*_versions("teachers")(context), *_networks(context)]
+
+
+def _presets(_: typer.Context) -> Iterable[str]:
+    from nst_train.presets import PRESETS
+
+    return PRESETS
+
+
+def _suites(_: typer.Context) -> Iterable[str]:
+    from nst_train.evaluation_settings import OF_OWN_IMAGES, PUBLISHED
+
+    return (*OF_OWN_IMAGES, *PUBLISHED)
+
+
+def _trackers(_: typer.Context) -> Iterable[str]:
+    return ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "none", "swanlab", "tensorboard", "trackio", "wandb")
+
+
+def _columns(context: typer.Context) -> list[str]:
+    """Of the first table on disk that the command names."""
+    given = [context.params.get(name) for name in _SOURCES]
+    named = [one for value in given for one in (value if isinstance(value, list | tuple) else [value]) if one]
+    named += [word for word in context.args if not word.startswith("-")]  # what stands before an option without its value
+    for path in map(Path, named):
+        files = sorted(path.rglob("*.parquet"))[:1] if path.is_dir() else [path]
+        for file in files:
+            if columns := _columns_of(file):
+                return columns
+    return []
+
+
+def _columns_of(file: Path) -> list[str]:
+    with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
+        if file.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_schema(file).names)
+        if file.suffix in (".csv", ".tsv"):
+            import csv
+
+            with file.open(encoding="utf-8-sig", newline="") as lines:
+                return next(csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
+    return []
+
+
+_any, _corpora, _teachers = _of(_versions("*")), _of(_versions("corpora")), _of(_versions("teachers"))
+_BY_NAME: dict[str, Completer] = {
+    **dict.fromkeys(("ref", "refs", "ref2", "before", "after", "what"), _any),
+    **dict.fromkeys(("edition", "reviews", "like", "extend", "balance ref", "pick ref"), _corpora),
+    **dict.fromkeys(("model", "models", "teacher", "start", "relative_to"), _of(_models)),
+    **dict.fromkeys(("corpus",), _of(_names("corpora"))),
+    **{"list name": _of(_names("*")), "train name": _of(_names("teachers"))},
+    **{"preset": _of(_presets), "suite": _of(_suites), "tracker": _of(_trackers)},
+    **dict.fromkeys(("image_column", "label_column", "key", "adopt probs"), _of(_columns)),
+}
+
+
+def complete_in_bash(run: Callable[[], Any]) -> None:
+    """Complete words with `@` and `:` in them, which bash takes apart: they are put together, and the answers cut to the last part."""
+    words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    joined, cut = [""], 0
+    for number, word in enumerate(words[: at + 1]):
+        goes_on = number > 1 and (word in _BREAKS or words[number - 1] in _BREAKS)
+        cut = len(joined[-1]) + len(word) * (word in _BREAKS) if goes_on else 0
+        joined = [*joined[:-1], joined[-1] + word] if goes_on else [*joined, word]
+    os.environ |= {"COMP_WORDS": "\n".join(joined[1:]), "COMP_CWORD": str(len(joined) - 2)}
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        try:
+            run()
+        except SystemExit as end:
+            status = end.code
+    print(*(line[cut:] for line in output.getvalue().splitlines()), sep="\n")
+    raise SystemExit(status)
+
+
+def asked_in_bash() -> bool:
+    """Whether bash asks what completes a command line."""
+    return os.environ.get(_SHELL) == _IN_BASH and {"COMP_WORDS", "COMP_CWORD"} <= os.environ.keys()

@@ -1,0 +1,99 @@
+"""How much a command says of its work: `--quiet` nothing, `--verbose` also what it does and why. Both stand before or behind its name."""
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+from nst_data.progress import as_text, silence
+
+_LIBRARIES = ("nst_data", "nst_train")
+_state = SimpleNamespace(is_verbose=False)
+
+
+def _ask(what: str) -> Any:  # noqa: ANN401 - a callback of Typer
+    def ask(context: typer.Context, value: bool) -> None:
+        asked: dict[str, bool] = context.meta.setdefault(__name__, {})  # of the whole command line
+        asked[what] = value or asked.get(what, False)
+        if all(asked.get(one) for one in ("quiet", "verbose")):
+            raise typer.BadParameter("--quiet and --verbose contradict each other; pass only one")
+        silence(asked.get("quiet", False))
+        _say_why(asked.get("verbose", False))
+
+    return ask
+
+
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print results and errors only.", callback=_ask("quiet"), expose_value=False)
+]
+VerboseOption = Annotated[
+    bool,
+    typer.Option(
+        *("--verbose", "-v"),
+        help="Also print what is done and why, and where an unexpected error arose.",
+        callback=_ask("verbose"),
+        expose_value=False,
+    ),
+]
+
+
+def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes to itself
+    """Give a command, or each of a group of commands, these options."""
+    alone = typer.Typer(add_completion=False)
+
+    @alone.command()
+    def options(quiet: QuietOption = False, verbose: VerboseOption = False) -> None:
+        pass
+
+    own = [one for one in typer.main.get_command(alone).params if one.name in ("quiet", "verbose")]
+    for one in getattr(command, "commands", {"": command}).values():
+        one.params += own
+
+
+class _Said(logging.Handler):
+    """Lines of the libraries' log on standard error, in the words of the command line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from nst_data.store.file_tree import secrets_cut
+
+        from .messages import in_our_words
+
+        print(as_text(in_our_words(secrets_cut(record.getMessage()))), file=sys.stderr, flush=True)
+
+
+_said = _Said()
+
+
+def _say_why(wanted: bool) -> None:
+    _state.is_verbose = wanted
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name in _LIBRARIES:
+        log = logging.getLogger(name)
+        log.removeHandler(_said)
+        log.propagate = not wanted  # a line is printed once
+        log.setLevel(logging.DEBUG if wanted else logging.NOTSET)
+        if wanted:
+            log.addHandler(_said)
+
+
+def about(error: Exception) -> str:
+    """What is said of an error that nobody expected; its traceback is printed, or kept in a file."""
+    from nst_data.store.file_tree import secrets_cut
+
+    what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, a fault of nst"
+    trace = secrets_cut("".join(traceback.format_exception(error)))
+    if _state.is_verbose:
+        print(trace, file=sys.stderr, end="")
+        return what
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="nst-", suffix=".txt", delete=False, encoding="utf-8", errors="replace") as file:
+            file.write(trace)
+    except OSError:
+        return f"{what}; --verbose prints where"
+    return f"{what}; where it arose stands in {file.name}"

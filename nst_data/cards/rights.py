@@ -1,0 +1,37 @@
+"""Under which licenses the images and networks stand that a version was made from, as far as the Hub says so."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nst_data.cards.described import Described
+from nst_data.cards.published import Published, public_ref
+from nst_data.hub.licenses import restriction
+
+_ROLES = {"pool": "pool", "labeled": "labeled images", "initial_weights": "initial weights", "teacher": "teacher"}
+
+
+@dataclass(frozen=True)
+class Right:
+    """The license of an input; `name` is None where it must not be told, `restriction` what the license forbids."""
+
+    role: str
+    name: str | None
+    license: str
+    restriction: str | None
+
+
+def rights(described: Described, published: Published | None) -> list[Right]:
+    """Those of its inputs and of theirs, back to the first teacher as far as the store here has them; each once."""
+    found: dict[tuple[str, str, str], Right] = {}
+    for role, ref, license in _licenses(described):
+        name = None if published and published.anonymous else ref
+        found.setdefault((role, name or "", license), Right(role, name, license, restriction(license)))
+    return list(found.values())
+
+
+def _licenses(described: Described) -> Iterator[tuple[str, str, str]]:
+    for one in (described, *(step for _, _, step in described.lineage() if step is not None)):
+        for role, entry in one.inputs.by_role.items():
+            known = role if role in _ROLES else role.rpartition("_")[0]
+            if entry.license and known in _ROLES:
+                yield _ROLES[known], public_ref(entry), entry.license

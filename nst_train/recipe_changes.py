@@ -1,0 +1,70 @@
+"""Values that take the place of a recipe's own for one run: `generations.1.ratio` is 7. Imports no torch."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from nst_data.errors import UsageError
+
+_EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
+
+
+def changes_of(words: Iterable[str]) -> dict[str, Any]:
+    """Changes as they stand on a command line, KEY=VALUE with a value in YAML; of one key the last counts. Raises UsageError."""
+    changes = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"`changes` {word}: {_EXPECTED}")
+        if not value.strip():
+            raise UsageError(f"`changes` {word}: {_EXPECTED}; null for no value")  # such as of a variable that is not set
+        try:
+            changes[key.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise UsageError(f"`changes` {word}: expected a value in YAML, {' '.join(str(error).split())}") from None
+    return changes
+
+
+def changed(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    """A recipe's content with other values at dotted places. Raises UsageError for a place that it cannot have.
+
+    What an anchor shares between places is changed in the named one alone: aliases and merge keys are resolved before.
+    """
+    for key, value in changes.items():
+        content = _with(content, key.split("."), value, key)
+    return content
+
+
+def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: ANN401 - anything a YAML file holds
+    if not steps:
+        return value
+    step, *rest = steps
+    around = ".".join(key.split(".")[: -len(steps)])
+    if isinstance(node, list):
+        index = int(step) if step.isascii() and step.isdigit() else len(node)
+        if index >= len(node):
+            has = f"entries 0 to {len(node) - 1}" if node else "no entry"
+            raise UsageError(f"`changes` {key}: {around} has {has}, found {step}")
+        return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
+    if node is not None and not isinstance(node, dict):
+        raise UsageError(f"`changes` {key}: {around} is {node!r}, which has no keys; change it as a whole: {around}=VALUE")
+    inside = {} if node is None else node
+    name = next((one for one in inside if str(one) == step), step)  # a key may be a number
+    return {**inside, name: _with(inside.get(name), rest, value, key)}
+
+
+def change_at(place: tuple[int | str, ...], changes: Iterable[str]) -> tuple[str, str] | None:
+    """The change that gave the value at a place of a recipe, and where inside that value it is; None where no change did."""
+    for key in reversed(list(changes)):
+        for end in range(1, len(place) + 1):
+            names = [step for step in place[:end] if isinstance(step, str)]  # alone where one stands that may be a list
+            if key in (".".join(map(str, place[:end])), ".".join(names)):
+                return key, ".".join(map(str, place[end:]))
+    return None
+
+
+def changes_inside(place: tuple[int | str, ...], changes: Iterable[str]) -> list[str]:
+    """The changes of something inside a place of a recipe."""
+    around = [str(step) for step in place]
+    return [key for key in changes if key.split(".")[: len(around)] == around]

@@ -1,0 +1,56 @@
+"""The JSON schema of recipes: editors complete, explain and check the keys of a YAML file by it. Imports no torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nst_data.store.files import write_text
+from nst_train.recipe_settings import MAY_BE_EMPTY, Recipe
+
+SCHEMA_FILE = "recipe.schema.json"
+MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; the file is the one beside it
+_TITLE = "Recipe of nst run"
+_OF_A_PRESET = "model"  # or of the generation that a `finetune` belongs to
+
+
+def recipe_schema() -> dict[str, Any]:
+    """What `load_recipe` takes, as a schema of draft 2020-12, but for what several keys decide together."""
+    schema: dict[str, Any] = _plain(Recipe.model_json_schema())
+    for name in MAY_BE_EMPTY:
+        section = schema["properties"][name]
+        about = {"description": section.pop("description")} if "description" in section else {}
+        schema["properties"][name] = {"anyOf": [*section.pop("anyOf", [section]), {"type": "null"}]} | about
+    for settings in schema["$defs"].values():
+        if "preset" in settings["properties"]:
+            settings["required"] = [name for name in settings.get("required", []) if name != _OF_A_PRESET]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": _TITLE} | schema
+
+
+def schema_text() -> str:
+    """The schema as a file has it."""
+    return json.dumps(recipe_schema(), indent=1) + "\n"
+
+
+def write_schema(folder: Path) -> None:
+    """Put the schema beside a recipe, where no file of its name is another's."""
+    path = folder / SCHEMA_FILE
+    if not path.exists() or f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace"):
+        write_text(path, schema_text())
+
+
+def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
+    """Without what pydantic adds for programs: titles, defaults that are whole sections or nothing, lists of arguments.
+
+    `of_keys` says that the node's own keys are settings, which may be called title or default.
+    """
+    if isinstance(node, list):
+        return [_plain(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    plain = {}
+    for key, value in node.items():
+        if not of_keys and (key == "title" or (key == "default" and (isinstance(value, dict) or value in (None, [])))):
+            continue
+        is_text = key == "description" and isinstance(value, str)
+        plain[key] = value.partition("\n\nArgs:")[0] if is_text else _plain(value, of_keys=key in ("properties", "$defs"))
+    return plain
