@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from nst_data.adoption import adopt
-from nst_data.cards.card_metadata import read_front_matter
 from nst_data.errors import NstError
+from nst_data.hub.licenses import read_front_matter
 from nst_data.hub.reference import HubReference
 from nst_data.hub.repository import Repository
 from nst_data.images import decode, phash_thumbnail, upright_size

@@ -246,7 +246,7 @@ def recipe_text(
             "  - " + _lines(teacher, "    ").lstrip(),
             "  - &student",
             _lines(of_student, "    "),
-            f"  - {{<<: *student, steps: {2 * chosen.steps}}}  # taught by the first student; better labels carry more steps",
+            "  - *student" + " " * 20 + "# taught by the first student",
             "",
             "control: false  # true also trains the last network with the same noise and steps on labeled images alone",
             f"run: {_flow({'workers': workers(cpus_of_this_process(), on_gpu)})}  # processes that decode images on this machine",
