@@ -117,7 +117,7 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
         (
             stage.ref,
             stage.what,
-            {"differs": "differs: nst run will stop here"}.get(stage.state, stage.state),
+            stage.state,
             stage.images,
             stage.steps,
             "-" if stage.state == "done" else _duration(stage.seconds),
@@ -126,6 +126,12 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
         for stage in found.stages
     ]
     print_table(("version", "step", "state", "images", "steps", "time", "disk"), rows, names=3, name_width=WIDTH)
+    if other := [stage.ref for stage in found.stages if stage.state == "differs"]:
+        print(
+            f"nst run will stop at {other[0]}, which was made with other settings or images: give the recipe another `name`, "
+            f"or remove what differs (nst remove {other[-1]}). Nothing was written."
+        )
+        return
     free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
     without = " without `evaluate`" if recipe.evaluate else ""
     print(

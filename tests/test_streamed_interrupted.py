@@ -78,7 +78,7 @@ def test_cut_off_from_the_hub_training_ends_with_one_line_and_goes_on_later(publ
     with serving(top, faults := [cut]) as (url, _):
         done = nst(url, tmp_path / "home", *words(labeled, tmp_path / "store"))
         assert done.returncode == 1
-        assert done.stderr.splitlines()[-1] == "nst: alice/bugs-pseudo: the Hub cannot be reached; check the path, or the network"
+        assert done.stderr.splitlines()[-1].startswith("nst: alice/bugs-pseudo: the Hub cannot be reached (")
         assert "Traceback" not in done.stderr
         assert list((tmp_path / "store").glob("runs/*/*/*/work/checkpoints/*"))
         faults.clear()

@@ -78,7 +78,9 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     if status:
         return f"the Hub answered {status}; try again later"
     if caused_by(httpx.HTTPError, ConnectionError, TimeoutError):
-        return f"{here}the Hub cannot be reached; check the path, or the network"
+        no_xet = "; for a Hub without Xet set HF_HUB_DISABLE_XET=1" * writing
+        found = type(causes[-1]).__name__  # its text may hold an address with a signature
+        return f"{here}the Hub cannot be reached ({found}); check {'the path, ' * or_path}the network and HF_ENDPOINT{no_xet}"
     if "Data files don't belong to" in str(error):
         return "its card names data files that are not in the repo; expected files of its own"
     if "scripts are no longer supported" in str(error):

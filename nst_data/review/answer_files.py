@@ -47,6 +47,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     path = Path(file)
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
     classes, labels = classes_of(store, corpus), newest_labels(store, corpus)
+    rows = [(_as_excluded(row, classes or ()), where) for row, where in rows]
     for row, where in rows:
         if row.class_name is not None and classes:
             try:
@@ -166,6 +167,13 @@ def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 def _is_open(row: Mapping[str, Any]) -> bool:
     """Whether a row of a list of picks is not filled in: it has a place for the class, and nothing in it."""
     return row.get("class") == "" and not row.get("excluded")
+
+
+def _as_excluded(answer: Answer, classes: Sequence[str]) -> Answer:
+    """`unusable` and the like in the column of classes, where no class is called so, are what they say."""
+    if answer.class_name not in EXCLUDED or answer.class_name in classes:
+        return answer
+    return replace(answer, class_name=None, excluded=answer.class_name)
 
 
 def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:

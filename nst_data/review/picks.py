@@ -87,11 +87,12 @@ def hashes_of(version: Version, images: DistinctImages, suspicion: NDArray[np.fl
 
 
 def write_list(picks: Picks, path: Path) -> None:
-    """Write the picks as CSV, JSONL or parquet, by the name of the file, with an empty `class` for a person's answer.
+    """Write the picks as CSV, JSONL or parquet, by the name of the file, with `class` and `excluded` empty for a person's answer.
 
     Raises UsageError for another name or where there is no such folder.
     """
-    rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", **{"class": pl.lit(None, dtype=pl.String)})
+    empty = pl.lit(None, dtype=pl.String)
+    rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", **{"class": empty, "excluded": empty})
     kind = check_list_name(path)
     if kind == ".parquet":
         content = as_parquet(rows)

@@ -295,9 +295,10 @@ class Store:
         if (edition if is_edition else generation) is not None:
             for holder in taken:
                 other = holder.request if isinstance(holder, Staging) else holder.manifest.request
+                state = "is unfinished and was started" if isinstance(holder, Staging) else "exists"
                 raise NstError(
-                    f"{holder.ref} exists with other settings ({_difference(other, request)}); "
-                    f"choose another name, omit the number to get the next one, or `store.remove({holder.ref!r})` first"
+                    f"{holder.ref} {state} with other settings ({_difference(other, request)}); "
+                    f"choose another name, `store.remove({holder.ref!r})` first, or omit the number to get the next one"
                 )
             assert generation is not None
             return Number(generation, edition, request.kind == "review")

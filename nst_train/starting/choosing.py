@@ -199,7 +199,13 @@ def why_not_there(model: str) -> str:
 
 def check_is_there(model: str, is_chosen: bool) -> str:
     """A warning where a network that the user named has no weights here. Raises NstError for the one that would be chosen."""
-    if not (why := why_not_there(model)):
+    try:
+        why = why_not_there(model)
+    except NstError:
+        if not is_chosen:
+            raise
+        why = "the Hub has no such repository, or this user no access to it"
+    if not why:
         return ""
     if is_chosen:
         raise NstError(
