@@ -74,6 +74,10 @@ def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed)
     assert found.seconds == 7.5 + 15
     other = write_tiny_recipe(tmp_path, generations=[mixed, STUDENT | {"epochs": 3}], **PARTS)
     assert [one.state for one in stages(store, other).stages] == ["done", "done", "done", "differs"]
+    said = CliRunner().invoke(app, ["run", str(other), "--dry-run", "--store", str(store.root)]).stdout
+    assert "nst run will stop at bugs-teacher@gen-1" in said
+    assert "nst remove bugs-teacher@gen-1" in said
+    assert "left to do" not in said
 
     def states(teacher=mixed, **parts):
         return [one.state for one in stages(store, write_tiny_recipe(tmp_path, generations=[teacher, STUDENT], **PARTS | parts)).stages]
