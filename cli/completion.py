@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ _SHELL, _IN_BASH = "_NST_COMPLETE", "complete_bash"  # by which Typer's scripts 
 _BREAKS = ("@", ":")  # at which bash takes a word apart
 _REGISTERED = re.compile(rb"^@register_model\s+def (\w+)\(", re.MULTILINE)
 _WEIGHTS = re.compile(rb"""^\s+['"](\w+\.\w+)['"]: """, re.MULTILINE)
+_MOST_FILES = 1000  # of a folder whose first table is looked for
 _SOURCES = ("data", "pool", "sources", "labeled", "source", "truth")  # parameters of commands that name images
 
 
@@ -98,15 +100,15 @@ def _columns(context: typer.Context) -> list[str]:
     named = [one for value in given for one in (value if isinstance(value, list | tuple) else [value]) if one]
     named += [word for word in context.args if not word.startswith("-")]  # what stands before an option without its value
     for path in map(Path, named):
-        files = sorted(path.rglob("*.parquet"))[:1] if path.is_dir() else [path]
-        for file in files:
-            if columns := _columns_of(file):
-                return columns
+        if columns := _columns_of(path):
+            return columns
     return []
 
 
 def _columns_of(file: Path) -> list[str]:
     with contextlib.suppress(Exception):  # a table that cannot be read completes nothing
+        if file.is_dir():  # whose beginning tells enough, however many files it has
+            file = min(one for one in itertools.islice(file.iterdir(), _MOST_FILES) if one.suffix == ".parquet")
         if file.suffix == ".parquet":
             import pyarrow.parquet
 

@@ -34,7 +34,7 @@ def schema_text() -> str:
 def write_schema(folder: Path) -> None:
     """Put the schema beside a recipe, where no file of its name is another's."""
     path = folder / SCHEMA_FILE
-    if not path.exists() or f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace"):
+    if not path.exists() or (path.is_file() and f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace")):
         write_text(path, schema_text())
 
 

@@ -13,7 +13,7 @@ from nst_data.cards.card_metadata import LICENSES, front_matter, license_of
 from nst_data.cards.cards import Published, dataset_card, model_card
 from nst_data.cards.described import Described
 from nst_data.errors import NstError
-from nst_data.hub.licenses import read_front_matter
+from nst_data.hub.licenses import license_at, read_front_matter
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import TeacherRequest
 from nst_data.store.metrics import Metrics
@@ -256,6 +256,22 @@ def test_what_the_user_gives_wins_over_the_earlier_card(store):
 def test_front_matter_that_is_none_is_passed_over(store, card):
     assert read_front_matter(card).get("license") is None
     assert DatasetCard(dataset_card(seal_generation(store, rows(1)), Published("a/b", "gen-1", earlier=card))).data.license is None
+
+
+@pytest.mark.parametrize(
+    ("line", "license"),
+    [
+        ("license: mit", "mit"),
+        ("license: [cc-by-nc-4.0, mit]", "cc-by-nc-4.0 + mit"),
+        ("license: other\nlicense_name: my-terms", "other (my-terms)"),
+        ("license: 5", None),
+        ("pretty_name: x", None),
+    ],
+)
+def test_the_license_of_a_repository_is_that_of_its_card(monkeypatch, tmp_path, line, license):
+    (tmp_path / "README.md").write_text(f"---\n{line}\n---\n")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "README.md"))
+    assert license_at("owner/name", "c", "dataset") == license
 
 
 @pytest.mark.parametrize("value", [5, None, {"a": "b"}, ["mit", 5], True])

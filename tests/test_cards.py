@@ -367,7 +367,11 @@ def test_license_and_source_stand_in_the_users_words(store):
         ("other (my-terms)", "read its terms before you share this"),
         ("creativeml-openrail-m", "read its terms before you share this"),
         ("mit", None),
-        ("cc-by-sa-4.0", None),
+        ("cc-by-sa-4.0", "what is made from it must be shared under the same license"),
+        ("fair-noncommercial-research-license", "it allows no commercial use"),
+        ("gpl-3.0", "read its terms before you share this"),
+        ("mit + apple-amlr", "read its terms before you share this"),
+        ("mit + cc-by-4.0", None),
         ("ncsa", None),
     ],
 )
@@ -383,8 +387,15 @@ def test_the_licenses_of_teacher_and_images_stand_in_the_cards_of_all_that_was_m
         assert "license of the initial weights owner/weights: apache-2.0" in section(card, "License and source").splitlines()
     assert (split(model_card(teacher, PLACE))[0].get("license") == "apache-2.0") == (says is None)
     hidden = section(dataset_card(generation, Published("a/b", "gen-1", anonymous=True)), "License and source")
-    assert f"license of the labeled images: {license}" in hidden
+    assert f"license of the labeled images: {license.removesuffix(' (my-terms)')}" in hidden
+    assert "my-terms" not in hidden
     assert "owner" not in hidden
+
+
+def test_the_license_of_initial_weights_stays_where_it_forbids_more_than_that_of_the_images(store):
+    weights = Input(ref="owner/weights", digest="w", revision="c", license="cc-by-nc-4.0")
+    teacher = seal_teacher(store, initial_weights=weights, labeled=Input(ref="owner/photos", digest="l", license="mit"))
+    assert split(model_card(teacher, PLACE))[0]["license"] == "cc-by-nc-4.0"
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -88,10 +88,6 @@ def test_the_settings_of_each_student_are_shown(recipe):
             r"`students`: two are called slim; give one",
         ),
         (
-            {"generations": [TINY], "students": [STUDENTS[0], STUDENTS[0] | {"name": "Slim"}]},
-            r"`students`: two are called slim or Slim; give",
-        ),
-        (
             {"generations": [TINY], "students": [STUDENTS[0] | {"finetune": {"epochs": 1}}, SHORT | {"name": "slim-before-finetuning"}]},
             r"`students`: two are called slim-before-finetuning; give one of them another `name`",
         ),

@@ -14,7 +14,7 @@ import yaml
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import TAG
 from nst_data.cards.published import HubPlace, Published, place_of, public_name
-from nst_data.cards.rights import rights
+from nst_data.cards.rights import INITIAL_WEIGHTS, rights
 from nst_data.hub.reference import HubReference
 from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
 from nst_data.store.metrics import Metrics, Result
@@ -106,7 +106,7 @@ def model_metadata(described: Described, published: Published | None, earlier: M
     places = {role: place_of(role, one, published) for role, one in described.inputs.by_role.items()}
     base, trained_on = _repos(places, "initial_weights"), _repos(places, "edition", "labeled")
     library, weights = library_of(described.folder), described.inputs.by_role.get("initial_weights")
-    is_free = not any(right.restriction for right in rights(described, published))
+    is_free = not any(right.restriction for right in rights(described, published) if right.role != INITIAL_WEIGHTS)
     inherited = {"license": weights.license} if weights and weights.license in LICENSES and is_free else {}
     return {
         **(license_of(published, earlier) or inherited),

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published, public_ref
-from nst_data.hub.licenses import restriction
+from nst_data.hub.licenses import restriction, without_names
 
-_ROLES = {"pool": "pool", "labeled": "labeled images", "initial_weights": "initial weights", "teacher": "teacher"}
+INITIAL_WEIGHTS = "initial weights"
+_ROLES = {"pool": "pool", "labeled": "labeled images", "initial_weights": INITIAL_WEIGHTS, "teacher": "teacher"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ def rights(described: Described, published: Published | None) -> list[Right]:
     """Those of its inputs and of theirs, back to the first teacher as far as the store here has them; each once."""
     found: dict[tuple[str, str, str], Right] = {}
     for role, ref, license in _licenses(described):
-        name = None if published and published.anonymous else ref
+        if published and published.anonymous:
+            ref, license = "", without_names(license)
+        name = ref or None
         found.setdefault((role, name or "", license), Right(role, name, license, restriction(license)))
     return list(found.values())
 

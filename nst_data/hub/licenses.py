@@ -6,10 +6,17 @@ from typing import Any, Literal
 
 import yaml
 
-from nst_data.hub.retries import retried
-
-_WORDS = {"nc": "it allows no commercial use", "nd": "it allows nobody to share what is made from it"}
-_OF_THEIR_OWN = ("other", "unknown", "openrail", "rail", "llama", "gemma", "c-uda", "deepfloyd")  # license terms beside the usual ones
+_NO_COMMERCE = "it allows no commercial use"
+_WORDS = {
+    "nc": _NO_COMMERCE,
+    "noncommercial": _NO_COMMERCE,
+    "nd": "it allows nobody to share what is made from it",
+    "sa": "what is made from it must be shared under the same license",
+}
+# The Hub's names of licenses that let everybody share what is made from a work, under other terms too.
+_FREE = re.compile(
+    r"apache-2\.0|mit|bsd(-[\w-]+)?|cc0-1\.0|cc-by-[\d.]+|unlicense|isc|zlib|pddl|odc-by|cdla-permissive-[\d.]+|bsl-1\.0|wtfpl|ncsa|postgresql"
+)
 
 
 def read_front_matter(card: str) -> dict[str, Any]:
@@ -25,13 +32,16 @@ def read_front_matter(card: str) -> dict[str, Any]:
 def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str | None:
     """The license in the card of a repository at a commit, of `other` with its name: `other (my-terms)`; None where it names none."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
-    try:
-        card = Path(retried(lambda: hf_hub_download(repo, "README.md", revision=commit, repo_type=kind)))
+    try:  # once: what is wanted works without it
+        card = Path(hf_hub_download(repo, "README.md", revision=commit, repo_type=kind))
         content = read_front_matter(card.read_text("utf-8"))
-    except (OSError, ValueError):  # EntryNotFoundError and what it is offline are OSErrors
+    except (OSError, ValueError, httpx.HTTPError):  # EntryNotFoundError and what it is offline are OSErrors
         return None
     license, name = content.get("license"), content.get("license_name")
+    if isinstance(license, list) and license and all(isinstance(one, str) for one in license):
+        return " + ".join(license)
     if not isinstance(license, str):
         return None
     return f"other ({name})" if license == "other" and isinstance(name, str) else license
@@ -40,7 +50,12 @@ def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str
 def restriction(license: str) -> str | None:
     """What a license forbids, or asks to read, before what was made from its work is shared; None for one that allows that freely."""
     words = re.split(r"[^a-z]+", license.lower())
-    forbidden = [about for word, about in _WORDS.items() if word in words]
-    if forbidden:
-        return " and ".join(forbidden)
-    return "read its terms before you share this" if any(word in license.lower() for word in _OF_THEIR_OWN) else None
+    if asked := list(dict.fromkeys(about for word, about in _WORDS.items() if word in words)):
+        return " and ".join(asked)
+    is_free = all(_FREE.fullmatch(one) for one in license.lower().split(" + "))
+    return None if is_free else "read its terms before you share this"
+
+
+def without_names(license: str) -> str:
+    """A license, or several with + between them, without the names of terms of somebody's own, which may tell whose they are."""
+    return " + ".join(one.partition(" (")[0] for one in license.split(" + "))

@@ -125,7 +125,7 @@ class View:
         dropped = self.dropped
         rows = dropped.frame.lazy().filter(pl.col("reason") == query.reason)
         if query.sort == "-suspicion":
-            raise UsageError(f"reason={query.reason}: images that were left out have no suspicion score score")
+            raise UsageError(f"reason={query.reason}: images that were left out have no suspicion score")
         if query.sort in ("margin", "entropy"):
             rows = rows.with_columns(pl.lit(dropped.columns.soft()[query.sort]).gather(pl.col("place")).alias(query.sort))
         return rows.filter(*self._conditions(query))

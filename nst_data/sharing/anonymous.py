@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
+from nst_data.hub.licenses import without_names
 from nst_data.store.files import replacing
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ANONYMOUS, Manifest, SealedFile, content_digest
@@ -50,7 +51,11 @@ def without_sources(version: Version, manifest: Manifest, files: dict[str, Seale
     """The manifest of a version with these files, of whose inputs only other versions are named."""
 
     def named(_: str, entry: Input) -> Input:
-        return entry if VERSION_REF.fullmatch(entry.ref) else Input(ref="not said", digest="", license=entry.license)
+        return (
+            entry
+            if VERSION_REF.fullmatch(entry.ref)
+            else Input(ref="not said", digest="", license=without_names(entry.license) if entry.license else None)
+        )
 
     inputs = manifest.request.inputs.changed(named)
     original = Input(ref=version.ref, digest=version.manifest.digest)
