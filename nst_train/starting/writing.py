@@ -180,7 +180,7 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
         "image_size": size,
         "learning_rate": f"per 256 labeled images, for steps of {chosen.batch_size}; the preset's is for steps of {MEASURED_BATCH}",
         "test_size": "random crops enlarge what they show, so a larger side suits testing",
-        "steps": f"for {look.trained_on:,} labeled images; twice as many for four times the labels",
+        "steps": f"for {look.trained_on:,} labeled images; four times the labels need twice the steps",
         "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
         "ratio": f"{chosen.ratio} pseudo-labeled ones for each",
     }
@@ -207,11 +207,13 @@ def recipe_text(
     near = few_times(look)
     select = selection(len(look.pool), classes, near)
     why_selected = (
-        "All pseudo-labeled images, as they are: measured on a pool of the labeled images' own kind. For one from elsewhere take\n"
-        f"# {_flow(selection(len(look.pool), classes, False))}: the surest of each class, as many as the pool has for each on average."
+        "All pseudo-labeled images, as they are. This was best when pool and labeled images came from the same source. For a pool\n"
+        f"# from another source, try {_flow(selection(len(look.pool), classes, False))}:\n"
+        "# that many per class (pool size / classes), the most confident first, with copies where a class has fewer."
         if near
-        else "The pool is many times the labeled images, so perhaps of many kinds: of each class the surest, as many as the pool has\n"
-        "# for each on average. Where all of it is of the labeled images' kind, {min_confidence: 0, per_class: none} takes all."
+        else "The pool is many times larger than the labeled set, so it may come from other sources: the most confident of each class,\n"
+        "# pool size / classes of them, with copies where a class has fewer. If pool and labeled images come from the same source,\n"
+        "# {min_confidence: 0, per_class: none} takes all."
     )
     why = _why(chosen, look, facts, on_gpu)
     of_student = [(f"model: {scalar(model)}", ""), ("start: teacher", "finetune all weights from there")]
@@ -239,8 +241,8 @@ def recipe_text(
             f"# {why_selected}",
             f"select: {_flow(select)}",
             "",
-            "# The first generation is the teacher, of the labeled images alone. Each next one is a student on labeled and pseudo-labeled",
-            "# images, and the teacher of the one after. The settings of the students",
+            "# The first network, the teacher, is trained on labeled images only. Each further one is a student, trained on labeled and",
+            "# pseudo-labeled images; it teaches the next. The settings of the students",
             f"# {measured}",
             "generations:",
             "  - " + _lines(teacher, "    ").lstrip(),
