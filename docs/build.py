@@ -74,7 +74,8 @@ def _default(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("{", "&#123;").replace("<", "&lt;")
+    parts = text.replace("|", "\\|").split("`")  # every second one is code, which shows entities as they stand
+    return "`".join(part if at % 2 else part.replace("{", "&#123;").replace("<", "&lt;") for at, part in enumerate(parts))
 
 
 def main() -> int:
