@@ -1,8 +1,10 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
@@ -11,6 +13,8 @@ from nst_cli.main import app
 from typer.testing import CliRunner
 
 from nst_data.errors import NstError, UsageError
+from nst_data.progress import Progress
+from nst_train.interruption import Interrupted
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
 from nst_train.training.trackers import Trackers, check_trackers
@@ -33,6 +37,19 @@ class SummaryWriter:
     def close(self):
         self.write({"closed": True})
 """
+
+
+DIGEST = "0123456789abcdef" * 4
+
+
+class Said(Progress):
+    """What a person would read."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
 
 
 class Kept(GeneralTracker):
@@ -93,7 +110,7 @@ def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
     with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); fix that, or use `tracker` none$"):
-        Trackers.start(["refusing"], "net@gen-0", {}, TrainSettings(model="x"), tmp_path, 0)
+        Trackers.start(["refusing"], "net@gen-0", DIGEST, {}, TrainSettings(model="x"), tmp_path, 0)
 
 
 def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_path):
@@ -112,9 +129,140 @@ def test_of_a_networks_folder_a_tracker_gets_the_name_alone(monkeypatch, tmp_pat
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "told", Told)
     settings = TrainSettings(model="local-dir:/home/someone/secret/net")
-    Trackers.start(["told"], "net@gen-0", {}, settings, tmp_path, 0)
+    Trackers.start(["told"], "net@gen-0", DIGEST, {}, settings, tmp_path, 0)
     assert (told["project"], told["model"], told["magnitude"], told["epochs"]) == ("net", "net", 27, 350)
     assert "someone" not in str(told)
+
+
+def service(name, made):
+    """A class of trackers that has no run "gone"; each one made is added to `made`."""
+
+    class Service(Kept):
+        def __init__(self, project, **asked):
+            super().__init__()
+            self.name, self.asked = name, asked
+            made.append(self)
+
+        @property
+        def tracker(self):
+            return SimpleNamespace(info=SimpleNamespace(run_id=self.asked.get("run_id", "new")))
+
+        def start(self):
+            if "gone" in (self.asked.get("run_id"), self.asked.get("id")):
+                raise RuntimeError("run gone not found\nmore")
+
+        def store_init_configuration(self, values):
+            if self.asked.get("run_id"):
+                raise RuntimeError("Changing param values is not allowed")
+            self.values = values
+
+    return Service
+
+
+def resumed(name, runs, folder, said=None, begun=40):
+    return Trackers.start([name], "net@gen-0", DIGEST, runs, TrainSettings(model="x"), folder, begun, said)
+
+
+def test_a_reopened_run_of_mlflow_keeps_its_parameters(monkeypatch, tmp_path):
+    asked, said = [], Said()
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", service("mlflow", asked))
+    assert resumed("mlflow", {"run": "a", "mlflow": "kept"}, tmp_path, said).runs == {"run": "a", "mlflow": "kept"}
+    assert [one.asked for one in asked] == [{"run_id": "kept"}]
+    assert said.lines == []
+
+
+def test_a_run_of_mlflow_that_cannot_be_reopened_is_one_line_and_a_new_run(monkeypatch, tmp_path):
+    asked, said = [], Said()
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", service("mlflow", asked))
+    assert resumed("mlflow", {"run": "a", "mlflow": "gone"}, tmp_path, said).runs == {"run": "a", "mlflow": "new"}
+    assert [one.asked for one in asked] == [{"run_id": "gone"}, {"run_name": "net@gen-0"}]
+    assert asked[1].values["epochs"] == 350
+    (line,) = said.lines
+    assert line.startswith("`tracker` mlflow: cannot reopen")
+    assert "(run gone not found)" in line
+    assert "new run" in line
+
+
+def test_a_run_of_weights_and_biases_that_was_deleted_is_one_line_and_a_new_run_for_it_alone(monkeypatch, tmp_path):
+    asked, said = [], Said()
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", service("wandb", asked))
+    runs = resumed("wandb", {"run": "gone"}, tmp_path, said).runs
+    assert runs["run"] == "gone"
+    assert runs["wandb"] != "gone"
+    assert [one.asked["id"] for one in asked] == ["gone", runs["wandb"]]
+    assert len(said.lines) == 1
+    assert resumed("wandb", runs, tmp_path, said).runs == runs
+    assert asked[-1].asked["id"] == runs["wandb"]
+    assert len(said.lines) == 1
+
+
+def test_a_training_that_an_earlier_nst_began_goes_on_in_the_run_it_named_by_its_digest(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", service("wandb", asked))
+    assert resumed("wandb", {}, tmp_path).runs == {"run": DIGEST[:16]}
+    assert asked[-1].asked == {"name": "net@gen-0", "id": DIGEST[:16], "resume": "allow"}
+    assert resumed("wandb", {}, tmp_path, begun=0).runs["run"] != DIGEST[:16]
+
+
+def test_where_a_second_tracker_cannot_be_started_the_first_is_finished(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", service("wandb", asked))
+
+    class Refusing(Kept):
+        def __init__(self, project, **_):
+            raise RuntimeError("no account")
+
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "mlflow", Refusing)
+    with pytest.raises(NstError, match=r"^`tracker` mlflow: .*no account"):
+        Trackers.start(["wandb", "mlflow"], "net@gen-0", DIGEST, {}, TrainSettings(model="x"), tmp_path, 0)
+    assert [one.finished for one in asked] == [True]
+
+
+class Unreachable(Kept):
+    name = "unreachable"
+
+    def log(self, values, step=None, **_):
+        self.points.append((step, values))
+        raise ConnectionError("no route\nto the server")
+
+    def finish(self):
+        raise ConnectionError("no route")
+
+
+def test_an_unreachable_tracker_is_one_line_and_ends_nothing():
+    said, kept = Said(), Kept()
+
+    def stopped_training():
+        with Trackers([Unreachable(), kept], progress=said) as trackers:
+            trackers.log({"loss": 1.0}, 20)
+            trackers.log({"loss": 0.5}, 40)
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stop:
+        stopped_training()
+    assert stop.value.status == 143
+    assert kept.finished
+    assert [step for step, _ in kept.points] == [20, 40]
+    (line,) = said.lines
+    assert line.startswith("`tracker` unreachable: failed (no route)")
+    assert "metrics.jsonl" in line
+
+
+def test_a_tracker_that_waits_long_for_its_server_is_asked_less_often(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("nst_train.training.trackers.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    class Slow(Unreachable):
+        def log(self, values, step=None, **_):
+            clock[0] += 61
+            super().log(values, step)
+
+    slow = Slow()
+    trackers = Trackers([slow])
+    for step in range(1, 5):
+        trackers.log({"loss": 1.0}, step)
+        clock[0] += 500
+    assert [step for step, _ in slow.points] == [1, 4]
 
 
 def test_an_unknown_one_shows_those_that_there_are():
@@ -182,9 +330,21 @@ for experiment in client.search_experiments(filter_string="name = 'tracked'"):
     for run in client.search_runs([experiment.experiment_id]):
         points = client.get_metric_history(run.info.run_id, "loss/labeled")
         print(json.dumps(["mlflow", run.info.run_name, run.data.params["model"], [one.step for one in points]]))
+        kept = run.info.run_id
 for run in trackio.Api().runs("tracked"):
     rows = trackio.SQLiteStorage.get_logs("tracked", run.name)
     print(json.dumps(["trackio", run.name, run.config["model"], [row["step"] for row in rows if "loss/labeled" in row]]))
+
+from pathlib import Path
+from nst_data.progress import Lines
+from nst_train.settings import TrainSettings
+from nst_train.training.trackers import Trackers
+client.delete_run(kept)
+runs = {"run": "a", "mlflow": kept}
+with Trackers.start(["mlflow"], "tracked@gen-0", "", runs, TrainSettings(model="x"), Path(), 40, Lines()) as trackers:
+    trackers.log({"loss/labeled": 1.0}, 60)
+new = client.get_run(trackers.runs["mlflow"])
+print(json.dumps(["new", new.info.run_name, new.data.params["model"], [new.data.metrics["loss/labeled"]], new.info.run_id != kept]))
 """
 
 
@@ -207,4 +367,5 @@ def test_a_resumed_training_goes_on_in_its_runs_of_mlflow_and_trackio(tiny_store
     assert [(tracker, name.startswith("tracked@gen-0"), *more) for tracker, name, *more in runs] == [
         ("mlflow", True, "test_resnet", [20, 40, 60]),
         ("trackio", True, "test_resnet", [20, 40, 60]),
+        ("new", True, "x", [1.0], True),  # after a person deleted the first
     ]

@@ -135,7 +135,8 @@ class Training:
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
         kept = resumed.notes.get("trackers", {})
-        trackers = Trackers.start(tracker_names, self.staging.ref, kept, settings, self.staging.build, resumed.step)
+        ref, digest = self.staging.ref, self.staging.request.digest
+        trackers = Trackers.start(tracker_names, ref, digest, kept, settings, self.staging.build, resumed.step, progress)
         log = TrainingLog(self.staging.build, step.schedule, per_step, resumed.step, resumed.notes, trackers)
         total = step.schedule.steps * per_step
         with trackers, closing(batches), progress.task(f"train {self.staging.ref}", total, "images", resumed.step * per_step) as task:

@@ -1,8 +1,9 @@
 """Accelerate's trackers: the curves of a training in TensorBoard and its like. Beside the log files, never in place of them."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -10,12 +11,16 @@ from uuid import uuid4
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
+from nst_data.cards.curves import METRICS_LOG
 from nst_data.errors import NstError, UsageError, first_line
+from nst_data.progress import Progress
 from nst_train.device import this_process
 from nst_train.settings import TrainSettings
 
 NO_RUNS: Mapping[str, str] = MappingProxyType({})
 DEFAULT_TRACKER, NO_TRACKER = "tensorboard", "none"
+_CONTINUED = ("mlflow", "trackio", "wandb")  # trackers that open the run of a resumed training
+_REST = 20  # times as long as it took a tracker to fail
 
 
 def check_trackers(asked: Sequence[str]) -> list[str]:
@@ -35,56 +40,117 @@ def check_trackers(asked: Sequence[str]) -> list[str]:
 class Trackers:
     """Open trackers of one training; closed they keep what they got. Only the main process has any.
 
+    A tracker that fails ends no training: one line says so, and the log files have every number. `runs` are for a checkpoint: the name that
+    this training has at services where it chooses one, and by tracker what a service chose itself.
+
     Accelerate's own `init_trackers` and `end_training` are of a process that trains once: one project for all trackers, TensorBoard's
     folder too, and the process group ends with them, which the next generation of a recipe needs.
     """
 
-    def __init__(self, trackers: Sequence[GeneralTracker] = (), runs: Mapping[str, str] = NO_RUNS) -> None:
-        self._trackers, self.runs = list(trackers), dict(runs)
+    def __init__(
+        self, trackers: Sequence[GeneralTracker] = (), runs: Mapping[str, str] = NO_RUNS, progress: Progress | None = None
+    ) -> None:
+        self._trackers, self.runs, self._progress = list(trackers), dict(runs), progress or Progress()
+        self._failed: set[str] = set()
+        self._rests_until: dict[str, float] = {}
 
     @classmethod
-    def start(cls, names: Sequence[str], ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, begun: int) -> Self:
-        """Start trackers for the training `ref`; those that write files do so below `folder`.
+    def start(
+        cls,
+        names: Sequence[str],
+        ref: str,
+        digest: str,
+        runs: Mapping[str, str],
+        settings: TrainSettings,
+        folder: Path,
+        begun: int,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Start trackers for the training `ref` of request `digest`; those that write files do so below `folder`.
 
-        A training that resumes after step `begun` goes on in the `runs` that its checkpoint kept: where a service knows it.
+        A training that resumes after step `begun` goes on in the `runs` that its checkpoint kept, or in a new one where a service does not
+        open its run. Raises NstError for a tracker that cannot be started.
         """
         if not this_process().is_main_process:
             return cls()
-        trackers, runs = [], {"run": uuid4().hex[:16], **runs}
-        for name in names:
+        by_digest = begun > 0 and not runs  # as before checkpoints kept runs
+        started = cls(runs={"run": digest[:16] if by_digest else _new_id(), **runs}, progress=progress)
+        try:
+            for name in names:
+                started._start(name, ref, settings, folder, begun)
+        except BaseException:
+            started.close()
+            raise
+        return started
+
+    def _start(self, name: str, ref: str, settings: TrainSettings, folder: Path, begun: int) -> None:
+        """Start one tracker, in its run if it has one."""
+        refusal = ""
+        try:
             try:
-                tracker = _started(name, ref, runs, settings, folder, begun)
-            except Exception as error:  # each service has its own ways to refuse, such as an account that is not logged in
-                raise NstError(
-                    f"`tracker` {name}: cannot be started ({first_line(error)}); fix that, or use `tracker` {NO_TRACKER}"
-                ) from error
-            if name == "mlflow":  # which names its runs itself
-                runs[name] = tracker.tracker.info.run_id
-            trackers.append(tracker)
-        return cls(trackers, runs)
+                tracker = _started(name, ref, self.runs, settings, folder, begun)
+            except Exception as error:
+                if not begun or name not in _CONTINUED:
+                    raise
+                refusal = first_line(error)
+                self.runs.pop(name, None)
+                if name != "mlflow":
+                    self.runs[name] = _new_id()
+                tracker = _started(name, ref, self.runs, settings, folder, begun)
+        except Exception as error:  # each service has its own ways to refuse, such as an account that is not logged in
+            raise NstError(f"`tracker` {name}: cannot be started ({first_line(error)}); fix that, or use `tracker` {NO_TRACKER}") from error
+        self._trackers.append(tracker)
+        if name == "mlflow":  # which names its runs itself
+            self.runs[name] = tracker.tracker.info.run_id
+        if refusal:
+            self._progress.say(f"`tracker` {name}: cannot reopen the run of {ref} ({refusal}); continuing in a new run")
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Hand numbers on, by name."""
-        with redirect_stdout(sys.stderr):
-            for tracker in self._trackers:
-                tracker.log(values, step=step)
+        """Hand numbers on, by name. A tracker that takes long to fail, as one that waits for its server, is asked less often."""
+        for tracker in self._trackers:
+            began = time.monotonic()
+            if began < self._rests_until.get(tracker.name, began):
+                continue
+            try:
+                with redirect_stdout(sys.stderr):
+                    tracker.log(values, step=step)
+            except Exception as error:
+                now = time.monotonic()
+                self._rests_until[tracker.name] = now + _REST * max(now - began - 1, 0)
+                self._say_failed(tracker.name, error)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with redirect_stdout(sys.stderr):
-            for tracker in self._trackers:
+        self.close()
+
+    def close(self) -> None:
+        """Finish all trackers."""
+        for tracker in self._trackers:
+            try:
                 _finish(tracker)
+            except Exception as error:
+                self._say_failed(tracker.name, error)
+
+    def _say_failed(self, name: str, error: Exception) -> None:
+        if name not in self._failed:
+            self._failed.add(name)
+            self._progress.say(f"`tracker` {name}: failed ({first_line(error)}); training continues, {METRICS_LOG} has every number")
+
+
+def _new_id() -> str:
+    return uuid4().hex[:16]
 
 
 def _finish(tracker: GeneralTracker) -> None:
-    if tracker.name != "trackio":
-        tracker.finish()
-        return
-    import trackio
+    with redirect_stdout(sys.stderr):
+        if tracker.name != "trackio":
+            tracker.finish()
+            return
+        import trackio
 
-    trackio.finish()  # type: ignore[no-untyped-call] # the run and its own note of it: else the end of the process would finish it once more, on standard output
+        trackio.finish()  # type: ignore[no-untyped-call] # the run and its own note of it: else the end of the process would finish it once more
 
 
 def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, begun: int) -> GeneralTracker:
@@ -95,8 +161,14 @@ def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSet
         started = kind(project, *place, **_going_on(tracker, ref, runs, begun))
         if hasattr(started, "start"):  # in older Accelerate, making one starts it
             started.start()
-        if tracker != DEFAULT_TRACKER:  # TensorBoard would write them under the time of day
-            started.store_init_configuration(_shown(settings))
+        # TensorBoard would write them under the time of day; a run of MLflow has them and lets nobody change them
+        if tracker != DEFAULT_TRACKER and not (tracker == "mlflow" and tracker in runs):
+            try:
+                started.store_init_configuration(_shown(settings))
+            except BaseException:
+                with suppress(Exception):
+                    _finish(started)
+                raise
     return started
 
 
@@ -104,12 +176,13 @@ def _going_on(tracker: str, ref: str, runs: Mapping[str, str], begun: int) -> di
     """What makes a resumed training continue its curves: TensorBoard forgets later points, the others open the same run."""
     if tracker == DEFAULT_TRACKER:
         return {"purge_step": begun + 1} if begun else {}
+    own = runs.get(tracker, runs["run"])
     if tracker == "wandb":
-        return {"name": ref, "id": runs["run"], "resume": "allow"}
+        return {"name": ref, "id": own, "resume": "allow"}
     if tracker == "trackio":  # where a run is known by its name
-        return {"name": f"{ref}-{runs['run'][:6]}", "resume": "allow"}
+        return {"name": f"{ref}-{own[:6]}", "resume": "allow"}
     if tracker == "mlflow":
-        return {"run_id": runs[tracker]} if tracker in runs else {"run_name": ref}
+        return {"run_id": own} if tracker in runs else {"run_name": ref}
     return {}
 
 
