@@ -16,16 +16,23 @@ def column_chunks(
 ) -> Iterator[list[pq.ColumnChunkMetaData]]:
     """For each row group what its footer says of the columns with these names, and of those below them. Raises one of `DAMAGE`.
 
-    Arrow ends the process where it is asked for what contradicts itself, such as a histogram of another length. Beginning to read the
-    column raises there; so that is done first, from a file that has no pages.
+    Arrow ends the process where it is asked for what contradicts itself, such as a histogram of another length or statistics of another
+    type. Beginning to read a column raises at the former; so that is done first, from a file that has no pages. It is a buffered one,
+    whose first page is wanted only after all columns have begun.
     """
     tops = tuple(f"{name}." for name in names)
-    places = [index for index in range(len(footer.schema)) if f"{footer.schema.column(index).path}.".startswith(tops)]
-    reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer)
+    leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
+    kinds = {index: leaf.physical_type for index, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(tops)}
+    reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer, buffer_size=1)
     for group in range(footer.num_row_groups) if groups is None else groups:
         with suppress(_PagesWantedError):
             next(reader.iter_batches(1, row_groups=[group], columns=list(names), use_threads=False), None)
-        yield [footer.row_group(group).column(index) for index in places]
+        columns = footer.row_group(group)
+        chunks = [columns.column(index) for index in kinds]
+        for chunk, kind in zip(chunks, kinds.values(), strict=True):
+            if chunk.physical_type != kind:
+                raise OSError(f"column {chunk.path_in_schema} is {chunk.physical_type} in row group {group}, {kind} in the schema")
+        yield chunks
 
 
 class _PagesWantedError(Exception):
