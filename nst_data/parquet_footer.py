@@ -23,7 +23,7 @@ def column_chunks(
     tops = tuple(f"{name}." for name in names)
     leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
     kinds = {index: leaf.physical_type for index, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(tops)}
-    reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer, buffer_size=1)
+    reader = pq.ParquetFile(pa.PythonFile(_NoPages(), mode="r"), metadata=footer, buffer_size=1, pre_buffer=False)
     for group in range(footer.num_row_groups) if groups is None else groups:
         with suppress(_PagesWantedError):
             next(reader.iter_batches(1, row_groups=[group], columns=list(names), use_threads=False), None)
