@@ -253,11 +253,13 @@ def _check_table(generation: Version) -> int | None:
     for name, file in files.items():
         with damage_is_named(f"{generation.ref}: {name}"):
             footers[name] = pq.read_metadata(file)
-    first, *_ = footers.values()
-    top_k = top_k_of(first.schema.to_arrow_schema())
+    (place, first), *_ = footers.items()
+    with damage_is_named(f"{generation.ref}: {place}"):
+        top_k = top_k_of(first.schema.to_arrow_schema())
     expected = pseudo_labels_schema(generation.manifest.class_names, top_k)
     for name, footer in footers.items():
-        check_columns(footer, expected, f"{generation.ref}: {name}")
+        with damage_is_named(f"{generation.ref}: {name}"):
+            check_columns(footer, expected, f"{generation.ref}: {name}")
     return top_k
 
 

@@ -80,7 +80,7 @@ class EditionImages(Source):
 
     def _pages_of(self, shard: int) -> PlainPages:
         path = self._edition.file(shard, self._shards.wait_for(shard))
-        with pq.ParquetFile(path) as parquet:
+        with damage_is_named(f"{self.location}: {path.name}"), pq.ParquetFile(path) as parquet:
             groups = plain_groups(parquet, _IMAGE)
         if groups is None:
             raise NstError(f"{self.location}: its images are compressed inside parquet, as nst writes none; {self._edition.remedy}")

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import polars as pl
-import pyarrow as pa
 
 from nst_data.errors import NstError, UsageError, first_line
+from nst_data.parquet_footer import DAMAGE
 from nst_data.store.store import Version
 from nst_data.tables.confidence import count_by_confidence, histogram
 from nst_data.tables.engines import spark_says
@@ -49,7 +49,7 @@ def damage_is_named(refs: str) -> Iterator[None]:
             raise  # no damage: what is written on the way filled the disk
         if (said := spark_says(error)) is not None:
             raise NstError(f"{refs}: Spark failed ({said}); `verify()` says whether the labels are as sealed") from None
-        if not isinstance(error, pl.exceptions.PolarsError | pa.ArrowException | OSError):
+        if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):
             raise
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` says whether they are as sealed") from None
 
