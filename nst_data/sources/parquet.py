@@ -193,7 +193,7 @@ class ParquetFiles(Source):
         for file, start in zip(self._files, self._starts, strict=False):
             with self._readable(file), self._opened(file) as parquet:
                 for group, chunks in enumerate(column_chunks(parquet.metadata, [column])):
-                    known = next((chunk.statistics for chunk in chunks), None)
+                    known = next((chunk.statistics for chunk in chunks if chunk.physical_type == "BYTE_ARRAY"), None)
                     if known is None or not known.has_null_count or known.null_count:
                         named = parquet.read_row_group(group, columns=[f"{self._column}.path"]).column(self._column)
                         yield start, pc.struct_field(named, "path").to_pylist()
