@@ -7,10 +7,6 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst_data.thrift import structure
-
-_MAGIC = b"PAR1"
-_ROW_GROUPS, _COLUMNS, _DESCRIPTION, _PATH, _STATISTICS, _NULL_COUNT = 4, 1, 3, 3, 12, 3  # numbers of fields in parquet.thrift
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a damaged parquet file raises; the last where a name in its footer is no text."""
 
@@ -37,21 +33,6 @@ def column_chunks(
             if chunk.physical_type != kind:
                 raise OSError(f"column {chunk.path_in_schema} is {chunk.physical_type} in row group {group}, {kind} in the schema")
         yield chunks
-
-
-def null_counts(footer: pq.FileMetaData, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """For each row group how many values lack in the columns with these names, by path, where its footer says so. Raises one of `DAMAGE`.
-
-    Arrow's own statistics decode the least and the greatest value too, and end the process where those are too short.
-    """
-    file = io.BytesIO()
-    footer.write_metadata_file(file)
-    groups = structure(file.getvalue(), len(_MAGIC))[0][_ROW_GROUPS]
-    for group, chunks in zip(groups, column_chunks(footer, names), strict=True):
-        wanted = {chunk.path_in_schema for chunk in chunks}
-        described = [column[_DESCRIPTION] for column in group[_COLUMNS]]
-        known = [(b".".join(one[_PATH]).decode(), one.get(_STATISTICS, {}).get(_NULL_COUNT)) for one in described]
-        yield {path: count for path, count in known if path in wanted and count is not None}
 
 
 class _PagesWantedError(Exception):

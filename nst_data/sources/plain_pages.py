@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.parquet_footer import column_chunks
 from nst_data.sources.files import OpenFile
-from nst_data.thrift import structure
 
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
 _HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
 _DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, RecursionError)
+
+Fields = dict[int, Any]  # of a Thrift structure, by number
+Data = bytes | mmap.mmap
 
 
 class Groups(NamedTuple):
@@ -48,7 +50,10 @@ def plain_groups(parquet: pq.ParquetFile, column: Sequence[str]) -> Groups | Non
     footer, field = parquet.metadata, parquet.schema_arrow.field(column[0])  # not the footer's own schema, which would keep the footer
     is_optional = field.nullable or any(field.type.field(name).nullable for name in column[1:])
     rows, offsets = [], []
-    for group, (chunk, *others) in enumerate(column_chunks(footer, [".".join(column)])):
+    for group, chunks in enumerate(column_chunks(footer, [".".join(column)])):
+        if not chunks:  # no such column
+            return None
+        chunk, *others = chunks
         here = footer.row_group(group).num_rows
         if here and (others or not _is_plain(chunk)):  # a column `a.b` beside a struct `a` with a field `b`
             return None
@@ -139,7 +144,7 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
     """The pages of a row group; kept, as its neighbors are read soon. Raises one of _DAMAGE where they are not what they should be."""
     data, found, first = _opened(file, size).data, [], 0
     while first < rows:
-        header, length = structure(data[offset : offset + _HEADER_BYTES], 0)
+        header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
         start = offset + length
         offset = start + header[3]
         values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
@@ -154,3 +159,61 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
         found.append(_Page(first, start, offset))
         first += values[1]
     return found
+
+
+def _structure(data: Data, at: int) -> tuple[Fields, int]:
+    """A Thrift structure, and the place after it."""
+    fields: Fields = {}
+    number = 0
+    while head := data[at]:
+        at += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _integer(data, at)
+        fields[number], at = _value(data, at, head & 15)
+    return fields, at + 1
+
+
+def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
+    """A value of one of Thrift's kinds, and the place after it."""
+    if kind in (4, 5, 6):
+        return _integer(data, at)
+    if kind in (1, 2):
+        return kind == 1, at
+    if kind == 3:
+        return data[at], at + 1
+    if kind == 7:
+        return None, at + 8  # a number that nothing here asks for
+    if kind == 8:
+        size, at = _varint(data, at)
+        return None if at + size > len(data) else data[at : at + size], at + size
+    if kind == 9:
+        size, inside = data[at] >> 4, data[at] & 15
+        size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
+        values = []
+        for _ in range(size):
+            value, at = _value(data, at, 3 if inside in (1, 2) else inside)
+            values.append(value)
+        return values, at
+    if kind == 12:
+        return _structure(data, at)
+    raise ValueError(f"Thrift's kind {kind}")
+
+
+def _integer(data: Data, at: int) -> tuple[int, int]:
+    """Positive and negative ones in turn: 0, -1, 1, -2."""
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _varint(data: Data, at: int) -> tuple[int, int]:
+    """Seven bits a byte, the lowest first."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7

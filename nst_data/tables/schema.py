@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.parquet_footer import null_counts
+from nst_data.parquet_footer import column_chunks
 
 if TYPE_CHECKING:
     from datasets import List
@@ -137,10 +137,11 @@ def check_columns(footer: pq.FileMetaData, expected: pa.Schema, file: str) -> No
         kind = found.field(field.name).type if field.name in found.names else "missing"
         if kind != field.type:
             raise NstError(f"{file}: column `{field.name}` is {kind}, expected {field.type}")
-    for group, nulls in enumerate(null_counts(footer, expected.names)):
-        for path, count in nulls.items():
-            if count:
-                found_empty = f"column `{path.partition('.')[0]}` is empty in {count:,} of {footer.row_group(group).num_rows:,} rows"
+    for group, columns in enumerate(column_chunks(footer, expected.names)):
+        for column in columns:
+            name, known = column.path_in_schema.partition(".")[0], column.statistics
+            if known is not None and known.null_count:
+                found_empty = f"column `{name}` is empty in {known.null_count:,} of {footer.row_group(group).num_rows:,} rows"
                 raise NstError(f"{file}: {found_empty}; the table was made or changed elsewhere")
 
 
