@@ -28,13 +28,14 @@ from nst_train.evaluation.evaluate import measure_all
 
 RESAMPLES = 10_000
 UNNOISED = {"operations": 0, "dropout": 0, "stochastic_depth": 0}
+NOISED = {"crop_scale_min": 0.8, "noise": Noise(magnitude=9, operations=2, dropout=0.2, stochastic_depth=0)}
 
 
 class Digits:
     """What all arms of a seed share. Every method finds what is in the store already."""
 
-    def __init__(self, folder: Path, seed: int, epochs: float) -> None:
-        self.seed, self.epochs = seed, epochs
+    def __init__(self, folder: Path, seed: int, epochs: float = 40, min_confidence: float = 0.3) -> None:
+        self.seed, self.epochs, self.min_confidence = seed, epochs, min_confidence
         self.store = Store(folder / f"store-{seed}")
         images = folder / f"digits-{seed}"
         write_digits(images, seed)
@@ -56,21 +57,20 @@ class Digits:
         return settings | changes
 
     def teacher(self, name: str, **changes: Any) -> Version:
-        """On labeled images alone."""
-        settings = TrainSettings(**self.network(crop_scale_min=1.0, noise=Noise(**UNNOISED), **changes))
+        """On labeled images alone, without noise."""
+        settings = TrainSettings(**self.network(**{"crop_scale_min": 1.0, "noise": Noise(**UNNOISED)} | changes))
         return train(self.store, name, self.labeled, settings, run=self.run, progress=Progress())
 
     def edition(self, teacher: Version, noise: bool = False, **select: Any) -> Version:
         """A training set from the teacher's labels of the pool."""
         corpus = f"by-{teacher.manifest.name}" + "-noised" * noise
         labels = label(self.store, corpus, teacher, self.pool, LabelSettings(noise=noise, seed=self.seed), progress=Progress())
-        settings = BalanceSettings(**({"min_confidence": 0.3, "per_class": 120, "seed": self.seed} | select))
+        settings = BalanceSettings(**({"min_confidence": self.min_confidence, "per_class": 120, "seed": self.seed} | select))
         return balance(self.store, labels, settings, exclude=[self.labeled, self.test], progress=Progress())
 
     def student(self, name: str, edition: Version, **changes: Any) -> Version:
         """Noised, on labeled and pseudo-labeled images."""
-        noised = {"ratio": 9, "crop_scale_min": 0.8, "noise": Noise(magnitude=9, operations=2, dropout=0.2, stochastic_depth=0)}
-        settings = TrainSettings(**self.network(**noised | changes))
+        settings = TrainSettings(**self.network(**{"ratio": 9} | NOISED | changes))
         return train(self.store, name, self.labeled, settings, edition=edition, pool=self.pool, run=self.run, progress=Progress())
 
 
@@ -86,9 +86,14 @@ def student(digits: Digits) -> Version:
     return digits.student("student", digits.edition(teacher(digits)))
 
 
-def changed(name: str, digits: Digits, *, select: dict[str, Any] | None = None, noise: bool = False, **changes: Any) -> Version:
-    """The student with one switch set otherwise: of its training, of the selection, or of its teacher's noise."""
-    return digits.student(name, digits.edition(teacher(digits), noise, **select or {}), **changes)
+def of_noised_teacher(name: str, noise: bool, digits: Digits) -> Version:
+    """A student of a teacher that was trained with noise, and labels with it or not: a teacher has no other noise than its own."""
+    return digits.student(name, digits.edition(digits.teacher("noised-teacher", **NOISED), noise))
+
+
+def changed(name: str, digits: Digits, *, select: dict[str, Any] | None = None, **changes: Any) -> Version:
+    """The student with one switch set otherwise: of its training, or of the selection."""
+    return digits.student(name, digits.edition(teacher(digits), **select or {}), **changes)
 
 
 def later(generation: int, digits: Digits) -> Version:
@@ -104,7 +109,7 @@ def finetuned(digits: Digits) -> Version:
     """Trained on pseudo-labeled images alone, then finetuned on labeled ones for a fifth of the epochs at a tenth of the rate."""
     pretrained = changed("pretrained", digits, pseudo_only=True)
     rate = {"learning_rate": 0.004, "epochs": digits.epochs / 5, "warmup_epochs": 0}
-    settings = TrainSettings(**digits.network(crop_scale_min=0.8, noise=Noise(magnitude=9, dropout=0.2, stochastic_depth=0), **rate))
+    settings = TrainSettings(**digits.network(**NOISED | rate))
     settings = settings.model_copy(update={"start": pretrained.ref})
     return train(digits.store, "finetuned", digits.labeled, settings, run=digits.run, progress=Progress())
 
@@ -122,7 +127,8 @@ ARMS: dict[str, Callable[[Digits], Version]] = {
     "student": student,
     "student, unlabeled images not augmented": partial(changed, "unaugmented", **UNAUGMENTED),
     "student, no noise on unlabeled images": partial(changed, "unnoised", pseudo_noise=UNAUGMENTED["pseudo_noise"] | {"dropout": 0}),
-    "student of a noised teacher": partial(changed, "of-noised", noise=True),
+    "student of a teacher trained with noise": partial(of_noised_teacher, "of-noised", False),
+    "student of the same, noised while it labels": partial(of_noised_teacher, "of-noised-labels", True),
     "second student": partial(later, 2),
     "third student": partial(later, 3),
     "small student of a small teacher": partial(small_student, "small-of-small", small_teacher, "test_efficientnet"),
@@ -157,7 +163,7 @@ COMPARISONS = (
     Comparison("noise", "Table 6", "student", "teacher", 1.1),
     Comparison("noise", "Table 6", "student", "student, unlabeled images not augmented", 0.5),
     Comparison("noise", "Table 6", "student", "student, no noise on unlabeled images", 0.8),
-    Comparison("noise", "Table 6", "student", "student of a noised teacher", 0.7),
+    Comparison("noise", "Table 6", "student of a teacher trained with noise", "student of the same, noised while it labels", 0.7),
     Comparison("iterations", "Table 7", "second student", "student", 0.5),
     Comparison("iterations", "Table 7", "third student", "second student", 0.3),
     Comparison("teacher-size", "Table 9", "small student of the student", "small student of a small teacher", 0.7),
@@ -181,15 +187,15 @@ def arms_of(studies: list[str]) -> list[str]:
     return [arm for arm in ARMS if arm in wanted]
 
 
-def versions(folder: Path, seed: int, studies: list[str], epochs: float) -> dict[str, Version]:
+def versions(folder: Path, seed: int, studies: list[str], **settings: float) -> dict[str, Version]:
     """The trained network of each arm."""
-    digits = Digits(folder, seed, epochs)
+    digits = Digits(folder, seed, **settings)
     return {arm: ARMS[arm](digits) for arm in arms_of(studies)}
 
 
-def right(folder: Path, seed: int, studies: list[str], epochs: float) -> dict[str, np.ndarray]:
+def right(folder: Path, seed: int, studies: list[str], **settings: float) -> dict[str, np.ndarray]:
     """Of each arm which test images it gets right, 0 or 1."""
-    made, digits = versions(folder, seed, studies, epochs), Digits(folder, seed, epochs)
+    made, digits = versions(folder, seed, studies, **settings), Digits(folder, seed, **settings)
     measured = measure_all(digits.store, [one.ref for one in made.values()], digits.test, EvaluateSettings(), progress=Progress())["clean"]
     return {arm: measured[version.ref].by_image["top1"] for arm, version in made.items()}
 

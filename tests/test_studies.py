@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+SHORT = {"epochs": 4, "min_confidence": 0}
 FILE = Path(__file__).parent.parent / "benchmarks" / "studies.py"
 
 
@@ -24,7 +25,7 @@ def studies():
 def made(studies, tmp_path_factory):
     """(folder, the networks of two studies) of a short run."""
     folder = tmp_path_factory.mktemp("studies")
-    return folder, studies.versions(folder, 0, ["noise", "iterations"], epochs=8)
+    return folder, studies.versions(folder, 0, ["noise", "iterations"], **SHORT)
 
 
 def difference(first, second):
@@ -44,23 +45,28 @@ def edition_of(version):
 
 @pytest.mark.slow
 def test_arms_differ_in_their_one_switch_alone(studies, made):
-    _, arms = made
+    folder, arms = made
     student = arms["student"]
     augmentation = {"pseudo_noise.operations", "pseudo_noise.crop_scale_min"}
     assert difference(student, arms["student, unlabeled images not augmented"]) == augmentation
     assert difference(student, arms["student, no noise on unlabeled images"]) == augmentation | {"pseudo_noise.dropout"}
-    same_training = ("student of a noised teacher", "second student", "third student")
-    assert [difference(student, arms[name]) for name in same_training] == [set(), set(), set()]
+    noised = ("student of a teacher trained with noise", "student of the same, noised while it labels")
+    same_training = (*noised, "second student", "third student")
+    assert [difference(student, arms[name]) for name in same_training] == [set()] * 4
     assert edition_of(student) == edition_of(arms["student, no noise on unlabeled images"]) == "by-teacher@gen-1.1"
-    assert [edition_of(arms[name]) for name in same_training] == ["by-teacher-noised@gen-1.1", "by-student@gen-1.1", "by-student-2@gen-1.1"]
+    taught_by = ("by-noised-teacher", "by-noised-teacher-noised", "by-student", "by-student-2")
+    assert [edition_of(arms[name]) for name in same_training] == [f"{corpus}@gen-1.1" for corpus in taught_by]
+    labels = [studies.Store(folder / "store-0").open(f"{corpus}@gen-1") for corpus in taught_by[:2]]
+    assert [one.manifest.request.settings.get("noise", False) for one in labels] == [False, True]
+    assert labels[0].manifest.digest != labels[1].manifest.digest
     assert set(arms) == {arm for one in studies.COMPARISONS[:6] for arm in (one.arm, one.other)}
 
 
 @pytest.mark.slow
 def test_a_second_call_finds_all_and_counts_the_right_answers(studies, made):
     folder, arms = made
-    found = studies.right(folder, 0, ["noise", "iterations"], epochs=8)
-    assert studies.versions(folder, 0, ["noise", "iterations"], epochs=8) == arms
+    found = studies.right(folder, 0, ["noise", "iterations"], **SHORT)
+    assert studies.versions(folder, 0, ["noise", "iterations"], **SHORT) == arms
     assert {arm: set(right) <= {0.0, 1.0} and len(right) == 500 for arm, right in found.items()} == dict.fromkeys(arms, True)
 
 
