@@ -174,7 +174,7 @@ def _download(
             discard(folder)
             raise NstError(
                 f"{repository.id}@{commit[:12]}: {error} does not match its manifest: damaged on the server or in transit; "
-                "nothing was kept, pull it again"
+                "nothing was kept; pull it again"
             ) from None
     for file in _beside(repository, commit):
         _fetch(repository, commit, build, file)
