@@ -24,7 +24,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {name: needed for name, needed in PROJECT["optional-dependencies"].items() if name not in ("audit", "dev", "docs")}
 COMES_WITH = {"botocore": "s3fs", "onnx_ir": "onnxscript", "pydantic_core": "pydantic"}  # each is part of the other
 NOT_FOR_TESTS = {"adlfs", "gcsfs"}  # fsspec imports them; no test asks these clouds
-IF_INSTALLED = {"trackio"}  # a tracker, which users choose and install themselves
 MADE_HERE = ("build", "*.egg-info", "nst-store", ".*", "__pycache__")
 
 
@@ -54,7 +53,7 @@ def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_us
     runtime = names(PROJECT["dependencies"])
     declared = runtime | names(one for extra in EXTRAS.values() for one in extra)
     brought = {name: import_names(name) for name in declared - NOT_FOR_TESTS}
-    assert needed - set().union(*brought.values()) == IF_INSTALLED
+    assert needed - set().union(*brought.values()) == set()
     assert {name for name in runtime if not brought[name] & needed} == set()
 
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -148,9 +149,8 @@ def _finish(tracker: GeneralTracker) -> None:
         if tracker.name != "trackio":
             tracker.finish()
             return
-        import trackio
-
-        trackio.finish()  # type: ignore[no-untyped-call] # the run and its own note of it: else the end of the process would finish it once more
+        # the run and its own note of it: else the end of the process would finish it once more
+        import_module(tracker.name).finish()
 
 
 def _started(tracker: str, ref: str, runs: Mapping[str, str], settings: TrainSettings, folder: Path, begun: int) -> GeneralTracker:
