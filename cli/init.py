@@ -58,4 +58,5 @@ def _print(begun: "Beginning") -> None:
     print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
     for line in begun.warnings:
         print(f"warning:  {line}")
-    print(f"written:  {recipe}, {SCHEMA_FILE} for your editor\nnext:     nst run {recipe} --dry-run   nst run {recipe}")
+    schema = f", {SCHEMA_FILE} for your editor" if begun.has_schema else ""
+    print(f"written:  {recipe}{schema}\nnext:     nst run {recipe} --dry-run   nst run {recipe}")

@@ -31,11 +31,13 @@ def schema_text() -> str:
     return json.dumps(recipe_schema(), indent=1) + "\n"
 
 
-def write_schema(folder: Path) -> None:
-    """Put the schema beside a recipe, where no file of its name is another's."""
+def write_schema(folder: Path) -> bool:
+    """Put the schema beside a recipe, unless something else has its name there; whether it is there."""
     path = folder / SCHEMA_FILE
-    if not path.exists() or (path.is_file() and f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace")):
+    is_ours = not path.exists() or (path.is_file() and f'"title": "{_TITLE}"' in path.read_text("utf-8", errors="replace"))
+    if is_ours:
         write_text(path, schema_text())
+    return is_ours
 
 
 def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import timm
-from nst_cli.completion import _networks, complete_in_bash
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from nst_cli.completion import _networks, _trackers, complete_in_bash
 from nst_cli.main import app
 from sealed_labels import label_row, seal_edition, seal_generation
 from typer.testing import CliRunner
@@ -84,3 +85,7 @@ def test_completing_imports_no_network_library():
     )
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | asked, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["test_resnet", "test_resnet.r160_in1k", "set()"]
+
+
+def test_the_trackers_are_accelerates():
+    assert set(_trackers(None)) == {*LOGGER_TYPE_TO_CLASS, "none"}

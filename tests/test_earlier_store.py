@@ -57,7 +57,8 @@ def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     assert len(lines) == 2
     assert "bugs-teacher@gen-1 is unfinished and was started with other settings (warmup_epochs: " in lines[0]
     assert "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')` discards the unfinished one" in lines[0]
-    assert "bugs@gen-2 is unfinished and was started with other settings (temperature: 2.0 there, 3.0 asked), so this is " in lines[1]
+    assert "bugs@gen-2 is unfinished and was started with other settings (temperature: 2.0 there, 3.0 asked)" in lines[1]
+    assert "so this is bugs@gen-3" in lines[1]
     assert [line for line in told.lines if "never reaches `learning_rate`; set fewer `warmup_epochs`" in line]
 
 
@@ -74,7 +75,8 @@ def test_the_same_requests_find_it_and_make_nothing_anew(opened):
 def test_todays_default_is_another_training_and_says_what_the_one_of_before_did(opened):
     store, labeled, _ = opened
     today = TEACHER.model_copy(update={"weight_decay_on": "all"})
-    with pytest.raises(NstError, match=r"exists with other settings \(weight_decay_on: 'weights' there, 'all' asked\)"):
+    said = r"exists with other settings \(weight_decay_on: 'weights' there, 'all' asked\); choose another name"
+    with pytest.raises(NstError, match=said):
         train(store, "bugs-teacher", labeled, today, generation=0, run=RUN)
 
 

@@ -137,10 +137,8 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
     content[content.index(encoded) + 20] ^= 1
     with file.open("r+b") as opened:  # the same file, as workers have it in memory
         opened.write(content)
-    with pytest.raises(
-        NstError,
-        match=rf"{edition.ref}: '{table['key'][3]}' differs from the image that was labeled[^\n]*verify",
-    ):
+    verify = rf"`store\.open\('{edition.ref}'\)\.verify\(\)` shows"
+    with pytest.raises(NstError, match=rf"{edition.ref}: '{table['key'][3]}' differs from the image that was labeled[^\n]*; {verify}"):
         pseudo.read(3)
 
 

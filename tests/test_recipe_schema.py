@@ -117,5 +117,8 @@ def test_the_schema_beside_a_recipe_is_renewed_and_no_file_of_anothers_is(tmp_pa
     write_schema(tmp_path)
     assert path.read_text() == schema_text()
     path.write_text("{}")
-    write_schema(tmp_path)
+    assert not write_schema(tmp_path)
     assert path.read_text() == "{}"
+    path.unlink()
+    path.mkdir()
+    assert not write_schema(tmp_path)

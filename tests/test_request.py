@@ -71,7 +71,7 @@ def test_one_that_was_begun_in_another_order_is_refused_with_what_to_do_and_keep
     path = interrupted(store, inputs)
     path.write_text(json.dumps(earlier_form(Request(**json.loads(path.read_text())), OTHER_ORDER)))
     expected = r"^student@gen-0 was started by an earlier nst, [^\n]*; finish it with that nst, or `store.remove\('student@gen-0'\)`"
-    with pytest.raises(NstError, match=expected):
+    with pytest.raises(NstError, match=expected + " and run"):
         student(store, inputs)
     assert [*path.parent.glob("work/checkpoints/step-*")]
     store.remove("student@gen-0")

@@ -173,7 +173,8 @@ def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_
     staging = store.begin(request(), "flowers")
     if is_sealed:
         seal(staging)
-    with pytest.raises(NstError, match=r"flowers@gen-1 .* with other settings \(seed: 0 there, 7 asked\); choose another name"):
+    state = "exists" if is_sealed else "is unfinished and was started"
+    with pytest.raises(NstError, match=rf"flowers@gen-1 {state} with other settings \(seed: 0 there, 7 asked\); choose another name"):
         store.begin(request(seed=7), "flowers", generation=1)
 
 

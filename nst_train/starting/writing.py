@@ -39,13 +39,14 @@ _MOST_UP = 2  # folders that a relative path may climb
 
 @dataclass(frozen=True)
 class Beginning:
-    """A recipe that was written, and what was seen on the way."""
+    """A recipe that was written, and what was seen on the way; `has_schema` says that its JSON schema lies beside it."""
 
     path: Path
     look: Look
     network: str
     device: str
     warnings: list[str]
+    has_schema: bool
 
 
 def init(
@@ -108,8 +109,8 @@ def init(
     parse_recipe(text, path)  # it loads, or this is a fault of ours
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
-    write_schema(path.absolute().parent)
-    return Beginning(path, look, network, device, [*warnings(look), *said])
+    has_schema = write_schema(path.absolute().parent)
+    return Beginning(path, look, network, device, [*warnings(look), *said], has_schema)
 
 
 def _name_of(path: Path) -> str:
