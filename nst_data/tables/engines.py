@@ -65,8 +65,9 @@ def spark_says(error: Exception) -> str | None:
         messages += [text] if (text := (java.getMessage() or "").strip()) else []
         java = java.getCause()
     messages = messages or [str(error).strip() or type(error).__name__]
-    named = (text for text in messages if text.startswith("["))  # such as [FAILED_READ_FILE], the cause of "Multiple failures"
-    return next(named, messages[0]).splitlines()[0]
+    named = [text for text in messages if text.startswith("[")]  # such as [FAILED_READ_FILE…]
+    # the innermost: where two tasks failed at once, that is around it as [STAGE_MATERIALIZATION_MULTIPLE_FAILURES]
+    return (named or messages[:1])[-1].splitlines()[0]
 
 
 def is_polars(rows: nw.LazyFrame[Any]) -> bool:
