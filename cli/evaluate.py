@@ -14,6 +14,8 @@ from .evaluation_tables import print_comparisons, print_results
 from .messages import terminal
 from .options import (
     MODEL_HELP,
+    HoldoutOption,
+    HoldoutSeedOption,
     ImageColumnOption,
     JsonOption,
     LabelColumnOption,
@@ -21,6 +23,8 @@ from .options import (
     StoreOption,
     StreamOption,
     ZeroShotNamesOption,
+    check_holdout,
+    hold_out_of,
     open_models,
     open_scored,
     open_store,
@@ -41,6 +45,8 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; or a published folder.")],
     settings: EvaluateSettings,
     run: ReadSettings,
+    holdout: HoldoutOption = None,
+    holdout_seed: HoldoutSeedOption = 0,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
     stream: StreamOption = False,
@@ -63,16 +69,18 @@ def evaluate(
     from nst_train.evaluation.evaluate import by_model, measure_all
     from nst_train.teacher_names import settled
 
+    check_holdout(holdout, holdout_seed)
     there = open_store(store)
     models = list(dict.fromkeys(settled(model, there) for model in models))
     if compare and len(models) < 2:
         raise UsageError(f"--compare: expected at least two models, found only {models[0]}; add another")
     named = open_models(there, models, class_names, prompts, idle=True)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "stream": stream}
-    of_data = columns | {"class_names": class_names if all(isinstance(model, str) for model in named) else None}
+    of_data = columns | {"holdout": holdout, "class_names": class_names if all(isinstance(model, str) for model in named) else None}
     for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
     source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
+    source = hold_out_of(source, holdout, holdout_seed, there)[1] if holdout and not isinstance(source, Path) else source
     found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []
     results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}

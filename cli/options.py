@@ -53,6 +53,17 @@ PromptsOption = Annotated[
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column; default `label`.")]
 ImageColumnOption = Annotated[str | None, typer.Option("--image-column", metavar="NAME", help="Image column, if the table has several.")]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
+HoldoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout",
+        metavar="SHARE",
+        help="Hold this share of the labeled images out, as `holdout` of a recipe does: not trained on, measured by `nst evaluate`.",
+    ),
+]
+HoldoutSeedOption = Annotated[
+    int, typer.Option("--holdout-seed", min=0, metavar="N", help="With --holdout: another seed holds out others; a recipe uses its `seed`.")
+]
 MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of transformers, local-dir:FOLDER, timm name."
 _OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
 _FORMER = {"start": "--start"}  # still understood, not shown
@@ -100,6 +111,23 @@ def open_scored(location: str, class_names: str | None, models: "Sequence[Teache
     if class_numbers(own) is not None and not set(own) <= set(names):
         source.labels, source.class_names = renamed(labels_in(source), own, source.location, names, class_names)
     return source
+
+
+def check_holdout(share: float | None, seed: int) -> None:
+    """Raises UsageError for what is no share, and for a seed without one."""
+    if share is None and seed:
+        raise UsageError("--holdout-seed applies to held-out images; add --holdout SHARE, such as 0.2, or remove it")
+    if share is not None and not 0 < share < 1:
+        raise UsageError(f"--holdout: expected a share above 0 and below 1, such as 0.2, found {share:g}")
+
+
+def hold_out_of(labeled: "Source", share: float, seed: int, store: "Store", writes: bool = True) -> "tuple[Source, Source]":
+    """(images that stay labeled, held-out images). Processes that run together read the images once."""
+    from nst_data.selection.holdout import hold_out, kept_holdouts
+    from nst_train.device import this_process
+
+    with this_process().main_process_first():
+        return hold_out(labeled, share, seed, kept=kept_holdouts(store), writes=writes, progress=terminal())
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result

@@ -151,10 +151,9 @@ def _duration(seconds: float | None) -> str:
 def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str, Any]) -> None:
     """The settings of each generation; without steps where the labeled images are not there yet."""
     from nst_data.errors import NstError
-    from nst_data.selection.holdout import hold_out
+    from nst_data.selection.holdout import hold_out, kept_holdouts
     from nst_data.sources import open_source
     from nst_train.recipe import as_written, load_recipe
-    from nst_train.recipe_data import kept_holdouts
     from nst_train.recipe_settings import inherited, of_finetuning
     from nst_train.settings import over
 

@@ -11,11 +11,15 @@ from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, RunSettings, TrainSet
 from .messages import terminal
 from .options import (
     ClassNamesOption,
+    HoldoutOption,
+    HoldoutSeedOption,
     ImageColumnOption,
     JsonOption,
     LabelColumnOption,
     ShowSettingsOption,
     StoreOption,
+    check_holdout,
+    hold_out_of,
     open_store,
     open_version,
     option_of,
@@ -41,6 +45,8 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Not needed with --pseudo."),
     ] = None,
+    holdout: HoldoutOption = None,
+    holdout_seed: HoldoutSeedOption = 0,
     name: Annotated[str | None, typer.Option(metavar="TEACHER", help="Teacher to add a generation to. Required to train.")] = None,
     edition: Annotated[
         str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
@@ -77,6 +83,9 @@ def train(
     from nst_data.errors import UsageError
     from nst_data.sources import open_source
 
+    check_holdout(holdout, holdout_seed)
+    if holdout and labeled is None:
+        raise UsageError("--holdout applies to labeled images; add them with --labeled SOURCE, or remove it")
     there = open_store(store)
     open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
     pseudo = _open_edition(there, edition, stream)
@@ -89,9 +98,9 @@ def train(
     if settings.probe and (idle := [name for name in given["settings"] if name not in OF_PROBE]):
         raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
     if show_settings:
-        found = look_up(
-            settings, run, given, partial(_as_option, given["settings"]), open_labeled(labeled) if labeled else None, pseudo, student
-        )
+        images = open_labeled(labeled) if labeled else None
+        images = hold_out_of(images, holdout, holdout_seed, there, writes=False)[0] if images and holdout else images
+        found = look_up(settings, run, given, partial(_as_option, given["settings"]), images, pseudo, student)
         (print_json if json else print_settings)(found)
         return
     if name is None or (labeled is None and pseudo is None):
@@ -108,6 +117,7 @@ def train(
     check_names(settings)
     if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
+    images = hold_out_of(images, holdout, holdout_seed, there)[0] if images and holdout else images
     version = train_network(
         there,
         name,

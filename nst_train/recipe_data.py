@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from nst_data.progress import Progress
-from nst_data.selection.holdout import hold_out
+from nst_data.selection.holdout import hold_out, kept_holdouts
 from nst_data.sources import Source
 from nst_data.store.store import Store
 from nst_train.device import this_process
@@ -59,11 +59,6 @@ class RecipeData:
         held_out = [source for source in (whole, validation, None if recipe.holdout else test) if source]
         others = [data for _, data in evaluations if isinstance(data, Source) and data is not test]
         return cls(labeled, names, pool, test, validation, evaluations, teacher, by, held_out, _of_other_images(others, held_out))
-
-
-def kept_holdouts(store: Store) -> Path:
-    """Where a store keeps which images are held out."""
-    return store.root / "runs" / "holdout"
 
 
 def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherName | None, by: str | None, progress: Progress) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -125,7 +127,7 @@ def test_an_image_that_cannot_be_decoded_is_not_tested_on():
 
 def test_where_nothing_can_be_held_out_one_line_says_what_to_do(tmp_path):
     source = open_source(str(write_distinct(tmp_path / "a", {"ant": 1, "bee": 1})), labeled=True)
-    with pytest.raises(NstError, match=r"a: `holdout` 0.2 finds no image .* name test images with `test`, or remove `holdout`"):
+    with pytest.raises(NstError, match=r"a: `holdout` 0.2 finds no image .* name test images .*, or remove `holdout`"):
         hold_out(source, 0.2, 0)
 
 
@@ -222,8 +224,42 @@ def test_the_manifest_and_the_card_say_which_images_were_trained_on(finished):
     _, store, _ = finished
     version = store.open("bugs-teacher@gen-0")
     assert version.manifest.request.inputs.labeled.part == "all but holdout 0.2, seed 0"
-    assert command(Described.of(version)).startswith("# of the labeled images all but holdout 0.2, seed 0, which a recipe holds out")
+    assert "--holdout 0.2 --holdout-seed 0" in command(Described.of(version))
     assert r"labeled (all but holdout 0\.2, seed 0)" in (version.folder / "README.md").read_text()
+
+
+def test_commands_hold_out_what_a_recipe_does(finished):
+    _, store, _ = finished
+    version = store.open("bugs-teacher@gen-0")
+    words = shlex.split(command(Described.of(version)).replace("\\\n", " "))[1:]
+    in_store = ["--store", str(store.root), "--json"]
+    made = CliRunner().invoke(app, [*words, "--generation", "0", "--workers", "0", *in_store])
+    assert json.loads(made.stdout)["digest"] == version.manifest.digest
+    data = ["--data", version.manifest.request.inputs.labeled.ref, "--holdout", "0.2"]
+    measured = CliRunner().invoke(app, ["evaluate", version.ref, *data, *in_store])
+    recorded = Metrics.read(version.folder).root["test"]
+    result = json.loads(measured.stdout)[version.ref]
+    assert (result["images"], result["top1"]) == (3, recorded.top1)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "--model", "m", "--labeled", "x", "--holdout", "1"], r"--holdout: .*above 0 and below 1, such as 0.2, found 1$"),
+        (["train", "--model", "m", "--labeled", "x", "--holdout-seed", "1"], r"--holdout-seed .* add --holdout SHARE"),
+        (["train", "--model", "m", "--pseudo", "a@gen-1.1", "--holdout", "0.2"], r"--holdout .* add them with --labeled SOURCE"),
+        (
+            ["evaluate", "bugs-teacher@gen-0", "--data", "x", "--suite", "imagenet-a", "--holdout", "0.2"],
+            r"--holdout does not apply to imagenet-a",
+        ),
+        (["evaluate", "bugs-teacher@gen-0", "--data", "x", "--holdout", "20"], r"--holdout: .* found 20$"),
+    ],
+)
+def test_a_holdout_that_holds_nothing_out_is_refused(finished, words, says):
+    _, store, _ = finished
+    refused = CliRunner().invoke(app, [*words, "--store", str(store.root)])
+    assert refused.exit_code == 2
+    assert re.search(says, refused.stderr.strip())
 
 
 def test_a_model_that_may_know_held_out_images_is_said(finished):

@@ -17,6 +17,7 @@ _THRESHOLDS = "class_min_confidence"
 _ON_BY_RULE = ("channels_last",)  # where nobody says that they are off
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
 _OF_ZERO_SHOT = ("--class-names", "class-names.yaml", "--prompts", "prompts.txt")
+_HELD_OUT = re.compile(r"all but holdout (?P<share>[\d.e+-]+), seed (?P<seed>\d+)")
 _OPTIONS = {"start": "start_from"}  # as the command line names a setting where its own name is taken
 
 
@@ -54,8 +55,9 @@ def command(described: Described, published: Published | None = None) -> str:
     part = inputs.labeled.part if isinstance(inputs, TeacherInputs) and inputs.labeled else None
     if isinstance(inputs, GenerationInputs | EditionInputs) and any(one.texts for one in inputs.teachers.values()):
         words += [*_OF_ZERO_SHOT]
-    about = [f"# of the labeled images {' '.join(part.split())}, which a recipe holds out and `nst run` alone"] if part else []
-    about += ["# the words in these files are in nst.json: `texts` of the teacher"] if _OF_ZERO_SHOT[0] in words else []
+    held_out = _HELD_OUT.fullmatch(part) if part else None
+    words += ["--holdout", held_out["share"], "--holdout-seed", held_out["seed"]] if held_out else []
+    about = ["# the words in these files are in nst.json: `texts` of the teacher"] if _OF_ZERO_SHOT[0] in words else []
     return _lines([*about, *sources.pulls, _wrapped(["nst", verb, *words, *options])])
 
 

@@ -18,6 +18,7 @@ from nst_data.selection.overlap import LEAST_CONTRAST, Looks, looked_at
 from nst_data.sources import Source, labels_in
 from nst_data.sources.subset import Subset
 from nst_data.store.files import replacing
+from nst_data.store.store import Store
 
 _LOOKS_AT_ONCE = 4096
 
@@ -68,7 +69,7 @@ def hold_out(
     if not len(rows):
         raise NstError(
             f"{labeled.location}: `holdout` {share:g} finds no image to hold out: no class has two images that differ; "
-            "name test images with `test`, or remove `holdout`"
+            "name test images of their own, or remove `holdout`"
         )
     progress.say(f"{labeled.location}: {len(rows):,} of {len(labeled):,} labeled images are held out as test images")
     images, held = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))
@@ -79,6 +80,11 @@ def hold_out(
     stay = np.setdiff1d(np.arange(len(labeled)), rows)
     which = f"holdout {share:g}, seed {seed}"
     return Subset(labeled, stay, f"all but {which}"), Subset(labeled, rows, which)
+
+
+def kept_holdouts(store: Store) -> Path:
+    """Where a store keeps which images are held out."""
+    return store.root / "runs" / "holdout"
 
 
 def held_out_rows(
