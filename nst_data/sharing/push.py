@@ -24,6 +24,7 @@ from nst_data.hub.quiet import quiet
 from nst_data.hub.repository import Repository
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sharing.anonymous import anonymous_copy, without_sources
+from nst_data.sharing.croissant import CROISSANT, croissant
 from nst_data.sharing.eval_results import EVAL_RESULTS, eval_results
 from nst_data.sharing.public_form import links, public_metrics, published_manifest
 from nst_data.sharing.remote_manifest import UntrustedError, kind_of_repo, manifest_at
@@ -42,6 +43,7 @@ _OF_NST = (
     MANIFEST_NAME,
     METRICS,
     EVAL_RESULTS,
+    CROISSANT,
     "metrics.jsonl",
     "summary.csv",
     "errors/",
@@ -256,7 +258,7 @@ class _Outgoing:
         manifest = self.form.manifest
         if on_main.digest == manifest.digest:
             self._write_card(parent, there)
-            changed = self._changed(parent, CARD, METRICS, MANIFEST_NAME)
+            changed = self._changed(parent, CARD, CROISSANT, METRICS, MANIFEST_NAME)
         else:
             changed = self._changed(tagged, METRICS, MANIFEST_NAME)
         if not changed:
@@ -294,6 +296,7 @@ class _Outgoing:
             if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
                 write_pictures(Described.of(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
+            write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
         for right in rights(Described.of(self.form, self.version.folder), published):
             if right.restriction:
                 of = " ".join(filter(None, [right.role, right.name]))
