@@ -60,8 +60,8 @@ def balance(
     if master and engine != "spark":
         raise UsageError("--master requires --engine spark")
     held_out = [open_source(source, image_column=image_column) for source in exclude or []]
-    labeled = GenerationManifest.of(generation.manifest).request.inputs.pool
-    images = open_source(pool, image_column=labeled.image_column, indexes=there.indexes) if pool else None
+    inputs = GenerationManifest.of(generation.manifest).request.inputs
+    images = open_source(pool, image_column=inputs.pool.image_column, indexes=there.indexes) if pool else None
     chosen = Engine("spark" if engine == "spark" else "polars", master)
     progress, allowed = terminal(), run.max_unreadable
     version = balance_generation(
@@ -83,7 +83,8 @@ def balance(
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
     given = f" --reviews {reviews}" if reviews else ""
-    print(f"  {version.location}\n  next: nst train --labeled LABELED --pseudo {version.ref}{given} --model MODEL --name NAME")
+    labeled = "" if any(one.texts for one in inputs.teachers.values()) else " --labeled LABELED"  # of a zero-shot teacher there may be none
+    print(f"  {version.location}\n  next: nst train{labeled} --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:

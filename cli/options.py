@@ -117,7 +117,7 @@ def check_holdout(share: float | None, seed: int) -> None:
     """Raises UsageError for what is no share, and for a seed without one."""
     if share is None and seed:
         raise UsageError("--holdout-seed applies to held-out images; add --holdout SHARE, such as 0.2, or remove it")
-    if share is not None and not 0 < share < 1:
+    if share is not None and not 0 < share < 1:  # before anything is opened
         raise UsageError(f"--holdout: expected a share above 0 and below 1, such as 0.2, found {share:g}")
 
 

@@ -52,6 +52,7 @@ def show(
         _print_confidence(result["confidence"])
     if "quality" in result:
         _print_quality(result["quality"])
+    _print_settings(version)
 
 
 def _confidence(version: Version, store: Store) -> list[dict[str, Any]]:
@@ -98,13 +99,17 @@ def _print_manifest(version: Version) -> None:
     print("made from")
     for role, made_from in manifest.request.inputs.by_role.items():
         print(f"  {role:<10} {as_text(made_from.ref)}  {made_from.digest[:12]}")
+    _print_counts(manifest.counts.model_dump())
+
+
+def _print_settings(version: Version) -> None:
+    manifest = version.manifest
     print("settings")
     for key, value in manifest.request.settings.items():
         print(f"  {key:<24} {_text(value)}")
     if "batch_size" in manifest.machine:
         names = ("device", "precision", "batch_size", "threads")
         print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
-    _print_counts(manifest.counts.model_dump())
 
 
 def _print_counts(counts: dict[str, Any]) -> None:

@@ -262,6 +262,13 @@ def test_a_holdout_that_holds_nothing_out_is_refused(finished, words, says):
     assert re.search(says, refused.stderr.strip())
 
 
+def test_what_is_no_share_is_refused(tmp_path):
+    source = open_source(str(write_distinct(tmp_path / "a", {"ant": 4, "bee": 4})), labeled=True)
+    for share in (0, 1, 20):
+        with pytest.raises(UsageError, match=f"`holdout`: .* such as 0.2, found {share}$"):
+            hold_out(source, share, 0)
+
+
 def test_a_model_that_may_know_held_out_images_is_said(finished):
     folder, store, _ = finished
     settings = TrainSettings(**TINY | {"epochs": 0.1})

@@ -1,17 +1,20 @@
-"""The whole loop with store and pool on s3:// and labels by a Ray cluster of two nodes, killed again and again: the bytes of a run on one
-machine."""
+"""The digits of `nst demo`, whole, with store and pool on s3:// and labels by a Ray cluster of two nodes, killed again and again: the bytes
+of a run on one machine."""
 
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from pathlib import Path
 
 import object_store
 import pytest
-from conftest import TINY, write_class_folders, write_pool, write_tiny_recipe
+import yaml
 
+from nst_data.digits import write_digits
 from nst_data.progress import Progress
 from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
@@ -19,9 +22,11 @@ from nst_train import load_recipe, self_training
 
 pytestmark = pytest.mark.slow
 ADDRESS = "s3://nst/story"
-STUDENT = TINY | {"ratio": 2, "epochs": 6}
-RUN = {"workers": 0, "decode_threads": 2, "checkpoint_minutes": 0}
-REFS = ["bugs-teacher@gen-0", "bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-1", "bugs@gen-2", "bugs@gen-2.1", "bugs-teacher@gen-2"]
+EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.yaml"
+REFS = [
+    *("digits-teacher@gen-0", "digits@gen-1", "digits@gen-1.1", "digits-teacher@gen-1", "digits@gen-2", "digits@gen-2.1"),
+    *("digits-teacher@gen-2", "digits-control@gen-2"),
+]
 
 
 @pytest.fixture
@@ -78,22 +83,31 @@ def _run(environment, recipe, store):
     run(recipe, store)
 
 
-def test_the_loop_on_s3_and_a_cluster_killed_five_times_has_the_bytes_of_a_loop_on_one_machine(server, cluster, tmp_path):
-    write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)
-    write_class_folders(tmp_path / "test", ["ant", "bee", "cat"], 2, first=20)
-    for image in write_pool(tmp_path / "pool", 3, 12).iterdir():
-        FileTree.parse("s3://nst/pool").upload(image, image.name)
-    parts = {"generations": [TINY | {"epochs": 6}, STUDENT, STUDENT], "select": {"min_confidence": 0.0, "per_class": 10}, "run": RUN}
-    shards = {"rows_per_shard": 4, "batch_size": 4}
-    run(write_tiny_recipe(tmp_path, label=shards, **parts), tmp_path / "local")
-    on_ray = shards | {"engine": "ray", "address": cluster, "gpus_per_worker": 0}
-    recipe = write_tiny_recipe(tmp_path, pool="s3://nst/pool", label=on_ray, **parts)
+def write_recipe(file, pool, **label):
+    """The example, its networks trained for 3 epochs in place of 80."""
+    recipe = yaml.safe_load(EXAMPLE.read_text())
+    for network in recipe["generations"]:
+        network |= {"epochs": 3, "warmup_epochs": 1}
+    run = {"workers": 0, "decode_threads": 2, "checkpoint_minutes": 0}
+    recipe |= {"pool": {"source": str(pool)}, "label": {"rows_per_shard": 100} | label, "run": run}
+    recipe["select"] = {"min_confidence": 0, "per_class": 120}  # networks this little trained are sure of nothing
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def test_the_digits_on_s3_and_a_cluster_killed_five_times_have_the_bytes_of_one_machine(server, cluster, tmp_path):
+    write_digits(tmp_path / "digits", 0)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda image: FileTree.parse("s3://nst/pool").upload(image, image.name), (tmp_path / "digits" / "pool").iterdir()))
+    run(write_recipe(tmp_path / "digits.yaml", tmp_path / "digits" / "pool"), tmp_path / "local")
+    on_ray = {"engine": "ray", "address": cluster, "gpus_per_worker": 0}
+    recipe = write_recipe(tmp_path / "digits.yaml", "s3://nst/pool", **on_ray)
     points = [
-        "runs/teachers/bugs-teacher/gen-0/work/*/checkpoints/",
-        "runs/corpora/bugs/gen-1/work/*/shards/00002.json",
-        "corpora/bugs/gen-1.1/nst.json",
-        "runs/teachers/bugs-teacher/gen-1/work/*/checkpoints/",
-        "runs/corpora/bugs/gen-2/work/*/shards/00001.json",
+        "runs/teachers/digits-teacher/gen-0/work/*/checkpoints/",
+        "runs/corpora/digits/gen-1/work/*/shards/00004.json",
+        "corpora/digits/gen-1.1/nst.json",
+        "runs/teachers/digits-teacher/gen-1/work/*/checkpoints/",
+        "runs/corpora/digits/gen-2/work/*/shards/00003.json",
     ]
     kills = [killed_when(server, point, recipe) for point in points]
     assert sum(kills) >= 4, kills

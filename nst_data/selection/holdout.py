@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
+from nst_data.arguments import with_checked_arguments
+from nst_data.errors import NstError, UsageError
 from nst_data.images import phash
 from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress, as_text
@@ -23,6 +24,7 @@ from nst_data.store.store import Store
 _LOOKS_AT_ONCE = 4096
 
 
+@with_checked_arguments
 def hold_out(
     labeled: Source,
     share: float,
@@ -51,8 +53,11 @@ def hold_out(
         (the images that stay labeled, the held-out ones).
 
     Raises:
+        UsageError: `share` is no share.
         NstError: No image can be held out.
     """
+    if not 0 < share < 1:
+        raise UsageError(f"`holdout`: expected a share above 0 and below 1, such as 0.2, found {share:g}")
     progress, labels, names = progress or Progress(), labels_in(labeled), labeled.class_names or []
     about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
     file = kept and kept / f"{hashlib.sha256(about.encode()).hexdigest()}.npy"
