@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = {name: needed for name, needed in PROJECT["optional-dependencies"].items() if name not in ("audit", "dev", "docs")}
+EXTRAS = {name: needed for name, needed in PROJECT["optional-dependencies"].items() if name not in ("audit", "dev", "docs", "release")}
 COMES_WITH = {"botocore": "s3fs", "onnx_ir": "onnxscript", "pydantic_core": "pydantic"}  # each is part of the other
 NOT_FOR_TESTS = {"adlfs", "gcsfs"}  # fsspec imports them; no test asks these clouds
 MADE_HERE = ("build", "*.egg-info", "nst-store", ".*", "__pycache__")
@@ -57,8 +57,8 @@ def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_us
     assert {name for name in runtime if not brought[name] & needed} == set()
 
 
-def setup_py():
-    about = importlib.util.spec_from_file_location("nst_setup", ROOT / "setup.py")
+def loaded(path):
+    about = importlib.util.spec_from_file_location(f"nst_{Path(path).stem}", ROOT / path)
     module = importlib.util.module_from_spec(about)
     about.loader.exec_module(module)
     return module
@@ -66,11 +66,36 @@ def setup_py():
 
 def test_links_of_the_readme_lead_into_the_repository_or_are_text():
     text = "[a](docs/a.md#b) [c](https://c.example/d) [e](#f) ![g](docs/g.png)"
-    absolute = setup_py().absolute
+    absolute = loaded("setup.py").absolute
     assert absolute(text, "https://h.example/i/") == (
         "[a](https://h.example/i/blob/main/docs/a.md#b) [c](https://c.example/d) [e](#f) ![g](https://h.example/i/raw/main/docs/g.png)"
     )
     assert absolute(text, None) == "a [c](https://c.example/d) [e](#f) g"
+
+
+def test_the_version_is_the_same_wherever_it_is_named():
+    assert set(loaded(".ci/release.py").versions(ROOT).values()) == {PROJECT["version"]}
+
+
+def test_a_release_asks_for_one_version_a_clean_checkout_and_a_new_tag(tmp_path):
+    problems = loaded(".ci/release.py").problems
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.0"\n')
+    (tmp_path / "CITATION.cff").write_text("cff-version: 1.2.0\nversion: 1.2.0\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.0\n\n## 1.1.0\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    assert problems(tmp_path) == []
+    git("tag", "v1.2.0")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## Unreleased\n\n## 1.2.0\n")
+    versions, changed, tag = problems(tmp_path)
+    assert "CITATION.cff has 1.2.0, CHANGELOG.md has Unreleased" in versions
+    assert changed.endswith("commit or remove them:\n M CHANGELOG.md")
+    assert "v1.2.0 exists" in tag
 
 
 def run(*command, cwd, **environment):
