@@ -15,11 +15,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# Without warnings: setuptools has one for every editable installation, of which the reader need do nothing.
 $(DEMO_VENV)/.installed: pyproject.toml
 	@echo "Installing nst into $(DEMO_VENV): some minutes, most of them for PyTorch."
 	@$(PYTHON) -m venv $(DEMO_VENV)
 	@$(DEMO_VENV)/bin/python -m pip install --quiet --upgrade pip
-	@$(DEMO_VENV)/bin/python -m pip install --quiet --editable .
+	@$(DEMO_VENV)/bin/python -W ignore -m pip install --quiet --editable .
 	@touch $@
 
 demo: $(DEMO_VENV)/.installed
