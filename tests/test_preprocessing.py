@@ -1,4 +1,5 @@
 import io
+import itertools
 import struct
 
 import numpy as np
@@ -105,6 +106,28 @@ def test_an_image_is_decoded_to_the_pixels_that_pillow_gives(name):
     expected = np.asarray(decode(KINDS[name]))
     for exact in (False, True):
         np.testing.assert_array_equal(decode_pixels(KINDS[name], exact=exact).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_image_of_reduced_size_has_the_pixels_that_pillow_gives(name):
+    for least_side_px in (11, 22, 45, 90):  # an eighth of the shorter side, a quarter, half, all
+        expected = np.asarray(decode(KINDS[name], least_side_px))
+        np.testing.assert_array_equal(decode_pixels(KINDS[name], least_side_px).permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_jpeg_of_few_pixels_is_reduced_as_pillow_does_it():
+    for width, height in itertools.product((1, 2, 3, 4, 5, 7, 8, 9, 17), repeat=2):
+        encoded = encode(photograph(width, height))
+        for least_side_px in (1, 2, 4):
+            expected = np.asarray(decode(encoded, least_side_px))
+            np.testing.assert_array_equal(decode_pixels(encoded, least_side_px).permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("least_side_px", [None, 11, 22, 45])
+def test_what_libjpeg_turbo_decodes_is_not_left_to_pillow(least_side_px, monkeypatch):
+    monkeypatch.setattr("nst_train.transforms.preprocessing.decode", None)
+    for name in ("4:2:0", "progressive", "turned by EXIF 6", "JPEG L"):
+        decode_pixels(KINDS[name], least_side_px)
 
 
 @pytest.mark.parametrize(

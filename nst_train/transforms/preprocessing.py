@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as tensor_transforms
 from nst_data.decoding.jpeg import jpeg_header
 from nst_data.decoding.orientation import LYING, jpeg_orientation
 from nst_data.errors import NstError
-from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step
+from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_factor
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
@@ -30,6 +30,7 @@ except ImportError:  # no wheel for this machine; Pillow's pixels are the same
 
 LARGEST_SIDE_PX = 8192  # of what a network takes; EfficientNet-L2 takes 800
 _OVERSIZE = 8  # a JPEG is decoded at no less than eight times the size that it is then resized to: at four, 2% of labels changed
+_DCT_SIDE_PX = 8  # from this side on each eighth of an image has a size of its own, by which simplejpeg tells them apart
 _FLIPS: dict[int, tuple[int, ...]] = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}
 """Axes that an image of this orientation is mirrored along, after rows and columns have changed places where it lies."""
 _THUMBNAIL = (PHASH_SIZE_PX, PHASH_SIZE_PX)
@@ -216,17 +217,19 @@ def _are_numbers(values: Any, count: int) -> bool:  # noqa: ANN401 - anything th
 
 
 def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None, exact: bool = False) -> UInt8[Tensor, "3 height width"]:
-    """Decode as `nst_data.images.decode` does; unless `exact`, a JPEG by libjpeg-turbo itself: the same pixels, at half the cost.
+    """Decode as `nst_data.images.decode` does; unless `exact`, a JPEG by libjpeg-turbo itself: the same pixels, at less cost.
 
     With `least_side_px` a JPEG may come out smaller, see there. Raises ImageError with the reason.
     """
     header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
         check_size(header.width, header.height)
-        if least_side_px is None or min(header.width, header.height) // 2 < least_side_px:  # not to be reduced
+        factor = reduced_factor(header.width, header.height, least_side_px) if least_side_px else 1
+        if factor == 1 or min(header.width, header.height) >= _DCT_SIDE_PX:
+            wanted = {"min_width": -(-header.width // factor), "min_height": -(-header.height // factor)}  # Pillow rounds up too
             try:
                 with large_images_alone(header.width * header.height):
-                    pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB")).permute(2, 0, 1)
+                    pixels = torch.from_numpy(decode_jpeg(memoryview(encoded).cast("B"), "RGB", **wanted)).permute(2, 0, 1)
                 return _upright(pixels, jpeg_orientation(encoded))
             except ValueError:
                 pass  # what it refuses Pillow decides, and gives the reason
