@@ -72,6 +72,7 @@ def test_every_decoder_gives_the_same_of_damaged_copies_and_crops_lie_inside(cap
             for pixels in found[1:]:
                 np.testing.assert_array_equal(pixels, found[0])
             assert upright_size(encoded) == found[0].shape[1::-1]
+            np.testing.assert_array_equal(decode_pixels(encoded, 4).permute(1, 2, 0).numpy(), np.asarray(decode(encoded, 4)))
             crop = RandomResizedCrop(0.2, (8, 8), "bilinear")(encoded, Random(number))
             assert crop.size == (8, 8)
     assert outcomes == {np.ndarray, str}

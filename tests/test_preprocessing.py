@@ -87,6 +87,7 @@ def all_kinds():
     for segments in ("XMP, EXIF", "EXIF, XMP", "LONG", "BYTE", "XMP"):
         found[f"turned by {segments}"] = found["4:2:0"][:2] + b"".join(app1(kind) for kind in segments.split(", ")) + found["4:2:0"][2:]
     found |= {f"JPEG {mode}": encode(image.convert(mode)) for mode in ("L", "CMYK")}
+    found["JPEG of two pictures"] = encode(image, "MPO", save_all=True, append_images=[image])  # Pillow never reduces it
     found["JPEG of one pixel"] = encode(image.resize((1, 1)))
     found |= {f"PNG {mode}": encode(image.convert(mode), "PNG") for mode in ("RGB", "L", "P", "LA", "RGBA", "1", "I;16")}
     return found | {kind: encode(image, kind) for kind in ("WEBP", "GIF", "BMP", "TIFF")}

@@ -14,6 +14,7 @@ _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xCC}  # lossless, arithme
 _PASSED_OVER = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})  # tables, restarts, comments, applications
 _START = 4096  # bytes in which a frame header is mostly found
 _APP1, _EXIF = 0xE1, b"Exif\0\0"
+_APP2, _SEVERAL = 0xE2, b"MPF\0"
 _FEW_BYTES = 2**16  # of a small image: to look for a word in all of it costs less than a walk through its segments
 
 
@@ -45,6 +46,11 @@ def jpeg_exif(encoded: bytes | memoryview) -> bytes:
         return b""
     found = (content for marker, content in _segments(encoded) if marker == _APP1 and content[: len(_EXIF)] == _EXIF)
     return b"".join(content[len(_EXIF) :] for content in found)
+
+
+def may_hold_pictures(encoded: bytes | memoryview) -> bool:
+    """Whether a JPEG says that other pictures follow it, such as a preview or a gain map (CIPA DC-007), which Pillow never reduces."""
+    return any(marker == _APP2 and content[: len(_SEVERAL)] == _SEVERAL for marker, content in _segments(encoded))
 
 
 def _plain_frame(encoded: bytes | memoryview) -> bytes | None:
