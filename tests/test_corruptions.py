@@ -13,7 +13,7 @@ from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_image
 
 from nst_data.errors import NstError, UsageError
-from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
+from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, check_opencv, corrupt
 from nst_train.evaluation.corruptions.blur import drag, enlarge, smooth
 from nst_train.evaluation.corruptions.parameters import benchmark_px, parameters_of
 from nst_train.evaluation.corruptions.plasma import plasma
@@ -386,3 +386,8 @@ def test_what_does_not_fit_is_refused_in_one_line(case):
     with pytest.raises(kind, match=message) as caught:
         corrupt(pixels, name, severity, seed)
     assert "\n" not in str(caught.value)
+
+
+def test_opencv_counts_as_installed_while_another_thread_imports_it(monkeypatch):
+    monkeypatch.setattr(cv2, "__spec__", None)  # as it is for a moment then
+    check_opencv()

@@ -72,7 +72,11 @@ def corrupt(pixels: NDArray[np.uint8], name: str, severity: int, seed: int) -> N
 
 def check_opencv() -> None:
     """Raises UsageError where OpenCV is not installed, which makes the corruptions."""
-    if find_spec("cv2") is None:
+    try:
+        is_missing = find_spec("cv2") is None
+    except ValueError:  # another thread is in the midst of importing it
+        is_missing = False
+    if is_missing:
         raise UsageError("corruptions are made by OpenCV, which is not installed: pip install 'nst[robustness]'")
 
 
