@@ -1,7 +1,6 @@
 """What a finished run of a recipe went by and what it made: asked again, it is answered from that, without a network library."""
 
 import contextlib
-import importlib.metadata
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources.source import stamp_of
 from nst_data.store.files import write_text
-from nst_data.store.manifest import installed_packages, json_digest
+from nst_data.store.manifest import installed_packages, json_digest, version_of
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store, Version
 from nst_train.opened_sources import OpenedSources
@@ -22,7 +21,7 @@ from nst_train.recipe_settings import Recipe
 from nst_train.teacher_names import is_in_store
 
 _OF_THE_RUN = (None, "", "teacher", "the first training")  # what `start` calls networks that the run trains itself
-_MORE_PACKAGES = ("simplejpeg", "open-clip-torch")  # images and teachers depend on them too
+_ALSO = "open-clip-torch"  # teachers may depend on it
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -95,7 +94,7 @@ class FinishedRun:
         digest = json_digest(
             {
                 "recipe": recipe,
-                "packages": dict(installed_packages()) | {name: _version_of(name) for name in _MORE_PACKAGES},
+                "packages": dict(installed_packages()) | {_ALSO: version_of(_ALSO) or ""},
                 "sources": [[source.fingerprint, source.stamp] for source in self.sources.all()],
                 "files": {text: stamp_of(text) for text in _texts(recipe) if os.path.isfile(text)},
                 "models": {name: self._identity(name, repositories) for name in self._models},
@@ -157,13 +156,6 @@ class FinishedRun:
 
     def _is_of_timm(self, name: str) -> bool:
         return not {":", "/"} & set(name) and not is_in_store(name, self.store)
-
-
-def _version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _is_one_of_several() -> bool:

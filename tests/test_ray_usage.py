@@ -160,7 +160,10 @@ def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):
     assert [folder_lacking(name) for name in (f"local-dir:{tmp_path}", "owner/net", "net@gen-0")] == ["", "", ""]
     other = installed_packages() | {"torch": "1.0"}
     assert look_around(place, installed_packages()) == ""
-    assert "where the driver has 1.0; equal bytes need equal packages" in look_around(place, other)
+    assert "where the driver has torch 1.0; equal bytes need equal packages" in look_around(place, other)
+    less = {name: version for name, version in installed_packages().items() if name != "simplejpeg"}
+    assert "where the driver has no simplejpeg; equal bytes need equal packages" in look_around(place, less)
+    assert look_around(place, installed_packages() | {"jpegs": "1.0"}).startswith("has no jpegs where the driver has jpegs 1.0")
 
 
 def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):

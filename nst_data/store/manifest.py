@@ -25,7 +25,10 @@ ANONYMOUS = "anonymous"  # the setting that says that no source is named
 ORDER = "order"  # the setting of a training that names the order of a self-contained edition's images
 Kind = Literal["generation", "edition", "review", "teacher"]
 
-_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "polars", "pyarrow", "pillow", "numpy")
+_PACKAGES = (
+    *("nst", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "polars", "pyarrow"),
+    *("pillow", "simplejpeg", "numpy"),
+)
 
 
 class _Frozen(BaseModel):
@@ -304,8 +307,16 @@ def this_machine() -> dict[str, Any]:
 
 @functools.cache
 def installed_packages() -> Mapping[str, str]:
-    """The versions of what results can depend on."""
-    return {package: importlib.metadata.version(package) for package in _PACKAGES}
+    """The versions of what results can depend on; simplejpeg is left out where it is not installed, as Pillow decodes then."""
+    return {package: version for package in _PACKAGES if (version := version_of(package)) is not None}
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def is_anonymous(manifest: Manifest) -> bool:

@@ -109,9 +109,11 @@ def as_anywhere(model: str | ZeroShot) -> str | ZeroShot:
 
 def look_around(job: Job, packages: Mapping[str, str]) -> str:
     """What the machine of this process lacks for a job; empty where a quick look finds nothing amiss."""
-    for name, version in installed_packages().items():
-        if version != packages[name]:
-            return f"has {name} {version} where the driver has {packages[name]}; equal bytes need equal packages"
+    here = installed_packages()
+    for name in dict.fromkeys([*here, *packages]):
+        if here.get(name) != packages.get(name):
+            found, expected = (f"{name} {one[name]}" if name in one else f"no {name}" for one in (here, packages))
+            return f"has {found} where the driver has {expected}; equal bytes need equal packages"
     return job.lacking()
 
 

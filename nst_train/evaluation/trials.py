@@ -1,6 +1,5 @@
 """A classifier shown labeled images, as they are or under conditions: read and decoded once for all of them."""
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from nst_data.errors import NstError
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, labels_in, match_classes
-from nst_data.store.manifest import json_digest
+from nst_data.store.manifest import json_digest, version_of
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import PlainBatch, choose_computation, load_images, placed, predict
 from nst_train.classifiers.teachers import Teacher
@@ -31,7 +30,10 @@ from nst_train.settings import ReadSettings
 from nst_train.transforms.preprocessing import Preprocessing, TimmPreprocessing
 
 _FORWARD_PASSES = 8_192  # of a chunk of work, the piece that a kill loses
-_PACKAGES = ("nst", "torch", "torchvision", "timm", "transformers", "pillow", "numpy", "opencv-python-headless", "xxhash", "av")
+_PACKAGES = (
+    *("nst", "torch", "torchvision", "timm", "transformers", "pillow", "simplejpeg", "numpy", "opencv-python-headless"),
+    *("xxhash", "av"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def observe(
         **trial.identity,
         "conditions": [condition.identity for condition in conditions],
         "computation": asdict(computation),
-        "packages": {package: _version_of(package) for package in _PACKAGES},
+        "packages": {package: version_of(package) for package in _PACKAGES},
     }
     if kept is not None:
         identity["stamp"] = agreed_text(trial.source.stamp)
@@ -103,14 +105,6 @@ def observe(
     chunk = computation.batch_size * max(1, _FORWARD_PASSES // passes)
     keeping = Keeping(kept, identity)
     return keeping.collect(max(1, len(conditions)), len(trial.source), chunk, observation, observation.under_way)
-
-
-def _version_of(package: str) -> str | None:
-    """None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 class _Observation:
