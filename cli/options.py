@@ -295,7 +295,7 @@ def _mapping(file: str, option: str) -> dict[str, str]:
         content = yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise UsageError(f"{option} {file}: {error.strerror}; {expected}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{option} {file}: {expected}, found no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         found = "nothing" if content is None else "a list" if isinstance(content, list) else "text"

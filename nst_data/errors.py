@@ -1,5 +1,7 @@
 """What goes wrong through input: one line that says what was expected, what came and what to do."""
 
+import reprlib
+
 
 class NstError(ValueError):
     """The work cannot be done on this input (exit status 1)."""
@@ -7,6 +9,19 @@ class NstError(ValueError):
 
 class UsageError(NstError):
     """The command, recipe or reference itself is wrong (exit status 2)."""
+
+
+ODD_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What PyYAML raises beside its own YAMLError: of an impossible date, a tag on a value that is none of its kind, deep nesting."""
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 1_000
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 20
+_BRIEF.maxlevel = 3
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut where it is long or deep: an alias of YAML can hold another ten times, which holds another ten."""
+    return _BRIEF.repr(value)
 
 
 def first_line(error: BaseException) -> str:

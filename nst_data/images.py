@@ -146,6 +146,8 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, encoded: bytes | memoryview) -> Image.Image:
+    if isinstance(image.info.get("transparency"), str):
+        del image.info["transparency"]  # a text chunk of a PNG with this name
     if is_deep_gray(image):
         return Image.fromarray(gray_levels(image)).convert("RGB")
     if image.mode == "La":

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nst_data.errors import UsageError
+from nst_data.errors import ODD_YAML, UsageError, brief
 from nst_data.settings import unknown_key
 from nst_train.recipe_changes import change_at, changed, changes_inside
 from nst_train.recipe_dead_keys import dead_keys
@@ -53,10 +53,10 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
     try:
         content = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
     except RecursionError:
         raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply") from None
+    except (yaml.YAMLError, *ODD_YAML) as error:
+        raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
     _check_keys(path, tree, set())
@@ -88,9 +88,10 @@ def _check_keys(path: Path, node: yaml.Node | None, seen: set[int]) -> None:
     lines: dict[Hashable, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
-        if key.value in lines and key.value != "<<":
-            raise UsageError(f"{path}, line {line}: {key.value}: duplicate key, first on line {lines[key.value]}; remove one")
-        lines[key.value] = line
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in lines and key.value != "<<":
+                raise UsageError(f"{path}, line {line}: {key.value}: duplicate key, first on line {lines[key.value]}; remove one")
+            lines[key.value] = line
         _check_keys(path, value, seen)
 
 
@@ -114,7 +115,7 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
     message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     beside = f" (with `changes` {', '.join(inside)})" if inside else ""
-    return line + message + (f", found {first['input']!r}" if not isinstance(first["input"], dict) else "") + beside
+    return line + message + (f", found {brief(first['input'])}" if not isinstance(first["input"], dict) else "") + beside
 
 
 def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from nst_data.errors import UsageError
+from nst_data.errors import ODD_YAML, UsageError
 
 _EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
 
@@ -21,7 +21,7 @@ def changes_of(words: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"`changes` {word}: {_EXPECTED}; null for no value")  # such as of a variable that is not set
         try:
             changes[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, *ODD_YAML) as error:
             raise UsageError(f"`changes` {word}: expected a value in YAML, {' '.join(str(error).split())}") from None
     return changes
 

@@ -294,6 +294,14 @@ def test_a_dark_image_of_16_bits_with_a_transparent_color_stays_dark():
     assert pixels(dark[:8] + header + hidden + data + _chunk(b"IEND", b"")).tolist() == [[[0] * 3, [0] * 3]]
 
 
+@pytest.mark.parametrize("name", [b"exif", b"transparency"])
+def test_a_text_of_a_png_with_the_name_of_what_pillow_keeps_changes_nothing(name):
+    plain = encode(picture(0, 0, 12))
+    at = plain.index(b"IDAT") - 4
+    for kind, content in ((b"tEXt", b"\0abc"), (b"zTXt", b"\0\0" + zlib.compress(b"abc")), (b"iTXt", b"\0\0\0\0\0abc")):
+        assert (pixels(plain[:at] + _chunk(kind, name + content) + plain[at:]) == pixels(plain)).all()
+
+
 def _chunk(kind, content):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

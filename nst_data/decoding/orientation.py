@@ -32,8 +32,8 @@ def orientation_of(image: Image.Image, encoded: bytes | memoryview) -> int:
         return _valid(image.tag_v2.get(ORIENTATION_TAG))
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # its EXIF may follow the pixels
-    if "exif" in image.info:
-        return exif_orientation(image.info["exif"])
+    if isinstance(exif := image.info.get("exif"), bytes):  # a text chunk of a PNG may have this name too
+        return exif_orientation(exif)
     return exif_orientation(_from_text(image.info.get(_IN_PNG_TEXT)))
 
 

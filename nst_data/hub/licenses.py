@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import yaml
 
+from nst_data.errors import ODD_YAML
+
 _NO_COMMERCE = "it allows no commercial use"
 _WORDS = {
     "nc": _NO_COMMERCE,
@@ -24,7 +26,7 @@ def read_front_matter(card: str) -> dict[str, Any]:
     match = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---\s*(?:[\r\n]|$)", card, re.DOTALL)
     try:
         content = yaml.load(match[1], getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if match else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, *ODD_YAML):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, brief
 from nst_data.label_files import label_studio
 from nst_data.label_files.choosing import KEY, KNOWN_COLUMNS, LABEL, NUMBERS
 from nst_data.label_files.json_cells import holds_both
@@ -75,9 +75,9 @@ class JsonRows:
             elif key in _OF_COCO and opening in "{[":  # before the images
                 held[key] = text.value()
             elif key == "columns" and opening == "[":  # pandas' `split`
-                columns = text.value()
+                columns = [str(name) for name in text.value()]
             elif key == "data" and columns and opening == "[":
-                yield from (dict(zip(columns, text.value(), strict=True)) for _ in text.elements())
+                yield from (dict(zip(columns, _values(text.value()), strict=True)) for _ in text.elements())
             elif key in ("classes", "index") and opening in "[n":
                 names = text.value()
                 self.class_names = [str(name) for name in names] if key == "classes" and names else self.class_names
@@ -92,6 +92,12 @@ def _is_lines(location: str) -> bool:
     with open(location, "rb") as file:
         first, rest = file.readline(_FIRST_LINE_BYTES).strip(), file.read(1)
     return first.startswith(b"{") and first.endswith(b"}") and bool(rest.strip() or rest == b"{")
+
+
+def _values(row: Any) -> list[Any]:  # noqa: ANN401
+    if not isinstance(row, list):
+        raise ValueError(f"expected a list of values for each row of `data`, found {brief(row)[:40]}")
+    return row
 
 
 def _named(value: Any) -> Row:  # noqa: ANN401 - any JSON value

@@ -15,6 +15,7 @@ from nst_data.sources.text_tables import readable
 from nst_data.tables.label_columns import LabelColumns
 
 _LOOKED_AT, _PIECE = 1_000, 16_384
+_NO_VALUES = (pa.ArrowException, OverflowError, UnicodeEncodeError)  # integers of more than 64 bits, halves of a pair of UTF-16
 Row = dict[str, Any]
 
 
@@ -137,7 +138,7 @@ class _Table:
     def _array(self, lists: list[list[Any] | None], kind: pa.DataType) -> pa.Array:
         try:
             return pa.array(lists, pa.list_(kind))
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except _NO_VALUES:
             odd = next(values for values in lists if not _fits(values, kind))
         expected = "numbers" if pa.types.is_floating(kind) else "class numbers" if pa.types.is_integer(kind) else "class names"
         raise NstError(f"{self._location}: expected {expected} as in the first row, found {str(odd)[:60]}")
@@ -146,6 +147,6 @@ class _Table:
 def _fits(values: list[Any] | None, kind: pa.DataType) -> bool:
     try:
         pa.array([values], pa.list_(kind))
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
+    except _NO_VALUES:
         return False
     return True

@@ -71,7 +71,8 @@ def _of_results(results: Any, where: str) -> Iterator[dict[str, Any]]:  # noqa: 
     for one in results if isinstance(results, list) else ():
         if not isinstance(one, dict) or one.get("was_cancelled"):
             continue
-        chosen = [choice for part in one.get("result") or () for choice in _choices(part)]
+        parts = one.get("result")
+        chosen = [choice for part in (parts if isinstance(parts, list) else ()) for choice in _choices(part)]
         if len(chosen) > 1:
             raise NstError(f"{where}: expected one class, found {', '.join(map(repr, chosen))}")
         if chosen:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nst_data.cards.card_metadata import hub_dataset
-from nst_data.errors import NstError
+from nst_data.errors import ODD_YAML, NstError
 from nst_data.hub.repository import Repository
 from nst_data.store.metrics import Metrics
 
@@ -38,7 +38,7 @@ def _tasks(repo: str, commit: str) -> list[dict[str, Any]]:
     try:
         text = Repository.named(repo, "dataset").text("eval.yaml", commit)
         content = yaml.safe_load(text) if text else None
-    except (NstError, yaml.YAMLError, RecursionError):
+    except (NstError, yaml.YAMLError, *ODD_YAML):
         return []
     tasks = content.get("tasks") if isinstance(content, dict) else None
     return [one for one in tasks or () if isinstance(one, dict) and isinstance(one.get("id"), str)] if isinstance(tasks, list) else []

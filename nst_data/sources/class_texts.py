@@ -1,12 +1,12 @@
 """Class names with the words that say them: a YAML file of synonyms, or a text file with one name a line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nst_data.errors import UsageError
+from nst_data.errors import UsageError, brief
 
 YAML_SUFFIXES = (".yaml", ".yml")
 _MOST_BYTES = 2**26
@@ -34,7 +34,7 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
         raise UsageError(f"`class_names` {file}: {_EXPECTED}, found no YAML ({' '.join(str(error).split())})") from None
     if isinstance(tree, yaml.MappingNode):  # YAML itself would keep the last of two
         keys = [key.value for key, _ in tree.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
+        if twice := _twice(keys):
             raise UsageError(f"`class_names` {file}: {twice!r} is listed twice; expected distinct names")
     return texts_of(content, f"`class_names` {file}")
 
@@ -42,7 +42,7 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
 def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: ANN401 - anything a YAML file holds
     """The words of each class by its name; a name without synonyms stands for itself. Raises UsageError, which begins with `what`."""
     if isinstance(content, list | tuple):
-        if twice := next((name for name in content if content.count(name) > 1), None):
+        if twice := _twice([name for name in content if isinstance(name, str)]):
             raise UsageError(f"{what}: {twice!r} is listed twice; expected distinct names")
         content = dict.fromkeys(content, None) if all(isinstance(one, str) for one in content) else None
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
@@ -57,11 +57,21 @@ def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: AN
     return texts
 
 
+def _twice(names: Sequence[str]) -> str | None:
+    """The first name that is there already."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def _words(name: str, words: Any, what: str) -> tuple[str, ...]:  # noqa: ANN401 - anything a YAML file holds
     """The synonyms of a class, each once."""
     if words is None or words == "":
         words = [name]
     words = [words] if isinstance(words, str) else words
     if not isinstance(words, list | tuple) or not words or not all(isinstance(one, str) for one in words):
-        raise UsageError(f"{what}: {name}: expected its synonyms as a list, such as [t-shirt, tee], found {str(words)[:40]!r}")
+        raise UsageError(f"{what}: {name}: expected its synonyms as a list, such as [t-shirt, tee], found {brief(words)[:40]!r}")
     return tuple(dict.fromkeys(one.strip() for one in words))

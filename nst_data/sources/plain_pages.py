@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,15 +20,12 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.parquet_footer import column_chunks
 from nst_data.sources.files import OpenFile
+from nst_data.thrift import DAMAGE, structure
 
 _LENGTH = struct.Struct("<I")
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
 _ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}  # the last two are those of the marks of what lacks
 _HEADER_BYTES = 2**14  # a page's header holds its smallest and its largest value, where they are short
-_DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, RecursionError)
-
-Fields = dict[int, Any]  # of a Thrift structure, by number
-Data = bytes | mmap.mmap
 
 
 class Groups(NamedTuple):
@@ -111,7 +108,7 @@ class PlainPages:
             for _ in range(row - first):
                 at += 4 + _LENGTH.unpack_from(opened.data, at)[0]
             (length,) = _LENGTH.unpack_from(opened.data, at)
-        except _DAMAGE:
+        except DAMAGE:
             at = length = end = 0
         if at + 4 + length > end:
             raise NstError(f"{file}: the pages of its row group {group - int(np.searchsorted(self.numbers, number))} are damaged")
@@ -141,10 +138,10 @@ def close_files() -> None:
 
 @lru_cache(maxsize=512)
 def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> list[_Page]:
-    """The pages of a row group; kept, as its neighbors are read soon. Raises one of _DAMAGE where they are not what they should be."""
+    """The pages of a row group; kept, as its neighbors are read soon. Raises one of `DAMAGE` where they are not what they should be."""
     data, found, first = _opened(file, size).data, [], 0
     while first < rows:
-        header, length = _structure(data[offset : offset + _HEADER_BYTES], 0)
+        header, length = structure(data[offset : offset + _HEADER_BYTES], 0)
         start = offset + length
         offset = start + header[3]
         values = header[5] if header[1] == _DATA_PAGE else header[8] if header[1] == _DATA_PAGE_V2 else {}
@@ -154,66 +151,8 @@ def _pages(file: str, size: int, offset: int, rows: int, is_optional: bool) -> l
             start += values[5] + values[6]
         else:
             raise KeyError("a page of another kind")
-        if header[3] < 0 or values[1] < 0:
+        if offset < start or start < 0 or values[1] < 0:
             raise ValueError("a page that goes back")
         found.append(_Page(first, start, offset))
         first += values[1]
     return found
-
-
-def _structure(data: Data, at: int) -> tuple[Fields, int]:
-    """A Thrift structure, and the place after it."""
-    fields: Fields = {}
-    number = 0
-    while head := data[at]:
-        at += 1
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _integer(data, at)
-        fields[number], at = _value(data, at, head & 15)
-    return fields, at + 1
-
-
-def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
-    """A value of one of Thrift's kinds, and the place after it."""
-    if kind in (4, 5, 6):
-        return _integer(data, at)
-    if kind in (1, 2):
-        return kind == 1, at
-    if kind == 3:
-        return data[at], at + 1
-    if kind == 7:
-        return None, at + 8  # a number that nothing here asks for
-    if kind == 8:
-        size, at = _varint(data, at)
-        return None if at + size > len(data) else data[at : at + size], at + size
-    if kind == 9:
-        size, inside = data[at] >> 4, data[at] & 15
-        size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
-        values = []
-        for _ in range(size):
-            value, at = _value(data, at, 3 if inside in (1, 2) else inside)
-            values.append(value)
-        return values, at
-    if kind == 12:
-        return _structure(data, at)
-    raise ValueError(f"Thrift's kind {kind}")
-
-
-def _integer(data: Data, at: int) -> tuple[int, int]:
-    """Positive and negative ones in turn: 0, -1, 1, -2."""
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: Data, at: int) -> tuple[int, int]:
-    """Seven bits a byte, the lowest first."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7

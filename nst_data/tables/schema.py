@@ -1,6 +1,7 @@
 """Columns and types of each table, as Arrow schemas that `datasets` reads back with class names; one check on entry."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.parquet_footer import column_chunks
+from nst_data.parquet_footer import null_counts
 
 if TYPE_CHECKING:
     from datasets import List
@@ -130,19 +131,21 @@ SELECTION_COLUMNS = {"id": pl.Int64, "image_hash": pl.String, "label": pl.Int64,
 OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_hash", pa.string()), ("phash", pa.int64())])
 
 
-def check_columns(footer: pq.FileMetaData, expected: pa.Schema, file: str) -> None:
-    """Check the columns of a parquet file, which lack no value. Raises NstError that names column, type found and type expected."""
-    found = footer.schema.to_arrow_schema()
+def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
+    """Check the columns of a parquet file, which lack no value. Raises NstError that names column, type found and type expected.
+
+    Raises one of `nst_data.parquet_footer.DAMAGE` for a damaged footer.
+    """
+    found = pq.read_schema(file)
     for field in expected:
         kind = found.field(field.name).type if field.name in found.names else "missing"
         if kind != field.type:
-            raise NstError(f"{file}: column `{field.name}` is {kind}, expected {field.type}")
-    for group, columns in enumerate(column_chunks(footer, expected.names)):
-        for column in columns:
-            name, known = column.path_in_schema.partition(".")[0], column.statistics
-            if known is not None and known.null_count:
-                found_empty = f"column `{name}` is empty in {known.null_count:,} of {footer.row_group(group).num_rows:,} rows"
-                raise NstError(f"{file}: {found_empty}; the table was made or changed elsewhere")
+            raise NstError(f"{what}: column `{field.name}` is {kind}, expected {field.type}")
+    for rows, lacking in null_counts(file, expected.names):
+        for name, count in lacking.items():
+            if count:
+                found_empty = f"column `{name}` is empty in {count:,} of {rows:,} rows"
+                raise NstError(f"{what}: {found_empty}; the table was made or changed elsewhere")
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:

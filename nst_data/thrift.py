@@ -1,0 +1,77 @@
+"""Structures in Thrift's compact protocol, by which a parquet file describes itself; from bytes that strangers may have made."""
+
+import mmap
+import struct
+from typing import Any
+
+Fields = dict[int, Any]  # of a structure, by number
+Data = bytes | mmap.mmap
+DAMAGE = (struct.error, IndexError, KeyError, ValueError, TypeError, AttributeError, RecursionError)
+"""What is raised where bytes are no structure, or one without what it is asked for."""
+_INTEGER_BITS = 63  # where the last seven bits of an integer may begin
+
+
+def structure(data: Data, at: int) -> tuple[Fields, int]:
+    """A structure, and the place after it. Raises one of `DAMAGE`."""
+    fields: Fields = {}
+    number = 0
+    while head := data[at]:
+        at += 1
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _integer(data, at)
+        fields[number], at = _value(data, at, head & 15)
+    return fields, at + 1
+
+
+def _value(data: Data, at: int, kind: int) -> tuple[Any, int]:
+    """A value of one of Thrift's kinds, and the place after it."""
+    if kind in (4, 5, 6):
+        return _integer(data, at)
+    if kind == 8:
+        size, at = _varint(data, at)
+        return data[at : at + size], _inside(data, at + size)
+    if kind == 12:
+        return structure(data, at)
+    if kind in (1, 2):
+        return kind == 1, at
+    if kind == 3:
+        return data[at], at + 1
+    if kind == 7:
+        return None, _inside(data, at + 8)  # a number that nothing here asks for
+    if kind == 9:
+        size, inside = data[at] >> 4, data[at] & 15
+        size, at = _varint(data, at + 1) if size == 15 else (size, at + 1)
+        values = []
+        for _ in range(size):
+            value, at = _value(data, at, 3 if inside in (1, 2) else inside)
+            values.append(value)
+        return values, at
+    raise ValueError(f"Thrift's kind {kind}")
+
+
+def _inside(data: Data, at: int) -> int:
+    """The place, where it is not behind the end: else a list of more values than there are bytes would be read for ever."""
+    if at > len(data):
+        raise IndexError("a value that goes on behind the end")
+    return at
+
+
+def _integer(data: Data, at: int) -> tuple[int, int]:
+    """Positive and negative ones in turn: 0, -1, 1, -2."""
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _varint(data: Data, at: int) -> tuple[int, int]:
+    """Seven bits a byte, the lowest first."""
+    value = shift = 0
+    while shift <= _INTEGER_BITS:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise ValueError("an integer of more than 64 bits")
