@@ -219,14 +219,14 @@ def test_images_that_cannot_be_read_stand_in_errors_with_the_reason(tmp_path, st
 @pytest.mark.parametrize("bad", [[9.0, 1.0, 2.0], [0.5, 0.5]])
 def test_a_bad_row_refuses_the_whole_before_anything_is_written(tmp_path, store, names_file, bad):
     write_table(tmp_path / "t.parquet", image=IMAGES, probs=[*soft()[:6].tolist(), bad])
-    with pytest.raises(NstError, match=r"t.parquet: column `probs` of row 't.parquet:6' (adds up to 12|has 2 numbers)"):
+    with pytest.raises(NstError, match=r"t\.parquet:.*`probs`.*'t\.parquet:6' (adds up to 12.*`logits`|has 2 numbers.*each class)"):
         adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS, class_names=names_file)
     assert not store.root.exists()
 
 
 def test_image_files_have_no_columns(tmp_path, store):
     pool = open_source(str(write_class_folders(tmp_path / "images", NAMES, 1)))
-    with pytest.raises(NstError, match=r"images: contains image files, which have no columns; expected a table with 'probs'"):
+    with pytest.raises(NstError, match=r"images:.*image files.*'probs'"):
         adopt(store, "bugs", pool, **SETTINGS)
 
 
@@ -235,7 +235,7 @@ CONTROL = ["ant", "bee\x1b[2J", "cat"]
 
 def test_class_names_with_control_characters_are_refused(tmp_path, store):
     (tmp_path / "t.parquet").write_bytes(parquet(table_of(names=CONTROL)))
-    with pytest.raises(NstError, match=r"the class name 'bee\\x1b\[2J' is empty or holds control characters; give other names"):
+    with pytest.raises(NstError, match=r"t\.parquet:.*'bee\\x1b\[2J'.*control characters.*`class_names` FILE"):
         adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS)
 
 
@@ -255,7 +255,7 @@ def test_a_file_must_name_each_class_once(tmp_path, store, table, lines, line):
 
 def test_names_that_nobody_gives_are_asked_for(tmp_path, store):
     path = write_table(tmp_path / "t.parquet", image=IMAGES, probs=soft().tolist())
-    with pytest.raises(UsageError, match=r"`probs` has 3 classes, and no column has as many class names; provide them with"):
+    with pytest.raises(UsageError, match=r"column `probs` has 3 classes.*no column.*`class_names` FILE"):
         adopt(store, "bugs", open_source(path), **SETTINGS)
 
 
@@ -289,13 +289,13 @@ def test_what_others_wrote_into_a_schema_is_used_or_passed_over(tmp_path, store,
 def test_two_columns_with_different_class_names_are_not_guessed_between(tmp_path, store):
     data = table_of().add_column("other", LABELS).cast_column("other", ClassLabel(names=["x", "y", "z"]))
     (tmp_path / "t.parquet").write_bytes(parquet(data))
-    with pytest.raises(UsageError, match="several columns have as many class names; provide them with `class_names` FILE"):
+    with pytest.raises(UsageError, match=r"`probs` has 3 classes.*several columns.*`class_names` FILE"):
         adopt(store, "bugs", open_source(str(tmp_path / "t.parquet")), **SETTINGS)
 
 
 @pytest.mark.parametrize("teacher", ["", "  ", "vit\nbase", "vit\x1b[2J"])
 def test_the_teacher_is_named_in_one_line(table, store, teacher):
-    with pytest.raises(UsageError, match="expected a name in one line, such as hf-hub:OWNER/NAME"):
+    with pytest.raises(UsageError, match=r"`teacher` '.*one line.*hf-hub:OWNER/NAME"):
         adopt(store, "bugs", open_source(table), **SETTINGS, teacher=teacher)
 
 
@@ -311,7 +311,7 @@ def test_only_the_largest_are_kept_where_asked_for_or_above_1000_classes(tmp_pat
     version = adopt(store, "many", open_source(path), **SETTINGS, class_names=str(names))
     assert version.manifest.counts.top_k == DEFAULT_TOP_K
     assert [row["label"] for row in rows(version)] == [1000, 0]
-    with pytest.raises(NstError, match="top-k 4: expected 1 to 3, the number of classes; choose another `top_k`"):
+    with pytest.raises(NstError, match=r"top-k 4:.*1 to 3.*`top_k`"):
         adopt(store, "four", open_source(table), probs="probs", top_k=4)
 
 
@@ -370,7 +370,7 @@ def test_the_same_again_is_there_already_and_other_labels_are_not(tmp_path, stor
         write_table(path, **values)
         refs.append(adopt(store, "size", open_source(str(path)), **SETTINGS, class_names=str(names)).ref)
     assert refs == ["size@gen-1", "size@gen-2"]
-    with pytest.raises(NstError, match=r"bugs@gen-1 exists with other settings \(top_k: None there, 2 asked\)"):
+    with pytest.raises(NstError, match=r"bugs@gen-1.*\(top_k: None there, 2 asked\).*`store\.remove\('bugs@gen-1'\)`"):
         adopt(store, "bugs", open_source(table), **SETTINGS | {"top_k": 2}, generation=1)
 
 
@@ -397,7 +397,7 @@ def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
         assert "warning: the student" not in trained.stderr
     for words in (["show", "bugs@gen-1"], ["lineage", "student@gen-1"], ["verify", "bugs@gen-1"], ["diff", "bugs@gen-1", "bugs@gen-2"]):
         assert "bugs@gen-1" in run(*words, *where).stdout
-    with pytest.raises(UsageError, match="bugs@gen-1 was adopted, so its teacher is unknown; label the whole pool without `extend`"):
+    with pytest.raises(UsageError, match=r"bugs@gen-1 was adopted.*without `extend`"):
         extend_adopted(store, table)
 
 

@@ -94,15 +94,13 @@ def test_tables_of_other_images_or_classes_are_not_averaged(tmp_path, pool, name
     store, whole = Store(tmp_path / "store"), str(by_name(tmp_path / "a.json", PROBS))
     fewer = str(by_name(tmp_path / "b.json", PROBS, files=FILES[:4]))
     for tables in ([whole, fewer], [fewer, whole]):
-        with pytest.raises(NstError, match=r"b.json: has no label of '4.png', as .*a.json has; average labels of the same images"):
+        with pytest.raises(NstError, match=r"b\.json:.*'4\.png'.*a\.json.*the same images"):
             adopt(store, "mean", tables, pool=pool, progress=Progress())
     other = str(write_json(tmp_path / "c.json", {name: {"ant": 0.5, "fly": 0.5} for name in FILES}))
-    with pytest.raises(
-        NstError, match=r"c.json: expected the classes 4 \(ant, bee, cat, dog\), found 2 \(ant, fly\).* Average tables with"
-    ):
+    with pytest.raises(NstError, match=r"c\.json:.*4 \(ant, bee, cat, dog\).*2 \(ant, fly\).*`class_names` FILE"):
         adopt(store, "mean", [whole, other], pool=pool, progress=Progress())
-    with pytest.raises(UsageError, match="several tables of labels are averaged for the images of `pool` SOURCE; add it"):
+    with pytest.raises(UsageError, match=r"several tables.*`pool` SOURCE"):
         adopt(store, "mean", [whole, whole], progress=Progress())
-    with pytest.raises(UsageError, match="`table`: expected labels as a source or where they are, or several of these, found \\[3\\]"):
+    with pytest.raises(UsageError, match=r"`table`:.*source.*, found \[3\]"):
         adopt(store, "mean", [3], pool=pool, progress=Progress())
     assert not store.root.exists()

@@ -119,7 +119,7 @@ def test_timms_output_is_taken_in_each_of_its_forms(tmp_path, form, separate, k)
     file = write_timm(logits, tmp_path / f"logits.{FORMS[form]}", form)
     if k == 4:
         assert read(file, NAMES, logits=True) == near(expected())
-    with pytest.raises(UsageError, match=r"`logit.*` has logits by its name; add `logits`, or name a column of probabilities with `probs`"):
+    with pytest.raises(UsageError, match=r"logits\.\w+:.*`logit.*`.*add `logits`.*`probs`"):
         read(file, NAMES)
 
 
@@ -157,9 +157,7 @@ def test_lists_of_labels_with_scores_are_taken_as_pipelines_give_them(tmp_path):
     pq.write_table(pa.table({"path": FILES, "top": lists}), tmp_path / "table.parquet")
     for file in [*files, tmp_path / "table.parquet"]:
         assert read(file) == near(expected(3))
-    with pytest.raises(
-        NstError, match=r"lists labels without naming images, as a pipeline returns them; write them as an object with a list"
-    ):
+    with pytest.raises(NstError, match=r"bare\.json:.*without naming images.*object.*each image's key"):
         read(write_json(tmp_path / "bare.json", lists))
 
 
@@ -262,9 +260,7 @@ def test_columns_that_are_not_certain_are_asked_for_by_name(tmp_path, header, li
 def test_a_column_of_classes_that_the_numbers_do_not_go_with_is_passed_over_unless_it_is_named(tmp_path):
     rows = [{"key": key, "label": "ant", "probs": values} for key, values in zip(FILES, PROBS.tolist(), strict=True)]
     assert read(write_lines(tmp_path / "t.jsonl", rows), NAMES) == near(expected())
-    with pytest.raises(
-        UsageError, match=r"`probs` has more numbers than column `label` names classes: those of all classes, in order; remove `label_c"
-    ):
+    with pytest.raises(UsageError, match=r"`probs`.*`label`.*in order; remove `label_column`"):
         read(tmp_path / "t.jsonl", NAMES, label_column="label")
 
 
@@ -272,16 +268,16 @@ def test_named_columns_are_taken_among_others(tmp_path):
     (tmp_path / "t.csv").write_text("file,where,label,guess,score,sure\ny,x,ant,bee,0.1,0.8\n")
     found = read(tmp_path / "t.csv", NAMES, key="where", label_column="guess", probs="sure")
     assert found["x"]["bee"] == pytest.approx(0.8)
-    with pytest.raises(UsageError, match=r"expected a column of logits, found .*; name it with `probs`, or remove `logits`"):
+    with pytest.raises(UsageError, match=r"t\.jsonl:.*logits, found.*`probs`.*remove `logits`"):
         read(write_lines(tmp_path / "t.jsonl", [{"key": "x", "label": "ant"}]), NAMES, logits=True)
-    with pytest.raises(UsageError, match="expected one column `other`, found where, label, guess, score, sure"):
+    with pytest.raises(UsageError, match=r"t\.csv:.*`other`, found where, label, guess, score, sure"):
         read(tmp_path / "t.csv", NAMES, key="file", label_column="other")
 
 
 @pytest.mark.parametrize("name", ["soft.pt", "relabel.pth", "labels.pkl", "logits.npy"])
 def test_files_that_may_hold_code_are_refused_with_the_page_that_says_how_to_convert_them(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x04")
-    with pytest.raises(UsageError, match=r"may hold code and is not read; docs/labels-from-elsewhere.md shows how to convert it"):
+    with pytest.raises(UsageError, match=r"\.(pt|pth|pkl|npy):.*not read; docs/labels-from-elsewhere\.md"):
         read(tmp_path / name)
 
 
@@ -321,7 +317,7 @@ def test_what_is_no_form_of_labels_is_one_line(tmp_path, name, text, line):
 
 def test_numbers_without_class_names_are_asked_for(tmp_path):
     (tmp_path / "t.csv").write_text("file,index,prob\nx,3,0.9\n")
-    with pytest.raises(UsageError, match="`index` has class numbers; give their names with `class_names` FILE"):
+    with pytest.raises(UsageError, match=r"t\.csv:.*`index` has class numbers.*`class_names` FILE"):
         read(tmp_path / "t.csv")
 
 
@@ -361,7 +357,7 @@ def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):
     (tmp_path / "pool" / "b" / "0.png").write_bytes(png(0, 9))
     pool = open_source(tmp_path / "pool")
     write_lines(tmp_path / "t.jsonl", [{"path": "0.png", "label": "ant"}, {"path": "1.png", "label": "bee"}])
-    with pytest.raises(NstError, match=r"lacks 2 of 2 images, the first is '0.png'"):
+    with pytest.raises(NstError, match=r"pool: lacks 2 of 2 images.*'0\.png'.*`pool`"):
         KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
 
 
@@ -394,12 +390,12 @@ def test_plain_labels_are_adopted_with_their_smoothing_said_and_kept(tmp_path, p
         name: ([["ant", "bee", "dog"].index(NAMES[label])], pytest.approx(0.9 + 0.1 / 3))
         for name, label in zip(FILES, LABELS[:4], strict=False)
     }
-    with pytest.raises(NstError, match="`label` names 1 classes of an image, and 2 are asked for; choose another `top_k`"):
+    with pytest.raises(NstError, match=r"t\.json:.*`label` names 1.*2.*`top_k`"):
         adopt(store, "bugs", str(file), pool=pool, top_k=2, progress=Progress())
-    with pytest.raises(UsageError, match=r"t.json: names images and holds none; add `pool` SOURCE, where they are"):
+    with pytest.raises(UsageError, match=r"t\.json:.*holds none; add `pool` SOURCE"):
         adopt(store, "bugs", str(file), progress=Progress())
     twice = write_lines(tmp_path / "t.jsonl", [{"path": FILES[0], "label": one} for one in ("ant", "bee")])
-    with pytest.raises(NstError, match=r"rows 't.jsonl:0' and 't.jsonl:1' both name the image 'a/0.png'; expected one row for each"):
+    with pytest.raises(NstError, match=r"'t\.jsonl:0'.*'t\.jsonl:1'.*'a/0\.png'.*one row"):
         adopt(store, "bugs", str(twice), pool=pool, progress=Progress())
 
 

@@ -76,7 +76,7 @@ def test_classes_in_tar_files_are_the_labels_of_their_images(tmp_path):
     write_tar(tmp_path / "numbers.tar", samples(*({"cls": str(label).encode()} for label in LABELS)))
     found = of_images(open_source(tmp_path / "numbers.tar"), NAMES)
     assert found == {f"numbers.tar:{row:04d}.png": hard(NAMES[label]) for row, label in enumerate(LABELS)}
-    with pytest.raises(UsageError, match="`label` has class numbers; give their names with `class_names` FILE"):
+    with pytest.raises(UsageError, match=r"numbers\.tar:.*`label` has class numbers.*`class_names` FILE"):
         of_images(open_source(tmp_path / "numbers.tar"))
 
 
@@ -155,7 +155,7 @@ def test_fiftyones_dataset_is_taken_with_confidences_or_logits(tmp_path):
         sample["ground_truth"] = classification(0, np.ones(1), logits=None)
         sample["predictions"]["logits"] = compressed([1, 2, 3, 4])
     file = write_json(tmp_path / "samples.json", {"samples": samples})
-    with pytest.raises(UsageError, match="expected one column of labels, found predictions, ground_truth; name one with `label_column`"):
+    with pytest.raises(UsageError, match=r"samples\.json:.*, found predictions, ground_truth.*`label_column`"):
         read(file, NAMES)
     assert read(file, NAMES, label_column="ground_truth")["data/4.png"] == hard("ant")
     assert max(read(file, NAMES, label_column="predictions", logits=True)["data/4.png"].items(), key=lambda one: one[1])[0] == "dog"
@@ -163,7 +163,7 @@ def test_fiftyones_dataset_is_taken_with_confidences_or_logits(tmp_path):
         read(file, NAMES, label_column="ground_truth", logits=True)
     samples[0]["predictions"]["logits"] = "gASVCQAAAAAAAACMBWFsZXJ0lC4="
     file = write_json(tmp_path / "samples.json", {"samples": samples})
-    with pytest.raises(NstError, match="row 0: expected logits as a list, or as an array that FiftyOne wrote"):
+    with pytest.raises(NstError, match=r"samples\.json: row 0:.*logits as a list.*FiftyOne"):
         read(file, NAMES, label_column="predictions", logits=True)
 
 
@@ -184,13 +184,13 @@ def test_label_studios_predictions_and_answers_are_taken(tmp_path):
     assert found == {f"photos/{key}": one for key, one in near(expected(1)).items()}
     tasks[0]["annotations"] = [chosen("cat", completed_by=1), chosen("cat", completed_by=2), chosen("ant", was_cancelled=True)]
     file = write_json(tmp_path / "tasks.json", tasks)
-    with pytest.raises(UsageError, match="expected one column of labels, found annotations, predictions; name one with `label_column`"):
+    with pytest.raises(UsageError, match=r"tasks\.json:.*, found annotations, predictions.*`label_column`"):
         read(file)
     assert read(file, NAMES, label_column="annotations") == {"photos/a/0.png": hard("cat")}
     tasks[1]["annotations"] = [chosen("cat"), chosen("ant")]
-    with pytest.raises(NstError, match=r"task 0 \('photos/a/1.png'\): expected one answer, found 'cat', 'ant'; export one"):
+    with pytest.raises(NstError, match=r"task 0 \('photos/a/1\.png'\):.*one answer, found 'cat', 'ant'"):
         read(write_json(tmp_path / "tasks.json", tasks), label_column="annotations")
-    with pytest.raises(NstError, match=r"task 7 .*: expected one class, found 'cat', 'ant'"):
+    with pytest.raises(NstError, match=r"task 7.*one class, found 'cat', 'ant'"):
         read(write_json(tmp_path / "tasks.json", [task("x", 7, annotations=[chosen("cat", "ant")])]))
 
 

@@ -71,5 +71,5 @@ def test_a_damaged_version_is_not_made_anonymous(versions, tmp_path):
     copy = Version(shutil.copytree(versions["generation"].folder, tmp_path / "tiny" / "gen-1"))
     (copy.folder / "pseudo_labels" / "train-00009-of-00009.parquet").write_bytes(b"never sealed")
     (tmp_path / "out").mkdir()
-    with pytest.raises(NstError, match=r"^tiny@gen-1 is damaged: .*was not there when the version was sealed; nothing was pushed$"):
+    with pytest.raises(NstError, match=r"^tiny@gen-1 is damaged:.*when.*was sealed; nothing.*$"):
         anonymous_copy(copy, copy.manifest, tmp_path / "out")

@@ -177,5 +177,5 @@ class Squared:
 
 
 def test_a_preprocessing_that_does_more_than_normalize_is_refused():
-    with pytest.raises(NstError, match=r"expected a preprocessing that subtracts a mean and divides, found one that makes 0, 2601, 6\.50"):
+    with pytest.raises(NstError, match=r"attacks:.*preprocessing.*, found one.*0, 2601, 6\.50"):
         normalization_of(Squared())

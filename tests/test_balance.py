@@ -131,5 +131,5 @@ def test_the_odd_copy_goes_with_the_image_and_not_with_its_place():
 
 
 def test_more_rows_than_the_quota_cannot_have_copies():
-    with pytest.raises(NstError, match="expected at most 2 rows in each class, found 3; select them by most_confident first"):
+    with pytest.raises(NstError, match=r"at most 2.*found 3.*most_confident"):
         add_copies(frame([(0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.7)]), 2, seed=0)

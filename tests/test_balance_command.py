@@ -328,7 +328,7 @@ def test_a_recipe_with_a_class_that_nobody_knows_stops_before_its_first_network(
     write_class_folders(tmp_path / "labeled", NAMES, 2)
     write_pool(tmp_path / "pool", 1, 1)
     recipe = parse_recipe(f"{RECIPE}  exclude_class: [ent]\n", tmp_path / "bugs.yaml")
-    with pytest.raises(UsageError, match="`exclude_class`: the teacher has no class 'ent'; did you mean 'ant'"):
+    with pytest.raises(UsageError, match=r"`exclude_class`:.*'ent'.*'ant'"):
         self_training(store, recipe)
     assert store.unfinished() == []
 

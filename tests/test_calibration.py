@@ -156,11 +156,11 @@ def test_calibrating_lowers_the_cost_of_overconfident_logits_and_says_by_how_muc
 
 
 def test_no_images_are_refused():
-    with pytest.raises(NstError, match=r"no labeled image to calibrate on: expected at least one that can be read"):
+    with pytest.raises(NstError, match=r"no labeled image to calibrate on"):
         calibrate(torch.empty(0, 3), torch.empty(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("row", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])
 def test_logits_that_are_no_numbers_are_refused(row):
-    with pytest.raises(NstError, match=r"a logit is NaN, or none is finite: the network's weights are damaged"):
+    with pytest.raises(NstError, match=r"NaN.*weights are damaged; retrain"):
         calibrate(torch.tensor([[0.0, 1.0], row]), torch.tensor([0, 1]))

@@ -177,7 +177,7 @@ def test_results_without_a_top1_accuracy_are_passed_over(store, result):
 @pytest.mark.parametrize("result", [None, 5, "x", [], {"top1": "0.5"}, {"top1": True}, {"top1": float("nan")}, {"top1": 50}])
 def test_metrics_that_are_none_are_refused_in_a_line_and_shown_on_no_card(store, result):
     teacher = seal_teacher(store, metrics={"odd": result, "test": {"top1": 0.5}}, labeled="/labeled")
-    with pytest.raises(NstError, match=r"metrics.json: expected the metrics of a teacher, found odd: .*; delete it and evaluate again$"):
+    with pytest.raises(NstError, match=r"metrics\.json:.*, found odd:.*; delete it.*evaluate again$"):
         Metrics.read(teacher.folder)
     assert "odd" not in model_card(teacher)
 

@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_network_is_one_line_that_names_a_weight(tmp_pat
     other, _ = step_and_batch(model="test_efficientnet")
     with pytest.raises(
         NstError,
-        match=r"^checkpoint step-000000003 belongs to another network: missing \d+ tensors .+; unexpected .+\. Use the timm version",
+        match=r"^checkpoint step-000000003.*missing \d+ tensors.*unexpected.*timm version.*`store\.remove",
     ):
         load(tmp_path, other)
 
@@ -127,7 +127,7 @@ def test_a_training_that_diverges_names_its_last_good_checkpoint_which_is_finite
     changes = {"learning_rate": 1e30, "epochs": 40, "warmup_epochs": 1e7, "optimizer": "sgd"}
     run = RunSettings(workers=0, decode_threads=1, checkpoint_minutes=0)
     with pytest.raises(
-        NstError, match=r"step (\d+): the loss is no longer finite; the last good checkpoint is that of step \d+\. Try"
+        NstError, match=r"^late@gen-0.*step (\d+):.*step \d+\..*`learning_rate`.*`warmup_epochs`.*`store\.remove\('late@gen-0'\)`"
     ) as error:
         train(store, "late", open_source(str(labeled), labeled=True), TrainSettings(**TINY | changes), run=run)
     (staging,) = store.stagings("late")

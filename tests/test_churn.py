@@ -136,7 +136,7 @@ def test_classes_in_another_order_are_matched_by_name():
 
 def test_a_label_outside_the_classes_is_an_error_after_matching_too():
     after = matched_by_name(table([(0, 7, 0.5)]), NAMES, NAMES, "a and b")
-    with pytest.raises(NstError, match="a and b: expected labels from 0 to 2, found label 7"):
+    with pytest.raises(NstError, match=r"a and b:.*0 to 2.*label 7"):
         measure(table([(0, 0, 0.5)]), after, NAMES, "a and b")
 
 
@@ -155,11 +155,11 @@ def test_other_classes_are_an_error_that_names_them(names, message):
 @pytest.mark.parametrize("wrong", ["before", "after"])
 def test_a_label_outside_the_classes_is_an_error(wrong):
     frames = [table([(0, 3 if wrong == side else 0, 0.5)]) for side in ("before", "after")]
-    with pytest.raises(NstError, match="a and b: expected labels from 0 to 2, found label 3"):
+    with pytest.raises(NstError, match=r"a and b:.*0 to 2.*label 3"):
         measure(*frames, NAMES, "a and b")
 
 
 def test_a_hash_that_is_none_is_an_error():
     frame = table([(0, 0, 0.5)]).with_columns(image_hash=pl.lit("no hash"))
-    with pytest.raises(NstError, match=r"a and b: the labels cannot be read \(strict integer parsing failed.*no hash"):
+    with pytest.raises(NstError, match=r"a and b:.*\(strict integer parsing failed.*`verify\(\)`"):
         measure(frame, table([(0, 0, 0.5)]), NAMES, "a and b")

@@ -138,7 +138,7 @@ def test_an_image_of_a_self_contained_edition_that_was_changed_is_named(forms, t
     with file.open("r+b") as opened:  # the same file, as workers have it in memory
         opened.write(content)
     verify = rf"`store\.open\('{edition.ref}'\)\.verify\(\)` shows"
-    with pytest.raises(NstError, match=rf"{edition.ref}: '{table['key'][3]}' differs from the image that was labeled[^\n]*; {verify}"):
+    with pytest.raises(NstError, match=rf"{edition.ref}: '{table['key'][3]}' differs [^\n]*; {verify}"):
         pseudo.read(3)
 
 
@@ -149,7 +149,7 @@ def test_a_pool_that_lacks_images_is_refused_with_their_number(forms, tmp_path, 
     keys = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"].to_list()
     for key in keys[1:8:2]:
         (other / key).unlink()
-    with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images, the first is '{keys[1]}'; pass the labeled pool"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 4 of {len(keys)} images.*'{keys[1]}'.*`pool`"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
     assert not list((tmp_path / "work").glob("edition*/*"))
 
@@ -159,7 +159,7 @@ def test_a_pool_with_other_images_under_some_names_is_refused_before_any_work(fo
     other = write_pool(tmp_path / "other", 3, 5)
     last = pl.read_parquet(by_reference.folder / "balanced" / "*.parquet")["key"][-1]
     (other / last).write_bytes((other / last).read_bytes() + b"more")
-    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images, the first is '{last}'; pass the labeled pool with `pool`"):
+    with pytest.raises(NstError, match=rf"^[^\n]*lacks 1 of 15 images.*'{last}'.*`pool`"):
         open_edition(by_reference, open_source(str(other)), CLASSES, tmp_path / "work")
 
 

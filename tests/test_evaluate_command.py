@@ -277,9 +277,7 @@ def test_two_results_of_a_recipe_do_not_share_a_name(tmp_path, evaluate):
     from nst_data.errors import UsageError
     from nst_train.recipe import load_recipe
 
-    with pytest.raises(
-        UsageError, match=r"records two results as '(x-imagenet-a|test-fgsm|test)' in metrics\.json; give one of them another"
-    ):
+    with pytest.raises(UsageError, match=r"`evaluate`.*'(x-imagenet-a|test-fgsm|test)' in metrics\.json.*`name`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, TINY], evaluate=evaluate))
 
 

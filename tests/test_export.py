@@ -128,7 +128,7 @@ def test_links_lead_to_the_images_of_the_pool(tiny_store, tmp_path):
     assert links
     assert all(path.is_symlink() and path.resolve().parent == pool.resolve() for path in links)
     for to in ("csv", "webdataset"):
-        with pytest.raises(UsageError, match=f"`link`: {to} has no image files of its own; remove `link`"):
+        with pytest.raises(UsageError, match=f"`link`: {to}.*; remove `link`"):
             exported(store, tmp_path / to, to, link=True)
 
 
@@ -136,7 +136,7 @@ def test_a_class_with_the_name_of_a_column_has_no_column_of_its_own(tmp_path):
     store = Store(tmp_path / "store")
     write_class_folders(tmp_path / "sorted", ["key", "label"], 1)
     version = adopt(store, "odd", str(tmp_path / "sorted"), progress=Progress())
-    with pytest.raises(UsageError, match="`probs`: class 'key' has the name of another column of the table; use jsonl, or remove `probs`"):
+    with pytest.raises(UsageError, match=r"`probs`:.*'key'.*; use jsonl.*remove `probs`"):
         exported(store, tmp_path / "out", "csv", version.ref, probs=True)
 
 
@@ -144,22 +144,20 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
     store, _, _ = tiny_store
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(NstError, match="mine: expected a new or empty folder, found other files; choose another one"):
+    with pytest.raises(NstError, match=r"mine:.*new or empty folder.*choose another"):
         exported(store, tmp_path / "mine", "csv")
-    with pytest.raises(NstError, match=r"thesis\.txt: expected a new or empty folder, found other files"):
+    with pytest.raises(NstError, match=r"thesis\.txt:.*new or empty folder.*choose another"):
         exported(store, tmp_path / "mine" / "thesis.txt", "csv")
-    with pytest.raises(NstError, match="out: part of this path is a file"):
+    with pytest.raises(NstError, match=r"thesis\.txt/out:.*is a file.*choose another"):
         exported(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     exported(store, tmp_path / "out", "csv")
-    with pytest.raises(
-        NstError, match=r"out: holds another export \(ref tiny@gen-1\.1, digest .*\); choose another folder, or remove this one"
-    ):
+    with pytest.raises(NstError, match=r"out:.*another export \(ref tiny@gen-1\.1, digest.*\); choose another folder, or remove"):
         exported(store, tmp_path / "out", "csv", "tiny@gen-1")
     with pytest.raises(NstError, match=r"holds another export \(to csv\)"):
         exported(store, tmp_path / "out", "jsonl")
     (tmp_path / "out" / MARKER).write_text("{")
-    with pytest.raises(NstError, match="the record of the export is damaged; remove"):
+    with pytest.raises(NstError, match=r"\.nst-export\.json:.*damaged; remove.*/out"):
         exported(store, tmp_path / "out", "csv")
 
 
@@ -169,7 +167,7 @@ def test_an_image_that_is_another_now_is_refused_and_the_rest_goes_on_once_it_is
     changed = pool / truth(store)[sorted(truth(store))[0]][0]
     before = changed.read_bytes()
     changed.write_bytes(next(path for path in pool.iterdir() if path != changed).read_bytes())
-    with pytest.raises(NstError, match=f"{changed.name}' has different content than the labeled image"):
+    with pytest.raises(NstError, match=f"{changed.name}' has different content.*`pool`"):
         exported(store, tmp_path / "out", "folders", pool=str(pool))
     there = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
     changed.write_bytes(before)
@@ -232,7 +230,7 @@ def test_the_images_of_a_review_are_found_in_a_moved_pool_or_in_an_edition_that_
     exported(store, tmp_path / "embedded", "folders", "tiny@review-1")
     assert {image_hash(path.read_bytes()) for path in (tmp_path / "embedded").rglob("*.png")} == expected.keys()
     shutil.rmtree(store.open("tiny").folder)
-    with pytest.raises(UsageError, match="tiny@review-1: no labels in the store say where its images are; pass the source they are in"):
+    with pytest.raises(UsageError, match=r"tiny@review-1:.*where its images are.*`pool`"):
         exported(store, tmp_path / "nowhere", "folders", "tiny@review-1")
     exported(store, tmp_path / "pool", "folders", "tiny@review-1", pool=str(moved))
     assert {image_hash(path.read_bytes()) for path in (tmp_path / "pool").rglob("*.png")} == expected.keys()
@@ -304,6 +302,6 @@ def test_a_version_from_the_hub_opens_no_pool_that_it_names(tiny_store, tmp_path
     store, _, pool = tiny_store
     version = store.open("tiny@gen-1")
     monkeypatch.setattr("nst_data.store.version.may_be_pulled", lambda folder: True)
-    with pytest.raises(NstError, match=r"tiny@gen-1 came from the Hub, and nst opens no pool that it names"):
+    with pytest.raises(NstError, match=r"tiny@gen-1 came from the Hub.*`pool`"):
         exported(Store(store.root), tmp_path / "out", "folders", version.ref)
     assert exported(Store(store.root), tmp_path / "out", "folders", version.ref, pool=str(pool)).images == 15

@@ -77,7 +77,7 @@ def test_a_network_is_written_once_and_other_files_stay(tiny_store, tmp_path, mo
                 archive.writestr("a/extra/nst.json", "{}")
         else:
             (tmp_path / other).write_text("mine")
-        with pytest.raises(NstError, match=f"{other}: exists and is not an export of this network; choose another name"):
+        with pytest.raises(NstError, match=f"{other}:.*exists.*choose another name, or remove"):
             exported(store, "tiny-teacher@gen-0", tmp_path / other, "torch-export")
     with pytest.raises(NstError, match="there is no folder"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "no" / "a.pt2", "torch-export")
@@ -86,11 +86,11 @@ def test_a_network_is_written_once_and_other_files_stay(tiny_store, tmp_path, mo
         raise RuntimeError("an operator that is not known\nand a long trace")
 
     monkeypatch.setitem(exporting._FORMATS, "torch-export", (fails, exporting._run_torch_export))
-    with pytest.raises(NstError, match="tiny-teacher@gen-0: it cannot be written as torch-export: an operator that is not known"):
+    with pytest.raises(NstError, match=r"tiny-teacher@gen-0:.*torch-export: an operator"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
     wrong = (exporting._write_torch_export, lambda path, pixels: exporting._run_torch_export(path, pixels) + 0.01)
     monkeypatch.setitem(exporting._FORMATS, "torch-export", wrong)
-    with pytest.raises(NstError, match=r"as torch-export it computes other logits \(by 0\.0\d+ of the largest\); nothing was written"):
+    with pytest.raises(NstError, match=r"tiny-teacher@gen-0:.*torch-export.*other logits \(by 0\.0\d+.*nothing"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "b.pt2", "torch-export")
     assert {one.name for one in tmp_path.iterdir()} == {"tiny.pt2", "zip", "text"}
 
@@ -109,7 +109,7 @@ def test_what_does_not_go_together_is_said_in_a_line(tiny_store, tmp_path, monke
     with pytest.raises(UsageError, match="`to` caffe: expected onnx or torch-export"):
         exported(store, "tiny-teacher@gen-0", tmp_path / "a", "caffe")
     for folder in (str(tmp_path), "./"):
-        with pytest.raises(NstError, match="expected a file to write, found a folder; name a file, such as"):
+        with pytest.raises(NstError, match=r"a file to write, found a folder.*network\.onnx"):
             exported(store, "tiny-teacher@gen-0", folder, "torch-export")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(UsageError, match=r"`to` onnx requires onnxscript: pip install 'nst\[onnx\]'"):
@@ -150,5 +150,5 @@ def test_networks_of_transformers_and_large_ones_are_written_as_onnx_too(tmp_pat
     assert {path.name for path in tmp_path.glob("vit.*")} == {"vit.onnx", "vit.onnx.data"}
     assert exported(store, vit, tmp_path / "vit.onnx", "onnx").difference == written.difference
     shutil.move(tmp_path / "vit.onnx", tmp_path / "other.onnx")
-    with pytest.raises(NstError, match=r"vit\.onnx\.data: exists and is not an export of this network"):
+    with pytest.raises(NstError, match=r"vit\.onnx\.data: exists.*choose another name, or remove"):
         exported(store, vit, tmp_path / "vit.onnx", "onnx")

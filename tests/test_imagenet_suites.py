@@ -167,9 +167,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
         for severity in range(1, 6):
             write_classes(tmp_path / name / str(severity), WNIDS[:2])
     shutil.rmtree(tmp_path / "shot_noise" / "4")
-    with pytest.raises(
-        NstError, match="expected the folders of 15 corruptions with severities 1 to 5, missing: shot_noise/4, defocus_blur/1"
-    ):
+    with pytest.raises(NstError, match=r"15 corruptions.*1 to 5, missing: shot_noise/4, defocus_blur/1"):
         suite("imagenet-c", tmp_path)
     found = suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort())
     assert list(found.result["ce"]) == ["gaussian_noise", "impulse_noise"]
@@ -184,9 +182,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
     with pytest.raises(NstError, match="missing: shot_noise/4, impulse_noise/2"):
         suite("imagenet-c", tmp_path)
     assert list(suite("imagenet-c", tmp_path, **PARTIAL).measure(candidate, Effort()).result["ce"]) == ["gaussian_noise"]
-    with pytest.raises(
-        NstError, match=r"expected the folders of 10 perturbations, missing: motion_blur, zoom_blur, snow, .* and 3 more\. "
-    ):
+    with pytest.raises(NstError, match=r"10 perturbations, missing: motion_blur, zoom_blur, snow.*3 more\..*`partial`"):
         suite("imagenet-p", tmp_path)
     with pytest.raises(NstError, match="no such folder; expected imagenet-c as published"):
         suite("imagenet-c", tmp_path / "nowhere")
@@ -194,7 +190,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
 
 def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
     write_classes(tmp_path / "r", [*classes_of("imagenet-r"), "zebra"])
-    with pytest.raises(NstError, match="unknown class folder 'zebra'; expected imagenet-r's 200, named by WordNet ids such as n01443537"):
+    with pytest.raises(NstError, match=r"r:.*'zebra'.*imagenet-r's 200.*n01443537"):
         suite("imagenet-r", tmp_path / "r")
     found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
     assert (found["images"], found["partial"]) == (200, {"unknown_folders": ["zebra"]})
@@ -209,7 +205,7 @@ def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_f
     torch.manual_seed(1)
     known = [wnid for wnid in WNIDS if wnid != wnids[3]]
     fewer = Classifier(timm.create_model("test_resnet", num_classes=999).eval(), candidate.classifier.preprocessing, known)
-    with pytest.raises(NstError, match=r"found 999 .* without 1 of the 200"):
+    with pytest.raises(NstError, match=r"found 999.*without 1 of the 200"):
         suite("imagenet-r", tmp_path / "r").measure(Candidate("fewer", fewer, "fewer"), Effort())
     found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(Candidate("fewer", fewer, "fewer"), Effort()).result
     assert (found["images"], found["partial"]) == (398, {"classes_the_model_lacks": [wnids[3]]})
@@ -224,9 +220,7 @@ def test_a_whole_suite_is_not_marked_as_partial(tmp_path, candidate):
 def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
     wnids = classes_of("imagenet-r")
     write_classes(tmp_path / "r", wnids[:-2])
-    with pytest.raises(
-        NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}. Complete it, or measure what is there with `partial`"
-    ):
+    with pytest.raises(NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}\\..*`partial`"):
         suite("imagenet-r", tmp_path / "r")
     assert suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result["images"] == 198
 
@@ -321,5 +315,5 @@ def test_a_perturbation_without_one_whole_sequence_is_an_error(tmp_path, candida
         write_sequences(tmp_path / name, [[0, 1, 2]] * 2)
     for number in range(2):
         (tmp_path / "snow" / WNIDS[0] / f"s{number}" / "2.png").write_text("no image")
-    with pytest.raises(NstError, match="snow: none of its 2 sequences can be read whole; unpack snow again"):
+    with pytest.raises(NstError, match=r"snow: none of its 2 sequences.*unpack snow"):
         suite("imagenet-p", tmp_path, **PARTIAL).measure(candidate, Effort())

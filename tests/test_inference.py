@@ -144,7 +144,7 @@ def test_the_largest_batch_that_fits_is_found_by_trial(monkeypatch, fits, expect
 
 def test_a_network_that_fits_at_no_batch_size_is_one_error(monkeypatch):
     monkeypatch.setattr(inference, "LARGEST_BATCH_SIZE", 4)
-    with pytest.raises(NstError, match="not even one image fits into the memory of the cpu"):
+    with pytest.raises(NstError, match=r"one image.*memory of the cpu.*smaller network"):
         choose_computation(linear(0), 0, "fp32", compile_network=False)
 
 
@@ -181,7 +181,7 @@ def test_a_compiled_network_gives_what_the_plain_one_gives(teacher, pool):
 
 def test_what_was_begun_on_another_device_is_one_error():
     begun = {"batch_size": 4, "precision": "bf16", "device": "cuda", "threads": 1, "compile": False}
-    with pytest.raises(NstError, match=r"c@gen-1 was started on cuda, which this machine does not have; resume it where there is one"):
+    with pytest.raises(NstError, match=r"c@gen-1.*on cuda.*resume it.*`store\.remove\('c@gen-1'\)`"):
         computation_of(begun, "c@gen-1")
     assert computation_of(begun | {"device": "cpu"}, "c@gen-1") == Computation(4, "bf16", "cpu")
 

@@ -200,7 +200,7 @@ def test_what_makes_no_recipe_is_one_line(tmp_path, network, names, says):
 def test_a_pool_inside_the_labeled_folder_is_one_line_and_the_other_way_round_a_warning_that_runs(tmp_path, network):
     top = photos(tmp_path / "photos")
     shutil.move(top / "unlabeled", top / "labeled" / "unlabeled")
-    with pytest.raises(NstError, match=r"unlabeled: lies inside the labeled folder .*, where each folder is a class; move it out"):
+    with pytest.raises(NstError, match=r"unlabeled:.*inside the labeled folder.*move it out"):
         recipe_of(tmp_path, network, pool=str(top / "labeled" / "unlabeled"))
     shutil.move(top / "labeled" / "unlabeled", top / "more")
     _, said = recipe_of(tmp_path, network, pool=str(top))
@@ -210,25 +210,25 @@ def test_a_pool_inside_the_labeled_folder_is_one_line_and_the_other_way_round_a_
 
 def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, network):
     top = photos(tmp_path / "photos")
-    with pytest.raises(UsageError, match=r"labeled: given as `labeled` and as `test`; expected two sources"):
+    with pytest.raises(UsageError, match=r"labeled:.*`labeled` and as `test`.*two sources"):
         recipe_of(tmp_path, network, test=str(top / "labeled"))
-    with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing; give a folder with labeled/ and unlabeled/ in it, or name both"):
+    with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing.*labeled/ and unlabeled/"):
         recipe_of(tmp_path, network, None)
-    with pytest.raises(UsageError, match=r"nowhere: no such folder; expected one with labeled/ and unlabeled/ in it"):
+    with pytest.raises(UsageError, match=r"nowhere:.*labeled/ and unlabeled/.*`labeled` and `pool`"):
         recipe_of(tmp_path, network, "nowhere")
 
 
 def test_a_test_set_of_other_classes_is_one_line(tmp_path, network):
     photos(tmp_path / "photos")
     write_class_folders(tmp_path / "photos" / "test", ["dog"], 1)
-    with pytest.raises(NstError, match=r"test: expected the classes 3 .*not expected: 1 \(dog\)"):
+    with pytest.raises(NstError, match=r"test:.*classes 3.*: 1 \(dog\)\..*`class_names` FILE"):
         recipe_of(tmp_path, network)
 
 
 def test_a_recipe_is_never_overwritten(tmp_path, network):
     photos(tmp_path / "photos")
     (tmp_path / "a.yaml").write_text("mine")
-    with pytest.raises(UsageError, match=r"a.yaml: already exists and is not overwritten; give another `output`, or remove it"):
+    with pytest.raises(UsageError, match=r"a\.yaml: already exists.*`output`, or remove"):
         recipe_of(tmp_path, network)
     assert (tmp_path / "a.yaml").read_text() == "mine"
 
@@ -485,7 +485,7 @@ def test_a_vision_transformer_is_finetuned_as_they_are(tmp_path):
 
 def test_offline_without_weights_the_default_network_is_refused_with_a_way_out(tmp_path, monkeypatch):
     photos(tmp_path / "photos")
-    with pytest.raises(NstError, match=r"weights of the default network cannot be had: .*name another network with `model`, such as local"):
+    with pytest.raises(NstError, match=r"tf_efficientnet_lite0\.in1k:.*cannot be had:.*`model`.*local-dir:FOLDER"):
         recipe_of(tmp_path, None)
     assert not (tmp_path / "a.yaml").exists()
     assert check_is_there("local-dir:/x", is_chosen=False) == ""

@@ -74,7 +74,7 @@ _ALSO = [pytest.param(steps, number, marks=pytest.mark.slow) for steps, number i
 @pytest.mark.parametrize(("steps", "number"), [(1, signal.SIGTERM), (13, signal.SIGHUP), (20, signal.SIGUSR1), *_ALSO])
 def test_a_training_stopped_at_any_step_goes_on_to_equal_weights_scores_and_logs(undisturbed, tmp_path, number, steps, hangups_heeded):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    with pytest.raises(Interrupted, match=rf"after step {steps + 1} of net@gen-0; finished work is kept; the same command resumes") as stop:
+    with pytest.raises(Interrupted, match=rf"step {steps + 1} of net@gen-0.*the same command resumes") as stop:
         train_in(tmp_path, SignalAt(steps, number))
     assert stop.value.status == 128 + number
     assert before == [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]

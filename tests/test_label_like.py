@@ -80,10 +80,10 @@ def test_it_is_the_first_edition_of_a_generation_of_its_own(store, edition, pool
 
 
 def test_a_generation_of_the_whole_pool_is_not_mixed_with_it(store, edition, pool):
-    with pytest.raises(NstError, match=r"bugs@gen-1 labels the whole pool; omit the generation to get the next one"):
+    with pytest.raises(NstError, match=r"bugs@gen-1.*whole pool; omit the generation"):
         again(store, edition, pool, generation=1)
     assert again(store, edition, pool, generation=5).ref == "bugs@gen-5.1"
-    with pytest.raises(NstError, match=r"bugs@gen-5.1 is a relabeled edition without its pool"):
+    with pytest.raises(NstError, match=r"bugs@gen-5\.1.*without its pool; omit the generation"):
         label(store, "bugs", f"local-dir:{store.root.parent / 'new'}", open_source(str(pool)), SETTINGS, generation=5, run=RUN)
 
 

@@ -90,6 +90,6 @@ def test_generations_of_one_number_are_not_mixed_up_in_the_cache_of_datasets(ver
 
 def test_more_than_there_are_classes_is_refused_and_leaves_nothing(tmp_path):
     teacher = write_teacher(tmp_path / "teacher", NAMES)
-    with pytest.raises(NstError, match="top-k 6: expected 1 to 5, the number of classes; choose another `top_k`"):
+    with pytest.raises(NstError, match=r"top-k 6:.*1 to 5.*`top_k`"):
         labeled(tmp_path, teacher, "bugs", top_k=6)
     assert Store(tmp_path / "store").unfinished() == []

@@ -132,10 +132,10 @@ def test_the_same_probe_is_found_whatever_does_not_shape_it_and_a_finetuned_stud
 
 def test_a_probe_without_weights_or_with_pseudo_labels_is_one_line(tiny_store):
     store, labeled, _ = tiny_store
-    with pytest.raises(UsageError, match="`probe` requires a trained network; add `pretrained` or `start`"):
+    with pytest.raises(UsageError, match=r"`probe`.*trained network; add `pretrained` or `start`"):
         TrainSettings(model="test_resnet", probe=True)
     settings = TrainSettings(model="test_resnet", start="tiny-teacher@gen-0", probe=True, image_size=16)
-    with pytest.raises(UsageError, match="`probe` takes labeled images alone; remove it, or the `edition`"):
+    with pytest.raises(UsageError, match=r"`probe`.*labeled images alone; remove.*`edition`"):
         train(store, "probe", open_source(labeled, labeled=True), settings, edition="tiny@gen-1.1")
 
 
@@ -162,7 +162,7 @@ def test_the_command_fits_one_and_refuses_options_that_do_nothing(tiny_store):
 def test_a_network_with_another_end_is_one_line(monkeypatch):
     network = timm.create_model("test_resnet", num_classes=2)
     monkeypatch.setattr(network, "get_classifier", lambda: torch.nn.Conv2d(1, 2, 1))
-    with pytest.raises(NstError, match=r"net: expected one linear layer with a bias at the end of the network, found Conv2d; choose"):
+    with pytest.raises(NstError, match=r"net:.*one linear layer.*found Conv2d.*another model"):
         last_layer(network, 2, "net")
 
 
@@ -189,7 +189,7 @@ def test_a_recipe_begins_with_a_probe(tmp_path):
     assert load_recipe(path).generations[0].probe
     with pytest.raises(UsageError, match=r"generations.0.epochs: has no effect: .*`probe`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[probe | {"epochs": 3}, TINY]))
-    with pytest.raises(UsageError, match=r"generations.1.finetune.epochs: has no effect: `probe` fits the last layer alone"):
+    with pytest.raises(UsageError, match=r"line 11: generations\.1\.finetune\.epochs:.*no effect: `probe`.*remove it"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[probe, TINY | {"finetune": {"probe": True, "epochs": 3}}]))
-    with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation, and for a `finetune`"):
+    with pytest.raises(UsageError, match=r"`probe`.*labeled images alone.*first generation.*`finetune`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, probe]))

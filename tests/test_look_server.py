@@ -371,7 +371,7 @@ def test_a_pool_with_other_names_is_told_by_its_bytes(tmp_path, store, pool):
 
 
 def test_what_a_user_can_get_wrong_is_a_line(tmp_path, store, pool):
-    with pytest.raises(UsageError, match=r"nobody: expected a generation or edition in the store"):
+    with pytest.raises(UsageError, match=r"nobody:.*generation or edition.*/store.*bugs@gen-1"):
         open_contents(store, "nobody")
     with pytest.raises(NstError, match=r"photos/none: no such file or folder"):
         open_contents(store, str(tmp_path / "photos/none"))
@@ -380,7 +380,7 @@ def test_what_a_user_can_get_wrong_is_a_line(tmp_path, store, pool):
     with pytest.raises(UsageError, match=r"`pool`: .* holds its images itself"):
         open_contents(store, str(write_class_folders(tmp_path / "labeled", ["a", "b"], 1)), pool=str(pool))
     pool.rename(tmp_path / "moved")
-    with pytest.raises(NstError, match=r"no such file or folder.* bugs@gen-1 was made from it.* `pool`"):
+    with pytest.raises(NstError, match=r"pool:.*bugs@gen-1 was made from it.*`pool`"):
         open_contents(store, "bugs@gen-1")
     assert isinstance(open_contents(store, "bugs@gen-1", pool=str(tmp_path / "moved")), Contents)
 
@@ -390,7 +390,7 @@ def test_a_port_that_is_taken_is_a_line_and_without_one_another_is_free():
     taken = first.getsockname()[1]
     with pytest.raises(UsageError, match=r"`port` \d+ is in use; choose another"):
         listen("127.0.0.1", taken)
-    with pytest.raises(UsageError, match=r"`host` 203.0.113.1: .*expected an address of this machine"):
+    with pytest.raises(UsageError, match=r"`host` 203\.0\.113\.1:.*of this machine.*127\.0\.0\.1"):
         listen("203.0.113.1", 0)
     with pytest.raises(UsageError, match="expected a number from 0 to 65535"):
         listen("127.0.0.1", 70000)
@@ -521,7 +521,7 @@ def test_a_card_shows_a_picture_of_the_export_where_that_is_asked_for(tmp_path, 
     assert version.verify() == []
     for image in pool.iterdir():
         image.unlink()
-    with pytest.raises(NstError, match="bugs@gen-2: none of its images could be read, so its card was not changed"):
+    with pytest.raises(NstError, match=r"bugs@gen-2: none of its images.*card.*`pool`"):
         export(open_contents(store, version.ref), tmp_path / "other", False, Progress(), version)
 
 
@@ -535,7 +535,7 @@ def test_an_anonymous_export_names_no_key_no_hash_and_no_reviewer(tmp_path, stor
     assert [name for name in hidden if f'"{name}' in page] == []
     assert '"key":"image 1"' in page
     (tmp_path / "site/notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"site: has 'README.md' and other files of no export"):
+    with pytest.raises(UsageError, match=r"`export`.*/site:.*'README\.md'.*an empty folder"):
         export(contents, tmp_path / "site", True, Progress())
 
 

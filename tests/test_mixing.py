@@ -127,7 +127,7 @@ def test_where_one_kind_of_images_is_alone_neighbors_are_mixed_and_an_odd_one_is
     assert len(losses) == 4
     store, labeled, _ = tiny_store
     source = open_source(str(labeled), labeled=True)
-    with pytest.raises(NstError, match="batch size 3: `mixup` and `cutmix` mix pairs; expected a multiple of 2 x 1 process"):
+    with pytest.raises(NstError, match=r"batch size 3:.*`mixup`.*`cutmix`.*2 x 1 process"):
         train(store, "odd", source, settings(mixup=0.4, batch_size=3), run=RunSettings(workers=0, decode_threads=1))
 
 
@@ -135,12 +135,12 @@ def test_an_odd_batch_of_a_control_stops_the_recipe_before_its_first_generation(
     write_class_folders(tmp_path / "labeled", ["ant", "bee"], 2)
     path = write_tiny_recipe(tmp_path, generations=[TINY, TINY | {"mixup": 0.4, "batch_size": 3}], control=True)
     recipe = load_recipe(path)
-    with pytest.raises(UsageError, match=r"generations.1.batch_size: .* mix pairs .* in a `control`; expected an even number, found 3"):
+    with pytest.raises(UsageError, match=r"generations\.1\.batch_size:.*in a `control`.*even number, found 3"):
         check_recipe(recipe, open_source(str(tmp_path / "labeled"), labeled=True), ["ant", "bee"])
 
 
 def test_un_augmented_images_are_not_mixed():
-    with pytest.raises(UsageError, match="`mixup` and `cutmix` augment images, which `transform` evaluation does not; set it to training"):
+    with pytest.raises(UsageError, match=r"`mixup` and `cutmix`.*`transform` evaluation.*training, or remove"):
         settings(mixup=0.2, transform="evaluation")
     first = {"model": "x", **BOTH}
     finetune = GenerationSettings.model_validate(first | {"finetune": {"epochs": 2}}).finetune

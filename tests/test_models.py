@@ -80,7 +80,7 @@ def test_training_can_start_from_saved_weights_with_another_number_of_classes(sa
 def test_an_unknown_name_suggests_near_ones():
     with pytest.raises(UsageError, match=r"efficientnet_bO: .*did you mean efficientnet_b"):
         check_names(TrainSettings(model="efficientnet_bO"))
-    with pytest.raises(UsageError, match=r"optimizer adamww: not in timm; did you mean adamw"):
+    with pytest.raises(UsageError, match=r"optimizer adamww: not in timm.*adamw"):
         check_names(TrainSettings(model="efficientnet_b0", optimizer="adamww"))
 
 
@@ -111,7 +111,7 @@ def test_a_misspelled_teacher_of_the_store_is_suggested(tiny_store):
 def test_a_size_that_the_network_refuses_is_one_line(model, size):
     settings = TrainSettings(model=model, image_size=size, noise={"stochastic_depth": 0})
     network = create_network(settings, 3)
-    with pytest.raises(NstError, match=rf"image size {size}: not supported by {model} \(.+\); choose another `image_size`"):
+    with pytest.raises(NstError, match=rf"image size {size}:.*{model} \(.+\).*`image_size`"):
         check_size(network, settings, data_config_of(network, settings), 3)
 
 
@@ -119,7 +119,7 @@ def test_a_size_that_the_network_takes_passes():
     settings = TrainSettings(model="test_resnet", image_size=17)
     network = create_network(settings, 3)
     check_size(network, settings, data_config_of(network, settings), 3)
-    with pytest.raises(NstError, match=r"expected logits of shape \(1, 4\) for one image, found \(1, 3\)"):
+    with pytest.raises(NstError, match=r"test_resnet:.*\(1, 4\) for one image, found \(1, 3\)"):
         check_size(network, settings, data_config_of(network, settings), 4)
 
 
@@ -127,9 +127,7 @@ def test_images_that_a_network_cannot_be_trained_on_together_are_refused_and_the
     settings = TrainSettings(model="test_resnet", image_size=16)
     network = create_network(settings, 3)
     before, drawn = {name: value.clone() for name, value in network.state_dict().items()}, torch.get_rng_state()
-    with pytest.raises(
-        NstError, match=r"test_resnet cannot be trained on one image of 16 px at once \(Expected more than 1 value.*accumulate"
-    ):
+    with pytest.raises(NstError, match=r"test_resnet.*one image of 16 px.*\(Expected more than 1 value.*accumulate"):
         check_size(network, settings, data_config_of(network, settings), 3, at_once=1)
     check_size(network, settings, data_config_of(network, settings), 3, at_once=2)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -160,5 +158,5 @@ class _OtherInTraining(torch.nn.Module):
 
 def test_a_network_that_gives_something_else_in_training_is_refused():
     settings = TrainSettings(model="test_resnet", image_size=16)
-    with pytest.raises(NstError, match=r"test_resnet: expected logits of shape \(2, 3\) in training, found tuple"):
+    with pytest.raises(NstError, match=r"test_resnet:.*\(2, 3\) in training, found tuple"):
         check_size(_OtherInTraining(), settings, {"input_size": (3, 16, 16)}, 3)

@@ -98,7 +98,7 @@ def test_the_rate_of_stochastic_depth_rises_from_block_to_block():
 
 def test_a_network_without_a_place_for_noise_says_which_setting_to_change():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
-    with pytest.raises(NstError, match=r"Sequential: has no blocks that can be skipped; set noise.stochastic_depth to 0 for it"):
+    with pytest.raises(NstError, match=r"Sequential:.*skipped; set noise\.stochastic_depth to 0"):
         add_noise(plain, noise(stochastic_depth=0.2), NONE, 5, 0)
-    with pytest.raises(NstError, match=r"Sequential: expected a last layer with 3 outputs, found none; set noise.dropout to 0 for it"):
+    with pytest.raises(NstError, match=r"Sequential:.*3 outputs.*none; set noise\.dropout to 0"):
         add_noise(plain, noise(dropout=0.2), NONE, 3, 0)

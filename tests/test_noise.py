@@ -98,19 +98,19 @@ def test_an_augmentation_of_timm_is_what_timm_makes_of_the_string_and_a_posteriz
 
 @pytest.mark.parametrize("augmentation", ["", "random", "rand-m", "rand-x9", "rand-m9.5", "rand-tx", "augmix-w0", "augmix-a0", "v1"])
 def test_other_words_are_refused(augmentation):
-    with pytest.raises(UsageError, match=r"expected an augmentation of timm, such as rand-m9-mstd0.5-inc1"):
+    with pytest.raises(UsageError, match=r"`augmentation`:.*timm.*rand-m9-mstd0\.5-inc1.*, found '"):
         Noise(augmentation=augmentation)
 
 
 @pytest.mark.parametrize("changes", [{"magnitude": 9}, {"operations": 0}, {"amounts": "released"}])
 def test_an_augmentation_beside_randaugments_settings_is_refused(changes):
-    with pytest.raises(UsageError, match="`augmentation` replaces RandAugment and its `magnitude`, `operations` and `amounts`"):
+    with pytest.raises(UsageError, match=r"`augmentation` replaces RandAugment.*`magnitude`, `operations` and `amounts`; remove"):
         Noise(augmentation="v0", **changes)
 
 
 @pytest.mark.parametrize("crop", [{"crop_scale_min": 0.5}, {"crop_draw": "released"}])
 def test_a_padded_crop_beside_a_random_resized_crop_is_refused(crop):
-    with pytest.raises(UsageError, match="`crop_padding` replaces the random resized crop, its `crop_scale_min` and `crop_draw`"):
+    with pytest.raises(UsageError, match=r"`crop_padding` replaces.*`crop_scale_min` and `crop_draw`; remove"):
         settings(Noise(), crop_padding=4, **crop)
 
 
@@ -125,7 +125,7 @@ def test_pseudo_labeled_images_alone_go_without_flip_crop_and_randaugment():
 
 
 def test_settings_of_augmentation_beside_un_augmented_pseudo_labeled_images_are_refused():
-    with pytest.raises(UsageError, match="operations, flip: pseudo-labeled images are un-augmented by transform evaluation; remove one"):
+    with pytest.raises(UsageError, match=r"operations, flip:.*un-augmented.*transform evaluation; remove one"):
         PseudoNoise(transform="evaluation", operations=1, flip=0.5, dropout=0.1)
 
 

@@ -132,7 +132,7 @@ def test_a_network_of_other_images_than_rgb_is_refused_as_teacher_and_as_student
     name = of_timm(tmp_path, timms, weights, {"input_size": [channels, 16, 16]}, model_args={"in_chans": channels})
     assert f"expected a network for RGB images (3 channels), found one of {channels} channel" in refused(name, tmp_path)
     settings = TrainSettings(model=name, image_size=32, **SETTINGS)
-    with pytest.raises(NstError, match=rf"expected a network for RGB images \(3 channels\), found one of {channels} channel"):
+    with pytest.raises(NstError, match=rf"RGB images \(3 channels\), found one of {channels} channel"):
         data_config_of(create_network(settings, 3), settings)
 
 
@@ -158,7 +158,7 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
     name = of_timm(tmp_path, timms, Pair(3).state_dict(), architecture="own_pair", model_args={})
     assert "expected logits of shape (1, 3) for one image, found a tuple" in refused(name, tmp_path)
     settings = TrainSettings(model="own_pair", image_size=16, noise={"stochastic_depth": 0})
-    with pytest.raises(NstError, match=r"own_pair: expected logits of shape \(1, 3\) for one image, found a tuple"):
+    with pytest.raises(NstError, match=r"own_pair:.*\(1, 3\) for one image, found a tuple"):
         check_size(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
 
 

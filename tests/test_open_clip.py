@@ -102,7 +102,7 @@ def test_only_safetensors_are_read(tmp_path):
     teacher = write_open_clip(tmp_path / "model")
     torch.save(load_file(tmp_path / "model" / "open_clip_model.safetensors"), tmp_path / "model" / "open_clip_pytorch_model.bin")
     (tmp_path / "model" / "open_clip_model.safetensors").unlink()
-    with pytest.raises(NstError, match=r"expected open_clip_config\.json beside weights as safetensors, found none; pickles are not read"):
+    with pytest.raises(NstError, match=r"open_clip_config\.json.*safetensors, found none; pickles.*not read"):
         load(teacher, tmp_path)
 
 
@@ -135,13 +135,13 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(tmp_path, model, images,
 
 
 def test_a_text_that_is_too_long_is_refused(teacher, tmp_path):
-    with pytest.raises(UsageError, match=r"has 102 tokens and the model's limit is 77"):
+    with pytest.raises(UsageError, match=r"102 tokens.*77; shorten.*name or the prompt"):
         load(teacher, tmp_path, class_names=["a " * 100, "b"], prompts=["{}"])
 
 
 def test_without_the_package_what_to_install_is_said(teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip_models, "find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"OpenCLIP's weights need the package open-clip-torch: pip install 'nst\[openclip\]'"):
+    with pytest.raises(UsageError, match=r"open-clip-torch: pip install 'nst\[openclip\]'"):
         load(teacher, tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_a_config_that_names_code_for_its_tokenizer_runs_none(tmp_path):
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n")
         with pytest.raises(
-            NstError, match="tokenizer_kwargs: expected clean, language, strip_sep_token, found" if options else "contains custom code"
+            NstError, match="tokenizer_kwargs:.*clean, language, strip_sep_token, found" if options else "contains custom code"
         ):
             load_classifier(ZeroShot(model=name, class_names=NAMES), Store(tmp_path / "store"))
         assert not ran.exists()

@@ -46,18 +46,14 @@ def test_a_program_that_did_not_register_it_is_told_what_to_do(tiny_store, teach
     shutil.copytree(teacher.folder, tmp_path / "copy")
     config = tmp_path / "copy" / "config.json"
     config.write_text(config.read_text().replace("own_linear", "own_stranger"))
-    with pytest.raises(
-        NstError, match=r"own_stranger is not a timm network; if it is your own, load it from the program that registers it"
-    ):
+    with pytest.raises(NstError, match=r"own_stranger.*not a timm network.*register_network"):
         load_classifier(f"local-dir:{tmp_path / 'copy'}", tiny_store[0])
 
 
 def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
     store, labeled, _ = tiny_store
     settings = TrainSettings(**SETTINGS | {"noise": {"stochastic_depth": 0.2}})
-    with pytest.raises(
-        NstError, match=r"own_linear: does not support drop_path_rate; set noise.stochastic_depth or noise.dropout to 0 for it"
-    ):
+    with pytest.raises(NstError, match=r"own_linear:.*drop_path_rate.*noise\.stochastic_depth or noise\.dropout to 0"):
         train(store, "own", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 

@@ -79,5 +79,5 @@ def test_a_card_is_read_with_its_line_ends(tmp_path):
 
 def test_a_card_that_is_no_text_is_refused_and_left_alone(tmp_path):
     (tmp_path / "README.md").write_bytes(b"caf\xe9")
-    with pytest.raises(NstError, match=r"README\.md: expected text in UTF-8, found other bytes; save it as UTF-8"):
+    with pytest.raises(NstError, match=r"README\.md:.*found other bytes; save.*UTF-8"):
         read_card(tmp_path)

@@ -59,10 +59,10 @@ def test_a_queue_is_never_replaced_by_other_picks(tmp_path):
     version = bugs(store)
     assert [pick(store, version, PickSettings(by="margin", **BY_CLASSES)).queue for _ in range(2)] == ["margin", "margin"]
     assert pick(store, version, PickSettings(by="margin", spread="classes", number=2)).queue == "margin-2"
-    with pytest.raises(UsageError, match=r"queue 'margin': bugs has one of that name with other images; choose another `queue`"):
+    with pytest.raises(UsageError, match=r"queue 'margin': bugs.*other images.*`queue`"):
         pick(store, version, PickSettings(by="entropy", **BY_CLASSES), queue="margin")
     assert [(queue.name, len(queue)) for queue in queues(store, "bugs")] == [("margin", 4), ("margin-2", 2)]
-    with pytest.raises(UsageError, match="queue 'mine': expected one of bugs's queues, there is margin, margin-2"):
+    with pytest.raises(UsageError, match=r"queue 'mine':.*bugs's queues.*margin, margin-2"):
         read_queue(store, "bugs", "mine")
 
 
@@ -79,7 +79,7 @@ def test_what_people_have_answered_is_not_asked_again_but_by_a_random_draw(tmp_p
     assert everything.rows["score"].null_count() == 10
     for row in range(2, 10):
         log.append(image_hash(f"image {row}".encode()), f"{row:03d}.png", excluded="unusable")
-    with pytest.raises(NstError, match="no image is left to pick by margin: all of them have been reviewed"):
+    with pytest.raises(NstError, match=r"no image.*left to pick by margin"):
         pick(store, version, PickSettings(by="margin", **BY_CLASSES))
 
 
@@ -164,7 +164,7 @@ def test_features_of_pool_and_labeled_images_are_compared(tiny_store, by):
 
 def test_a_pool_of_other_images_is_one_line(tiny_store, tmp_path):
     store, _, _ = tiny_store
-    with pytest.raises(NstError, match="contains none of the images of tiny@gen-1; pass the labeled pool with `pool`"):
+    with pytest.raises(NstError, match=r"other: contains none.*tiny@gen-1.*`pool`"):
         pick(store, "tiny@gen-1", PickSettings(by="margin"), pool=open_source(write_pool(tmp_path / "other", 1, 1, first=900)), **RUN)
 
 

@@ -89,7 +89,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path):
     with path.open("r+b") as file:
         file.seek(int(pages.offsets[1]))
         file.write(b"\xff" * 64)
-    with pytest.raises(NstError, match=r"x\.parquet: the pages of its row group 1 are damaged"):
+    with pytest.raises(NstError, match=r"x\.parquet:.*row group 1 are damaged"):
         pages.read(int(pages.first_rows[1]))
     assert pages.read(0) == VALUES[0]
 
@@ -97,7 +97,7 @@ def test_a_damaged_page_is_an_error_that_names_the_file(tmp_path):
 def test_a_file_that_has_changed_is_not_read(tmp_path):
     pages = find(write(tmp_path / "x.parquet"))
     (tmp_path / "x.parquet").write_bytes(b"x")
-    with pytest.raises(NstError, match=rf"has 1 bytes, {pages.sizes[0]:,} when the pool was listed"):
+    with pytest.raises(NstError, match=rf"has 1 bytes, {pages.sizes[0]:,} when.*listed"):
         pages.read(0)
 
 

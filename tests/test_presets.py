@@ -190,7 +190,7 @@ def test_other_epochs_keep_the_proportion_of_the_staircase():
 def test_a_misspelled_preset_is_suggested_and_any_other_answered_with_the_list():
     with pytest.raises(UsageError, match=r"did you mean efficientnet-b7"):
         settings("efficientnet_b7")
-    with pytest.raises(UsageError, match=r"expected a preset: pretrained, .* of the paper efficientnet-b0, .*, svhn, some also with -code"):
+    with pytest.raises(UsageError, match=r"`preset`:.*pretrained.*efficientnet-b0.*svhn.*-code, found 'xyzzy'"):
         settings("xyzzy")
 
 
@@ -278,7 +278,7 @@ def test_pretrained_finetunes_published_weights_or_those_of_a_start():
     assert student.for_request() == found.for_request() | {"pretrained": False, "start": "teacher"}
     vit = settings("pretrained-vit", model="x")
     assert (vit.pretrained, vit.freeze_batch_norm, vit.layer_decay, vit.noise.dropout) == (True, False, 0.75, 0)
-    with pytest.raises(UsageError, match="`start` and `pretrained` both set the initial weights"):
+    with pytest.raises(UsageError, match=r"`start` and `pretrained` both.*remove one"):
         settings("pretrained", model="x", start="teacher", pretrained=True)
     with pytest.raises(UsageError, match="`model`: missing"):
         settings("pretrained")
@@ -346,7 +346,7 @@ def test_each_value_of_pretrained_says_that_it_is_not_the_papers():
 def test_a_decay_of_batch_norm_even_of_0_replaces_the_presets_frozen_one_and_class_weights_need_labeled_images():
     settings = TrainSettings(preset="pretrained", model="x", batch_norm_decay=0)
     assert (settings.batch_norm_decay, settings.freeze_batch_norm) == (0, False)
-    with pytest.raises(UsageError, match="`class_weights` weighs labeled images, which `pseudo_only` leaves out; remove one of them"):
+    with pytest.raises(UsageError, match=r"`class_weights`.*labeled images.*`pseudo_only`.*remove one"):
         TrainSettings(model="x", class_weights="balanced", pseudo_only=True)
 
 

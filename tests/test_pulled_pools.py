@@ -223,7 +223,7 @@ def test_a_teacher_of_the_hub_brings_its_network_and_nothing_that_names_another(
     manifest = store.open("tiny-teacher").manifest
     repository = Repository("eve/model", "model")
     check_foreign(manifest, repository)
-    with pytest.raises(NstError, match=rf"its manifest has the file name '{file}', which nst does not write"):
+    with pytest.raises(NstError, match=rf"eve/model:.*file name '{file}'.*nothing was kept"):
         check_foreign(manifest.model_copy(update={"files": manifest.files | {file: manifest.files["config.json"]}}), repository)
 
 
@@ -278,7 +278,7 @@ def test_counts_and_noise_that_a_manifest_lacks_are_one_line(store, tiny_store):
 def test_counts_that_are_none_are_refused_in_a_line_where_the_manifest_is_read(store, counts):
     content = json.loads((store.open("tiny@gen-1.1").folder / "nst.json").read_text())
     (name,) = counts
-    with pytest.raises(NstError, match=rf"^x: counts\.{name}.*; the manifest was changed by hand or damaged$"):
+    with pytest.raises(NstError, match=rf"^x: counts\.{name}.*; the manifest.*damaged$"):
         parse_manifest(json.dumps(content | {"counts": content["counts"] | counts}), "x")
 
 

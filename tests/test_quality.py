@@ -117,10 +117,10 @@ def test_the_steps_take_and_give_lazy_frames():
 
 
 def test_a_truth_about_other_images_is_an_error():
-    with pytest.raises(NstError, match="bugs@gen-1: none of its images is in the truth, joined by id; expected a source that holds some"):
+    with pytest.raises(NstError, match=r"bugs@gen-1: none of its images.*joined by id; "):
         measure(SIX, truth_of({77: 0}), NAMES, "bugs@gen-1")
 
 
 def test_a_label_outside_the_classes_is_an_error():
-    with pytest.raises(NstError, match="bugs@gen-1: expected labels from 0 to 2, found label 3"):
+    with pytest.raises(NstError, match=r"bugs@gen-1:.*0 to 2.*label 3"):
         measure(labels_of([(0, 3, 0.5)]), truth_of({0: 0}), NAMES, "bugs@gen-1")

@@ -57,7 +57,7 @@ def test_without_ray_a_line_says_what_to_install(tiny_store, monkeypatch):
 
 def test_processes_of_torchrun_are_not_each_a_driver(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="expected one process, which hands the work to Ray"), joined(ON_CPUS):
+    with pytest.raises(UsageError, match=r"`engine` ray:.*one process.*without torchrun or accelerate"), joined(ON_CPUS):
         pass
 
 
@@ -76,7 +76,7 @@ def test_a_recipe_labels_on_a_cluster_by_keys_of_its_label_section_that_change_n
     assert recipe.label.for_request() == {**plain.label.for_request(), "top_k": 2} == LabelSettings(top_k=2).for_request()
     assert recipe.label.of_cluster == {**ClusterSettings().of_cluster, **keys}
     path = write_tiny_recipe(tmp_path, generations=[{"model": "a"}, {"model": "b"}], label={"workers": 4})
-    with pytest.raises(UsageError, match=r"bugs.yaml, line \d+: label: `workers` applies to `engine` ray; add that, or remove it"):
+    with pytest.raises(UsageError, match=r"bugs\.yaml, line \d+: label: `workers`.*`engine` ray; add.*remove"):
         load_recipe(path)
 
 
@@ -168,7 +168,7 @@ def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):
 
 def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):
     place = PlaceOfImages(str(tiny_store[2]), None, False, "of other files")
-    with pytest.raises(NstError, match=r"pool has different files than where the command was started \(15 images\)"):
+    with pytest.raises(NstError, match=r"pool.*different files.*\(15 images\)"):
         place.open(tmp_path)
 
 
@@ -183,11 +183,11 @@ def test_a_model_is_named_so_that_another_working_folder_does_not_matter(tmp_pat
 
 
 def test_spark_is_refused_for_a_store_at_an_address():
-    with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store is on object storage, where Spark requires hadoop-aws"):
+    with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store.*hadoop-aws.*leave out `engine`"):
         balance(Store("s3://bucket/store"), "tiny@gen-1", engine=Engine("spark"))
 
 
 def test_features_on_a_cluster_are_refused_for_a_store_at_an_address(tiny_store):
     settings, pool = EmbedSettings(), open_source(tiny_store[2])
-    with pytest.raises(UsageError, match=r"^`engine` ray: s3://bucket/store keeps features on this machine only; use a store in a folder"):
+    with pytest.raises(UsageError, match=r"^`engine` ray: s3://bucket/store.*store in a folder"):
         embed(Store("s3://bucket/store"), "owner/net", pool, settings, run=EmbedRunSettings(engine="ray"))

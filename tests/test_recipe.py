@@ -110,25 +110,25 @@ def test_a_finetuning_is_on_un_augmented_images_but_after_pretraining_on_pseudo_
     assert [one.transform for one in finetuned("epochs: 8", "{image_size: 800}")] == ["training", "evaluation"]
     assert finetuned("epochs: 8", "{transform: training, flip: 0.5}")[1].transform == "training"
     assert finetuned("pseudo_only: true", "{epochs: 8}")[1].transform == "training"  # study 6
-    with pytest.raises(UsageError, match=r"finetune.crop_scale_min: has no effect: .* un-augmented images \(set `transform: training`"):
+    with pytest.raises(UsageError, match=r"line 7: generations\.1\.finetune\.crop_scale_min: has no effect:.*`transform: training`"):
         finetuned("epochs: 8", "{crop_scale_min: 0.5}")
     with pytest.raises(UsageError, match=r"finetune.noise.magnitude: has no effect"):
         finetuned("epochs: 8", "{noise: {magnitude: 9, operations: 0}}")
 
 
 def test_a_schedule_is_no_shorter_than_its_end():
-    with pytest.raises(UsageError, match=r"`schedule_epochs`: expected at least the 8 `epochs` of the training, found 7"):
+    with pytest.raises(UsageError, match=r"line 7: generations\.1\.finetune: `schedule_epochs`:.*8 `epochs`.*found 7"):
         finetuned("epochs: 8", "{schedule_epochs: 7}")
 
 
 @pytest.mark.parametrize("setting", ["start: teacher", "pseudo_only: true"])
 def test_the_first_generation_has_no_teacher(setting):
-    with pytest.raises(UsageError, match="the first generation has no teacher and no pseudo-labels"):
+    with pytest.raises(UsageError, match=r"first generation.*no teacher.*`start: teacher`.*`pseudo_only`"):
         parsed("{model: efficientnet_b0}", f"{{model: efficientnet_b0, {setting}}}")
 
 
 def test_a_recipe_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match=r"nothing.yaml: No such file or directory; expected a recipe"):
+    with pytest.raises(UsageError, match=r"nothing\.yaml: No such file.*examples/image_folder\.yaml"):
         load_recipe(tmp_path / "nothing.yaml")
 
 

@@ -69,7 +69,7 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
         trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
         assert trained != other or (setting == "preset" and trained.epochs != other.epochs)
     if setting == "probe":
-        with pytest.raises(UsageError, match="`probe` takes labeled images alone: it is for the first generation, and for a `finetune`"):
+        with pytest.raises(UsageError, match=r"`probe`.*labeled images alone.*first generation.*`finetune`"):
             parsed(generations=[NETWORK, written])
         return
     settings = outcome(f"generations.1.{setting}", generations=[NETWORK, written])
@@ -84,7 +84,7 @@ def test_each_setting_of_a_finetuning_changes_it_or_is_refused(setting):
     also |= {"transform": "training"} if setting in ("mixup", "cutmix") else {}
     parts = {"generations": [NETWORK, NETWORK | {"finetune": {setting: other[setting], **also}}]}
     if setting == "pretrained":
-        with pytest.raises(UsageError, match=r"generations.1.finetune: `start` and `pretrained` both set the initial weights"):
+        with pytest.raises(UsageError, match=r"line 3: generations\.1\.finetune:.*`start` and `pretrained`.*remove"):
             parsed(**parts)
         return
     after = outcome(f"generations.1.finetune.{setting}", **parts)
@@ -153,7 +153,7 @@ def test_each_setting_of_an_evaluation_changes_what_is_measured_or_is_refused(se
 
 @pytest.mark.parametrize("suite", ["clean", "fgsm", "pgd"])
 def test_a_seed_that_decides_nothing_of_an_evaluation_is_refused(suite):
-    with pytest.raises(UsageError, match=r"line \d+: evaluate.0.seed: has no effect: it seeds corruptions"):
+    with pytest.raises(UsageError, match=r"line \d+: evaluate\.0\.seed: has no effect:.*corruptions.*remove it"):
         parsed(evaluate=[{"suite": suite, "name": "x", "seed": 1}])
     assert parsed(evaluate=[{"suite": "pgd", "random_start": True, "seed": 1}]).evaluate[0].seed == 1
 
@@ -234,7 +234,7 @@ def test_what_only_a_default_or_a_preset_says_is_not_refused():
     ["seed: 1\nseed: 2\n", "select: {per_class: 1, fraction: 0.5, per_class: 2}\n", "run: &r {workers: 0}\nlabel: {seed: 1, seed: 1}\n"],
 )
 def test_a_key_that_stands_twice_is_refused(twice):
-    with pytest.raises(UsageError, match=r"a.yaml, line \d+: (seed|per_class): duplicate key, first on line \d+; remove one"):
+    with pytest.raises(UsageError, match=r"a\.yaml, line \d+: (seed|per_class): duplicate.*line \d+; remove"):
         parse_recipe(yaml.safe_dump(BASE | {"generations": [NETWORK] * 2}) + twice, Path("/recipes/a.yaml"))
 
 
@@ -291,9 +291,7 @@ def test_an_empty_section_is_the_default():
 
 def test_what_is_wrong_with_a_source_names_its_place_and_key_in_the_recipe(tmp_path):
     folder = write_pool(tmp_path / "pool", 1, 1)
-    with pytest.raises(
-        UsageError, match=r"^pool: `image_column` y: .* contains image files, which have no columns; remove `image_column`$"
-    ):
+    with pytest.raises(UsageError, match=r"^pool: `image_column` y:.*image files.*remove `image_column`$"):
         _open("pool", SourceSettings(source=str(folder), image_column="y"), Progress())
 
 

@@ -101,7 +101,7 @@ def test_what_lies_nowhere_beside_the_recipe_and_can_be_of_the_hub_is_of_the_hub
 def test_what_can_be_no_reference_of_the_hub_stays_a_path_of_the_recipes_folder(tmp_path, source):
     found = recipe_with(tmp_path, "pool", source).source
     assert found == str(Path(tmp_path, source))
-    with pytest.raises(NstError, match=r"no such file or folder; expected a folder of images, .*or owner/name on the Hub"):
+    with pytest.raises(NstError, match=r": no such file.*owner/name on the Hub"):
         open_source(found)
 
 
@@ -124,7 +124,7 @@ def test_a_reference_of_the_hub_that_a_command_would_take_for_a_folder_of_the_cu
     monkeypatch.chdir(tmp_path / "cwd")
     with pytest.raises(
         UsageError,
-        match=r"a.yaml: owner/name: exists in the current folder but not next to the recipe.* owner/name@main for the Hub dataset$",
+        match=r"a\.yaml: owner/name:.*not next to the recipe.*owner/name@main.*Hub dataset$",
     ):
         recipe_with(tmp_path, "pool", "owner/name")
     assert recipe_with(tmp_path, "pool", "owner/name@main").source == "owner/name@main"
@@ -133,7 +133,7 @@ def test_a_reference_of_the_hub_that_a_command_would_take_for_a_folder_of_the_cu
 def test_what_is_neither_here_nor_on_the_hub_is_one_line_that_names_both_readings(tmp_path):
     write_class_folders(tmp_path / "labeled", CLASSES, 1)
     path = write_tiny_recipe(tmp_path, pool="photos/unlabeled", generations=[TINY, TINY])
-    with pytest.raises(NstError, match=r"pool: no photos/unlabeled next to the recipe, and on the Hub: photos/unlabeled: .*HF_HUB_OFFLINE"):
+    with pytest.raises(NstError, match=r"pool: no photos/unlabeled.*on the Hub: photos/unlabeled:.*HF_HUB_OFFLINE.*unset it"):
         self_training(Store(tmp_path / "store"), load_recipe(path), progress=Progress())
 
 

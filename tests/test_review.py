@@ -66,7 +66,7 @@ def test_disputed_images_are_named_until_they_are_settled(labeled_images):
     AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="bee")
     bob = AnswerLog(store, "tiny", "bob")
     bob.append(*rows[0], excluded="none of these")
-    with pytest.raises(NstError, match=rf"^tiny: 1 image is disputed: '{rows[0][1]}' \(ann: bee, bob: none of these\); one of the"):
+    with pytest.raises(NstError, match=rf"^tiny: 1 image.*'{rows[0][1]}' \(ann: bee, bob: none of these\).*undo"):
         freeze(store, "tiny")
     bob.append(*rows[0], undo=True)
     assert freeze(store, "tiny").manifest.counts.answered == 1
@@ -74,12 +74,10 @@ def test_disputed_images_are_named_until_they_are_settled(labeled_images):
 
 def test_what_cannot_be_frozen_is_one_line(labeled_images):
     store, rows = labeled_images
-    with pytest.raises(NstError, match=r"reviews/tiny: there is no answer about tiny yet; give them in `nst look`$"):
+    with pytest.raises(NstError, match=r"reviews/tiny:.*no answer about tiny yet.*`nst look`$"):
         freeze(store, "tiny")
     AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="dog")
-    with pytest.raises(
-        NstError, match=rf"ann's answer about '{rows[0][1]}': the corpus has no class 'dog'; expected one of ant, bee, cat; "
-    ):
+    with pytest.raises(NstError, match=rf"ann's answer about '{rows[0][1]}':.*'dog'.*ant, bee, cat; answer it again"):
         freeze(store, "tiny")
     assert store.unfinished() == []
 
@@ -144,16 +142,14 @@ def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images
 
 def test_files_of_another_kind_are_refused(labeled_images, tmp_path):
     store, _ = labeled_images
-    with pytest.raises(UsageError, match=r"answers\.xlsx: expected a file that ends in \.csv, \.tsv, \.jsonl, \.json$"):
+    with pytest.raises(UsageError, match=r"answers\.xlsx:.*\.csv, \.tsv, \.jsonl, \.json$"):
         import_answers(store, "tiny", tmp_path / "answers.xlsx")
     (tmp_path / "a.csv").write_text("name,label\nx,y\n")
-    with pytest.raises(
-        NstError, match=r"a\.csv: expected a header with `image_hash` or `key`, and `class` or `excluded`; found name, label$"
-    ):
+    with pytest.raises(NstError, match=r"a\.csv:.*`image_hash` or `key`.*`class` or `excluded`; found name, label$"):
         import_answers(store, "tiny", tmp_path / "a.csv")
-    with pytest.raises(UsageError, match=r"b\.csv: no such file; expected one that ends in \.csv, \.tsv"):
+    with pytest.raises(UsageError, match=r"b\.csv: no such file.*\.csv, \.tsv, \.jsonl, \.json$"):
         import_answers(store, "tiny", tmp_path / "b.csv")
-    with pytest.raises(NstError, match=r"^tiny: there is no answer to export yet$"):
+    with pytest.raises(NstError, match=r"^tiny:.*no answer to export yet$"):
         export_answers(store, "tiny", tmp_path / "c.csv")
 
 
@@ -219,8 +215,8 @@ def test_label_studios_answers_are_imported_and_what_was_labeled_there_comes_bac
     assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "bee", rows[1][0]: "unusable"}
     tasks[0]["annotations"] += [{"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}]
     file.write_text(json.dumps(tasks))
-    with pytest.raises(NstError, match=r"task .*: expected one answer, found 'bee', 'cat'; export one"):
+    with pytest.raises(NstError, match=r"annotated\.json: task.*one answer, found 'bee', 'cat'"):
         import_answers(store, "tiny", file)
     file.write_text('[{"key": "a", "label": "bee"}]')
-    with pytest.raises(NstError, match=r"annotated.json: expected Label Studio's tasks with annotations, found key, label"):
+    with pytest.raises(NstError, match=r"annotated\.json:.*Label Studio's.*annotations, found key, label"):
         import_answers(store, "tiny", file)

@@ -68,11 +68,11 @@ def test_a_review_of_other_classes_or_images_is_one_line(labeled):
     store, rows = labeled
     AnswerLog(store, "other", "ann").append(*rows[0][:2], class_name="dog")
     freeze(store, "other")
-    with pytest.raises(NstError, match=r"^other@review-1: expected the classes 3 \(ant, bee, cat\), found 1 \(dog\); not expected"):
+    with pytest.raises(NstError, match=r"^other@review-1:.*3 \(ant, bee, cat\), found 1 \(dog\).*: 1 \(dog\)"):
         quality(store, "tiny@gen-1", "other@review-1")
     AnswerLog(store, "tiny", "ann").append("f" * 32, "elsewhere.png", class_name="ant")
     freeze(store, "tiny")
-    with pytest.raises(NstError, match=r"^tiny@gen-1: none of its images is in the truth, joined by image_hash; "):
+    with pytest.raises(NstError, match=r"^tiny@gen-1: none of its images.*joined by image_hash; "):
         quality(store, "tiny@gen-1", "tiny@review-1")
     with pytest.raises(UsageError, match=r"^tiny@review-9: expected a review in the store"):
         quality(store, "tiny@gen-1", "tiny@review-9")

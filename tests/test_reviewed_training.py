@@ -57,7 +57,7 @@ def test_an_edition_leaves_out_what_people_answered_with_the_reason(labeled_imag
     assert edition.verify() == []
     assert balance(store, "tiny@gen-1", EASY, reviews=review).ref == edition.ref
     assert "answered" not in balance(store, "tiny@gen-1", EASY).manifest.counts.dropped
-    with pytest.raises(NstError, match=r"^tiny@review-1: tiny@gen-1\.2 was made from it; remove that first$"):
+    with pytest.raises(NstError, match=r"^tiny@review-1: tiny@gen-1\.2 was made from it; remove.*first$"):
         store.remove("tiny@review-1")
 
 
@@ -116,9 +116,13 @@ def test_an_edition_of_another_review_or_of_none_is_refused(labeled_images, tiny
     edition = balance(store, "tiny@gen-1", EASY, reviews=first)
     AnswerLog(store, "tiny", "ann").append(*rows[4], class_name="ant")
     second, settings = freeze(store, "tiny"), TWO_STEPS
-    with pytest.raises(UsageError, match=r"^tiny@gen-1\.2 was drawn with tiny@review-1, so images that tiny@review-2 answers about may be"):
+    with pytest.raises(
+        UsageError, match=r"^tiny@gen-1\.2.*with tiny@review-1.*tiny@review-2.*`balance\(store, 'tiny@gen-1', reviews='tiny@review-2'\)`"
+    ):
         train(store, "student", labeled, settings, edition=edition, reviews=second, run=RUN)
-    with pytest.raises(UsageError, match=r"^tiny@gen-1\.1 was drawn without any review, so images that tiny@review-2 answers"):
+    with pytest.raises(
+        UsageError, match=r"^tiny@gen-1\.1.*without any review.*tiny@review-2.*`balance\(store, 'tiny@gen-1', reviews='tiny@review-2'\)`"
+    ):
         train(store, "student", labeled, settings, edition="tiny@gen-1.1", reviews=second, run=RUN)
     assert store.unfinished() == []
 
@@ -144,7 +148,7 @@ def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(
         shutil.copy(tmp_path_of(store, key), moved / f"renamed {number}.png")
     assert train(store, "b", labeled, settings, reviews=review, pool=open_source(str(moved)), run=RUN).manifest.counts.reviewed == 2
     (moved / "renamed 1.png").unlink()
-    with pytest.raises(NstError, match=rf"moved: lacks 1 of 2 images, the first is '{rows[1][1]}'; pass the labeled pool with `pool`$"):
+    with pytest.raises(NstError, match=rf"moved: lacks 1 of 2 images.*'{rows[1][1]}'.*`pool`$"):
         train(store, "c", labeled, settings, reviews=review, pool=open_source(str(moved)), run=RUN)
     validation = open_source(str(write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 1)), labeled=True)
     shutil.copy(tmp_path_of(store, rows[0][1]), tmp_path / "validation/ant/again.png")

@@ -86,7 +86,7 @@ def test_steps_stand_in_place_of_epochs():
     assert Schedule.of(settings(steps=700, batch_size=50, decay_epochs=3), 100).decay_steps == 6
     assert Schedule.of(settings(preset="efficientnet-b0", steps=700), 2048).decay_steps == 700 * 2.4 / 350
     for other in ({"epochs": 3}, {"schedule_epochs": 700}):
-        with pytest.raises(UsageError, match="`steps` replaces `epochs` and `schedule_epochs`; give one of them"):
+        with pytest.raises(UsageError, match=r"`steps` replaces `epochs` and `schedule_epochs`.*one"):
             settings(steps=5, **other)
 
 
@@ -128,7 +128,7 @@ def test_a_finetuning_with_a_preset_of_its_own_has_its_values_and_its_schedule()
 
 
 def test_what_a_cosine_does_not_read_is_refused_and_a_preset_leaves_it_out():
-    with pytest.raises(UsageError, match="`decay_rate` and `decay_epochs` apply to `schedule` staircase, not cosine; remove them"):
+    with pytest.raises(UsageError, match=r"`decay_rate` and `decay_epochs`.*`schedule` staircase, not cosine; remove"):
         settings(schedule="cosine", decay_epochs=2)
     assert settings(preset="efficientnet-b7", schedule="cosine").decay_epochs is None
 

@@ -96,7 +96,7 @@ def test_a_store_in_which_the_recipe_selected_by_its_own_teacher_is_not_mixed_wi
     store = Store(tmp_path / "store")
     label(store, "bugs", f"local-dir:{images / 'small'}", open_source(str(images / "pool")), SETTINGS, run=RUN)
     recipe = load_recipe(write_tiny_recipe(images, select=SELECT, **PARTS))
-    with pytest.raises(NstError, match=r"in this store bugs selects by its own teacher \(bugs@gen-1\); give the recipe another `name`"):
+    with pytest.raises(NstError, match=r"`select\.by`.*/small:.*bugs.*\(bugs@gen-1\).*`name`, or remove `by`"):
         self_training(store, recipe, progress=Progress())
     assert [version.ref for version in store.versions()] == ["bugs@gen-1"]
 

@@ -62,20 +62,20 @@ def test_videos_are_the_same_as_folders_of_their_frames(tmp_path):
 def test_sequences_of_one_frame_are_refused(tmp_path):
     for number in range(4):
         write_frames(tmp_path / "cat" / f"s{number}", [5])
-    with pytest.raises(NstError, match="expected sequences of two frames or more, found 1 in cat/s0"):
+    with pytest.raises(NstError, match=r"two frames or more.*1 in cat/s0"):
         Sequences(str(tmp_path))
 
 
 def test_a_folder_without_sequences_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
-    with pytest.raises(NstError, match=r"expected class folders with sequences, each a video \(.mp4, .* or a folder of frames"):
+    with pytest.raises(NstError, match=r"class folders with sequences.*video \(\.mp4.*folder of frames"):
         Sequences(str(tmp_path))
 
 
 def test_a_sequence_of_another_length_is_named_or_passed_over(tmp_path):
     for number, length in enumerate((3, 3, 3, 2)):
         write_frames(tmp_path / "cat" / f"s{number}", range(length))
-    with pytest.raises(NstError, match="cat/s3: expected 3 frames, as in other sequences here, found 2; replace it, or `partial`"):
+    with pytest.raises(NstError, match=r"cat/s3:.*3 frames.*found 2; replace it.*`partial`"):
         list(Sequences(str(tmp_path)).rows(range(12)))
     rows = list(Sequences(str(tmp_path), partly=True).rows(range(12)))
     assert [row.id for row in rows] == list(range(12))
@@ -90,7 +90,7 @@ def test_a_play_list_that_calls_itself_a_video_opens_no_other_file(tmp_path):
     play_list.write_text("ffconcat version 1.0\nfile b.avi\n")
     with av.open(str(play_list)) as container:
         assert len(list(container.decode(video=0))) == 2
-    with pytest.raises(NstError, match=r"a\.mp4: expected a video, found none that can be decoded"):
+    with pytest.raises(NstError, match=r"a\.mp4:.*video.*none.*decoded"):
         Sequences(str(tmp_path))
 
 
@@ -112,7 +112,7 @@ def test_a_video_whose_title_is_not_in_utf8_is_read(tmp_path):
 def test_a_broken_video_is_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "a.mp4").write_bytes(b"no video")
-    with pytest.raises(NstError, match=r"a\.mp4: expected a video, found none that can be decoded"):
+    with pytest.raises(NstError, match=r"a\.mp4:.*video.*none.*decoded"):
         Sequences(str(tmp_path))
 
 
@@ -120,7 +120,7 @@ def test_the_first_video_may_be_broken_where_part_of_them_is_enough(tmp_path):
     for name in "abcd":
         write_video(tmp_path / "cat" / f"{name}.mp4", [10, 20, 30])
     (tmp_path / "cat" / "a.mp4").write_text("no video")
-    with pytest.raises(NstError, match="expected a video, found none that can be decoded"):
+    with pytest.raises(NstError, match=r"a\.mp4:.*video.*none.*decoded"):
         Sequences(str(tmp_path))
     source = Sequences(str(tmp_path), partly=True)
     assert (source.frames, len(source)) == (3, 12)
@@ -129,5 +129,5 @@ def test_the_first_video_may_be_broken_where_part_of_them_is_enough(tmp_path):
 def test_a_video_that_is_a_pipe_is_an_error_and_nobody_waits(tmp_path):
     (tmp_path / "cat").mkdir()
     os.mkfifo(tmp_path / "cat" / "one.mp4")
-    with pytest.raises(NstError, match=r"cat/one\.mp4: not a file, but a folder, a named pipe or a device"):
+    with pytest.raises(NstError, match=r"cat/one\.mp4: not a file.*folder.*remove it"):
         Sequences(str(tmp_path))

@@ -110,7 +110,7 @@ def test_a_schema_says_which_soft_labels_its_table_has(schema):
 
 @pytest.mark.parametrize("top_k", [0, 6])
 def test_more_classes_than_there_are_cannot_be_asked_for(top_k):
-    with pytest.raises(NstError, match=rf"^top-k {top_k}: expected 1 to 5, the number of classes; choose another `top_k`$"):
+    with pytest.raises(NstError, match=rf"^top-k {top_k}:.*1 to 5.*`top_k`$"):
         pseudo_labels_schema(NAMES, top_k)
 
 

@@ -117,7 +117,7 @@ def test_rows_are_found_by_their_keys(every_kind, place):
     source = open_source(str(every_kind / place))
     first, _, last = keys(source)
     assert source.rows_of([last, first, last]).tolist() == [2, 0, 2]
-    with pytest.raises(NstError, match=r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool"):
+    with pytest.raises(NstError, match=r": lacks 2 of 3 images.*'x\.png'.*`pool`"):
         source.rows_of([first, "x.png", "y.png"])
 
 
@@ -128,7 +128,7 @@ def test_rows_of_any_number_of_keys_are_found(every_kind, place):
     rows = np.zeros(4, np.int64)
     source.find_all(lambda: [pa.array([last, first]), pa.array([middle, last])], rows)
     assert rows.tolist() == [2, 0, 1, 2]
-    with pytest.raises(NstError, match=r"lacks 2 of 4 images, the first is 'x.png'; pass the labeled pool"):
+    with pytest.raises(NstError, match=r": lacks 2 of 4 images.*'x\.png'.*`pool`"):
         source.find_all(lambda: [pa.array([last]), pa.array([first, "x.png", "y.png"])], rows)
 
 
@@ -141,19 +141,17 @@ def test_what_was_asked_for_stands_in_the_source(every_kind):
 
 @pytest.mark.parametrize("place", ["folder", "list.txt", "tars"])
 def test_image_files_have_no_columns(every_kind, place):
-    with pytest.raises(UsageError, match=r"`image_column` photo: .* contains image files, which have no columns; remove `image_column`"):
+    with pytest.raises(UsageError, match=r"`image_column` photo:.*image files.*remove `image_column`"):
         open_source(str(every_kind / place), image_column="photo")
 
 
 def test_only_the_hub_is_streamed(every_kind):
-    with pytest.raises(UsageError, match=r"`stream`: .*one\.parquet is not a Hub dataset; remove `stream`"):
+    with pytest.raises(UsageError, match=r"`stream`:.*one\.parquet.*Hub dataset; remove `stream`"):
         open_source(str(every_kind / "one.parquet"), stream=True)
 
 
 def test_what_is_not_there_is_an_error_that_names_every_kind(tmp_path):
-    with pytest.raises(
-        NstError, match=r"nowhere: no such file or folder; expected a folder of images, tar or parquet .* owner/name on the Hub"
-    ):
+    with pytest.raises(NstError, match=r"nowhere: no such file.*owner/name on the Hub"):
         open_source(str(tmp_path / "nowhere"))
 
 
@@ -165,7 +163,7 @@ def test_a_missing_file_beside_this_folder_is_not_looked_for_on_the_hub(tmp_path
 
 def test_without_the_hub_a_missing_folder_is_an_error_that_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NstError, match=r"photos/pool: no such file or folder here, and HF_HUB_OFFLINE is set, so the Hub is not asked"):
+    with pytest.raises(NstError, match=r"photos/pool: no such file.*HF_HUB_OFFLINE.*unset it"):
         open_source("photos/pool")
 
 
@@ -173,13 +171,13 @@ def test_files_of_two_kinds_are_not_mixed(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.png", png(0))])
     write_table(tmp_path / "b.parquet", image=[png(0)])
     for place in (tmp_path, tmp_path / "*"):
-        with pytest.raises(UsageError, match=r"expected files of one kind, found a\.tar and b\.parquet; choose one, e.g. '\*\.parquet'"):
+        with pytest.raises(UsageError, match=r"one kind, found a\.tar and b\.parquet.*'\*\.parquet'"):
             open_source(str(place))
 
 
 def test_a_pattern_of_images_is_an_error_that_says_what_to_give(tmp_path):
     write_files(tmp_path, "a.png", "b.png")
-    with pytest.raises(UsageError, match=r"these are images; give their folder, or a \.txt file with the path of an image on each line"):
+    with pytest.raises(UsageError, match=r"\*\.png:.*are images.*folder.*\.txt file"):
         open_source(str(tmp_path / "*.png"))
 
 

@@ -56,7 +56,7 @@ def test_a_name_that_is_not_in_utf_8_is_an_error(tmp_path):
     write_files(tmp_path, "a.png")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.png", "wb"):
         pass
-    with pytest.raises(NstError, match=r"b'caf.xe9\.png': expected file names in UTF-8; rename this file"):
+    with pytest.raises(NstError, match=r"b'caf.xe9\.png':.*UTF-8; rename this file"):
         open_source(str(tmp_path))
 
 
@@ -81,7 +81,7 @@ def test_an_image_that_has_changed_its_size_is_a_row_with_its_error(tmp_path):
     source = open_source(str(tmp_path))
     (tmp_path / "a.png").write_bytes(bytes(1090))
     assert contents(source) == ["NstError: has 1,090 bytes, 100 when the pool was listed"]
-    with pytest.raises(NstError, match="has 1,090 bytes, 100 when the pool was listed"):
+    with pytest.raises(NstError, match=r"has 1,090 bytes, 100 when.*listed"):
         source.read(0)
 
 
@@ -117,7 +117,7 @@ def test_the_first_folder_level_names_the_class(tmp_path):
 
 
 def test_an_image_outside_of_a_class_folder_is_an_error(tmp_path):
-    with pytest.raises(NstError, match=r"one folder per class, found the image 'lost.png' outside"):
+    with pytest.raises(NstError, match=r"one folder per class.*'lost\.png'.*its class folder"):
         open_source(write_files(tmp_path, "ant/1.png", "bee/1.png", "lost.png"), labeled=True)
 
 
@@ -131,7 +131,7 @@ def test_a_folder_without_images_is_an_error(tmp_path):
 @pytest.mark.parametrize("labeled", [False, True])
 def test_tables_and_tar_files_that_are_pipes_or_devices_are_an_error(tmp_path, name, labeled):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(NstError, match=rf"{name}: not a file, but a folder, a named pipe or a device; remove it"):
+    with pytest.raises(NstError, match=rf"{name}: not a file.*folder.*remove it"):
         open_source(str(tmp_path), labeled=labeled)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/dev/zero")

@@ -79,21 +79,19 @@ def test_numbers_stay_numbers_and_do_not_go_with_names(tmp_path):
     names = [key.partition("/")[0] for key in map(opened(folder, other, third).key, range(4))]
     assert names == ["a-2", "a-2", "a-3", "a-1"]
     named = write_class_folders(tmp_path / "d", ["ant"], 1)
-    with pytest.raises(
-        NstError, match=r"a: its classes are numbers, and those of .*d are names; give the numbers names with `class_names`"
-    ):
+    with pytest.raises(NstError, match=r"a:.*numbers.*d are names.*`class_names`"):
         opened(folder, named)
 
 
 def test_what_cannot_be_joined_is_said_in_a_line(two, tmp_path):
     for again in (two[0], f"{two[0]}/../mine"):
-        with pytest.raises(UsageError, match="mine: is named twice; name each source once"):
+        with pytest.raises(UsageError, match=r"mine:.*named twice.*once"):
             opened(two[0], again)
-    with pytest.raises(UsageError, match=r"expected one source; several are for labeled images"):
+    with pytest.raises(UsageError, match=r"mine.*one source.*`labeled`"):
         open_source([str(one) for one in two])
     with pytest.raises(UsageError, match="found an empty list"):
         opened()
-    with pytest.raises(UsageError, match=r"`label_column` kind: .*mine, .*other contain image files, which have no columns"):
+    with pytest.raises(UsageError, match=r"`label_column` kind:.*mine.*other.*image files.*remove `label_column`"):
         opened(two[0], write_class_folders(tmp_path / "other", ["ant"], 1), label_column="kind")
     with pytest.raises(NstError, match="no such file"):
         opened(two[0], tmp_path / "nothing")
@@ -124,10 +122,10 @@ def test_a_recipe_takes_several_labeled_sources_beside_it_and_one_pool(two, tmp_
     data = RecipeData.open(load_recipe(recipe), Store(tmp_path / "store"), progress=Progress())
     assert data.labeled.class_names == ["ant", "bee", "cat"]
     recipe.write_text(text.replace("pool: {source: pool}", "pool: {source: [pool, mine]}"))
-    with pytest.raises(UsageError, match="`pool` takes one source, found 2; put them below one folder"):
+    with pytest.raises(UsageError, match=r"`pool`.*one source, found 2.*one folder.*\.txt list"):
         load_recipe(recipe)
     recipe.write_text(text.replace("pool: {source: pool}", "pool: {source: 3}"))
-    with pytest.raises(UsageError, match=r"pool\.source: expected text, or a list of texts, found 3"):
+    with pytest.raises(UsageError, match=r"bugs\.yaml, line 3: pool\.source:.*texts, found 3"):
         load_recipe(recipe)
 
 
@@ -139,5 +137,5 @@ def test_integers_are_the_classes_of_imagenet_where_nearly_all_are_there():
         assert match_classes(numbers, expected, "photos", subset=True).tolist() == list(range(997))
         assert match_classes(expected, [str(number) for number in range(1000)], "labels").tolist() == list(range(1000))
     assert match_classes(numbers, imagenet_wnids()[::-1], "photos", subset=True).tolist() == list(range(999, 2, -1))
-    with pytest.raises(NstError, match=r"photos: expected the classes 1000 .* found 10 \(0, 1, .*\)"):
+    with pytest.raises(NstError, match=r"photos:.*1000.*found 10 \(0, 1.*\)\..*`class_names` FILE"):
         match_classes([str(number) for number in range(10)], imagenet_wnids(), "photos", subset=True)

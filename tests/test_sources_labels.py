@@ -58,7 +58,7 @@ def test_parquet_files_that_name_their_classes_differently_are_not_mixed(tmp_pat
 
 def test_a_saved_dataset_of_several_splits_asks_for_one(tmp_path):
     images_and_labels().train_test_split(1, seed=0).save_to_disk(tmp_path)
-    with pytest.raises(NstError, match=r"expected one split, found train, test; name one, as in .*train"):
+    with pytest.raises(NstError, match=r"one split, found train, test.*/train"):
         open_source(str(tmp_path))
     assert len(open_source(str(tmp_path / "train"), labeled=True)) == 2
 
@@ -69,7 +69,7 @@ def test_the_same_classes_in_another_order_are_matched_by_name():
 
 @pytest.mark.parametrize(("found", "reason"), [(["a", "x"], "not expected: 1 .x."), (["a"], "missing: 1 .b.")])
 def test_another_set_of_classes_is_an_error_that_shows_both(found, reason):
-    with pytest.raises(NstError, match=rf"test: expected the classes 2 \(a, b\), found {len(found)} \({', '.join(found)}\); {reason}"):
+    with pytest.raises(NstError, match=rf"test:.*2 \(a, b\), found {len(found)} \({', '.join(found)}\); {reason}.*`class_names` FILE"):
         match_classes(found, ["a", "b"], "test")
 
 
@@ -114,17 +114,17 @@ def test_padded_numbers_are_the_classes_of_plain_ones():
 def test_numbers_without_names_are_classes_up_to_a_bound(labels, rows, names, count):
     numbers = np.resize(np.array(labels), rows)
     assert len(number_labels(numbers, None, "test", names)[1]) == count
-    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows .* limit is {count:,}: .* pass `class_names` FILE"):
+    with pytest.raises(NstError, match=rf"up to {count:,} in {rows:,} rows.*{count:,}:.*`class_names` FILE"):
         number_labels(np.append(numbers[1:], count), None, "test", names)
 
 
 def test_a_file_of_class_names_that_does_not_end_is_an_error():
-    with pytest.raises(UsageError, match=r"`class_names` /dev/zero: more than 64 MB; expected a text file with one class name per line"):
+    with pytest.raises(UsageError, match=r"`class_names` /dev/zero:.*64 MB.*one class name per line"):
         names_in("/dev/zero")
 
 
 def test_what_is_said_of_labels_of_a_source_without_any_is_an_error(tmp_path):
-    with pytest.raises(UsageError, match=r"`label_column` kind is not used: labels of .* are not read; remove it"):
+    with pytest.raises(UsageError, match=r"`label_column` kind is not used:.*remove it"):
         open_source(write_files(tmp_path, "a.png"), label_column="kind")
 
 
@@ -182,5 +182,5 @@ def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):
 @pytest.mark.parametrize("option", ["image_column", "label_column"])
 def test_an_empty_name_of_a_column_is_an_error(tmp_path, option):
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    with pytest.raises(UsageError, match=rf"`{option}` '': empty column name for .*; expected a name, or remove"):
+    with pytest.raises(UsageError, match=rf"`{option}` '': empty column name.*or remove `{option}`"):
         open_source(path, labeled=True, **{option: ""})

@@ -256,7 +256,7 @@ def test_the_one_column_with_images_is_found_whatever_its_name(tmp_path):
 
 def test_of_several_columns_with_images_one_must_be_named(tmp_path):
     path = write_table(tmp_path / "x.parquet", image=[png(0)], thumbnail=[png(1)])
-    with pytest.raises(UsageError, match=r"x\.parquet: expected one image column, found image, thumbnail; name one with `image_column`"):
+    with pytest.raises(UsageError, match=r"x\.parquet:.*found image, thumbnail.*`image_column`"):
         open_source(path)
     sources = {column: open_source(path, image_column=column) for column in ("image", "thumbnail")}
     assert {column: [*contents(source), source.read(0)] for column, source in sources.items()} == {
@@ -287,7 +287,7 @@ def test_a_column_without_images_is_an_error(tmp_path, asked, message):
 def test_a_file_that_lacks_the_column_is_an_error_that_names_it(tmp_path):
     write_table(tmp_path / "a.parquet", image=[png(0)])
     write_table(tmp_path / "b.parquet", photo=[png(0)])
-    with pytest.raises(NstError, match=r"b\.parquet: column `image` holds no images; every file needs it, as in a\.parquet"):
+    with pytest.raises(NstError, match=r"b\.parquet: column `image`.*no images.*a\.parquet"):
         open_source(str(tmp_path))
 
 
@@ -310,7 +310,7 @@ def test_a_damaged_saved_dataset_is_an_error_that_says_so(tmp_path):
     Dataset.from_dict({"image": [png(0)]}, features=Features({"image": Value("binary")})).save_to_disk(tmp_path / "saved")
     file = next((tmp_path / "saved").glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(NstError, match=r"saved: expected a dataset saved by datasets, found damage"):
+    with pytest.raises(NstError, match=r"saved:.*datasets, found damage \(.*save it again"):
         open_source(str(tmp_path / "saved"))
 
 
@@ -323,7 +323,7 @@ def test_a_column_named_like_the_field_of_a_struct_is_read_for_itself(tmp_path):
 
 def test_a_struct_whose_bytes_are_a_struct_holds_no_images(tmp_path):
     nested = pa.array([{"bytes": {"bytes": IMAGES[0]}}])
-    with pytest.raises(NstError, match=r"expected an image column .*found `image` \(struct<bytes: struct"):
+    with pytest.raises(NstError, match=r"x\.parquet:.*image column.*found `image` \(struct<bytes: struct"):
         open_source(write_table(tmp_path / "x.parquet", image=nested))
 
 

@@ -75,9 +75,9 @@ def test_members_of_tar_files_are_counted_also_when_the_index_was_kept(tmp_path)
 
 def test_nothing_but_skipped_files_says_what_they_are(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"x")
-    with pytest.raises(NstError, match=r"found none below this folder, but skipped 1 file: 1 .heic; convert them to .jpg or .png"):
+    with pytest.raises(NstError, match=r"this folder.*1 file: 1 \.heic.*\.jpg or \.png"):
         open_source(str(tmp_path))
-    with pytest.raises(NstError, match=r"found none, but skipped 1 file: 1 .heic"):
+    with pytest.raises(NstError, match=r"pool\.tar:.*none.*skipped 1 file: 1 \.heic.*\.jpg or \.png"):
         open_source(write_tar(tmp_path / "pool.tar", [("a.heic", b"x")]))
 
 
@@ -123,7 +123,7 @@ def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
 def test_tables_of_two_splits_are_no_labeled_set(tmp_path, names):
     for name in names:
         write_table(tmp_path / name, image=[png(0), png(1)], label=["ant", "bee"])
-    with pytest.raises(UsageError, match=r"which look like files of two splits; choose one, e.g."):
+    with pytest.raises(UsageError, match=r"two splits.*choose one.*\*\.parquet'.*rename"):
         open_source(str(tmp_path), labeled=True)
     assert len(open_source(str(tmp_path))) == 4
     pattern = tmp_path / ("train*.parquet" if "/" not in names[0] else "train/*.parquet")

@@ -52,7 +52,7 @@ def test_the_only_column_of_classes_need_not_be_called_label(photos):
     table = write_rows(folder / "labels.csv", ["path", "Class"], [(name, name.split("/")[0]) for name in names])
     assert classes_of(open_source(table, labeled=True)) == [name.split("/")[0] for name in names]
     table = write_rows(folder / "two.csv", ["path", "label", "category"], [(name, 1, "warm") for name in names])
-    with pytest.raises(UsageError, match=r"two\.csv: expected one column of classes, found label, category; name one with `label_column`"):
+    with pytest.raises(UsageError, match=r"two\.csv:.*found label, category.*`label_column`"):
         open_source(table, labeled=True)
     assert classes_of(open_source(table, labeled=True, label_column="category")) == ["warm"] * 4
 
@@ -62,13 +62,13 @@ def test_spaces_around_a_class_are_no_part_of_it_and_a_number_has_one_spelling(p
     table = write_rows(folder / "labels.csv", ["path", "label"], list(zip(names, ["x ", "x", " y", "y"], strict=True)))
     assert classes_of(open_source(table, labeled=True)) == ["x", "x", "y", "y"]
     table = write_rows(folder / "numbers.csv", ["path", "label"], list(zip(names, ["7", "007", "1", "1"], strict=True)))
-    with pytest.raises(NstError, match="column `label` has several spellings of one class: '007', '7'; use one"):
+    with pytest.raises(NstError, match=r"numbers\.csv: column `label`.*one class: '007', '7'; "):
         open_source(table, labeled=True)
 
 
 def test_a_table_with_another_separator_is_told_so(photos):
     table = write_rows(photos[0] / "labels.csv", ["path", "label"], [("a.png", "x")], ";")
-    with pytest.raises(NstError, match=r"the header 'path;label' is separated by ';'; expected commas"):
+    with pytest.raises(NstError, match=r"'path;label'.*';'; expected commas"):
         open_source(table, labeled=True)
 
 
@@ -79,9 +79,9 @@ def test_other_columns_are_taken_by_name(photos):
     source = open_source(table, labeled=True, image_column="where", label_column="mood")
     assert (source.image_column, source.label_column, classes_of(source)) == ("where", "mood", ["warm"] * 4)
     assert source.read(0) == (folder / names[0]).read_bytes()
-    with pytest.raises(NstError, match=r"expected a column `label`, found where, mood, kind; choose the label column with `label_column`"):
+    with pytest.raises(NstError, match=r"labels\.csv:.*`label`, found where, mood, kind.*`label_column`"):
         open_source(table, labeled=True)
-    with pytest.raises(UsageError, match=r"`image_column` here: no such column in .*labels\.csv; columns: where, image, mood, kind"):
+    with pytest.raises(UsageError, match=r"`image_column` here:.*labels\.csv; columns: where, image, mood, kind"):
         open_source(table, image_column="here")
 
 
@@ -123,13 +123,11 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
     (folder / "all.json").write_text(coco(names, [["cup"], ["cup", "cup"], ["pan"], ["pan"]]))
     assert classes_of(open_source(folder / "all.json", labeled=True)) == ["cup", "cup", "pan", "pan"]
     (folder / "mixed.json").write_text(coco(names, [["cup"], ["cup", "pan"], ["pan"], ["pan"]]))
-    with pytest.raises(
-        NstError, match=r"mixed\.json: 'blue/.*' has annotations of several categories \(cup, pan\); expected one class per image"
-    ):
+    with pytest.raises(NstError, match=r"mixed\.json: 'blue/.*'.*several categories \(cup, pan\).*one class"):
         open_source(folder / "mixed.json", labeled=True)
     (folder / "lacking.json").write_text(coco(names, [["cup"], ["cup"], ["pan"], []]))
     assert len(open_source(folder / "lacking.json")) == 4
-    with pytest.raises(NstError, match="column `label` has 1 row without a label"):
+    with pytest.raises(NstError, match=r"lacking\.json: column `label`.*1 row without.*every image"):
         open_source(folder / "lacking.json", labeled=True)
 
 

@@ -154,7 +154,7 @@ def test_a_compressed_tar_file_is_an_error_that_says_what_to_do(tmp_path, mode):
     for name in ("x.tar", "x.tar.gz", "x.tgz"):
         with tarfile.open(tmp_path / name, mode) as tar:
             tar.addfile(tarfile.TarInfo("a.png"))
-        with pytest.raises(UsageError, match=r"compressed .*random access; unpack it or write a plain \.tar"):
+        with pytest.raises(UsageError, match=r"x\.\w+.*: compressed.*unpack it.*plain \.tar"):
             open_source(str(tmp_path / name))
 
 
@@ -164,12 +164,12 @@ def test_an_image_with_holes_is_an_error(tmp_path):
     info.size = 10
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(info, io.BytesIO(bytes(10)))
-    with pytest.raises(UsageError, match=r"a\.png is stored with holes \(sparse\); unpack it and pack it without --sparse"):
+    with pytest.raises(UsageError, match=r"x\.tar: a\.png.*\(sparse\).*without --sparse"):
         open_source(str(tmp_path))
 
 
 def test_tar_files_without_images_are_an_error(tmp_path):
-    with pytest.raises(NstError, match="expected images in the tar files, found none"):
+    with pytest.raises(NstError, match=r"x\.tar:.*images.*, found none"):
         opened(tmp_path, tar_bytes([("a.txt", b"text")]))
 
 
@@ -225,7 +225,7 @@ def test_an_image_without_a_class_is_an_error(tmp_path, members, message):
 
 
 def test_a_labeled_tar_file_must_be_whole(tmp_path):
-    with pytest.raises(NstError, match=r"x\.tar: the tar file is damaged from byte 2,560 on"):
+    with pytest.raises(NstError, match=r"x\.tar:.*damaged from byte 2,560"):
         opened(tmp_path, tar_bytes(THREE)[: HEADER + PADDED + HEADER + 512 + 100], labeled=True)
 
 
@@ -235,5 +235,5 @@ def test_the_class_of_a_skipped_image_is_no_other_ones(tmp_path):
     source = open_source(write_tar(tmp_path / "x.tar", members), labeled=True)
     assert keys(source) == ["x.tar:b.png", "x.tar:./c.png"]
     assert (source.labels.tolist(), source.skipped) == ([1, 0], {".heic": 1})
-    with pytest.raises(NstError, match=r"a\.png has no class; expected a neighboring member a\.cls"):
+    with pytest.raises(NstError, match=r"\.tar: a\.png.*no class.*neighboring member a\.cls"):
         open_source(write_tar(tmp_path / "y.tar", [*members, ("a.png", image)]), labeled=True)

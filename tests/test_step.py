@@ -140,7 +140,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, said):
 
 
 def test_an_optimizer_that_refuses_its_settings_is_one_line():
-    with pytest.raises(NstError, match=r"optimizer sgd: cannot be made with these settings \(Nesterov momentum requires a momentum"):
+    with pytest.raises(NstError, match=r"optimizer sgd:.*\(Nesterov momentum requires a momentum"):
         made(optimizer="sgd", momentum=0)
 
 

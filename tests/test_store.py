@@ -85,7 +85,7 @@ def test_a_version_of_another_kind_is_refused_in_a_line(store):
 def test_inputs_that_are_none_are_refused_in_a_line(store, inputs, problem):
     content = json.loads((make(store).folder / MANIFEST_NAME).read_text())
     content["request"]["inputs"] = inputs if "later" not in inputs else content["request"]["inputs"] | inputs
-    with pytest.raises(NstError, match=rf"^x: request\.inputs\.{problem}.*; the manifest was changed by hand or damaged$"):
+    with pytest.raises(NstError, match=rf"^x: request\.inputs\.{problem}.*; the manifest.*damaged$"):
         parse_manifest(json.dumps(content), "x")
 
 
@@ -174,13 +174,13 @@ def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_
     if is_sealed:
         seal(staging)
     state = "exists" if is_sealed else "is unfinished and was started"
-    with pytest.raises(NstError, match=rf"flowers@gen-1 {state} with other settings \(seed: 0 there, 7 asked\); choose another name"):
+    with pytest.raises(NstError, match=rf"flowers@gen-1 {state}.*\(seed: 0 there, 7 asked\).*`store\.remove\('flowers@gen-1'\)`"):
         store.begin(request(seed=7), "flowers", generation=1)
 
 
 def test_a_number_taken_by_other_inputs_is_an_error_that_names_them(store):
     make(store)
-    with pytest.raises(NstError, match=r"\(pool: photos there, photos asked, with different content\)"):
+    with pytest.raises(NstError, match=r"flowers@gen-1.*\(pool: photos there, photos asked, with different content\)"):
         store.begin(request(digest="other"), "flowers", generation=1)
 
 
@@ -195,7 +195,7 @@ def test_a_name_stands_for_one_kind(store, first, second, is_sealed):
     staging = store.begin(request(first), "flowers")
     if is_sealed:
         seal(staging)
-    with pytest.raises(NstError, match=r"'flowers' already names .*; names are unique across kinds, choose another"):
+    with pytest.raises(NstError, match=r"'flowers' already names.*choose another"):
         store.begin(request(second), "flowers")
 
 
@@ -223,9 +223,9 @@ def test_what_is_not_there_is_wrong_use_that_says_what_is(store):
     with pytest.raises(UsageError, match="there is nothing called 'flowers'"):
         store.open("flowers")
     make(store)
-    with pytest.raises(UsageError, match=r"flowers@gen-2: expected a version .* there is flowers@gen-1 \(generation\)"):
+    with pytest.raises(UsageError, match=r"flowers@gen-2:.*there is flowers@gen-1 \(generation\)"):
         store.open("flowers@gen-2")
-    with pytest.raises(UsageError, match=r"flowers: expected an? edition or teacher in the store"):
+    with pytest.raises(UsageError, match=r"flowers:.*edition or teacher.*there is flowers@gen-1 \(generation\)"):
         store.open("flowers", "edition", "teacher")
 
 
@@ -237,7 +237,7 @@ def edit(version, **changes):
 
 def test_a_newer_schema_version_is_refused(store):
     version = edit(make(store), schema_version=99, a_key_of_the_future=1)
-    with pytest.raises(NstError, match="has schema version 99, this nst supports up to 1; upgrade nst"):
+    with pytest.raises(NstError, match=r"nst\.json:.*schema version 99.*up to 1; upgrade nst"):
         _ = version.manifest
 
 
@@ -255,7 +255,7 @@ def test_a_manifest_that_is_no_manifest_is_an_error(tmp_path, text):
 
 def test_a_manifest_with_an_unknown_key_is_an_error_that_names_it(store):
     version = edit(make(store), colour="red")
-    with pytest.raises(NstError, match=r"nst\.json: colour: .*; the manifest was changed by hand or damaged"):
+    with pytest.raises(NstError, match=r"nst\.json: colour:.*; the manifest.*damaged"):
         _ = version.manifest
 
 
@@ -301,7 +301,7 @@ def test_verify_does_not_follow_a_manifest_out_of_its_folder(store):
 def test_remove_refuses_while_something_was_made_from_it(store):
     parent = make(store)
     child = make(store, asked=request("edition", digest=parent.manifest.digest, ref=parent.ref), generation=1)
-    with pytest.raises(NstError, match=r"flowers@gen-1: flowers@gen-1\.1 was made from it; remove that first"):
+    with pytest.raises(NstError, match=r"flowers@gen-1: flowers@gen-1\.1 was made from it; remove.*first"):
         store.remove("flowers@gen-1")
     assert parent.verify() == []
     assert store.remove("flowers@gen-1.1") == child.folder
@@ -428,7 +428,7 @@ def test_work_whose_folder_was_deleted_ends_in_one_line(store):
         shutil.rmtree(staging.folder)
         raise FileNotFoundError(staging.work)
 
-    with pytest.raises(NstError, match=r"flowers@gen-1 was removed while .*; rerun this command"):
+    with pytest.raises(NstError, match=r"flowers@gen-1 was removed while.*; rerun"):
         staging.shared(lose)
 
 

@@ -257,13 +257,13 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     assert back.verify() == []
     assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
     (local / "corpora/c/gen-1/errors/train-00000-of-00001.parquet").unlink()
-    with pytest.raises(NstError, match="does not match its manifest; nothing was kept"):
+    with pytest.raises(NstError, match=r"c@gen-1: errors/train-00000-of-00001\.parquet.*manifest; nothing was kept.*copy again"):
         copy(Store(local), "c", to=Store(tmp_path / "third"), progress=QUIET)
     assert Store(tmp_path / "third").versions() == Store(tmp_path / "third").unfinished() == []
     shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"
     FileTree.parse(address).write(shard, b"x" * len(FileTree.parse(address).read(shard)))
     shutil.rmtree(tmp_path / "mirrors")
-    with pytest.raises(NstError, match=r"train-00000-of-00001\.parquet does not match its manifest: damaged on the server"):
+    with pytest.raises(NstError, match=r"pseudo_labels/train-00000-of-00001\.parquet.*manifest: damaged on the server.*try again"):
         _ = Store(address).open("c@gen-1").folder
 
 
@@ -305,7 +305,7 @@ def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monk
 
 
 def test_a_store_that_cannot_be_is_refused_in_one_line(monkeypatch):
-    with pytest.raises(UsageError, match="gs://bucket/store: expected a store in a folder or on s3://"):
+    with pytest.raises(UsageError, match=r"gs://bucket/store:.*folder or on s3://"):
         Store("gs://bucket/store")
     with pytest.raises(UsageError, match="s3://bucket/store: expected an address without credentials"):
         Store("s3://me:secret@bucket/store")

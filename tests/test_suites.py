@@ -192,7 +192,7 @@ def test_images_that_none_can_be_read_of_are_refused(tmp_path):
     (tmp_path / "ant" / "0.png").write_text("no image")
     broken = open_source(str(tmp_path), labeled=True)
     for name in ("clean", "fgsm"):
-        with pytest.raises(NstError, match=r"none of its 1 images could be read; the first is '[^']+': [a-z]"):
+        with pytest.raises(NstError, match=r"none of its 1 images.*'[^']+': not an.*restore"):
             suite(name, broken).measure(candidate_of(0), Effort())
 
 
@@ -218,7 +218,7 @@ def test_images_below_32_pixels_cannot_be_corrupted(source):
     small = candidate_of(0)
     preprocessing = TimmPreprocessing((3, 16, 16), "bicubic", (0.5,) * 3, (0.5,) * 3, 1.0, None, exact=True)
     small = Candidate("small", Classifier(small.classifier.network, preprocessing, NAMES), "small")
-    with pytest.raises(NstError, match="expected an image of 32 px or more on both sides, found 16x16"):
+    with pytest.raises(NstError, match=r"32 px.*found 16x16; enlarge it"):
         suite("corruptions", source).measure(small, Effort())
 
 
@@ -334,7 +334,7 @@ def test_memory_that_does_not_suffice_is_one_line(source, monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("nst_train.evaluation.conditions.fgsm", attacked)
-    with pytest.raises(NstError, match="fgsm on net 0: 8 images at once do not fit into the memory of the cpu; free what other programs"):
+    with pytest.raises(NstError, match=r"fgsm on net 0: 8 images.*cpu.*CUDA_VISIBLE_DEVICES= "):
         suite("fgsm", source).measure(candidate_of(0), Effort())
 
 
@@ -343,13 +343,13 @@ def test_a_damaged_file_of_outcomes_is_named(source, tmp_path):
     observe(candidate_of(0), trial, [], tmp_path)
     (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:90])
-    with pytest.raises(NstError, match=r"npy: expected outcomes of 7 images, found .*; delete it and run the same command again"):
+    with pytest.raises(NstError, match=r"npy:.*outcomes of 7 images, found.*; delete it"):
         observe(candidate_of(0), trial, [], tmp_path)
 
 
 def test_without_opencv_corruptions_say_what_to_install_and_the_rest_is_measured(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     for name in ("corruptions", "extra-corruptions"):
-        with pytest.raises(UsageError, match=r"OpenCV, which is not installed: pip install 'nst\[robustness\]'"):
+        with pytest.raises(UsageError, match=r"OpenCV.*not installed: pip install 'nst\[robustness\]'"):
             suite(name, source)
     assert suite("clean", source).measure(candidate_of(0), Effort()).result["images"] == IMAGES

@@ -150,7 +150,7 @@ def test_a_folder_with_pickled_weights_alone_is_refused(store, tmp_path):
     weights = tmp_path / "teacher" / "model.safetensors"
     torch.save(load_file(weights), tmp_path / "teacher" / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(UsageError, match=r"expected a folder with config.json and model.safetensors in timm's or transformers' format"):
+    with pytest.raises(UsageError, match=r"^local-dir:.*: expected.*config\.json and model\.safetensors"):
         load_classifier(name, store)
 
 
@@ -166,10 +166,10 @@ def test_pickled_weights_are_not_read_beside_safetensors_of_something_else(store
 def test_a_folder_without_what_a_classifier_needs_is_one_error(store, tmp_path):
     name = write_transformer(tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
-    with pytest.raises(NstError, match=r"vit: expected a network with trained weights; loading failed \(.+\)"):
+    with pytest.raises(NstError, match=r"vit:.*trained weights.*failed \(.+\)"):
         load_classifier(name, store)
     (tmp_path / "vit" / "config.json").write_text("{")
-    with pytest.raises(NstError, match=r"vit: not a timm or transformers config.json \(.+\)"):
+    with pytest.raises(NstError, match=r"vit: not.*config\.json \(.+\)"):
         load_classifier(name, store)
 
 
@@ -177,7 +177,7 @@ def test_cut_weights_are_one_error(store, tmp_path):
     name = write_teacher(tmp_path / "teacher", NAMES)
     weights = tmp_path / "teacher" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(NstError, match=r"expected a network with trained weights; loading failed \(.+\)"):
+    with pytest.raises(NstError, match=r"teacher:.*trained weights.*failed \(.+\)"):
         load_classifier(name, store)
 
 
@@ -185,7 +185,7 @@ def test_weights_that_lack_a_layer_are_one_error(store, tmp_path):
     name = write_transformer(tmp_path / "vit")
     file = tmp_path / "vit" / "model.safetensors"
     save_file({key: value for key, value in load_file(file).items() if "classifier" not in key}, file, {"format": "pt"})
-    with pytest.raises(NstError, match=r"not a trained classifier, missing 2 tensors \(classifier.bias, classifier.weight\)"):
+    with pytest.raises(NstError, match=r"missing 2 tensors \(classifier\.bias, classifier\.weight\)"):
         load_classifier(name, store)
 
 
@@ -216,7 +216,7 @@ def test_a_temperature_divides_the_log_of_an_ensembles_mean(store, pool, tmp_pat
 
 def test_an_ensemble_of_other_classes_is_refused_and_leaves_nothing(store, pool, tmp_path):
     names = [write_teacher(tmp_path / "first", NAMES), write_teacher(tmp_path / "second", ["ant", "bee", "dog"])]
-    with pytest.raises(NstError, match=r"teacher 2 of the ensemble: expected the classes 3 \(ant, bee, cat\), found 3 \(ant, bee, dog\)"):
+    with pytest.raises(NstError, match=r"teacher 2.*3 \(ant, bee, cat\), found 3 \(ant, bee, dog\).*label_names.*id2label.*config\.json"):
         labeled(store, pool, names)
     assert store.unfinished() == []
 
@@ -260,7 +260,7 @@ def test_a_wrong_name_says_what_is_expected(tiny_store, name, says):
 
 
 def test_a_timm_name_without_published_weights_is_refused(store):
-    with pytest.raises(NstError, match=r"vit_base_patch16_18x2_224: timm publishes no weights for it on the Hub"):
+    with pytest.raises(NstError, match=r"vit_base_patch16_18x2_224:.*no weights.*timm\.list_models\(pretrained=True\)"):
         load_classifier("vit_base_patch16_18x2_224", store)
 
 

@@ -110,7 +110,7 @@ def test_a_service_that_refuses_is_one_line(monkeypatch, tmp_path):
             raise RuntimeError("no account\nlog in first")
 
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "refusing", Refusing)
-    with pytest.raises(NstError, match=r"^`tracker` refusing: cannot be started \(no account\); fix that, or use `tracker` none$"):
+    with pytest.raises(NstError, match=r"^`tracker` refusing:.*\(no account\).*`tracker` none$"):
         Trackers.start(["refusing"], "net@gen-0", DIGEST, {}, TrainSettings(model="x"), tmp_path, 0)
 
 
@@ -267,7 +267,7 @@ def test_a_tracker_that_waits_long_for_its_server_is_asked_less_often(monkeypatc
 
 
 def test_an_unknown_one_shows_those_that_there_are():
-    with pytest.raises(UsageError, match=r"`tracker` wandbb: expected one of aim, .*tensorboard.*wandb.*, or none"):
+    with pytest.raises(UsageError, match=r"`tracker` wandbb:.*aim.*tensorboard.*wandb.*, or none"):
         check_trackers(["wandbb"])
 
 

@@ -130,14 +130,14 @@ def test_labels_alone_need_the_generation_in_the_store(store, tmp_path):
     path = write_labels(tmp_path / "truth.parquet", {"label": ["ant", "bee", "cat"]})
     generation = seal_pool(store, ["a", "b", "c"])
     edition = seal_edition(store, generation, [label_row(1, "b", 1, 0.5)], pool=Input(ref="/other", digest="another pool"))
-    with pytest.raises(UsageError, match=r"the generation that bugs@gen-1.1 was drawn from is not in the store .* `key` or `image_hash`"):
+    with pytest.raises(UsageError, match=r"truth\.parquet:.*bugs@gen-1\.1.*not in the store.*`key` or `image_hash`"):
         read_truth(path, edition, store)
 
 
 @pytest.mark.parametrize("rows", [2, 4])
 def test_another_number_of_labels_alone_is_an_error(store, tmp_path, rows):
     path = write_labels(tmp_path / "truth.parquet", {"label": ["ant"] * rows})
-    with pytest.raises(UsageError, match=f"expected 3 labels, one for each row of the pool of bugs@gen-1, found {rows}; give the labeled"):
+    with pytest.raises(UsageError, match=f"truth\\.parquet:.*3 labels.*bugs@gen-1, found {rows}.*`key` or `image_hash`"):
         read_truth(path, seal_pool(store, ["a", "b", "c"]), store)
 
 
@@ -158,7 +158,7 @@ def test_labels_alone_with_a_column_to_join_by_need_no_order(store, tmp_path, by
 def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):
     path, names = write_labels(tmp_path / "truth.parquet", {"label": [0, 2, 1]}), tmp_path / "names.txt"
     generation = seal_pool(store, ["a", "b", "c"])
-    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 3 \(0, 1, 2\).*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"truth\.parquet:.*3 \(ant, bee, cat\), found 3 \(0, 1, 2\).*`class_names` FILE"):
         read_truth(path, generation, store)
     names.write_text("cat\nbee\nant\n")
     assert found(read_truth(path, generation, store, class_names=str(names))) == {0: 2, 1: 0, 2: 1}
@@ -166,7 +166,7 @@ def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):
 
 def test_classes_that_the_labels_do_not_know_are_an_error(store, tmp_path):
     write_class_folders(tmp_path / "truth", ["ant", "dog"], 1)
-    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 2 \(ant, dog\); not expected: 1 \(dog\)"):
+    with pytest.raises(NstError, match=r":.*3 \(ant, bee, cat\), found 2 \(ant, dog\).*: 1 \(dog\)\..*`class_names` FILE"):
         read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store)
 
 
@@ -176,7 +176,7 @@ def test_the_column_with_the_images_can_be_named(store, tmp_path):
     columns = {"photo": [png(*image) for image in IMAGES], "mask": [file.getvalue()] * 6, "label": [NAMES[label] for label, _ in IMAGES]}
     pq.write_table(pa.table(columns), tmp_path / "truth.parquet")
     generation = seal_pool(store, [f"{row}.png" for row in range(6)])
-    with pytest.raises(UsageError, match="expected one image column, found photo, mask; name one with `image_column`"):
+    with pytest.raises(UsageError, match=r"truth\.parquet:.*found photo, mask.*`image_column`"):
         read_truth(str(tmp_path / "truth.parquet"), generation, store)
     assert read_truth(str(tmp_path / "truth.parquet"), generation, store, image_column="photo").table.height == 6
 
@@ -206,5 +206,5 @@ def test_labels_alone_without_a_label_column_are_an_error(store, tmp_path):
 def test_files_of_labels_with_other_classes_are_an_error(store, tmp_path):
     write_labels(tmp_path / "a.parquet", {"label": [0]}, names=["ant", "bee"])
     write_labels(tmp_path / "b.parquet", {"label": [0]}, names=["bee", "ant"])
-    with pytest.raises(NstError, match=r"expected one set of classes in all files, found others than in .*a\.parquet"):
+    with pytest.raises(NstError, match=r"one set of classes.*others than in.*a\.parquet"):
         read_truth(str(tmp_path / "*.parquet"), seal_pool(store, ["a", "b"]), store)

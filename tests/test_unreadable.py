@@ -110,7 +110,7 @@ def test_what_an_earlier_run_could_not_read_is_read_again_and_the_share_is_no_se
     kept = {path: path.read_bytes() for path in sorted(pool.iterdir())[:6]}
     for path, content in kept.items():
         path.write_bytes(bytes(len(content)))
-    with pytest.raises(NstError, match=r"bugs@gen-1: .*pool: 6 of its 10 images \(60%\) could not be read \(limit 50%\)"):
+    with pytest.raises(NstError, match=r"bugs@gen-1:.*pool: 6 of its 10.*\(60%\).*\(limit 50%\).*'0-100\.png'.*`max_unreadable`"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     for path, content in kept.items():
         path.write_bytes(content)
@@ -134,7 +134,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version, `store.remove('bugs@gen-1')`"
     assert any(says in line for line in said.lines)
     (pool / "0-102.png").write_bytes(b"text")
-    with pytest.raises(NstError, match=r"pool: none of its 3 images could be read"):
+    with pytest.raises(NstError, match=r"none@gen-1:.*pool: none of its 3 images.*'0-100\.png'.*restore"):
         label(store, "none", teacher, open_source(str(pool)), SETTINGS, run=run.model_copy(update={"max_unreadable": 1.0}))
 
 
@@ -150,7 +150,7 @@ def test_a_pool_whose_files_are_not_there_is_refused_before_it_is_begun(store, t
         pool.mkdir()
         for name in names:
             (pool / name).symlink_to(tmp_path / "images" / name)
-    with pytest.raises(NstError, match=r"none of its 4 images could be read; the first is '.*0-100.png', which is empty or missing"):
+    with pytest.raises(NstError, match=r":.*none.*4 images.*0-100\.png'.*missing; restore"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     assert store.unfinished() == []
     away.rename(tmp_path / "images")
@@ -164,7 +164,7 @@ def test_extending_and_labeling_again_stop_too(store, teacher, tmp_path):
     first = label(store, "bugs", teacher, open_source(pool), SETTINGS, run=RUN)
     edition = balance(store, first, BalanceSettings(min_confidence=0, per_class=4))
     folder.rename(tmp_path / "away")
-    with pytest.raises(NstError, match=r"bugs@gen-2: .*none of its 8 images could be read"):
+    with pytest.raises(NstError, match=r"bugs@gen-2:.*none of its 8 images.*'pool\.parquet:0'.*restore"):
         extend(store, first, open_source(pool), run=RUN)
     other = write_teacher(tmp_path / "other", NAMES, seed=3)
     images = edition.manifest.counts.unique
@@ -182,9 +182,7 @@ def test_a_generation_without_labels_that_an_earlier_version_sealed_says_so_when
     with monkeypatch.context() as earlier:
         earlier.setattr("nst_data.labeled_version.check_readable", lambda *_: None)
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
-    with pytest.raises(
-        NstError, match=r"bugs@gen-1 exists but has no labels, since none of its 1 images .*`store\.remove\('bugs@gen-1'\)`"
-    ):
+    with pytest.raises(NstError, match=r"bugs@gen-1.*no labels.*none of its 1 images.*`store\.remove\('bugs@gen-1'\)`"):
         label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
 
 
@@ -198,7 +196,7 @@ def test_adopting_stops_and_goes_on(store, tmp_path):
     def adopted():
         return adopt(store, "bugs", open_source(pool), probs="soft", class_names=str(names))
 
-    with pytest.raises(NstError, match=r"bugs@gen-1: .*none of its 4 images could be read"):
+    with pytest.raises(NstError, match=r"bugs@gen-1:.*none of its 4 images.*'pool\.parquet:0'.*restore"):
         adopted()
     assert store.versions() == []
     (tmp_path / "away").rename(folder)
@@ -218,7 +216,7 @@ def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(stor
     source = open_source(str(test))
     for path in test.iterdir():
         path.rename(tmp_path / path.name)
-    with pytest.raises(NstError, match=r"test: none of its 4 held-out images could be read; the first is '0-500.png'"):
+    with pytest.raises(NstError, match=r"test:.*4 held-out images.*'0-500\.png'; restore"):
         balance(store, generation, settings, exclude=[source])
     assert store.unfinished() == []
 
@@ -227,7 +225,7 @@ def test_a_training_names_the_class_of_which_no_image_can_be_read(store, tmp_pat
     labeled = write_class_folders(tmp_path / "labeled", NAMES, 2)
     for path in (labeled / "bee").iterdir():
         path.write_bytes(b"text")
-    with pytest.raises(NstError, match=r"none of the 2 images of class 'bee' can be read; the first is bee/000.png: not an image"):
+    with pytest.raises(NstError, match=r"labeled:.*2 images.*'bee'.*bee/000\.png: not an image.*restore.*remove the class"):
         train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN)
     assert store.unfinished() == []
 
@@ -255,7 +253,7 @@ def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_pa
         sources = [open_source(str(folder), labeled=True) for folder in folders.values()]
         return train(store, "t", sources[0], TRAINED, validation=sources[1], run=TRAIN_RUN.model_copy(update=more))
 
-    with pytest.raises(NstError, match=rf"{role}: 11 of its 12 {role} images \(92%\) could not be read"):
+    with pytest.raises(NstError, match=rf"{role}: 11 of its 12.*\(92%\).*\(limit 50%\).*ant/001\.png"):
         trained()
     assert store.unfinished() == []
     for path in files[3:]:
@@ -283,7 +281,7 @@ def test_a_wrong_pool_is_refused_by_a_sample(tmp_path):
     source, read = open_source(str(wrong)), []
     source.rows = lambda wanted, rows=source.rows: (read.append(row.id) or row for row in rows(wanted))
     hashes = [pa.array([f"{index:032x}" for index in range(300)])]
-    with pytest.raises(NstError, match=r"wrong: is not the labeled pool: none of 64 sampled images is among the 300"):
+    with pytest.raises(NstError, match=r"wrong:.*none of 64 sampled images.*300.*`pool`"):
         source.check_holds_some(lambda: hashes, 300)
     assert len(np.unique(read)) == 64
     from nst_data.images import image_hash

@@ -72,7 +72,7 @@ def test_the_size_of_evaluation_is_that_of_validation_and_of_the_sealed_teacher(
     assert config["pretrained_cfg"]["input_size"] == [3, 24, 24]
     assert evaluate(store, version, validation, run=RUN)["top1"] == Metrics.read(version.folder).model_dump()["validation"]["top1"]
     fixed = TINY | {"model": "test_vit", "epochs": 1, "image_size": 16, "test_size": 24}
-    with pytest.raises(NstError, match=r"image size 24: not supported by test_vit .*; choose another `test_size`, or omit it"):
+    with pytest.raises(NstError, match=r"image size 24:.*test_vit.*`test_size`, or omit it"):
         train(store, "fixed", labeled, TrainSettings(**fixed), run=RUN)
 
 
@@ -146,7 +146,7 @@ def test_the_validation_images_are_part_of_what_a_version_is_made_from(ruined, t
 def test_other_classes_are_one_line_before_any_work(ruined, tmp_path):
     store, _, _ = ruined
     labeled, other = sources(tmp_path, ["ant", "dog"])
-    with pytest.raises(NstError, match=r"expected the classes 3 \(ant, bee, cat\), found 2 \(ant, dog\); not expected: 1 \(dog\)"):
+    with pytest.raises(NstError, match=r"3 \(ant, bee, cat\), found 2 \(ant, dog\).*: 1 \(dog\)\..*`class_names` FILE"):
         train(store, "never", labeled, TrainSettings(**RUINED), run=RUN, validation=other)
     assert store.stagings("never") == []
 
@@ -164,7 +164,7 @@ def test_images_that_cannot_be_read_are_counted_and_none_at_all_is_an_error(ruin
     for file in files:
         file.write_text("no image")
     none = open_source(str(tmp_path / "validation"), labeled=True)
-    with pytest.raises(NstError, match="none of its 18 validation images could be read"):
+    with pytest.raises(NstError, match=r"none of its 18 validation images.*restore"):
         train(store, "none", labeled, short, run=RUN, validation=none)
 
 

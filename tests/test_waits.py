@@ -36,7 +36,7 @@ def test_a_batch_that_its_worker_cannot_hand_over_is_an_error_of_the_parent(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # of shared memory too
         return PIXELS
 
-    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot pass on its batch .*; use `workers` 0"):
+    with closing(batches(tmp_path, transform)) as items, pytest.raises(NstError, match=r"cannot pass on its batch.*`workers` 0"):
         next(items)
     assert capfd.readouterr().err == ""
 
@@ -60,7 +60,7 @@ def test_a_worker_without_memory_is_one_line(tmp_path, cause, left):
 
     with (
         closing(batches(tmp_path, transform)) as items,
-        pytest.raises(NstError, match=f"^out of memory while preparing a batch; use {left}"),
+        pytest.raises(NstError, match=f"^out of memory.*batch; use {left}"),
     ):
         next(items)
 
@@ -138,7 +138,7 @@ class Stuck:
 def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_path):
     source = open_source(str(write_class_folders(tmp_path / "labeled", ["ant", "bee", "cat"], 4)), labeled=True)
     settings, store = TrainSettings(**TINY), Store(tmp_path / "store")
-    with pytest.raises(Interrupted, match="by SIGTERM after step 2 of net@gen-0; finished work is kept"):
+    with pytest.raises(Interrupted, match=r"SIGTERM.*step 2 of net@gen-0.*kept"):
         train(store, "net", Stuck(source), settings, run=RunSettings(workers=1, checkpoint_minutes=60))
     assert [path.name for path in store.root.glob("runs/teachers/net/gen-0/work/checkpoints/*")] == ["step-000000002"]
     resumed = train(store, "net", source, settings, run=RunSettings(workers=0))
@@ -147,14 +147,12 @@ def test_a_signal_while_a_batch_does_not_come_writes_a_checkpoint_and_ends(tmp_p
 
 
 def test_batches_that_do_not_fit_are_refused_before_any_work():
-    with pytest.raises(
-        NstError, match=r"1,000,000,000 images of 224 px needs [\d,.]+ GB, but this machine has .*; use a smaller `batch_size`"
-    ):
+    with pytest.raises(NstError, match=r"1,000,000,000 images of 224 px.*[\d,.]+ GB.*`batch_size`"):
         check_room(10**9, 224, workers=0)
     free = shutil.disk_usage("/dev/shm").free
     held = 9 * 3 * 224**2  # bytes of one image in four batches of each of two workers and in the one in use
     images = free // held + 10
-    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\) is too small: .*; use `workers` 0, .*`docker run --shm-size`"):
+    with pytest.raises(NstError, match=r"shared memory \(/dev/shm\).*`workers` 0.*`docker run --shm-size`"):
         check_room(images, 224, workers=2)
     check_room(images, 224, workers=0)
     check_room(images // 2, 224, workers=2)

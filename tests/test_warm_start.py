@@ -70,9 +70,7 @@ def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothin
     store, labeled, _ = tiny_store
     with pytest.raises(
         NstError,
-        match=r"start tiny-teacher@gen-0: the weights do not match test_efficientnet: missing \d+ tensors "
-        r"\(conv_stem.weight, .+ and \d+ more\); unexpected \d+ tensors \(conv1.0.weight, .+\); "
-        r"wrong shape 4 tensors \(bn1.weight 32 instead of 24, ",
+        match=r"start tiny-teacher@gen-0:.*test_efficientnet:.*\(conv_stem\.weight,.*\(conv1\.0\.weight,.*\(bn1\.weight 32 instead of 24, ",
     ):
         started(store, labeled, model="test_efficientnet")
     assert all(one.manifest.request.settings["model"] != "test_efficientnet" for one in store.versions("warm"))

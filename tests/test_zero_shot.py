@@ -349,7 +349,7 @@ def test_files_of_words_that_cannot_be_are_refused_in_one_line(clip, words, pool
 def test_a_model_that_is_no_image_text_model_is_refused_in_one_line(words, pool, tmp_path):
     vit, timm = write_transformer(tmp_path / "vit"), write_teacher(tmp_path / "net", ["ant", "bee"])
     for name, kind in ((vit, "vit"), (timm, "test_resnet"), ("resnet18", "another network")):
-        with pytest.raises(UsageError, match=f"^{name}: expected an image-text model such as CLIP or SigLIP, found {kind}; remove"):
+        with pytest.raises(UsageError, match=f"^{name}:.*CLIP or SigLIP, found {kind}; remove"):
             load_classifier(ZeroShot(model=name, class_names=["ant", "bee"]), Store(tmp_path))
     result = run("label", pool, "--teacher", vit, "--class-names", words / "names.txt", "--corpus", "c", "--store", tmp_path)
     assert result.exit_code == 2
@@ -360,12 +360,12 @@ def test_a_model_that_is_no_image_text_model_is_refused_in_one_line(words, pool,
 
 
 def test_an_image_text_model_without_class_names_says_what_it_lacks(clip, tmp_path):
-    with pytest.raises(UsageError, match="an image-text model has no classes of its own; give it their names with `class_names` FILE"):
+    with pytest.raises(UsageError, match=r"an image-text model.*no classes.*`class_names` FILE"):
         load_classifier(clip, Store(tmp_path))
 
 
 def test_a_text_that_is_too_long_is_refused_rather_than_cut(clip, tmp_path):
-    with pytest.raises(UsageError, match=f"{clip}: 'x+' has 102 tokens and the model's limit is 77; shorten the name or the prompt"):
+    with pytest.raises(UsageError, match=f"{clip}: 'x+' has 102 tokens.*77; shorten"):
         load_classifier(ZeroShot(model=clip, class_names=["x" * 100, "y"], prompts=["{}"]), Store(tmp_path))
 
 
@@ -382,5 +382,5 @@ def test_weights_that_are_missing_are_refused(tmp_path):
     name, path = write_clip(tmp_path / "clip"), tmp_path / "clip" / "model.safetensors"
     weights = load_file(path)
     save_file({key: value for key, value in weights.items() if key != "text_projection.weight"}, path, {"format": "pt"})
-    with pytest.raises(NstError, match=r"not a trained image-text model, missing 1 tensor \(text_projection.weight\)"):
+    with pytest.raises(NstError, match=r"image-text model, missing 1 tensor \(text_projection\.weight\)"):
         load_classifier(ZeroShot(model=name, class_names=NAMES), Store(tmp_path))
