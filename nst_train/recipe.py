@@ -115,7 +115,8 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
     message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     beside = f" (with `changes` {', '.join(inside)})" if inside else ""
-    return line + message + (f", found {brief(first['input'])}" if not isinstance(first["input"], dict) else "") + beside
+    tells_it = isinstance(first["input"], dict) or ", found " in message
+    return line + message + ("" if tells_it else f", found {brief(first['input'])}") + beside
 
 
 def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:

@@ -186,10 +186,10 @@ def test_row_numbers_are_keys_of_a_saved_dataset(tmp_path, store, names_file):
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        (["0.png", "x.png", "y.png"], r"lacks 2 of 3 images, the first is 'x.png'; pass the labeled pool with `pool`"),
-        (["3.png", "1.png", "3.png"], r"rows 't.parquet:0' and 't.parquet:2' both name the image '3.png'; expected one row for each"),
-        (["3.png", None, "1.png"], r"`file` of row 't.parquet:1' is empty, expected the key of an image in the pool"),
-        ([0.5, 1.5, 2.5], r"column `file` is double, expected texts: keys of images in the pool"),
+        (["0.png", "x.png", "y.png"], r"images: lacks 2 of 3 images.*'x\.png'.*`pool`"),
+        (["3.png", "1.png", "3.png"], r"'t\.parquet:0'.*'t\.parquet:2'.*'3\.png'.*one row"),
+        (["3.png", None, "1.png"], r"`file`.*'t\.parquet:1' is empty.*key.*pool"),
+        ([0.5, 1.5, 2.5], r"`file` is double, expected texts.*pool"),
     ],
 )
 def test_keys_that_name_no_image_or_one_twice_are_refused(tmp_path, store, names_file, keys, line):
@@ -242,9 +242,9 @@ def test_class_names_with_control_characters_are_refused(tmp_path, store):
 @pytest.mark.parametrize(
     ("lines", "line"),
     [
-        ("ant\nbee\ncat\ndog", r"`class_names` .*: expected 3 different names, one for each number of column `probs`, found 4"),
-        ("ant\nbee\nbee", r"`class_names` .*: expected 3 different names, one for each number of column `probs`, found 2"),
-        ("ant\nb\x07e\ncat", r"`class_names` .*: line 2 is 'b\\x07e'; expected a name without control characters"),
+        ("ant\nbee\ncat\ndog", r"`class_names`.*: expected 3.*`probs`, found 4"),
+        ("ant\nbee\nbee", r"`class_names`.*: expected 3.*`probs`, found 2"),
+        ("ant\nb\x07e\ncat", r"`class_names`.*: line 2 is 'b\\x07e'.*control characters"),
     ],
 )
 def test_a_file_must_name_each_class_once(tmp_path, store, table, lines, line):

@@ -243,12 +243,12 @@ def test_a_row_that_is_no_label_is_refused_in_one_line(tmp_path, lines, line):
 @pytest.mark.parametrize(
     ("header", "line"),
     [
-        ("file,path,label", r"expected one column of paths, found file, path; name one with `key`"),
-        ("where,label", r"expected a column of paths, such as `file_name` or `path`, found where, label; name it with `key`"),
-        ("file,label,prediction", r"expected one column of classes, found label, prediction; name one with `label_column`"),
-        ("file,label,prob,score", r"expected one column of probabilities, found prob, score; name one with `probs`"),
-        ("file,width", r"expected a column of labels, such as `probs` or `label`, found width; name it with `probs` or `label_column`"),
-        ("file,label,label", r"expected CSV with a header; reading it failed \(the header has 'label' several times\)"),
+        ("file,path,label", r"t\.csv:.*paths, found file, path.*`key`"),
+        ("where,label", r"`file_name` or `path`, found where, label.*`key`"),
+        ("file,label,prediction", r"t\.csv:.*found label, prediction.*`label_column`"),
+        ("file,label,prob,score", r"t\.csv:.*found prob, score.*`probs`"),
+        ("file,width", r"`probs` or `label`, found width.*`probs` or `label_column`"),
+        ("file,label,label", r"t\.csv:.*header.*'label' several times\)"),
     ],
 )
 def test_columns_that_are_not_certain_are_asked_for_by_name(tmp_path, header, line):
@@ -284,27 +284,27 @@ def test_files_that_may_hold_code_are_refused_with_the_page_that_says_how_to_con
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("t.json", "{", "expected labels of images as JSON, in lines or in a form that is known; reading it failed"),
-        ("t.json", "[1, 2]", "reading it failed \\(element 0 is no JSON object\\)"),
+        ("t.json", "{", r"t\.json:.*JSON.*\(Expecting value: line 1"),
+        ("t.json", "[1, 2]", r"t\.json:.*\(element 0.*no JSON object\)"),
         ("t.json", "[" * 10_000, "expected labels of images as JSON"),
-        ("t.json", '{"a": "ant"} x', "found 'x' after the end of the document"),
-        ("t.json", "{}", "expected a label for each image, found none"),
+        ("t.json", '{"a": "ant"} x', r"t\.json:.*'x' after the end"),
+        ("t.json", "{}", r"t\.json:.*label for each image, found none"),
         (
             "t.jsonl",
             '{"file": "x", "label": "ant"}\n{"file": 1.5, "label": "bee"}\n',
-            "row 1: column `file` is 1.5, expected the key of an image",
+            r"row 1: column `file` is 1\.5.*key",
         ),
         (
             "t.jsonl",
             '{"file": "x", "label": "ant"}\n{"file": "y", "label": 2.5}\n',
-            "expected class names as in the first row, found \\[2.5\\]",
+            r"t\.jsonl:.*class names.*first row, found \[2\.5\]",
         ),
-        ("t.jsonl", '{"file": "x", "prob": [0.1, 0.9]}\n{"file": "y", "prob": ["a"]}\n', "expected numbers as in the first row, found"),
-        ("t.jsonl", '{"file": "x", "label": 1}\n{"file": "y", "label": 7}\n', "`label` of row 't.jsonl:1' is 7, expected 0 to 3"),
+        ("t.jsonl", '{"file": "x", "prob": [0.1, 0.9]}\n{"file": "y", "prob": ["a"]}\n', r"t\.jsonl:.*numbers.*first row, found \['a'\]"),
+        ("t.jsonl", '{"file": "x", "label": 1}\n{"file": "y", "label": 7}\n', r"`label`.*'t\.jsonl:1' is 7, expected 0 to 3"),
         (
             "t.xml",
             "<a/>",
-            "t.xml: expected labels: a .csv, .tsv, .json, .jsonl or .parquet file, class folders, tar files, a folder saved by",
+            r"t\.xml:.*\.csv.*\.parquet.*owner/name on the Hub",
         ),
     ],
 )

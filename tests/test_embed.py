@@ -151,9 +151,9 @@ def test_the_files_are_a_dataset_and_their_columns_are_said(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ("no_such_network", "no_such_network: no network of timm and no teacher in the store"),
-        ("local-dir:nowhere", "local-dir:nowhere: expected a folder with config.json and model.safetensors"),
-        ("deit_tiny_distilled_patch16_224", "HF_HUB_OFFLINE is set, so the Hub is not asked"),
+        ("no_such_network", "no_such_network:.*no teacher.*earlier_network"),
+        ("local-dir:nowhere", r"local-dir:nowhere:.*config\.json and model\.safetensors"),
+        ("deit_tiny_distilled_patch16_224", "deit_tiny_distilled_patch16_224.*HF_HUB_OFFLINE.*unset it"),
     ],
 )
 def test_what_is_no_model_is_one_line(tmp_path, model, line):

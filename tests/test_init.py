@@ -178,11 +178,11 @@ def test_files_in_the_folder_may_be_the_sources(tmp_path, network):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ([], r"photos: expected a folder labeled in it, found nothing; name them with `labeled`"),
-        (["roses", "tulips"], r"photos: expected a folder labeled in it, found roses, tulips; name them with `labeled`"),
-        (["labeled"], r"photos: expected a folder unlabeled in it, found labeled; .*without a pool there is nothing to learn from"),
-        (["labeled", "train", "pool"], r"photos: labeled and train may both be the labeled images; name one with `labeled`"),
-        (["labeled", "unlabeled"], r"^pool: .*unlabeled: expected images .* found none below this folder"),
+        ([], r"photos:.*labeled in it, found nothing.*`labeled`"),
+        (["roses", "tulips"], r"photos:.*labeled in it, found roses, tulips.*`labeled`"),
+        (["labeled"], r"photos:.*unlabeled in it, found labeled.*`pool`.*a single training"),
+        (["labeled", "train", "pool"], r"photos: labeled and train.*name one with `labeled`"),
+        (["labeled", "unlabeled"], r"^pool:.*unlabeled: expected images.*none below this folder"),
     ],
 )
 def test_what_makes_no_recipe_is_one_line(tmp_path, network, names, says):
@@ -422,9 +422,9 @@ def test_a_cached_config_is_no_proof_of_cached_weights(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        ("RepositoryNotFoundError", r"^me/typo: no such model on the Hub; correct it or, for a private one, log in with `hf auth login`$"),
-        ("RevisionNotFoundError", r"^me/typo: the model on the Hub has no such revision; give a branch, tag or commit that it has$"),
-        ("GatedRepoError", r"^me/typo: it is gated: request access on the model's page, then log in with `hf auth login`$"),
+        ("RepositoryNotFoundError", r"^me/typo: no such model.*`hf auth login`$"),
+        ("RevisionNotFoundError", r"^me/typo:.*no such revision.*branch, tag or commit"),
+        ("GatedRepoError", r"^me/typo:.*gated: request access.*`hf auth login`$"),
         ("ConnectTimeout", None),
     ],
 )

@@ -112,17 +112,17 @@ def test_only_safetensors_are_read(tmp_path):
         (
             {"text_cfg": {**MODEL["text_cfg"], "width": 10**7}},
             {},
-            r"text_cfg\.width: expected numbers that its \d+ tensors .* found 10000000",
+            r"text_cfg\.width:.*its \d+ tensors.*found 10000000",
         ),
         ({"vision_cfg": {**MODEL["vision_cfg"], "layers": 10**6}}, {}, r"vision_cfg\.layers: expected numbers that its \d+ tensors"),
         ({"text_cfg": {**MODEL["text_cfg"], "hf_model_name": "owner/bert"}}, {}, r"hf_model_name refers to another model"),
         (
             {"vision_cfg": {"timm_model_name": "hf-hub:owner/net"}},
             {},
-            r"timm_model_name: expected a network of timm, found 'hf-hub:owner/net'",
+            r"timm_model_name:.*timm, found 'hf-hub:owner/net'",
         ),
         ({"text_cfg": None}, {}, r"expected model_cfg with text_cfg and vision_cfg"),
-        ({"embed_dim": 24}, {}, r"expected an image-text model with trained weights; loading failed"),
+        ({"embed_dim": 24}, {}, r"image-text model.*trained weights.*failed \(wrong shape"),
         ({}, {"resize_mode": "longest"}, r"resize_mode: expected shortest or squash, found 'longest'"),
     ],
 )

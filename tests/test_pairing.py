@@ -41,18 +41,18 @@ def test_an_image_has_the_class_of_its_sample_or_else_the_only_one_of_its_name(s
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("a.png a.cls:1 a.png a.cls:2", r"x\.tar: a\.png occurs several times in one sample, .* use unique names"),
+        ("a.png a.cls:1 a.png a.cls:2", r"x\.tar: a\.png.*several times.*unique names"),
         ("a.jpg a.cls:1 a.png a.cls:2", r"a\.cls occurs several times in one sample"),
         ("a.png a.cls:1 b.png b.cls:2 a.cls:2", r"a\.cls occurs several times with different classes"),
         ("a.png b.png a.cls:1 b.cls:2 a.png a.cls:3", r"a\.cls occurs several times with different classes"),
         ("a.1.png a.cls:1 b.png b.cls:2 a.1.cls:2", r"a\.1\.cls occurs several times with different classes"),
         ("a.png b.png a.cls:1 b.cls:2 a.png", r"a\.png occurs several times not adjacent"),
         ("a.png b.png a.cls:1 b.cls:2 a.cls:1", r"a\.cls occurs several times not adjacent"),
-        ("a.png a.cls:1 b.png b.cls:2 a.png", r"a\.png has no class; expected a neighboring member a\.cls"),
-        ("a.heic a.cls:1 b.png b.cls:2 a.png", r"a\.png has no class; expected a neighboring member a\.cls"),
+        ("a.png a.cls:1 b.png b.cls:2 a.png", r"a\.png.*no class.*neighboring member a\.cls"),
+        ("a.heic a.cls:1 b.png b.cls:2 a.png", r"a\.png.*no class.*neighboring member a\.cls"),
         ("a.cls:1 b.cls:2 a.heic b.png a.png", r"a\.png occurs several times not adjacent"),
         ("a.png a.cls:1 a.CLS:2", r"a\.cls occurs several times in one sample"),
-        ("a.png a.cls: b.png b.cls:2", r"a\.png has no class, its \.cls member is empty"),
+        ("a.png a.cls: b.png b.cls:2", r"a\.png.*no class.*\.cls member is empty"),
     ],
 )
 def test_where_the_class_of_an_image_is_not_certain_the_member_is_named(spec, message):

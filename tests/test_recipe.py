@@ -49,20 +49,20 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("ratio: 3", "ration: 3"), r"flowers.yaml, line 7: generations.1.ration: unknown key; did you mean ratio\?"),
-        (("magnitude: 15", "magnitud: 15"), r"line 7: generations.1.noise.magnitud: unknown key; did you mean magnitude\?"),
-        (("seed: 3", "xyzzy: 3"), r"line 4: xyzzy: unknown key; expected one of name, labeled"),
-        (("ratio: 3", "ratio: 0"), r"line 7: generations.1.ratio: input should be greater than or equal to 1, found 0"),
+        (("ratio: 3", "ration: 3"), r"flowers\.yaml, line 7: generations\.1\.ration:.*did you mean ratio\?"),
+        (("magnitude: 15", "magnitud: 15"), r"line 7: generations\.1\.noise\.magnitud:.*did you mean magnitude\?"),
+        (("seed: 3", "xyzzy: 3"), r"line 4: xyzzy:.*one of name, labeled"),
+        (("ratio: 3", "ratio: 0"), r"line 7: generations\.1\.ratio:.*equal to 1, found 0"),
         (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
         (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
         (("labeled: {", "labelled: {"), r"labelled: unknown key; did you mean labeled\?"),
         (("seed: 3", "seed: [3"), r"flowers.yaml: expected YAML"),
         (
             ("generations:", "generationes:"),
-            r"generationes: unknown key; did you mean generations\?|generations: list should have at least 2",
+            r"generationes:.*did you mean generations\?|generations: list.*at least 2",
         ),
-        (("ratio: 3", "finetune: {epoch: 1}"), r"line 7: generations.1.finetune.epoch: unknown key; did you mean epochs\?"),
-        ((RECIPE, "just text"), r"expected a recipe with the keys name, labeled"),
+        (("ratio: 3", "finetune: {epoch: 1}"), r"line 7: generations\.1\.finetune\.epoch:.*did you mean epochs\?"),
+        ((RECIPE, "just text"), r"flowers\.yaml:.*keys name, labeled.*, found str"),
     ],
 )
 def test_a_wrong_recipe_names_the_key_and_its_line(change, message):

@@ -198,15 +198,15 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
     [
         (
             {"pool": {"source": "/p", "class_names": "/n"}},
-            r"line \d+: pool.class_names: has no effect: pool labels are not read",
+            r"line \d+: pool\.class_names: has no effect.*remove it",
         ),
         (
             {"push_to": {"teacher": "me/b", "pool_source": "web"}},
-            r"push_to.pool_source: has no effect.* no `corpus:` is pushed",
+            r"push_to\.pool_source: has no effect.*`corpus:`.*remove it",
         ),
         (
             {"pool": {"source": "/p", "label_column": "y"}},
-            r"line \d+: pool.label_column: has no effect: pool labels are not read",
+            r"line \d+: pool\.label_column: has no effect.*remove it",
         ),
         (
             {"generations": [NETWORK, NETWORK | {"finetune": {"model": "x"}}]},
@@ -214,7 +214,7 @@ def test_each_key_of_a_source_a_run_and_a_push_reaches_the_recipe():
         ),
         (
             {"generations": [NETWORK, NETWORK | {"finetune": {"freeze_by": "layers"}}]},
-            r"generations.1.finetune.freeze_by: has no effect: nothing is frozen \(set `freeze`\)",
+            r"generations\.1\.finetune\.freeze_by: has no effect.*\(set `freeze`\)",
         ),
     ],
 )

@@ -151,7 +151,7 @@ EMBED = {"min_confidence": 0.0, "per_class": 8, "embed_images": True}
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"labeled": STREAM}, "`stream` is for `pool`, `test` and the `data` of `evaluate`; `labeled` images"),
+        ({"labeled": STREAM}, r"a\.yaml: `stream`.*`pool`, `test`.*`evaluate`.*`labeled`.*remove it"),
         ({"validation": STREAM}, "`validation` images are read repeatedly"),
         ({"pool": STREAM}, "needs `select: {embed_images: true}`"),
         ({"pool": STREAM, "select": EMBED | {"when": "once"}}, "and `when: every_generation`"),

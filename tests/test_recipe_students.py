@@ -89,11 +89,11 @@ def test_the_settings_of_each_student_are_shown(recipe):
         ),
         (
             {"generations": [TINY], "students": [STUDENTS[0] | {"finetune": {"epochs": 1}}, SHORT | {"name": "slim-before-finetuning"}]},
-            r"`students`: two are called slim-before-finetuning; give one of them another `name`",
+            r"`students`: two.*slim-before-finetuning.*another `name`",
         ),
         ({"generations": [TINY], "students": [SHORT | {"name": "../x"}]}, r"name 'bugs-teacher-\.\./x': expected letters, digits"),
-        ({"students": STUDENTS}, r"`generations`: expected settings of a teacher and of a student or more, found 0; .* `teacher: MODEL`"),
-        ({"teacher": "bugs-teacher-wide", "students": STUDENTS}, r"`teacher` bugs-teacher-wide: this recipe trains students of that name"),
+        ({"students": STUDENTS}, r"`generations`:.*student or more, found 0.*`teacher: MODEL`"),
+        ({"teacher": "bugs-teacher-wide", "students": STUDENTS}, r"`teacher` bugs-teacher-wide:.*another `name`"),
         ({"generations": [TINY], "students": [STUDENTS[0] | {"validate_every": 1}]}, r"`validate_every` needs validation images"),
     ],
 )

@@ -72,10 +72,10 @@ def test_a_teacher_of_the_store_is_meant_with_its_newest_version(tiny_store):
 @pytest.mark.parametrize(
     ("teacher", "says"),
     [
-        ("local-dir:other", r"^teacher: local-dir:.*other: expected the classes 3 \(ant, bee, cat\), found 2 \(bee, dog\); .*Name a model"),
-        ("local-dir:none", r"^teacher: local-dir:.*none: expected a folder with config.json and model.safetensors"),
-        ("test_resnett", r"^teacher: test_resnett: no network of timm and no teacher in the store; did you mean"),
-        ("mine@gen-3", r"^teacher: mine@gen-3: expected a teacher in the store .*; there is nothing called 'mine'"),
+        ("local-dir:other", r"^teacher: local-dir:.*other:.*3 \(ant, bee, cat\), found 2 \(bee, dog\).*Name a model"),
+        ("local-dir:none", r"^teacher: local-dir:.*none:.*config\.json and model\.safetensors"),
+        ("test_resnett", r"^teacher: test_resnett: no network.*no teacher.*test_resnet "),
+        ("mine@gen-3", r"^teacher: mine@gen-3:.*nothing called 'mine', `store\.versions\(\)`"),
     ],
 )
 def test_a_teacher_that_cannot_teach_these_classes_stops_the_loop_before_any_work(images, teacher, says, tmp_path):
@@ -91,14 +91,14 @@ def test_a_teacher_that_cannot_teach_these_classes_stops_the_loop_before_any_wor
     ("parts", "says"),
     [
         ({"teacher": "x", "generations": []}, r"`teacher` has no student; add one"),
-        ({"generations": [TINY]}, r"expected settings of a teacher and of a student or more, found 1; .* named as `teacher: MODEL`"),
-        ({"teacher": "bugs-teacher", "generations": [TINY]}, r"`teacher` bugs-teacher: this recipe trains students of that name"),
-        ({"teacher": "bugs-teacher@gen-1", "generations": [TINY]}, r"this recipe trains students of that name; give it another `name`"),
+        ({"generations": [TINY]}, r"`generations`:.*student or more, found 1.*`teacher: MODEL`"),
+        ({"teacher": "bugs-teacher", "generations": [TINY]}, r"`teacher` bugs-teacher:.*another `name`"),
+        ({"teacher": "bugs-teacher@gen-1", "generations": [TINY]}, r"`teacher` bugs-teacher@gen-1:.*another `name`"),
         ({"teacher": {"model": ["clip"]}, "generations": [TINY]}, r"line \d+: teacher.model: expected text"),
         ({"teacher": ["clip"], "generations": [TINY]}, r"line \d+: teacher: expected `{model: ...}`"),
         (
             {"teacher": "x", "generations": [TINY], "evaluate": {"suite": "corruptions", "relative_to": "bugs-teacher@gen-0"}},
-            r"`relative_to` bugs-teacher@gen-0: there is no generation 0 beside `teacher`; write x",
+            r"`relative_to` bugs-teacher@gen-0:.*`teacher`; write x",
         ),
     ],
 )

@@ -122,13 +122,13 @@ def test_rows_may_name_images_by_key_alone(labeled_images, tmp_path):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"key": "no.png", "class": "ant"}, r"line 1: tiny@gen-1 has no image 'no\.png'; name its `image_hash`$"),
-        ({"image_hash": "aa", "class": "dog"}, r"line 1: the corpus has no class 'dog'; expected one of ant, bee, cat$"),
-        ({"class": "ant"}, r"line 1: names no image; expected its `image_hash` or `key`$"),
-        ({"key": "a"}, r"line 1: expected either a `class` or why it is `excluded`$"),
+        ({"key": "no.png", "class": "ant"}, r"line 1: tiny@gen-1.*'no\.png'.*`image_hash`$"),
+        ({"image_hash": "aa", "class": "dog"}, r"line 1:.*no class 'dog'.*ant, bee, cat$"),
+        ({"class": "ant"}, r"line 1: names no image.*`image_hash` or `key`$"),
+        ({"key": "a"}, r"line 1:.*either a `class` or.*`excluded`$"),
         ({"key": "a", "class": 3}, r"line 1: `class` is 3, expected text$"),
-        ({"key": "a", "excluded": "dull"}, r"line 1: `excluded` is 'dull', expected 'none of these' or 'unusable'$"),
-        (["a"], r"line 1: expected a JSON object, found list\)$"),
+        ({"key": "a", "excluded": "dull"}, r"line 1: `excluded` is 'dull'.*'none of these' or 'unusable'$"),
+        (["a"], r"answers\.jsonl:.*\(line 1:.*JSON object, found list\)$"),
     ],
 )
 def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images, tmp_path, row, complaint):

@@ -205,10 +205,10 @@ def test_a_recipe_takes_what_people_answered_from_a_generation_on(tmp_path):
 @pytest.mark.parametrize(
     ("reviews", "complaint"),
     [
-        ("bugs", r"reviews: expected reviews of the store with their number, such as flowers@review-1, found 'bugs'"),
-        ({1: "bugs@gen-1"}, r"expected reviews of the store with their number, such as flowers@review-1, found 'bugs@gen-1'"),
-        (["bugs@review-1"], r"expected NAME@review-N, or from which generation on: `{2: NAME@review-N}`"),
-        ({2: "bugs@review-1"}, r"`reviews`: there is no generation 2; expected 0 to 1"),
+        ("bugs", r"line \d+: reviews:.*flowers@review-1, found 'bugs'$"),
+        ({1: "bugs@gen-1"}, r"line \d+: reviews:.*flowers@review-1, found 'bugs@gen-1'$"),
+        (["bugs@review-1"], r"line \d+: reviews:.*`{2: NAME@review-N}`, found \['bugs@review-1'\]"),
+        ({2: "bugs@review-1"}, r"`reviews`:.*no generation 2; expected 0 to 1"),
     ],
 )
 def test_reviews_of_a_recipe_that_cannot_be_are_one_line(tmp_path, reviews, complaint):

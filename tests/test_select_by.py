@@ -104,8 +104,8 @@ def test_a_store_in_which_the_recipe_selected_by_its_own_teacher_is_not_mixed_wi
 @pytest.mark.parametrize(
     ("by", "says"),
     [
-        ("local-dir:other", r"^select.by: local-dir:.*other: expected the classes 3 \(ant, bee, cat\), found 2 \(bee, dog\)"),
-        ("test_resnett", r"^select.by: test_resnett: no network of timm and no teacher in the store; did you mean"),
+        ("local-dir:other", r"^select\.by: local-dir:.*other:.*3 \(ant, bee, cat\), found 2 \(bee, dog\).*Name a model"),
+        ("test_resnett", r"^select\.by: test_resnett: no network.*no teacher.*test_resnet "),
     ],
 )
 def test_a_model_that_cannot_select_stops_the_loop_before_any_work(images, by, says, tmp_path):
@@ -120,12 +120,12 @@ def test_a_model_that_cannot_select_stops_the_loop_before_any_work(images, by, s
 @pytest.mark.parametrize(
     ("parts", "says"),
     [
-        ({"select": {"by": "x"}}, r"line \d+: select: `by` x selects with one model for all generations; add `when: once`, or remove `by`"),
+        ({"select": {"by": "x"}}, r"line \d+: select: `by` x.*`when: once`, or remove `by`"),
         (
             {"select": {"by": "bugs-teacher@gen-0", "when": "once"}},
-            r"`select.by` bugs-teacher@gen-0 is trained by this recipe; name another",
+            r"`select\.by` bugs-teacher@gen-0.*another model, or remove `by`",
         ),
-        ({"select": {"by": "x", "when": "once"}, "teacher": "x"}, r"`select.by` x is the teacher; name another model, or remove `by`"),
+        ({"select": {"by": "x", "when": "once"}, "teacher": "x"}, r"`select\.by` x is the teacher.*another model, or remove `by`"),
     ],
 )
 def test_what_cannot_be_beside_another_selecting_model_is_one_line(tmp_path, parts, says):

@@ -81,10 +81,10 @@ NO_DISTRIBUTION = r"expected probabilities that add up to 1 \(within 0.01\); if 
         ([0.5, 0.5, float("nan")], f"row '0.parquet:3' holds nan, {NO_DISTRIBUTION}"),
         ([float("inf"), float("-inf"), 0.5], f"row '0.parquet:3' holds inf, {NO_DISTRIBUTION}"),
         ([0.0, 0.0, 0.0], f"row '0.parquet:3' adds up to 0, {NO_DISTRIBUTION}"),
-        ([0.5, 0.5], "row '0.parquet:3' has 2 numbers, the first row 3; expected one for each class in every row"),
-        ([], "row '0.parquet:3' has 0 numbers, the first row 3"),
-        ([0.5, None, 0.5], "row '0.parquet:3' lacks a number; expected one for each class"),
-        (None, "row '0.parquet:3' is empty; expected one number for each class"),
+        ([0.5, 0.5], r"row '0\.parquet:3' has 2 numbers.*3; expected one"),
+        ([], r"row '0\.parquet:3' has 0 numbers.*3; expected one"),
+        ([0.5, None, 0.5], r"row '0\.parquet:3' lacks a number; expected one"),
+        (None, r"row '0\.parquet:3' is empty; expected one"),
     ],
 )
 def test_a_row_that_is_no_distribution_is_named(tmp_path, last, line):
@@ -101,10 +101,10 @@ def test_a_missing_soft_label_in_lists_of_one_length_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        (["a", "b"], r"column `probs` is list<item: string>, expected lists of numbers, one for each class"),
-        ([["a"], ["b"]], r"column `probs` is list<element: string>, expected lists of numbers"),
-        ([[1.0], [1.0]], r"`probs` of row '0.parquet:0' has 1 number, expected one for each class"),
-        (pa.array([None, [0.5, 0.5]]), r"`probs` of row '0.parquet:0' has 0 numbers, expected one for each class"),
+        (["a", "b"], r"`probs` is list<item: string>, expected lists of numbers"),
+        ([["a"], ["b"]], r"`probs` is list<element: string>, expected lists of numbers"),
+        ([[1.0], [1.0]], r"`probs`.*'0\.parquet:0' has 1 number, expected one"),
+        (pa.array([None, [0.5, 0.5]]), r"`probs`.*'0\.parquet:0' has 0 numbers, expected one"),
     ],
 )
 def test_a_column_of_other_things_is_refused(tmp_path, values, line):

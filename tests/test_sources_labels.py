@@ -30,7 +30,7 @@ def test_string_labels_are_classes_in_sorted_order(tmp_path):
     [
         ([0, None], "1 row without a label"),
         ([0.0, 1.0], "is double, expected integers or strings"),
-        ([-1, 1], "has values -1 to 1, expected 0 to 1"),
+        ([-1, 1], r"`label` has values -1 to 1.*0 to 1"),
     ],
 )
 def test_labels_that_name_no_class_are_an_error(tmp_path, labels, message):

@@ -274,9 +274,9 @@ def test_naming_the_only_column_changes_no_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (None, r"expected an image column \(binary, or a struct with bytes\), found `text` \(string\), `n` \(int64\)"),
-        ("photo", r"`image_column` photo: found `text` \(string\), `n` \(int64\); expected a column of images"),
-        ("text", r"`image_column` text: `text` is string; expected a column of images"),
+        (None, r"image column.*bytes\), found `text` \(string\), `n` \(int64\)"),
+        ("photo", r"`image_column` photo: found `text` \(string\), `n` \(int64\)"),
+        ("text", r"`image_column` text: `text` is string.*column of images"),
     ],
 )
 def test_a_column_without_images_is_an_error(tmp_path, asked, message):

@@ -95,11 +95,11 @@ def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_pat
         (("train", "val"), r"`labeled` .*/photos/train `validation` .*/photos/val;"),
         (("Training", "Test", "notes"), r"found Training, Test, .*`labeled` .*/photos/Training `validation` .*/photos/Test;"),
         (("test", "validation"), r"`labeled` .*/photos/test;"),
-        (("train",), r"`labeled` .*/photos/train; if they are classes, rename them, e.g. train_"),
+        (("train",), r"`labeled`.*/photos/train.*rename them, e\.g\. train_"),
         (("test_set", "training_set"), r"`labeled` .*/training_set `validation` .*/test_set;"),
         (("train2017", "val2017"), r"`labeled` .*/train2017 `validation` .*/val2017;"),
         (("extra", "train"), r"`labeled` .*/train `validation` .*/extra;"),
-        (("train_1", "train_2", "val_1"), r"found train_1, train_2, val_1, which look like splits"),
+        (("train_1", "train_2", "val_1"), r"found train_1, train_2, val_1.*`labeled`.*/train_1 `validation`.*/val_1"),
     ],
 )
 def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):

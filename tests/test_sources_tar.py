@@ -214,9 +214,9 @@ def test_a_member_beside_the_image_holds_its_class(tmp_path, members, classes, l
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.png", b""), ("a.cls", b"1"), ("d/b.png", b"")], r"x\.tar: d/b\.png has no class; expected a neighboring member d/b\.cls"),
+        ([("a.png", b""), ("a.cls", b"1"), ("d/b.png", b"")], r"x\.tar: d/b\.png.*no class.*neighboring member d/b\.cls"),
         ([("a.png", b""), ("a.cls", b" ")], r"x\.tar: a\.png has no class"),
-        ([("a.png", b""), ("a.cls", b"\xff")], r"x\.tar: a\.cls: expected one line with a class number or UTF-8 name"),
+        ([("a.png", b""), ("a.cls", b"\xff")], r"x\.tar: a\.cls: expected one line.*UTF-8"),
     ],
 )
 def test_an_image_without_a_class_is_an_error(tmp_path, members, message):

@@ -130,8 +130,8 @@ def test_a_compiled_network_takes_the_same_step():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"freeze": 0.5}, "`freeze` requires a trained network; add `start` or `pretrained`"),
-        ({"start": "a@gen-0", "pretrained": True}, "`start` and `pretrained` both set the initial weights; remove one of them"),
+        ({"freeze": 0.5}, "`freeze`.*trained network; add `start` or `pretrained`"),
+        ({"start": "a@gen-0", "pretrained": True}, "`start` and `pretrained` both.*remove one"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes, said):
