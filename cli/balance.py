@@ -88,7 +88,9 @@ def balance(
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
-    dropped = [f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts.dropped.items() if rows]
+    from nst_data.store.counts import in_words
+
+    dropped = [f"{rows:,} {in_words(reason)}" for reason, rows in counts.dropped.items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
     if quota := counts.quota:
         per_class = [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
@@ -100,6 +102,6 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     if counts.near_duplicates and counts.near_duplicates.unreadable:
         print(f"  warning: {counts.near_duplicates.unreadable:,} candidate near-duplicates could not be read in the pool, and were kept")
     if counts.held_out_unreadable:
-        print(f"  warning: {counts.held_out_unreadable:,} held-out images could not be read; this edition may contain copies of them")
+        print(f"  warning: {counts.held_out_unreadable:,} excluded images could not be read; this edition may contain copies of them")
     if empty := counts.classes_without_images:
         print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")

@@ -113,13 +113,15 @@ def _print_settings(version: Version) -> None:
 
 
 def _print_counts(counts: dict[str, Any]) -> None:
+    from nst_data.store.counts import in_words
+
     print("counts")
     for key, value in counts.items():
         if key not in ("per_class", "dropped", "classes_without_images", "shards"):
             print(f"  {key:<24} {_text(value)}")
     if "dropped" in counts:
         print("dropped")
-        print_wrapped(", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in counts["dropped"].items()))
+        print_wrapped(", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in counts["dropped"].items()))
     if counts.get("per_class"):
         _print_classes(counts["per_class"], counts.get("classes_without_images"))
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import TINY, write_class_folders
+from wording import pattern
 
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
@@ -168,14 +169,14 @@ def test_slow_steps_are_asked_after_each():
 @pytest.mark.parametrize(
     ("number", "status", "line"),
     [
-        (signal.SIGINT, 130, "interrupted; finished work is kept; the same command resumes"),
-        (signal.SIGTERM, 143, "interrupted by SIGTERM; finished work is kept; the same command resumes"),
-        (signal.SIGUSR1, 138, "interrupted by SIGUSR1; finished work is kept; the same command resumes"),
-        (signal.SIGHUP, 129, "interrupted by SIGHUP; finished work is kept; the same command resumes"),
+        (signal.SIGINT, 130, "interrupted; … the same command resumes"),
+        (signal.SIGTERM, 143, "interrupted by SIGTERM; … the same command resumes"),
+        (signal.SIGUSR1, 138, "interrupted by SIGUSR1; … the same command resumes"),
+        (signal.SIGHUP, 129, "interrupted by SIGHUP; … the same command resumes"),
     ],
 )
 def test_outside_of_training_a_signal_ends_the_command_at_once_with_a_status_of_its_own(number, status, line):
-    with pytest.raises(Interrupted, match=f"^{line}$") as stop:
+    with pytest.raises(Interrupted, match=f"^{pattern(line)}$") as stop:
         stop_at_once(number, None)
     assert stop.value.status == status
 

@@ -7,6 +7,7 @@ from conftest import write_class_folders, write_pool
 from labels import rows
 from nst_cli.main import app
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.store.store import Store
 
@@ -59,14 +60,14 @@ def test_what_is_missing_is_named(known, pool_folder, words, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--extend", "tiny@gen-1", "--like", "tiny@gen-1.1"), "--extend and --like exclude each other; give one of them"),
+        (("--extend", "tiny@gen-1", "--like", "tiny@gen-1.1"), "--extend and --like … give one of them"),
         (
             ("--extend", "tiny@gen-1", "--top-k", "2"),
-            "--extend tiny@gen-1 uses that version's corpus, teacher and settings; give only SOURCE",
+            "--extend tiny@gen-1 … give only SOURCE",
         ),
-        (("--extend", "tiny@gen-1", "--teacher", "tiny-teacher"), "--extend tiny@gen-1 uses that version's corpus, teacher and settings"),
-        (("--extend", "tiny@gen-1", "--corpus", "other"), "--extend tiny@gen-1 uses that version's corpus, teacher and settings"),
-        (("--extend", "tiny@gen-1", "--generation", "2"), "--extend tiny@gen-1 uses that version's corpus, teacher and settings"),
+        (("--extend", "tiny@gen-1", "--teacher", "tiny-teacher"), "--extend tiny@gen-1 … give only SOURCE"),
+        (("--extend", "tiny@gen-1", "--corpus", "other"), "--extend tiny@gen-1 … give only SOURCE"),
+        (("--extend", "tiny@gen-1", "--generation", "2"), "--extend tiny@gen-1 … give only SOURCE"),
         (("--extend", "tiny@gen-1.1"), "tiny@gen-1.1: expected a generation in the store"),
         (("--extend", "nothing@gen-1"), "nothing@gen-1: expected a generation in the store"),
         (("--like", "tiny@gen-1.1", "--teacher", "tiny-teacher", "--corpus", "x"), "--like tiny@gen-1.1: remove --corpus"),
@@ -76,28 +77,28 @@ def test_what_is_missing_is_named(known, pool_folder, words, says):
 )
 @pytest.mark.usefixtures("nothing_new")
 def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says):
-    assert says in refused(pool_folder, *words, *known)
+    assert tells(refused(pool_folder, *words, *known), says)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--worker", "2/2"), "worker 2/2: expected one from 0/2 to 1/2"),
+        (("--worker", "2/2"), "worker 2/2: … 0/2 to 1/2"),
         (("--worker", "one"), "--worker: string should match pattern"),
         (("--worker", "0/0"), "--worker: string should match pattern"),
         (("--stream",), "is not a Hub dataset; remove --stream"),
-        (("--temperature", "0"), "--temperature: input should be greater than 0, got 0"),
-        (("--temperature", "nan"), "--temperature: input should be a finite number, got nan"),
-        (("--batch-size", "-1"), "--batch-size: input should be greater than or equal to 0, got -1"),
-        (("--rows-per-shard", "0"), "--rows-per-shard: input should be greater than or equal to 1, got 0"),
-        (("--top-k", "0"), "--top-k: input should be greater than or equal to 1, got 0"),
-        (("--limit", "0"), "--limit: input should be greater than or equal to 1, got 0"),
-        (("--decode-threads", "0"), "--decode-threads: input should be greater than or equal to 1, got 0"),
-        (("--class-names", "names.txt"), "--class-names names.txt: for image-text models such as CLIP"),
+        (("--temperature", "0"), "--temperature: … greater than 0, got 0"),
+        (("--temperature", "nan"), "--temperature: … finite number, got nan"),
+        (("--batch-size", "-1"), "--batch-size: … equal to 0, got -1"),
+        (("--rows-per-shard", "0"), "--rows-per-shard: … equal to 1, got 0"),
+        (("--top-k", "0"), "--top-k: … equal to 1, got 0"),
+        (("--limit", "0"), "--limit: … equal to 1, got 0"),
+        (("--decode-threads", "0"), "--decode-threads: … equal to 1, got 0"),
+        (("--class-names", "names.txt"), "--class-names names.txt: … image-text models"),
         (("--label-column", "kind"), "--label-column applies to --calibrate SOURCE"),
-        (("--image-column", "image"), "contains image files, which have no columns; remove --image-column"),
+        (("--image-column", "image"), "image files, …; remove --image-column"),
         (("--corpus", "../outside"), "name '../outside': expected letters, digits"),
-        (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher in the store"),
+        (("--teacher", "tiny-techer"), "tiny-techer: no network of timm and no teacher … did you mean tiny-teacher"),
         (("--teacher", "tiny-teacher@gen-9"), "tiny-teacher@gen-9: expected a teacher in the store"),
         (("--corpus", "tiny-teacher"), "tiny-teacher"),
     ],

@@ -1,6 +1,7 @@
 """The user's own text in a card."""
 
 import pytest
+from wording import tells
 
 from nst_data.cards.own_text import BEGIN, END, OwnText, own_text, read_card
 from nst_data.errors import NstError
@@ -41,15 +42,15 @@ def test_a_new_card_has_both_marks_and_says_what_they_are_for():
     ("damage", "missing"),
     [
         (lambda card: card.replace(END, ""), "that ends your own text was missing"),
-        (lambda card: card.replace(BEGIN, ""), "that begins your own text was not where it belongs"),
-        (lambda card: card.replace(BEGIN, "@").replace(END, BEGIN).replace("@", END), "that begins your own text was not where it belongs"),
+        (lambda card: card.replace(BEGIN, ""), "begins your own text … not where"),
+        (lambda card: card.replace(BEGIN, "@").replace(END, BEGIN).replace("@", END), "begins your own text … not where"),
     ],
 )
 def test_text_beside_a_damaged_mark_is_kept_and_told_and_kept_again(damage, missing):
     found = own_text(damage(HEAD + OwnText("\n## Mine\r\n\nkeep me\n").section))
     assert "\n## Mine\r\n\nkeep me\n" in found.text
     assert "written by nst" not in found.text
-    assert missing in found.problem
+    assert tells(found.problem, missing)
     assert found.problem in found.section
     again = own_text(HEAD + found.section)
     assert again == OwnText(found.text)  # told once

@@ -11,6 +11,7 @@ from labels import rows, write_teacher
 from nst_cli.main import app
 from sealed_labels import label_row, seal_generation
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
@@ -117,20 +118,20 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--by", "churn"], "bugs@gen-1: --by churn requires an earlier generation of the corpus, and the store has none"),
-        (["--by", "outlier"], "bugs@gen-1: the teacher of its labels is not known; pass the name of a network as --model"),
+        (["--by", "churn"], "bugs@gen-1: --by churn … earlier generation …"),
+        (["--by", "outlier"], "bugs@gen-1: … teacher … not known; … --model"),
         (["--by", "sharpness"], "--by: input should be 'margin',"),
-        (["--number", "0"], "--number: input should be greater than or equal to 1, got 0"),
-        (["--output", "picks.txt"], "picks.txt: expected a name that ends in .csv, .jsonl or .parquet"),
+        (["--number", "0"], "--number: … equal to 1, got 0"),
+        (["--output", "picks.txt"], "picks.txt: … .csv, .jsonl or .parquet"),
         (["--output", "nowhere/picks.csv"], "there is no folder"),
-        (["--copy-to", "."], "expected an empty folder, or none; choose another --copy-to"),
-        (["--corpus", "ants"], "--corpus is for labeled images, and bugs@gen-1 has one of its own; remove it"),
+        (["--copy-to", "."], "empty folder, …; choose another --copy-to"),
+        (["--corpus", "ants"], "--corpus … bugs@gen-1 …; remove it"),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, monkeypatch, words, line):
     monkeypatch.chdir(tmp_path)
     version = bugs(Store(tmp_path / "store"))
-    assert line in nst(2, version.ref, *words, "--store", tmp_path / "store")
+    assert tells(nst(2, version.ref, *words, "--store", tmp_path / "store"), line)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from hub import ALICE, BOB, READER, USERS, commit, files, head, serving
 from hub_commands import nst
 from hub_faults import ALWAYS, Fault
 from huggingface_hub import parse_eval_result_entries
+from wording import tells
 
 from nst_data.cards.own_text import BEGIN
 from nst_data.review.answers import AnswerLog
@@ -148,8 +149,8 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
 @pytest.mark.parametrize(
     ("token", "repo", "says"),
     [
-        (None, REPO, "you are not logged in to the Hub; log in with `hf auth login`, or set HF_TOKEN"),
-        ("hf_unknownToTheServerAndStillNotToBeShown", REPO, "the Hub rejects your token; log in with `hf auth login` again"),
+        (None, REPO, "not logged in …; … `hf auth login`, … HF_TOKEN"),
+        ("hf_unknownToTheServerAndStillNotToBeShown", REPO, "rejects your token; … `hf auth login`"),
         (BOB, "alice/new", "your token has no write access there"),
         (READER, "alice/new", "your token has no write access there"),
     ],
@@ -158,7 +159,7 @@ def test_who_may_not_push_is_told_so_in_a_line(hub, token, repo, says):
     _, url, _, home, _ = hub
     (done,) = nst(url, home, ["push", "tiny@gen-1.1", repo, "--tag", "never"], token=token)
     assert (done.status, done.out) == (1, "")
-    assert f"nst: {repo}: {says}" in done.err.replace("\n", " ")
+    assert tells(done.err.replace("\n", " "), f"nst: {repo}: …{says}")
     assert "hf_" not in done.err
 
 

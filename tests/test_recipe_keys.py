@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import write_pool
+from wording import pattern
 
 from nst_data.errors import UsageError
 from nst_data.progress import Progress
@@ -259,29 +260,29 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("pool: data/pool", "line 1: pool: expected `{source: ...}`, found 'data/pool'"),
-        ("generations: 5", "line 1: generations: expected a list such as `[{model: ...}, {model: ...}]`, found 5"),
-        ("students: a", "line 1: students: expected a list such as `[{name: ..., model: ...}, {name: ..., model: ...}]`, found 'a'"),
+        ("pool: data/pool", "line 1: pool: … `{source: ...}`, found 'data/pool'"),
+        ("generations: 5", "line 1: generations: … `[{model: ...}, {model: ...}]`, found 5"),
+        ("students: a", "line 1: students: … `[{name: ..., model: ...}, {name: ..., model: ...}]`, found 'a'"),
         ("students: [{model: a}]", "line 1: students.0.name: missing"),
-        ("students: [{name: a, model: a, ratoi: 3}]", "line 1: students.0.ratoi: unknown key; did you mean ratio?"),
-        ("generations: [a, b]", "line 1: generations.0: expected `{model: ...}`, found 'a'"),
-        ("evaluate: corruptions", "line 1: evaluate: expected `{suite: [corruptions]}`, or a list, found 'corruptions'"),
-        ("evaluate: {}", "`evaluate` has no suite, and the unmodified test images are always measured; add `suite: [corruptions]`"),
-        ("label: []", "line 1: label: expected `{batch_size: ...}`, found []"),
-        ("pool: {source: [a, 3]}", "line 1: pool.source: expected text, or a list of texts, found ['a', 3]"),
-        ("control: 2", "line 1: control: expected true or false, found 2"),
-        ("seed: true", "line 1: seed: expected a number, found True"),
-        ("generations: [{model: a, epochs: true}, {model: a}]", "line 1: generations.0.epochs: expected a number, found True"),
-        ("5: 2", "line 1: 5: expected keys that are text, found 5"),
-        ("~: 2", "line 1: None: expected keys that are text"),
-        ("pool: {source: 'hf://datasets/alice/x'}", "expected a dataset of the Hub as OWNER/NAME; write alice/x"),
+        ("students: [{name: a, model: a, ratoi: 3}]", "line 1: students.0.ratoi: … did you mean ratio?"),
+        ("generations: [a, b]", "line 1: generations.0: … `{model: ...}`, found 'a'"),
+        ("evaluate: corruptions", "line 1: evaluate: … `{suite: [corruptions]}`, … found 'corruptions'"),
+        ("evaluate: {}", "`evaluate` … no suite, … add `suite: [corruptions]`"),
+        ("label: []", "line 1: label: … `{batch_size: ...}`, found []"),
+        ("pool: {source: [a, 3]}", "line 1: pool.source: … found ['a', 3]"),
+        ("control: 2", "line 1: control: … true or false, found 2"),
+        ("seed: true", "line 1: seed: … number, found True"),
+        ("generations: [{model: a, epochs: true}, {model: a}]", "line 1: generations.0.epochs: … number, found True"),
+        ("5: 2", "line 1: 5: … text, found 5"),
+        ("~: 2", "line 1: None: … text, found None"),
+        ("pool: {source: 'hf://datasets/alice/x'}", "OWNER/NAME; write alice/x"),
         ("pool: {source: 'https://huggingface.co/datasets/alice/x/tree/main'}", "as OWNER/NAME; write alice/x"),
-        ("x: " + "[" * 600, "expected a recipe, found lists or mappings that are nested too deeply"),
+        ("x: " + "[" * 600, "/recipes/a.yaml: … nested too deeply"),
     ],
 )
 def test_what_is_often_mistaken_in_a_recipe_is_said_plainly(text, says):
     rest = {key: value for key, value in (BASE | {"generations": [NETWORK] * 2}).items() if not text.startswith(key)}
-    with pytest.raises(UsageError, match=re.escape(says)):
+    with pytest.raises(UsageError, match=pattern(says)):
         parse_recipe(f"{text}\n{yaml.safe_dump(rest)}", Path("/recipes/a.yaml"))
 
 

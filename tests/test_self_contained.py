@@ -186,9 +186,9 @@ def test_the_size_is_said_once_when_the_work_begins(store, pool):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[::-1]), "has different content than the labeled image; pass the labeled pool"),
-        (lambda path: path.unlink(), r"can no longer be read \(.*No such file.*\); restore it and run the same command again"),
-        (lambda path: path.write_bytes(b"short"), r"can no longer be read \(.*\); restore it and run the same command again"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), r"has different content.*pass the labeled pool with `pool`"),
+        (lambda path: path.unlink(), r"can no longer be read \(.*No such file.*\); restore it"),
+        (lambda path: path.write_bytes(b"short"), r"can no longer be read \(.*\); restore it"),
     ],
 )
 def test_an_image_that_changed_is_named_and_healed_the_work_goes_on(store, pool, tmp_path, damage, reason):

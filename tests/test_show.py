@@ -8,6 +8,7 @@ import pytest
 from nst_cli.main import app
 from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.store.store import Store
 
@@ -102,7 +103,7 @@ def test_class_counts_before_and_after_stand_side_by_side_and_empty_classes_are_
     text = shown(store, edition(store).ref)
     assert "  class  labeled  unique  copies\n  ant          2       1       3\n  bee          2       1       3\n  cat          0" in text
     assert "1 without any image: cat" in text
-    assert "0 held out, 1 duplicate, 1,234 low confidence" in text
+    assert "0 excluded, 1 duplicate, 1,234 low confidence" in text
 
 
 def test_the_twenty_largest_of_many_classes_are_shown(store):
@@ -173,7 +174,7 @@ def test_rows_of_the_truth_that_are_left_out_are_told(store, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tiny-teacher@gen-0", "--truth", "x"], "tiny-teacher@gen-0 is a teacher and has no labels; `nst evaluate tiny-teacher@gen-0"),
+        (["tiny-teacher@gen-0", "--truth", "x"], "tiny-teacher@gen-0 is a teacher …; `nst evaluate tiny-teacher@gen-0"),
         (["tiny@gen-1", "--class-names", "x"], "require --truth SOURCE"),
         (["tiny@gen-1", "--label-column", "x"], "--label-column require --truth"),
         (["tiny@gen-1", "--image-column", "x"], "require --truth SOURCE"),
@@ -182,7 +183,7 @@ def test_rows_of_the_truth_that_are_left_out_are_told(store, tmp_path):
 def test_wrong_use_is_one_line(tiny_store, words, message):
     result = nst(tiny_store[0], "show", *words)
     assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
-    assert message in result.stderr
+    assert tells(result.stderr, message)
 
 
 def test_a_truth_that_is_not_there_is_one_line(tiny_store):

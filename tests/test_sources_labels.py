@@ -163,14 +163,14 @@ def test_each_line_of_a_file_of_class_names_is_one_name(tmp_path, text, names):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("zero\n\ntwo\n", "line 2 is empty; expected a name for class 1"),
-        ("\n \nzero\n", "line 1 is empty; expected a name for class 0"),
-        ('[\n"zero",\n"one"\n]\n', r"begins with '\[', as JSON does; expected a text file with one class name per line"),
+        ("zero\n\ntwo\n", "line 2 is empty.*class 1"),
+        ("\n \nzero\n", "line 1 is empty.*class 0"),
+        ('[\n"zero",\n"one"\n]\n', r"begins with '\['.*one class name per line"),
         ('{"0": "zero"}', r"begins with '{', as JSON does"),
-        ("zero\nred\x1b[31m\n", r"line 2 is 'red\\x1b\[31m'; expected a name without control characters"),
-        ("ze\x85ro\none\n", r"line 1 is 'ze\\x85ro'; expected a name without control characters"),
-        ("zero\rone\rtwo", r"line 1 is 'zero\\rone\\rtwo'; expected a name without control characters"),
-        ("a\u2028b\n", r"line 1 is 'a\\u2028b'; expected a name without control characters"),
+        ("zero\nred\x1b[31m\n", r"line 2 is 'red\\x1b\[31m'.*control characters"),
+        ("ze\x85ro\none\n", r"line 1 is 'ze\\x85ro'.*control characters"),
+        ("zero\rone\rtwo", r"line 1 is 'zero\\rone\\rtwo'.*control characters"),
+        ("a\u2028b\n", r"line 1 is 'a\\u2028b'.*control characters"),
     ],
 )
 def test_lines_that_are_no_class_names_are_an_error(tmp_path, text, message):

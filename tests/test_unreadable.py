@@ -216,7 +216,7 @@ def test_held_out_images_that_cannot_be_read_are_counted_and_stop_a_balance(stor
     source = open_source(str(test))
     for path in test.iterdir():
         path.rename(tmp_path / path.name)
-    with pytest.raises(NstError, match=r"test:.*4 held-out images.*'0-500\.png'; restore"):
+    with pytest.raises(NstError, match=r"test:.*4 excluded images.*'0-500\.png'; restore"):
         balance(store, generation, settings, exclude=[source])
     assert store.unfinished() == []
 

@@ -29,7 +29,7 @@ from nst_data.cards.published import Published, place_of, public_name, public_re
 from nst_data.cards.reproduction import command, thresholds
 from nst_data.cards.rights import rights
 from nst_data.hub.licenses import read_front_matter
-from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts
+from nst_data.store.counts import EditionCounts, GenerationCounts, ReviewCounts, in_words
 from nst_data.store.files import replacing, write_text
 from nst_data.store.inputs import ClassTexts, Input
 from nst_data.store.manifest import EditionManifest, GenerationManifest, Manifest, TeacherManifest
@@ -282,7 +282,7 @@ def _templates() -> jinja2.Environment:
         keep_trailing_newline=True,
         autoescape=False,  # markdown: `text` escapes both HTML and markdown
     )
-    environment.filters |= {"text": as_text, "score": _score, "shell": shlex.quote}
+    environment.filters |= {"text": as_text, "reason": in_words, "score": _score, "shell": shlex.quote}
     environment.filters |= {"number": "{:,}".format, "measured": "{:.4g}".format, "percent": "{:.2%}".format}
     return environment
 

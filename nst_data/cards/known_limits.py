@@ -83,13 +83,13 @@ def _of_selection(described: Described, edition: EditionManifest) -> Iterator[st
         "Byte-identical images appear once, counted in `duplicates`; resized or re-encoded copies of an image count as different images."
     )
     if not inputs.excluded and not inputs.like:
-        yield "No labeled, validation or test images were held out: it may contain images that you test on."
+        yield "No labeled, validation or test images were excluded: it may contain images that you test on."
     elif selection and selection.exact_overlap_only:
-        yield "Only byte-identical copies of held-out images were excluded: it may contain resized or re-encoded ones."
+        yield "Only byte-identical copies of excluded images were left out: it may contain resized or re-encoded ones."
     elif (near := counts.near_duplicates) and near.unreadable:
-        yield f"{near.unreadable:,} candidate duplicates of held-out images could not be compared with them and were kept."
+        yield f"{near.unreadable:,} candidate duplicates of excluded images could not be compared with them and were kept."
     if counts.held_out_unreadable:
-        yield f"{counts.held_out_unreadable:,} held-out images could not be read: this edition may contain copies of them."
+        yield f"{counts.held_out_unreadable:,} excluded images could not be read: this edition may contain copies of them."
     if inputs.like:
         yield "The images were selected by another teacher's labels and then relabeled: the classes are no longer balanced."
     rows = described.per_class()

@@ -30,7 +30,7 @@ from nst_data.sources import Source, check_are_sources
 from nst_data.sources.changes import Reading
 from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.sources.unreadable import check_readable
-from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates
+from nst_data.store.counts import ClassCounts, EditionCounts, NearDuplicates, in_words
 from nst_data.store.files import clear_abandoned, temporary
 from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionRequest, GenerationManifest, SealedFile
@@ -210,7 +210,7 @@ def _make(
             near.unreadable,
             max_unreadable,
             near.first,
-            "candidate duplicates of held-out images",
+            "candidate duplicates of excluded images",
         )
         left_out = {"held_out": held_out.image_hashes, "near_held_out": near.image_hashes}
         answered = AnsweredRows.of(generation, reviews, left_out) if reviews else None
@@ -310,7 +310,7 @@ def _counts(
     if not labeled:
         raise NstError(f"{generation.ref}: expected labels, found none: no image was labeled; its table errors says why")
     if not unique:
-        reasons = ", ".join(f"{rows:,} {reason.replace('_', ' ')}" for reason, rows in dropped.items() if rows)
+        reasons = ", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in dropped.items() if rows)
         advice = "; ".join(dict.fromkeys(_ADVICE[reason] for reason, rows in dropped.items() if rows and reason in _ADVICE))
         raise NstError(f"{generation.ref}: 0 images are left of {sum(labeled.values()):,} ({reasons}); {advice}")
     per_class = {}

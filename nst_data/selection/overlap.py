@@ -104,7 +104,7 @@ class HeldOut:
             thumbnails.clear()
 
         unreadable, progress = 0, progress or Progress()
-        with progress.task("held-out images", sum(map(len, sources)), "images") as task:
+        with progress.task("excluded images", sum(map(len, sources)), "images") as task:
             for source in sources:
                 for line in source.remarks():
                     progress.say(line)
@@ -120,7 +120,7 @@ class HeldOut:
                         keep()
                 unreadable += len(lost)
                 first = repr(source.key(lost[0])) if lost else ""
-                check_readable(source.location, len(source), len(lost), max_unreadable, first, "held-out images")
+                check_readable(source.location, len(source), len(lost), max_unreadable, first, "excluded images")
                 keep_hashes(source, hashes)
         keep()
         columns = [np.concatenate(column) for column in zip(*looks, strict=True)]

@@ -9,6 +9,12 @@ from nst_data.store.as_written import AsWritten
 
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Some = Annotated[Count, Later(0)]  # is written where there are any
+_IN_WORDS = {"held_out": "excluded", "near_held_out": "near-duplicate of excluded"}  # "held out" are a recipe's test images alone
+
+
+def in_words(reason: str) -> str:
+    """What people read in place of a reason of `dropped`."""
+    return _IN_WORDS.get(reason, reason.replace("_", " "))
 
 
 class _Together(BaseModel):
@@ -26,7 +32,7 @@ class ClassCounts(_Together):
 
 
 class NearDuplicates(_Together):
-    """Images of the pool that may be near-duplicates of held-out ones."""
+    """Images of the pool that may be near-duplicates of excluded ones."""
 
     compared: Count
     unreadable: Count

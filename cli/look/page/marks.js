@@ -20,7 +20,8 @@ function make(tag, attributes = {}, ...children) {
 const count = (number) => number.toLocaleString("en-US");
 const percent = (share) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(1)}%`);
 const images = (number) => `${count(number)} image${number === 1 ? "" : "s"}`;
-const words = (name) => name.replaceAll("_", " ");
+const IN_WORDS = { held_out: "excluded", near_held_out: "near-duplicate of excluded" };
+const words = (reason) => IN_WORDS[reason] ?? reason.replaceAll("_", " ");
 const answerText = (answer) => answer.class ?? answer.excluded;
 
 /** A horizontal bar of a share of its place; `name` is its class. */
