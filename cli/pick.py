@@ -119,7 +119,8 @@ def _opened(ref: str, store: "Store", class_names: str | None, image_column: str
 
 def _print(picks: "Picks", ref: str, output: str | None, copy_to: str | None) -> None:
     by, number = picks.rows["by"][0], len(picks.rows)
-    print(f"{picks.ref}: {number:,} of {picks.images:,} images by {by}, of {picks.rows['label'].n_unique():,} classes")
+    classes = picks.rows["label"].n_unique()
+    print(f"{picks.ref}: {number:,} of {picks.images:,} images by {by}, of {classes:,} class{'es' * (classes != 1)}")
     if picks.answered:
         print(f"  {picks.answered:,} that were answered before are left out")
     if picks.not_found:

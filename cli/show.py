@@ -106,7 +106,7 @@ def _print_settings(version: Version) -> None:
     manifest = version.manifest
     print("settings")
     for key, value in manifest.request.settings.items():
-        print(f"  {key:<24} {_text(value)}")
+        print_wrapped(f"{key:<24} {_text(value)}", hang=25)
     if "batch_size" in manifest.machine:
         names = ("device", "precision", "batch_size", "threads")
         print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))

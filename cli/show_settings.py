@@ -1,5 +1,6 @@
 """`--show-settings`: what a command would use, where each value comes from, and what follows from them."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from nst_data.self_contained.remote import StreamedEdition
     from nst_data.sources import Source
     from nst_data.store.store import Version
+
+_WIDTH = 100
 
 
 def look_up(
@@ -85,11 +88,14 @@ def _of_steps(derived: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """The last column goes on below itself at the edge of the screen, unless the others fill it."""
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = sum(width + 2 for width in widths[:-1])
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        print(textwrap.fill(line, _WIDTH, subsequent_indent=" " * left, break_on_hyphens=False) if left < _WIDTH / 2 else line)
 
 
 def _written(value: Any) -> str:  # noqa: ANN401 - any setting

@@ -40,9 +40,9 @@ def bar(images: int, most: int, width: int) -> str:
     return "#" * max(round(width * images / most), 1) if images else ""
 
 
-def print_wrapped(text: str) -> None:
-    """A sentence on as many lines as it needs."""
-    print(textwrap.fill(as_text(text), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+def print_wrapped(text: str, hang: int = 0) -> None:
+    """A sentence on as many lines as it needs, all after the first indented by `hang` more."""
+    print(textwrap.fill(as_text(text), WIDTH, initial_indent="  ", subsequent_indent="  " + " " * hang, break_on_hyphens=False))
 
 
 def named(names: Sequence[str], most: int = 20) -> str:

@@ -47,7 +47,10 @@ def train(
     ] = None,
     holdout: HoldoutOption = None,
     holdout_seed: HoldoutSeedOption = 0,
-    name: Annotated[str | None, typer.Option(metavar="TEACHER", help="What the network is called; in the store students are teachers too. Required to train.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="TEACHER", help="What the network is called; in the store students are teachers too. Required to train."),
+    ] = None,
     edition: Annotated[
         str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
     ] = None,

@@ -46,18 +46,18 @@ def list_versions(
     elif not versions and not unfinished and not leftovers:
         called = f"called {name} " if name else ""
         print(f"{there.location}: nothing {called}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
+    width = max((len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers)), default=0)
     for version in versions:
         if not version.is_readable:
-            print(f"{version.ref:<32} unreadable   nst show {version.ref} says why")
+            print(f"{version.ref:<{width}} unreadable   nst show {version.ref} says why")
             continue
-        print(
-            f"{version.ref:<32} {version.manifest.kind:<11} {version.manifest.created[:16]}  {in_a_line(version.manifest, version.place)}"
-        )
+        manifest = version.manifest
+        print(f"{version.ref:<{width}} {manifest.kind:<11} {manifest.created[:10]}  {in_a_line(manifest, version.place)}")
     for ref in unfinished:
         done = there.how_far(ref)
-        print(f"{ref:<32} unfinished   {done}{'; ' * bool(done)}run its command again to go on, or nst remove {ref}")
+        print(f"{ref:<{width}} unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
     for ref, (files, size) in leftovers.items():
-        print(f"{ref:<32} leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
+        print(f"{ref:<{width}} leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:
@@ -77,8 +77,8 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
         size = f", {one.bytes / 1e6:,.1f} MB" if one.manifest else ""
         about = f"{in_a_line(one.manifest, None)}{score}" if one.manifest else one.problem or "no version of nst"
         teacher = f", by {', '.join(one.teachers)}" if one.teachers else ""
-        made = one.manifest.created[:16] if one.manifest else ""
-        print(as_text(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<16}  {about}{teacher}{size}"))
+        made = one.manifest.created[:10] if one.manifest else ""
+        print(as_text(f"{one.tag:<16} {one.manifest.kind if one.manifest else '':<11} {made:<10}  {about}{teacher}{size}"))
 
 
 def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
@@ -129,7 +129,8 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
         case TeacherManifest(counts=counts, request=request):
             top1 = Metrics.read(folder).test_top1 if folder else None
             measured = "" if top1 is None else f", test top-1 {100 * top1:.1f}%"
-            return f"{request.model}, {counts.parameters:,} parameters{measured}"
+            size = f"{counts.parameters:,}" if counts.parameters < 1e6 else f"{counts.parameters / 1e6:.1f}M"
+            return f"{request.model}, {size} parameters{measured}"
     raise AssertionError(manifest.kind)
 
 

@@ -39,8 +39,8 @@ def test_a_list_says_how_far_unfinished_versions_are(opened):
     store, _, _ = opened
     listed = CliRunner().invoke(app, ["list", "--store", str(store.root)], catch_exceptions=False).stdout
     assert [line.split("   ")[-1] for line in listed.splitlines() if "unfinished" in line] == [
-        "step 6; run its command again to go on, or nst remove bugs-teacher@gen-1",
-        "1 shard; run its command again to go on, or nst remove bugs@gen-2",
+        "step 6; rerun its command, or nst remove bugs-teacher@gen-1",
+        "1 shard; rerun its command, or nst remove bugs@gen-2",
     ]
 
 
