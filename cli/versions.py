@@ -49,15 +49,15 @@ def list_versions(
     width = max((len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers)), default=0)
     for version in versions:
         if not version.is_readable:
-            print(f"{version.ref:<{width}} unreadable   nst show {version.ref} says why")
+            print(f"{version.ref:<{width}}  unreadable   nst show {version.ref} says why")
             continue
         manifest = version.manifest
-        print(f"{version.ref:<{width}} {manifest.kind:<11} {manifest.created[:10]}  {in_a_line(manifest, version.place)}")
+        print(f"{version.ref:<{width}}  {manifest.kind:<11} {manifest.created[:10]}  {in_a_line(manifest, version.place)}")
     for ref in unfinished:
         done = there.how_far(ref)
-        print(f"{ref:<{width}} unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
+        print(f"{ref:<{width}}  unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
     for ref, (files, size) in leftovers.items():
-        print(f"{ref:<{width}} leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
+        print(f"{ref:<{width}}  leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:
