@@ -248,7 +248,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("generation", "model"):
         table.add_column(column, overflow="fold", vertical="bottom")
-    for column in ("parameters", "pseudo-\nlabeled", "kept", "unique", "entries", "test\ntop-1", "seconds"):
+    for column in ("parameters", "pseudo-\nlabeled", "kept", "selected", "entries", "test\ntop-1", "seconds"):
         table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
         counts = ["-" if row[name] is None else f"{row[name]:,}" for name in ("images_labeled", "kept", "unique", "copies")]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nst_data.tables.histogram import Histogram
 
 _CLASSES, _WORST = 20, 10
+_HEADINGS = {"unique": "selected", "copies": "entries"}  # as on the card
 
 
 def show(
@@ -133,7 +134,7 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
     what = list(columns[ranked[0]])
     shown = f"the largest {_CLASSES} of {len(ranked):,}, --json shows all" if len(ranked) > _CLASSES else f"all {len(ranked):,}"
     print(f"classes ({shown})")
-    print_table(["class", *what], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
+    print_table(["class", *(_HEADINGS.get(name, name) for name in what)], ([name, *columns[name].values()] for name in ranked[:_CLASSES]))
     last = "unique" if "unique" in what else "labeled"
     empty = [name for name in per_class if not columns[name][last]] if empty is None else empty
     if empty:

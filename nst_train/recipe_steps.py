@@ -81,7 +81,7 @@ class Labels:
             if version.number == number and version.is_readable and version.manifest.request.digest == earlier:
                 others = ", ".join(source.location for source in self.data.evaluated)
                 self.progress.say(
-                    f"warning: {version.ref} was built without holding out {others}, so "
+                    f"warning: {version.ref} was built without excluding {others}, so "
                     "evaluation images may be among its pseudo-labels; rerun under another `name` to exclude them"
                 )
                 return version

@@ -12,7 +12,7 @@ from nst_data.cards.cards import Published, as_text, dataset_card, model_card, w
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import BEGIN, END
 from nst_data.sources import open_source
-from nst_data.store.counts import TeacherCounts
+from nst_data.store.counts import TeacherCounts, in_words
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, GenerationRequest, TeacherRequest, make_manifest
 from nst_data.store.store import Store
@@ -167,7 +167,7 @@ def test_the_front_matter_of_a_generation_names_its_tables(store):
 def test_the_front_matter_of_an_edition_names_its_table(store):
     front, html = split(edition_card(store, ["ant", "bee"]))
     assert [table["config_name"] for table in front["configs"]] == ["balanced"]
-    assert "dropped, over_quota: 2" in Text(html).seen
+    assert "dropped, over quota: 2" in Text(html).seen
 
 
 @pytest.mark.parametrize(("rows", "size"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10**9 - 1, "100M<n<1B"), (10**9, "1B<n<10B")])
@@ -430,7 +430,7 @@ def test_hostile_results_and_reasons_show_as_text(store, name):
         seen = Text(split(card)[1])
         assert not {"script", "img", "h3", "blockquote", "em", "hr"} & set(seen.tags)
         assert f"{in_one_line(name)}: top-1 50.00%" in section(card, heading) + seen.seen
-    assert f"dropped, {in_one_line(name)}: 3" in Text(split(dataset_card(edition))[1]).seen
+    assert f"dropped, {in_one_line(in_words(name))}: 3" in Text(split(dataset_card(edition))[1]).seen
 
 
 def test_of_many_classes_the_largest_and_the_smallest_are_named(store):

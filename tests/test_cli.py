@@ -68,7 +68,7 @@ def test_what_is_no_teacher_is_answered_with_teachers(tiny_store):
     store, _, pool = tiny_store
     line = fails(2, "label", pool, "--teacher", "tiny@gen-1", "--corpus", "new", "--store", store.root)
     assert "expected a teacher in the store" in line
-    assert "there is tiny@gen-1 (generation), tiny@gen-1.1 (edition); choose tiny-teacher@gen-0" in line
+    assert tells(line, "tiny@gen-1 (generation), tiny@gen-1.1 (edition); choose tiny-teacher@gen-0")
 
 
 def test_a_folder_without_images(tiny_store, tmp_path):
@@ -118,7 +118,7 @@ def test_a_teacher_version_that_is_not_there_names_those_that_are(tiny_store, po
 def test_a_number_taken_by_other_settings_names_them(tiny_store):
     words = ["balance", "tiny@gen-1", "--edition", "1", "--per-class", "9", "--min-confidence", "0", "--store", tiny_store[0].root]
     line = fails(1, *words)
-    assert "tiny@gen-1.1 exists with other settings (per_class: 20 there, 9 asked)" in line
+    assert tells(line, "tiny@gen-1.1 … (per_class: 20 there, 9 asked)")
     assert "nst remove tiny@gen-1.1" in line
 
 
@@ -213,7 +213,7 @@ def test_a_test_set_with_some_of_the_classes_is_scored(tiny_store, tmp_path):
 def test_class_names_are_for_labels_that_have_none(tiny_store, tmp_path):
     (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
     words = ["evaluate", "tiny-teacher", "--data", tiny_store[1], "--class-names", tmp_path / "names.txt", "--store", tiny_store[0].root]
-    assert "has class names of its own (3 (ant, bee, cat))" in fails(2, *words)
+    assert tells(fails(2, *words), "class names of its own (3 (ant, bee, cat))")
 
 
 def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):

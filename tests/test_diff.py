@@ -143,4 +143,4 @@ def test_wrong_use_is_one_line(store, words, status, message):
 def test_a_teacher_has_no_labels_to_compare(tiny_store):
     result = nst(tiny_store[0], "tiny", "tiny-teacher")
     assert result.exit_code == 2
-    assert "tiny-teacher: expected a generation or edition in the store" in result.stderr
+    assert tells(result.stderr, "tiny-teacher: … generation or edition …")

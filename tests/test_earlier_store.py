@@ -6,6 +6,7 @@ from earlier_store import LABELS, OTHER_LABELS, READING, RUN, SELECTION, STUDENT
 from nst_cli.main import app
 from typer.testing import CliRunner
 from watched import Said
+from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -55,9 +56,9 @@ def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS.model_copy(update={"temperature": 3.0}), run=READING, progress=told)
     lines = [line for line in told.lines if "other settings" in line]
     assert len(lines) == 2
-    assert "bugs-teacher@gen-1 is unfinished and was started with other settings (warmup_epochs: " in lines[0]
-    assert "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')` discards the unfinished one" in lines[0]
-    assert "bugs@gen-2 is unfinished and was started with other settings (temperature: 2.0 there, 3.0 asked)" in lines[1]
+    assert tells(lines[0], "bugs-teacher@gen-1 is unfinished … (warmup_epochs: ")
+    assert tells(lines[0], "so this is bugs-teacher@gen-2; `store.remove('bugs-teacher@gen-1')`")
+    assert tells(lines[1], "bugs@gen-2 is unfinished … (temperature: 2.0 there, 3.0 asked)")
     assert "so this is bugs@gen-3" in lines[1]
     assert [line for line in told.lines if "never reaches `learning_rate`; set fewer `warmup_epochs`" in line]
 

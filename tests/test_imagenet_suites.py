@@ -11,6 +11,7 @@ from conftest import picture
 from nst_cli.evaluation_tables import print_results
 from PIL import Image
 from timm.data import ImageNetInfo
+from wording import tells
 
 from nst_data.cards.card_metadata import scores
 from nst_data.errors import NstError
@@ -176,7 +177,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
     assert scores(Metrics({"imagenet-c": found.result})) == {}
     print_results({"imagenet-c": {"tiny": found.result}})
     shown = " ".join(capsys.readouterr().out.split())
-    assert "partial, not to be compared with published numbers; missing: shot_noise, defocus_blur, " in shown
+    assert tells(shown, "partial, …; missing: shot_noise, defocus_blur, ")
     shutil.rmtree(tmp_path / "impulse_noise" / "2")
     (tmp_path / "impulse_noise" / "2").mkdir()  # as a broken unpacking leaves it
     with pytest.raises(NstError, match="missing: shot_noise/4, impulse_noise/2"):

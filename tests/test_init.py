@@ -13,6 +13,7 @@ from conftest import picture, write_class_folders, write_pool
 from nst_cli.main import app
 from pictures import images_and_labels, write_tar
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -504,7 +505,7 @@ def test_the_command_shows_what_it_found_and_what_comes_next(tmp_path, network):
     jsonschema.validate(content, schema)
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 2
-    assert "is not overwritten; give another --output, or remove it" in again.stderr
+    assert tells(again.stderr, "not overwritten; … --output, or remove")
 
 
 def test_sources_are_found_in_one_order(tmp_path):

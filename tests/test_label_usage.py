@@ -109,7 +109,7 @@ def test_a_wrong_value_is_named(known, pool_folder, words, says):
     options = [word for pair in given.items() for word in pair]
     result = run("label", pool_folder, *options, *(words if len(words) == 1 else ()), *known)
     (line,) = result.stderr.splitlines()
-    assert says in line
+    assert tells(line, says)
     assert result.exit_code == (1 if "--corpus" in words and "outside" not in words[1] else 2)
 
 

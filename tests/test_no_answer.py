@@ -11,6 +11,7 @@ from nst_cli.main import app
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
@@ -147,7 +148,7 @@ def test_balance_drops_rows_without_a_number_of_an_earlier_generation_and_counts
     again = label_like(store, edition, white, open_source(str(pool)), SETTINGS, run=RUN)
     assert again.manifest.counts.unique == 7
     result = CliRunner().invoke(app, ["show", version.ref, "--store", str(store.root)])
-    assert "1 of bugs@gen-1 have a confidence that is no number in [0, 1]" in result.output
+    assert tells(result.output, "1 of bugs@gen-1 … confidence … no number in [0, 1]")
 
 
 def test_a_generation_without_any_number_says_what_to_do(store, tmp_path, as_before):

@@ -11,6 +11,7 @@ import sys
 import pytest
 from conftest import picture
 from nst_cli import main, output
+from wording import tells
 
 from nst_data.progress import Bars, Lines
 
@@ -101,7 +102,7 @@ def test_class_names_that_the_terminal_lacks_pass_every_command(tmp_path, env):
     assert "櫻" in json.dumps(shown, ensure_ascii=False)
     refused = nst("train", "--labeled", labeled, "--name", "other", *network, *store, env=ASCII[1], capture_output=True)
     assert refused.returncode == 1
-    assert "expected file names in UTF-8; names are read as ascii here: set PYTHONUTF8=1" in refused.stderr
+    assert tells(refused.stderr, "UTF-8; … ascii here: set PYTHONUTF8=1")
 
 
 def test_a_stop_is_not_waited_for_longer_than_some_seconds():

@@ -99,7 +99,7 @@ def test_a_tag_of_other_content_is_refused_with_both_digests_and_never_moved(hub
     )
     digests = [Store(home / "store").open(ref).manifest.digest[:12] for ref in ("tiny@gen-1", "tiny@gen-1.1")]
     assert refused.status == 1
-    assert f"names content with digest {digests[0]}, yours has digest {digests[1]}; tags are never moved" in refused.err
+    assert tells(refused.err, f"digest {digests[0]}, yours … {digests[1]}; tags are never moved")
     assert len(refused.err.splitlines()) == 1
     assert (other.status, other.value["tag"]) == (0, "mine")
     assert head(top, REPO, "gen-1") == before
@@ -140,7 +140,7 @@ def test_a_repository_is_private_unless_asked_for_and_a_public_one_wants_to_be_n
     )
     assert public.status == 0, public.err
     assert again.status == 2
-    assert "alice/open is public on the Hub: anyone could see this; add --public" in again.err
+    assert tells(again.err, "alice/open is public …; add --public")
     assert [one["tag"] for one in pulled.value["versions"]] == ["gen-1.1"]
     (seen,) = nst(url, stranger, ["pull", "alice/open"])
     assert seen.status == 0, seen.err
@@ -169,7 +169,7 @@ def test_offline_what_is_local_works_and_what_is_remote_fails_at_once(hub):
     remote = [["push", "tiny@gen-1", "alice/x"], ["pull", REPO], ["list", "--remote", REPO], ["lineage", f"{REPO}@gen-1"]]
     done = nst(url, home, *commands, *remote, token=ALICE, HF_HUB_OFFLINE="1")
     assert [one.status for one in done] == [0, 0, 0, 1, 1, 1, 1]
-    assert all("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it" in one.err for one in done[3:])
+    assert all(tells(one.err, "HF_HUB_OFFLINE is set, …; unset it") for one in done[3:])
     assert all(len(one.err.splitlines()) == 1 for one in done[3:])
 
 
@@ -230,7 +230,7 @@ def test_what_is_no_version_is_refused_with_what_there_is(hub, tmp_path):
     assert [one.status for one in (unknown, foreign, no_tag, word)] == [1, 1, 1, 2]
     assert "it has gen-1, gen-1.1" in unknown.err
     assert "`nst adopt` imports pseudo-labels made elsewhere" in foreign.err
-    assert "expected a tag gen-N or gen-N.K of a version, found none" in no_tag.err
+    assert tells(no_tag.err, "tag gen-N or gen-N.K …, found none")
     assert "expected OWNER/NAME of the Hub" in word.err
 
 
@@ -283,7 +283,7 @@ def test_an_anonymous_push_holds_no_key_and_no_hash_and_says_so_to_who_trains_on
         token=ALICE,
     )
     assert (pulled.status, verified.status, trained.status) == (0, 0, 1), (pulled, verified, trained)
-    assert "was published without keys and hashes: its images cannot be found in a pool" in trained.err
+    assert tells(trained.err, "without keys and hashes: …")
 
 
 def test_no_token_is_left_in_any_file(hub):
@@ -384,7 +384,7 @@ def test_a_review_goes_to_the_repository_of_its_corpus_and_comes_back_the_same(h
     )
     assert [edition.status, pushed.status] == [0, 0], (edition, pushed)
     assert anonymous.status == 2
-    assert "tiny@review-1 identifies its images by their hashes alone; remove --anonymous" in anonymous.err
+    assert tells(anonymous.err, "tiny@review-1 … hashes alone; remove --anonymous")
     assert [(one["tag"], one["kind"]) for one in listed.value["versions"]] == [("review-1", "review"), ("gen-1.1", "edition")]
     newest, pulled, verified = nst(
         url,

@@ -7,6 +7,7 @@ import yaml
 from conftest import TINY, write_tiny_images, write_tiny_recipe
 from nst_cli.main import app
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import UsageError
 from nst_train.recipe import load_recipe, parse_recipe
@@ -108,7 +109,7 @@ def test_a_run_takes_changes_as_its_dry_run_and_its_settings_do(tmp_path, monkey
     assert ["select.per_class", "7", "--set"] in lines
     wrong = run(path, "--dry-run", "--set", "generations.1.epoch=9")
     assert wrong.exit_code == 2
-    assert "--set generations.1.epoch: unknown key; did you mean epochs?" in wrong.stderr
+    assert tells(wrong.stderr, "--set generations.1.epoch: … did you mean epochs?")
     assert load_recipe(path, changes={"generations.1.epochs": 9}).generations[1].epochs == 9
 
 

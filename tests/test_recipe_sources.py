@@ -12,6 +12,7 @@ import yaml
 from conftest import TINY, png, write_class_folders, write_pool, write_tiny_recipe
 from hub import commit, serving
 from hub_commands import nst
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
@@ -188,7 +189,7 @@ def test_a_recipe_over_datasets_of_the_hub_streamed_or_not_gives_the_bytes_of_on
     with serving(top) as (url, _):
         done = nst(url, home, *(["run", f"recipes/{name}.yaml", "--json"] for name in ("a", "b")))
         assert [one.status for one in done] == [0, 0], [one.err for one in done]
-    assert "pool: no me/pool next to the recipe; using Hub dataset me/pool@" in done[0].err
+    assert tells(done[0].err, "pool: no me/pool …; … Hub dataset me/pool@")
     store = Store(home / "store")
     for number in ("gen-1", "gen-1.1"):
         downloaded, read = (store.open(f"{name}@{number}").manifest for name in ("a", "b"))

@@ -6,6 +6,7 @@ import pytest
 from datasets import Features
 from nst_cli.main import app
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import export
@@ -187,12 +188,12 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert "estimated accuracy over all images" in shown
     assert "from 1 picked at random" in " ".join(shown.split())
     assert json.loads(run("show", "tiny@gen-1", "--truth", "tiny@review-1", "--json"))["quality"]["review"]["answered"] == 2
-    assert "--truth measures labels of a teacher; name a generation" in run("show", "tiny@review-1", "--truth", "tiny@review-1", status=2)
+    assert tells(run("show", "tiny@review-1", "--truth", "tiny@review-1", status=2), "--truth … labels of a teacher; name a generation")
     assert "dropped: 2 answered" in run("balance", "tiny@gen-1", "--reviews", "tiny@review-1", "--min-confidence", "0")
     assert run("review", "export", "tiny@review-1", str(tmp_path / "out.jsonl")) == f"{tmp_path / 'out.jsonl'}: 2 answers\n"
     AnswerLog(store, "tiny", "bob").append(*rows[0], class_name="ant")
-    assert f"nst: tiny: 1 image is disputed: '{rows[0][1]}' (ann: bee, bob: ant); one of" in run("review", "freeze", "tiny", status=1)
-    assert "tiny@gen-1.2 was made from it; remove that first" in run("remove", "tiny@review-1", status=1)
+    assert tells(run("review", "freeze", "tiny", status=1), f"nst: tiny: 1 image …: '{rows[0][1]}' (ann: bee, bob: ant); ")
+    assert tells(run("remove", "tiny@review-1", status=1), "tiny@gen-1.2 was made from it; remove …")
     assert "expected a generation" in run("balance", "tiny@review-1", status=2)
 
 

@@ -13,6 +13,7 @@ from pictures import png, write_table
 from sealed_labels import label_row, seal_generation
 from test_label_resumed import Told
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.adoption import adopt
 from nst_data.errors import NstError
@@ -83,7 +84,7 @@ def test_a_pool_that_is_not_there_is_labeled_once_it_is_back(store, teacher, tmp
     for _ in range(2):
         done = nst(command)
         assert done.exit_code == 1
-        assert "none of its 10 images could be read; the first is 'pool.parquet:0': No such file" in done.stderr
+        assert tells(done.stderr, "none of its 10 images …; … 'pool.parquet:0': No such file")
     assert store.versions() == []
     (tmp_path / "away").rename(folder)
     assert nst(command).exit_code == 0
@@ -236,8 +237,8 @@ def test_classes_without_images_are_said_and_counted(store, tmp_path):
     (labeled / "dog" / "0.heic").write_bytes(b"")
     said = Told()
     version = train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=said)
-    assert f"{labeled}: 1 folder without images is not a class: dog" in said.lines
-    assert f"{labeled}: skipped 1 file: 1 .heic; convert them to .jpg or .png" in said.lines
+    assert any(tells(line, f"{labeled}: 1 folder without images …: dog") for line in said.lines)
+    assert any(tells(line, f"{labeled}: skipped 1 file: 1 .heic; … .jpg or .png") for line in said.lines)
     assert version.manifest.counts.classes_without_images == ["dog"]
     assert version.manifest.request.inputs.labeled.skipped == {".heic": 1}
 
@@ -269,7 +270,7 @@ def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_pat
     command = ["evaluate", teacher, "--data", test, "--store", store.root]
     done = nst(command)
     assert done.exit_code == 1
-    assert "test: 4 of its 6 images (67%) could not be read" in done.stderr
+    assert tells(done.stderr, "test: 4 of its 6 images (67%) …")
     assert nst([*command, "--max-unreadable", "0.7"]).exit_code == 0
 
 
@@ -302,7 +303,7 @@ def test_a_class_of_which_no_image_can_be_read_is_named_in_validation_and_evalua
         else:
             result = measure(store, teacher, scored, "scored", ReadSettings(decode_threads=1), said)
             assert (result["classes_not_read"], result["errors"]) == ({"bee": 2}, 2)
-        assert any(f"{scored.location}: none of the 2 images of class 'bee' can be read" in line for line in said.lines)
+        assert any(tells(line, f"{scored.location}: none of the 2 images of class 'bee' …") for line in said.lines)
 
 
 def test_a_class_is_lost_where_no_image_of_it_is_left():

@@ -8,6 +8,7 @@ from nst_cli.main import app
 from safetensors.torch import load_file
 from test_interruption import SignalAt
 from typer.testing import CliRunner
+from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
@@ -200,7 +201,7 @@ def test_an_interval_without_validation_images_is_wrong_use(tiny_store):
     words = ["train", "--labeled", labeled, "--name", "x", "--model", "test_resnet", "--validate-every", "2", "--store", store.root]
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 2
-    assert "--validate-every applies to validation images; add them with --validation SOURCE" in result.stderr
+    assert tells(result.stderr, "--validate-every …; add … --validation SOURCE")
 
 
 def test_the_command_says_which_step_the_weights_are_of(tmp_path):

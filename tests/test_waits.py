@@ -13,6 +13,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from conftest import TINY, write_class_folders
+from wording import tells
 
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
@@ -172,5 +173,5 @@ def test_where_shared_memory_is_small_training_is_one_line_and_leaves_nothing(tm
     done = subprocess.run([*small, *train], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert "use --workers 0, a smaller --batch-size or, in a container, a larger `docker run --shm-size`" in line
+    assert tells(line, "--workers 0, … --batch-size …, … `docker run --shm-size`")
     assert Store(tmp_path / "store").unfinished() == []
