@@ -133,7 +133,7 @@ def test_calibrating_on_nothing_readable_is_one_error_and_leaves_nothing(store, 
     for name in NAMES:
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "0.png").write_bytes(b"text")
-    with pytest.raises(NstError, match=r"broken: none of its 3 images.*calibrate"):
+    with pytest.raises(NstError, match=r"broken: none of its 3 images.*`calibration`"):
         label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(tmp_path / "broken"), labeled=True))
     assert store.unfinished() == []
 

@@ -169,7 +169,7 @@ def test_what_a_machine_lacks_is_named(tiny_store, tmp_path):
 
 def test_a_pool_of_other_files_is_not_labeled_by_a_worker(tiny_store, tmp_path):
     place = PlaceOfImages(str(tiny_store[2]), None, False, "of other files")
-    with pytest.raises(NstError, match=r"pool.*different files.*\(15 images\)"):
+    with pytest.raises(NstError, match=r"pool.*different files.*\(15 images\).*same files"):
         place.open(tmp_path)
 
 

@@ -111,7 +111,8 @@ class PlainPages:
         except DAMAGE:
             at = length = end = 0
         if at + 4 + length > end:
-            raise NstError(f"{file}: the pages of its row group {group - int(np.searchsorted(self.numbers, number))} are damaged")
+            row_group = group - int(np.searchsorted(self.numbers, number))
+            raise NstError(f"{file}: the pages of its row group {row_group} are damaged; restore the file")
         return opened.read(length, at + 4)
 
 

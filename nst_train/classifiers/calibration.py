@@ -100,7 +100,7 @@ def _chunks(
 ) -> Iterator[tuple[Float[Tensor, "rows classes"], Float[Tensor, " rows"]]]:
     """Rows in float64 with 0 as their largest value, and the value at each row's label."""
     if not len(labels):
-        raise NstError("no labeled image to calibrate on: expected at least one that can be read")
+        raise NstError("no labeled image to calibrate on: expected at least one that can be read; give other `calibration` images")
     images = max(1, _CHUNK_VALUES // log_probs.shape[1])
     for start in range(0, len(labels), images):
         rows = log_probs[start : start + images].detach().cpu().double()

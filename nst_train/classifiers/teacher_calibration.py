@@ -69,7 +69,7 @@ def fit(
             first = f"{batch.rows[at].key!r}: {reason}"
     lost = {"unreadable": len(source) - read, "no_answer": read - sum(map(len, labels))}
     if not read:
-        raise NstError(f"{source.location}: none of its {len(source)} images could be read; there is nothing to calibrate on")
+        raise NstError(f"{source.location}: none of its {len(source)} images could be read; give other `calibration` images")
     if lost["no_answer"] == read:
         raise NstError(f"{source.location}: the teacher's output is not finite for any of its {read} images; use another teacher")
     check_readable(source.location, len(source), lost["unreadable"], max_unreadable, first)

@@ -87,7 +87,10 @@ class PlaceOfImages:
         """Open it. Raises NstError where it holds other images here."""
         source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes)
         if source.fingerprint != self.digest:
-            raise NstError(f"the pool {self.location} has different files than where the command was started ({len(source):,} images)")
+            raise NstError(
+                f"the pool {self.location} has different files than where the command was started ({len(source):,} images); "
+                "give all nodes the same files"
+            )
         return source
 
 

@@ -78,7 +78,8 @@ class Sequences(Source):
             frames = frames_of(path)
             if len(frames) != self.frames:
                 raise NstError(
-                    f"{path}: expected {self.frames} frames, as in other sequences here, found {len(frames)}; replace it, or `partial`"
+                    f"{path}: expected {self.frames} frames, as in other sequences here, found {len(frames)}; "
+                    "replace it, or leave it out with `partial`"
                 )
         except NstError as error:
             if not self._partly:
@@ -125,7 +126,9 @@ def frames_of(path: str) -> list[Frame]:
         with av.open(path, options=_DEMUXERS, metadata_errors="replace") as container:
             return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise NstError(f"{path}: expected a video, found none that can be decoded ({error})") from None
+        raise NstError(
+            f"{path}: expected a video, found none that can be decoded ({error}); replace it, or leave it out with `partial`"
+        ) from None
 
 
 def _as_ppm(pixels: NDArray[np.uint8]) -> bytes:
