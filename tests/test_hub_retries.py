@@ -12,7 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from huggingface_hub.utils import httpx
 from wording import tells
 
+from nst_data.errors import NstError
 from nst_data.hub.retries import retried
+from nst_train.networks.weights import snapshot
+
+NOWHERE = "http://hub.invalid"  # a name that no machine knows
 
 READ = """
 import json
@@ -115,3 +119,26 @@ def test_pools_and_teachers_survive_a_hub_that_fails_at_first_and_ask_once_where
     assert "no such dataset on the Hub" in gone
     assert tells(secret, "not logged in to the Hub")
     assert [fault.seen for fault in lasting] == [1, 1]
+
+
+def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name in ("http", "https", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name.upper()}_PROXY", raising=False)
+    asked = []
+    with pytest.raises(httpx.ConnectError):
+        retried(lambda: asked.append(1), or_path=True)
+    monkeypatch.setattr("nst_train.networks.weights.snapshot_download", lambda repo, local_files_only, **_: str(tmp_path / repo))
+    assert snapshot("me/net") == tmp_path / "me" / "net"
+
+    def lacking(repo, local_files_only, **_):
+        raise LocalEntryNotFoundError(repo)
+
+    monkeypatch.setattr("nst_train.networks.weights.snapshot_download", lacking)
+    with pytest.raises(NstError, match=r"^hf-hub:me/net: .*cannot be reached \(gaierror\); check the network and HF_ENDPOINT$"):
+        snapshot("hf-hub:me/net")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid")
+    assert retried(lambda: 1, or_path=True) == 1
+    assert not asked

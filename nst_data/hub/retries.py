@@ -1,9 +1,12 @@
 """One policy of retries for every call to the Hub that may be made twice; huggingface_hub retries some of them, and most only once."""
 
 import logging
+import socket
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from nst_data.errors import first_line
 from nst_data.hub.errors import causes_of
@@ -22,6 +25,8 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
 
     `or_path` is for references that may have been meant as paths: where there is no network, a mistyped path is told at once.
     """
+    if or_path:
+        check_name()
     for wait in waits:
         began = time.monotonic()
         try:
@@ -34,6 +39,22 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
             _log.info("the Hub: %s; asked again in %g s", first_line(error), pause)
             time.sleep(pause)
     return call()
+
+
+def check_name() -> None:
+    """Raises httpx.ConnectError where the Hub's name is not known to this machine, as without a network: huggingface_hub would try again
+    for up to a minute, in silence. Behind a proxy the name is the proxy's to know.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
+
+    place = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
+        return
+    try:
+        socket.getaddrinfo(place.hostname, place.port or place.scheme)
+    except socket.gaierror as error:
+        raise httpx.ConnectError(str(error)) from error
 
 
 def _pause(error: Exception, wait: float, gives_up_offline: bool) -> float | None:

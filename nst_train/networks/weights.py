@@ -1,10 +1,13 @@
 """The files behind a model name on the Hub: config and safetensors at one commit. No pickle is ever read. Imports no torch itself."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 from safetensors import SafetensorError, safe_open
 
 from nst_data.errors import NstError, UsageError, first_line
@@ -12,7 +15,7 @@ from nst_data.hub.errors import plain_errors
 from nst_data.hub.licenses import license_at
 from nst_data.hub.quiet import bars_on_terminals
 from nst_data.hub.reference import HubReference
-from nst_data.hub.retries import retried
+from nst_data.hub.retries import check_name, retried
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import json_digest
@@ -47,7 +50,7 @@ def snapshot(name: str, more: Sequence[str] = (), revision: str | None = None) -
     repository = repository_of(name)
     revision = revision or repository.revision
     with plain_errors(name, "model"), bars_on_terminals():
-        return Path(retried(lambda: snapshot_download(repository.repo, revision=revision, allow_patterns=[*_FILES, *more])))
+        return _downloaded(partial(snapshot_download, repository.repo, revision=revision, allow_patterns=[*_FILES, *more]))
 
 
 def cached_folder(name: str) -> Path | None:
@@ -84,7 +87,20 @@ def published_repository(name: str) -> str:
 def published_file(repo: str, name: str) -> Path:
     """The safetensors of a repository, in a folder called like the commit that is its newest now. `name` is what timm calls them."""
     with plain_errors(f"{name} ({repo})", "model"), bars_on_terminals():
-        return Path(retried(lambda: hf_hub_download(repo, WEIGHTS)))
+        return _downloaded(partial(hf_hub_download, repo, WEIGHTS))
+
+
+def _downloaded(download: Callable[..., str]) -> Path:
+    """What is downloaded or, without a network, what the cache has."""
+    try:
+        check_name()
+    except httpx.ConnectError:
+        try:
+            return Path(download(local_files_only=True))
+        except LocalEntryNotFoundError:
+            pass
+        raise
+    return Path(retried(download))
 
 
 def initial_weights(name: str) -> Input:
