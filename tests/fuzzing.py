@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ TOKENS = [
     for one in ["", "\0", "\n", "\t", "  ", "-1", "0", "1e999", "NaN", "null", "true", "{}", "[]", '"', "'", ",", ":", "..", "/", "é"]
 ]
 TOKENS += [b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\x7f\xff\xff\xff", b"9" * 20, b"&a [*a]", b"a" * 300, b"[" * 500]
+TOKENS += [b".nan", b"-.inf", b"!!bool x", b"2024-99-99", b"9" * 30, b"[" * 100 + b"]" * 100, rb'"\ud800"', b"{'a': 1}", b"[5]"]
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "AVIF"]
 
 
@@ -73,8 +75,8 @@ def encoded(form="PNG", label=0):
     return file.getvalue()
 
 
-def table():
-    """Images and labels, as a parquet file."""
+def table(**writing):
+    """Images and labels, as a parquet file. Without dictionaries each image can be read alone."""
     rows = {
         "image": [{"bytes": encoded(label=label), "path": f"{label}.png"} for label in range(3)],
         "label": NAMES,
@@ -82,7 +84,7 @@ def table():
         "key": [f"{label}.png" for label in range(3)],
     }
     file = io.BytesIO()
-    pq.write_table(pa.table(rows), file, compression="none", row_group_size=2)
+    pq.write_table(pa.table(rows), file, row_group_size=2, **({"compression": "none"} | writing))
     return file.getvalue()
 
 
@@ -120,6 +122,10 @@ def _as_source(content: bytes, folder: Path, name: str, labeled: bool) -> None:
             decode(row.read())
         except (NstError, OSError):  # listed as an unreadable image
             continue
+    if not source.copy_of_images():
+        for row in range(len(source)):
+            with suppress(NstError, OSError):
+                source.read(row)
 
 
 def _both_ways(name: str):
@@ -164,19 +170,40 @@ LINES = b"".join(
 )
 ANNOTATED = [[{"result": [{"value": {"choices": [name]}}]}] for name in NAMES]
 STUDIO = json.dumps([{"data": {"image": f"/data/{n}.png"}, "annotations": given} for n, given in enumerate(ANNOTATED)])
+COCO = json.dumps(
+    {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in range(3)],
+        "annotations": [{"image_id": n, "category_id": n} for n in range(3)],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(NAMES)],
+    }
+).encode()
+SCORED = [{"label": name, "score": 0.5, "logits": [1, 2, 3]} for name in NAMES]
+FORMS = [
+    json.dumps(one).encode()
+    for one in (
+        {"columns": ["key", "label"], "index": [0, 1, 2], "data": [[f"{n}.png", name] for n, name in enumerate(NAMES)]},  # pandas' `split`
+        {f"{n}.png": [scored] for n, scored in enumerate(SCORED)},  # what a pipeline gives for each
+        {"classes": NAMES, "labels": {f"{n}.png": scored for n, scored in enumerate(SCORED)}},  # FiftyOne
+        {"samples": [{"filepath": f"{n}.png", "predictions": scored} for n, scored in enumerate(SCORED)]},
+    )
+]
 CARD = (
     b"---\nlicense: mit\ndataset_info:\n  features:\n  - name: image\n    dtype: image\nconfigs:\n- config_name: default\n---\n# A card\n"
 )
 READERS = {
     "image": (lambda: [encoded(form) for form in FORMATS], _image),
     "tar": (lambda: [tar()], _both_ways("a.tar")),
-    "parquet": (lambda: [table()], _both_ways("a.parquet")),
+    "parquet": (
+        lambda: [table(), table(use_dictionary=False), table(use_dictionary=False, data_page_version="2.0"), table(compression="zstd")],
+        _both_ways("a.parquet"),
+    ),
     "csv": (lambda: [TEXT.replace(b"key", b"path")], _both_ways("a.csv")),
     "jsonl": (lambda: [LINES.replace(b"key", b"path")], _both_ways("a.jsonl")),
     "adopt-csv": (lambda: [TEXT], _as_labels("a.csv")),
     "adopt-tsv": (lambda: [TEXT.replace(b",", b"\t")], _as_labels("a.tsv")),
     "adopt-jsonl": (lambda: [LINES], _as_labels("a.jsonl")),
-    "adopt-json": (lambda: [STUDIO.encode(), b"[" + LINES.strip().replace(b"\n", b",") + b"]"], _as_labels("a.json")),
+    "coco": (lambda: [COCO], _both_ways("a.json")),
+    "adopt-json": (lambda: [STUDIO.encode(), b"[" + LINES.strip().replace(b"\n", b",") + b"]", COCO, *FORMS], _as_labels("a.json")),
     "adopt-parquet": (lambda: [table()], _as_labels("a.parquet")),
     "adopt-tar": (lambda: [tar()], _as_labels("a.tar")),
     "recipe": (
