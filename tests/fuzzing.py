@@ -75,11 +75,11 @@ def encoded(form="PNG", label=0):
     return file.getvalue()
 
 
-def table(**writing):
+def table(labels=NAMES, **writing):
     """Images and labels, as a parquet file. Without dictionaries each image can be read alone."""
     rows = {
         "image": [{"bytes": encoded(label=label), "path": f"{label}.png"} for label in range(3)],
-        "label": NAMES,
+        "label": labels,
         "probs": [[0.5, 0.25, 0.25]] * 3,
         "key": [f"{label}.png" for label in range(3)],
     }
@@ -92,8 +92,8 @@ def tar():
     """Images with their classes, as WebDataset has them."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for label, name in enumerate(NAMES):
-            document = json.dumps({"label": name, "probs": [0.5, 0.25, 0.25], "key": f"{label}.png"})
+        for label in range(3):
+            document = json.dumps({"label": NAMES, "probs": [0.5, 0.25, 0.25], "key": f"{label}.png"})
             for suffix, content in (("png", encoded(label=label)), ("cls", str(label).encode()), ("json", document.encode())):
                 member = tarfile.TarInfo(f"{label:03d}.{suffix}")
                 member.size = len(content)
@@ -136,13 +136,14 @@ def _both_ways(name: str):
     return read
 
 
-def _as_labels(name: str):
+def _as_labels(name: str, of_its_images: bool = False):
     def read(content: bytes, folder: Path) -> None:
         (folder / name).write_bytes(content)
         (folder / "pool").mkdir(exist_ok=True)
         for label in range(3):
             (folder / "pool" / f"{label}.png").write_bytes(encoded(label=label))
-        adopt(Store(folder / "store"), "bugs", folder / name, pool=open_source(str(folder / "pool")), progress=Progress())
+        pool = None if of_its_images else open_source(str(folder / "pool"))
+        adopt(Store(folder / "store"), "bugs", folder / name, pool=pool, progress=Progress())
 
     return read
 
@@ -168,6 +169,15 @@ TEXT = b"key,label,prob_ant,prob_bee,prob_cat\n0.png,ant,0.5,0.25,0.25\n1.png,be
 LINES = b"".join(
     json.dumps({"key": f"{n}.png", "label": name, "probs": [0.5, 0.25, 0.25]}).encode() + b"\n" for n, name in enumerate(NAMES)
 )
+
+
+def _lines(**columns):
+    """Soft labels of three images as JSON lines."""
+    return b"".join(json.dumps({"key": f"{n}.png", **columns}).encode() + b"\n" for n in range(3))
+
+
+SOFT = _lines(label=NAMES, probs=[0.5, 0.25, 0.25])
+BY_CLASS = _lines(probs={"ant": 0.5, "bee": 0.25, "cat": 0.25})
 ANNOTATED = [[{"result": [{"value": {"choices": [name]}}]}] for name in NAMES]
 STUDIO = json.dumps([{"data": {"image": f"/data/{n}.png"}, "annotations": given} for n, given in enumerate(ANNOTATED)])
 COCO = json.dumps(
@@ -201,11 +211,11 @@ READERS = {
     "jsonl": (lambda: [LINES.replace(b"key", b"path")], _both_ways("a.jsonl")),
     "adopt-csv": (lambda: [TEXT], _as_labels("a.csv")),
     "adopt-tsv": (lambda: [TEXT.replace(b",", b"\t")], _as_labels("a.tsv")),
-    "adopt-jsonl": (lambda: [LINES], _as_labels("a.jsonl")),
+    "adopt-jsonl": (lambda: [SOFT, BY_CLASS], _as_labels("a.jsonl")),
     "coco": (lambda: [COCO], _both_ways("a.json")),
-    "adopt-json": (lambda: [STUDIO.encode(), b"[" + LINES.strip().replace(b"\n", b",") + b"]", COCO, *FORMS], _as_labels("a.json")),
-    "adopt-parquet": (lambda: [table()], _as_labels("a.parquet")),
-    "adopt-tar": (lambda: [tar()], _as_labels("a.tar")),
+    "adopt-json": (lambda: [STUDIO.encode(), b"[" + SOFT.strip().replace(b"\n", b",") + b"]", COCO, *FORMS], _as_labels("a.json")),
+    "adopt-parquet": (lambda: [table([NAMES] * 3)], _as_labels("a.parquet")),
+    "adopt-tar": (lambda: [tar()], _as_labels("a.tar", of_its_images=True)),
     "recipe": (
         lambda: [(EXAMPLES / f"{name}.yaml").read_bytes() for name in ("digits", "image_folder", "imagenet", "study_1")],
         lambda content, folder: parse_recipe(content.decode(errors="replace"), folder / "recipe.yaml"),

@@ -50,6 +50,8 @@ def jpeg_exif(encoded: bytes | memoryview) -> bytes:
 
 def may_hold_pictures(encoded: bytes | memoryview) -> bool:
     """Whether a JPEG says that other pictures follow it, such as a preview or a gain map (CIPA DC-007), which Pillow never reduces."""
+    if len(encoded) <= _FEW_BYTES and _SEVERAL not in bytes(encoded):
+        return False
     return any(marker == _APP2 and content[: len(_SEVERAL)] == _SEVERAL for marker, content in _segments(encoded))
 
 
