@@ -18,15 +18,8 @@ from nst_data.errors import NstError
 from nst_data.label_files.json_cells import both
 from nst_data.parquet_footer import column_chunks
 
-SLOW = (
-    "adopt-csv",
-    "adopt-tsv",
-    "adopt-json",
-    "adopt-jsonl",
-    "adopt-parquet",
-    "adopt-tar",
-    "manifest",
-)  # what is sound enough is taken whole
+# what is sound enough is taken whole
+SLOW = ("adopt-csv", "adopt-tsv", "adopt-json", "adopt-jsonl", "adopt-parquet", "adopt-tar", "manifest")
 
 
 @pytest.mark.parametrize("reader", READERS)
