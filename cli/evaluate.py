@@ -80,7 +80,11 @@ def evaluate(
     for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
     source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
-    source = hold_out_of(source, holdout, holdout_seed, there)[1] if holdout and not isinstance(source, Path) else source
+    if holdout and not isinstance(source, Path):
+        from nst_train.recipe_data import say_leaks
+
+        stays, source = hold_out_of(source, holdout, holdout_seed, there)
+        say_leaks(models, there, stays, terminal())
     found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []
     results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}

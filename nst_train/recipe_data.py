@@ -1,5 +1,6 @@
 """The sources of a recipe, opened, and all that would stop a later generation checked before the first."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -62,14 +63,18 @@ class RecipeData:
 
 
 def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherName | None, by: str | None, progress: Progress) -> None:
-    """Say which models of the store were trained on other labeled images than those that stay: perhaps on held-out ones."""
+    """As `say_leaks`, of the models that a recipe names."""
     named = [teacher, by, *(network.settings.start for network in recipe.networks)]
-    texts = dict.fromkeys(one for one in named if isinstance(one, str) and one not in ("", "teacher"))
-    for name in [one for one in texts if is_in_store(one, store)]:
+    say_leaks([one for one in named if isinstance(one, str) and one not in ("", "teacher")], store, labeled, progress)
+
+
+def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Progress) -> None:
+    """Say which models of the store were trained on other labeled images than those that stay after a holdout: perhaps on held-out ones."""
+    for name in [one for one in dict.fromkeys(models) if is_in_store(one, store)]:
         inputs = store.open(name, "teacher").manifest.request.inputs.by_role
         if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
             progress.say(
-                f"warning: {name} was not trained on this recipe's labeled images; it may have seen held-out ones, "
+                f"warning: {name} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
                 "whose score is then too high"
             )
 

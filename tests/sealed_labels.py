@@ -24,11 +24,14 @@ def label_row(row, image, label, confidence, copies=1, key=None, classes=3):
     return known | {"probs": [1 / classes] * classes, "phash": 0, "duplicates": 1, "copies": copies}
 
 
-def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL):
+def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL, teacher=None):
     """The next generation, of `label_row`s."""
     per_class = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
     counts = COUNTS["generation"] | {"pool": len(rows), "labeled": len(rows), "per_class": per_class} | (counts or {})
-    request = GenerationRequest(settings={"number": len(store.versions(name)), **(settings or {})}, inputs={"pool": pool})
+    request = GenerationRequest(
+        settings={"number": len(store.versions(name)), **(settings or {})},
+        inputs={"pool": pool} | ({"teacher": teacher} if teacher else {}),
+    )
     return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts)
 
 

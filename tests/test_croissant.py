@@ -6,10 +6,13 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+from sealed_labels import label_row, seal_edition, seal_generation
 
 from nst_data.cards.described import Described
 from nst_data.cards.published import Published
 from nst_data.sharing.croissant import CROISSANT, croissant
+from nst_data.store.inputs import Input
+from nst_data.store.store import Store
 
 REVISION = "0123abcd"
 
@@ -47,6 +50,24 @@ def test_each_column_of_each_table_is_a_field(tiny_store):
     fields = {field["@id"]: field for table in about["recordSet"] for field in table["field"]}
     assert (fields["balanced/probs"]["dataType"], fields["balanced/probs"]["repeated"]) == ("sc:Float", True)
     assert (fields["balanced/label"]["dataType"], fields["balanced/key"]["dataType"]) == ("sc:Integer", "sc:Text")
+
+
+def test_an_anonymous_version_names_versions_alone(tmp_path):
+    store = Store(tmp_path / "store")
+    version = seal_generation(
+        store, [label_row(row, row, row % 2, 0.9) for row in range(4)], teacher=Input(ref="local-dir:/home/me/secret-net", digest="0")
+    )
+    edition = seal_edition(store, version, [label_row(1, 1, 1, 0.9)])
+    for one in (version, edition):
+        for anonymous in (False, True):
+            about = json.dumps(written(one, anonymous=anonymous))
+            assert ("secret-net" in about) is not anonymous, one.ref
+            assert "/home/me" not in about
+
+
+def test_of_many_classes_some_are_named(tiny_store, monkeypatch):
+    monkeypatch.setattr("nst_data.sharing.croissant._CLASSES", 2)
+    assert written(tiny_store[0].open("tiny@gen-1"))["rai:dataAnnotationProtocol"].endswith("Classes: ant, bee and 1 more")
 
 
 @pytest.mark.slow

@@ -241,6 +241,10 @@ def test_commands_hold_out_what_a_recipe_does(finished):
     recorded = Metrics.read(version.folder).root["test"]
     result = json.loads(measured.stdout)[version.ref]
     assert (result["images"], result["top1"]) == (3, recorded.top1)
+    assert "warning" not in measured.stderr
+    data[data.index("0.2")] = "0.4"
+    measured = CliRunner().invoke(app, ["evaluate", version.ref, *data, *in_store])
+    assert tells(measured.stderr, f"warning: {version.ref} … not held out; … score is then too high")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +283,10 @@ def test_a_model_that_may_know_held_out_images_is_said(finished):
         said = Said()
         recipe = parse_recipe(yaml.safe_dump(PARTS | students | {"teacher": model}), folder / "later.yaml")
         RecipeData.open(recipe, store, said)
-        assert len([line for line in said.lines if tells(line, f"warning: {model} … not trained on this recipe's labeled images")]) == says
+        assert (
+            len([line for line in said.lines if tells(line, f"warning: {model} … not trained on … not held out; … score is then too high")])
+            == says
+        )
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,10 @@ def test_a_hub_whose_name_is_not_known_is_told_at_once_and_the_cache_is_read(mon
     monkeypatch.setattr("nst_train.networks.weights.snapshot_download", lacking)
     with pytest.raises(NstError, match=r"^hf-hub:me/net: .*cannot be reached \(gaierror\); check the network and HF_ENDPOINT$"):
         snapshot("hf-hub:me/net")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://localhost")
+    monkeypatch.setattr("socket.getaddrinfo", lambda host, port: [] if port is None else pytest.fail("asks for a service"))
+    assert retried(lambda: 1, or_path=True) == 1
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", NOWHERE)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid")
     assert retried(lambda: 1, or_path=True) == 1
     assert not asked

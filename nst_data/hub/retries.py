@@ -52,7 +52,7 @@ def check_name() -> None:
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return
     try:
-        socket.getaddrinfo(place.hostname, place.port or place.scheme)
+        socket.getaddrinfo(place.hostname, place.port)  # no service by name: small images of Linux know none
     except socket.gaierror as error:
         raise httpx.ConnectError(str(error)) from error
 

@@ -17,9 +17,9 @@ from nst_data.cards.known_limits import known_limits
 from nst_data.cards.published import HubPlace, Published, place_of, public_ref
 from nst_data.cards.reproduction import command
 from nst_data.hub.licenses import read_front_matter
-from nst_data.store.inputs import EditionInputs, GenerationInputs
+from nst_data.store.inputs import EditionInputs, GenerationInputs, Input
 from nst_data.store.manifest import ReviewManifest
-from nst_data.store.version import Number
+from nst_data.store.version import VERSION_REF, Number
 
 CROISSANT = "croissant.json"
 
@@ -81,7 +81,7 @@ def croissant(described: Described, published: Published) -> str:
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "name": _software(described)},
-            **({"description": typed} if (typed := command(described, published)) else {}),
+            **({"description": typed} if (typed := command(described, published)) and not published.anonymous else {}),
         },
         "distribution": list(_files(described, published)),
         "recordSet": [_table(described, table) for table in described.tables],
@@ -114,27 +114,41 @@ def _license(published: Published) -> dict[str, str]:
 
 def _annotation(described: Described, published: Published) -> Iterator[tuple[str, Any]]:
     """Who labeled, with what, and what is known to be wrong with it."""
-    manifest, classes = described.manifest, ", ".join(described.manifest.class_names[:20])
+    manifest, names = described.manifest, described.manifest.class_names
+    classes = ", ".join(names[:_CLASSES]) + (f" and {len(names) - _CLASSES:,} more" if len(names) > _CLASSES else "")
     if isinstance(manifest, ReviewManifest):
         yield "rai:dataAnnotationProtocol", f"People looked at single images and gave a class, or none. Classes: {classes}"
         yield "rai:dataAnnotationPlatform", [_software(described)]
         return
-    teachers = [public_ref(one) + (f" at revision {one.revision}" if one.revision else "") for one in described.teachers().values()]
-    inputs = described.inputs
-    how = "Taken from a table of labels." if isinstance(inputs, GenerationInputs) and inputs.adopted else _OF_TEACHERS
-    how += " The surest of each class are selected." if isinstance(inputs, EditionInputs) else ""
+    teachers = [one for one in described.teachers().values() if _may_be_named(one, published)]
+    labeled_by = described.labeled_by()
+    how = "Soft labels by a machine." if labeled_by is None else _OF_TEACHERS
+    if labeled_by is not None and isinstance(labeled_by.inputs, GenerationInputs) and labeled_by.inputs.adopted:
+        how = "Labels that were made elsewhere and adopted from a table."
+    how += " This is a selection of them." if isinstance(described.inputs, EditionInputs) else ""
     yield "rai:dataAnnotationProtocol", f"{how} Classes: {classes}"
-    yield "rai:machineAnnotationTools", [_software(described), *teachers]
-    yield "rai:annotationsPerItem", f"{max(1, len(teachers))}"
+    tools = [public_ref(one) + (f" at revision {one.revision}" if one.revision else "") for one in teachers]
+    yield "rai:machineAnnotationTools", [_software(described), *tools]
+    yield "rai:annotationsPerItem", f"{max(1, len(described.teachers()))}"
     yield "rai:dataLimitations", known_limits(described, published)
 
 
 _OF_TEACHERS = "Soft labels: the class probabilities that the teacher gives, averaged where there are several teachers."
 
 
+_CLASSES = 20  # named
+
+
+def _may_be_named(one: Input, published: Published) -> bool:
+    """In an anonymous version only other versions are named; what is left out of its manifest could be found in the store still."""
+    return not published.anonymous or VERSION_REF.fullmatch(one.ref) is not None
+
+
 def _sources(described: Described, published: Published) -> Iterator[dict[str, Any]]:
     """What it was made from, with its address where it is on the Hub."""
     for role, one in described.inputs.by_role.items():
+        if not _may_be_named(one, published):
+            continue
         place = place_of(role, one, published)
         yield {
             "@type": "prov:Entity",
