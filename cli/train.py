@@ -120,7 +120,10 @@ def train(
     check_names(settings)
     if "momentum" in given["settings"] and not takes_momentum(settings.optimizer):
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
-    images = hold_out_of(images, holdout, holdout_seed, there)[0] if images and holdout else images
+    excluded = [open_source(source, image_column=image_column) for source in exclude or []]
+    if images and holdout:
+        images, held = hold_out_of(images, holdout, holdout_seed, there)
+        excluded = [held, *excluded] if reviews and pseudo is None else excluded  # the pool may have them too, with an answer
     version = train_network(
         there,
         name,
@@ -129,7 +132,7 @@ def train(
         edition=pseudo,
         pool=_open_pool(pool, pseudo, there),
         reviews=open_version(there, reviews, "review") if reviews else None,
-        exclude=[open_source(source, image_column=image_column) for source in exclude or []],
+        exclude=excluded,
         generation=generation,
         run=run,
         progress=progress,

@@ -23,10 +23,13 @@ from nst_data.cards.reproduction import command
 from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.progress import Progress
+from nst_data.review.answers import AnswerLog
+from nst_data.review.freeze import freeze
 from nst_data.selection.holdout import held_out_rows, hold_out
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
+from nst_data.tables.label_tables import scan_labels
 from nst_train import recipe_data
 from nst_train.evaluation.suites import open_suite
 from nst_train.noisy_student import self_training
@@ -245,6 +248,37 @@ def test_commands_hold_out_what_a_recipe_does(finished):
     data[data.index("0.2")] = "0.4"
     measured = CliRunner().invoke(app, ["evaluate", version.ref, *data, *in_store])
     assert tells(measured.stderr, f"warning: {version.ref} … not held out; … score is then too high")
+
+
+def test_held_out_images_that_were_reviewed_in_the_pool_are_not_trained_on(finished, tmp_path):
+    """The pool has all labeled images; people answered about each of its images."""
+    folder, finished_store, _ = finished
+    store = Store(shutil.copytree(finished_store.root, tmp_path / "store"))
+    log = AnswerLog(store, "bugs", "ann")
+    answered = scan_labels(store.open("bugs@gen-1")).select("image_hash", "key").collect()
+    for hashed, key in answered.iter_rows():
+        log.append(hashed, key, class_name="ant")
+    freeze(store, "bugs")
+    options = [
+        "--model",
+        "test_resnet",
+        "--image-size",
+        "16",
+        "--crop-pct",
+        "1",
+        "--epochs",
+        "1",
+        "--warmup-epochs",
+        "0",
+        "--batch-size",
+        "4",
+    ]
+    words = ["train", "--labeled", folder / "labeled", "--holdout", "0.2", "--reviews", "bugs@review-1", "--name", "reviewed", *options]
+    made = CliRunner().invoke(app, [*map(str, words), "--workers", "0", "--store", str(store.root), "--json"])
+    outside = set(answered["image_hash"]) - {image_hash(path.read_bytes()) for path in (folder / "labeled").rglob("*.png")}
+    assert json.loads(made.stdout)["counts"]["labeled"] == 12 + len(outside)
+    typed = command(Described.of(store.open("reviewed@gen-0")))
+    assert ("--holdout 0.2" in typed, "--exclude" in typed) == (True, False)
 
 
 @pytest.mark.parametrize(

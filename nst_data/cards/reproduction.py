@@ -125,7 +125,11 @@ class _Sources:
 
     @property
     def exclude(self) -> list[str]:
-        return [word for role in self._inputs.excluded for word in ("--exclude", self[role])]
+        """An option for each, but for what --holdout names."""
+        labeled = self._inputs.by_role.get("labeled")
+        named = f"({labeled.part.removeprefix('all but ')})" if labeled and labeled.part else None
+        excluded = [role for role, one in self._inputs.excluded.items() if named is None or not one.ref.endswith(named)]
+        return [word for role in excluded for word in ("--exclude", self[role])]
 
 
 def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, prefix: str = "") -> Iterator[str]:
