@@ -228,7 +228,7 @@ def test_the_manifest_and_the_card_say_which_images_were_trained_on(finished):
     _, store, _ = finished
     version = store.open("bugs-teacher@gen-0")
     assert version.manifest.request.inputs.labeled.part == "all but holdout 0.2, seed 0"
-    assert "--holdout 0.2 --holdout-seed 0" in command(Described.of(version))
+    assert "--holdout 0.2 --holdout-seed 0" in " ".join(command(Described.of(version)).replace("\\\n", " ").split())
     assert r"labeled (all but holdout 0\.2, seed 0)" in (version.folder / "README.md").read_text()
 
 
