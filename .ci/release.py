@@ -55,10 +55,11 @@ def step(title: str, *command: str | Path, cwd: Path = ROOT) -> str:
     return done.stdout
 
 
-def build(version: str, folder: Path) -> list[Path]:
-    """The wheel and the sdist of the commit, in dist/, complete and installed once where nothing else is."""
+def build(version: str, commit: str, folder: Path) -> list[Path]:
+    """The wheel and the sdist of a commit, in dist/, complete and installed once where nothing else is."""
     tree = folder / "tree"
-    step("the commit alone", "git", "clone", "--quiet", ROOT, tree)
+    step("the commit alone", "git", "clone", "--quiet", "--no-checkout", ROOT, tree)
+    step(f"its files, at {commit}", "git", "checkout", "--quiet", "--detach", commit, cwd=tree)
     step("python -m build", sys.executable, "-m", "build", "--outdir", ROOT / "dist", tree)
     files = [ROOT / "dist" / f"nst-{version}-py3-none-any.whl", ROOT / "dist" / f"nst-{version}.tar.gz"]
     step("twine check", sys.executable, "-m", "twine", "check", "--strict", *files)
@@ -78,14 +79,14 @@ def main() -> None:
     skip_tests = options.parse_args().skip_tests
     if found := problems(ROOT):
         sys.exit("\n".join(f"no release: {line}" for line in found))
-    version = str(versions(ROOT)["pyproject.toml"])
+    version, commit = str(versions(ROOT)["pyproject.toml"]), git(ROOT, "rev-parse", "--short", "HEAD")
     if not skip_tests:
         step("make test", "make", "test")
     with tempfile.TemporaryDirectory() as folder:
-        files = build(version, Path(folder))
+        files = build(version, commit, Path(folder))
     names = " ".join(str(file.relative_to(ROOT)) for file in files)
     print(f"\nnst {version} is ready{' but for `make test`, which was left out' if skip_tests else ''}. Nothing was tagged or uploaded:\n")
-    print(f"git tag --annotate v{version} --message 'nst {version}' {git(ROOT, 'rev-parse', '--short', 'HEAD')}")
+    print(f"git tag --annotate v{version} --message 'nst {version}' {commit}")
     print(f"git push origin v{version}")
     print(f"{os.path.relpath(sys.executable, ROOT)} -m twine upload {names}")
 
