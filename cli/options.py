@@ -127,7 +127,7 @@ def hold_out_of(labeled: "Source", share: float, seed: int, store: "Store", writ
     from nst_train.device import this_process
 
     with this_process().main_process_first():
-        return hold_out(labeled, share, seed, kept=kept_holdouts(store), writes=writes, progress=terminal())
+        return hold_out(labeled, share=share, seed=seed, kept=kept_holdouts(store), writes=writes, progress=terminal())
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result

@@ -170,7 +170,7 @@ def _show_settings(path: Path, store: "Store", json: bool, changes: Mapping[str,
             )
         )
         if recipe.holdout and opened:
-            opened, _ = hold_out(opened, recipe.holdout, recipe.seed, kept=kept_holdouts(store), writes=False)
+            opened, _ = hold_out(opened, share=recipe.holdout, seed=recipe.seed, kept=kept_holdouts(store), writes=False)
         labeled = opened
     except NstError as error:
         terminal().say(f"no steps: {error}")

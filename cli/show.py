@@ -99,7 +99,8 @@ def _print_manifest(version: Version) -> None:
     print(f"folder    {version.location}\ndigest    {manifest.digest}\ncreated   {manifest.created}, {manifest.seconds:,.1f} s")
     print("made from")
     for role, made_from in manifest.request.inputs.by_role.items():
-        print(f"  {role:<10} {as_text(made_from.ref)}  {made_from.digest[:12]}")
+        part = f" ({as_text(made_from.part)})" if made_from.part else ""
+        print(f"  {role:<10} {as_text(made_from.ref)}{part}  {made_from.digest[:12]}")
     _print_counts(manifest.counts.model_dump())
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nst_data.inspection.quality import quality
     from nst_data.review.freeze import freeze
     from nst_data.selection.editions import balance
+    from nst_data.selection.holdout import hold_out
     from nst_data.settings import BalanceSettings, PickSettings
     from nst_data.sharing.copy import copy
     from nst_data.sharing.lineage import lineage

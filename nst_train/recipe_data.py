@@ -52,7 +52,7 @@ class RecipeData:
         if recipe.holdout and whole:  # after what takes less time: it reads all images
             with this_process().main_process_first():
                 kept = kept_holdouts(store)
-                labeled, test = hold_out(whole, recipe.holdout, recipe.seed, kept=kept, writes=writes, progress=progress)
+                labeled, test = hold_out(whole, share=recipe.holdout, seed=recipe.seed, kept=kept, writes=writes, progress=progress)
         evaluations = [(settings, _or_test(data, test)) for settings, data in sources.evaluations]
         check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
         if recipe.holdout and labeled:

@@ -219,7 +219,7 @@ def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation,
     edition, plain = balanced(generation, "--embed-images", "--per-class", 3)[0], balanced(generation, "--per-class", 3)[0]
     shown = nst(store, "show", edition.ref).stdout
     assert "embed_images             True\n" in shown
-    assert "  ant          4       3       3\n" in shown
+    assert "  ant          4         3        3\n" in shown
     churn = json.loads(nst(store, "diff", edition.ref, plain.ref, "--json").stdout)
     assert {name: churn[name] for name in ("both", "only_before", "only_after", "changed", "copies_changed")} == {
         "both": 5,

@@ -21,7 +21,7 @@ from nst_train.settings import LabelRunSettings
 ROOT = Path(__file__).parent.parent
 DATA = """
 BalanceSettings NstError PickSettings Source Store UsageError Version __version__
-adopt balance copy diff export freeze lineage open_source pull push quality
+adopt balance copy diff export freeze hold_out lineage open_source pull push quality
 """
 TRAIN = """
 EmbedRunSettings EmbedSettings EvaluateSettings LabelRunSettings LabelSettings Noise Recipe RunSettings TrainSettings ZeroShot __version__
@@ -228,7 +228,7 @@ def test_a_call_without_an_argument_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("package", [nst_data, nst_train])
 def test_functions_describe_each_argument_and_take_all_but_nouns_by_keyword(package):
     functions = [one for one in (getattr(package, name) for name in dir(package)) if inspect.isfunction(one)]
-    assert len(functions) == {"nst_data": 11, "nst_train": 10}[package.__name__]
+    assert len(functions) == {"nst_data": 12, "nst_train": 10}[package.__name__]
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         described, _, rest = inspect.getdoc(function).partition("Args:\n")[2].partition("\n\nReturns:\n")

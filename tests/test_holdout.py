@@ -67,7 +67,7 @@ def write_distinct(folder, classes):
 def held_images(folder, share=0.2, seed=0, **options):
     """The bytes' hashes of what is held out of a folder."""
     source = open_source(str(folder), labeled=True)
-    kept, held = hold_out(source, share, seed, **options)
+    kept, held = hold_out(source, share=share, seed=seed, **options)
     assert len(kept) + len(held) == len(source)
     assert not set(keys(kept)) & set(keys(held))
     return {image_hash(row.read()) for row in held.rows(range(len(held)))}
@@ -76,7 +76,7 @@ def held_images(folder, share=0.2, seed=0, **options):
 def test_the_share_of_each_class_is_held_out_and_a_class_with_one_image_stays_labeled_which_is_said(tmp_path):
     source = open_source(str(write_distinct(tmp_path / "a", {"ant": 20, "bee": 9, "cat": 2, "dog": 1})), labeled=True)
     said = Said()
-    kept, held = hold_out(source, 0.2, 0, progress=said)
+    kept, held = hold_out(source, share=0.2, progress=said)
     assert np.bincount(held.labels, minlength=4).tolist() == [4, 2, 1, 0]
     assert np.bincount(kept.labels, minlength=4).tolist() == [16, 7, 1, 1]
     assert kept.class_names == held.class_names == ["ant", "bee", "cat", "dog"]
@@ -101,7 +101,7 @@ def test_copies_and_near_duplicates_lie_on_one_side(tmp_path):
         shutil.copy(folder / "ant" / f"{number:03d}.png", folder / "ant" / f"copy-{number}.png")
         distinct(1, number).resize((72, 72), Image.Resampling.BICUBIC).save(folder / "bee" / f"larger-{number}.jpg", quality=80)
     for seed in range(4):
-        kept, held = hold_out(open_source(str(folder), labeled=True), 0.3, seed)
+        kept, held = hold_out(open_source(str(folder), labeled=True), share=0.3, seed=seed)
         assert np.bincount(held.labels).tolist() == [4, 4]
         shown = [{(label, key[-5]) for label, key in zip(one.labels.tolist(), keys(one), strict=True)} for one in (kept, held)]
         assert len(shown[1]) == 4  # of each an image and its copy
@@ -131,8 +131,8 @@ def test_an_image_that_cannot_be_decoded_is_not_tested_on():
 
 def test_where_nothing_can_be_held_out_one_line_says_what_to_do(tmp_path):
     source = open_source(str(write_distinct(tmp_path / "a", {"ant": 1, "bee": 1})), labeled=True)
-    with pytest.raises(NstError, match=r"a: `holdout` 0\.2.*test images.*remove `holdout`"):
-        hold_out(source, 0.2, 0)
+    with pytest.raises(NstError, match=r"a: `holdout` 0\.2.*images to test on.*remove `holdout`"):
+        hold_out(source, share=0.2)
 
 
 def test_the_answer_is_kept_until_an_image_changes(tmp_path):
@@ -156,7 +156,7 @@ def test_images_in_tables_and_tar_files_are_held_out_too(tmp_path, kind):
         contents = [(name, _png(label, key) if kind == "png" else b"%d" % label) for name, kind, label, key in members]
         location = write_tar(tmp_path / "a.tar", contents)
     source = open_source(location, labeled=True)
-    kept, held = hold_out(source, 0.34, 0)
+    kept, held = hold_out(source, share=0.34)
     assert np.bincount(held.labels).tolist() == [2, 2]
     assert sorted([*keys(kept), *keys(held)]) == sorted(keys(source))
     assert [row.key for row in held.rows(range(1, 3))] == keys(held)[1:3]
@@ -303,9 +303,11 @@ def test_a_holdout_that_holds_nothing_out_is_refused(finished, words, says):
 
 def test_what_is_no_share_is_refused(tmp_path):
     source = open_source(str(write_distinct(tmp_path / "a", {"ant": 4, "bee": 4})), labeled=True)
-    for share in (0, 1, 20):
-        with pytest.raises(UsageError, match=f"`holdout`: .* such as 0.2, found {share}$"):
-            hold_out(source, share, 0)
+    for share in (0, 1, 20, "0.2"):
+        with pytest.raises(UsageError, match=f"`share`: .* such as 0.2, found {share!r}$"):
+            hold_out(source, share=share)
+    with pytest.raises(UsageError, match=r"`seed`: .*found -1"):
+        hold_out(source, share=0.2, seed=-1)
 
 
 def test_a_model_that_may_know_held_out_images_is_said(finished):
@@ -340,7 +342,7 @@ def test_suites_are_measured_on_the_held_out_images(finished):
     folder, store, _ = finished
     recipe = load_recipe(write_recipe(folder, holdout=0.2, evaluate={"suite": "fgsm"}))
     measured = Metrics.read(self_training(store, recipe, progress=Progress())[1].teacher.folder).root
-    _, held = hold_out(open_source(str(folder / "labeled"), labeled=True), 0.2, 0)
+    _, held = hold_out(open_source(str(folder / "labeled"), labeled=True), share=0.2)
     assert measured["test-fgsm"].images == 3
     assert measured["test-fgsm"].fingerprint == open_suite("fgsm", held, recipe.evaluate[0]).identity
 

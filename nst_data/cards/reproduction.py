@@ -125,10 +125,11 @@ class _Sources:
 
     @property
     def exclude(self) -> list[str]:
-        """An option for each, but for what --holdout names."""
-        labeled = self._inputs.by_role.get("labeled")
-        named = f"({labeled.part.removeprefix('all but ')})" if labeled and labeled.part else None
-        excluded = [role for role, one in self._inputs.excluded.items() if named is None or not one.ref.endswith(named)]
+        """An option for each, but for the held-out images, which `nst train --holdout` excludes by itself where there are reviews."""
+        labeled, excluded = self._inputs.by_role.get("labeled"), list(self._inputs.excluded)
+        if labeled and labeled.part:
+            held_out = [role for role in excluded if self._inputs.excluded[role].ref == labeled.ref]
+            excluded = [role for role in excluded if role not in held_out[:1]]
         return [word for role in excluded for word in ("--exclude", self[role])]
 
 

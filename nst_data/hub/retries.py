@@ -51,10 +51,14 @@ def check_name() -> None:
     place = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return
-    try:
-        socket.getaddrinfo(place.hostname, place.port)  # no service by name: small images of Linux know none
-    except socket.gaierror as error:
-        raise httpx.ConnectError(str(error)) from error
+    for wait in (1, 2, None):
+        try:
+            socket.getaddrinfo(place.hostname, place.port)  # no service by name: small images of Linux know none
+            return
+        except socket.gaierror as error:
+            if wait is None or error.errno != socket.EAI_AGAIN:
+                raise httpx.ConnectError(str(error)) from error
+            time.sleep(wait)  # a resolver that is busy, or has just started
 
 
 def _pause(error: Exception, wait: float, gives_up_offline: bool) -> float | None:

@@ -27,9 +27,9 @@ _LOOKS_AT_ONCE = 4096
 @with_checked_arguments
 def hold_out(
     labeled: Source,
-    share: float,
-    seed: int,
     *,
+    share: float,
+    seed: int = 0,
     kept: Path | None = None,
     writes: bool = True,
     progress: Progress | None = None,
@@ -56,8 +56,10 @@ def hold_out(
         UsageError: `share` is no share.
         NstError: No image can be held out.
     """
-    if not 0 < share < 1:
-        raise UsageError(f"`holdout`: expected a share above 0 and below 1, such as 0.2, found {share:g}")
+    if not isinstance(share, int | float) or not 0 < share < 1:
+        raise UsageError(f"`share`: expected a number above 0 and below 1, such as 0.2, found {share!r}")
+    if seed < 0:
+        raise UsageError(f"`seed`: expected 0 or more, found {seed}")
     progress, labels, names = progress or Progress(), labels_in(labeled), labeled.class_names or []
     about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
     file = kept and kept / f"{hashlib.sha256(about.encode()).hexdigest()}.npy"
@@ -74,7 +76,7 @@ def hold_out(
     if not len(rows):
         raise NstError(
             f"{labeled.location}: `holdout` {share:g} finds no image to hold out: no class has two images that differ; "
-            "name test images of their own, or remove `holdout`"
+            "use other images to test on, or remove `holdout`"
         )
     progress.say(f"{labeled.location}: {len(rows):,} of {len(labeled):,} labeled images are held out as test images")
     images, held = np.bincount(labels, minlength=len(names)), np.bincount(labels[rows], minlength=len(names))

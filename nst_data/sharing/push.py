@@ -43,7 +43,6 @@ _OF_NST = (
     MANIFEST_NAME,
     METRICS,
     EVAL_RESULTS,
-    CROISSANT,
     "metrics.jsonl",
     "summary.csv",
     "errors/",
@@ -54,6 +53,7 @@ _OF_NST = (
 )  # what a version may have
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
 _PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
+_BY_NST = '"prov:SoftwareAgent"'  # in a croissant.json of ours
 _AT_ONCE = 8  # files on their way together
 
 
@@ -258,7 +258,8 @@ class _Outgoing:
         manifest = self.form.manifest
         if on_main.digest == manifest.digest:
             self._write_card(parent, there)
-            changed = self._changed(parent, CARD, CROISSANT, METRICS, MANIFEST_NAME)
+            own = [CROISSANT] if (self.form.folder / CROISSANT).exists() else []
+            changed = self._changed(parent, CARD, *own, METRICS, MANIFEST_NAME)
         else:
             changed = self._changed(tagged, METRICS, MANIFEST_NAME)
         if not changed:
@@ -296,7 +297,8 @@ class _Outgoing:
             if not (self.form.folder / CONFIDENCE).exists():  # of a version that was sealed without them
                 write_pictures(Described.of(self.form, self.version.folder))
             card = cards.dataset_card(self.form, published, target=self.version.folder)
-            write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
+            if CROISSANT not in there or _BY_NST in (self.repository.text(CROISSANT, parent) or ""):  # else people wrote their own
+                write_text(self.form.folder / CROISSANT, croissant(Described.of(self.form, self.version.folder), published))
         for right in rights(Described.of(self.form, self.version.folder), published):
             if right.restriction:
                 of = " ".join(filter(None, [right.role, right.name]))
