@@ -58,7 +58,7 @@ audit: $(VENV)/.installed
 
 # All that a release must hold, up to the upload, of which it prints the commands. `SKIP_TESTS=1` is for a try.
 release: $(VENV)/.installed
-	$(BIN)/python .ci/release.py $(if $(SKIP_TESTS),--skip-tests)
+	$(BIN)/python .ci/release.py $(if $(filter 1,$(SKIP_TESTS)),--skip-tests)
 
 clean:
 	rm -rf $(VENV) $(DEMO_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

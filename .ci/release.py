@@ -34,10 +34,16 @@ def problems(root: Path) -> list[str]:
     version, found = named["pyproject.toml"], []
     if set(named.values()) != {version}:
         found.append("the versions differ: " + ", ".join(f"{file} has {version or 'none'}" for file, version in named.items()))
-    if changed := git(root, "status", "--porcelain"):
+    if changed := git(root, "status", "--porcelain", "--untracked-files=all"):
         found.append("the checkout has changes or new files: commit or remove them:\n" + changed)
     if git(root, "tag", "--list", f"v{version}"):
         found.append(f"the tag v{version} exists: a released version never changes; raise the version in the three files")
+    if "origin" in git(root, "remote").split():
+        try:
+            if git(root, "ls-remote", "--tags", "origin", f"refs/tags/v{version}"):
+                found.append(f"origin has the tag v{version}: a released version never changes; raise the version in the three files")
+        except subprocess.CalledProcessError as error:
+            found.append(f"origin cannot be asked for its tags: {error.stderr.strip()}")
     return found
 
 
@@ -46,10 +52,14 @@ def git(root: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.rstrip()
 
 
+_OF_THE_CALLER = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # a `make -i` would pass failures over
+
+
 def step(title: str, *command: str | Path, cwd: Path = ROOT) -> str:
     """What a command prints to standard output; ends the release where it fails."""
     print(f"{title} ...", flush=True)
-    done = subprocess.run([*map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    alone = {name: value for name, value in os.environ.items() if name not in _OF_THE_CALLER}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         sys.exit(f"{done.stdout}\nno release: {title} failed")
     return done.stdout
@@ -69,6 +79,9 @@ def build(version: str, commit: str, folder: Path) -> list[Path]:
     said = step("nst --version", python.with_name("nst"), "--version", cwd=folder)
     if said != f"nst {version}\n":
         sys.exit(f"no release: the installed wheel says {said!r}, expected 'nst {version}'")
+    step("nst --help", python.with_name("nst"), "--help", cwd=folder)
+    step("nst schema", python.with_name("nst"), "schema", cwd=folder)
+    step("the Python face", python, "-c", "from nst_data import *; from nst_train import *", cwd=folder)
     return files
 
 
@@ -82,6 +95,8 @@ def main() -> None:
     version, commit = str(versions(ROOT)["pyproject.toml"]), git(ROOT, "rev-parse", "--short", "HEAD")
     if not skip_tests:
         step("make test", "make", "test")
+        if found := problems(ROOT) + [f"HEAD is not {commit} any more"] * (git(ROOT, "rev-parse", "--short", "HEAD") != commit):
+            sys.exit("\n".join(f"no release: since the tests began: {line}" for line in found))
     with tempfile.TemporaryDirectory() as folder:
         files = build(version, commit, Path(folder))
     names = " ".join(str(file.relative_to(ROOT)) for file in files)

@@ -109,7 +109,7 @@ def refused(name, tmp_path):
         ({"architecture": "hf-hub:owner/name"}, "hf-hub:owner/name is not a timm network"),
         ({"inside": {"crop_pct": "0.9"}}, "crop_pct: … such as 0.875, found '0.9'"),
         ({"inside": {"crop_pct": 1e-9}}, "crop_pct: expected the kept share"),
-        ({"inside": {"mean": [0.5]}}, "mean, std: … three numbers …, found [0.5]"),
+        ({"inside": {"mean": [0.5]}}, "mean, std: … three numbers …, none of std 0, found [0.5]"),
         ({"inside": {"std": [1, 0, 1]}}, "mean, std: expected three numbers each"),
         ({"inside": {"interpolation": "magic"}}, "interpolation: … bicubic, bilinear …, found 'magic'"),
         ({"inside": {"input_size": [3, 16]}}, "input_size: expected channels, height and width"),

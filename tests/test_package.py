@@ -96,6 +96,14 @@ def test_a_release_asks_for_one_version_a_clean_checkout_and_a_new_tag(tmp_path)
     assert "CITATION.cff has 1.2.0, CHANGELOG.md has Unreleased" in versions
     assert changed.endswith("commit or remove them:\n M CHANGELOG.md")
     assert "v1.2.0 exists" in tag
+    git("clone", "--quiet", "--bare", ".", "origin.git")  # it has the tag
+    git("checkout", "--quiet", "CHANGELOG.md")
+    git("tag", "--delete", "v1.2.0")
+    git("remote", "add", "origin", "origin.git")
+    new, tag = problems(tmp_path)
+    assert (new.startswith("the checkout has changes or new files"), "origin has the tag v1.2.0" in tag) == (True, True)
+    git("remote", "set-url", "origin", "nowhere.git")
+    assert problems(tmp_path)[1].startswith("origin cannot be asked for its tags")
 
 
 def run(*command, cwd, **environment):

@@ -121,7 +121,7 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
         (["--by", "churn"], "bugs@gen-1: --by churn … earlier generation …"),
         (["--by", "outlier"], "bugs@gen-1: … teacher … not known; … --model"),
         (["--by", "sharpness"], "--by: input should be 'margin',"),
-        (["--number", "0"], "--number: … equal to 1, got 0"),
+        (["--number", "0"], "--number: … greater than or equal to 1, got 0"),
         (["--output", "picks.txt"], "picks.txt: … .csv, .jsonl or .parquet"),
         (["--output", "nowhere/picks.csv"], "there is no folder"),
         (["--copy-to", "."], "empty folder, …; choose another --copy-to"),
