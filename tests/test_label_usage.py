@@ -122,7 +122,7 @@ def test_a_temperature_that_is_fitted_is_not_given(known, pool_folder, tmp_path)
 
 def test_every_option_of_the_help_stands_whole_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)  # its variable is read once, for all tests that follow
     text = run("label", "--help").stdout
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
