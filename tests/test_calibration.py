@@ -107,7 +107,7 @@ def test_labels_that_never_fit_ask_for_the_highest_temperature():
 def test_a_class_of_probability_0_changes_nothing():
     logits, labels = problem(3, 2.0)
     with_impossible = torch.cat([logits, torch.full((len(logits), 1), -math.inf)], dim=1)
-    assert calibrate(with_impossible, labels) == calibrate(logits, labels)
+    assert dataclasses.asdict(calibrate(with_impossible, labels)) == pytest.approx(dataclasses.asdict(calibrate(logits, labels)), rel=1e-12)
 
 
 def test_a_label_of_probability_0_counts_as_the_smallest_float32():
@@ -117,7 +117,8 @@ def test_a_label_of_probability_0_counts_as_the_smallest_float32():
     zero = tiny.clone()
     zero[0, labels[0]] = -math.inf
     tiny[0] -= tiny[0].amax()
-    assert calibrate(zero, labels) == calibrate(tiny, labels)
+    found, expected = (dataclasses.asdict(calibrate(one, labels)) for one in (zero, tiny))
+    assert found == pytest.approx(expected, rel=1e-12)  # how a vector's end is summed depends on where it lies in memory
     assert math.isfinite(calibrate(zero, labels).nll_before)
 
 
