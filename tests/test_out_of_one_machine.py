@@ -25,7 +25,7 @@ ADDRESS = "s3://nst/story"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "digits.yaml"
 REFS = [
     *("digits-teacher@gen-0", "digits@gen-1", "digits@gen-1.1", "digits-teacher@gen-1", "digits@gen-2", "digits@gen-2.1"),
-    *("digits-teacher@gen-2", "digits-control@gen-2"),
+    *("digits-teacher@gen-2", "digits-control@gen-0"),
 ]
 
 
