@@ -9,7 +9,7 @@ from nst_data.settings import BalanceSettings, ReadableSettings
 
 from .messages import terminal
 from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
-from .tables import named
+from .tables import without_images
 
 if TYPE_CHECKING:
     from nst_data.store.counts import EditionCounts
@@ -104,4 +104,4 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     if counts.held_out_unreadable:
         print(f"  warning: {counts.held_out_unreadable:,} excluded images could not be read; this edition may contain copies of them")
     if empty := counts.classes_without_images:
-        print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")
+        print(f"  {without_images(empty)}")

@@ -14,7 +14,6 @@ from .evaluation_tables import print_comparisons, print_results
 from .messages import terminal
 from .options import (
     MODEL_HELP,
-    HoldoutOption,
     HoldoutSeedOption,
     ImageColumnOption,
     JsonOption,
@@ -24,7 +23,6 @@ from .options import (
     StreamOption,
     ZeroShotNamesOption,
     check_holdout,
-    hold_out_of,
     open_models,
     open_scored,
     open_store,
@@ -45,7 +43,10 @@ def evaluate(
     data: Annotated[str, typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; or a published folder.")],
     settings: EvaluateSettings,
     run: ReadSettings,
-    holdout: HoldoutOption = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Measure only on the images that `nst train --holdout`, or a recipe's `holdout`, leaves out."),
+    ] = None,
     holdout_seed: HoldoutSeedOption = 0,
     image_column: ImageColumnOption = None,
     label_column: LabelColumnOption = None,
@@ -81,9 +82,9 @@ def evaluate(
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
     source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
     if holdout and not isinstance(source, Path):
-        from nst_train.recipe_data import say_leaks
+        from nst_train.holdout import held_out_together, say_leaks
 
-        stays, source = hold_out_of(source, holdout, holdout_seed, there)
+        stays, source = held_out_together(source, holdout, holdout_seed, there, terminal())
         say_leaks(models, there, stays, terminal())
     found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []

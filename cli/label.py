@@ -23,7 +23,7 @@ from .options import (
     print_json,
     with_settings,
 )
-from .tables import named
+from .tables import without_images
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
@@ -157,5 +157,5 @@ def _print(version: "Version", json: bool) -> None:
             print(f"  {calibration.no_answer:,} calibration images were skipped: the teacher's output for them is not finite")
         print(f"  temperature {calibration.temperature:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     if empty := [name for name, images in counts.per_class.items() if not images]:
-        print(f"  {len(empty):,} class{'es' * (len(empty) > 1)} without any image: {named(empty)}")
+        print(f"  {without_images(empty)}")
     print(f"  {version.location}\n  next: nst balance {version.ref}")

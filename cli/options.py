@@ -53,14 +53,6 @@ PromptsOption = Annotated[
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column; default `label`.")]
 ImageColumnOption = Annotated[str | None, typer.Option("--image-column", metavar="NAME", help="Image column, if the table has several.")]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
-HoldoutOption = Annotated[
-    float | None,
-    typer.Option(
-        "--holdout",
-        metavar="SHARE",
-        help="Hold this share of the labeled images out, as `holdout` of a recipe does: not trained on, measured by `nst evaluate`.",
-    ),
-]
 HoldoutSeedOption = Annotated[
     int, typer.Option("--holdout-seed", min=0, metavar="N", help="With --holdout: another seed holds out others; a recipe uses its `seed`.")
 ]
@@ -119,15 +111,6 @@ def check_holdout(share: float | None, seed: int) -> None:
         raise UsageError("--holdout-seed applies to held-out images; add --holdout SHARE, such as 0.2, or remove it")
     if share is not None and not 0 < share < 1:  # before anything is opened
         raise UsageError(f"--holdout: expected a share above 0 and below 1, such as 0.2, found {share:g}")
-
-
-def hold_out_of(labeled: "Source", share: float, seed: int, store: "Store", writes: bool = True) -> "tuple[Source, Source]":
-    """(images that stay labeled, held-out images). Processes that run together read the images once."""
-    from nst_data.selection.holdout import hold_out, kept_holdouts
-    from nst_train.device import this_process
-
-    with this_process().main_process_first():
-        return hold_out(labeled, share=share, seed=seed, kept=kept_holdouts(store), writes=writes, progress=terminal())
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any result

@@ -12,7 +12,7 @@ from nst_data.store.version import is_review
 
 from .messages import terminal
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, open_version, print_json
-from .tables import WIDTH, bar, named, print_table, print_wrapped
+from .tables import WIDTH, bar, print_table, print_wrapped, without_images
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _print_classes(per_class: dict[str, Any], empty: list[str] | None) -> None:
     last = "unique" if "unique" in what else "labeled"
     empty = [name for name in per_class if not columns[name][last]] if empty is None else empty
     if empty:
-        print_wrapped(f"{len(empty):,} without any image: {named(empty)}")
+        print_wrapped(without_images(empty))
 
 
 def _print_confidence(shown: list[dict[str, Any]]) -> None:

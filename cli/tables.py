@@ -49,3 +49,8 @@ def named(names: Sequence[str], most: int = 20) -> str:
     """The first of some names, and how many more there are."""
     shown = ", ".join(map(as_text, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def without_images(classes: Sequence[str]) -> str:
+    """How many classes have no image, and which."""
+    return f"{len(classes):,} class{'es' * (len(classes) != 1)} without any image: {named(classes)}"

@@ -1,6 +1,6 @@
 """`nst train`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,6 @@ from nst_train.settings import OF_PROBE, OF_PSEUDO_LABELS, RunSettings, TrainSet
 from .messages import terminal
 from .options import (
     ClassNamesOption,
-    HoldoutOption,
     HoldoutSeedOption,
     ImageColumnOption,
     JsonOption,
@@ -19,7 +18,6 @@ from .options import (
     ShowSettingsOption,
     StoreOption,
     check_holdout,
-    hold_out_of,
     open_store,
     open_version,
     option_of,
@@ -45,7 +43,10 @@ def train(
         list[str] | None,
         typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Not needed with --pseudo."),
     ] = None,
-    holdout: HoldoutOption = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Train on all labeled images but this share, as a recipe with this `holdout` does."),
+    ] = None,
     holdout_seed: HoldoutSeedOption = 0,
     name: Annotated[
         str | None,
@@ -93,16 +94,13 @@ def train(
     open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
     pseudo = _open_edition(there, edition, stream)
     student = pseudo is not None or (show_settings and labeled is None)
-    if not student and ((pool is not None and reviews is None) or any(option in given["settings"] for option in OF_PSEUDO_LABELS)):
-        options = "--pool, --ratio, --loss, --hard and --pseudo-..."
-        raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
-    if validation is None and "validate_every" in given["settings"]:
-        raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
-    if settings.probe and (idle := [name for name in given["settings"] if name not in OF_PROBE]):
-        raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
+    _check_use(settings, given["settings"], student, pool is not None and reviews is None, validation is not None)
     if show_settings:
         images = open_labeled(labeled) if labeled else None
-        images = hold_out_of(images, holdout, holdout_seed, there, writes=False)[0] if images and holdout else images
+        if images and holdout:
+            from nst_train.holdout import held_out_together
+
+            images, _ = held_out_together(images, holdout, holdout_seed, there, terminal(), writes=False)
         found = look_up(settings, run, given, partial(_as_option, given["settings"]), images, pseudo, student)
         (print_json if json else print_settings)(found)
         return
@@ -113,6 +111,7 @@ def train(
         raise UsageError(f"{idle[0]} applies to labeled images; add them with --labeled SOURCE, or remove it")
     images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
+    from nst_train.holdout import held_out_together
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network
 
@@ -122,7 +121,7 @@ def train(
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
     excluded = [open_source(source, image_column=image_column) for source in exclude or []]
     if images and holdout:
-        images, held = hold_out_of(images, holdout, holdout_seed, there)
+        images, held = held_out_together(images, holdout, holdout_seed, there, progress)
         excluded = [held, *excluded] if reviews and pseudo is None else excluded  # the pool may have them too, with an answer
     version = train_network(
         there,
@@ -148,6 +147,19 @@ def train(
     print(
         f"  {version.location}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME"
     )
+
+
+def _check_use(settings: TrainSettings, given: Collection[str], student: bool, has_pool: bool, validates: bool) -> None:
+    """Raises UsageError for an option on the command line, `given`, that has no effect here."""
+    from nst_data.errors import UsageError
+
+    if not student and (has_pool or any(option in given for option in OF_PSEUDO_LABELS)):
+        options = "--pool, --ratio, --loss, --hard and --pseudo-..."
+        raise UsageError(f"{options} apply to pseudo-labeled images; add an edition with --pseudo CORPUS@gen-N.K")
+    if not validates and "validate_every" in given:
+        raise UsageError("--validate-every applies to validation images; add them with --validation SOURCE")
+    if settings.probe and (idle := [name for name in given if name not in OF_PROBE]):
+        raise UsageError(f"{option_of(idle[0])} has no effect with --probe, which fits the last layer alone; remove it")
 
 
 def _how(counts: "TeacherCounts") -> str:

@@ -1,20 +1,18 @@
 """The sources of a recipe, opened, and all that would stop a later generation checked before the first."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from nst_data.progress import Progress
-from nst_data.selection.holdout import hold_out, kept_holdouts
 from nst_data.sources import Source
 from nst_data.store.store import Store
-from nst_train.device import this_process
+from nst_train.holdout import held_out_together, say_leaks
 from nst_train.opened_sources import OpenedSources
 from nst_train.recipe_checks import check_evaluations, check_recipe, check_reviews, check_selection, trained_model
 from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
-from nst_train.teacher_names import TeacherName, is_in_store
+from nst_train.teacher_names import TeacherName
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class RecipeData:
             teacher, _ = trained_model("teacher", recipe.teacher.named, store, names)
         by = trained_model("select.by", recipe.select.by, store, names)[0] if recipe.select.by else None
         if recipe.holdout and whole:  # after what takes less time: it reads all images
-            with this_process().main_process_first():
-                kept = kept_holdouts(store)
-                labeled, test = hold_out(whole, share=recipe.holdout, seed=recipe.seed, kept=kept, writes=writes, progress=progress)
+            labeled, test = held_out_together(whole, recipe.holdout, recipe.seed, store, progress, writes)
         evaluations = [(settings, _or_test(data, test)) for settings, data in sources.evaluations]
         check_evaluations(recipe, store, evaluations, names, whole.location if whole else f"`teacher` {teacher}")
         if recipe.holdout and labeled:
@@ -66,17 +62,6 @@ def _say_leaks(recipe: Recipe, store: Store, labeled: Source, teacher: TeacherNa
     """As `say_leaks`, of the models that a recipe names."""
     named = [teacher, by, *(network.settings.start for network in recipe.networks)]
     say_leaks([one for one in named if isinstance(one, str) and one not in ("", "teacher")], store, labeled, progress)
-
-
-def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on other labeled images than those that stay after a holdout: perhaps on held-out ones."""
-    for name in [one for one in dict.fromkeys(models) if is_in_store(one, store)]:
-        inputs = store.open(name, "teacher").manifest.request.inputs.by_role
-        if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
-            progress.say(
-                f"warning: {name} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
-                "whose score is then too high"
-            )
 
 
 def _of_other_images(sources: list[Source], known: list[Source]) -> list[Source]:

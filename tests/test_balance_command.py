@@ -117,7 +117,7 @@ def test_a_class_that_is_left_out_is_not_missed(generation):
     assert "4 entries per class, an image up to 1 time; fewer in 1 of 2 classes\n" in text
     assert "1 class without any image: cat\n" in text
     shown = nst(Store(generation.folder.parents[2]), "show", edition.ref).stdout
-    assert "1 without any image: cat\n" in shown
+    assert "1 class without any image: cat\n" in shown
     assert "exclude_class            bee\n" in shown
 
 

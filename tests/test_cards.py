@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from sealed_labels import COUNTS, label_row, seal_edition, seal_generation
 from nst_data.cards.cards import Published, as_text, dataset_card, model_card, write_dataset_card, write_model_card
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import BEGIN, END
+from nst_data.selection.selection import REASONS
 from nst_data.sources import open_source
 from nst_data.store.counts import TeacherCounts, in_words
 from nst_data.store.inputs import Input
@@ -485,3 +487,10 @@ def test_a_card_shows_the_pictures_that_its_folder_has(store):
     (generation.folder / "confidence.png").touch()
     shown = re.findall(r"!\[[^\]]+\]\((.*?)\)", dataset_card(generation, PLACE))
     assert shown == ["confidence.png"]
+
+
+def test_the_page_reads_reasons_as_cards_do():
+    page = (Path(__file__).parents[1] / "cli" / "look" / "page" / "marks.js").read_text("utf-8")
+    (written,) = re.findall(r"IN_WORDS = \{(.*?)\};", page)
+    on_the_page = dict(re.findall(r'(\w+): "([^"]+)"', written))
+    assert on_the_page == {reason: in_words(reason) for reason in REASONS if in_words(reason) != reason.replace("_", " ")}

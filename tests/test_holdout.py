@@ -30,7 +30,7 @@ from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
-from nst_train import recipe_data
+from nst_train import holdout
 from nst_train.evaluation.suites import open_suite
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
@@ -360,7 +360,7 @@ def test_a_kept_answer_is_read_without_being_written(tmp_path):
 def test_a_wrong_name_is_found_before_all_images_are_read(tmp_path, monkeypatch):
     write_distinct(tmp_path / "labeled", {"ant": 2, "bee": 2})
     write_pool(tmp_path / "pool", 1, 2)
-    monkeypatch.setattr(recipe_data, "hold_out", lambda *_, **__: pytest.fail("read all images"))
+    monkeypatch.setattr(holdout, "hold_out", lambda *_, **__: pytest.fail("read all images"))
     recipe = load_recipe(write_recipe(tmp_path, holdout=0.2, generations=[TINY | {"model": "resnet55"}, STUDENT]))
     with pytest.raises(NstError, match="resnet55: no network of timm"):
         self_training(Store(tmp_path / "store"), recipe, progress=Progress())

@@ -18,6 +18,7 @@ from wording import tells
 from nst_data.cards.own_text import BEGIN
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
+from nst_data.sharing.croissant import CROISSANT
 from nst_data.store.manifest import parse_manifest
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
@@ -91,6 +92,15 @@ def test_a_second_push_of_the_same_content_does_nothing(hub):
     assert {answer.method for answer in answers[start:]} <= {"GET", "HEAD"}
 
 
+def test_the_croissant_there_is_that_of_the_version(hub):
+    top, _, _, home, _ = hub
+    for tag in ("gen-1", "gen-1.1", "main"):
+        text = files(top, REPO, tag)[CROISSANT].decode()
+        assert json.loads(text)["name"] == f"tiny@{'gen-1.1' if tag == 'main' else tag}"
+        assert str(home) not in text
+    assert CROISSANT not in files(top, MODEL, kind="models")
+
+
 def test_a_tag_of_other_content_is_refused_with_both_digests_and_never_moved(hub):
     top, url, answers, home, _ = hub
     before = head(top, REPO, "gen-1")
@@ -112,7 +122,7 @@ def test_what_people_keep_in_a_repository_stays_there(hub, tiny_store):
     from hub import commit
 
     top = home.parent / "own-hub"
-    own = {"LICENSE": b"as you like", "notes/why.md": b"because", "my-figure.png": b"a figure"}
+    own = {"LICENSE": b"as you like", "notes/why.md": b"because", "my-figure.png": b"a figure", "croissant.json": b'{"name": "mine"}'}
     commit(top, "alice/mine", own | {"pseudo_labels/train-00000-of-00009.parquet": b"old", "confidence.png": b"old"})
     with serving(top) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/mine", "--public"], token=ALICE)

@@ -105,7 +105,7 @@ def test_class_counts_before_and_after_stand_side_by_side_and_empty_classes_are_
         "  class  labeled  selected  entries\n  ant          2         1        3\n  bee          2         1        3\n  cat          0"
         in text
     )
-    assert "1 without any image: cat" in text
+    assert "1 class without any image: cat" in text
     assert "0 excluded, 1 duplicate, 1,234 low confidence" in text
 
 
@@ -114,14 +114,14 @@ def test_the_twenty_largest_of_many_classes_are_shown(store):
     rows = [label_row(row, row, label, 0.5, classes=30) for row, label in enumerate([29] * 3 + [28] * 2 + list(range(25)))]
     text = shown(store, seal_generation(store, rows, names=names).ref)
     assert "classes (the largest 20 of 30, --json shows all)\n  class     labeled\n  class-29        3\n  class-28        2\n" in text
-    assert "3 without any image: class-25, class-26, class-27" in text
+    assert "3 classes without any image: class-25, class-26, class-27" in text
     assert sum(line.startswith("  class-") for line in text.splitlines()) == 20
 
 
 def test_of_very_many_empty_classes_some_are_named(store):
     names = [f"class-{number:02d}" for number in range(30)]
     text = shown(store, seal_generation(store, [label_row(0, 0, 0, 0.5, classes=30)], names=names).ref)
-    assert "29 without any image: class-01, class-02," in text
+    assert "29 classes without any image: class-01, class-02," in text
     assert "class-20 and 9 more" in " ".join(text.split())
 
 

@@ -52,11 +52,13 @@ def check_name() -> None:
     if constants.HF_HUB_OFFLINE or urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return
     for wait in (1, 2, None):
+        began = time.monotonic()
         try:
             socket.getaddrinfo(place.hostname, place.port)  # no service by name: small images of Linux know none
             return
         except socket.gaierror as error:
-            if wait is None or error.errno != socket.EAI_AGAIN:
+            was_asked_again = time.monotonic() - began > 1  # by the resolver itself, of a server that does not answer
+            if wait is None or error.errno != socket.EAI_AGAIN or was_asked_again:
                 raise httpx.ConnectError(str(error)) from error
             time.sleep(wait)  # a resolver that is busy, or has just started
 

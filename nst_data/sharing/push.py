@@ -53,7 +53,7 @@ _OF_NST = (
 )  # what a version may have
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
 _PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
-_BY_NST = '"prov:SoftwareAgent"'  # in a croissant.json of ours
+_BY_NST = '"name": "nst '  # the software in a croissant.json of ours
 _AT_ONCE = 8  # files on their way together
 
 
