@@ -129,3 +129,19 @@ def test_every_name_that_examples_and_benchmarks_import_is_there():
     ]
     assert len(wanted) > 50
     assert [(file, module, name) for file, module, name in wanted if not hasattr(importlib.import_module(module), name)] == []
+
+
+def test_shapes_of_arrays_are_said_of_a_class():
+    """`NDArray[...]` is one in NumPy up to 2.4 only: jaxtyping refuses the alias of later versions, which Python 3.12 and newer get."""
+    files = [file for folder in FOLDERS.values() for file in (ROOT / folder).rglob("*.py")]
+    shaped = [
+        (node, file)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.slice, ast.Tuple)
+        and isinstance(node.slice.elts[-1], ast.Constant)
+        and isinstance(node.slice.elts[-1].value, str)
+    ]
+    assert len(shaped) > 50
+    assert [f"{file.name}:{node.lineno}" for node, file in shaped if "NDArray" in ast.unparse(node.slice)] == []

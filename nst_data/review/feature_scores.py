@@ -15,10 +15,10 @@ TYPICAL = 0.25  # what typicality weighs in `mixed`, beside margin
 TYPICAL_OUTLIER = 0.5  # and in `outlier`, beside the distance to labeled images
 _NUMBERS_OF_VOTERS = 2**26
 
-Scores = Float[NDArray[np.float32], " images"]  # of images without features -inf
+Scores = Float[np.ndarray, " images"]  # of images without features -inf
 
 
-def outliers(featured: FeaturedImages, labeled: Float[NDArray[np.float32], "labeled dimensions"], seed: int) -> Scores:
+def outliers(featured: FeaturedImages, labeled: Float[np.ndarray, "labeled dimensions"], seed: int) -> Scores:
     """Far from everything labeled and, half as much, typical, in [0, 1]: images of a class that nobody labeled lie near one another.
 
     All as seen from the middle of the labeled images' features.
@@ -27,7 +27,7 @@ def outliers(featured: FeaturedImages, labeled: Float[NDArray[np.float32], "labe
     known, references = unit_length(labeled - center), featured.sample(MOST_REFERENCES, seed)
     near, own = featured.of(references, center), _places_among(references, len(featured.is_here))
 
-    def score(features: Unit, places: Int[NDArray[np.int64], " images"]) -> Scores:
+    def score(features: Unit, places: Int[np.ndarray, " images"]) -> Scores:
         far, typical = outlier_scores(features, known), (1 + typicality(features, near, own[places])) / 2
         return ((far + TYPICAL_OUTLIER * typical) / (1 + TYPICAL_OUTLIER)).astype(np.float32)
 
@@ -60,7 +60,7 @@ def suspicion_by_neighbors(images: DistinctImages, soft_labels: SoftLabels, clas
         voters = np.where(places >= 0, own[places], -1)
         probs[voters[voters >= 0]] = some[voters >= 0]
 
-    def suspicion(features: Unit, places: Int[NDArray[np.int64], " images"]) -> Scores:
+    def suspicion(features: Unit, places: Int[np.ndarray, " images"]) -> Scores:
         return 1 - neighbor_votes(features, images.labels[places], near, probs, own[places])
 
     return _scored(featured, suspicion)

@@ -5,18 +5,17 @@ Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 
-Probs = Float[NDArray[np.float32], "images classes"]
-Labels = Int[NDArray[np.int64], " images"]
+Probs = Float[np.ndarray, "images classes"]
+Labels = Int[np.ndarray, " images"]
 
 
-def suspicion_of_labels(probs: Probs, labels: Labels) -> Float[NDArray[np.float32], " images"]:
+def suspicion_of_labels(probs: Probs, labels: Labels) -> Float[np.ndarray, " images"]:
     """1 less the probability of the given label, the paper's self-confidence: how probably each label is wrong."""
-    return (1 - probs[np.arange(len(labels)), labels]).astype(np.float32)
+    return np.asarray(1 - probs[np.arange(len(labels)), labels], np.float32)
 
 
-def confident_joint(probs: Probs, labels: Labels) -> Int[NDArray[np.int64], "given true"]:
+def confident_joint(probs: Probs, labels: Labels) -> Int[np.ndarray, "given true"]:
     """How many images are labeled as one class and confidently of another (equation 1).
 
     An image is confidently of the most probable class among those whose threshold it reaches, which is the mean probability of the
@@ -33,7 +32,7 @@ def confident_joint(probs: Probs, labels: Labels) -> Int[NDArray[np.int64], "giv
     return joint
 
 
-def estimated_errors(joint: Int[NDArray[np.int64], "given true"], labels: Labels) -> float:
+def estimated_errors(joint: Int[np.ndarray, "given true"], labels: Labels) -> float:
     """How many labels are wrong: what lies off the diagonal of the joint, each row scaled to the images with that label (equation 3)."""
     images = np.bincount(labels, minlength=len(joint))
     confident = joint.sum(axis=1)

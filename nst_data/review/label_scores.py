@@ -10,7 +10,7 @@ from nst_data.review.distinct_images import DistinctImages, SoftLabels
 from nst_data.review.uncertainty import uncertainty
 from nst_data.store.store import Store, Version
 
-Scores = Float[NDArray[np.float32], " images"]  # the larger, the sooner a person should look
+Scores = Float[np.ndarray, " images"]  # the larger, the sooner a person should look
 
 
 def uncertainties(images: DistinctImages, soft_labels: SoftLabels, by: str) -> Scores:

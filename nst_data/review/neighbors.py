@@ -10,9 +10,9 @@ MOST_REFERENCES = 5_000  # images that each is compared with; of more a seeded s
 _NEAREST_LABELED, _VOTERS, _NEIGHBORS = 3, 10, 20
 _NUMBERS_AT_ONCE = 2**24  # cosines in memory: 64 MB
 
-Unit = Float[NDArray[np.float32], "images dimensions"]  # of length 1 each
-Scores = Float[NDArray[np.float32], " images"]
-Own = Int[NDArray[np.int64], " images"]  # the place of each image among the references, where it is no neighbor; -1 if it is not there
+Unit = Float[np.ndarray, "images dimensions"]  # of length 1 each
+Scores = Float[np.ndarray, " images"]
+Own = Int[np.ndarray, " images"]  # the place of each image among the references, where it is no neighbor; -1 if it is not there
 
 
 def outlier_scores(features: Unit, labeled: Unit, own: Own | None = None) -> Scores:
@@ -37,9 +37,9 @@ def typicality(features: Unit, references: Unit, own: Own) -> Scores:
 
 def neighbor_votes(
     features: Unit,
-    labels: Int[NDArray[np.int64], " images"],
+    labels: Int[np.ndarray, " images"],
     references: Unit,
-    probs: Float[NDArray[np.float32], "references classes"],
+    probs: Float[np.ndarray, "references classes"],
     own: Own,
 ) -> Scores:
     """The mean probability that the nearest 10 references give to the label of each image."""

@@ -12,8 +12,8 @@ _MOST_CLUSTERED = 20_000
 _ITERATIONS = 50
 
 Spread = Literal["k-means", "k-center", "classes"]
-Unit = Float[NDArray[np.float32], "candidates dimensions"]  # of length 1 each
-Labels = Int[NDArray[np.int64], " candidates"]
+Unit = Float[np.ndarray, "candidates dimensions"]  # of length 1 each
+Labels = Int[np.ndarray, " candidates"]
 
 
 def most_of_a_class(labels: Labels, number: int) -> int:
@@ -21,7 +21,7 @@ def most_of_a_class(labels: Labels, number: int) -> int:
     return -(-CLASS_SHARE * number // max(1, len(np.unique(labels))))
 
 
-def candidates(scores: Float[NDArray[np.float32], " images"], labels: Labels, number: int, per_pick: int) -> Int[NDArray[np.int64], " _"]:
+def candidates(scores: Float[np.ndarray, " images"], labels: Labels, number: int, per_pick: int) -> Int[np.ndarray, " _"]:
     """The places of the images that `number` picks are made from, the highest score first; a score that is no number is left out.
 
     `per_pick` times as many as there are picks, and as many times the most of a class. Of equal scores the first counts more.
@@ -34,7 +34,7 @@ def candidates(scores: Float[NDArray[np.float32], " images"], labels: Labels, nu
 
 
 def spread(
-    how: Spread, features: Unit | None, labels: Labels, scores: Float[NDArray[np.float32], " _"], number: int, seed: int
+    how: Spread, features: Unit | None, labels: Labels, scores: Float[np.ndarray, " _"], number: int, seed: int
 ) -> NDArray[np.int64]:
     """The places of `number` of the candidates, which are given with the highest score first, in the order in which to look at them.
 
@@ -81,7 +81,7 @@ def _k_center(features: Unit, labels: Labels, number: int, most: int) -> NDArray
     return picks
 
 
-def _k_means(features: Unit, scores: Float[NDArray[np.float32], " _"], number: int, seed: int) -> NDArray[np.int64]:
+def _k_means(features: Unit, scores: Float[np.ndarray, " _"], number: int, seed: int) -> NDArray[np.int64]:
     """All places: first that of the candidate nearest to the middle of each cluster, then the others.
 
     As many clusters as picks, in which a candidate weighs as much as its score (Zhdanov 2019, "Diverse mini-batch Active Learning").

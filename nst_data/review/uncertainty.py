@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 UNCERTAINTIES = ("margin", "entropy", "confidence")
 
 
-def uncertainty(by: str, probs: Float[NDArray[np.float32], "images classes"]) -> Float[NDArray[np.float32], " images"]:
+def uncertainty(by: str, probs: Float[np.ndarray, "images classes"]) -> Float[np.ndarray, " images"]:
     """One of `UNCERTAINTIES`, in [0, 1] each (Settles 2009, section 3.1).
 
     `margin` is 1 less the lead of the first class over the second, `confidence` 1 less the probability of the first, `entropy` that of

@@ -21,13 +21,13 @@ _MOST_ITERATIONS = 1_000
 class LinearProbe:
     """Logits are `features @ weight.T + bias`. `folds` is 0 where the strength was not cross-validated."""
 
-    weight: Float[NDArray[np.float32], "classes dimensions"]
-    bias: Float[NDArray[np.float32], " classes"]
+    weight: Float[np.ndarray, "classes dimensions"]
+    bias: Float[np.ndarray, " classes"]
     strength: float
     folds: int
     iterations: int
 
-    def probs(self, features: Float[NDArray[np.float32], "images dimensions"]) -> Float[NDArray[np.float32], "images classes"]:
+    def probs(self, features: Float[np.ndarray, "images dimensions"]) -> Float[np.ndarray, "images classes"]:
         """The probability of each class."""
         logits = features @ self.weight.T + self.bias
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -36,8 +36,8 @@ class LinearProbe:
 
 
 def fit(
-    features: Float[NDArray[np.float32], "images dimensions"],
-    labels: Int[NDArray[np.int64], " images"],
+    features: Float[np.ndarray, "images dimensions"],
+    labels: Int[np.ndarray, " images"],
     classes: int,
     seed: int = 0,
     class_weights: Literal["balanced"] | None = None,
@@ -79,8 +79,8 @@ def fit(
 
 
 def cross_validated(
-    features: Float[NDArray[np.float32], "images dimensions"], labels: Int[NDArray[np.int64], " images"], classes: int, seed: int = 0
-) -> Float[NDArray[np.float32], "images classes"]:
+    features: Float[np.ndarray, "images dimensions"], labels: Int[np.ndarray, " images"], classes: int, seed: int = 0
+) -> Float[np.ndarray, "images classes"]:
     """For each image the probabilities by a probe that was fitted without it: five stratified folds, at the strength that suits all.
 
     A probe is fitted on at most `MOST_FITTED` images, a seeded sample of more, and the strength sought on `MOST_SEARCHED`. Probabilities of

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +58,7 @@ def top_k_cross_entropies(
     return -costs / (named.sum(dim=1) + others * even)
 
 
-def balanced_weights(labels: Int[NDArray[np.int64], " images"], classes: int) -> Float[Tensor, " classes"]:
+def balanced_weights(labels: Int[np.ndarray, " images"], classes: int) -> Float[Tensor, " classes"]:
     """By which an image of a class counts so that all classes with images count the same; over the images the mean is 1.
 
     scikit-learn's `class_weight="balanced"`: images / (classes x images of the class). A class without images has 0.
