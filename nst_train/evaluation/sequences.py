@@ -122,8 +122,10 @@ def frames_of(path: str) -> list[Frame]:
         import av
     except ImportError:
         raise NstError(f"{path}: reading videos requires PyAV; pip install av, or give folders of frames") from None
+    # a title need not be UTF-8: PyAV 19 takes any by itself, and has no such argument
+    odd_titles = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
-        with av.open(path, options=_DEMUXERS, metadata_errors="replace") as container:
+        with av.open(path, options=_DEMUXERS, **odd_titles) as container:
             return [_as_ppm(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise NstError(
