@@ -29,5 +29,6 @@ def test_rows_with_equal_hashes_are_found_however_they_are_spread(hashes, partit
 
 
 def test_nothing_is_left_of_what_was_on_its_way(tmp_path):
-    assert repeated_hashes(pl.LazyFrame({"id": [3, 5], "image_hash": [SOME[0]] * 2}), tmp_path / "work").rows() == [(3, 3, 2), (5, 3, 2)]
+    found = repeated_hashes(pl.LazyFrame({"id": [3, 5], "image_hash": [SOME[0]] * 2}), tmp_path / "work")
+    assert sorted(found.rows()) == [(3, 3, 2), (5, 3, 2)]
     assert not list((tmp_path / "work").iterdir())

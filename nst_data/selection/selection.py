@@ -128,8 +128,8 @@ def _is_invalid(classes: int) -> nw.Expr:
 
 
 def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str]) -> pl.DataFrame:
-    """How many `rows` there are by `label`, `reason` and, of those that are still in, `bin` of confidence. A label that is none is 0."""
-    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence")).otherwise(0.0)
+    """How many `rows` there are by `label` and `reason`, or, of those that are still in, `bin` of confidence. A label that is none is 0."""
+    sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence"))
     label = nw.when((nw.col("label") >= 0) & (nw.col("label") < classes)).then(nw.col("label")).otherwise(0)
     return count_bins(rows.with_columns(label=label), bin_of(sure), reasons)
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.tables.engines import BATCH_ROWS, with_row_values
 from nst_data.tables.partitions import Partitions
 
@@ -33,7 +34,7 @@ def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None) -> pl.DataFr
         found = found.filter("alike").select(*halves, pl.col("id").reinterpret(signed=False))
         with Partitions(Path(work, "halves"), numbers=3, bits=(len(alike) // _PARTITION_ROWS).bit_length()) as partitions:
             _send(found, lambda batch: partitions.add(*(column.to_numpy() for column in batch)))
-            return pl.concat([_repeated(records) for records in partitions])
+            return pl.concat([found for _, found in in_threads(_repeated, partitions, cpus_of_this_process())])
 
 
 def _alike(rows: pl.LazyFrame, file: Path) -> NDArray[np.int64]:
@@ -44,7 +45,8 @@ def _alike(rows: pl.LazyFrame, file: Path) -> NDArray[np.int64]:
     with Partitions(file, numbers=1, bits=bits) as partitions:
         hashed = rows.select(pl.col("image_hash").hash(), pl.col("id").reinterpret(signed=False))
         _send(hashed, lambda batch: partitions.add(batch["image_hash"].to_numpy() << id_bits | batch["id"].to_numpy()))
-        return np.concatenate([_repeated_above(records.ravel(), id_bits) for records in partitions]).view(np.int64)
+        found = in_threads(lambda records: _repeated_above(records.ravel(), id_bits), partitions, cpus_of_this_process())
+        return np.concatenate([ids for _, ids in found]).view(np.int64)
 
 
 def _send(rows: pl.LazyFrame, receiver: Callable[[pl.DataFrame], None]) -> None:
