@@ -1,4 +1,4 @@
-"""`nst list`, `nst verify` and `nst remove`: the versions in the store."""
+"""`nst list`, `nst verify` and `nst remove`: the versions and features in the store."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +13,13 @@ from .messages import terminal
 from .options import JsonOption, StoreOption, open_store, print_json
 
 if TYPE_CHECKING:
+    from nst_data.features.kept import KeptFeatures
     from nst_data.store.manifest import Manifest
 
+_Removable = Annotated[
+    str,
+    typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them."),
+]
 Ref = Annotated[
     str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; a name alone means its newest version.")
 ]
@@ -29,7 +34,9 @@ def list_versions(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the versions in the store, finished and unfinished, or in a repository on the Hub."""
+    """List the versions and features in the store, finished and unfinished, or a repository on the Hub."""
+    from nst_data.features.kept import kept_features
+
     if remote is not None:
         _list_remote(remote, name, json)
         return
@@ -37,22 +44,37 @@ def list_versions(
     versions = [] if only_unfinished else there.versions(name)
     unfinished = [ref for ref in there.unfinished() if name in (None, ref.partition("@")[0])]
     leftovers = there.leftovers(name) if only_unfinished else {}
+    kept = kept_features(there) if name in (None, "features") else []
+    features = [one for one in kept if one.is_finished and not only_unfinished]
+    begun = [one for one in kept if not one.is_finished]
     if json:
         left = {"leftovers": sorted(leftovers)} if only_unfinished else {}
-        print_json({"versions": [_summary(version) for version in versions if version.is_readable], "unfinished": unfinished} | left)
+        found = {
+            "versions": [_summary(version) for version in versions if version.is_readable],
+            "features": [_summary_of_features(one) for one in features],
+            "unfinished": [*unfinished, *(one.ref for one in begun)],
+        }
+        print_json(found | left)
         return
-    if only_unfinished and not unfinished and not leftovers:
+    if only_unfinished and not unfinished and not leftovers and not begun:
         print(f"{there.location}: nothing is unfinished")
-    elif not versions and not unfinished and not leftovers:
+    elif not versions and not unfinished and not leftovers and not kept:
         called = f"called {name} " if name else ""
         print(f"{there.location}: nothing {called}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
-    width = max((len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers)), default=0)
+    width = max(
+        (len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers, *(one.ref for one in kept))), default=0
+    )
     for version in versions:
         if not version.is_readable:
             print(f"{version.ref:<{width}}  unreadable   nst show {version.ref} says why")
             continue
         manifest = version.manifest
         print(f"{version.ref:<{width}}  {manifest.kind:<11} {manifest.created[:10]}  {in_a_line(manifest, version.place)}")
+    for one in features:
+        print(as_text(f"{one.ref:<{width}}  {_features_in_a_line(one)}"))
+    for one in begun:
+        done = f"{one.shards:,} shard{'s' * (one.shards != 1)}, {one.bytes / 1e6:,.1f} MB"
+        print(f"{one.ref:<{width}}  unfinished   {done}; rerun its nst embed, or nst remove {one.ref}")
     for ref in unfinished:
         done = there.how_far(ref)
         print(f"{ref:<{width}}  unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
@@ -93,12 +115,18 @@ def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> Non
         raise NstError(f"{version.ref} is damaged: {'; '.join(problems)}. Remove it and make or pull it again")
 
 
-def remove(ref: Ref, store: StoreOption = None) -> None:
-    """Delete a version that nothing else was made from, or an unfinished one."""
+def remove(ref: _Removable, store: StoreOption = None) -> None:
+    """Delete a version that nothing else was made from, an unfinished one, or features, which are computed again when needed."""
+    from nst_data.features.kept import is_features_ref, remove_features
+
     if "@" not in ref:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
 
     there = open_store(store)
+    if is_features_ref(ref):
+        features = remove_features(there, ref, terminal().say)
+        print(f"removed {features.folder}")
+        return
     gone = there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
 
@@ -112,6 +140,25 @@ def _summary(version: Version) -> dict[str, Any]:
         "created": manifest.created,
         "folder": version.location,
     }
+
+
+def _summary_of_features(kept: "KeptFeatures") -> dict[str, Any]:
+    features = kept.features
+    summary: dict[str, Any] = {"ref": kept.ref, "folder": str(kept.folder), "bytes": kept.bytes}
+    if features is None:
+        return summary
+    about = features.about
+    of = {"source": about.request.source.ref, "model": about.request.model.ref}
+    return summary | of | about.model_dump(include={"images", "errors", "dimensions", "created"})
+
+
+def _features_in_a_line(kept: "KeptFeatures") -> str:
+    size = f"{kept.bytes / 1e6:,.1f} MB"
+    if (features := kept.features) is None:
+        return f"unreadable   {size}; nst remove {kept.ref}"
+    about = features.about
+    of = f"{about.images:,} images of {about.request.source.ref} by {about.request.model.ref}"
+    return f"{'features':<11} {about.created[:10]}  {of}, {size}"
 
 
 def in_a_line(manifest: "Manifest", folder: Path | None) -> str:

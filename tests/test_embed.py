@@ -1,5 +1,7 @@
 """Features: what a network makes of images before its classifier, kept in the store."""
 
+import json
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,11 +18,13 @@ from typer.testing import CliRunner
 from watched import Ended, Said
 
 from nst_data.errors import NstError, UsageError
+from nst_data.features.kept import kept_features, remove_features
 from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.files import hash_file
 from nst_data.store.store import Store
+from nst_data.tables import shards
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.features.embed import embed
 from nst_train.settings import EmbedSettings, ReadSettings
@@ -170,3 +174,45 @@ def test_the_command_says_how_many_and_where(tiny_store):
     assert done.stdout.startswith("15 images of 96 features each\n"), done.stdout
     (file,) = store.root.glob("features/*/features/*.parquet")
     assert str(file.parent) in done.stdout
+
+
+def test_features_are_listed_and_removed_and_computed_again(teacher, tmp_path):
+    store, pool = Store(tmp_path / "store"), open_source(write_pool(tmp_path / "pool", 3, 5))
+    features = embed(store, teacher, pool, SETTINGS, run=RUN)
+    ref = f"features@{features.folder.name[:12]}"
+    runner = CliRunner()
+    listed = runner.invoke(app, ["list", "--store", str(store.root)], env={"COLUMNS": "300"}).output
+    assert re.search(rf"{ref} +features .*15 images of .*pool.* by .*teacher.* MB", listed)
+    (row,) = json.loads(runner.invoke(app, ["list", "--json", "--store", str(store.root)]).output)["features"]
+    assert (row["ref"], row["images"], row["source"]) == (ref, 15, pool.lineage.ref)
+    assert row["bytes"] > sum((features.folder / name).stat().st_size for name in features.about.files)
+    wrong = runner.invoke(app, ["remove", "features@0000", "--store", str(store.root)])
+    assert wrong.exit_code == 2
+    assert ref in wrong.output
+    gone = runner.invoke(app, ["remove", ref, "--store", str(store.root)])
+    assert (gone.exit_code, features.folder.exists()) == (0, False)
+    assert embed(store, teacher, pool, SETTINGS, run=RUN).about.files == features.about.files
+
+
+def test_interrupted_features_are_listed_as_unfinished_and_removed(teacher, tmp_path):
+    store, pool = Store(tmp_path / "store"), open_source(write_pool(tmp_path / "pool", 3, 5))
+    with pytest.raises(KeyboardInterrupt):
+        embed(store, teacher, pool, SETTINGS, run=RUN, progress=Ended(8))
+    (kept,) = kept_features(store)
+    runner, where = CliRunner(), ["--store", str(store.root)]
+    assert json.loads(runner.invoke(app, ["list", "--unfinished", "--json", *where]).output)["unfinished"] == [kept.ref]
+    assert f"nst remove {kept.ref}" in runner.invoke(app, ["list", "--unfinished", *where]).output
+    assert runner.invoke(app, ["remove", kept.ref, *where]).exit_code == 0
+    assert kept_features(store) == []
+
+
+def test_features_that_another_machine_computes_are_not_removed(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    claims = store.root / "features" / ("0123" * 8) / ".work" / "claims"
+    claims.mkdir(parents=True)
+    claim = claims / "00000.elsewhere.1"
+    claim.write_text("0")
+    with pytest.raises(NstError, match=r"features@0123.*computing.*stop it"):
+        remove_features(store, "features@0123", lambda _: claim.write_text("1"))
+    monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
+    assert not remove_features(store, "features@0123").folder.exists()

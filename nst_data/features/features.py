@@ -22,7 +22,7 @@ from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
 
 TABLE, ABOUT = "features", "features.json"
-_FOLDER, _WORK = "features", ".work"
+FOLDER, WORK = "features", ".work"
 _LAYOUT = 1
 _ROWS_PER_GROUP = 1_000
 _ROWS_AT_ONCE = 4_000
@@ -130,7 +130,7 @@ class FeaturesUnderWay:
         )
         fsync_tree(self.folder)
         write_text(self.folder / ABOUT, json.dumps(about.model_dump(mode="json"), indent=2) + "\n")
-        discard(self.folder / _WORK)
+        discard(self.folder / WORK)
         return Features(self.folder)
 
 
@@ -143,14 +143,14 @@ def find(store: Store, request: FeaturesRequest) -> Features | None:
 def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesUnderWay:
     """Features to compute, or to go on with."""
     folder = folder_of(store, request)
-    work = folder / _WORK
+    work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     return FeaturesUnderWay(request, folder, Shards(folder, work, ShardPlan(rows, rows_per_shard, TABLE)), dimensions)
 
 
 def folder_of(store: Store, request: FeaturesRequest) -> Path:
     """Where the features of a request are or will be."""
-    return store.root / _FOLDER / request.digest[:32]
+    return store.root / FOLDER / request.digest[:32]
 
 
 def schema(dimensions: int) -> pa.Schema:

@@ -139,16 +139,7 @@ class Shards:
             file.write(str(time.time_ns()))
 
     def _claimed(self) -> dict[int, _Life]:
-        """For each shard that a process works at, unless it is known to be dead: its newest sign of life, to be told from the next one."""
-        newest: dict[int, _Life] = {}
-        for path in self._claims.iterdir():
-            shard, owner = path.name.split(".", 1)
-            node, _, process = owner.rpartition(".")
-            if node == platform.node() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                newest[int(shard)] = max(newest.get(int(shard), (0, "")), (path.stat().st_mtime_ns, path.read_text("utf-8")))
-        return newest
+        return _claimed(self._claims)
 
     def _is_free(self, shard: int, claimed: dict[int, _Life], signs: dict[int, tuple[_Life, float]]) -> bool:
         if shard not in claimed:
@@ -266,6 +257,31 @@ class ShardWriter:
 
 class _AbandonedError(Exception):
     """Makes `replacing` drop its file."""
+
+
+def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
+    """Raises NstError where a process works at shards in `work`; claims that do not change for a while are of a dead one."""
+    claims = work / "claims"
+    seen, since = _claimed(claims), time.monotonic()
+    if seen:
+        say(f"{what}: a process left its sign here; watching up to {STALLED_SECONDS:.0f} s whether it still works")
+    while seen and time.monotonic() - since <= STALLED_SECONDS:
+        if _claimed(claims) != seen:
+            raise NstError(f"{what}: a process is computing it; wait for it or stop it, then rerun. Nothing was changed")
+        time.sleep(min(_LOOK_EVERY_SECONDS, STALLED_SECONDS))
+
+
+def _claimed(claims: Path) -> dict[int, _Life]:
+    """For each shard that a process works at, unless it is known to be dead: its newest sign of life, to be told from the next one."""
+    newest: dict[int, _Life] = {}
+    for path in claims.iterdir() if claims.is_dir() else ():
+        shard, owner = path.name.split(".", 1)
+        node, _, process = owner.rpartition(".")
+        if node == platform.node() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            newest[int(shard)] = max(newest.get(int(shard), (0, "")), (path.stat().st_mtime_ns, path.read_text("utf-8")))
+    return newest
 
 
 def _class_names(schema: pa.Schema) -> list[str]:

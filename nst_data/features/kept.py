@@ -1,0 +1,93 @@
+"""Which features a store keeps, finished or half done, and their removal: they are a cache, computed again where they are missing."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nst_data.errors import NstError, UsageError
+from nst_data.features.features import ABOUT, FOLDER, WORK, Features
+from nst_data.store.files import discard
+from nst_data.store.store import Store
+from nst_data.tables.shards import wait_for_claims
+
+_SHOWN_DIGITS, _LEAST_DIGITS = 12, 4
+_NAME = re.compile(r"[0-9a-f]{32}")
+_REF = re.compile(rf"{FOLDER}@[0-9a-f]{{{_LEAST_DIGITS},32}}")
+
+
+@dataclass(frozen=True)
+class KeptFeatures:
+    """The features in one folder of a store."""
+
+    folder: Path
+
+    @property
+    def ref(self) -> str:
+        """`features@` and the first digits of the folder's name: what `remove_features` takes."""
+        return f"{FOLDER}@{self.folder.name[:_SHOWN_DIGITS]}"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all are computed."""
+        return (self.folder / ABOUT).is_file()
+
+    @property
+    def features(self) -> Features | None:
+        """Finished ones whose record is readable."""
+        features = Features(self.folder)
+        try:
+            return features if features.about else None
+        except (NstError, ValueError):
+            return None
+
+    @property
+    def shards(self) -> int:
+        """How many shards are done of those under way."""
+        return len(list((self.folder / WORK / "shards").glob("*")))
+
+    @property
+    def bytes(self) -> int:
+        """What they take on disk."""
+        sizes = 0
+        for path in self.folder.rglob("*"):
+            try:
+                sizes += path.stat().st_size if path.is_file() else 0
+            except FileNotFoundError:  # of a process that is at work
+                continue
+        return sizes
+
+
+def kept_features(store: Store) -> list[KeptFeatures]:
+    """All features in a store, by the names of their folders. Those of a store at an address are on this machine alone."""
+    return [KeptFeatures(folder) for folder in sorted((store.root / FOLDER).glob("*")) if _NAME.fullmatch(folder.name) and folder.is_dir()]
+
+
+def is_features_ref(ref: str) -> bool:
+    """Whether a reference is `features@DIGEST`, which no version is called."""
+    return _REF.fullmatch(ref) is not None
+
+
+def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda _: None) -> KeptFeatures:
+    """Delete features, finished or half done.
+
+    Args:
+        store: Where they are kept.
+        ref: `features@DIGEST`; any number of digits from four on that tells them from others.
+        say: Gets a line about what is waited for.
+
+    Returns:
+        What is gone.
+
+    Raises:
+        UsageError: There are none, or several, of this name.
+        NstError: A process is computing them.
+    """
+    kept = kept_features(store)
+    found = [one for one in kept if one.folder.name.startswith(ref.partition("@")[2])]
+    if len(found) != 1:
+        there = ", ".join(one.ref for one in found or kept) or "none"
+        raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; there are: {there}")
+    wait_for_claims(found[0].folder / WORK, ref, say)
+    discard(found[0].folder)
+    return found[0]
