@@ -10,6 +10,7 @@ from nst_train.recipe_settings import MAY_BE_EMPTY, Recipe
 SCHEMA_FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={SCHEMA_FILE}"  # the first line of a recipe; the file is the one beside it
 _TITLE = "Recipe of nst run"
+_EXPONENT = r"^[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+$"  # 1e-3, which is text in YAML 1.1; bounds hold of numbers alone
 _OF_A_PRESET = "model"  # or of the generation that a `finetune` belongs to
 
 
@@ -43,6 +44,8 @@ def write_schema(folder: Path) -> bool:
 def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
     """Without what pydantic adds for programs: titles, defaults that are whole sections or nothing, lists of arguments.
 
+    A number may be text with an exponent, which pydantic takes for one.
+
     `of_keys` says that the node's own keys are settings, which may be called title or default.
     """
     if isinstance(node, list):
@@ -55,4 +58,6 @@ def _plain(node: Any, of_keys: bool = False) -> Any:  # noqa: ANN401 - any JSON
             continue
         is_text = key == "description" and isinstance(value, str)
         plain[key] = value.partition("\n\nArgs:")[0] if is_text else _plain(value, of_keys=key in ("properties", "$defs"))
+    if not of_keys and plain.get("type") == "number":
+        plain |= {"type": ["number", "string"], "pattern": _EXPONENT}
     return plain

@@ -122,3 +122,15 @@ def test_the_schema_beside_a_recipe_is_renewed_and_no_file_of_anothers_is(tmp_pa
     path.unlink()
     path.mkdir()
     assert not write_schema(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e-3", "1E-3", "1e3", "2.5e-1", "+1e-2"])
+def test_a_number_with_an_exponent_is_taken_by_schema_and_reader(value, validator):
+    text = RECIPE.replace("epochs: 3,", f"epochs: 3, learning_rate: {value}, momentum: 5e-1,")
+    assert faults(validator, text) == []
+    assert parse_recipe(text, Path("flowers.yaml")).generations[0].learning_rate == float(value)
+
+
+@pytest.mark.parametrize("value", ["slow", "e-3", "1e", "-1.0", "'1e-3 '", "[1e-3]", "0"])
+def test_what_is_no_learning_rate_is_a_fault(value, validator):
+    assert faults(validator, RECIPE.replace("epochs: 3,", f"epochs: 3, learning_rate: {value},"))
