@@ -7,6 +7,7 @@ import yaml
 
 from nst_data.errors import ODD_YAML, UsageError
 
+_LISTS = ("evaluate", "students")  # sections that may be missing, or hold their one entry without a list
 _EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
 
 
@@ -41,11 +42,14 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
         return value
     step, *rest = steps
     around = ".".join(key.split(".")[: -len(steps)])
+    if around in _LISTS and step.isdigit() and not isinstance(node, list):
+        node = [node] if node else [{}] if step == "0" else []
     if isinstance(node, list):
         index = int(step) if step.isascii() and step.isdigit() else len(node)
         if index >= len(node):
-            has = f"entries 0 to {len(node) - 1}" if node else "no entry"
-            raise UsageError(f"`changes` {key}: {around} has {has}, found {step}")
+            has = f"entr{'ies' if len(node) > 1 else 'y'} {' to '.join(map(str, sorted({0, len(node) - 1})))}" if node else "no entry"
+            example = ".".join([around, "0", *(rest if step.isdigit() else steps)])
+            raise UsageError(f"`changes` {key}: {around} has {has}, found {step}; name one, such as {example}")
         return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
     if node is not None and not isinstance(node, dict):
         raise UsageError(f"`changes` {key}: {around} is {node!r}, which has no keys; change it as a whole: {around}=VALUE")

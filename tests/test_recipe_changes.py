@@ -41,6 +41,7 @@ def parsed(*words, text=RECIPE):
         ("select={per_class: none}", "label:", "select: {per_class: none}"),
         ("reviews.1=flowers@review-2", "review-1", "review-2"),
         ("evaluate.suite=[fgsm, pgd]", "suite: fgsm", "suite: [fgsm, pgd]"),
+        ("evaluate.0.suite=[fgsm, pgd]", "suite: fgsm", "suite: [fgsm, pgd]"),
         ("generations.0.learning_rate=1e-3", "epochs: 3,", "epochs: 3, learning_rate: 1e-3,"),
     ],
 )
@@ -116,3 +117,22 @@ def test_a_run_takes_changes_as_its_dry_run_and_its_settings_do(tmp_path, monkey
 def lines_from(path):
     written = yaml.safe_load(path.read_text())["generations"][0].get("noise", {})
     return ["recipe"] if "magnitude" in written else ["default", "(section", "3.1)"]
+
+
+def test_the_first_entry_of_a_list_may_be_set_where_there_is_none_yet():
+    text = RECIPE.replace("evaluate:", "test: {source: /photos/test}\n#")
+    assert [one.suite for one in parsed("evaluate.0.suite=[pgd]", text=text).evaluate] == [("pgd",)]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("evaluate.1.suite=pgd", ["evaluate.1.suite", "entry 0", "found 1", "such as evaluate.0.suite"]),
+        ("generations.5.ratio=3", ["entries 0 to 2", "found 5", "such as generations.0.ratio"]),
+        ("generations.ratio=3", ["entries 0 to 2", "found ratio", "such as generations.0.ratio"]),
+        ("evaluate.0.suite=robustness", ["evaluate.0.suite", "corruptions", "robustness"]),
+    ],
+)
+def test_a_place_that_does_not_exist_is_refused_with_those_that_do(word, said):
+    with pytest.raises(UsageError, match=".*".join(said)):
+        parsed(word)
