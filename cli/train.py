@@ -111,6 +111,7 @@ def train(
         raise UsageError(f"{idle[0]} applies to labeled images; add them with --labeled SOURCE, or remove it")
     images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
+    pool_images = _open_pool(pool, pseudo, there)
     from nst_train.holdout import held_out_together
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network
@@ -129,7 +130,7 @@ def train(
         images,
         settings,
         edition=pseudo,
-        pool=_open_pool(pool, pseudo, there),
+        pool=pool_images,
         reviews=open_version(there, reviews, "review") if reviews else None,
         exclude=excluded,
         generation=generation,
@@ -196,8 +197,14 @@ def _open_edition(store: "Store", ref: str | None, stream: bool) -> "Version | S
 
 
 def _open_pool(location: str | None, edition: "Version | StreamedEdition | None", store: "Store") -> "Source | None":
-    """The pool that the user names."""
+    """The pool that the user names. Raises UsageError where one must be named, before a network library is imported."""
     if location is None:
+        from nst_data.self_contained.images import needs_pool
+        from nst_data.sources.labeled_pool import OF_EDITION, check_pool_is_own
+        from nst_data.store.version import Version
+
+        if isinstance(edition, Version) and needs_pool(edition):
+            check_pool_is_own(edition, OF_EDITION)
         return None
     from nst_data.sources import open_source
     from nst_data.store.manifest import EditionManifest

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from conftest import TINY, write_class_folders, write_pool
@@ -309,3 +310,13 @@ def test_a_push_says_which_of_its_words_is_missing(store, words, missing):
 def test_an_edition_where_a_generation_is_meant_names_it(store):
     done = run(store, "balance", "tiny@gen-1.1")
     assert (done.exit_code, "tiny@gen-1.1 is an edition; name tiny@gen-1" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_downloaded_edition_without_its_pool_is_refused_before_a_network_library_is_imported(store, monkeypatch):
+    pulled(store, "tiny@gen-1.1")
+    monkeypatch.setitem(sys.modules, "nst_train.networks.models", None)
+    monkeypatch.setitem(sys.modules, "nst_train.holdout", None)
+    words = ["--pseudo", "tiny@gen-1.1", "--model", "test_resnet", "--name", "student"]
+    done = CliRunner().invoke(app, ["train", *words, "--store", str(store.root)])
+    assert done.exit_code == 2
+    assert tells(done.stderr, "tiny@gen-1.1 … downloaded manifest … --pool")

@@ -7,6 +7,17 @@ from nst_data.sources import Source, open_source
 from nst_data.store.inputs import Input
 from nst_data.store.version import Version
 
+OF_EDITION = "was built from it; pass its current location with `pool`"  # the hint where an edition is trained on
+
+
+def check_pool_is_own(version: Version, hint: str) -> None:
+    """Raises UsageError for a version that came from the Hub, or was drawn from one that did; `hint` is as for `open_labeled_pool`."""
+    entry = version.manifest.request.inputs.pool
+    if entry is not None and entry.pulled:
+        raise UsageError(
+            f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. {version.ref} {hint}"
+        )
+
 
 def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False) -> Source:
     """Open the pool that a manifest names. `hint` ends the error: what the pool is opened for, and how to name another.
@@ -16,10 +27,7 @@ def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: 
     entry = version.manifest.request.inputs.pool
     if entry is None:
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a teacher, which has no pool")
-    if entry.pulled:
-        raise UsageError(
-            f"{version.ref}: its pool {entry.ref!r} comes from a downloaded manifest, which nst does not open. {version.ref} {hint}"
-        )
+    check_pool_is_own(version, hint)
     try:
         return open_source(entry.ref, image_column=image_column or entry.image_column, stream=stream, indexes=indexes)
     except NstError as error:

@@ -11,7 +11,7 @@ from nst_data.review.labeled_part import LabeledPart, answered_images, check_dra
 from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sources import Source, check_trainable, labels_in, open_source
-from nst_data.sources.labeled_pool import open_labeled_pool
+from nst_data.sources.labeled_pool import OF_EDITION, open_labeled_pool
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import worker_failures
@@ -145,7 +145,7 @@ def _pool_of(store: Store, edition: Version | StreamedEdition | None, pool: Sour
     """The pool that the user names, else the one that was labeled; None where none is needed."""
     if pool is not None or edition is None or not needs_pool(edition):
         return pool
-    return open_labeled_pool(edition, store.indexes, "was built from it; pass its current location with `pool`")
+    return open_labeled_pool(edition, store.indexes, OF_EDITION)
 
 
 def _labeled_part(
