@@ -8,7 +8,7 @@ import typer
 from nst_data.settings import BalanceSettings, ReadableSettings
 
 from .messages import terminal
-from .options import ImageColumnOption, JsonOption, StoreOption, open_store, open_version, print_json, with_settings
+from .options import ImageColumnOption, JsonOption, StoreOption, labeled_option, open_store, open_version, print_json, with_settings
 from .tables import without_images
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def balance(
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
     _print_counts(counts, settings)
     given = f" --reviews {reviews}" if reviews else ""
-    labeled = "" if any(one.texts for one in inputs.teachers.values()) else " --labeled LABELED"  # of a zero-shot teacher there may be none
-    print(f"  {version.location}\n  next: nst train{labeled} --pseudo {version.ref}{given} --model MODEL --name NAME")
+    print(f"  {version.location}\n  next: nst train{labeled_option(inputs)} --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
 def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:

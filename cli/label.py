@@ -16,6 +16,7 @@ from .options import (
     StoreOption,
     StreamOption,
     ZeroShotNamesOption,
+    labeled_option,
     open_models,
     open_scored,
     open_store,
@@ -141,7 +142,8 @@ def _print(version: "Version", json: bool) -> None:
         return
     if isinstance(counts, EditionCounts):
         print(f"{version.ref}: {counts.unique:,} images labeled again, {counts.copies:,} entries")
-        print(f"  {version.location}\n  next: nst train --labeled LABELED --pseudo {version.ref} --model MODEL --name NAME")
+        labeled = labeled_option(version.manifest.request.inputs)
+        print(f"  {version.location}\n  next: nst train{labeled} --pseudo {version.ref} --model MODEL --name NAME")
         return
     counts = GenerationManifest.of(version.manifest).counts
     lost = f"{counts.errors - counts.no_answer:,} could not be read"

@@ -23,6 +23,7 @@ from .messages import terminal
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
+    from nst_data.store.inputs import Inputs
     from nst_data.store.manifest import Kind
     from nst_data.store.store import Store, Version
     from nst_train.teacher_names import TeacherName
@@ -103,6 +104,11 @@ def open_scored(location: str, class_names: str | None, models: "Sequence[Teache
     if class_numbers(own) is not None and not set(own) <= set(names):
         source.labels, source.class_names = renamed(labels_in(source), own, source.location, names, class_names)
     return source
+
+
+def labeled_option(inputs: "Inputs") -> str:
+    """What a line that says how to train on pseudo-labels says of labeled images: of a zero-shot teacher there may be none."""
+    return "" if any(one.texts for one in inputs.teachers.values()) else " --labeled LABELED"
 
 
 def check_holdout(share: float | None, seed: int) -> None:

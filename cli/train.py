@@ -1,5 +1,6 @@
 """`nst train`."""
 
+import shlex
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,9 +146,17 @@ def train(
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.parameters:,} parameters{_how(counts)}")
-    print(
-        f"  {version.location}\n  next: nst evaluate {version.ref} --data SOURCE, or nst label POOL --teacher {version.ref} --corpus NAME"
-    )
+    measures = _of_holdout(labeled, holdout, holdout_seed, columns)
+    print(f"  {version.location}\n  next: nst evaluate {version.ref} {measures or '--data SOURCE'}", end="")
+    print(f", or nst label POOL --teacher {version.ref} --corpus NAME")
+
+
+def _of_holdout(labeled: list[str] | None, holdout: float | None, seed: int, columns: Mapping[str, str | None]) -> str:
+    """The options of `nst evaluate` that measure on what was held out here; nothing where that is of several sources together."""
+    if not holdout or labeled is None or len(labeled) != 1:
+        return ""
+    given = {"--data": labeled[0], "--holdout": str(holdout), "--holdout-seed": str(seed) if seed else None, **columns}
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value)
 
 
 def _check_use(settings: TrainSettings, given: Collection[str], student: bool, has_pool: bool, validates: bool) -> None:

@@ -372,3 +372,17 @@ def test_settings_are_shown_without_steps_where_nothing_can_be_held_out(tmp_path
     shown = CliRunner().invoke(app, words)
     assert "no steps: " in shown.stderr
     assert json.loads(shown.stdout)[0]["derived"]["labeled_images"] is None
+
+
+def test_the_next_line_of_a_training_measures_on_what_it_held_out(finished):
+    folder, store, _ = finished
+    labeled, where = str(folder / "labeled"), ["--store", str(store.root)]
+    network = [
+        word for key, value in (TINY | {"epochs": 0.1}).items() if key != "noise" for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
+    words = ["--labeled", labeled, "--holdout", "0.4", "--holdout-seed", "3", "--name", "line", "--workers", "0", *network]
+    trained = CliRunner().invoke(app, ["train", *words, *where])
+    line = re.search("next: nst (evaluate .*), or", trained.stdout)[1]
+    assert line == f"evaluate line@gen-0 --data {labeled} --holdout 0.4 --holdout-seed 3"
+    measured = CliRunner().invoke(app, [*shlex.split(line), *where])
+    assert (measured.exit_code, "warning" in measured.stderr) == (0, False)

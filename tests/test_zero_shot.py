@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from wording import is_line, pattern
 
 from nst_data.errors import NstError, UsageError
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
 from nst_data.sharing.public_form import published_manifest
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -177,6 +179,16 @@ def test_a_pool_is_labeled_like_by_any_teacher(clip, pool, store):
     assert (published.ref, published.texts, published.digest) == ("clip", entry.texts, entry.digest)
     again = labeled(store, pool, ZeroShot(model=clip, class_names=SYNONYMS, prompts=["a {}"]))
     assert again.ref == version.ref
+
+
+def test_labeled_images_are_not_asked_for_where_a_zero_shot_teacher_labeled_again(clip, pool, store, tmp_path):
+    version = labeled(store, pool, ZeroShot(model=clip, class_names=NAMES, prompts=["a {}"]))
+    edition = balance(store, version, BalanceSettings(min_confidence=0, per_class=2))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    words = ["--teacher", clip, "--class-names", str(tmp_path / "names.txt"), "--store", str(store.root)]
+    done = CliRunner().invoke(app, ["label", "--like", edition.ref, *words])
+    assert done.exit_code == 0, done.output
+    assert "next: nst train --pseudo " in done.stdout
 
 
 @pytest.mark.slow
