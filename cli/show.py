@@ -120,7 +120,7 @@ def _print_counts(counts: dict[str, Any]) -> None:
     print("counts")
     for key, value in counts.items():
         if key not in ("per_class", "dropped", "classes_without_images", "shards"):
-            print(f"  {key:<24} {_text(value)}")
+            print(f"  {_HEADINGS.get(key, key):<24} {_text(value)}")
     if "dropped" in counts:
         print("dropped")
         print_wrapped(", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in counts["dropped"].items()))

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -221,3 +222,10 @@ def test_labels_that_somebody_wrote_to_are_counted_again(store):
     (table,) = (version.folder / "pseudo_labels").iterdir()
     table.write_bytes(table.read_bytes()[:-9])
     assert tells(nst(store, "show", version.ref).stderr, "nst: bugs@gen-1: … cannot be read (")
+
+
+def test_counts_of_an_edition_are_called_as_in_its_table_of_classes(store):
+    counts = shown(store, edition(store).ref).partition("counts")[2]
+    assert re.search(r"^  selected +2$", counts, re.MULTILINE)
+    assert re.search(r"^  entries +5$", counts, re.MULTILINE)
+    assert not re.search("unique|copies", counts)
