@@ -43,7 +43,7 @@ VerboseOption = Annotated[
 
 
 def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes to itself
-    """Give a command, or each of a group of commands, these options."""
+    """Give a command, or a group and each of its commands, these options."""
     alone = typer.Typer(add_completion=False)
 
     @alone.command()
@@ -51,7 +51,7 @@ def add_options(command: Any) -> None:  # noqa: ANN401 - typer keeps its classes
         pass
 
     own = [one for one in typer.main.get_command(alone).params if one.name in ("quiet", "verbose")]
-    for one in getattr(command, "commands", {"": command}).values():
+    for one in (command, *getattr(command, "commands", {}).values()):
         one.params += own
 
 

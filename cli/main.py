@@ -11,7 +11,7 @@ import sys
 import threading
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -46,16 +46,23 @@ class _Group(TyperGroup):
         speak_for(name or "")
         return name, load(name or ""), rest
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401
+        try:
+            return super().parse_args(ctx, args)
+        except _WRONG_USE as error:
+            if not error.format_message():  # the help was shown
+                raise
+            _fail(_in_a_line(error, "nst"), 2)
+
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps its context class to itself
         try:
             result = super().invoke(ctx)
             _tell_lost_output(COMMANDS[ctx.invoked_subcommand].only_shows)
             return result
         except _WRONG_USE as error:
-            message, command = error.format_message().rstrip("."), " ".join(filter(None, ["nst", ctx.invoked_subcommand]))
-            if not message:  # the help of a group of commands was shown
+            if not error.format_message():  # the help of a group of commands was shown
                 raise SystemExit(2) from None
-            _fail(f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`", 2)
+            _fail(_in_a_line(error, " ".join(filter(None, ["nst", ctx.invoked_subcommand]))), 2)
         except NstError as error:
             _fail(in_our_words(str(error)), 2 if isinstance(error, UsageError) else 1)
         except KeyboardInterrupt as error:
@@ -78,6 +85,11 @@ class _Group(TyperGroup):
             _fail(about(error), 1)
 
 
+def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
+    message = error.format_message().rstrip(".")
+    return f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`"
+
+
 def _tell_lost_output(is_all: bool) -> None:
     """Say that standard output could not be written: a failure for a command whose output is all that it makes."""
     if reason := lost_output():
@@ -87,7 +99,7 @@ def _tell_lost_output(is_all: bool) -> None:
         print(f"nst: {message}; the work itself has completed", file=sys.stderr)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     from nst_data.progress import as_text
     from nst_data.store.file_tree import secrets_cut
 

@@ -8,6 +8,7 @@ from nst_cli import commands
 from nst_cli.main import app
 from sealed_labels import label_row, seal_generation
 from typer.testing import CliRunner
+from wording import is_line
 
 from nst_data.progress import silence
 from nst_data.store.store import Store
@@ -96,3 +97,18 @@ def test_the_words_of_an_option_name_no_number_where_it_takes_none():
     options = {one.name: one.metavar for one in commands.load("train").params}
     assert options["class_weights"] == "balanced"
     assert {one.name: one.metavar for one in commands.load("balance").params}["per_class"] == "N|auto|none"
+
+
+def test_before_the_command_too_a_contradiction_and_an_unknown_option_are_one_line(store):
+    for words, says in ((["-q", "-v", "ls"], "--quiet and --verbose … pass only one"), (["--loud", "ls"], "--loud … `nst --help`")):
+        done = nst(*words)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert is_line(done.stderr.strip(), f"nst: … {says} …")
+
+
+def test_quiet_stands_between_a_group_and_its_command_too(store):
+    corpus = store.versions()[0].name
+    within, behind = nst("review", "-q", "freeze", corpus), nst("review", "freeze", corpus, "-q")
+    assert (within.exit_code, within.stderr) == (behind.exit_code, behind.stderr)
+    assert "No such option" not in within.stderr
+    assert "--verbose" in nst("review", "-q", "freeze", corpus, "-v").stderr
