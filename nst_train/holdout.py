@@ -1,11 +1,12 @@
 """Held-out images among processes that run together, and models that may have seen them."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 
 from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out, kept_holdouts
 from nst_data.sources import Source
-from nst_data.store.store import Store
+from nst_data.store.store import Store, Version
 from nst_train.device import this_process
 from nst_train.teacher_names import is_in_store
 
@@ -19,11 +20,34 @@ def held_out_together(
 
 
 def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on other labeled images than those that stay after a holdout: perhaps on held-out ones."""
-    for name in [one for one in dict.fromkeys(models) if is_in_store(one, store)]:
-        inputs = store.open(name, "teacher").manifest.request.inputs.by_role
-        if "labeled" in inputs and inputs["labeled"].digest != labeled.fingerprint:
+    """Say which models of the store were trained on other labeled images than those that stay after a holdout: perhaps on held-out ones.
+
+    So may have been the teachers of a model, and those that it started from, as far as the store has their manifests.
+    """
+    names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
+    here = {one.manifest.digest: one for one in store.versions() if one.is_readable} if names else {}
+    for name in names:
+        version = store.open(name, "teacher")
+        if other := next((one for one in _lineage(version, here) if _is_on_others(one, labeled)), None):
+            who, its = (name, "whose") if other.ref == version.ref else (f"{name} descends from {other.ref}, which", f"and {name}'s")
             progress.say(
-                f"warning: {name} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
-                "whose score is then too high"
+                f"warning: {who} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
+                f"{its} score is then too high"
             )
+
+
+def _is_on_others(version: Version, labeled: Source) -> bool:
+    entry = version.manifest.request.inputs.by_role.get("labeled")
+    return version.manifest.kind == "teacher" and entry is not None and entry.digest != labeled.fingerprint
+
+
+def _lineage(version: Version, here: Mapping[str, Version]) -> Iterator[Version]:
+    """A version and those of the store that it was made from, the nearest first, each once."""
+    found = {version.manifest.digest: version}
+    ahead = deque(found.values())
+    while ahead:
+        yield (one := ahead.popleft())
+        for entry in one.manifest.request.inputs.by_role.values():
+            if entry.digest in here and entry.digest not in found:
+                found[entry.digest] = here[entry.digest]
+                ahead.append(here[entry.digest])

@@ -25,13 +25,17 @@ from nst_data.images import image_hash
 from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
+from nst_data.selection.editions import balance
 from nst_data.selection.holdout import held_out_rows, hold_out
+from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train import holdout
 from nst_train.evaluation.suites import open_suite
+from nst_train.holdout import say_leaks
+from nst_train.labeling.label import label as label_pool
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.recipe_data import RecipeData
@@ -386,3 +390,29 @@ def test_the_next_line_of_a_training_measures_on_what_it_held_out(finished):
     assert line == f"evaluate line@gen-0 --data {labeled} --holdout 0.4 --holdout-seed 3"
     measured = CliRunner().invoke(app, [*shlex.split(line), *where])
     assert (measured.exit_code, "warning" in measured.stderr) == (0, False)
+
+
+def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finished, tmp_path):
+    folder, before, _ = finished
+    store = Store(shutil.copytree(before.root, tmp_path / "store"))
+    every = open_source(str(folder / "labeled"), labeled=True)
+    kept, held = hold_out(every, share=0.2)
+    settings, run = TrainSettings(**TINY | {"epochs": 0.1, "seed": 7}), RunSettings(workers=0, decode_threads=1)
+
+    def said_of(ref):
+        said = Said()
+        say_leaks([ref], store, kept, said)
+        return said.lines
+
+    def student(name, teacher):
+        corpus = label_pool(store, f"{name}-labels", teacher, open_source(str(folder / "pool")), SETTINGS)
+        edition = balance(store, corpus, BalanceSettings(min_confidence=0), exclude=[held])
+        return train(store, name, kept, settings, edition=edition, run=run).ref
+
+    first = train(store, "all", every, settings, run=run).ref
+    second = student("second", first)
+    third = student("third", second)
+    for ref in (second, third):
+        (line,) = said_of(ref)
+        assert tells(line, f"warning: {ref} … {first} … not trained on … not held out; … {ref}'s score is then too high")
+    assert said_of(student("clean", train(store, "kept", kept, settings, run=run).ref)) == []
