@@ -4,7 +4,7 @@ Counting rows by class and bin of their value says in which bin a class's N-th r
 few enough rows are left to sort. Each count is one streaming pass; nothing that grows with the rows stays in memory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import narwhals as nw
@@ -79,6 +79,10 @@ class Cutoffs:
             past = (value < nw.col(_cut(key))) | ((value == nw.col(_cut(key))) & past)
         return past.fill_null(value=False)
 
+    def first(self, rows: LazyFrameT) -> LazyFrameT:
+        """The rows that do not come after their class's last."""
+        return self.without(self.beside(rows).filter(~self.is_past))
+
     def without(self, rows: LazyFrameT) -> LazyFrameT:
         """Drop the columns that `beside` added."""
         return rows.drop(*map(_cut, self.keys), *([_HASH] if _HASH in self.keys else []), *([_OVER] if len(self.over) else []))
@@ -95,16 +99,18 @@ def cutoffs(
     ties: Sequence[str] = TIES,
     counted: pl.DataFrame | None = None,
     labels: LazyFrameT | None = None,
+    still_in: Callable[[LazyFrameT], LazyFrameT] = lambda rows: rows,
 ) -> Cutoffs:
     """Where the first `quotas` rows of each class end.
 
     Rows are in order of `by` (in [0, 1], the largest first), then of `ties`, the smallest first, no two rows equal in all.
     `counted` is the number of `rows` by `label` and `bin` (`bin_of`), where it is known; `labels` has the columns `id` and `ties`, where
-    `rows` has not. What decides ties is read for the rows that tie, and not for all.
+    `rows` has not. What decides ties is read for the rows that tie, and not for all. `still_in` gives those of some `rows` that count,
+    where not all do: it is asked of the few that lie where a class may end.
     """
     labels = rows if labels is None else labels
     if counted is None:
-        counted = count_bins(rows, bin_of(nw.col(by)))
+        counted = count_bins(still_in(rows), bin_of(nw.col(by)))
     if isinstance(quotas, int):
         quotas = dict.fromkeys(counted["label"].unique(), quotas)
     wanted = pl.DataFrame({"label": list(quotas), "needed": list(quotas.values())}, schema={"label": pl.Int64, "needed": pl.Int64})
@@ -114,28 +120,28 @@ def cutoffs(
     none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
     if not box.rows:
         return Cutoffs((by,), none, pl.DataFrame(schema={"id": pl.Int64}))
-    box = _small_enough(box, rows)
+    box = _small_enough(box, rows, still_in)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
     if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that are all equally sure
-        box = _small_enough(box.with_hash(), rows)
-    last, over = _last_needed(box, rows, labels, ties)
+        box = _small_enough(box.with_hash(), rows, still_in)
+    last, over = _last_needed(box, still_in(box.inside(rows)), labels, ties)
     return Cutoffs(
         box.keys, pl.concat([last, none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))]), over
     )
 
 
-def _small_enough(box: "_Box", rows: LazyFrameT) -> "_Box":
+def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":
     while box.rows > _RANKED_ROWS and not box.is_a_point:
-        box = box.narrowed(box.count(rows))
+        box = box.narrowed(box.count(still_in(box.inside(rows))))
     return box
 
 
-def _last_needed(box: "_Box", rows: LazyFrameT, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _last_needed(box: "_Box", inside: LazyFrameT, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """For each class of the box the keys of the last row that it needs; the `id`s of all that have these keys and come after it."""
     keys = list(box.keys)
-    found = collected(box.inside(rows).select("label", *keys, "id"))
+    found = collected(inside.select("label", *keys, "id"))
     if not box.is_a_point:  # once more in memory: a bin of a bin is sorted in no time
-        box = box.narrowed(box.count(nw.from_native(found.lazy())))
+        box = box.narrowed(box.count(box.inside(nw.from_native(found.lazy()))))
         found = collected(box.inside(nw.from_native(found.lazy())).select("label", *keys, "id"))
     rank = pl.int_range(1, pl.len() + 1).over("label")
     ranked = found.sort(*keys, descending=True).with_columns(rank=rank).join(box.classes.select("label", "needed"), on="label")
@@ -187,11 +193,11 @@ class _Box:
             inside = inside.filter((above >= 0) & (above < (self.width if key == self.keys[-1] else _POINT)))
         return inside
 
-    def count(self, rows: LazyFrameT) -> pl.DataFrame:
-        """The rows in the intervals by `label` and `bin`, in each of which there are BINS."""
+    def count(self, inside: LazyFrameT) -> pl.DataFrame:
+        """What `inside` gave by `label` and `bin`, of which an interval has BINS."""
         key = self.keys[-1]
         place = (nw.col(key).cast(nw.Float64) - nw.col(f"{key}_low")) / self.width
-        return count_bins(self.inside(rows), bin_of(place))
+        return count_bins(inside, bin_of(place))
 
     def narrowed(self, counted: pl.DataFrame) -> "_Box":
         """The bins that hold the last rows."""

@@ -3,7 +3,7 @@
 What one step computes for the next is kept as parquet files in a work folder, so that memory does not grow with the labels.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,8 @@ from narwhals.typing import LazyFrameT
 
 from nst_data.errors import NstError
 from nst_data.selection import filters
-from nst_data.selection.balance import COPIES, balance_as_released, deal_copies, most_confident, quota_of_quantile
-from nst_data.selection.cutoffs import bin_of, count_bins
+from nst_data.selection.balance import COPIES, balance_as_released, deal_copies, quota_of_quantile
+from nst_data.selection.cutoffs import bin_of, count_bins, cutoffs
 from nst_data.selection.seeded_order import with_seeded_order
 from nst_data.settings import BalanceSettings
 from nst_data.tables.engines import collected, kept, kept_in_order, with_no_text
@@ -55,22 +55,24 @@ def select(
     `held_out` gives hashes of images to leave out, by reason. `where` names the labels in errors, which are NstError: a confidence that is
     no number from 0 to 1, a label that is no class.
     """
-    rows = judged(labels, settings, class_names, held_out, work)
+    judge = judge_of(labels, settings, class_names, held_out, work)
+    everyone = nw.from_native(labels)
+    rows = judge(everyone)
     counted = _counted(rows, len(class_names), _reasons(held_out))
     _check(counted, labels, class_names, where)
     still_in = counted.filter(pl.col("reason").is_null())
     quota = _quota(settings, still_in)
     if quota is None:
-        chosen = rows.filter(nw.col("reason").is_null()).with_columns(copies=nw.lit(1, dtype=nw.Int32))
+        chosen = _still_in(rows).with_columns(copies=nw.lit(1, dtype=nw.Int32))
     elif settings.method == "official":
         native = balance_as_released(rows.to_native(), quota, settings.seed, settings.max_copies)
-        chosen = nw.from_native(native).filter(nw.col("reason").is_null())
-    else:
+        chosen = _still_in(nw.from_native(native))
+    else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
-        surest = nw.from_native(most_confident(rows.to_native(), quota, counted=in_bins, hashes=labels))
-        surest = with_seeded_order(surest.filter(nw.col("reason").is_null()), settings.seed, COPIES, "nst_order")
+        cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
+        surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
         surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
-        chosen = deal_copies(surest, quota, settings.max_copies, nw.from_native(labels))
+        chosen = deal_copies(surest, quota, settings.max_copies, everyone)
     chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
     per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
     return Selection(
@@ -90,26 +92,44 @@ def judged(
     work: Path,
 ) -> nw.LazyFrame[Any]:
     """The labels with `duplicates` and `reason`, before any quota."""
-    unjudged = with_no_text(nw.from_native(labels), "reason", _reasons(held_out))
-    rows = filters.reject(unjudged.to_native(), UNANSWERED, _is_unanswered())
-    rows = filters.reject(rows, INVALID, _is_invalid(len(class_names)))
-    for reason, hashes in held_out.items():
-        if hashes:
-            found = kept(nw.from_native(filters.held_out_rows(labels, hashes)), work / reason)
-            rows = filters.reject_rows(rows, found.to_native(), reason)
-    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
-    rows = filters.reject_duplicates(rows, repeated.to_native())
+    return judge_of(labels, settings, class_names, held_out, work)(nw.from_native(labels))
+
+
+def judge_of(
+    labels: Any,  # noqa: ANN401 - a lazy frame of Polars or Spark
+    settings: BalanceSettings,
+    class_names: Sequence[str],
+    held_out: Mapping[str, Collection[str]],
+    work: Path,
+) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
+    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out or repeated."""
+    out = {reason: filters.held_out_rows(labels, hashes) for reason, hashes in held_out.items() if hashes}
+    out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
+    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated").to_native()
     numbers = {name: index for index, name in enumerate(class_names)}
-    if settings.exclude_class:
-        rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
-    if settings.fraction < 1:
-        rows = filters.reject_unsampled(rows, settings.fraction, settings.seed)
-    if settings.confidence_range:
-        rows = filters.reject_outside(rows, *settings.confidence_range)
-    else:
-        own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
-        rows = filters.reject_unsure(rows, settings.min_confidence, own, keep_equal=settings.at_threshold == "keep")
-    return cast("nw.LazyFrame[Any]", nw.from_native(rows))
+    own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
+
+    def judge(some: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
+        rows = filters.reject(with_no_text(some, "reason", _reasons(held_out)).to_native(), UNANSWERED, _is_unanswered())
+        rows = filters.reject(rows, INVALID, _is_invalid(len(class_names)))
+        for reason, found in out.items():
+            rows = filters.reject_rows(rows, found, reason)
+        rows = filters.reject_duplicates(rows, repeated)
+        if settings.exclude_class:
+            rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
+        if settings.fraction < 1:
+            rows = filters.reject_unsampled(rows, settings.fraction, settings.seed)
+        if settings.confidence_range:
+            rows = filters.reject_outside(rows, *settings.confidence_range)
+        else:
+            rows = filters.reject_unsure(rows, settings.min_confidence, own, keep_equal=settings.at_threshold == "keep")
+        return cast("nw.LazyFrame[Any]", nw.from_native(rows))
+
+    return judge
+
+
+def _still_in(rows: nw.LazyFrame[Any]) -> nw.LazyFrame[Any]:
+    return rows.filter(nw.col("reason").is_null())
 
 
 def _reasons(held_out: Mapping[str, Collection[str]]) -> list[str]:
