@@ -9,7 +9,7 @@
     selected = rows.filter(pl.col("reason").is_null())
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
-from nst_data.tables.engines import beside, is_polars, with_class_values, with_row_values
+from nst_data.tables.engines import beside, is_polars, row_values, with_class_values, with_row_values
 from nst_data.tables.equal_hashes import repeated_hashes
 
 
@@ -74,13 +74,20 @@ def reject_duplicates(labels: IntoLazyFrameT, repeated: IntoLazyFrameT | None = 
     Returns:
         All rows, with `duplicates` (int32): how many are the same image.
     """
-    rows = nw.from_native(labels)
-    known = nw.from_native(repeated_images(labels) if repeated is None else repeated)
+    return duplicate_filter(repeated_images(labels) if repeated is None else repeated)(labels)
+
+
+def duplicate_filter(repeated: IntoLazyFrameT) -> Callable[[IntoLazyFrameT], IntoLazyFrameT]:
+    """`reject_duplicates` of some rows after others: `repeated`, which `repeated_images` gave for all, is read once."""
     is_first = nw.col("id") == nw.col("first_id")
-    known = known.select("id", nst_repeats=nw.when(is_first).then(nw.col("duplicates")).otherwise(-nw.col("duplicates")))
-    found = with_row_values(rows, known, "nst_repeats")
-    found = found.with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
-    return _reject(found, "duplicate", nw.col("nst_repeats") < 0).drop("nst_repeats").to_native()
+    repeats = nw.when(is_first).then(nw.col("duplicates")).otherwise(-nw.col("duplicates"))
+    with_repeats = row_values(nw.from_native(repeated).select("id", nst_repeats=repeats), "nst_repeats")
+
+    def reject_repeated(labels: IntoLazyFrameT) -> IntoLazyFrameT:
+        found = with_repeats(nw.from_native(labels)).with_columns(duplicates=nw.col("nst_repeats").fill_null(1).abs())
+        return _reject(found, "duplicate", nw.col("nst_repeats") < 0).drop("nst_repeats").to_native()
+
+    return reject_repeated
 
 
 def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazyFrameT:

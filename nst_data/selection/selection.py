@@ -105,7 +105,8 @@ def judge_of(
     """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out or repeated."""
     out = {reason: filters.held_out_rows(labels, hashes) for reason, hashes in held_out.items() if hashes}
     out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
-    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated").to_native()
+    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
+    reject_duplicates = filters.duplicate_filter(repeated.to_native())
     numbers = {name: index for index, name in enumerate(class_names)}
     own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
 
@@ -114,7 +115,7 @@ def judge_of(
         rows = filters.reject(rows, INVALID, _is_invalid(len(class_names)))
         for reason, found in out.items():
             rows = filters.reject_rows(rows, found, reason)
-        rows = filters.reject_duplicates(rows, repeated)
+        rows = reject_duplicates(rows)
         if settings.exclude_class:
             rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
         if settings.fraction < 1:

@@ -5,7 +5,7 @@ A frame says itself which engine it belongs to; everything else is the same Narw
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -163,15 +163,20 @@ def with_class_values(rows: LazyFrameT, values: pl.DataFrame) -> LazyFrameT:
 
 def with_row_values(rows: LazyFrameT, values: LazyFrameT, name: str) -> LazyFrameT:
     """Add the column `name` of `values`, true or a number other than 0 for some `id`s; other rows get null."""
-    if is_polars(rows):
+    return row_values(values, name)(rows)
+
+
+def row_values(values: LazyFrameT, name: str) -> Callable[[LazyFrameT], LazyFrameT]:
+    """What does as `with_row_values` to any rows, and reads `values` once."""
+    if is_polars(values):
         table = collected(values.select("id", name))
         ids = table["id"].to_numpy()
         if ids.min(initial=0) >= 0 and ids.max(initial=0) < max(_PLACES, _PLACES_OF_ONE * len(table)):
             # looked up by position: a join of 300 million rows with 30 million takes ten times as long
-            column, value = _placed(ids, table[name].to_numpy()), pl.col(name)
-            found = rows.to_native().with_columns(_at(pl.Series(name, column), "id"))
-            return _wrapped(found.with_columns(pl.when(value != 0).then(value.cast(table.schema[name]))), rows)
-    return rows.join(values.select("id", name), on="id", how="left")
+            column, value = pl.Series(name, _placed(ids, table[name].to_numpy())), pl.col(name)
+            found = pl.when(value != 0).then(value.cast(table.schema[name]))
+            return lambda rows: _wrapped(rows.to_native().with_columns(_at(column, "id")).with_columns(found), rows)
+    return lambda rows: rows.join(values.select("id", name), on="id", how="left")
 
 
 def _placed(places: NDArray[np.int64], numbers: NDArray[np.generic]) -> NDArray[np.generic]:
