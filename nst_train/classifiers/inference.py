@@ -127,17 +127,16 @@ def choose_computation(
 def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     halves = itertools.takewhile(bool, (LARGEST_BATCH_SIZE >> times for times in itertools.count(1)))
 
-    @find_executable_batch_size(  # type: ignore[untyped-decorator]
-        starting_batch_size=LARGEST_BATCH_SIZE, reduce_batch_size_fn=lambda: next(halves, 0)
-    )
     def fitting(batch_size: int) -> Computation:
         chosen = Computation(batch_size, computation.precision, computation.device)
         forward = _Forward(replace(teacher, noise=None), chosen)
         forward([torch.zeros(batch_size, *shape) for shape in _shapes(teacher)])
         return chosen
 
+    # no decorator: as one it forgets how to reduce the size, up to Accelerate 1.12 at least
+    largest = find_executable_batch_size(fitting, LARGEST_BATCH_SIZE, lambda: next(halves, 0))
     try:
-        found: Computation = fitting()
+        found: Computation = largest()
     except RuntimeError as error:
         if "reached zero" not in str(error):
             raise
