@@ -277,7 +277,7 @@ def test_what_an_anchor_shares_with_the_first_generation_is_taken_and_said():
         ("~: 2", "line 1: None: … text, found None"),
         ("pool: {source: 'hf://datasets/alice/x'}", "OWNER/NAME; write alice/x"),
         ("pool: {source: 'https://huggingface.co/datasets/alice/x/tree/main'}", "as OWNER/NAME; write alice/x"),
-        ("x: " + "[" * 600, "/recipes/a.yaml: … nested too deeply"),
+        ("x: " + "[" * 20_000, "/recipes/a.yaml: … nested too deeply"),
     ],
 )
 def test_what_is_often_mistaken_in_a_recipe_is_said_plainly(text, says):
