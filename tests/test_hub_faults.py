@@ -173,7 +173,7 @@ def test_a_pull_with_one_flipped_byte_is_refused_and_keeps_nothing(published, tm
         flipped, listed, again = nst(url, tmp_path, ["pull", "alice/q0x"], ["list", "--json"], ["pull", "alice/q0x"], token=ALICE)
     assert flipped.status == 1
     assert tells(flipped.err, "manifest: damaged on the server …; nothing was kept; pull it again")
-    assert listed.value == {"versions": [], "unfinished": []}
+    assert listed.value == {"versions": [], "features": [], "unfinished": []}
     assert again.status == 0, again.err
 
 
@@ -196,7 +196,7 @@ def test_a_pull_that_is_killed_goes_on_where_it_was(home, tmp_path):
         process.wait()
         stop.go.set()
         listed, done = nst(url, far, ["list", "--json"], ["pull", "alice/two"], token=ALICE)
-    assert listed.value == {"versions": [], "unfinished": ["tiny@gen-1"]}
+    assert listed.value == {"versions": [], "features": [], "unfinished": ["tiny@gen-1"]}
     assert done.status == 0, done.err
     sealed = done_manifest(far).files
     for first in (sealed[path.relative_to(build).as_posix()].sha256 for path in whole):
