@@ -4,20 +4,25 @@
     python benchmarks/train.py loop --images ../shared/data/cifar10/labeled.parquet --model test_resnet --size 32 --batch-size 32
     python benchmarks/train.py defaults
     python benchmarks/train.py defaults --load 1
+    python benchmarks/train.py whole --images ../shared/data/clothing/train.parquet --batch-size 16 --steps 16 --workers 2
 
 `loop`: the whole of `nst train` (workers that decode and augment, step, log, averaged weights) beside a bare PyTorch loop over the same
 images, decoded and in memory, with the same network, batch, optimizer, loss and averaged weights. Twice, start-up apart:
 step by step, a bare step after each of nst's, so that both see the same machine, with images/s and the CPU time of the training process,
 which other work on the machine hardly moves; and in turn, as whole runs, where the workers' share of the machine is felt too.
 
-`defaults`: a step of nst as `nst train` takes it where nobody chooses order in memory, precision or threads, beside a bare step by
+`defaults`: a step of `nst train` with the precision and the threads that `nst init` writes for this machine, beside a bare step by
 PyTorch's own defaults, and beside a bare one with the same choices, of four networks. Each way has a process of its own, since how OpenMP
 waits is a process's; they take one step after the other, on images in memory. `--load N`: beside N processes that compute all the time.
+
+`whole`: runs of `nst train` on encoded images as `nst init` sets it up for this machine, and runs of a bare loop by PyTorch's own defaults
+with timm's loader and its RandAugment, in turn; as many workers for both.
 """
 
 import argparse
 import io
 import itertools
+import json
 import os
 import resource
 import statistics
@@ -35,9 +40,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from timm.data import create_loader
 from timm.optim import create_optimizer_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
+from train_input import Encoded, encoded_images
 
 from nst_data.images import decode
 from nst_data.progress import Progress, Task
@@ -50,7 +57,9 @@ from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, set_threads, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.models import create_network, data_config_of
+from nst_train.noise_settings import Noise
 from nst_train.settings import RunSettings, TrainSettings
+from nst_train.starting.faster import faster_settings
 from nst_train.training.schedule import Schedule
 from nst_train.training.step import make_step
 from nst_train.training.train import train
@@ -198,8 +207,33 @@ def compare(ways: Loop, rounds: int) -> None:
 
 
 NETWORKS = {"tf_efficientnet_lite0": 128, "mobilenetv3_large_100": 128, "resnet18": 128, "vit_tiny_patch16_224": 128}  # side in pixels
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads of OpenMP wait for one another
 WAYS = ("nst", "bare, PyTorch's defaults", "bare, the same choices")
 CLASSES = 10
+
+
+def bare_step(settings: TrainSettings, chosen: bool) -> Callable[[torch.Tensor], None]:
+    """A step by PyTorch and timm on normalized images, labeled first: by PyTorch's own defaults, or as nst computes with these settings."""
+    network, numbers = create_network(settings, CLASSES), itertools.count()
+    precision = settled_precision(settings.precision, torch.device("cpu"))
+    is_last = chosen and settled_channels_last(settings.channels_last, network, "cpu", precision)
+    network.drop_rate = settings.noise.dropout
+    network = network.train().to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
+    optimizer = create_optimizer_v2(network, settings.optimizer, 0.001, settings.weight_decay, settings.momentum)
+    labels = torch.randint(CLASSES, (settings.batch_size,))
+    targets = F.one_hot(labels, CLASSES) * (1 - settings.label_smoothing) + settings.label_smoothing / CLASSES
+    targets = torch.cat([targets, torch.rand(settings.batch_size * settings.ratio, CLASSES).softmax(dim=1)])
+
+    def step(images: torch.Tensor) -> None:
+        with autocast(precision if chosen else "fp32", "cpu"):
+            logits = network(images)
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update(network, next(numbers))
+
+    return step
 
 
 def step_of(way: str, settings: TrainSettings) -> Callable[[], None]:
@@ -208,42 +242,70 @@ def step_of(way: str, settings: TrainSettings) -> Callable[[], None]:
     network = create_network(settings, CLASSES)
     config, numbers = data_config_of(network, settings), itertools.count()
     pixels = torch.randint(256, (images, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    labels, probs = torch.randint(CLASSES, (labeled,)), torch.rand(images - labeled, CLASSES).softmax(dim=1)
     if way == "nst":
         step = make_step(network, settings, Schedule.of(settings, 1000), config, CLASSES)
+        labels, probs = torch.randint(CLASSES, (labeled,)), torch.rand(images - labeled, CLASSES).softmax(dim=1)
         batch = TrainingBatch(pixels, labels, {"probs": probs.half()})
         return lambda: step(next(numbers), batch) and None
     ours = way == "bare, the same choices"
-    precision = settled_precision(settings.precision, torch.device("cpu"))
-    is_last = ours and settled_channels_last(settings.channels_last, network, "cpu", precision)
-    network.drop_rate = settings.noise.dropout
-    network = network.train().to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
-    pixels = pixels if ours else pixels.contiguous()
-    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
-    optimizer = create_optimizer_v2(network, settings.optimizer, 0.001, settings.weight_decay, settings.momentum)
     mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
+    pixels, bare = pixels if ours else pixels.contiguous(), bare_step(settings, ours)
+    return lambda: bare((pixels.float() - mean) / std)
 
-    def bare() -> None:
-        targets = F.one_hot(labels, CLASSES) * (1 - settings.label_smoothing) + settings.label_smoothing / CLASSES
-        with autocast(precision if ours else "fp32", "cpu"):
-            logits = network((pixels.float() - mean) / std)
-        F.cross_entropy(logits.float(), torch.cat([targets, probs])).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        averaged.update(network, next(numbers))
 
-    return bare
+def settings_of(model: str, size: int, batch_size: int) -> TrainSettings:
+    noise = {"operations": 0, "dropout": 0.2, "stochastic_depth": 0.2}
+    return TrainSettings(model=model, image_size=size, batch_size=batch_size, ratio=3, optimizer="adamw", noise=noise)
 
 
 def child(asked: argparse.Namespace) -> None:
     """A step for each line on standard input; its seconds, on the clock and of CPU time, on standard output."""
-    noise = {"operations": 0, "dropout": 0.2, "stochastic_depth": 0.2}
-    settings = TrainSettings(model=asked.model, image_size=asked.size, batch_size=asked.batch_size, ratio=3, optimizer="adamw", noise=noise)
+    settings = settings_of(asked.model, asked.size, asked.batch_size).model_copy(update=json.loads(asked.chosen))
+    if settings.compute_threads and asked.way != WAYS[1]:
+        set_threads(settings.compute_threads)
+    if asked.folder:
+        for one in (whole_nst if asked.way == "nst" else whole_bare)(asked, settings):
+            print(*one)
+        return
     step = step_of(asked.way, settings)
     for _ in sys.stdin:
         since = now()
         step()
         print(*(now() - since), flush=True)
+
+
+def whole_nst(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:
+    """Seconds of each step of a run of `nst train`, shape (steps, 2)."""
+    store, steps = Store(asked.folder / "store"), Steps(lambda: None)
+    source = open_source(str(asked.folder / "images.parquet"), labeled=True)
+    settings = settings.model_copy(update={"steps": asked.steps, "seed": asked.seed, "noise": Noise(**NOISE)})
+    run = RunSettings(workers=asked.workers)
+    train(store, f"run-{asked.model}-{asked.seed}", source, settings, edition=asked.edition, pool=source, run=run, progress=steps)
+    return np.array(steps.seconds)
+
+
+def whole_bare(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:
+    """Seconds of each step of PyTorch's and timm's loop, with timm's loader and its RandAugment."""
+    config = data_config_of(create_network(settings, CLASSES), settings)
+    images = encoded_images(str(asked.folder / "images.parquet"), asked.steps * settings.batch_size * (1 + settings.ratio))
+    loader = create_loader(
+        Encoded(images),
+        config["input_size"],
+        settings.batch_size * (1 + settings.ratio),
+        is_training=True,
+        use_prefetcher=False,
+        auto_augment="rand-m9-n2-p1",
+        interpolation="bicubic",
+        mean=config["mean"],
+        std=config["std"],
+        num_workers=asked.workers,
+    )
+    step, seconds, since = bare_step(settings, chosen=False), [], now()
+    for pixels, _ in loader:
+        step(pixels)
+        seconds.append(now() - since)
+        since = now()
+    return np.array(seconds)
 
 
 def defaults(asked: argparse.Namespace) -> None:
@@ -256,9 +318,10 @@ def defaults(asked: argparse.Namespace) -> None:
             busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             stack.callback(busy.kill)
         for model, size in NETWORKS.items():
-            seconds = steps_in_turn(asked, model, size)
+            chosen = faster_settings(settings_of(model, size, asked.batch_size), CLASSES)
+            seconds = steps_in_turn(asked, model, size, chosen)
             rate = {way: f"{images / np.median(seconds[way][:, 0]):.1f}" for way in WAYS}
-            print(f"{model} at {size} px, images/s: {rate}")
+            print(f"{model} at {size} px, `nst init` chooses {chosen or 'nothing'}; images/s: {rate}")
             for way in WAYS[1:]:
                 ratios = seconds[way] / seconds["nst"]
                 overall[way].append(np.median(ratios, axis=0))
@@ -269,18 +332,50 @@ def defaults(asked: argparse.Namespace) -> None:
         print(f"nst to {way}, mean over networks: rate {np.mean(ratios, axis=0)[0]:.2f}, CPU time {np.mean(ratios, axis=0)[1]:.2f}")
 
 
-def steps_in_turn(asked: argparse.Namespace, model: str, size: int) -> dict[str, np.ndarray]:
+def whole(asked: argparse.Namespace) -> None:
+    images, skipped, ratios = 4 * asked.batch_size, 3, []  # workers fill their queues in the first steps
+    print(f"{images} images a step, {asked.steps} steps a run, {asked.workers} workers, {torch.get_num_threads()} threads")
+    for model, size in NETWORKS.items():
+        chosen, rates = faster_settings(settings_of(model, size, asked.batch_size), CLASSES), {"nst": [], WAYS[1]: []}
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "images.parquet")
+            first_images = pq.read_table(asked.images).slice(0, asked.count)
+            pq.write_table(first_images, file, row_group_size=100, compression="none", use_dictionary=False)
+            store, source = Store(Path(folder, "store")), open_source(str(file), labeled=True)
+            tiny = TrainSettings(model="test_resnet", image_size=32, steps=1, warmup_epochs=0, batch_size=asked.batch_size)
+            labels = label(store, "pool", train(store, "teacher", source, tiny).ref, source)
+            edition = balance(store, labels, BalanceSettings(min_confidence=0, per_class="none")).ref
+            for seed in range(asked.rounds):
+                for way, of_way in rates.items():
+                    more = ("--folder", folder, "--edition", edition, "--seed", seed)
+                    result = started(asked, way, model, size, chosen, *more).communicate()[0]
+                    seconds = np.array([[float(one) for one in line.split()] for line in result.splitlines()])
+                    of_way.append(images * len(seconds[skipped:]) / seconds[skipped:, 0].sum())
+        each = [ours / bare for ours, bare in zip(*rates.values(), strict=True)]
+        ratios.append(statistics.median(each))
+        told = ", ".join(f"{way} {statistics.median(of_way):.1f}" for way, of_way in rates.items())
+        print(f"{model} at {size} px, `nst init` chooses {chosen or 'nothing'}; images/s: {told}")
+        print(f"  nst train to the bare loop: {ratios[-1]:.2f} ({' '.join(f'{one:.2f}' for one in each)})", flush=True)
+    print(f"mean over networks: {statistics.mean(ratios):.2f}")
+
+
+def started(asked: argparse.Namespace, way: str, model: str, size: int, chosen: dict[str, object], *more: object) -> subprocess.Popen[str]:
+    """A process that takes steps by one way, with OpenMP as `nst`, or as PyTorch, has it wait."""
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    environment |= {} if way == WAYS[1] else {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
+    words = ["child", "--way", way, "--model", model, "--size", size, "--batch-size", asked.batch_size, "--steps", asked.steps]
+    words += ["--workers", asked.workers, "--chosen", json.dumps(chosen), *more]
+    command = [sys.executable, __file__, *map(str, words)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def steps_in_turn(asked: argparse.Namespace, model: str, size: int, chosen: dict[str, object]) -> dict[str, np.ndarray]:
     """Seconds of each step, shape (steps, 2), by way; the first of each, in which memory is got, is left out."""
     seconds: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     with ExitStack() as stack:
         processes = {}
         for way in WAYS:
-            environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-            if way != WAYS[1]:
-                environment["OMP_WAIT_POLICY"] = "passive"
-            words = ["child", "--way", way, "--model", model, "--size", size, "--batch-size", asked.batch_size]
-            command = [sys.executable, __file__, *map(str, words)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+            process = started(asked, way, model, size, chosen)
             stack.enter_context(process)
             processes[way] = process
         for _ in range(1 + asked.steps):
@@ -294,7 +389,7 @@ def steps_in_turn(asked: argparse.Namespace, model: str, size: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loop", "defaults", "child"], metavar="loop|defaults")
+    parser.add_argument("what", choices=["loop", "defaults", "whole", "child"], metavar="loop|defaults|whole")
     parser.add_argument("--images", help="a labeled source; its first images are stored as JPEGs of the training size")
     parser.add_argument("--model", default="efficientnet_b0")
     parser.add_argument("--size", type=int, default=96)
@@ -306,10 +401,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--load", type=int, default=0, help="of defaults: busy processes beside")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--edition", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--chosen", default="{}", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.what == "loop" and not asked.images:
-        parser.error("loop needs --images")
-    {"loop": loop, "defaults": defaults, "child": child}[asked.what](asked)
+    if asked.what in ("loop", "whole") and not asked.images:
+        parser.error(f"{asked.what} requires --images")
+    {"loop": loop, "defaults": defaults, "whole": whole, "child": child}[asked.what](asked)
 
 
 if __name__ == "__main__":

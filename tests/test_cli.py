@@ -38,17 +38,22 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "policy"),
-    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "5"}, None), ({"KMP_BLOCKTIME": "0"}, None)],
+    ("given", "policy", "turns"),
+    [
+        ({}, "passive", "1000"),
+        ({"OMP_WAIT_POLICY": "active"}, "active", None),
+        ({"GOMP_SPINCOUNT": "5"}, None, "5"),
+        ({"KMP_BLOCKTIME": "0"}, None, None),
+    ],
 )
-def test_threads_wait_passively_unless_the_user_says_how(monkeypatch, given, policy):
+def test_threads_wait_passively_unless_the_user_says_how(monkeypatch, given, policy, turns):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "environ", dict(os.environ))  # what is set here does not stay
     wait_passively()
-    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")) == (policy, turns)
 
 
 def test_no_such_folder(tiny_store, tmp_path):

@@ -41,7 +41,8 @@ class Worker:
     """A process of the cluster that has opened a job once and fills the shards that it is given."""
 
     def __init__(self, job: Job, threads: int, has_gpu: bool) -> None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # both are read when torch is imported
+        for name, value in (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000")):  # as the `nst` command does
+            os.environ.setdefault(name, value)  # these, and the GPUs, are read when torch is imported
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._job, self._threads = job, threads
