@@ -7,16 +7,20 @@ import sys
 import zlib
 from contextlib import suppress
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import READERS, read_damaged
+from fuzzing import NAMES, READERS, encoded, read_damaged, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.label_files.json_cells import both
 from nst_data.parquet_footer import column_chunks
+from nst_data.sources import open_source
+from nst_data.store.store import Store
 
 # what is sound enough is taken whole
 SLOW = ("adopt-csv", "adopt-tsv", "adopt-json", "adopt-jsonl", "adopt-parquet", "adopt-tar", "manifest")
@@ -87,8 +91,10 @@ def test_text_tables_that_once_crashed_are_read_or_an_error_of_ours(tmp_path, co
 READ_FLIPPED = """
 import io, sys
 from pathlib import Path
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.plain_pages import plain_groups
@@ -125,6 +131,7 @@ READ_SHORTENED = """
 import sys
 from pathlib import Path
 import pyarrow.parquet as pq
+from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.tables.schema import check_columns
@@ -168,3 +175,30 @@ def test_what_a_footer_says_of_columns_is_what_arrow_gives(tmp_path):
     assert found == [["image.bytes", "image.path", "key"]] * 2
     (chunks,) = column_chunks(footer, ["label"], [1])
     assert chunks[0].total_uncompressed_size == footer.row_group(1).column(2).total_uncompressed_size
+
+
+def no_text(*words):
+    """Texts as Arrow takes them from a file, unchecked."""
+    offsets = pa.array([0, *np.cumsum([len(word) for word in words])], pa.int32())
+    return pa.Array.from_buffers(pa.string(), len(words), [None, offsets.buffers()[1], pa.py_buffer(b"".join(words))])
+
+
+@pytest.mark.parametrize(
+    "labels", [no_text(b"ant", b"b\xf4", b"cat"), pa.ListArray.from_arrays([0, 1, 2, 3], no_text(b"ant", b"b\xf4", b"cat"))]
+)
+def test_class_names_in_parquet_that_are_no_text_are_one_error(tmp_path, labels):
+    images = [{"bytes": encoded(label=label), "path": None} for label in range(3)]
+    pq.write_table(pa.table({"image": images, "label": labels, "score": [[0.5]] * 3}), tmp_path / "a.parquet")
+    with pytest.raises(NstError, match=r"a.parquet: corrupt parquet file \(.*UTF"):
+        adopt(Store(tmp_path / "store"), "bugs", open_source(str(tmp_path / "a.parquet")))
+    if pa.types.is_string(labels.type):
+        with pytest.raises(NstError, match=r"a.parquet: corrupt parquet file \(.*UTF"):
+            open_source(str(tmp_path / "a.parquet"), labeled=True)
+
+
+def test_a_column_of_parquet_that_ends_early_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(table([NAMES] * 3))
+    source, whole = open_source(str(tmp_path / "a.parquet")), pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *asked, **how: (batch[:1] for batch in whole(*asked, **how)))
+    with pytest.raises(NstError, match="pages of row group 0 end early"):
+        list(source.columns(["label"]))

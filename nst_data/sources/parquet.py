@@ -120,8 +120,13 @@ class ParquetFiles(Source):
             with self._readable(file), self._opened(file) as parquet:
                 self._check_there(wanted, parquet.schema_arrow, file)
                 for group in range(parquet.num_row_groups):
-                    rows = self._batch_rows(parquet, group, wanted)
-                    yield from (batch.select(wanted) for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted))
+                    rows, missing = self._batch_rows(parquet, group, wanted), parquet.metadata.row_group(group).num_rows
+                    for batch in parquet.iter_batches(rows, row_groups=[group], columns=wanted):
+                        batch.validate(full=True)  # such as texts that are no UTF-8
+                        missing -= len(batch)
+                        yield batch.select(wanted)
+                    if missing:
+                        raise pa.ArrowInvalid(f"the pages of row group {group} end early")
 
     def column_types(self) -> pa.Schema:
         """As the first file has them."""
@@ -144,6 +149,7 @@ class ParquetFiles(Source):
                     raise NstError(f"{file}: its class names differ from those of {files[0]}; expected one set of classes in all files")
                 self._check_label_bytes(file, parquet, column)
                 found = parquet.read([column])
+                found.validate(full=True)
                 if len(found) != parquet.metadata.num_rows:
                     raise NstError(
                         f"{file}: has {len(found):,} labels for {parquet.metadata.num_rows:,} rows; the file is corrupt; recreate it"

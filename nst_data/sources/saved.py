@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, first_line
 from nst_data.hub.quiet import quiet
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, image_column, is_below
 from nst_data.sources.features import class_columns, feature_names
@@ -89,7 +89,12 @@ class ArrowDataset(Source):
         self._check_there(wanted, self._schema, self.location)
         chosen = self._whole.select_columns(wanted)
         for start in range(0, len(self), _PIECE):
-            yield from chosen[start : start + _PIECE].select(wanted).to_batches()
+            for batch in chosen[start : start + _PIECE].select(wanted).to_batches():
+                try:
+                    batch.validate(full=True)  # such as texts that are no UTF-8
+                except pa.ArrowException as error:
+                    raise NstError(f"{self.location}: corrupt dataset ({first_line(error)}); recreate it") from None
+                yield batch
 
     def column_types(self) -> pa.Schema:
         """As `datasets` knows them."""
