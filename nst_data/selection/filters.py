@@ -20,7 +20,6 @@ from narwhals.typing import IntoLazyFrameT, LazyFrameT
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import beside, is_polars, row_values, with_class_values, with_row_values
 from nst_data.tables.equal_hashes import repeated_hashes
-from nst_data.tables.row_numbers import RowNumbers
 
 
 def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
@@ -51,16 +50,15 @@ def reject_rows(labels: IntoLazyFrameT, ids: IntoLazyFrameT, reason: str) -> Int
     return _reject(with_row_values(rows, marked, "nst_found"), reason, nw.col("nst_found")).drop("nst_found").to_native()
 
 
-def repeated_images(labels: IntoLazyFrameT, work: Path | None = None, numbers: RowNumbers | None = None) -> IntoLazyFrameT:
+def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLazyFrameT:
     """The rows of images that occur more than once, equal byte for byte: `id`, the image's `first_id`, and its `duplicates` (int32).
 
-    `work` is a folder for what is on its way, by default the system's for temporary files. Where `image_hash` is read once in Polars,
-    `numbers` may be kept.
+    `work` is a folder for what is on its way, by default the system's for temporary files.
     """
     rows = nw.from_native(labels).select("id", "image_hash")
     if is_polars(rows):
         native: Any = rows.to_native()
-        return cast("IntoLazyFrameT", repeated_hashes(native, work, numbers).lazy())
+        return cast("IntoLazyFrameT", repeated_hashes(native, work).lazy())
     groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
     return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()

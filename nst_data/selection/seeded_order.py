@@ -1,29 +1,20 @@
 """A seeded order of images: a pseudo-random number per `image_hash`, the same on every engine."""
 
 import hashlib
-from typing import cast
 
 import narwhals as nw
 from narwhals.typing import LazyFrameT
 
 from nst_data.tables.engines import with_hash_number
-from nst_data.tables.row_numbers import RowNumbers
 
 ORDER_SIZE = 2**31 - 1  # a prime, so that a*x + b mod it is one to one; products with 28-bit numbers fit an int64
-HASH_DIGITS = 7
+_HASH_DIGITS = 7
 
 
-def with_seeded_order(rows: LazyFrameT, seed: int, purpose: str, name: str, hash_numbers: RowNumbers | None = None) -> LazyFrameT:
-    """Add an int64 from 0 to ORDER_SIZE - 1 that looks random and depends on `image_hash`, seed and purpose alone.
-
-    `hash_numbers`, where they are there, keep the first HASH_DIGITS of each row of Polars: `image_hash` is not read again.
-    """
+def with_seeded_order(rows: LazyFrameT, seed: int, purpose: str, name: str) -> LazyFrameT:
+    """Add an int64 from 0 to ORDER_SIZE - 1 that looks random and depends on `image_hash`, seed and purpose alone."""
     a, b = order_numbers(seed, purpose)
-    if hash_numbers and hash_numbers.are_there:
-        numbered = cast("LazyFrameT", nw.from_native(rows.to_native().with_columns(hash_numbers.kept().alias(name))))
-    else:
-        numbered = with_hash_number(rows, name, HASH_DIGITS)
-    return numbered.with_columns(((nw.col(name) * a + b) % ORDER_SIZE).alias(name))
+    return with_hash_number(rows, name, _HASH_DIGITS).with_columns(((nw.col(name) * a + b) % ORDER_SIZE).alias(name))
 
 
 def order_numbers(seed: int, purpose: str) -> tuple[int, int]:

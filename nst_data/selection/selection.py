@@ -16,10 +16,9 @@ from nst_data.errors import NstError
 from nst_data.selection import filters
 from nst_data.selection.balance import COPIES, balance_as_released, deal_copies, quota_of_quantile
 from nst_data.selection.cutoffs import bin_of, count_bins, cutoffs
-from nst_data.selection.seeded_order import HASH_DIGITS, with_seeded_order
+from nst_data.selection.seeded_order import with_seeded_order
 from nst_data.settings import BalanceSettings
-from nst_data.tables.engines import collected, hash_number, kept, kept_in_order, with_no_text
-from nst_data.tables.row_numbers import RowNumbers
+from nst_data.tables.engines import collected, kept, kept_in_order, with_no_text
 
 REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
@@ -56,8 +55,7 @@ def select(
     `held_out` gives hashes of images to leave out, by reason. `where` names the labels in errors, which are NstError: a confidence that is
     no number from 0 to 1, a label that is no class.
     """
-    hash_numbers = RowNumbers(work / "hash_numbers", hash_number(HASH_DIGITS, strict=False)) if settings.per_class != "none" else None
-    judge = judge_of(labels, settings, class_names, held_out, work, hash_numbers)
+    judge = judge_of(labels, settings, class_names, held_out, work)
     everyone = nw.from_native(labels)
     rows = judge(everyone)
     counted = _counted(rows, len(class_names), _reasons(held_out))
@@ -72,7 +70,7 @@ def select(
     else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
-        surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order", hash_numbers)
+        surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
         surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
         chosen = deal_copies(surest, quota, settings.max_copies, everyone)
     chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
@@ -103,15 +101,11 @@ def judge_of(
     class_names: Sequence[str],
     held_out: Mapping[str, Collection[str]],
     work: Path,
-    hash_numbers: RowNumbers | None = None,
 ) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
-    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out or repeated.
-
-    `hash_numbers` of all rows are kept at that look, where that is possible.
-    """
+    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out or repeated."""
     out = {reason: filters.held_out_rows(labels, hashes) for reason, hashes in held_out.items() if hashes}
     out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
-    repeated = kept(nw.from_native(filters.repeated_images(labels, work, hash_numbers)), work / "repeated")
+    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
     reject_duplicates = filters.duplicate_filter(repeated.to_native())
     numbers = {name: index for index, name in enumerate(class_names)}
     own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}

@@ -235,15 +235,10 @@ def _is_in_order(rows: pl.LazyFrame) -> bool:
 def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
     """Add the first hexadecimal digits of `image_hash` as an int64."""
     if is_polars(rows):
-        return _wrapped(rows.to_native().with_columns(hash_number(digits).alias(name)), rows)
+        return _wrapped(rows.to_native().with_columns(pl.col("image_hash").str.slice(0, digits).str.to_integer(base=16).alias(name)), rows)
     from pyspark.sql import functions as sql
 
     return _wrapped(rows.to_native().withColumn(name, sql.conv(sql.substring("image_hash", 1, digits), 16, 10).cast("bigint")), rows)
-
-
-def hash_number(digits: int, strict: bool = True) -> pl.Expr:
-    """The first hexadecimal digits of `image_hash` as an int64; what are no such digits raises, or is null."""
-    return pl.col("image_hash").str.slice(0, digits).str.to_integer(base=16, strict=strict)
 
 
 def _wrapped(native: Any, like: LazyFrameT) -> LazyFrameT:  # noqa: ANN401 - the frame of an engine

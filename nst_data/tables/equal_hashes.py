@@ -16,22 +16,19 @@ from numpy.typing import NDArray
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.tables.engines import BATCH_ROWS, with_row_values
 from nst_data.tables.partitions import Partitions
-from nst_data.tables.row_numbers import RowNumbers
 
 _PARTITION_ROWS = 2**19  # of them 64-bit numbers are sorted in the processor's cache
 
 
-def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None, numbers: RowNumbers | None = None) -> pl.DataFrame:
+def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None) -> pl.DataFrame:
     """`id`, the `first_id` with the same `image_hash`, and `duplicates` (int32), the rows with it, where that are more than one.
 
-    What is on its way lies in `folder`, by default in the system's for temporary files. `numbers` are
-    kept on the way, where the `id`s suit.
+    What is on its way lies in `folder`, by default in the system's for temporary files.
     """
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        ids = _alike(rows, Path(work, "hashes"), numbers)
-        alike = pl.DataFrame({"id": ids, "alike": True}, schema={"id": pl.Int64, "alike": pl.Boolean})
+        alike = pl.DataFrame({"id": _alike(rows, Path(work, "hashes")), "alike": True}, schema={"id": pl.Int64, "alike": pl.Boolean})
         found = with_row_values(nw.from_native(rows.select("id", "image_hash")), nw.from_native(alike.lazy()), "alike").to_native()
         halves = [pl.col("image_hash").str.slice(at, 16).str.to_integer(base=16, dtype=pl.UInt64).alias(f"half_{at}") for at in (0, 16)]
         found = found.filter("alike").select(*halves, pl.col("id").reinterpret(signed=False))
@@ -40,22 +37,14 @@ def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None, numbers: Row
             return pl.concat([found for _, found in in_threads(_repeated, partitions, cpus_of_this_process())])
 
 
-def _alike(rows: pl.LazyFrame, file: Path, numbers: RowNumbers | None) -> NDArray[np.int64]:
+def _alike(rows: pl.LazyFrame, file: Path) -> NDArray[np.int64]:
     """The `id`s of all rows whose `image_hash` is repeated, and of few others."""
     count, least, most = rows.select(pl.len(), least=pl.col("id").min(), most=pl.col("id").max()).collect(engine="streaming").row(0)
     id_bits = np.uint64(64 if count and least < 0 else int(most or 0).bit_length())
     bits = min((count // _PARTITION_ROWS).bit_length(), 64 - int(id_bits))
-    more = [numbers.number.cast(pl.UInt32).alias("number")] if numbers and numbers.begin(least, most, count) else []
     with Partitions(file, numbers=1, bits=bits) as partitions:
-        hashed = rows.select(pl.col("image_hash").hash(), pl.col("id").reinterpret(signed=False), *more)
-
-        def take(batch: pl.DataFrame) -> None:
-            ids = batch["id"].to_numpy()
-            partitions.add(batch["image_hash"].to_numpy() << id_bits | ids)
-            if numbers and more:
-                numbers.put(ids.view(np.int64), batch["number"])
-
-        _send(hashed, take)
+        hashed = rows.select(pl.col("image_hash").hash(), pl.col("id").reinterpret(signed=False))
+        _send(hashed, lambda batch: partitions.add(batch["image_hash"].to_numpy() << id_bits | batch["id"].to_numpy()))
         found = in_threads(lambda records: _repeated_above(records.ravel(), id_bits), partitions, cpus_of_this_process())
         return np.concatenate([ids for _, ids in found]).view(np.int64)
 
