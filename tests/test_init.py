@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -307,7 +308,7 @@ def test_sources_beside_a_recipe_in_a_linked_folder_are_found(tmp_path, network)
 def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
     chosen = numbers(200, 32, Facts(96, None, False, False), on_gpu=True)
     why = _why(chosen, looked([100, 100], side=100), Facts(96, None, False, False), on_gpu=True)
-    assert why["learning_rate"] == "per 256 labeled images, for steps of 32; the preset's is for steps of 16"
+    assert why["learning_rate"] == "per 256 labeled images; the preset's is for steps of 16, and for up to 210 of them"
     assert why["image_size"] == "the network's own"
     assert _why(chosen, looked([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
 
@@ -351,9 +352,23 @@ def test_the_example_for_photographs_has_the_settings_that_are_written_for_two_h
     assert [one.for_request() for one in students] == [expected, expected]
 
 
-def test_a_larger_batch_has_a_rate_that_grows_with_its_root():
-    assert "learning_rate" not in finetuning(numbers(200, 500, LITE, on_gpu=False), LITE)
-    assert finetuning(numbers(200, 500, LITE, on_gpu=True), LITE)["learning_rate"] == pytest.approx(0.032 / 2**0.5, rel=0.05)
+@pytest.mark.parametrize(
+    ("labeled", "on_gpu", "rate"),
+    [
+        (200, False, None),
+        (500, False, None),  # 210 steps
+        (4000, False, 0.032 * 210 / 580),
+        (50_000, False, 0.032 / 4),
+        (200, True, 0.032 / 2**0.5 * 210 / 520),  # of a batch twice as large, whose rate grows with its root
+    ],
+)
+def test_a_larger_batch_or_more_steps_have_a_rate_of_their_own(labeled, on_gpu, rate):
+    found = finetuning(numbers(labeled, 500, LITE, on_gpu=on_gpu), LITE).get("learning_rate")
+    assert found == (rate and pytest.approx(rate, rel=0.05))
+
+
+def test_the_low_rate_of_vision_transformers_stays_however_many_the_steps():
+    assert "learning_rate" not in finetuning(numbers(4000, 500, LITE, on_gpu=False), replace(LITE, suits_vit_preset=True))
 
 
 def test_what_is_known_of_networks(network):

@@ -20,6 +20,11 @@ from nst_data.tables.partitions import Partitions
 _PARTITION_ROWS = 2**19  # of them 64-bit numbers are sorted in the processor's cache
 
 
+def _threads() -> int:
+    """Each holds a partition and its sorted copies: beyond a few, reading is the limit."""
+    return min(4, cpus_of_this_process())
+
+
 def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None) -> pl.DataFrame:
     """`id`, the `first_id` with the same `image_hash`, and `duplicates` (int32), the rows with it, where that are more than one.
 
@@ -34,7 +39,7 @@ def repeated_hashes(rows: pl.LazyFrame, folder: Path | None = None) -> pl.DataFr
         found = found.filter("alike").select(*halves, pl.col("id").reinterpret(signed=False))
         with Partitions(Path(work, "halves"), numbers=3, bits=(len(alike) // _PARTITION_ROWS).bit_length()) as partitions:
             _send(found, lambda batch: partitions.add(*(column.to_numpy() for column in batch)))
-            return pl.concat([found for _, found in in_threads(_repeated, partitions, cpus_of_this_process())])
+            return pl.concat([found for _, found in in_threads(_repeated, partitions, _threads())])
 
 
 def _alike(rows: pl.LazyFrame, file: Path) -> NDArray[np.int64]:
@@ -45,7 +50,7 @@ def _alike(rows: pl.LazyFrame, file: Path) -> NDArray[np.int64]:
     with Partitions(file, numbers=1, bits=bits) as partitions:
         hashed = rows.select(pl.col("image_hash").hash(), pl.col("id").reinterpret(signed=False))
         _send(hashed, lambda batch: partitions.add(batch["image_hash"].to_numpy() << id_bits | batch["id"].to_numpy()))
-        found = in_threads(lambda records: _repeated_above(records.ravel(), id_bits), partitions, cpus_of_this_process())
+        found = in_threads(lambda records: _repeated_above(records.ravel(), id_bits), partitions, _threads())
         return np.concatenate([ids for _, ids in found]).view(np.int64)
 
 

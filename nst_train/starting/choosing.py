@@ -13,8 +13,9 @@ from nst_train.starting.looking import TINY_PX
 # Both are EfficientNets with batch-norm, the kind that the settings were measured on, under Apache-2.0 and with safetensors on the Hub.
 CPU_NETWORK = "tf_efficientnet_lite0.in1k"  # 4.7 million weights, no squeeze-excite: the fastest of them on CPUs
 GPU_NETWORK = "tf_efficientnetv2_s.in21k_ft_in1k"  # 21 million; made for fast training, knows ImageNet-21k: 84% top-1
-MEASURED_BATCH = 16
+MEASURED_BATCH, MEASURED_STEPS = 16, 210  # that the rate of the preset `pretrained` suits
 _CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
+_LEAST_OF_RATE = 1 / 4  # with more steps a lower rate finds a better network (benchmarks/results/image_folder.md)
 _STEP_PX = 32  # sides that networks of this kind divide evenly
 _WAIT_SECONDS = 4
 
@@ -46,7 +47,8 @@ def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
     Measured (benchmarks/results/image_folder.md): 200 labeled photographs on a CPU, EfficientNet-Lite0: 160 px, 130 steps of 16 + 48. From
     there: steps grow with the root of the labels, since more labels carry more steps and each student also sees more of the pool; a batch
     is never more than there are labeled images. A GPU takes some 20 times the images a second: four times the steps of twice the batch, at
-    the network's own size; AdamW's rate then grows with the root of the batch.
+    the network's own size; AdamW's rate then grows with the root of the batch. More steps
+    than were measured with the preset's rate take a lower one.
     """
     batch = min(2 * MEASURED_BATCH if on_gpu else MEASURED_BATCH, max(1, labeled))
     least = 520 if on_gpu else 130
@@ -76,9 +78,12 @@ def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
     """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
     preset = "pretrained" if facts.suits_vit_preset is False else "pretrained-vit"  # a rate that is too low harms less
-    rate = PRESETS[preset].values["learning_rate"] * math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
+    rate = published = PRESETS[preset].values["learning_rate"]
+    rate *= math.sqrt(MEASURED_BATCH / max(MEASURED_BATCH, chosen.batch_size))
+    if preset == "pretrained":
+        rate *= max(_LEAST_OF_RATE, min(1, MEASURED_STEPS / chosen.steps))
     counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
-    return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if chosen.batch_size > MEASURED_BATCH else {})
+    return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if rate < published else {})
 
 
 def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:

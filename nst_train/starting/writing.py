@@ -18,6 +18,7 @@ from nst_train.starting.choosing import (
     CPU_NETWORK,
     GPU_NETWORK,
     MEASURED_BATCH,
+    MEASURED_STEPS,
     Facts,
     Numbers,
     check_is_there,
@@ -179,7 +180,7 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
     size = size or (f"smaller than the network's own {facts.side_px}: a step takes less time" if is_smaller else "the network's own")
     return _WHY | {
         "image_size": size,
-        "learning_rate": f"per 256 labeled images, for steps of {chosen.batch_size}; the preset's is for steps of {MEASURED_BATCH}",
+        "learning_rate": f"per 256 labeled images; the preset's is for steps of {MEASURED_BATCH}, and for up to {MEASURED_STEPS} of them",
         "test_size": "random crops enlarge what they show, so a larger side suits testing",
         "steps": f"for {look.trained_on:,} labeled images; four times the labels need twice the steps",
         "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
