@@ -169,8 +169,15 @@ def run() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    for each in filter(is_heeded, STOP_SIGNALS):
+        signal.signal(each, _stop_now)
     _end_soon(number)
     stop_at_once(number, frame)
+
+
+def _stop_now(number: int, frame: FrameType | None) -> None:
+    """The second time: what still waits is not waited for."""
+    _end(number)
 
 
 def _end_soon(number: int) -> None:

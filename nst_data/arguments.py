@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from nst_data.errors import UsageError
+from nst_data.interrupts import heed_interrupts
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -20,11 +21,15 @@ _SUCH_AS = {
 
 
 def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, which raises UsageError for a store, source, version or settings of another kind than its annotation names."""
+    """The function, which raises UsageError for a store, source, version or settings of another kind than its annotation names.
+
+    While it works, Ctrl-C ends its waits.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        heed_interrupts()
         try:
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:
