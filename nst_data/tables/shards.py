@@ -260,8 +260,13 @@ class _AbandonedError(Exception):
 
 
 def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
-    """Raises NstError where a process works at shards in `work`; claims that do not change for a while are of a dead one."""
+    """Raises NstError where a process works at shards in `work`.
+
+    One of this machine does while it is alive. Claims of others that do not change for a while are of a dead one.
+    """
     claims = work / "claims"
+    if (process := _living_owner(claims)) is not None:
+        raise NstError(f"{what}: process {process} of this machine is computing it; stop it first, then rerun. Nothing was changed")
     seen, since = _claimed(claims), time.monotonic()
     if seen:
         say(f"{what}: a process left its sign here; watching up to {STALLED_SECONDS:.0f} s whether it still works")
@@ -269,6 +274,19 @@ def wait_for_claims(work: Path, what: str, say: Callable[[str], None]) -> None:
         if _claimed(claims) != seen:
             raise NstError(f"{what}: a process is computing it; wait for it or stop it, then rerun. Nothing was changed")
         time.sleep(min(_LOOK_EVERY_SECONDS, STALLED_SECONDS))
+
+
+def _living_owner(claims: Path) -> int | None:
+    """The id of another process of this machine that wrote a claim and is alive; a later process with the same id did not."""
+    for path in claims.iterdir() if claims.is_dir() else ():
+        node, _, process = path.name.split(".", 1)[1].rpartition(".")
+        if node != platform.node() or int(process) == os.getpid():
+            continue
+        with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+            owner = psutil.Process(int(process))
+            if owner.status() != psutil.STATUS_ZOMBIE and owner.create_time() <= path.stat().st_mtime:
+                return owner.pid
+    return None
 
 
 def _claimed(claims: Path) -> dict[int, _Life]:

@@ -1,0 +1,25 @@
+"""Features under way: whose claims forbid their removal."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nst_data.errors import NstError
+from nst_data.tables import shards
+
+
+def test_a_living_process_of_this_machine_keeps_its_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
+    (tmp_path / "claims").mkdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        claim = tmp_path / "claims" / f"00000.{platform.node()}.{child.pid}"
+        claim.write_text("0")
+        with pytest.raises(NstError, match=f"process {child.pid} .*stop it first"):
+            shards.wait_for_claims(tmp_path, "features@0123", lambda _: None)
+        os.utime(claim, (1, 1))  # older than the process: of an earlier one with its id
+        shards.wait_for_claims(tmp_path, "features@0123", lambda _: None)
+        child.kill()
