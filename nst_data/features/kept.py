@@ -1,5 +1,7 @@
 """Which features a store keeps, finished or half done, and their removal: they are a cache, computed again where they are missing."""
 
+import contextlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,11 +52,10 @@ class KeptFeatures:
     def bytes(self) -> int:
         """What they take on disk."""
         sizes = 0
-        for path in self.folder.rglob("*"):
-            try:
-                sizes += path.stat().st_size if path.is_file() else 0
-            except FileNotFoundError:  # of a process that is at work
-                continue
+        for folder, _, names in os.walk(self.folder):  # passes over folders that a process at work deletes meanwhile
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    sizes += Path(folder, name).stat().st_size
         return sizes
 
 
