@@ -74,7 +74,7 @@ def list_versions(
         print(as_text(f"{one.ref:<{width}}  {_features_in_a_line(one)}"))
     for one in begun:
         done = f"{one.shards:,} shard{'s' * (one.shards != 1)}, {one.bytes / 1e6:,.1f} MB"
-        print(f"{one.ref:<{width}}  unfinished   {done}; rerun its nst embed, or nst remove {one.ref}")
+        print(f"{one.ref:<{width}}  unfinished   {done}; rerun its command, or nst remove {one.ref}")
     for ref in unfinished:
         done = there.how_far(ref)
         print(f"{ref:<{width}}  unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
