@@ -33,6 +33,8 @@ def changed(content: Any, changes: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     What an anchor shares between places is changed in the named one alone: aliases and merge keys are resolved before.
     """
     for key, value in changes.items():
+        if "" in key.split("."):
+            raise UsageError(f"`changes` {key}: expected words between the dots, such as generations.1.ratio")
         content = _with(content, key.split("."), value, key)
     return content
 
@@ -42,13 +44,16 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
         return value
     step, *rest = steps
     around = ".".join(key.split(".")[: -len(steps)])
-    if around in _LISTS and step.isdigit() and not isinstance(node, list):
+    if around in _LISTS and step.isdigit() and not (isinstance(node, list) and node):
         node = [node] if node else [{}] if step == "0" else []
     if isinstance(node, list):
+        if not node:
+            raise UsageError(f"`changes` {key}: {around} has no entries; change it as a whole: {around}=[VALUE]")
         index = int(step) if step.isascii() and step.isdigit() else len(node)
         if index >= len(node):
-            has = f"entr{'ies' if len(node) > 1 else 'y'} {' to '.join(map(str, sorted({0, len(node) - 1})))}" if node else "no entry"
-            example = ".".join([around, "0", *(rest if step.isdigit() else steps)])
+            has = f"entr{'ies' if len(node) > 1 else 'y'} {' to '.join(map(str, sorted({0, len(node) - 1})))}"
+            below = rest if step.isdigit() else steps if step.isidentifier() and not rest else []
+            example = ".".join([around, "0", *below])
             raise UsageError(f"`changes` {key}: {around} has {has}, found {step}; name one, such as {example}")
         return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
     if node is not None and not isinstance(node, dict):

@@ -186,6 +186,9 @@ def test_features_are_listed_and_removed_and_computed_again(teacher, tmp_path):
     (row,) = json.loads(runner.invoke(app, ["list", "--json", "--store", str(store.root)]).output)["features"]
     assert (row["ref"], row["images"], row["source"]) == (ref, 15, pool.lineage.ref)
     assert row["bytes"] > sum((features.folder / name).stat().st_size for name in features.about.files)
+    for words, said in ((("show", ref), "`nst remove`"), (("verify", ref), "`nst remove`"), (("remove", "features@0A"), "at least 4")):
+        refused = runner.invoke(app, [*words, "--store", str(store.root)])
+        assert (refused.exit_code, said in refused.output) == (2, True), refused.output
     wrong = runner.invoke(app, ["remove", "features@0000", "--store", str(store.root)])
     assert wrong.exit_code == 2
     assert ref in wrong.output

@@ -1,4 +1,4 @@
-"""Features under way: whose claims forbid their removal."""
+"""Features under way: whose claims forbid their removal, and how large they are."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nst_data.errors import NstError
+from nst_data.features.kept import KeptFeatures
 from nst_data.tables import shards
 
 
@@ -23,3 +24,17 @@ def test_a_living_process_of_this_machine_keeps_its_features(tmp_path: Path, mon
         os.utime(claim, (1, 1))  # older than the process: of an earlier one with its id
         shards.wait_for_claims(tmp_path, "features@0123", lambda _: None)
         child.kill()
+
+
+def test_sizes_pass_over_what_vanishes_meanwhile(tmp_path, monkeypatch):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "shards" / "b").write_bytes(b"12")
+    walk = os.walk
+
+    def vanishing(folder):
+        for at, folders, names in walk(folder):
+            yield at, folders, [*names, "gone"]
+
+    monkeypatch.setattr(os, "walk", vanishing)
+    assert KeptFeatures(tmp_path).bytes == 7

@@ -130,6 +130,9 @@ def test_the_first_entry_of_a_list_may_be_set_where_there_is_none_yet():
         ("evaluate.1.suite=pgd", ["evaluate.1.suite", "entry 0", "found 1", "such as evaluate.0.suite"]),
         ("generations.5.ratio=3", ["entries 0 to 2", "found 5", "such as generations.0.ratio"]),
         ("generations.ratio=3", ["entries 0 to 2", "found ratio", "such as generations.0.ratio"]),
+        ("generations.-1.ratio=3", ["entries 0 to 2", "found -1", r"such as generations\.0$"]),
+        ("generations.-1=3", ["found -1", r"such as generations\.0$"]),
+        ("generations.=3", ["expected words between the dots"]),
         ("evaluate.0.suite=robustness", ["evaluate.0.suite", "corruptions", "robustness"]),
     ],
 )

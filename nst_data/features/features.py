@@ -71,7 +71,8 @@ class Features:
         try:
             return About.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValidationError):
-            raise NstError(f"{path}: the record of what these features were computed from is damaged; remove {self.folder}") from None
+            remedy = f"`nst remove {FOLDER}@{self.folder.name[:12]}`"
+            raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:
         """`id`, the row number in the source, `key` and `image_hash` of each image."""

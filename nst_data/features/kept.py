@@ -15,7 +15,7 @@ from nst_data.tables.shards import wait_for_claims
 
 _SHOWN_DIGITS, _LEAST_DIGITS = 12, 4
 _NAME = re.compile(r"[0-9a-f]{32}")
-_REF = re.compile(rf"{FOLDER}@[0-9a-f]{{{_LEAST_DIGITS},32}}")
+_REF = re.compile(rf"{FOLDER}@[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def kept_features(store: Store) -> list[KeptFeatures]:
 
 
 def is_features_ref(ref: str) -> bool:
-    """Whether a reference is `features@DIGEST`, which no version is called."""
+    """Whether a reference is `features@DIGEST`, of any length, which no version is called."""
     return _REF.fullmatch(ref) is not None
 
 
@@ -84,8 +84,10 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
         UsageError: There are none, or several, of this name.
         NstError: A process is computing them.
     """
-    kept = kept_features(store)
-    found = [one for one in kept if one.folder.name.startswith(ref.partition("@")[2])]
+    kept, digits = kept_features(store), ref.partition("@")[2].lower()
+    if len(digits) < _LEAST_DIGITS:
+        raise UsageError(f"{ref}: expected at least {_LEAST_DIGITS} of the digits that `nst list` shows")
+    found = [one for one in kept if one.folder.name.startswith(digits)]
     if len(found) != 1:
         there = ", ".join(one.ref for one in found or kept) or "none"
         raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; there are: {there}")

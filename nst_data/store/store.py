@@ -118,6 +118,8 @@ class Store:
         if HubReference.of_repository(name):
             raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` downloads one from the Hub")
         check_name(name)
+        if name == "features" and number and not Number.is_one(number):
+            raise UsageError(f"{ref}: expected a version; features that `nst embed` keeps are shown by `nst list`, deleted by `nst remove`")
         wanted = Number.parse(number) if number else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
         if wanted is not None:
