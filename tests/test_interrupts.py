@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 WAITS = """
-import threading
+import signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is not there where the tests run in the background of a shell
 import polars
 from nst_data.arguments import with_checked_arguments
 
