@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from nst_data.errors import NstError, UsageError, is_out_of_memory
 from nst_train.interruption import LONGEST_WAIT_SECONDS, STOP_SIGNALS, Interrupted, is_heeded, stop_at_once
+from nst_train.waiting import wait_passively
 
 from .commands import ALIASES, COMMANDS, load
 from .completion import asked_in_bash, complete_in_bash
@@ -135,19 +136,6 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}  # the second is libgomp's, which heeds it over the first
-
-
-def wait_passively() -> None:
-    """Threads of OpenMP that wait for one another soon sleep, rather than spin, unless the user says how they wait.
-
-    Spinning takes the CPU from whatever else runs, the workers that decode images first of all; a thousand turns, some ten microseconds,
-    are less than it takes to sleep and wake. Heeded where torch is not yet imported.
-    """
-    if not any(name in os.environ for name in (*_WAITING, "KMP_BLOCKTIME")):
-        os.environ.update(_WAITING)
-
-
 def run() -> None:
     """The `nst` command."""
     wait_passively()
@@ -169,14 +157,14 @@ def run() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in filter(is_heeded, STOP_SIGNALS):
-        signal.signal(each, _stop_now)
+    if number == signal.SIGINT:
+        signal.signal(number, _stop_now)
     _end_soon(number)
     stop_at_once(number, frame)
 
 
 def _stop_now(number: int, frame: FrameType | None) -> None:
-    """The second time: what still waits is not waited for."""
+    """A second Ctrl-C: what still waits is not waited for."""
     _end(number)
 
 

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 from conftest import write_class_folders, write_pool
-from nst_cli.main import app, wait_passively
+from nst_cli.main import app
 from typer.testing import CliRunner
 from wording import is_line, tells
+
+from nst_train.waiting import wait_passively
 
 NETWORK = ["--model", "test_resnet", "--image-size", "16", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
 

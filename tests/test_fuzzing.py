@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from fuzzing import NAMES, READERS, encoded, read_damaged, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,10 +92,8 @@ def test_text_tables_that_once_crashed_are_read_or_an_error_of_ours(tmp_path, co
 READ_FLIPPED = """
 import io, sys
 from pathlib import Path
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.plain_pages import plain_groups
@@ -131,7 +130,6 @@ READ_SHORTENED = """
 import sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from nst_data.adoption import adopt
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.tables.schema import check_columns
@@ -194,6 +192,14 @@ def test_class_names_in_parquet_that_are_no_text_are_one_error(tmp_path, labels)
     if pa.types.is_string(labels.type):
         with pytest.raises(NstError, match=r"a.parquet: corrupt parquet file \(.*UTF"):
             open_source(str(tmp_path / "a.parquet"), labeled=True)
+
+
+def test_columns_of_a_saved_dataset_that_are_no_text_are_one_error(tmp_path):
+    words = no_text(b"ant", b"b\xf4", b"cat")
+    images = pa.array([encoded(label=label) for label in range(3)])
+    Dataset(pa.table({"image": images, "name": words})).save_to_disk(tmp_path / "saved")
+    with pytest.raises(NstError, match=r"saved: corrupt dataset \(.*UTF"):
+        list(open_source(str(tmp_path / "saved")).columns(["name"]))
 
 
 def test_a_column_of_parquet_that_ends_early_is_one_error(tmp_path, monkeypatch):

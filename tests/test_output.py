@@ -121,6 +121,20 @@ def test_a_stop_is_not_waited_for_longer_than_some_seconds():
     assert done.stderr == "nst: interrupted by SIGTERM; finished work is kept; the same command resumes\n"
 
 
+def test_a_second_ctrl_c_waits_for_nothing_and_shows_no_traceback():
+    code = (
+        "import signal, threading, time\n"
+        "from nst_cli import main\n"
+        "from nst_train.interruption import Interrupted\n"
+        "signal.signal(signal.SIGINT, main._stop)\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "try:\n    signal.raise_signal(signal.SIGINT)\nexcept Interrupted:\n    signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=15)
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == "nst: interrupted; finished work is kept; the same command resumes\n"
+
+
 NAME = "a\x1b[2Jb\x9b31m\u202e.png"
 ESCAPED = r"a\x1b[2Jb\x9b31m\u202e.png"
 

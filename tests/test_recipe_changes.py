@@ -139,3 +139,11 @@ def test_the_first_entry_of_a_list_may_be_set_where_there_is_none_yet():
 def test_a_place_that_does_not_exist_is_refused_with_those_that_do(word, said):
     with pytest.raises(UsageError, match=".*".join(said)):
         parsed(word)
+
+
+def test_an_empty_list_takes_its_first_entry_where_a_missing_one_does():
+    given = "evaluate: {suite: fgsm, name: x, data: /photos/other}"
+    changes = ("evaluate.0.suite=fgsm", "evaluate.0.name=x", "evaluate.0.data=/photos/other")
+    assert parsed(*changes, text=RECIPE.replace(given, "evaluate: []")) == parsed()
+    with pytest.raises(UsageError, match=r"reviews has no entries; .*reviews=\[VALUE\]"):
+        parsed("reviews.0=flowers@review-1", text=RECIPE.replace("{1: flowers@review-1}", "[]"))

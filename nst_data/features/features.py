@@ -23,6 +23,14 @@ from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
 
 TABLE, ABOUT = "features", "features.json"
 FOLDER, WORK = "features", ".work"
+_SHOWN_DIGITS = 12
+
+
+def ref_of(folder: Path) -> str:
+    """`features@` and the first digits of the folder's name: what `nst list` shows and `nst remove` takes."""
+    return f"{FOLDER}@{folder.name[:_SHOWN_DIGITS]}"
+
+
 _LAYOUT = 1
 _ROWS_PER_GROUP = 1_000
 _ROWS_AT_ONCE = 4_000
@@ -71,7 +79,7 @@ class Features:
         try:
             return About.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValidationError):
-            remedy = f"`nst remove {FOLDER}@{self.folder.name[:12]}`"
+            remedy = f"`nst remove {ref_of(self.folder)}`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:

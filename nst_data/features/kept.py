@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.features.features import ABOUT, FOLDER, WORK, Features
+from nst_data.features.features import ABOUT, FOLDER, WORK, Features, ref_of
 from nst_data.store.files import discard
 from nst_data.store.store import Store
 from nst_data.tables.shards import wait_for_claims
 
-_SHOWN_DIGITS, _LEAST_DIGITS = 12, 4
+_LEAST_DIGITS = 4
 _NAME = re.compile(r"[0-9a-f]{32}")
 _REF = re.compile(rf"{FOLDER}@[0-9a-fA-F]+")
 
@@ -27,7 +27,7 @@ class KeptFeatures:
     @property
     def ref(self) -> str:
         """`features@` and the first digits of the folder's name: what `remove_features` takes."""
-        return f"{FOLDER}@{self.folder.name[:_SHOWN_DIGITS]}"
+        return ref_of(self.folder)
 
     @property
     def is_finished(self) -> bool:

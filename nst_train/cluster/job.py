@@ -11,6 +11,7 @@ from nst_data.sources import Source, open_source
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store.manifest import installed_packages
+from nst_train.waiting import wait_passively
 from nst_train.zero_shot_settings import ZeroShot
 
 _FOLDER = "local-dir:"
@@ -41,8 +42,7 @@ class Worker:
     """A process of the cluster that has opened a job once and fills the shards that it is given."""
 
     def __init__(self, job: Job, threads: int, has_gpu: bool) -> None:
-        for name, value in (("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000")):  # as the `nst` command does
-            os.environ.setdefault(name, value)  # these, and the GPUs, are read when torch is imported
+        wait_passively()  # this and the GPUs are read when torch is imported
         if not has_gpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._job, self._threads = job, threads

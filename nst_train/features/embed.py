@@ -8,8 +8,7 @@ import numpy as np
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.features.features import Features, FeaturesUnderWay, begin, find, folder_of
-from nst_data.features.kept import KeptFeatures
+from nst_data.features.features import Features, FeaturesUnderWay, begin, find, folder_of, ref_of
 from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
@@ -87,7 +86,7 @@ def _made(
     request = about.request
     found = find(store, request)
     reading, said = Reading(folder_of(store, request), "source"), "these features were computed"
-    remedy = f"`nst remove {KeptFeatures(folder_of(store, request)).ref}` and run this again"
+    remedy = f"`nst remove {ref_of(folder_of(store, request))}` and run this again"
     if found is not None:
         reading.check(data, _hashes(found), said, remedy, progress)
         progress.say(f"{data.location}: features of {found.about.images:,} images are there already: {found.folder}")

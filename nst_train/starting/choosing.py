@@ -47,8 +47,7 @@ def numbers(labeled: int, side_px: int, facts: Facts, on_gpu: bool) -> Numbers:
     Measured (benchmarks/results/image_folder.md): 200 labeled photographs on a CPU, EfficientNet-Lite0: 160 px, 130 steps of 16 + 48. From
     there: steps grow with the root of the labels, since more labels carry more steps and each student also sees more of the pool; a batch
     is never more than there are labeled images. A GPU takes some 20 times the images a second: four times the steps of twice the batch, at
-    the network's own size; AdamW's rate then grows with the root of the batch. More steps
-    than were measured with the preset's rate take a lower one.
+    the network's own size.
     """
     batch = min(2 * MEASURED_BATCH if on_gpu else MEASURED_BATCH, max(1, labeled))
     least = 520 if on_gpu else 130
@@ -75,7 +74,10 @@ def selection(pool: int, classes: int, is_of_a_kind: bool) -> dict[str, Any]:
 
 
 def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
-    """The settings of a student beside its network: a preset, and what of it depends on images and machine."""
+    """The settings of a student beside its network: a preset, and what of it depends on images and machine.
+
+    AdamW's rate grows with the root of the batch. More steps than were measured with the preset's rate take a lower one.
+    """
     sizes = {name: size for name, size in (("image_size", chosen.image_size), ("test_size", chosen.test_size)) if size}
     preset = "pretrained" if facts.suits_vit_preset is False else "pretrained-vit"  # a rate that is too low harms less
     rate = published = PRESETS[preset].values["learning_rate"]
