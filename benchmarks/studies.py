@@ -235,7 +235,7 @@ def main() -> None:
     for arm in arms_of(words.studies):
         shares = [100 * one[arm].mean() for one in found]
         print(f"| {arm} | {' | '.join(f'{share:.1f}' for share in shares)} | {np.mean(shares):.1f} |")
-    print("\n| study | in the paper | this | minus this | paper | here | 95% | |\n|---|---|---|---|---|---|---|---|")
+    print("\n| study | in the paper | A | B | A - B, paper | A - B, digits | 95% interval | |\n|---|---|---|---|---|---|---|---|")
     for one in COMPARISONS:
         if one.study in words.studies:
             differences = [arms[one.arm] - arms[one.other] for arms in found]
