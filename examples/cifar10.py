@@ -170,11 +170,11 @@ def scores(lab: Lab, rows: dict[str, Row]) -> list[float]:
 
 
 def table(names: list[str], seeds: list[int], by_seed: list[list[float]]) -> list[str]:
-    """Scores by row and seed as a Markdown table, with means and standard deviations, and the first row less the second likewise."""
+    """Scores by row and seed as a Markdown table, with means and standard deviations, and the first row minus the second likewise."""
     rows = [list(row) for row in zip(*by_seed, strict=True)]
     rows.append([first - second for first, second in zip(rows[0], rows[1], strict=True)])
     lines = [["test top-1, %", *(f"seed {seed}" for seed in seeds), "mean", "sd"], ["---"] * (len(seeds) + 3)]
-    for name, row in zip([*names, f"**{names[0]} less {names[1]}**"], rows, strict=True):
+    for name, row in zip([*names, f"**{names[0]} minus {names[1]}**"], rows, strict=True):
         spread = f"{statistics.stdev(row):.2f}" if len(row) > 1 else ""
         lines.append([name, *(f"{score:.2f}" for score in [*row, statistics.mean(row)]), spread])
     return [f"| {' | '.join(cells)} |" for cells in lines]
@@ -188,7 +188,7 @@ def report(asked: list[str], labs: list[Lab]) -> str:
     noise = ", ".join(f"{name.replace('_', ' ')} {getattr(settings.noise, name):g}" for name in STRONG)
     page = [f"# CIFAR-10, {labeled:,} labels: the paper's comparisons", "", f"`python {shlex.join(sys.argv)}`", ""]
     page += [f"{settings.model} on {this_device()}, {steps} pseudo-labeled images; noise of students: {noise}."]
-    page += [f"The seeds ({', '.join(str(lab.settings.seed) for lab in labs)}) decide initial weights, order and noise; sd: over seeds."]
+    page += [f"The seeds ({', '.join(str(lab.settings.seed) for lab in labs)}) decide initial weights, order and noise; sd is over seeds."]
     for name in asked:
         question, rows = COMPARISONS[name]
         page += ["", f"## `{name}`: {question}", "", *table(list(rows), [lab.settings.seed for lab in labs], [one[name] for one in found])]

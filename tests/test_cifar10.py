@@ -54,7 +54,7 @@ def test_each_comparison_has_its_table_with_scores_by_seed_mean_and_difference(p
     for lines in tables.values():
         assert lines[0] == "| test top-1, % | seed 0 | mean | sd |"
         (first, one), (second, other), *_, (name, difference) = [line.split(" | ")[:2] for line in lines[2:] if line]
-        assert name == f"| **{first[2:]} less {second[2:]}**"
+        assert name == f"| **{first[2:]} minus {second[2:]}**"
         assert float(difference) == pytest.approx(float(one) - float(other), abs=0.011)
 
 
@@ -92,7 +92,7 @@ def test_the_table_of_two_seeds_has_means_and_spreads_by_hand(cifar10):
     assert cifar10.table(["a", "b"], [0, 1], [[60.0, 50.0], [64.0, 58.0]])[2:] == [
         "| a | 60.00 | 64.00 | 62.00 | 2.83 |",
         "| b | 50.00 | 58.00 | 54.00 | 5.66 |",
-        "| **a less b** | 10.00 | 6.00 | 8.00 | 2.83 |",
+        "| **a minus b** | 10.00 | 6.00 | 8.00 | 2.83 |",
     ]
 
 
