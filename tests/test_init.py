@@ -308,7 +308,7 @@ def test_sources_beside_a_recipe_in_a_linked_folder_are_found(tmp_path, network)
 def test_comments_on_size_and_rate_name_the_numbers_that_they_are_about():
     chosen = numbers(200, 32, Facts(96, None, False, False), on_gpu=True)
     why = _why(chosen, looked([100, 100], side=100), Facts(96, None, False, False), on_gpu=True)
-    assert why["learning_rate"] == "per 256 labeled images; the preset's is for steps of 16, and for up to 210 of them"
+    assert why["learning_rate"] == "per 256 labeled images; the preset's is for steps of 16 and at most 210 steps"
     assert why["image_size"] == "the network's own"
     assert _why(chosen, looked([100, 100]), LITE, on_gpu=True)["image_size"].startswith("smaller than the network's own 224")
 
@@ -477,7 +477,7 @@ def test_the_students_of_a_network_without_blocks_to_skip_have_no_stochastic_dep
     assert recipe.generations[1].noise.stochastic_depth == 0
     text = (tmp_path / "a.yaml").read_text()
     assert "noise: {stochastic_depth: 0}" in text
-    assert "# the network is not known to have blocks that can be skipped" in text
+    assert "# this network is not known to have blocks that can be skipped" in text
 
 
 def test_a_network_without_blocks_to_skip_stops_a_recipe_before_its_first_generation(tmp_path):

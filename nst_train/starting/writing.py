@@ -167,24 +167,24 @@ def _lines(rows: list[tuple[str, str]], indent: str) -> str:
 
 _WHY = {
     "preset": "how published weights are finetuned on photographs; --show-settings lists its values",
-    "noise": "the network is not known to have blocks that can be skipped",
-    "layer_decay": "timm tells the layers of its own networks apart, not this one's",
+    "noise": "this network is not known to have blocks that can be skipped",
+    "layer_decay": "timm knows the layers of its own networks, but not of this one",
     "precision": "clearly faster in a few steps timed on this CPU",
-    "compute_threads": "clearly faster in a few steps timed on this CPU, beside the processes that decode",
+    "compute_threads": "clearly faster in a few steps timed on this CPU, with the processes that decode running",
 }
 
 
 def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, str]:
-    size = "images are tiny: enlarged no further" if look.side_px and chosen.image_size and look.side_px < chosen.image_size else ""
+    size = "images are tiny: not enlarged further" if look.side_px and chosen.image_size and look.side_px < chosen.image_size else ""
     is_smaller = chosen.image_size and facts.side_px and chosen.image_size < facts.side_px
     size = size or (f"smaller than the network's own {facts.side_px}: a step takes less time" if is_smaller else "the network's own")
     return _WHY | {
         "image_size": size,
-        "learning_rate": f"per 256 labeled images; the preset's is for steps of {MEASURED_BATCH}, and for up to {MEASURED_STEPS} of them",
-        "test_size": "random crops enlarge what they show, so a larger side suits testing",
-        "steps": f"for {look.trained_on:,} labeled images; four times the labels need twice the steps",
-        "batch_size": "labeled images in a step, and" if chosen.batch_size < look.trained_on else "all labeled images in a step, and",
-        "ratio": f"{chosen.ratio} pseudo-labeled ones for each",
+        "learning_rate": f"per 256 labeled images; the preset's is for steps of {MEASURED_BATCH} and at most {MEASURED_STEPS} steps",
+        "test_size": "objects look larger in random crops, so test on larger images",
+        "steps": f"for {look.trained_on:,} labeled images; four times as many labels need twice the steps",
+        "batch_size": "labeled images per step, and" if chosen.batch_size < look.trained_on else "all labeled images in every step, and",
+        "ratio": f"{chosen.ratio} pseudo-labeled ones for each of them",
     }
 
 
@@ -193,49 +193,49 @@ def recipe_text(
 ) -> str:
     """The recipe as YAML. Names of the user's stand in values alone, never in comments."""
     on_gpu, classes = device != "cpu", len(look.class_names)
-    heads = [(f"name: {scalar(name)}", "makes the corpus and, with -teacher, the trained networks of this name in the store")]
+    heads = [(f"name: {scalar(name)}", "name of the corpus in the store and, with -teacher, of the trained networks")]
     about = {
         "labeled": f"{len(look.labeled):,} images of {classes:,} classes, {look.per_class} each",
-        "test": f"{len(look.test) if look.test else 0:,} images; touched by evaluation alone",
-        "validation": "the weights that do best on these images are kept",
+        "test": f"{len(look.test) if look.test else 0:,} images; used for evaluation only",
+        "validation": "selects the best weights",
         "pool": f"{len(look.pool):,} images without labels",
     }
     for role in _ROLES:
         if role in sources:
             heads.append((f"{role}: {_flow({'source': sources[role]})}", about[role]))
         elif role == "test" and look.holdout:
-            heads.append((f"holdout: {look.holdout:g}", "no test images: this share of each class's labeled ones is held out to test on"))
+            heads.append((f"holdout: {look.holdout:g}", "no test images: this share of each class's labeled images is held out"))
     heads.append(("seed: 0", "same seed, same bytes"))
     near = few_times(look)
     select = selection(len(look.pool), classes, near)
     why_selected = (
-        "All pseudo-labeled images, as they are. This was best when pool and labeled images came from the same source. For a pool\n"
+        "All pseudo-labeled images, unchanged. This was best when pool and labeled images came from the same source. For a pool\n"
         f"# from another source, try {_flow(selection(len(look.pool), classes, False))}:\n"
-        "# that many per class (pool size / classes), the most confident first, with copies where a class has fewer."
+        "# that many per class (pool size / classes), the most confident first, with copies if a class has fewer."
         if near
-        else "The pool is many times larger than the labeled set, so it may come from other sources: the most confident of each class,\n"
-        "# pool size / classes of them, with copies where a class has fewer. If pool and labeled images come from the same source,\n"
+        else "The pool is many times larger than the labeled set, so it may come from other sources: for each class the most confident,\n"
+        "# pool size / classes of them, with copies if a class has fewer. If pool and labeled images come from the same source,\n"
         "# {min_confidence: 0, per_class: none} takes all."
     )
     why = _why(chosen, look, facts, on_gpu)
-    of_student = [(f"model: {scalar(model)}", ""), ("start: teacher", "finetune all weights from there")]
+    of_student = [(f"model: {scalar(model)}", ""), ("start: teacher", "finetune all weights, starting from the teacher's")]
     of_student += [
         (f"{key}: {_flow(value) if isinstance(value, dict) else scalar(value)}", why.get(key, "")) for key, value in student.items()
     ]
     teacher = [
         (f"model: {scalar(model)}", "fast on a CPU" if model == CPU_NETWORK else "suits a GPU" if model == GPU_NETWORK else ""),
-        ("pretrained: true", "the network as it is published,"),
-        ("probe: true", "with a last layer fitted on its features: takes a minute, and needs few labels"),
+        ("pretrained: true", "the published weights,"),
+        ("probe: true", "with a new last layer fitted on their features: takes a minute, and few labels are enough"),
     ]
     measured = (
-        "are those measured on 200 labeled photographs with EfficientNet-Lite0 on a CPU; steps follow from your labels."
+        "were measured on 200 labeled photographs with EfficientNet-Lite0 on a CPU; the number of steps depends on your labels."
         if not on_gpu
-        else "are those measured with EfficientNet-Lite0 on a CPU, scaled up; on a GPU they are not measured yet."
+        else "were measured with EfficientNet-Lite0 on a CPU and scaled up; they have not been measured on a GPU."
     )
     return "\n".join(
         [
             MODELINE,
-            "# Written by `nst init`. Change what you like; paths start at this file's folder. See what it will take, and run it:",
+            "# Written by `nst init`. Change what you like; paths are relative to this file's folder. Estimate the time, then run it:",
             "#   nst run THIS_FILE --dry-run",
             "#   nst run THIS_FILE",
             _lines(heads, ""),
@@ -244,7 +244,7 @@ def recipe_text(
             f"select: {_flow(select)}",
             "",
             "# The first network, the teacher, is trained on labeled images only. Each further one is a student, trained on labeled and",
-            "# pseudo-labeled images; it teaches the next. The settings of the students",
+            "# pseudo-labeled images, and is the teacher of the next. The settings of the students",
             f"# {measured}",
             "generations:",
             "  - " + _lines(teacher, "    ").lstrip(),
@@ -252,7 +252,7 @@ def recipe_text(
             _lines(of_student, "    "),
             "  - *student" + " " * 20 + "# taught by the first student",
             "",
-            "control: false  # true also trains the last network with the same noise and steps on labeled images alone",
+            "control: false  # true also trains the last network on labeled images only, with the same noise and steps",
             f"run: {_flow({'workers': workers(cpus_of_this_process(), on_gpu)})}  # processes that decode images on this machine",
             "",
         ]
