@@ -35,7 +35,7 @@ def embed(
     found = embed_images(there, model, images, settings, run=run, progress=terminal())
     about = found.about
     if json:
-        print_json({"folder": str(found.folder), **about.model_dump(include={"images", "errors", "dimensions"})})
+        print_json({"folder": found.location, **about.model_dump(include={"images", "errors", "dimensions"})})
         return
     unread = f", {about.errors:,} could not be read" if about.errors else ""
-    print(f"{about.images:,} images of {about.dimensions:,} features each{unread}\n  {found.folder}/features/*.parquet")
+    print(f"{about.images:,} images of {about.dimensions:,} features each{unread}\n  {found.location}/features/*.parquet")

@@ -125,7 +125,7 @@ def remove(ref: _Removable, store: StoreOption = None) -> None:
     there = open_store(store)
     if is_features_ref(ref):
         features = remove_features(there, ref, terminal().say)
-        print(f"removed {features.folder}")
+        print(f"removed {features.folder if there.address is None else f'{ref} from {there.location}'}")
         return
     gone = there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
@@ -144,7 +144,7 @@ def _summary(version: Version) -> dict[str, Any]:
 
 def _summary_of_features(kept: "KeptFeatures") -> dict[str, Any]:
     features = kept.features
-    summary: dict[str, Any] = {"ref": kept.ref, "folder": str(kept.folder), "bytes": kept.bytes}
+    summary: dict[str, Any] = {"ref": kept.ref, "folder": kept.location, "bytes": kept.bytes}
     if features is None:
         return summary
     about = features.about

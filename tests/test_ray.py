@@ -20,7 +20,7 @@ from labels import write_teacher
 from watched import Ended, Said
 
 from nst_data.errors import NstError
-from nst_data.features.features import begin
+from nst_data.features.under_way import begin
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_train.features.embed import embed

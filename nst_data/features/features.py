@@ -1,9 +1,7 @@
 """Features in the store: `features/DIGEST/`, parquet shards and `features.json`, which is written last."""
 
-import datetime
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nst_data.errors import NstError
-from nst_data.store.files import discard, fsync_tree, replacing, write_text
+from nst_data.store.files import discard
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import SealedFile, json_digest
+from nst_data.store.mirror import FEATURES, FEATURES_NAME, Mirror
 from nst_data.store.store import Store
-from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
+from nst_data.tables.shards import ShardPlan
 
-TABLE, ABOUT = "features", "features.json"
-FOLDER, WORK = "features", ".work"
+TABLE, ABOUT = "features", FEATURES_NAME
+FOLDER = FEATURES
 _SHOWN_DIGITS = 12
 
 
@@ -32,7 +31,6 @@ def ref_of(folder: Path) -> str:
 
 
 _LAYOUT = 1
-_ROWS_PER_GROUP = 1_000
 _ROWS_AT_ONCE = 4_000
 
 
@@ -68,18 +66,34 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Features:
-    """Finished features of a source, in its order, without the images that could not be read."""
+    """Finished features of a source, in its order, without the images that could not be read.
 
-    folder: Path
+    Of a store at an address, whose `mirror` is given, `place` may have their record alone.
+    """
+
+    place: Path
+    mirror: Mirror | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder with all their files; those of a store at an address are brought to this machine first."""
+        if self.mirror is not None and self.about:
+            self.mirror.bring(self.place)
+        return self.place
+
+    @property
+    def location(self) -> str:
+        """Where they are, for a person: their folder, or its address."""
+        return str(self.place) if self.mirror is None else self.mirror.tree.at(self.mirror.name_of(self.place))
 
     @cached_property
     def about(self) -> About:
         """What they are of. Raises NstError where that is damaged."""
-        path = self.folder / ABOUT
+        path = self.place / ABOUT
         try:
             return About.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValidationError):
-            remedy = f"`nst remove {ref_of(self.folder)}`"
+            remedy = f"`nst remove {ref_of(self.place)}`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:
@@ -105,56 +119,17 @@ class Features:
 
     @property
     def _files(self) -> list[Path]:
-        return [self.folder / name for name in sorted(self.about.files) if name.startswith(f"{TABLE}/")]
-
-
-@dataclass(frozen=True)
-class FeaturesUnderWay:
-    """Features that are being computed, by any number of processes: which shards are missing, and the end."""
-
-    request: FeaturesRequest
-    folder: Path
-    shards: Shards
-    dimensions: int
-
-    def write(self, shard: int, rows: Sequence[pa.Table], errors: list[dict[str, Any]]) -> None:
-        """A whole shard: tables with the columns of `schema`."""
-        kind = schema(self.dimensions)
-        table = pa.concat_tables([kind.empty_table(), *rows])
-        with replacing(self.folder / self.shards.plan.file(shard), self.shards.parts) as file, parquet_writer(file, kind) as writer:
-            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-        self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
-
-    def seal(self, machine: dict[str, Any]) -> Features:
-        """Say that nothing is missing any more."""
-        files, counts = self.shards.finish(["images"])
-        about = About(
-            request=self.request,
-            images=counts.labeled,
-            errors=counts.errors,
-            dimensions=self.dimensions,
-            files=files,
-            machine=machine,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        fsync_tree(self.folder)
-        write_text(self.folder / ABOUT, json.dumps(about.model_dump(mode="json"), indent=2) + "\n")
-        discard(self.folder / WORK)
-        return Features(self.folder)
+        folder = self.folder
+        return [folder / name for name in sorted(self.about.files) if name.startswith(f"{TABLE}/")]
 
 
 def find(store: Store, request: FeaturesRequest) -> Features | None:
-    """The features of a request, where they are finished."""
-    folder = folder_of(store, request)
-    return Features(folder) if (folder / ABOUT).is_file() else None
-
-
-def begin(store: Store, request: FeaturesRequest, rows: int, rows_per_shard: int, dimensions: int) -> FeaturesUnderWay:
-    """Features to compute, or to go on with."""
-    folder = folder_of(store, request)
-    work = folder / WORK
-    work.mkdir(parents=True, exist_ok=True)
-    return FeaturesUnderWay(request, folder, Shards(folder, work, ShardPlan(rows, rows_per_shard, TABLE)), dimensions)
+    """The features of a request, where they are finished; of a store at an address by any machine."""
+    place, mirror = folder_of(store, request), store.mirror
+    if mirror is not None and mirror.refresh_version(mirror.name_of(place)):
+        discard(mirror.root / "runs" / mirror.name_of(place))  # what this machine did of it
+        mirror.bring_reading(place)
+    return Features(place, mirror) if (place / ABOUT).is_file() else None
 
 
 def folder_of(store: Store, request: FeaturesRequest) -> Path:

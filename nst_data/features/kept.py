@@ -3,13 +3,16 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
-from nst_data.features.features import ABOUT, FOLDER, WORK, Features, ref_of
+from nst_data.features.features import ABOUT, FOLDER, Features, ref_of
+from nst_data.features.under_way import WORK, run_of
+from nst_data.store.file_tree import StoredFile
 from nst_data.store.files import discard
+from nst_data.store.mirror import Mirror
 from nst_data.store.store import Store
 from nst_data.tables.shards import wait_for_claims
 
@@ -20,9 +23,11 @@ _REF = re.compile(rf"{FOLDER}@[0-9a-fA-F]+")
 
 @dataclass(frozen=True)
 class KeptFeatures:
-    """The features in one folder of a store."""
+    """The features in one folder of a store. Of one at an address, whose `mirror` is given, `files` are those there."""
 
     folder: Path
+    mirror: Mirror | None = field(default=None, repr=False)
+    files: Sequence[StoredFile] = field(default=(), repr=False)
 
     @property
     def ref(self) -> str:
@@ -35,9 +40,14 @@ class KeptFeatures:
         return (self.folder / ABOUT).is_file()
 
     @property
+    def location(self) -> str:
+        """Where they are, for a person: their folder, or its address."""
+        return Features(self.folder, self.mirror).location
+
+    @property
     def features(self) -> Features | None:
         """Finished ones whose record is readable."""
-        features = Features(self.folder)
+        features = Features(self.folder, self.mirror)
         try:
             return features if features.about else None
         except (NstError, ValueError):
@@ -46,12 +56,16 @@ class KeptFeatures:
     @property
     def shards(self) -> int:
         """How many shards are done of those under way."""
+        if self.mirror is not None:
+            return sum("/shards/" in one.name for one in self.files)
         return len(list((self.folder / WORK / "shards").glob("*")))
 
     @property
     def bytes(self) -> int:
-        """What they take on disk."""
-        sizes = 0
+        """What they take on disk, or at the address."""
+        sizes = sum(one.size for one in self.files)
+        if self.mirror is not None:
+            return sizes
         for folder, _, names in os.walk(self.folder):  # passes over folders that a process at work deletes meanwhile
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
@@ -60,7 +74,10 @@ class KeptFeatures:
 
 
 def kept_features(store: Store) -> list[KeptFeatures]:
-    """All features in a store, by the names of their folders. Those of a store at an address are on this machine alone."""
+    """All features in a store, by the names of their folders; those of a store at an address by two listings."""
+    if store.mirror is not None:
+        found = store.mirror.refresh_features()
+        return [KeptFeatures(store.root / FOLDER / name, store.mirror, found[name]) for name in sorted(found) if _NAME.fullmatch(name)]
     return [KeptFeatures(folder) for folder in sorted((store.root / FOLDER).glob("*")) if _NAME.fullmatch(folder.name) and folder.is_dir()]
 
 
@@ -82,7 +99,7 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
 
     Raises:
         UsageError: There are none, or several, of this name.
-        NstError: A process is computing them.
+        NstError: A process is computing them, on any machine.
     """
     kept, digits = kept_features(store), ref.partition("@")[2].lower()
     if len(digits) < _LEAST_DIGITS:
@@ -91,6 +108,15 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
     if len(found) != 1:
         there = ", ".join(one.ref for one in found or kept) or "none"
         raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; there are: {there}")
-    wait_for_claims(found[0].folder / WORK, ref, say)
-    discard(found[0].folder)
-    return found[0]
+    kept_there, mirror = found[0], store.mirror
+    if mirror is None:
+        wait_for_claims(kept_there.folder / WORK, ref, say)
+    else:
+        run = run_of(mirror, kept_there.folder)
+        run.check_nobody_at_work(ref, say)
+        if kept_there.is_finished:
+            mirror.discard_version(mirror.name_of(kept_there.folder))
+        run.discard()
+        discard(mirror.root / run.name)
+    discard(kept_there.folder)
+    return kept_there

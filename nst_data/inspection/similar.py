@@ -1,6 +1,5 @@
 """Images that look like one, by features that `nst embed` has kept: a scan over as many as fit into memory."""
 
-import json
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError
-from nst_data.features.features import ABOUT, Features
+from nst_data.features.features import Features
+from nst_data.features.kept import kept_features
 from nst_data.inspection.view import View
 from nst_data.store.store import Store
 
@@ -44,8 +43,9 @@ class SimilarImages:
         about = self.features.about
         step = max(1, -(-about.images * about.dimensions * 4 // _MOST_BYTES))
         hashes, parts, first = [], [np.empty((0, about.dimensions), np.float32)], 0
+        folder = self.features.folder
         for name in sorted(name for name in about.files if name.startswith("features/")):
-            for batch in pq.ParquetFile(self.features.folder / name).iter_batches(8192, columns=["image_hash", "features"]):
+            for batch in pq.ParquetFile(folder / name).iter_batches(8192, columns=["image_hash", "features"]):
                 taken = np.arange(-first % step, batch.num_rows, step)
                 values = batch["features"].flatten().to_numpy(zero_copy_only=False).reshape(-1, about.dimensions)[taken]
                 hashes += batch["image_hash"].take(taken).to_pylist()
@@ -63,12 +63,8 @@ def similar_images(store: Store, view: View) -> SimilarImages | None:
     source = inputs.pool.digest if inputs and inputs.pool else getattr(getattr(view.rows, "source", None), "images_fingerprint", None)
     teachers = {entry.digest for role, entry in inputs.by_role.items() if role.startswith("teacher")} if inputs else set()
     best: tuple[tuple[bool, str], Features] | None = None
-    for file in sorted((store.root / "features").glob(f"*/{ABOUT}")):
-        features = Features(file.parent)
-        try:
-            request, created = features.about.request, features.about.created
-        except (NstError, json.JSONDecodeError):
-            continue
+    for features in filter(None, (kept.features for kept in kept_features(store) if kept.is_finished)):
+        request, created = features.about.request, features.about.created
         rank = (request.model.digest in teachers, created)
         if request.source.digest == source and (best is None or rank > best[0]):
             best = rank, features

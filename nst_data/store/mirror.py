@@ -2,10 +2,11 @@
 
 On an object store nothing is renamed. A version is there when its `nst.json` is, which is written last and only if there is none; a number
 belongs to whom first writes `runs/.../request.json`. Shards go to their place in the version as soon as they are done, each with a note in
-`runs/.../work/shards`. What is brought to this machine is compared with the checksums of the manifest.
+`runs/.../work/shards`. What is brought to this machine is compared with the checksums of the manifest. Features are kept as versions are:
+in `features/DIGEST`, with `features.json` for a manifest, and made below `runs/features/DIGEST`.
 
 The folder on this machine is `NST_MIRRORS` or `~/.local/share/nst/stores`, with a folder for each address. Besides copies it holds what is
-of this machine alone: answers given on the review page until they are frozen, features, and what unfinished work needs.
+of this machine alone: answers given on the review page until they are frozen, and what unfinished work needs.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import on_this_terminal
 from nst_data.store.file_tree import FileTree, StoredFile
@@ -27,16 +30,27 @@ from nst_data.store.manifest import MANIFEST_NAME, SealedFile, read_manifest
 from nst_data.store.places import METRICS, PLACES
 
 REQUEST = "request.json"
+FEATURES, FEATURES_NAME = "features", "features.json"
+READ = "read/"  # in a version: what its sources looked like when they were read, as this machine has compared them last
 AT_ONCE = 8
 _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
-_SMALL = (MANIFEST_NAME, METRICS, PLACES)  # of each version these are always here
+_SMALL = (MANIFEST_NAME, METRICS, PLACES, FEATURES_NAME)  # of each version these are always here
 _PIECE_BYTES = 2**25
+_FILES = TypeAdapter(dict[str, SealedFile])
+
+
+def seal_of(version: str) -> str:
+    """The file that is written last of a version, or of features."""
+    return FEATURES_NAME if version.startswith(f"{FEATURES}/") else MANIFEST_NAME
 
 
 class Mirror:
-    """A store at `tree` and what of it is below `root`. Names of versions are their paths in the store, as in `corpora/flowers/gen-1`."""
+    """A store at `tree` and what of it is below `root`.
+
+    Names of versions are their paths in the store, as in `corpora/flowers/gen-1`. Features count as versions named `features/DIGEST`.
+    """
 
     def __init__(self, tree: FileTree) -> None:
         if not tree.address.startswith("s3://"):
@@ -64,29 +78,49 @@ class Mirror:
                 found = [f"{top}/{one}/{number}" for one, of_name in zip(names, numbers, strict=True) for number in of_name]
                 for one, of_name in zip(names, numbers, strict=True):
                     self._drop_all_but(f"{top}/{one}", of_name)
-                list(threads.map(self._refresh_run if top.startswith("runs/") else self.refresh_version, found))
+                list(threads.map(self.refresh_run if top.startswith("runs/") else self.refresh_version, found))
 
-    def refresh_version(self, version: str) -> bool:
-        """Have here what is small of a version and may have changed; whether it is sealed."""
-        files = {one.name.rpartition("/")[2]: one for one in self.tree.children(version)[1]}
-        place = self.root / version
+    def refresh_features(self) -> dict[str, list[StoredFile]]:
+        """Have here the record of all features that are finished there.
+
+        Returns:
+            The files of all features, finished or under way, by the names of their folders; two listings.
+        """
+        found: dict[str, list[StoredFile]] = {}
+        for top in (FEATURES, f"runs/{FEATURES}"):
+            for one in self.tree.files(top):
+                name = one.name.removeprefix(f"{top}/").partition("/")[0]
+                if _PLAIN.fullmatch(name):
+                    found.setdefault(name, []).append(one)
+        direct = {name: [one for one in files if one.name.rpartition("/")[0] == f"{FEATURES}/{name}"] for name, files in found.items()}
+        finished = {name: files for name, files in direct.items() if f"{FEATURES}/{name}/{FEATURES_NAME}" in {one.name for one in files}}
+        self._drop_all_but(FEATURES, finished)
+        self._drop_all_but(f"runs/{FEATURES}", found.keys() - finished.keys())
+        with ThreadPoolExecutor(AT_ONCE) as threads:
+            list(threads.map(lambda name: self.refresh_version(f"{FEATURES}/{name}", finished[name]), finished))
+        return found
+
+    def refresh_version(self, version: str, direct: Iterable[StoredFile] | None = None) -> bool:
+        """Have here what is small of a version and may have changed; whether it is sealed. `direct` are its own files, listed already."""
+        files = {one.name.rpartition("/")[2]: one for one in (self.tree.children(version)[1] if direct is None else direct)}
+        place, seal = self.root / version, seal_of(version)
         known = self._known(version)
-        if MANIFEST_NAME not in files or self._is_other(version, known.get(MANIFEST_NAME), files[MANIFEST_NAME]):
-            if (place / MANIFEST_NAME).is_file():
+        if seal not in files or self._is_other(version, known.get(seal), files[seal]):
+            if (place / seal).is_file():
                 discard(place)
             self._notes(version).unlink(missing_ok=True)
             known = {}
-        if MANIFEST_NAME not in files:
+        if seal not in files:
             return False
         wanted = [one for name, one in files.items() if (name in _SMALL or known.get("") == "whole") and known.get(name) != one.etag]
-        for one in sorted(wanted, key=lambda one: one.name.endswith(MANIFEST_NAME)):  # the manifest last: it says that the rest is here
+        for one in sorted(wanted, key=lambda one: one.name.endswith(seal)):  # the manifest last: it says that the rest is here
             self.tree.download(one.name, self.root / one.name)
         self._remember(version, known | {one.name.rpartition("/")[2]: one.etag for one in wanted})
         return True
 
     def _is_other(self, version: str, known: str | None, manifest: StoredFile) -> bool:
         """Whether the version there is another one than the one here: removed and made again elsewhere."""
-        place = self.root / version / MANIFEST_NAME
+        place = self.root / version / seal_of(version)
         return place.is_file() and known != manifest.etag and self.tree.read(manifest.name) != place.read_bytes()
 
     def leftovers(self, name: str | None = None) -> dict[str, list[StoredFile]]:
@@ -109,17 +143,18 @@ class Mirror:
         """Have all files of a sealed version here, those of its manifest with the right checksum. Raises NstError where one is damaged."""
         version = self.name_of(place)
         known = self._known(version)
-        if known.get("") == "whole" or not (place / MANIFEST_NAME).is_file():
+        if known.get("") == "whole" or not (place / seal_of(version)).is_file():
             return
-        sealed = read_manifest(place).files
-        files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{MANIFEST_NAME}")]
+        sealed = self._sealed(version, place)
+        files = [one for one in self.tree.files(version) if not one.name.endswith(f"/{seal_of(version)}")]
         below = {one.name.removeprefix(f"{version}/"): one for one in files}
         below = {name: one for name, one in below.items() if all(map(_PLAIN.fullmatch, name.split("/")))}  # no file leads out of its folder
         if missing := sorted(sealed.keys() - below.keys()):
             raise NstError(
                 f"{self.tree.at(version)}: lacks {len(missing):,} of its {len(sealed):,} files, such as {missing[0]}; it is damaged"
             )
-        wanted = {name: one for name, one in below.items() if not self._is_here(place / name, sealed.get(name))}
+        here = {name for name in below if name.startswith(READ) and (place / name).is_file()}
+        wanted = {name: one for name, one in below.items() if name not in here and not self._is_here(place / name, sealed.get(name))}
         size = sum(one.size for one in wanted.values())
         progress = on_this_terminal()
         if size > _SAID_BYTES:
@@ -132,23 +167,31 @@ class Mirror:
         direct = {name: one.etag for name, one in below.items() if "/" not in name}
         self._remember(version, self._known(version) | direct | {"": "whole"})
 
+    def bring_reading(self, place: Path) -> None:
+        """Have here what is noted of the sources of a sealed version, unless it is."""
+        for one in self.tree.files(f"{self.name_of(place)}/{READ.rstrip('/')}"):
+            name = one.name.rpartition("/")[2]
+            if _PLAIN.fullmatch(name) and not (place / READ / name).is_file():
+                self.tree.download(one.name, place / READ / name)
+
     def publish(self, place: Path, build: Path, brought: Container[str] = ()) -> bool:
         """Bring a version that was built here to its place and seal it; False where another one was sealed there before.
 
         `build` has the manifest and all files but those `brought` there already. Raises NstError for one that is nowhere.
         """
-        version, sealed = self.name_of(place), read_manifest(build).files
-        if self.tree.stat(f"{version}/{MANIFEST_NAME}") is not None:
+        version = self.name_of(place)
+        sealed, seal = self._sealed(version, build), seal_of(version)
+        if self.tree.stat(f"{version}/{seal}") is not None:
             return False
         there = {one.name.removeprefix(f"{version}/"): one.size for one in self.tree.files(version)}
         here = {path.relative_to(build).as_posix(): path for path in build.rglob("*") if path.is_file() and path.name[0] != "."}
-        here.pop(MANIFEST_NAME)
+        here.pop(seal)
         is_there = {name for name, one in sealed.items() if name in brought and there.get(name) == one.bytes}
         if lost := sorted(sealed.keys() - here.keys() - is_there):
             raise NstError(f"{self.tree.at(version)}: {lost[0]} is missing there and on this machine; run the same command again")
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
-        return self.tree.create(f"{version}/{MANIFEST_NAME}", (build / MANIFEST_NAME).read_bytes())
+        return self.tree.create(f"{version}/{seal}", (build / seal).read_bytes())
 
     def publish_beside(self, place: Path, names: Iterable[str]) -> None:
         """Bring files beside a sealed version there that were written here: its card, pictures, metrics, places on the Hub."""
@@ -173,20 +216,21 @@ class Mirror:
 
     def discard_version(self, version: str) -> None:
         """Delete a sealed version."""
-        self.tree.remove([f"{version}/{MANIFEST_NAME}"])  # from now on it is none
+        self.tree.remove([f"{version}/{seal_of(version)}"])  # from now on it is none
         self.tree.remove([one.name for one in self.tree.files(version)])
         self._notes(version).unlink(missing_ok=True)
 
-    def _refresh_run(self, run: str) -> None:
-        place = self.root / run
+    def refresh_run(self, run: str) -> bool:
+        """Have here the request of a version under way; whether there is one."""
+        place, version = self.root / run, run.removeprefix("runs/")
         text = self.tree.read_if_there(f"{run}/{REQUEST}")
-        if text is None or (self.root / run.removeprefix("runs/") / MANIFEST_NAME).is_file():  # sealed, and half cleared away
+        if text is None or (self.root / version / seal_of(version)).is_file():  # sealed, and half cleared away
             if (place / REQUEST).is_file():
                 discard(place)
-            return
+            return False
         if (place / REQUEST).is_file():
             if (place / REQUEST).read_bytes() == text:
-                return
+                return True
             discard(place)  # removed there and begun anew
         place.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -197,10 +241,11 @@ class Mirror:
             place_once(fresh, place)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+        return True
 
-    def _drop_all_but(self, top: str, numbers: Iterable[str]) -> None:
+    def _drop_all_but(self, top: str, numbers: Container[str]) -> None:
         """Delete here the versions of a name that are not there any more."""
-        mark = REQUEST if top.startswith("runs/") else MANIFEST_NAME
+        mark = REQUEST if top.startswith("runs/") else seal_of(f"{top}/")
         for folder in (self.root / top).glob("[!.]*"):  # others are being made
             gone = folder.name not in numbers and (folder / mark).is_file()
             if gone and self.tree.stat(f"{top}/{folder.name}/{mark}") is None:  # one may have come since they were listed
@@ -212,6 +257,12 @@ class Mirror:
             (place / name).unlink()
             raise NstError(f"{self.tree.at(version)}: {name} does not match its manifest: damaged on the server or in transit; try again")
 
+    def _sealed(self, version: str, folder: Path) -> Mapping[str, SealedFile]:
+        """The files of a version that its manifest in a folder names, or of features that their record does, which is read before."""
+        if version.startswith(f"{FEATURES}/"):
+            return _FILES.validate_python(json.loads((folder / FEATURES_NAME).read_text("utf-8"))["files"])
+        return read_manifest(folder).files
+
     def _is_here(self, path: Path, sealed: SealedFile | None) -> bool:
         return sealed is not None and path.is_file() and path.stat().st_size == sealed.bytes and hash_file(path) == sealed
 
@@ -220,7 +271,7 @@ class Mirror:
 
     def _known(self, version: str) -> dict[str, str]:
         """The etags of the files of a version when they were brought; that of the name "" says whether all were."""
-        if not (self.root / version / MANIFEST_NAME).is_file():
+        if not (self.root / version / seal_of(version)).is_file():
             return {}
         try:
             known: dict[str, str] = json.loads(self._notes(version).read_text("utf-8"))

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 from nst_data.errors import NstError
+from nst_data.store.files import replacing
 from nst_data.store.leases import Lease, check_nobody_at_work, leased, present
-from nst_data.store.manifest import MANIFEST_NAME
-from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror
+from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror, seal_of
 
 _LOGS = {"metrics.jsonl": "build/metrics.jsonl", "summary.csv": "build/summary.csv", "seconds.json": "work/seconds.json"}
 
@@ -39,7 +40,7 @@ class RemoteRun:
         """Take the number for a request; False where another one has it. What was left there by removed ones is deleted."""
         tree = self.mirror.tree
         left = [one.name for name in (self.name, self._version) for one in tree.files(name)]
-        if f"{self._version}/{MANIFEST_NAME}" in left or not tree.create(f"{self.name}/{REQUEST}", request.encode()):
+        if f"{self._version}/{seal_of(self._version)}" in left or not tree.create(f"{self.name}/{REQUEST}", request.encode()):
             return False
         tree.remove(left)
         return True
@@ -53,7 +54,7 @@ class RemoteRun:
         tree = self.mirror.tree
         tree.remove([f"{self.name}/{REQUEST}"])  # from now on nobody joins
         tree.remove([one.name for one in tree.files(self.name)])
-        if tree.stat(f"{self._version}/{MANIFEST_NAME}") is None:
+        if tree.stat(f"{self._version}/{seal_of(self._version)}") is None:
             tree.remove([one.name for one in tree.files(self._version)])
 
     def owned(self, what: str, say: Callable[[str], None]) -> AbstractContextManager[Lease]:
@@ -114,6 +115,14 @@ class RemoteRun:
         """The small file of work that somebody wrote first, or `value`, written now."""
         file = f"{self._work}/{name}"
         return value if self.mirror.tree.create(file, value) else self.mirror.tree.read(file)
+
+    def remembered_files(self, folder: Path) -> None:
+        """Have the small files of a folder here as those have them who came first."""
+        for path in sorted(folder.iterdir()):
+            content = path.read_bytes()
+            if (first := self.remembered(path.name, content)) != content:
+                with replacing(path) as file:
+                    file.write(first)
 
     def keep_training(self) -> None:
         """Have the checkpoints and logs of a training there too, as far as this machine has them; earlier checkpoints are deleted."""

@@ -8,7 +8,8 @@ import numpy as np
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError
-from nst_data.features.features import Features, FeaturesUnderWay, begin, find, folder_of, ref_of
+from nst_data.features.features import Features, find, folder_of, ref_of
+from nst_data.features.under_way import FeaturesUnderWay, begin
 from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
@@ -84,26 +85,37 @@ def _made(
 ) -> Features:
     """The features of a request: those that are there, or what `fill` writes until no shard is missing."""
     request = about.request
-    found = find(store, request)
-    reading, said = Reading(folder_of(store, request), "source"), "these features were computed"
-    remedy = f"`nst remove {ref_of(folder_of(store, request))}` and run this again"
-    if found is not None:
-        reading.check(data, _hashes(found), said, remedy, progress)
-        progress.say(f"{data.location}: features of {found.about.images:,} images are there already: {found.folder}")
+    place, said = folder_of(store, request), "these features were computed"
+    if found := find(store, request):
+        remedy = f"`nst remove {ref_of(place)}` and run this again"
+        Reading(place, "source").check(data, _hashes(found), said, remedy, progress)
+        progress.say(f"{data.location}: features of {found.about.images:,} images are there already: {found.location}")
         return found
-    under_way = begin(store, request, len(data), settings.rows_per_shard, about.dimensions)
-    reading.begin(data)
-    plan = under_way.shards.plan
     try:
-        done = plan.rows - sum(plan.size(shard) for shard in under_way.shards.missing())
-        with progress.task(f"embed {data.location}", plan.rows, "images", done) as task:
-            fill(under_way, task)
-        _check_readable(under_way, data, run.max_unreadable)
-        return under_way.seal(about.machine)
-    except FileNotFoundError:
+        under_way = begin(store, request, len(data), settings.rows_per_shard, about.dimensions)
+        Reading(under_way.build, "source").begin(data)
+        under_way.share_reading()
+        with under_way.at_work():
+            _complete(under_way, data, progress, fill)
+            _check_readable(under_way, data, run.max_unreadable)
+            under_way.seal(about.machine)
+    except (FileNotFoundError, NstError):
         if found := find(store, request):  # another process was at it too and has finished
             return found
         raise
+    finished = find(store, request)
+    if finished is None:
+        raise NstError(f"{ref_of(place)}: was removed by another process just now; rerun this command")
+    return finished
+
+
+def _complete(under_way: FeaturesUnderWay, data: Source, progress: Progress, fill: Callable[[FeaturesUnderWay, Task], None]) -> None:
+    """Have shards written until none is missing: of two machines' that differ neither stays, and it is missing again."""
+    plan = under_way.shards.plan
+    while missing := under_way.shards.missing():
+        done = plan.rows - sum(map(plan.size, missing))
+        with progress.task(f"embed {data.location}", plan.rows, "images", done) as task:
+            fill(under_way, task)
 
 
 def _check_readable(under_way: FeaturesUnderWay, data: Source, most: float) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from nst_data.features.features import FeaturesRequest, FeaturesUnderWay, schema
+from nst_data.features.features import FeaturesRequest, schema
+from nst_data.features.under_way import FeaturesUnderWay
 from nst_data.sources import Row, Source
 from nst_data.tables.shards import ShardPlan
 from nst_train.classifiers.inference import Computation, Prediction, choose_computation, predict

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nst_data.errors import UsageError
-from nst_data.features.features import FeaturesUnderWay, begin
+from nst_data.features.under_way import FeaturesUnderWay, begin
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source
+from nst_data.store.leases import present
 from nst_data.store.store import Store
 from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking
 from nst_train.cluster.workers import open_workers
@@ -25,7 +25,7 @@ class EmbedJob:
     """Features to compute, by names and addresses."""
 
     store: str
-    sign: str  # a folder in the store, by which a node shows that it sees the same one
+    sign: str  # a folder in the store, or a file at its address, by which a node shows that it sees the same one
     model: str
     settings: EmbedSettings
     run: EmbedRunSettings
@@ -33,8 +33,9 @@ class EmbedJob:
 
     def lacking(self) -> str:
         """See `Job`."""
-        if not Path(self.sign).is_dir():
-            return f"does not see the store {self.store}; put it on a file system that all nodes share"
+        mirror = Store(self.store).mirror
+        if not (Path(self.sign).is_dir() if mirror is None else mirror.tree.stat(self.sign)):
+            return f"does not see the store {self.store}; put it on a file system that all nodes share, or on s3://"
         return self.data.lacking() or folder_lacking(self.model)
 
     def open(self, threads: int) -> "EmbedWork":
@@ -70,12 +71,9 @@ def embedding_on_ray(
     store: Store, model: str, data: Source, settings: EmbedSettings, run: EmbedRunSettings, progress: Progress
 ) -> Iterator[tuple[About, Fill]]:
     """What is asked for, as the workers say, which alone load the network; and what has its missing shards written by them."""
-    if store.address:
-        raise UsageError(f"`engine` ray: {store.location} keeps features on this machine only; use a store in a folder shared by all nodes")
-    store.root.mkdir(parents=True, exist_ok=True)
     shards = -(-len(data) // settings.rows_per_shard)
-    with tempfile.TemporaryDirectory(prefix=".seen-by-workers-", dir=store.root) as sign:
-        job = EmbedJob(str(store.root), sign, str(as_anywhere(model)), settings, run, PlaceOfImages.of(data))
+    with _sign_in(store) as sign:
+        job = EmbedJob(store.location, sign, str(as_anywhere(model)), settings, run, PlaceOfImages.of(data))
         with open_workers(job, run, shards, progress) as workers:
 
             def fill(under_way: FeaturesUnderWay, task: Task) -> None:
@@ -83,3 +81,15 @@ def embedding_on_ray(
                     task.advance(under_way.shards.plan.size(step.shard) if step.is_others else step.rows)
 
             yield workers.about, fill
+
+
+@contextmanager
+def _sign_in(store: Store) -> Iterator[str]:
+    """What `EmbedJob.sign` says, while this lasts."""
+    if store.mirror is not None:
+        with present(store.mirror.tree, "runs/seen-by-workers") as lease:
+            yield lease.name
+        return
+    store.root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".seen-by-workers-", dir=store.root) as folder:
+        yield folder
