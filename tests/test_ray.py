@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import object_store
 import psutil
@@ -213,6 +214,23 @@ def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work,
     assert features.about.files == one.about.files
     assert {name: (folder / name).stat().st_ino for name in done} == done
     assert [path.name for path in store.root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_features_on_s3_that_one_process_began_are_finished_by_a_cluster_with_the_same_bytes(work, cluster, monkeypatch):
+    top, teacher = work
+    settings, store = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD), Store(STORE)
+    one = embed(Store(top / "one"), teacher, open_source(POOL), settings, progress=Said())
+    with pytest.raises(KeyboardInterrupt):
+        embed(store, teacher, open_source(POOL), settings, progress=Ended(ROWS // 2))
+    begun = {file.name for file in store.mirror.tree.files("runs/features") if "/shards/" in file.name}
+    monkeypatch.setenv("NST_MIRRORS", str(top / "mirrors-6"))  # another machine drives
+    features = embed(Store(STORE), teacher, open_source(POOL), settings, run=on_ray(cluster.address, EmbedRunSettings), progress=Said())
+    assert len(begun) >= 20
+    assert not list(Path(top, "mirrors-6").glob("*/features/*/features/*"))  # the workers wrote them all
+    assert features.about.files == one.about.files
+    assert features.matrix().tobytes() == one.matrix().tobytes()
+    assert not store.mirror.tree.files("runs/features")
+    assert not [file.name for file in store.mirror.tree.files("runs") if "seen-by-workers" in file.name]
 
 
 def test_a_node_that_lacks_the_pool_is_named_before_any_work(work, cluster):

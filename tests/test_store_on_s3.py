@@ -23,7 +23,7 @@ from nst_data.self_contained.remote import StreamedEdition
 from nst_data.sharing.copy import copy
 from nst_data.store.file_tree import FileTree, StoredFile
 from nst_data.store.store import Store
-from nst_train import EvaluateSettings, LabelSettings, RunSettings, TrainSettings, evaluate, label, label_like, train
+from nst_train import EmbedSettings, EvaluateSettings, LabelSettings, RunSettings, TrainSettings, embed, evaluate, label, label_like, train
 
 pytestmark = pytest.mark.slow
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
@@ -84,6 +84,10 @@ def label_there(place, teacher, pool, settings):
     except NstError as error:
         if "was just created by another command" not in str(error):
             raise
+
+
+def embed_there(place, teacher, pool):
+    return embed(Store(place), teacher, open_source(pool), EmbedSettings(batch_size=4, rows_per_shard=4), progress=QUIET)
 
 
 def train_there(place, labeled, settings):
@@ -190,6 +194,29 @@ def test_a_training_goes_on_on_another_machine_from_the_last_checkpoint(tmp_path
     train(Store(address), "t", open_source(labeled, labeled=True), settings, run=RUN, progress=progress)
     assert any("resumes after step" in line for line in said)
     assert contents(address, "t@gen-0") == contents(tmp_path / "local", "t@gen-0")
+
+
+def test_features_of_a_killed_process_go_on_on_another_machine_and_a_third_finds_lists_and_removes_them(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee", "cat"]), write_pool(tmp_path / "pool", 3, 30)
+    local = embed_there(tmp_path / "local", teacher, pool)
+    with started(tmp_path / "mirrors-0", embed_there, address, teacher, pool) as first:
+        wait_for(lambda: len(names(address, "/shards/")) > 2)
+        os.kill(first.pid, signal.SIGKILL)
+    done = {name: FileTree.parse(address).stat(name) for name in names(address, "/shards/")}
+    assert 2 < len(done) < 23
+    machine(1)
+    ref = f"features@{local.place.name[:12]}"
+    assert f"{ref}  unfinished   {len(done)} shards" in nst("list", "--unfinished", "--store", address).stdout
+    assert embed_there(address, teacher, pool).about.files == local.about.files
+    assert not names(address, "runs/")
+    machine(2)
+    shown = nst("embed", pool, "--model", teacher, "--batch-size", 4, "--rows-per-shard", 4, "--store", address)
+    assert f"features of 90 images are there already: {address}/features/" in shown.stderr, shown.stderr
+    assert f"{address}/features/{local.place.name}/features/*.parquet" in shown.stdout
+    assert b"".join(map(bytes, embed_there(address, teacher, pool).matrix())) == b"".join(map(bytes, local.matrix()))
+    assert "features    " in nst("list", "--store", address).stdout
+    assert nst("remove", ref, "--store", address).stdout == f"removed {ref} from {address}\n"
+    assert not names(address)
 
 
 def test_an_edition_with_images_is_streamed_from_its_address_with_the_weights_of_one_on_this_disk(tmp_path, address, machine):

@@ -1,0 +1,240 @@
+"""Features of a store at an address: what any machine did is there for all. Here it is a folder; slow tests have a server."""
+
+from collections import Counter
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import write_pool
+from labels import write_teacher
+from watched import Ended, Said
+
+from nst_data.errors import NstError
+from nst_data.features.kept import kept_features, remove_features
+from nst_data.features.under_way import begin
+from nst_data.images import image_hash
+from nst_data.progress import Progress
+from nst_data.sources import open_source
+from nst_data.store.file_tree import FileTree
+from nst_data.store.mirror import Mirror
+from nst_data.store.ownership import AtWorkError
+from nst_data.store.store import Store
+from nst_train.features.embed import embed
+from nst_train.settings import EmbedSettings, ReadSettings
+
+SETTINGS, RUN = EmbedSettings(batch_size=4, rows_per_shard=4), ReadSettings(decode_threads=1)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_teacher(tmp_path / "teacher", ["ant", "bee", "cat"])
+
+
+@pytest.fixture
+def pool(tmp_path):
+    return write_pool(tmp_path / "pool", 3, 5)  # 15 images in 4 shards
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return FileTree(f"file://{tmp_path}/address")
+
+
+@pytest.fixture
+def machine(tmp_path, tree):
+    """The store as the machine of a number has it."""
+
+    def store(number):
+        mirror = Mirror.__new__(Mirror)  # which takes no folders, as nobody needs such a store
+        mirror.tree, mirror.root = tree, tmp_path / f"mirror-{number}"
+        found = Store(mirror.root)
+        found.mirror = mirror
+        return found
+
+    return store
+
+
+class Counted(Said):
+    """Counts the images that are computed, and has something done at the first."""
+
+    def __init__(self, work=None):
+        super().__init__()
+        self.images, self._work = 0, work
+
+    @contextmanager
+    def task(self, name, total, unit, done=0):
+        yield self
+
+    def advance(self, amount, note=""):
+        self.images += amount
+        if self._work is not None:
+            work, self._work = self._work, None
+            work()
+
+
+def names(tree, part=""):
+    return [one.name for one in tree.files() if part in one.name]
+
+
+def made(store, teacher, pool, progress=None):
+    return embed(store, teacher, open_source(pool), SETTINGS, run=RUN, progress=progress or Progress())
+
+
+def interrupted(store, teacher, pool, images):
+    with pytest.raises(KeyboardInterrupt):
+        made(store, teacher, pool, Ended(images))
+
+
+def hashes(features):
+    return features.rows()["image_hash"].to_pylist()
+
+
+def hashes_of(pool):
+    source = open_source(pool)
+    return [image_hash(row.read()) for row in source.rows(range(len(source)))]
+
+
+def rewrite(path):
+    """The same name and size with other content, which is still an image."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the checksum of its last chunk
+    path.write_bytes(content)
+
+
+def test_another_machine_finds_them_with_the_bytes_of_a_folder_and_brings_them_when_they_are_read(teacher, pool, machine, tree, tmp_path):
+    local, first, said = made(Store(tmp_path / "local"), teacher, pool), made(machine(1), teacher, pool), Counted()
+    found = made(machine(2), teacher, pool, said)
+    assert (said.images, found.about) == (0, first.about)
+    assert found.about.files == local.about.files
+    assert said.lines[-1].endswith(f"features of 15 images are there already: {tree.at('features')}/{found.place.name}")
+    assert not list(found.place.glob("features/*"))
+    np.testing.assert_array_equal(found.matrix(), local.matrix())
+    assert len(list(found.place.glob("features/*"))) == 4
+    assert not names(tree, "runs/")
+
+
+def test_what_one_machine_began_another_goes_on_with_and_the_first_finds_it_done(teacher, pool, machine, tree, tmp_path):
+    interrupted(machine(1), teacher, pool, 9)
+    done = [3 if name.endswith("00003.json") else 4 for name in names(tree, "/shards/")]
+    assert len(done) == 2
+    (kept,) = kept_features(machine(2))
+    assert (kept.is_finished, kept.shards, kept.bytes > 0) == (False, 2, True)
+    rest, again = Counted(), Counted()
+    features = made(machine(2), teacher, pool, rest)
+    assert features.about.files == made(Store(tmp_path / "local"), teacher, pool).about.files
+    assert rest.images == 15 - sum(done)
+    assert made(machine(1), teacher, pool, again) == made(machine(1), teacher, pool)
+    assert again.images == 0
+    assert not (machine(1).root / "runs" / "features" / features.place.name).exists()
+
+
+def test_of_two_machines_at_once_one_finishes_and_both_have_the_result(teacher, pool, machine):
+    others = []
+    ours = made(machine(1), teacher, pool, Counted(lambda: others.append(made(machine(2), teacher, pool))))
+    assert ours.about == others[0].about
+    assert hashes(ours) == hashes(others[0])
+
+
+def test_where_two_machines_wrote_one_shard_differently_it_is_written_again(teacher, pool, machine, tree, tmp_path, monkeypatch):
+    create, tried = FileTree.create, []
+
+    def create_late(tree, name, content):
+        if name.endswith("shards/00002.json") and not tried:
+            tried.append(create(tree, name, content.replace(b'"errors": []', b'"errors": [] ')))  # another machine was first
+        return create(tree, name, content)
+
+    monkeypatch.setattr(FileTree, "create", create_late)
+    said = Counted()
+    assert made(machine(1), teacher, pool, said).about.files == made(Store(tmp_path / "local"), teacher, pool).about.files
+    assert (tried, said.images) == ([True], 15 + 4)
+
+
+def test_they_are_not_removed_while_a_process_computes_them_and_then_by_any_machine(teacher, pool, machine, tree):
+    def remove():
+        ref = kept_features(machine(2))[0].ref
+        with pytest.raises(AtWorkError, match=rf"{ref}: in use by process"):
+            remove_features(machine(2), ref)
+
+    features = made(machine(1), teacher, pool, Counted(remove))
+    assert features.matrix().shape[0] == 15
+    assert [one.is_finished for one in kept_features(machine(2))] == [True]
+    remove_features(machine(2), kept_features(machine(2))[0].ref)
+    assert names(tree) == kept_features(machine(1)) == []
+    assert not features.place.exists()
+    said = Counted()
+    assert made(machine(1), teacher, pool, said).about.files == features.about.files
+    assert said.images == 15
+
+
+def test_a_worker_that_has_removed_ones_joins_those_that_are_begun_anew(teacher, pool, machine):
+    about = made(machine(1), teacher, pool).about
+    remove_features(machine(2), kept_features(machine(2))[0].ref)
+    for number in (2, 1):  # neither looks first whether they are finished
+        assert begin(machine(number), about.request, 15, 4, about.dimensions).shards.missing() == [0, 1, 2, 3]
+
+
+def test_half_done_ones_that_were_removed_and_begun_anew_keep_nothing_of_the_first(teacher, pool, machine, tree):
+    interrupted(machine(1), teacher, pool, 9)
+    remove_features(machine(2), kept_features(machine(2))[0].ref)
+    assert names(tree) == []
+    for path in pool.iterdir():
+        rewrite(path)
+    interrupted(machine(2), teacher, pool, 9)
+    assert hashes(made(machine(1), teacher, pool)) == hashes_of(pool)
+
+
+def test_images_rewritten_between_two_machines_are_noticed_as_in_a_folder(teacher, pool, machine):
+    interrupted(machine(1), teacher, pool, 14)
+    for path in pool.iterdir():
+        rewrite(path)
+    made(machine(2), teacher, pool)
+    with pytest.raises(NstError, match=r"different content than when these features were computed.*`nst remove features@"):
+        made(machine(3), teacher, pool)
+
+
+def test_a_process_whose_features_were_removed_meanwhile_says_so_and_leaves_the_new_ones_alone(teacher, pool, machine, monkeypatch):
+    monkeypatch.setattr("nst_data.store.remote_run.check_nobody_at_work", lambda *_: None)  # it slept, and was taken for dead
+    new = []
+
+    def meanwhile():
+        remove_features(machine(2), kept_features(machine(2))[0].ref)
+        interrupted(machine(2), teacher, pool, 5)
+        new.extend(kept_features(machine(2)))
+
+    with pytest.raises(NstError, match="removed by another process; rerun"):
+        made(machine(1), teacher, pool, Counted(meanwhile))
+    assert [one.shards for one in kept_features(machine(3))] == [one.shards for one in new] == [1]
+
+
+def test_too_many_unreadable_images_are_read_again_by_whichever_machine_comes_next(teacher, pool, machine):
+    broken = sorted(pool.iterdir())[:10]
+    good = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(NstError, match=r"10 of its 15 images.*restore"):
+        made(machine(1), teacher, pool)
+    for path, content in zip(broken, good, strict=True):
+        path.write_bytes(content)
+    features = made(machine(2), teacher, pool)
+    assert (features.about.images, features.about.errors) == (15, 0)
+
+
+def test_a_damaged_shard_is_not_used(teacher, pool, machine, tree):
+    shard = f"features/{made(machine(1), teacher, pool).place.name}/features/train-00001-of-00004.parquet"
+    tree.write(shard, b"x" * len(tree.read(shard)))
+    with pytest.raises(NstError, match=r"features/train-00001-of-00004\.parquet does not match"):
+        made(machine(2), teacher, pool).matrix()
+
+
+def test_listing_them_asks_twice_however_many_there_are(teacher, pool, machine, monkeypatch):
+    made(machine(1), teacher, pool)
+    embed(machine(1), teacher, open_source(pool), SETTINGS.model_copy(update={"image_size": 24}), run=RUN)
+    calls = Counter()
+    for name in ("files", "children", "read", "download", "stat", "create", "write"):
+        method = getattr(FileTree, name)
+        monkeypatch.setattr(FileTree, name, lambda *args, _name=name, _method=method: calls.update([_name]) or _method(*args))
+    kept_features(machine(2))
+    assert calls == {"files": 2, "download": 2}
+    calls.clear()
+    assert [one.features.about.images for one in kept_features(machine(2))] == [15, 15]
+    assert calls == {"files": 2}
