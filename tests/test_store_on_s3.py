@@ -14,6 +14,8 @@ import object_store
 import pytest
 from conftest import write_class_folders, write_pool
 from labels import write_teacher
+from nst_cli.main import app
+from typer.testing import CliRunner
 from watched import Ended
 
 from nst_data import BalanceSettings, balance, open_source
@@ -98,6 +100,13 @@ def nst(*words):
     done = subprocess.run([*NST, *map(str, words)], capture_output=True, text=True, timeout=300)
     assert object_store.SECRET not in done.stdout + done.stderr
     return done
+
+
+def said(*words):
+    """What a command says to a person, in this process."""
+    done = CliRunner().invoke(app, [*map(str, words)], env={"COLUMNS": "300"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def names(address, part=""):
@@ -202,20 +211,20 @@ def test_features_of_a_killed_process_go_on_on_another_machine_and_a_third_finds
     with started(tmp_path / "mirrors-0", embed_there, address, teacher, pool) as first:
         wait_for(lambda: len(names(address, "/shards/")) > 2)
         os.kill(first.pid, signal.SIGKILL)
-    done = {name: FileTree.parse(address).stat(name) for name in names(address, "/shards/")}
+    done = names(address, "/shards/")
     assert 2 < len(done) < 23
     machine(1)
     ref = f"features@{local.place.name[:12]}"
-    assert f"{ref}  unfinished   {len(done)} shards" in nst("list", "--unfinished", "--store", address).stdout
+    assert f"{ref}  unfinished   {len(done)} shards" in said("list", "--unfinished", "--store", address)
     assert embed_there(address, teacher, pool).about.files == local.about.files
     assert not names(address, "runs/")
     machine(2)
-    shown = nst("embed", pool, "--model", teacher, "--batch-size", 4, "--rows-per-shard", 4, "--store", address)
-    assert f"features of 90 images are there already: {address}/features/" in shown.stderr, shown.stderr
-    assert f"{address}/features/{local.place.name}/features/*.parquet" in shown.stdout
-    assert b"".join(map(bytes, embed_there(address, teacher, pool).matrix())) == b"".join(map(bytes, local.matrix()))
-    assert "features    " in nst("list", "--store", address).stdout
-    assert nst("remove", ref, "--store", address).stdout == f"removed {ref} from {address}\n"
+    shown = said("embed", pool, "--model", teacher, "--batch-size", 4, "--rows-per-shard", 4, "--store", address)
+    assert f"features of 90 images are there already: {address}/features/" in shown
+    assert f"{address}/features/{local.place.name}/features/*.parquet" in shown
+    assert embed_there(address, teacher, pool).matrix().tobytes() == local.matrix().tobytes()
+    assert f"{ref}  features    " in said("list", "--store", address)
+    assert said("remove", ref, "--store", address) == f"removed {ref} from {address}\n"
     assert not names(address)
 
 
