@@ -13,6 +13,8 @@ from nst_data.errors import NstError
 from nst_data.features.kept import kept_features, remove_features
 from nst_data.features.under_way import begin
 from nst_data.images import image_hash
+from nst_data.inspection.similar import similar_images
+from nst_data.inspection.view import View
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.file_tree import FileTree
@@ -20,7 +22,8 @@ from nst_data.store.mirror import Mirror
 from nst_data.store.ownership import AtWorkError
 from nst_data.store.store import Store
 from nst_train.features.embed import embed
-from nst_train.settings import EmbedSettings, ReadSettings
+from nst_train.labeling.label import label
+from nst_train.settings import EmbedSettings, LabelRunSettings, ReadSettings
 
 SETTINGS, RUN = EmbedSettings(batch_size=4, rows_per_shard=4), ReadSettings(decode_threads=1)
 
@@ -111,6 +114,14 @@ def test_another_machine_finds_them_with_the_bytes_of_a_folder_and_brings_them_w
     np.testing.assert_array_equal(found.matrix(), local.matrix())
     assert len(list(found.place.glob("features/*"))) == 4
     assert not names(tree, "runs/")
+
+
+def test_the_review_page_of_another_machine_finds_and_brings_them_for_similar_images(teacher, pool, machine, tmp_path):
+    made(machine(1), teacher, pool)
+    version = label(Store(tmp_path / "local"), "bugs", teacher, open_source(pool), run=LabelRunSettings(decode_threads=1), progress=Said())
+    similar = similar_images(machine(2), View(Store(tmp_path / "local"), version, version.manifest.class_names))
+    assert not list(machine(2).root.glob("features/*/features"))
+    assert len(similar.of(0)) == 12
 
 
 def test_what_one_machine_began_another_goes_on_with_and_the_first_finds_it_done(teacher, pool, machine, tree, tmp_path):
