@@ -255,7 +255,10 @@ class Mirror:
         self.tree.download(f"{version}/{name}", place / name)
         if sealed is not None and hash_file(place / name) != sealed:
             (place / name).unlink()
-            raise NstError(f"{self.tree.at(version)}: {name} does not match its manifest: damaged on the server or in transit; try again")
+            raise NstError(
+                f"{self.tree.at(version)}: {name} does not match its manifest: damaged on the server or in transit; "
+                "try again, else remove all of it and make it again"
+            )
 
     def _sealed(self, version: str, folder: Path) -> Mapping[str, SealedFile]:
         """The files of a version that its manifest in a folder names, or of features that their record does, which is read before."""
