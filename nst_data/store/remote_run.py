@@ -18,7 +18,7 @@ _LOGS = {"metrics.jsonl": "build/metrics.jsonl", "summary.csv": "build/summary.c
 
 @dataclass(frozen=True)
 class RemoteRun:
-    """A version under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`.
+    """A version, or features, under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`.
 
     What its making leaves is below `work` in a folder that names the request: a process that others took for dead, whose version was
     removed and begun anew with other settings, writes nowhere else.
