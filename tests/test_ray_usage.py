@@ -19,9 +19,8 @@ from nst_train.cluster.job import PlaceOfImages, as_anywhere, folder_lacking, lo
 from nst_train.cluster.nodes import joined, nodes_of
 from nst_train.cluster.workers import Workers, why_lost
 from nst_train.cluster_settings import ClusterSettings
-from nst_train.features.embed import embed
 from nst_train.recipe import load_recipe
-from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings, RunSettings
+from nst_train.settings import EmbedRunSettings, LabelRunSettings, LabelSettings, RunSettings
 from nst_train.zero_shot_settings import ZeroShot
 
 ON_CPUS = ClusterSettings(engine="ray", gpus_per_worker=0)
@@ -186,9 +185,3 @@ def test_a_model_is_named_so_that_another_working_folder_does_not_matter(tmp_pat
 def test_spark_is_refused_for_a_store_at_an_address():
     with pytest.raises(UsageError, match=r"^`engine` spark: s3://bucket/store.*hadoop-aws.*leave out `engine`"):
         balance(Store("s3://bucket/store"), "tiny@gen-1", engine=Engine("spark"))
-
-
-def test_features_on_a_cluster_are_refused_for_a_store_at_an_address(tiny_store):
-    settings, pool = EmbedSettings(), open_source(tiny_store[2])
-    with pytest.raises(UsageError, match=r"^`engine` ray: s3://bucket/store.*store in a folder"):
-        embed(Store("s3://bucket/store"), "owner/net", pool, settings, run=EmbedRunSettings(engine="ray"))
