@@ -1,5 +1,7 @@
 """Features of a store at an address: what any machine did is there for all. Here it is a folder; slow tests have a server."""
 
+import logging
+import shutil
 from collections import Counter
 from contextlib import contextmanager
 
@@ -20,6 +22,7 @@ from nst_data.sources import open_source
 from nst_data.store.file_tree import FileTree
 from nst_data.store.mirror import Mirror
 from nst_data.store.ownership import AtWorkError
+from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_train.features.embed import embed
 from nst_train.labeling.label import label
@@ -124,6 +127,80 @@ def test_the_review_page_of_another_machine_finds_and_brings_them_for_similar_im
     assert len(similar.of(0)) == 12
 
 
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_the_review_page_shows_the_rest_where_features_are_lost_while_it_is_open(teacher, pool, machine, tree, tmp_path, caplog, harm):
+    place = made(machine(1), teacher, pool).place
+    version = label(Store(tmp_path / "local"), "bugs", teacher, open_source(pool), run=LabelRunSettings(decode_threads=1), progress=Said())
+    similar = similar_images(machine(2), View(Store(tmp_path / "local"), version, version.manifest.class_names))
+    if harm == "removed":
+        remove_features(machine(3), kept_features(machine(3))[0].ref)
+    else:
+        tree.write(f"features/{place.name}/features/train-00001-of-00004.parquet", b"x")
+    with caplog.at_level(logging.WARNING, "nst_data"):
+        assert similar.of(0) == similar.of(1) == []
+    (record,) = caplog.records
+    assert place.name in record.getMessage()
+
+
+def test_the_review_page_shows_the_rest_where_features_in_a_folder_are_damaged(teacher, pool, tmp_path, caplog):
+    store = Store(tmp_path / "local")
+    features = made(store, teacher, pool)
+    version = label(store, "bugs", teacher, open_source(pool), run=LabelRunSettings(decode_threads=1), progress=Said())
+    similar = similar_images(store, View(store, version, version.manifest.class_names))
+    next(features.place.glob("features/*")).write_bytes(b"x" * 20)
+    assert similar.of(0) == []
+    assert len(caplog.records) == 1
+
+
+def test_those_that_an_earlier_nst_kept_on_one_machine_are_not_deleted_and_go_to_the_address(teacher, pool, machine, tree, tmp_path):
+    local = made(Store(tmp_path / "local"), teacher, pool)
+    shutil.copytree(local.place, machine(1).root / "features" / local.place.name)
+    assert kept_features(machine(1)) == []
+    said, again = Counted(), Counted()
+    assert made(machine(1), teacher, pool, said).about == local.about
+    assert made(machine(2), teacher, pool, again).matrix().tobytes() == local.matrix().tobytes()
+    assert said.images == again.images == 0
+
+
+def test_damaged_ones_that_an_earlier_nst_kept_are_computed_again(teacher, pool, machine, tmp_path):
+    local = made(Store(tmp_path / "local"), teacher, pool)
+    for number, name in enumerate(["features.json", "features/train-00001-of-00004.parquet"]):
+        kept = machine(number).root / "features" / local.place.name
+        shutil.copytree(local.place, kept)
+        (kept / name).write_bytes(b"[]")
+        said = Counted()
+        assert hashes(made(machine(number), teacher, pool, said)) == hashes_of(pool)
+        assert said.images == 15
+        remove_features(machine(number), kept_features(machine(number))[0].ref)
+
+
+def test_removed_ones_do_not_come_back_where_the_removal_was_cut_short(teacher, pool, machine, tree, monkeypatch):
+    made(machine(1), teacher, pool)
+    ref = kept_features(machine(1))[0].ref
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteRun, "discard", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            remove_features(machine(1), ref)
+    said = Counted()
+    made(machine(1), teacher, pool, said)
+    assert said.images == 15
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe"])
+def test_a_damaged_record_is_said_to_be_removed(teacher, pool, machine, tree, tmp_path, content):
+    for store in (Store(tmp_path / "local"), machine(1)):
+        place = made(store, teacher, pool).place
+        (place / "features.json").write_bytes(content)
+        if store.mirror is not None:
+            tree.write(f"features/{place.name}/features.json", content)
+        with pytest.raises(NstError, match=rf"damaged; `nst remove features@{place.name[:12]}`"):
+            made(store, teacher, pool)
+        (kept,) = kept_features(store)
+        assert (kept.is_finished, kept.features) == (True, None)
+        remove_features(store, kept.ref)
+        assert kept_features(store) == []
+
+
 def test_what_one_machine_began_another_goes_on_with_and_the_first_finds_it_done(teacher, pool, machine, tree, tmp_path):
     interrupted(machine(1), teacher, pool, 9)
     done = [3 if name.endswith("00003.json") else 4 for name in names(tree, "/shards/")]
@@ -215,6 +292,29 @@ def test_a_process_whose_features_were_removed_meanwhile_says_so_and_leaves_the_
     with pytest.raises(NstError, match="removed by another process; rerun"):
         made(machine(1), teacher, pool, Counted(meanwhile))
     assert [one.shards for one in kept_features(machine(3))] == [one.shards for one in new] == [1]
+
+
+def test_a_process_notices_that_another_one_of_its_machine_has_begun_anew(teacher, pool, machine, monkeypatch):
+    monkeypatch.setattr("nst_data.store.remote_run.check_nobody_at_work", lambda *_: None)  # it slept, and was taken for dead
+
+    def meanwhile():
+        remove_features(machine(2), kept_features(machine(2))[0].ref)
+        interrupted(machine(1), teacher, pool, 5)
+
+    with pytest.raises(NstError, match="removed by another process; rerun"):
+        made(machine(1), teacher, pool, Counted(meanwhile))
+    assert [(one.is_finished, one.shards) for one in kept_features(machine(3))] == [(False, 1)]
+
+
+def test_what_another_process_of_this_machine_is_writing_is_not_shared(teacher, pool, machine, tree):
+    about = made(machine(1), teacher, pool).about
+    remove_features(machine(1), kept_features(machine(1))[0].ref)
+    under_way = begin(machine(1), about.request, 15, 4, about.dimensions)
+    (under_way.build / "read").mkdir()
+    (under_way.build / "read" / "source.json").write_bytes(b"{}")
+    (under_way.build / "read" / ".source.stamps.npy.0.tmp").symlink_to("gone")  # it was there a moment ago
+    under_way.share_reading()
+    assert [name.rpartition("/")[2] for name in names(tree, "/work/")] == ["source.json"]
 
 
 def test_too_many_unreadable_images_are_read_again_by_whichever_machine_comes_next(teacher, pool, machine):

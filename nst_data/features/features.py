@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from nst_data.errors import NstError
 from nst_data.store.files import discard
@@ -92,7 +92,7 @@ class Features:
         path = self.place / ABOUT
         try:
             return About.model_validate_json(path.read_text("utf-8"))
-        except (OSError, ValidationError):
+        except (OSError, ValueError):  # pydantic's is one too
             remedy = f"`nst remove {ref_of(self.place)}`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
@@ -126,9 +126,11 @@ class Features:
 def find(store: Store, request: FeaturesRequest) -> Features | None:
     """The features of a request, where they are finished; of a store at an address by any machine."""
     place, mirror = folder_of(store, request), store.mirror
-    if mirror is not None and mirror.refresh_version(mirror.name_of(place)):
-        discard(mirror.root / "runs" / mirror.name_of(place))  # what this machine did of it
-        mirror.bring_reading(place)
+    if mirror is not None:
+        mirror.publish_alone(place)
+        if mirror.refresh_version(mirror.name_of(place)):
+            discard(mirror.root / "runs" / mirror.name_of(place))  # what this machine did of it
+            mirror.bring_reading(place)
     return Features(place, mirror) if (place / ABOUT).is_file() else None
 
 

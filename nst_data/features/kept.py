@@ -50,7 +50,7 @@ class KeptFeatures:
         features = Features(self.folder, self.mirror)
         try:
             return features if features.about else None
-        except (NstError, ValueError):
+        except NstError:
             return None
 
     @property
@@ -114,7 +114,9 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
     else:
         run = run_of(mirror, kept_there.folder)
         run.check_nobody_at_work(ref, say)
-        if kept_there.is_finished:
+        is_finished = kept_there.is_finished
+        discard(kept_there.folder)  # first: what is on this machine alone would be brought there again
+        if is_finished:
             mirror.discard_version(mirror.name_of(kept_there.folder))
         run.discard()
         discard(mirror.root / run.name)

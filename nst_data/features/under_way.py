@@ -112,4 +112,4 @@ def _joined(mirror: Mirror, request: FeaturesRequest, place: Path) -> RemoteRun:
         if not mirror.refresh_run(run.name):
             raise NstError(f"{ref_of(place)}: was finished or removed by another process; rerun this command")
     begun = (mirror.root / run.name / REQUEST).read_bytes()
-    return RemoteRun(mirror, run.name, hashlib.sha256(begun).hexdigest())
+    return RemoteRun(mirror, run.name, hashlib.sha256(begun).hexdigest(), begun)

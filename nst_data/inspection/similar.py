@@ -1,18 +1,22 @@
 """Images that look like one, by features that `nst embed` has kept: a scan over as many as fit into memory."""
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nst_data.errors import NstError
 from nst_data.features.features import Features
 from nst_data.features.kept import kept_features
 from nst_data.inspection.view import View
 from nst_data.store.store import Store
 
+_log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
 _MOST_BYTES = 2**28  # of features in memory; of more an even share of the images is compared
 _NUMBER = 12
 
@@ -39,7 +43,17 @@ class SimilarImages:
 
     @cached_property
     def _loaded(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The rows of the view that have features, and these at length 1; shapes (images,) and (images, dimensions)."""
+        """The rows of the view that have features, and these at length 1; shapes (images,) and (images, dimensions).
+
+        Without features that were removed or damaged the page shows all the rest.
+        """
+        try:
+            return self._load()
+        except (NstError, OSError, pa.ArrowInvalid) as error:
+            _log.warning("%s; similar images are not shown", error)
+            return np.empty(0, np.int64), np.empty((0, self.features.about.dimensions), np.float32)
+
+    def _load(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         about = self.features.about
         step = max(1, -(-about.images * about.dimensions * 4 // _MOST_BYTES))
         hashes, parts, first = [], [np.empty((0, about.dimensions), np.float32)], 0

@@ -92,9 +92,10 @@ class Mirror:
                 name = one.name.removeprefix(f"{top}/").partition("/")[0]
                 if _PLAIN.fullmatch(name):
                     found.setdefault(name, []).append(one)
+        alone = {one.name for one in (self.root / FEATURES).glob("[!.]*") if not self._notes(f"{FEATURES}/{one.name}").is_file()}
         direct = {name: [one for one in files if one.name.rpartition("/")[0] == f"{FEATURES}/{name}"] for name, files in found.items()}
         finished = {name: files for name, files in direct.items() if f"{FEATURES}/{name}/{FEATURES_NAME}" in {one.name for one in files}}
-        self._drop_all_but(FEATURES, finished)
+        self._drop_all_but(FEATURES, finished.keys() | alone)  # see `publish_alone`
         self._drop_all_but(f"runs/{FEATURES}", found.keys() - finished.keys())
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.refresh_version(f"{FEATURES}/{name}", finished[name]), finished))
@@ -192,6 +193,21 @@ class Mirror:
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
         return self.tree.create(f"{version}/{seal}", (build / seal).read_bytes())
+
+    def publish_alone(self, place: Path) -> None:
+        """Bring whole features to their address that are on this machine alone: an earlier nst kept them so."""
+        version = self.name_of(place)
+        seal = place / seal_of(version)
+        if not seal.is_file() or self._notes(version).is_file() or self.tree.stat(f"{version}/{seal.name}") is not None:
+            return
+        try:
+            sealed = self._sealed(version, place)
+        except (ValueError, KeyError, TypeError):  # damaged: computed again
+            return
+        if all(self._is_here(place / name, one) for name, one in sealed.items()):
+            size = sum(one.bytes for one in sealed.values()) / 2**20
+            on_this_terminal().say(f"{self.tree.at(version)}: uploads features that only this machine has, {size:,.0f} MB")
+            self.publish(place, place)
 
     def publish_beside(self, place: Path, names: Iterable[str]) -> None:
         """Bring files beside a sealed version there that were written here: its card, pictures, metrics, places on the Hub."""

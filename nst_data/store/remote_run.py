@@ -21,12 +21,14 @@ class RemoteRun:
     """A version, or features, under way in a store at an address; `name` is its folder there, as in `runs/corpora/flowers/gen-1`.
 
     What its making leaves is below `work` in a folder that names the request: a process that others took for dead, whose version was
-    removed and begun anew with other settings, writes nowhere else.
+    removed and begun anew with other settings, writes nowhere else. `asked` is the request that this process works at; by default the one
+    that this machine has, which is another one where a second process of it has begun anew.
     """
 
     mirror: Mirror
     name: str
     digest: str = ""
+    asked: bytes | None = None
 
     @property
     def _work(self) -> str:
@@ -83,7 +85,7 @@ class RemoteRun:
     def _check_current(self) -> None:
         """Raises NstError where it was sealed or removed, or is another one's by now."""
         text = self.mirror.tree.read_if_there(f"{self.name}/{REQUEST}")
-        if text is None or text != (self.mirror.root / self.name / REQUEST).read_bytes():
+        if text is None or text != ((self.mirror.root / self.name / REQUEST).read_bytes() if self.asked is None else self.asked):
             raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
     def keep_shard(self, file: str, note: str, content: bytes) -> bytes:
@@ -118,7 +120,7 @@ class RemoteRun:
 
     def remembered_files(self, folder: Path) -> None:
         """Have the small files of a folder here as those have them who came first."""
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("[!.]*")):  # others are being written
             content = path.read_bytes()
             if (first := self.remembered(path.name, content)) != content:
                 with replacing(path) as file:
