@@ -237,6 +237,21 @@ def test_where_two_machines_wrote_one_shard_differently_it_is_written_again(teac
     assert (tried, said.images) == ([True], 15 + 4)
 
 
+def test_a_shard_that_another_machine_writes_again_at_the_last_moment_is_waited_for(teacher, pool, machine, tree, tmp_path, monkeypatch):
+    publish, tried = Mirror.publish, []
+
+    def publish_late(mirror, place, *rest):
+        if not tried:
+            file, (note,) = f"features/{place.name}/features/train-00002-of-00004.parquet", names(tree, "shards/00002.json")
+            tried.append(tree.write(file, bytes(len(tree.read(file)))))  # of the same size, with other last bits
+            tree.remove([note])
+        return publish(mirror, place, *rest)
+
+    monkeypatch.setattr(Mirror, "publish", publish_late)
+    made(machine(1), teacher, pool)
+    assert made(machine(2), teacher, pool).matrix().tobytes() == made(Store(tmp_path / "local"), teacher, pool).matrix().tobytes()
+
+
 def test_they_are_not_removed_while_a_process_computes_them_and_then_by_any_machine(teacher, pool, machine, tree):
     def remove():
         ref = kept_features(machine(2))[0].ref

@@ -25,6 +25,7 @@ from nst_data.features.features import ABOUT, TABLE, About, FeaturesRequest, fol
 from nst_data.store.files import discard, fsync_tree, place_once, replacing, write_text
 from nst_data.store.mirror import READ, REQUEST, Mirror
 from nst_data.store.remote_run import RemoteRun
+from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
 
@@ -65,7 +66,10 @@ class FeaturesUnderWay:
         self.shards.write_note(shard, file.sealed, np.array([table.num_rows]), errors)
 
     def seal(self, machine: dict[str, Any]) -> None:
-        """Say that nothing is missing any more. At an address another process may have said so before: then its features stand."""
+        """Say that nothing is missing any more. At an address another process may have said so before: then its features stand.
+
+        Raises NotReadyError where a shard that is there is being written again.
+        """
         files, counts = self.shards.finish(["images"])
         about = About(
             request=self.request,
@@ -81,7 +85,13 @@ class FeaturesUnderWay:
         if self.run is None:
             discard(self.shards.work)
             return
-        if self.run.mirror.publish(self.place, self.build, {self.shards.plan.file(shard) for shard in range(len(self.shards.plan))}):
+
+        def check() -> None:
+            if self.shards.missing() or not self.shards.are_as_in(files):
+                raise NotReadyError
+
+        brought = {self.shards.plan.file(shard) for shard in range(len(self.shards.plan))}
+        if self.run.mirror.publish(self.place, self.build, brought, check):
             self.place.parent.mkdir(parents=True, exist_ok=True)
             place_once(self.build, self.place)
         self.run.discard()

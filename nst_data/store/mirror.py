@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,11 @@ class Mirror:
             if _PLAIN.fullmatch(name) and not (place / READ / name).is_file():
                 self.tree.download(one.name, place / READ / name)
 
-    def publish(self, place: Path, build: Path, brought: Container[str] = ()) -> bool:
+    def publish(self, place: Path, build: Path, brought: Container[str] = (), check: Callable[[], None] = lambda: None) -> bool:
         """Bring a version that was built here to its place and seal it; False where another one was sealed there before.
 
-        `build` has the manifest and all files but those `brought` there already. Raises NstError for one that is nowhere.
+        `build` has the manifest and all files but those `brought` there already. Raises NstError for one that is nowhere, and what `check`
+        raises at the last moment.
         """
         version = self.name_of(place)
         sealed, seal = self._sealed(version, build), seal_of(version)
@@ -192,6 +193,7 @@ class Mirror:
             raise NstError(f"{self.tree.at(version)}: {lost[0]} is missing there and on this machine; run the same command again")
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
+        check()
         return self.tree.create(f"{version}/{seal}", (build / seal).read_bytes())
 
     def publish_alone(self, place: Path) -> None:

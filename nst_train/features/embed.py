@@ -1,7 +1,7 @@
 """`nst embed`: the features of every image of a source, shard by shard."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
 from nst_data.sources.unreadable import check_readable
+from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Store, Version
 from nst_train.features.backbone import Embedder, load_backbone
 from nst_train.features.embedding import About, Embedding
@@ -97,9 +98,13 @@ def _made(
         Reading(under_way.build, "source").begin(data)
         under_way.share_reading()
         with under_way.at_work():
-            _complete(under_way, data, progress, fill)
-            _check_readable(under_way, data, run.max_unreadable)
-            under_way.seal(about.machine)
+            is_sealed = False
+            while not is_sealed:
+                _complete(under_way, data, progress, fill)
+                _check_readable(under_way, data, run.max_unreadable)
+                with suppress(NotReadyError):  # another machine has begun to write a shard again
+                    under_way.seal(about.machine)
+                    is_sealed = True
     except (FileNotFoundError, NstError):
         if found := find(store, request):  # another process was at it too and has finished
             return found
