@@ -87,7 +87,7 @@ class LabeledVersion:
         check_readable(what, self.shards.plan.rows, unread, self.max_unreadable, self.shards.first_unread())
         manifest = self.staging.describe(files, self.class_names, counts, self.machine)
         cards.write_dataset_card(self.staging, manifest)
-        return self.staging.seal(manifest, partial(self.shards.are_as_in, files))
+        return self.staging.seal(manifest, partial(self.shards.check_are_as_in, files))
 
 
 def check_unchanged(

@@ -26,7 +26,7 @@ from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_train.features.embed import embed
 from nst_train.labeling.label import label
-from nst_train.settings import EmbedSettings, LabelRunSettings, ReadSettings
+from nst_train.settings import EmbedSettings, LabelRunSettings, LabelSettings, ReadSettings
 
 SETTINGS, RUN = EmbedSettings(batch_size=4, rows_per_shard=4), ReadSettings(decode_threads=1)
 
@@ -237,19 +237,44 @@ def test_where_two_machines_wrote_one_shard_differently_it_is_written_again(teac
     assert (tried, said.images) == ([True], 15 + 4)
 
 
-def test_a_shard_that_another_machine_writes_again_at_the_last_moment_is_waited_for(teacher, pool, machine, tree, tmp_path, monkeypatch):
+@pytest.fixture
+def late_writer(tree, monkeypatch):
+    """A machine of another kind writes a shard again while the first one is about to seal."""
     publish, tried = Mirror.publish, []
 
     def publish_late(mirror, place, *rest):
         if not tried:
-            file, (note,) = f"features/{place.name}/features/train-00002-of-00004.parquet", names(tree, "shards/00002.json")
+            (file,) = (name for name in names(tree, "/train-00002-of-") if name.startswith(mirror.name_of(place)))
+            (note,) = names(tree, "shards/00002.json")
             tried.append(tree.write(file, bytes(len(tree.read(file)))))  # of the same size, with other last bits
             tree.remove([note])
         return publish(mirror, place, *rest)
 
     monkeypatch.setattr(Mirror, "publish", publish_late)
+    return tried
+
+
+def test_a_shard_that_another_machine_writes_again_at_the_last_moment_is_waited_for(teacher, pool, machine, late_writer, tmp_path):
     made(machine(1), teacher, pool)
     assert made(machine(2), teacher, pool).matrix().tobytes() == made(Store(tmp_path / "local"), teacher, pool).matrix().tobytes()
+    assert late_writer
+
+
+def test_so_is_a_shard_of_labels(teacher, pool, machine, late_writer, tmp_path):
+    def labels(store):
+        return label(
+            store, "bugs", teacher, open_source(pool), LabelSettings(batch_size=4, rows_per_shard=4), run=LabelRunSettings(decode_threads=1)
+        )
+
+    labels(machine(1))
+    there = machine(2)
+    there.refresh("bugs")
+    assert there.open("bugs@gen-1").verify() == []
+    assert (
+        there.open("bugs@gen-1").manifest.files["pseudo_labels/train-00002-of-00004.parquet"]
+        == (labels(Store(tmp_path / "local")).manifest.files["pseudo_labels/train-00002-of-00004.parquet"])
+    )
+    assert late_writer
 
 
 def test_they_are_not_removed_while_a_process_computes_them_and_then_by_any_machine(teacher, pool, machine, tree):

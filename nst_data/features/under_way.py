@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ import pyarrow as pa
 from nst_data.errors import NstError
 from nst_data.features.features import ABOUT, TABLE, About, FeaturesRequest, folder_of, ref_of, schema
 from nst_data.store.files import discard, fsync_tree, place_once, replacing, write_text
-from nst_data.store.mirror import READ, REQUEST, Mirror
+from nst_data.store.mirror import REQUEST, Mirror
+from nst_data.store.places import READ
 from nst_data.store.remote_run import RemoteRun
-from nst_data.store.staging import NotReadyError
 from nst_data.store.store import Store
 from nst_data.tables.shards import ShardPlan, Shards, parquet_writer
 
@@ -85,13 +86,8 @@ class FeaturesUnderWay:
         if self.run is None:
             discard(self.shards.work)
             return
-
-        def check() -> None:
-            if self.shards.missing() or not self.shards.are_as_in(files):
-                raise NotReadyError
-
         brought = {self.shards.plan.file(shard) for shard in range(len(self.shards.plan))}
-        if self.run.mirror.publish(self.place, self.build, brought, check):
+        if self.run.mirror.publish(self.place, self.build, brought, partial(self.shards.check_are_as_in, files)):
             self.place.parent.mkdir(parents=True, exist_ok=True)
             place_once(self.build, self.place)
         self.run.discard()

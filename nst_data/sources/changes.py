@@ -21,8 +21,8 @@ from nst_data.progress import Progress
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.source import Source
 from nst_data.store.files import replacing, write_text
+from nst_data.store.places import READ
 
-_FOLDER = "read"  # in a version, beside its sealed files and never published
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
 _SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
 _PIECE = 65_536
@@ -48,7 +48,7 @@ class Reading:
     """What is known of the reading of one source (`role`) for the version in `folder`, under way or sealed."""
 
     def __init__(self, folder: Path, role: str) -> None:
-        self._about, self._stamps, self._hashes = (folder / _FOLDER / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
+        self._about, self._stamps, self._hashes = (folder / READ / f"{role}.{kind}" for kind in ("json", "stamps.npy", "npy"))
 
     def begin(self, source: Source) -> None:
         """Note before any image is read which files they are in, unless that was done."""

@@ -27,11 +27,10 @@ from nst_data.progress import on_this_terminal
 from nst_data.store.file_tree import FileTree, StoredFile
 from nst_data.store.files import discard, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, SealedFile, read_manifest
-from nst_data.store.places import METRICS, PLACES
+from nst_data.store.places import METRICS, PLACES, READ
 
 REQUEST = "request.json"
 FEATURES, FEATURES_NAME = "features", "features.json"
-READ = "read/"  # in a version: what its sources looked like when they were read, as this machine has compared them last
 AT_ONCE = 8
 _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
@@ -154,7 +153,7 @@ class Mirror:
             raise NstError(
                 f"{self.tree.at(version)}: lacks {len(missing):,} of its {len(sealed):,} files, such as {missing[0]}; it is damaged"
             )
-        here = {name for name in below if name.startswith(READ) and (place / name).is_file()}
+        here = {name for name in below if name.startswith(f"{READ}/") and (place / name).is_file()}
         wanted = {name: one for name, one in below.items() if name not in here and not self._is_here(place / name, sealed.get(name))}
         size = sum(one.size for one in wanted.values())
         progress = on_this_terminal()
@@ -170,7 +169,7 @@ class Mirror:
 
     def bring_reading(self, place: Path) -> None:
         """Have here what is noted of the sources of a sealed version, unless it is."""
-        for one in self.tree.files(f"{self.name_of(place)}/{READ.rstrip('/')}"):
+        for one in self.tree.files(f"{self.name_of(place)}/{READ}"):
             name = one.name.rpartition("/")[2]
             if _PLAIN.fullmatch(name) and not (place / READ / name).is_file():
                 self.tree.download(one.name, place / READ / name)

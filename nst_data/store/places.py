@@ -10,6 +10,7 @@ from nst_data.store.ownership import beside, owned
 
 METRICS = "metrics.json"  # of a teacher, beside the sealed files too
 PLACES = "hub.json"  # beside the sealed files, never published
+READ = "read"  # a folder beside the sealed files: what the sources looked like when they were read; never on the Hub
 
 
 @dataclass(frozen=True)

@@ -157,10 +157,10 @@ class Staging:
         tables = "balanced" if self.request.kind == "edition" else "pseudo_labels"
         return {f"{tables}/train-{note}-of-{len(notes):05d}.parquet" for note in notes}
 
-    def seal(self, manifest: Manifest, is_ready: Callable[[], bool] = lambda: True) -> Version:
+    def seal(self, manifest: Manifest, check: Callable[[], None] = lambda: None) -> Version:
         """Write the manifest and move the folder to its place. Another process may have done so: then its version stands.
 
-        `is_ready` is asked at the last moment. Raises NotReadyError where it says no.
+        `check` is called at the last moment, and may raise NotReadyError.
         """
         try:
             write_text(self.build / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n", self.work)
@@ -168,9 +168,9 @@ class Staging:
                 abandoned.unlink(missing_ok=True)
             fsync_tree(self.build)
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            if not is_ready():
-                raise NotReadyError
-            if self.mirror is None or self.mirror.publish(self.target, self.build, self._brought()):
+            if self.mirror is None:
+                check()
+            if self.mirror is None or self.mirror.publish(self.target, self.build, self._brought(), check):
                 place_once(self.build, self.target)
         except OSError:
             if self.sealed_by_another() is None:

@@ -24,6 +24,7 @@ from nst_data.store.counts import LabelCounts
 from nst_data.store.files import HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.remote_run import RemoteRun
+from nst_data.store.staging import NotReadyError
 from nst_data.tables.schema import errors_schema, soft_label_bytes
 
 NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
@@ -200,11 +201,14 @@ class Shards:
         )
         return files, counts
 
-    def are_as_in(self, files: Mapping[str, SealedFile]) -> bool:
-        """Whether every shard is still the one that `finish` found."""
+    def check_are_as_in(self, files: Mapping[str, SealedFile]) -> None:
+        """Raises NotReadyError unless every shard is still the one that `finish` found, in this folder and at the address."""
+        if self._elsewhere is not None:
+            self._elsewhere.bring_notes()
         with contextlib.suppress(FileNotFoundError):
-            return all(SealedFile(**self.note(shard)["sealed"]) == files[self.plan.file(shard)] for shard in range(len(self.plan)))
-        return False
+            if all(SealedFile(**self.note(shard)["sealed"]) == files[self.plan.file(shard)] for shard in range(len(self.plan))):
+                return
+        raise NotReadyError
 
     def _note(self, shard: int) -> Path:
         return self._notes / f"{shard:05d}.json"
