@@ -108,17 +108,16 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
     if len(found) != 1:
         there = ", ".join(one.ref for one in found or kept) or "none"
         raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; there are: {there}")
-    kept_there, mirror = found[0], store.mirror
-    if mirror is None:
-        wait_for_claims(kept_there.folder / WORK, ref, say)
+    one, is_finished = found[0], found[0].is_finished
+    run = None if store.mirror is None else run_of(store.mirror, one.folder)
+    if run is None:
+        wait_for_claims(one.folder / WORK, ref, say)
     else:
-        run = run_of(mirror, kept_there.folder)
         run.check_nobody_at_work(ref, say)
-        is_finished = kept_there.is_finished
-        discard(kept_there.folder)  # first: what is on this machine alone would be brought there again
+    discard(one.folder)  # before what is at an address: what is on this machine alone would be brought there again
+    if run is not None:
         if is_finished:
-            mirror.discard_version(mirror.name_of(kept_there.folder))
+            run.mirror.discard_version(run.mirror.name_of(one.folder))
         run.discard()
-        discard(mirror.root / run.name)
-    discard(kept_there.folder)
-    return kept_there
+        discard(run.mirror.root / run.name)
+    return one
