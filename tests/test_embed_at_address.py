@@ -237,6 +237,35 @@ def test_where_two_machines_wrote_one_shard_differently_it_is_written_again(teac
     assert (tried, said.images) == ([True], 15 + 4)
 
 
+def test_a_slow_upload_that_ends_after_the_seal_overwrites_nothing(teacher, pool, machine, tree, tmp_path, monkeypatch):
+    upload, sealed = FileTree.upload_new, []
+
+    def upload_slowly(tree, path, name):
+        if "train-00002-of-" in name and path.is_relative_to(machine(1).root):
+            sealed.append(made(machine(2), teacher, pool))
+            path.write_bytes(path.read_bytes()[:-1])  # the shard of a machine that computes other last bits
+        return upload(tree, path, name)
+
+    monkeypatch.setattr(FileTree, "upload_new", upload_slowly)
+    made(machine(1), teacher, pool)
+    assert len(sealed) == 1
+    assert made(machine(3), teacher, pool).matrix().tobytes() == made(Store(tmp_path / "local"), teacher, pool).matrix().tobytes()
+
+
+@pytest.mark.parametrize("left", [b"", b"half"])
+def test_a_shard_that_a_killed_machine_left_without_a_note_is_replaced_or_kept(teacher, pool, machine, tree, tmp_path, monkeypatch, left):
+    """Its bytes are the shard's, or those of a machine of another kind."""
+    interrupted(machine(1), teacher, pool, 9)
+    (note, *_) = names(tree, "/shards/")
+    (file,) = names(tree, f"/train-{note[-10:-5]}-of-")
+    tree.remove([note])
+    if left:
+        tree.write(file, left)
+    again = Counted()
+    assert made(machine(2), teacher, pool, again).about.files == made(Store(tmp_path / "local"), teacher, pool).about.files
+    assert made(machine(3), teacher, pool).matrix().tobytes() == made(Store(tmp_path / "local"), teacher, pool).matrix().tobytes()
+
+
 @pytest.fixture
 def late_writer(tree, monkeypatch):
     """A machine of another kind writes a shard again while the first one is about to seal."""

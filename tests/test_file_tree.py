@@ -137,6 +137,12 @@ def test_a_file_is_created_once(tree):
     assert tree.stat("x") is None
 
 
+def test_a_file_is_uploaded_to_its_place_once(tree, tmp_path):
+    (tmp_path / "a").write_bytes(b"first")
+    (tmp_path / "b").write_bytes(b"second")
+    assert (tree.upload_new(tmp_path / "a", "x/y"), tree.upload_new(tmp_path / "b", "x/y"), tree.read("x/y")) == (True, False, b"first")
+
+
 def test_what_may_pass_is_tried_again_and_said_once_for_all_that_wait_for_it(tree, monkeypatch, caplog):
     monkeypatch.setattr(file_tree, "WAITS_SECONDS", (0.05, 0.05))
     monkeypatch.setattr(file_tree, "_said", {})

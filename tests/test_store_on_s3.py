@@ -1,5 +1,6 @@
 """A store at `s3://…`, on a real server: the bytes of a folder, whoever is killed and whoever comes second."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -134,6 +135,16 @@ def loop(place, folder):
     edition = balance(store, labels, BalanceSettings(per_class=5), progress=QUIET)
     start = TINY.model_copy(update={"start": teacher.ref})
     return train(store, "t", labeled, start, edition=edition, pool=pool, generation=1, run=RUN, progress=QUIET)
+
+
+@pytest.mark.parametrize("size", [10, 70 * 2**20])
+def test_an_upload_in_one_part_or_several_overwrites_nothing(address, tmp_path, size):
+    tree = FileTree.parse(address)
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * size)
+    assert tree.upload_new(tmp_path / "a", "x")
+    assert not tree.upload_new(tmp_path / "b", "x")
+    assert tree.sha256(tree.stat("x")) == hashlib.sha256(b"a" * size).hexdigest()
 
 
 def test_the_loop_on_s3_has_the_bytes_of_the_loop_in_a_folder_and_another_machine_finds_it_done(tmp_path, address, machine):

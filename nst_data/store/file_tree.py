@@ -6,6 +6,7 @@ conditional put, which of two writers lets one win. What a server's errors say i
 """
 
 import errno
+import hashlib
 import logging
 import os
 import re
@@ -190,6 +191,33 @@ class FileTree:
         """Bring a file of this disk there, over what is there; large ones in parts. It appears whole."""
         self._asked(lambda: self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES), name)
 
+    def upload_new(self, path: Path, name: str) -> bool:
+        """Bring a file of this disk there only if there is none of its name yet; whether there was none.
+
+        False, too, where the answer to the put was lost and it was made again.
+        """
+
+        def put() -> bool:
+            if self.is_local and os.path.exists(self._path(name)):  # fsspec's local files know no condition
+                return False
+            with_condition: dict[str, Any] = {} if self.is_local else {"mode": "create"}
+            try:
+                self._system.put_file(str(path), self._path(name), chunksize=_PART_BYTES, **with_condition)
+            except OSError as error:
+                if _is_refused_as_there(error):
+                    return False
+                raise
+            return True
+
+        return self._asked(put, name)
+
+    def sha256(self, file: StoredFile) -> str:
+        """Hash of a file, which is read in pieces. Raises MissingError where it is gone."""
+        sha256 = hashlib.sha256()
+        for start in range(0, file.size, _PART_BYTES):
+            sha256.update(self.read(file.name, start, start + _PART_BYTES))
+        return sha256.hexdigest()
+
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, over what is there."""
         self._asked(lambda: self._system.pipe_file(self._path(name), content), name)
@@ -204,7 +232,7 @@ class FileTree:
             try:
                 self._system.pipe_file(self._path(name), content, mode="create")
             except OSError as error:
-                if isinstance(error, FileExistsError) or error.errno == errno.EINVAL:  # 412, the condition failed
+                if _is_refused_as_there(error):
                     return False
                 raise
             return True
@@ -336,6 +364,11 @@ def _file_system(scheme: str, process: int, settings: tuple[tuple[str, str], ...
         return system
     except ImportError:
         raise UsageError(f"{scheme}://: requires the extra `{_EXTRAS[scheme]}`: `pip install 'nst[{_EXTRAS[scheme]}]'`") from None
+
+
+def _is_refused_as_there(error: OSError) -> bool:
+    """Whether a conditional put failed because there is such a file: status 412."""
+    return isinstance(error, FileExistsError) or error.errno == errno.EINVAL
 
 
 def _reason(error: BaseException) -> tuple[str, bool]:

@@ -36,7 +36,6 @@ _SAID_BYTES = 2**24
 _ROOMS = ("corpora", "teachers")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _SMALL = (MANIFEST_NAME, METRICS, PLACES, FEATURES_NAME)  # of each version these are always here
-_PIECE_BYTES = 2**25
 _FILES = TypeAdapter(dict[str, SealedFile])
 
 
@@ -222,12 +221,10 @@ class Mirror:
         """What of a sealed version is not at its address as it was sealed, a line each; its files are read whole."""
         version, problems = self.name_of(place), []
         for name, sealed in read_manifest(place).files.items():
-            found, sha256 = self.tree.stat(f"{version}/{name}"), hashlib.sha256()
-            for start in range(0, found.size if found else 0, _PIECE_BYTES):
-                sha256.update(self.tree.read(f"{version}/{name}", start, start + _PIECE_BYTES))
+            found = self.tree.stat(f"{version}/{name}")
             if found is None:
                 problems.append(f"{name} is missing at {self.tree.at(version)}")
-            elif (found.size, sha256.hexdigest()) != (sealed.bytes, sealed.sha256):
+            elif found.size != sealed.bytes or self.tree.sha256(found) != sealed.sha256:
                 problems.append(f"{name} has other content at {self.tree.at(version)}")
         return problems
 

@@ -4,12 +4,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from nst_data.errors import NstError
-from nst_data.store.files import replacing
+from nst_data.store.file_tree import MissingError
+from nst_data.store.files import hash_file, replacing
 from nst_data.store.leases import Lease, check_nobody_at_work, leased, present
 from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror, seal_of
 
@@ -91,16 +92,28 @@ class RemoteRun:
     def keep_shard(self, file: str, note: str, content: bytes) -> bytes:
         """Bring a shard to its place in the version, then say that it is done; the note that stands, which may be another machine's.
 
-        Machines of other kinds may compute other last bits. Where two have written one shard, and not the same, it is made again.
+        Machines of other kinds may compute other last bits. Where two have written one shard, and not the same, it is made again. What
+        is at the shard's place is never overwritten: a slow upload may end after others have sealed the version.
         """
         self._check_current()
         tree, name = self.mirror.tree, f"{self._work}/shards/{note}"
+        shard, place = self.mirror.root / self.name / "build" / file, f"{self._version}/{file}"
         if (first := tree.read_if_there(name)) is not None:
             return first
-        tree.upload(self.mirror.root / self.name / "build" / file, f"{self._version}/{file}")
+        while not tree.upload_new(shard, place) and not self._are_same(shard, place):
+            self._check_current()
+            if (first := tree.read_if_there(name)) is not None:
+                return first
+            tree.remove([place])  # of a killed process, or from before the shard was to be made again
         if not tree.create(name, content) and tree.read_if_there(name) != content:
             tree.remove([name])
         return content
+
+    def _are_same(self, shard: Path, place: str) -> bool:
+        found, own = self.mirror.tree.stat(place), hash_file(shard)
+        with suppress(MissingError):
+            return found is not None and found.size == own.bytes and self.mirror.tree.sha256(found) == own.sha256
+        return False
 
     def bring_shards(self, files: Iterable[str]) -> None:
         """Have shards here that other machines have brought to their place."""
