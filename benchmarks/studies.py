@@ -57,7 +57,7 @@ class Digits:
         return settings | changes
 
     def teacher(self, name: str, **changes: Any) -> Version:
-        """On labeled images alone, without noise."""
+        """On labeled images only, without noise."""
         settings = TrainSettings(**self.network(**{"crop_scale_min": 1.0, "noise": Noise(**UNNOISED)} | changes))
         return train(self.store, name, self.labeled, settings, run=self.run, progress=Progress())
 
@@ -106,7 +106,7 @@ def small_student(name: str, taught_by: Callable[[Digits], Version], model: str,
 
 
 def finetuned(digits: Digits) -> Version:
-    """Trained on pseudo-labeled images alone, then finetuned on labeled ones for a fifth of the epochs at a tenth of the rate."""
+    """Trained on pseudo-labeled images only, then finetuned on labeled ones for a fifth of the epochs at a tenth of the rate."""
     pretrained = changed("pretrained", digits, pseudo_only=True)
     rate = {"learning_rate": 0.004, "epochs": digits.epochs / 5, "warmup_epochs": 0}
     settings = TrainSettings(**digits.network(**NOISED | rate))

@@ -56,6 +56,7 @@ from nst_data.tables.shards import table_files
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, set_threads, settled_channels_last, settled_precision, this_device
 from nst_train.labeling.label import label
+from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.noise_settings import Noise
 from nst_train.settings import RunSettings, TrainSettings
@@ -219,6 +220,8 @@ def bare_step(settings: TrainSettings, chosen: bool) -> Callable[[torch.Tensor],
     is_last = chosen and settled_channels_last(settings.channels_last, network, "cpu", precision)
     network.drop_rate = settings.noise.dropout
     network = network.train().to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    if chosen and not settings.fused_attention:
+        unfuse_attention(network, settings.model)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
     optimizer = create_optimizer_v2(network, settings.optimizer, 0.001, settings.weight_decay, settings.momentum)
     labels = torch.randint(CLASSES, (settings.batch_size,))

@@ -35,7 +35,7 @@ def look_up(
     found = origins(settings, given["settings"], named) | origins(run, given["run"], named)
     if not student:
         unread = [place for place in found if place.split(".")[0] in OF_PSEUDO_LABELS]
-        found |= {place: (found[place][0], "not read on labeled images alone") for place in unread}
+        found |= {place: (found[place][0], "unused without pseudo-labels") for place in unread}
     if settings.probe:
         found = {place: one for place, one in found.items() if place in {*OF_PROBE, *ReadSettings.model_fields}}
     named_classes = labeled.class_names if labeled else edition.manifest.class_names if edition else None

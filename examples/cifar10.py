@@ -52,7 +52,7 @@ class Lab:
         self.run = RunSettings(workers=cpus_of_this_process())
 
     def supervised(self, name: str = "supervised", **switch: Any) -> Version:  # noqa: ANN401 - of any setting
-        """A network on labeled images alone, with the settings of students but for the switch."""
+        """A network on labeled images only, with the settings of students but for the switch."""
         settings = TrainSettings.model_validate(self.settings.model_dump() | switch)
         return train(self.store, f"{self.name}-{name}", self.labeled, settings, run=self.run)
 
@@ -75,7 +75,7 @@ class Lab:
         return self.student(f"round-{number}", self.round(number - 1)) if number > 1 else self.student()
 
     def pretrained(self) -> Version:
-        """On pseudo-labeled images alone, in as many steps."""
+        """On pseudo-labeled images only, in as many steps."""
         return self.student("pretrained", pseudo_only=True)
 
     def finetuned(self) -> Version:

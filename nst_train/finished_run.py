@@ -27,7 +27,7 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 
 @dataclass(frozen=True)
 class Generation:
-    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images alone.
+    """One trained network and what it was trained on; `corpus` and `edition` are None where that was labeled images only.
 
     `corpus` is the labeling of the pool that its edition was selected by, where that was made for its generation.
     """

@@ -6,7 +6,7 @@ Where it departs from the paper:
 - copies of a class are spread evenly instead of drawn at random;
 - images of the labeled, the validation and the test set and of what `evaluate` names are taken out of the pool, with their
   near-duplicates; the paper names only evaluation sets;
-- without labeled images students are trained on pseudo-labels alone, those of a `teacher` that needs none;
+- without labeled images students are trained on pseudo-labels only, those of a `teacher` that needs none;
 - finetuning at a larger resolution is done where the recipe says `finetune`.
 """
 

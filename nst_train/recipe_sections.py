@@ -15,9 +15,9 @@ from nst_train.zero_shot_settings import ZeroShot
 
 
 class SourceSettings(Settings):
-    """A source in a recipe; a relative path starts at the recipe's folder. What does not lie there is looked for on the Hub."""
+    """A source in a recipe; relative paths start at the recipe's folder, and what is not there is looked for on the Hub."""
 
-    source: str | list[str] = Field(description="Of labeled images also a list of several, whose classes are joined by name.")
+    source: str | list[str] = Field(description="For labeled images, also a list of sources, whose classes are merged by name.")
     image_column: str | None = Field(None, description="Image column, if there are several.")
     class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
     label_column: str | None = Field(None, description="Label column; default `label`.")
@@ -48,11 +48,11 @@ class TeacherSettings(Settings):
     model: str = Field(min_length=1, description="A model, named like the `teacher` of `label`, or an image-text model.")
     class_names: str | list[str] | dict[str, Any] | None = Field(
         None,
-        description="Of an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
+        description="For an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
     )
     prompts: str | list[str] | None = Field(
         None,
-        description="Of an image-text model: a file with one template a line, {} in the place of the name, or the templates themselves.",
+        description="For an image-text model: a file with one template a line, {} in the place of the name, or the templates themselves.",
     )
 
     @model_validator(mode="after")
@@ -72,7 +72,7 @@ class TeacherSettings(Settings):
 
 
 class LabelSectionSettings(ClusterSettings, LabelSettings):
-    """The labeling of a recipe, and who does it."""
+    """How a recipe labels the pool, and with which model."""
 
     def for_request(self) -> dict[str, Any]:
         """As of labeling alone."""
@@ -80,7 +80,7 @@ class LabelSectionSettings(ClusterSettings, LabelSettings):
 
 
 class SelectSettings(BalanceSettings):
-    """The selection of a recipe."""
+    """How a recipe selects pseudo-labels."""
 
     by: str | None = Field(
         None,
@@ -126,7 +126,7 @@ class PushToSettings(Settings):
 
 
 class EvaluationSettings(EvaluateSettings):
-    """What is measured of every generation of a recipe, beside its accuracy on the test images."""
+    """What is measured for every generation, besides its accuracy on the test images."""
 
     data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
     name: Annotated[str, AfterValidator(check_name)] | None = Field(

@@ -80,14 +80,14 @@ def _of_preset(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class GenerationSettings(TrainSettings):
-    """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images alone.
+    """A generation of a recipe: one training, and where `finetune` is given a second one on labeled images only.
 
     `finetune` names what is different in it; the rest is as in the first, but that it starts from the first one's weights, at the end of
     its schedule, on un-augmented images. So a larger test resolution (section 3.1) is `finetune: {epochs: 1.5, image_size: 800, crop_pct:
     0.9615, freeze: 0.95}`. Pretraining and finetuning (study 6), on augmented images, is `pseudo_only: true` before it.
     """
 
-    finetune: TrainSettings | None = Field(None, description="A second training on labeled images alone: what differs in it.")
+    finetune: TrainSettings | None = Field(None, description="A second training on labeled images only: what differs in it.")
 
     @model_validator(mode="before")
     @classmethod
@@ -140,26 +140,26 @@ MAY_BE_EMPTY = ("label", "select", "evaluate", "run")  # a section without a key
 
 
 class Recipe(Settings):
-    """The whole loop. Generation 0 is the teacher, trained on labeled images alone, or `teacher`; each next one is a student.
+    """The whole loop. Generation 0 is the teacher, trained on labeled images only, or `teacher`; each next one is a student.
 
-    With a `teacher` it may be without `labeled` images: then students are trained on pseudo-labels alone.
+    With a `teacher` it may be without `labeled` images: then students are trained on pseudo-labels only.
 
     `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
     """
 
     name: Annotated[str, AfterValidator(check_name)] = Field(
-        description="Of the corpus in the store; flowers has the teachers flowers-teacher."
+        description="Name of the corpus in the store; the teachers of `flowers` are `flowers-teacher`."
     )
     labeled: SourceSettings | None = Field(None, description="Labeled images: `{source: photos/labeled}`, a folder per class.")
     validation: SourceSettings | None = Field(
         None, description="Images to select the best weights by; without them the last weights are kept."
     )
-    test: SourceSettings | None = Field(None, description="Labeled images that evaluation alone sees.")
+    test: SourceSettings | None = Field(None, description="Labeled images, used for evaluation only.")
     holdout: float | None = Field(
         None, gt=0, lt=1, description="Without `test`: this share of each class's labeled images is held out of training to test on."
     )
     pool: SourceSettings = Field(description="Unlabeled images.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of all that names none of its own: same seed, same bytes.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed wherever no other is given; the same seed gives the same bytes.")
     label: LabelSectionSettings = Field(LabelSectionSettings(), description="How the pool is labeled.")
     select: SelectSettings = Field(SelectSettings(), description="Which pseudo-labeled images students are trained on.")
     teacher: TeacherSettings | None = Field(
@@ -176,7 +176,7 @@ class Recipe(Settings):
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
     control: bool = Field(
         False,
-        description="Also train the last networks on labeled images alone, with the same noise and steps; `start: teacher` is the first.",
+        description="Also train the last networks on labeled images only, with the same noise and steps; `start: teacher` is the first.",
     )
     run: RunSettings = Field(RunSettings(), description="How trainings run on this machine; changes no result.")
     push_to: PushToSettings | None = Field(None, description="Repositories on the Hub to push every version to.")
@@ -304,7 +304,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _only_the_first_is_a_probe(self) -> Self:
         if any(one.generation and one.settings.probe for one in self.networks):
-            raise ValueError("`probe` takes labeled images alone: it is for the first generation, and for a `finetune`")
+            raise ValueError("`probe` trains on labeled images only: it is for the first generation, and for a `finetune`")
         return self
 
     @model_validator(mode="after")

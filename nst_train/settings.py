@@ -15,7 +15,7 @@ LARGEST_RATE = 1e30  # times a batch, float32 holds no more
 PAPER_EPOCHS, PAPER_DECAY_EPOCHS = 350, 2.4
 Weighing = Literal["concat", "sum", "code"]
 CropDraw = Literal["torchvision", "released"]
-# settings of TrainSettings that labeled images alone do not know
+# settings of TrainSettings that have no meaning without pseudo-labeled images
 OF_PSEUDO_LABELS = ("ratio", "loss", "hard", "pseudo_temperature", "pseudo_only", "pseudo_noise")
 # settings of TrainSettings that shape a linear probe; its network stays as it is
 OF_PROBE = ("preset", "model", "pretrained", "start", "probe", "class_weights", "image_size", "crop_pct", "precision", "seed")
@@ -190,14 +190,19 @@ class TrainSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the network; auto: fp32 on CPUs, bf16 on GPUs."
     )
-    compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU.")
+    compile: bool = Field(False, description="Compile the network with torch.compile; worthwhile on a GPU.")
     channels_last: bool | None = Field(
         None,
         description="Images and weights in channels-last order; by default convolutional networks, on CPUs and on GPUs in bf16 or fp16.",
     )
+    fused_attention: Annotated[bool, Later(True)] = Field(
+        True, description="Attention by PyTorch's fused kernel; computing it step by step is faster on CPUs in bf16."
+    )
     sync_batch_norm: bool = Field(False, description="Synchronize batch-norm over all processes.")
     validate_every: float | None = Field(
-        None, gt=0, description="Epochs between two validations; by default 1, more where ten images are not trained on for each scored."
+        None,
+        gt=0,
+        description="Epochs between two validations; by default 1, or as many as it takes to train on ten images for each one scored.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed of initial weights, order and noise.")
 
@@ -327,7 +332,7 @@ class LabelSettings(Settings):
     )
     noise_transform: Annotated[TransformOf, Later("evaluation")] = Field(
         "training",
-        description="What `noise` does to images: training's own crop, flip and RandAugment, in its order; or RandAugment alone, before "
+        description="What `noise` does to images: training's own crop, flip and RandAugment, in its order; or only RandAugment, before "
         "the resize and crop of evaluation.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of `noise`; unused without it.")
@@ -338,7 +343,7 @@ class LabelSettings(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the forward pass; auto: fp32 on CPUs, bf16 on GPUs."
     )
-    compile: bool = Field(False, description="Compile the network with torch.compile; pays on a GPU and many images.")
+    compile: bool = Field(False, description="Compile the network with torch.compile; worthwhile on a GPU and many images.")
 
     def for_request(self) -> dict[str, Any]:
         """As of all settings; and without noise none of its settings shapes labels."""
@@ -405,7 +410,7 @@ class LabelRunSettings(EmbedRunSettings):
 
 
 class RunSettings(ReadSettings):
-    """How training runs; shapes no data."""
+    """How training runs; does not change the result."""
 
     workers: int = Field(2, ge=0, le=MOST_THREADS, description="Processes that decode and augment; 0 does it in the training process.")
     checkpoint_minutes: float = Field(

@@ -11,6 +11,8 @@ from nst_train.device import settled_channels_last
 from nst_train.settings import TrainSettings
 from nst_train.starting import faster
 
+VIT = {"model": "test_vit", "image_size": 32}
+
 
 @pytest.mark.parametrize(
     ("model", "convolutional"),
@@ -36,10 +38,16 @@ def test_convolutional_networks_are_in_channels_last_order_on_cpus_and_in_reduce
         ("AVX512", {"precision", "compute_threads"}, {}, {"precision": "bf16", "compute_threads": 1}),
         ("AVX512", {"precision", "compute_threads"}, {"precision": "fp32", "compute_threads": 2}, {}),
         ("AVX512", set(), {}, {}),
+        ("AVX512", {"fused_attention"}, {}, {}),  # TINY has none
+        ("AVX512", {"fused_attention"}, VIT, {"precision": "bf16", "fused_attention": False}),
+        ("AVX512", {"precision"}, VIT, {"precision": "bf16"}),
+        ("AVX512", {"precision", "fused_attention"}, VIT, {"precision": "bf16", "fused_attention": False}),
+        ("AVX512", {"fused_attention"}, VIT | {"precision": "fp32"}, {}),
+        ("AVX2", {"fused_attention"}, VIT, {}),
     ],
 )
 def test_only_values_that_are_clearly_faster_and_not_named_are_suggested(monkeypatch, capability, gains, named, expected):
-    defaults = {"precision": "auto", "compute_threads": None}
+    defaults = {"precision": "auto", "compute_threads": None, "fused_attention": True}
 
     def step(settings, *_):
         gained = sum(getattr(settings, name) != defaults[name] for name in gains)
@@ -49,9 +57,9 @@ def test_only_values_that_are_clearly_faster_and_not_named_are_suggested(monkeyp
     monkeypatch.setattr(faster, "_seconds", lambda seconds: seconds)
     monkeypatch.setattr(faster, "DEFAULT_THREADS", 4)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert faster.faster_settings(TrainSettings(**TINY, **named), 2) == expected
+    assert faster.faster_settings(TrainSettings(**TINY | named), 2) == expected
     monkeypatch.setattr(faster, "_MOST_WEIGHTS", 1000)
-    assert faster.faster_settings(TrainSettings(**TINY, **named), 2) == {}
+    assert faster.faster_settings(TrainSettings(**TINY | named), 2) == {}
 
 
 def test_a_value_that_is_faster_only_at_times_is_not_suggested(monkeypatch):

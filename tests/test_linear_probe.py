@@ -135,7 +135,7 @@ def test_a_probe_without_weights_or_with_pseudo_labels_is_one_line(tiny_store):
     with pytest.raises(UsageError, match=r"`probe`.*trained network; add `pretrained` or `start`"):
         TrainSettings(model="test_resnet", probe=True)
     settings = TrainSettings(model="test_resnet", start="tiny-teacher@gen-0", probe=True, image_size=16)
-    with pytest.raises(UsageError, match=r"`probe`.*labeled images alone; remove.*`edition`"):
+    with pytest.raises(UsageError, match=r"`probe`.*labeled images only; remove.*`edition`"):
         train(store, "probe", open_source(labeled, labeled=True), settings, edition="tiny@gen-1.1")
 
 
@@ -191,5 +191,5 @@ def test_a_recipe_begins_with_a_probe(tmp_path):
         load_recipe(write_tiny_recipe(tmp_path, generations=[probe | {"epochs": 3}, TINY]))
     with pytest.raises(UsageError, match=r"line 11: generations\.1\.finetune\.epochs:.*no effect: `probe`.*remove it"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[probe, TINY | {"finetune": {"probe": True, "epochs": 3}}]))
-    with pytest.raises(UsageError, match=r"`probe`.*labeled images alone.*first generation.*`finetune`"):
+    with pytest.raises(UsageError, match=r"`probe`.*labeled images only.*first generation.*`finetune`"):
         load_recipe(write_tiny_recipe(tmp_path, generations=[TINY, probe]))

@@ -289,8 +289,9 @@ def test_what_finetunes_does_not_hang_on_the_papers_defaults(preset):
     """Whatever of them changes, each setting that shapes a training of photographs is the preset's, or off, or the network's own."""
     left = flat_settings(settings(preset, model="x")).keys() - PRESETS[preset].published.keys()
     of_staircase = {"epochs", "warmup_epochs", "decay_rate", "decay_epochs", "schedule_epochs"}
-    of_network = {"model", "image_size", "test_size", "crop_pct", "compute_threads", "precision", "compile", "channels_last"}
-    for place in left - of_staircase - of_network - {"pseudo_noise", "transform", "freeze_by", "accumulate"}:
+    of_network = {"model", "image_size", "test_size", "crop_pct"}
+    of_machine = {"compute_threads", "precision", "compile", "channels_last", "fused_attention"}
+    for place in left - of_staircase - of_network - of_machine - {"pseudo_noise", "transform", "freeze_by", "accumulate"}:
         inside: object = settings(preset, model="x")
         for name in place.split("."):
             inside = getattr(inside, name)

@@ -36,6 +36,7 @@ TRAINING = {
     **{"precision": "fp32", "compile": True, "channels_last": True, "sync_batch_norm": True, "validate_every": 2, "seed": 9},
     **{"probe": True, "schedule": "cosine", "layer_decay": 0.7, "steps": 70, "freeze_batch_norm": True},
     **{"test_size": 96, "warmup_steps": 7, "head_init": "zero", "mixup": 0.2, "cutmix": 1.0, "class_weights": "balanced"},
+    **{"fused_attention": False},
 }
 ALSO = {"freeze": {"start": "other@gen-1"}, "freeze_by": {"start": "other@gen-1", "freeze": 0.5}}
 ALSO |= {"probe": {"pretrained": True}, "freeze_batch_norm": {"pretrained": True}, "layer_decay": {"weight_decay_on": "weights"}}
@@ -70,7 +71,7 @@ def test_each_setting_of_a_training_changes_it_or_is_refused(setting):
         trained, other = (one.generations[0].first.of_labeled_alone() for one in (settings, before))
         assert trained != other or (setting == "preset" and trained.epochs != other.epochs)
     if setting == "probe":
-        with pytest.raises(UsageError, match=r"`probe`.*labeled images alone.*first generation.*`finetune`"):
+        with pytest.raises(UsageError, match=r"`probe`.*labeled images only.*first generation.*`finetune`"):
             parsed(generations=[NETWORK, written])
         return
     settings = outcome(f"generations.1.{setting}", generations=[NETWORK, written])

@@ -80,7 +80,7 @@ def test_labeled_images_give_steps_and_a_teacher_reads_nothing_of_pseudo_labels(
     assert (found["derived"]["steps"], found["derived"]["labeled_images"]) == (15, 12)
     assert found["derived"]["images_per_step"] == 4
     assert found["derived"]["classes"] == 3
-    assert found["settings"]["ratio"]["source"] == "not read on labeled images alone"
+    assert found["settings"]["ratio"]["source"] == "unused without pseudo-labels"
 
 
 def test_an_edition_gives_the_passes_over_its_entries(tiny_store):
@@ -137,7 +137,7 @@ def recipe(tmp_path):
 def test_a_recipes_settings_are_shown_for_each_generation(recipe):
     teacher, student = json.loads(shown("run", recipe, "--show-settings", "--json"))
     assert teacher["settings"]["seed"] == {"value": 3, "source": "recipe"}
-    assert teacher["settings"]["ratio"]["source"] == "not read on labeled images alone"
+    assert teacher["settings"]["ratio"]["source"] == "unused without pseudo-labels"
     assert student["settings"]["ratio"] == {"value": 3, "source": "preset efficientnet-b2 (section 3.2)"}
     assert student["settings"]["noise.magnitude"] == {"value": 5, "source": "recipe"}
     assert student["settings"]["noise.dropout"] == {"value": 0.3, "source": "preset efficientnet-b2 (released code)"}

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
+from test_teachers import write_transformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
 from nst_data.errors import NstError
 from nst_train.batches.batches import TrainingBatch
+from nst_train.networks.attention import has_fused_attention, unfuse_attention
 from nst_train.networks.models import create_network
 from nst_train.noise_settings import Noise
 from nst_train.seeds import seed_network
@@ -87,6 +89,25 @@ def test_channels_last_changes_the_order_in_memory_and_no_result():
     assert next(one for one in step.network.parameters() if one.ndim == 4 and one.shape[1] > 1).is_contiguous(
         memory_format=torch.channels_last
     )
+
+
+def test_attention_step_by_step_is_the_fused_one_up_to_rounding():
+    torch.testing.assert_close(moved(fused_attention=False)[0], moved()[0], rtol=1e-3, atol=1e-6)
+    step, _ = made(fused_attention=False)
+    assert not has_fused_attention(step.network)
+    with pytest.raises(NstError, match=r"`fused_attention`: test_resnet has no fused attention.*remove it"):
+        made(model="test_resnet", image_size=16, fused_attention=False)
+
+
+def test_a_network_of_transformers_too_computes_attention_step_by_step(tmp_path):
+    network = create_network(TrainSettings(**TINY | {"model": write_transformer(tmp_path / "vit"), "image_size": None}), 3).eval()
+    images = torch.rand(2, 3, 24, 24)
+    with torch.inference_mode():
+        fused = network(images)
+        assert has_fused_attention(network)
+        unfuse_attention(network, "vit")
+        assert not has_fused_attention(network)
+        torch.testing.assert_close(network(images), fused)
 
 
 def changed(step, batch):

@@ -80,7 +80,7 @@ def test_the_weights_of_another_network_are_refused_in_one_line_and_leave_nothin
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
-    """A recipe whose student is pretrained on pseudo-labels alone and then finetuned: (store, its generations)."""
+    """A recipe whose student is pretrained on pseudo-labels only and then finetuned: (store, its generations)."""
     top = tmp_path_factory.mktemp("stages")
     for folder, first in (("labeled", 0), ("test", 50)):
         write_class_folders(top / folder, ["ant", "bee", "cat"], 4, first)

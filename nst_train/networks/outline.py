@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nst_data.errors import NstError
+from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.model_config import is_of_timm, read_config
 from nst_train.networks.models import create_network
 from nst_train.networks.network_noise import add_noise
@@ -44,6 +45,8 @@ def _made(settings: TrainSettings, classes: int, config: dict[str, Any] | None) 
 def _made_on(device: str, settings: TrainSettings, classes: int, config: dict[str, Any] | None) -> nn.Module:
     with torch.random.fork_rng(devices=[]), torch.device(device):
         network = create_network(settings, classes) if config is None else outline_of_kind(config, settings, classes)
+        if not settings.fused_attention:
+            unfuse_attention(network, settings.model)
         add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     return network
 

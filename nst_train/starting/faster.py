@@ -9,7 +9,9 @@ import torch
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import DEFAULT_THREADS, set_threads, this_device
+from nst_train.networks.attention import has_fused_attention
 from nst_train.networks.models import create_network, data_config_of, parameters_of
+from nst_train.networks.outline import outline
 from nst_train.seeds import seed_network
 from nst_train.settings import TrainSettings
 from nst_train.training.schedule import Schedule
@@ -24,9 +26,10 @@ _PIXELS = 2**17  # of the images of a timed step: 8 of 128 px
 
 
 def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
-    """The values of `precision` and `compute_threads` that train clearly faster on this CPU than the defaults do.
+    """The values of `precision`, `fused_attention` and `compute_threads` that train clearly faster on this CPU than the defaults do.
 
-    Each is tried in turn beside the best so far, step by step, unless settings name it: bf16 where the CPU may compute in it, one thread.
+    Each is tried in turn beside the best so far, step by step, unless settings name it: bf16 where the CPU may compute in it, the same
+    without fused attention, one thread.
     The order in memory is no candidate: images come in channels-last order, and networks compute as fast whatever that of weights is.
     Empty where nothing is faster, for a network of over 100 million weights, and on a GPU. Other work on the machine sways it.
     """
@@ -38,6 +41,8 @@ def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:
     candidates: list[dict[str, Any]] = []
     if settings.precision == "auto" and torch.backends.cpu.get_cpu_capability() not in _WITHOUT_BF16:
         candidates.append({"precision": "bf16"})
+        if settings.fused_attention and _has_fused_attention(plain, classes):
+            candidates.append({"precision": "bf16", "fused_attention": False})
     if settings.compute_threads is None and DEFAULT_THREADS > 1:
         candidates.append({"compute_threads": 1})
     with _threads_kept():
@@ -53,6 +58,11 @@ def _is_faster(candidate: TrainSettings, before: TrainSettings, classes: int) ->
     if _seconds(new) > _SLOW * _seconds(old):
         return False
     return all(_seconds(new) * CLEARLY < _seconds(old) for _ in range(_ROUNDS))
+
+
+def _has_fused_attention(settings: TrainSettings, classes: int) -> bool:
+    network = outline(settings, classes)
+    return network is not None and has_fused_attention(network)
 
 
 def _untrained(settings: TrainSettings) -> TrainSettings:

@@ -78,7 +78,7 @@ def joint_cross_entropies(
     """Cross-entropy of each image of a step, the labeled ones first, and times the weight of their class.
 
     `pseudo` holds the columns of the pseudo-labels as they are stored: `label` for hard targets, `probs`, or `top_labels` and
-    `top_probs` for soft ones; nothing for a step of labeled images alone. As in the released code, smoothing is for labeled images
+    `top_probs` for soft ones; nothing for a step with labeled images only. As in the released code, smoothing is for labeled images
     and hard pseudo-labels; soft ones are soft as they are.
     """
     classes, labeled = logits.shape[1], len(labels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
+from nst_train.networks.attention import unfuse_attention
 from nst_train.networks.batch_norm import decay_batch_norm, freeze_batch_norm, synchronize_batch_norm
 from nst_train.networks.freezing import freeze
 from nst_train.networks.network_noise import NetworkNoise, add_noise
@@ -116,6 +117,8 @@ def make_step(
     if channels_last:
         network = network.to(memory_format=torch.channels_last)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    if not settings.fused_attention:
+        unfuse_attention(network, settings.model)
     noise = add_noise(network, settings.noise, settings.of_pseudo.noise, classes, settings.seed)
     optimizer = make_optimizer(network, settings, schedule)
     if settings.compile:

@@ -98,7 +98,7 @@ def train(
     trackers = check_trackers(run.tracker)
     if settings.probe:
         if edition is not None:
-            raise UsageError("`probe` takes labeled images alone; remove it, or the `edition`")
+            raise UsageError("`probe` trains on labeled images only; remove it, or the `edition`")
         settings, validation = settings.of_probe(), None  # whose images would decide nothing
     if edition is None:
         settings = settings.of_labeled_alone()
