@@ -68,4 +68,4 @@ def adopt(
     print(f"{version.ref}: labels of {counts.labeled:,} images adopted, {counts.errors:,} could not be read")
     if counts.unlabeled:
         print(f"  {counts.unlabeled:,} of the pool's {counts.pool:,} images have no label there")
-    print(f"  {version.location}\n  next: nst balance {version.ref}")
+    print(f"  {version.location}\n  next: nst balance {version.ref} --per-class auto")

@@ -14,6 +14,8 @@ from .tables import without_images
 if TYPE_CHECKING:
     from nst_data.store.counts import EditionCounts
 
+_MANY_COPIES = 100  # of one image: nobody wants so many, but for tests of the paper's quota
+
 
 @with_settings(settings=BalanceSettings, run=ReadableSettings)
 def balance(
@@ -98,6 +100,8 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
         about = "" if settings.method == "exact" else "about "  # rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
         print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
+        if most > _MANY_COPIES:
+            print(f"  warning: {most:,} copies of one image; --per-class auto makes as many entries as the median class has images")
     if counts.near_duplicates and counts.near_duplicates.unreadable:
         print(f"  warning: {counts.near_duplicates.unreadable:,} candidate near-duplicates could not be read in the pool, and were kept")
     if counts.held_out_unreadable:

@@ -160,4 +160,4 @@ def _print(version: "Version", json: bool) -> None:
         print(f"  temperature {calibration.temperature:.3f}: expected calibration error {100 * before:.1f}%, {100 * after:.1f}% with it")
     if empty := [name for name, images in counts.per_class.items() if not images]:
         print(f"  {without_images(empty)}")
-    print(f"  {version.location}\n  next: nst balance {version.ref}")
+    print(f"  {version.location}\n  next: nst balance {version.ref} --per-class auto")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from nst_data.prefetch import cpus_of_this_process
 from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
 from nst_train.cluster_settings import ClusterSettings
 from nst_train.noise_settings import OF_RANDAUGMENT, Noise, PseudoNoise, TransformOf
@@ -103,7 +104,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
     weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
         "all",
-        description="all: on all but normalization layers, as in the released code; weights: neither on biases and other vectors, "
+        description="all: on all but normalization layers, as in the released code; weights: also not on biases and other vectors, "
         "as timm does: for pretrained networks.",
     )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
@@ -409,10 +410,20 @@ class LabelRunSettings(EmbedRunSettings):
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def workers_for(cores: int, on_gpu: bool) -> int:
+    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images."""
+    return max(1, min(12, cores - 1)) if on_gpu else max(1, min(2, cores))
+
+
 class RunSettings(ReadSettings):
     """How training runs; does not change the result."""
 
-    workers: int = Field(2, ge=0, le=MOST_THREADS, description="Processes that decode and augment; 0 does it in the training process.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_THREADS,
+        description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 12 beside a GPU; 0: none.",
+    )
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
@@ -424,3 +435,7 @@ class RunSettings(ReadSettings):
     tracker: tuple[str, ...] = Field(
         (), description="A tracker of Accelerate, such as wandb; several allowed. Default: tensorboard if installed; none for no tracker."
     )
+
+    def workers_on(self, device_type: str) -> int:
+        """As many processes as asked for, else those that suit this machine and the device that trains, such as `cuda`."""
+        return workers_for(cpus_of_this_process(), device_type != "cpu") if self.workers is None else self.workers

@@ -386,7 +386,7 @@ def test_every_command_takes_an_adopted_generation(tmp_path, store, table):
     where = ["--store", store.root]
     done = run("adopt", table, "--corpus", "bugs", "--probs", "probs", "--teacher", "theirs", *where)
     assert tells(done.stdout, "bugs@gen-1: … 7 images …, 0 could not be read")
-    assert "next: nst balance bugs@gen-1" in done.stdout
+    assert "next: nst balance bugs@gen-1 --per-class auto" in done.stdout
     other = json.loads(run("adopt", table, "--corpus", "bugs", "--probs", "probs", "--top-k", 2, "--json", *where).stdout)
     assert (other["ref"], other["counts"]["top_k"]) == ("bugs@gen-2", 2)
     run("balance", "bugs@gen-1", "--min-confidence", 0, "--per-class", 3, *where)

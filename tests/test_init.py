@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from wording import tells
 
 from nst_data.errors import NstError, UsageError
+from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
@@ -25,7 +26,7 @@ from nst_train.recipe import load_recipe
 from nst_train.recipe_checks import check_recipe
 from nst_train.recipe_schema import MODELINE, SCHEMA_FILE
 from nst_train.recipe_settings import Recipe
-from nst_train.settings import TrainSettings
+from nst_train.settings import RunSettings, TrainSettings, workers_for
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     Facts,
@@ -36,7 +37,6 @@ from nst_train.starting.choosing import (
     of_network,
     selection,
     why_not_there,
-    workers,
 )
 from nst_train.starting.looking import FOLDERS, look_at, warnings
 from nst_train.starting.writing import _why, init, scalar
@@ -378,7 +378,9 @@ def test_what_is_known_of_networks(network):
     assert facts_of("owner/name") == Facts(None, None, True, None)
     assert selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
     assert selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
-    assert (workers(16, True), workers(2, False), workers(1, True)) == (12, 2, 1)
+    assert (workers_for(16, True), workers_for(2, False), workers_for(1, True)) == (12, 2, 1)
+    assert [RunSettings(workers=asked).workers_on("cuda") for asked in (0, 5)] == [0, 5]
+    assert RunSettings().workers_on("cpu") == workers_for(cpus_of_this_process(), False)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from nst_data.label_files import label_studio
 from nst_data.label_files.writing import csv_line, json_line, write_json
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.safe_names import file_name, folder_names
+from nst_data.sources import Source
 from nst_data.store.files import clear_abandoned, replacing, write_text
 from nst_data.store.manifest import is_anonymous
 from nst_data.store.store import Store, Version
@@ -45,7 +46,7 @@ def export(
     path: str | Path,
     *,
     to: Format = "folders",
-    pool: str | None = None,
+    pool: Source | str | None = None,
     link: bool = False,
     probs: bool = False,
     progress: Progress | None = None,
@@ -60,7 +61,7 @@ def export(
         to: `folders` (a folder per class, as torchvision's ImageFolder reads), `csv` and `jsonl` (labels alone), `imagefolder` (that of
             `datasets`, with `metadata.jsonl`), `webdataset` (tar files), `fiftyone` (its image classification dataset) or
             `label-studio` (tasks with predictions, of a review with annotations).
-        pool: The images, if they have moved since labeling.
+        pool: The images, if they have moved since labeling; a source or where it is.
         link: Link to the image files of the pool in place of copying them.
         probs: Also write the probability of every class.
         progress: How progress is shown.
@@ -83,7 +84,8 @@ def export(
         raise UsageError(f"{version.ref}: was published without the keys and hashes that {to} lists; choose a format with images")
     target = _Target(Path(path), version, {"to": to, "link": link, "probs": probs})
     target.begin()
-    labeled = labeled_images(store, version, pool, to not in _WITHOUT_IMAGES)
+    place = pool.location if isinstance(pool, Source) else pool
+    labeled = labeled_images(store, version, place, to not in _WITHOUT_IMAGES)
     if not target.is_done:
         with (progress or on_this_terminal()).task(f"export {version.ref}", labeled.count, "images") as task:
             _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))

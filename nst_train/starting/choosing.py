@@ -120,11 +120,6 @@ def of_machine(student: dict[str, Any], classes: int) -> dict[str, Any]:
         return {}
 
 
-def workers(cores: int, on_gpu: bool) -> int:
-    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images."""
-    return max(1, min(12, cores - 1)) if on_gpu else max(1, min(2, cores))
-
-
 def facts_of(model: str) -> Facts:
     """What is known of a network without its weights. Raises NstError for one that cannot be made."""
     import timm

@@ -87,11 +87,12 @@ def _seconds_a_step(
     compute = _timed(lambda: step(0, batch)[0].sum().item()) * images / at_once  # a schedule may end after it
     set_threads(DEFAULT_THREADS)
     prepare = images * _seconds_to_prepare(settings, source, data_config)
-    if not run.workers:
+    workers = run.workers_on(this_device().type)
+    if not workers:
         return compute + prepare
     cores = cpus_of_this_process()
     busy = (compute * min(threads, cores) + prepare) / cores if on_cpu else prepare / cores
-    return max(compute, prepare / run.workers, busy)
+    return max(compute, prepare / workers, busy)
 
 
 def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: dict[str, object]) -> float:

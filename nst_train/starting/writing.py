@@ -14,6 +14,7 @@ from nst_data.sources.addresses import is_address
 from nst_data.store.store import check_name
 from nst_train.recipe import parse_recipe
 from nst_train.recipe_schema import MODELINE, write_schema
+from nst_train.settings import workers_for
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     GPU_NETWORK,
@@ -29,7 +30,6 @@ from nst_train.starting.choosing import (
     of_machine,
     of_network,
     selection,
-    workers,
 )
 from nst_train.starting.looking import Look, few_times, look_at, warnings
 
@@ -254,7 +254,7 @@ def recipe_text(
             "  - *student" + " " * 20 + "# taught by the first student",
             "",
             "control: false  # true also trains the last network on labeled images only, with the same noise and steps",
-            f"run: {_flow({'workers': workers(cpus_of_this_process(), on_gpu)})}  # processes that decode images on this machine",
+            f"run: {_flow({'workers': workers_for(cpus_of_this_process(), on_gpu)})}  # processes that decode images on this machine",
             "",
         ]
     )

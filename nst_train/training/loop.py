@@ -105,7 +105,7 @@ class Training:
             *(settled_precision(settings.precision, this_process().device), "on" if settings.channels_last else "off"),
         )
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
-        check_room(images, data_config["input_size"][-1], run.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        check_room(images, data_config["input_size"][-1], run.workers_on(kind), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_size(network, settings, data_config, len(class_names), at_once)
         weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
@@ -131,7 +131,14 @@ class Training:
         steps = range(resumed.step, step.schedule.steps)
         transforms = training_transforms(settings, self.data_config)
         batches = training_batches(
-            settings, self.labeled, self.pseudo, transforms, steps, run.workers, state.process_index, state.num_processes
+            settings,
+            self.labeled,
+            self.pseudo,
+            transforms,
+            steps,
+            run.workers_on(state.device.type),
+            state.process_index,
+            state.num_processes,
         )
         per_step = settings.batch_size * _images_per_labeled(settings, self.pseudo is not None)
         kept = resumed.notes.get("trackers", {})

@@ -236,6 +236,11 @@ def _train(
     parts = [f"{images:,} labeled image{'s' * (images > 1)}"] if images else []
     parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
     progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {' and '.join(parts)}")
+    if images and settings.batch_size > images:
+        progress.say(
+            f"{staging.ref}: warning: each step takes {settings.batch_size:,} labeled images, more than the {images:,} there are; "
+            f"set `batch_size` to at most {images:,}, or `preset` pretrained"
+        )
     words = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps", "steps" if settings.steps else "epochs"
     warmup = f"{settings.warmup_epochs:g} epochs" if settings.warmup_steps is None else f"{settings.warmup_steps:,} steps"
     if training.step.schedule.warmup_steps >= training.step.schedule.skipped_steps + steps:
