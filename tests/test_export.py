@@ -105,6 +105,20 @@ def test_tables_have_a_row_for_each_image(tiny_store, tmp_path):
     assert {row["key"] for row in rows} == {path.name for path in pool.iterdir()}
 
 
+def test_tables_of_an_edition_say_how_many_copies_it_has_of_each_image(tiny_store, tmp_path):
+    store, _, pool = tiny_store
+    rows = dict(scan_labels(store.open("tiny@gen-1.1")).select("image_hash", "copies").collect().iter_rows())
+    assert max(rows.values()) > 1
+    exported(store, tmp_path / "csv", "csv", "tiny@gen-1.1", probs=True)
+    exported(store, tmp_path / "jsonl", "jsonl", "tiny@gen-1.1")
+    exported(store, tmp_path / "images", "imagefolder", "tiny@gen-1.1", pool=open_source(pool))
+    with (tmp_path / "csv" / "labels.csv").open(newline="") as file:
+        assert {row["image_hash"]: int(row["copies"]) for row in csv.DictReader(file)} == rows
+    for file in (tmp_path / "jsonl" / "labels.jsonl", tmp_path / "images" / "metadata.jsonl"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        assert {line["image_hash"]: line["copies"] for line in lines} == rows
+
+
 def test_fiftyone_and_label_studio_get_what_their_importers_read(tiny_store, tmp_path):
     store, _, _ = tiny_store
     expected = truth(store)

@@ -51,7 +51,7 @@ def logits_of(classifier, encoded):
 @pytest.mark.slow
 def test_torch_export_runs_without_nst_and_knows_its_classes_and_preprocessing(tiny_store, tmp_path):
     store = tiny_store[0]
-    written = exported(store, "tiny-teacher@gen-0", tmp_path / "tiny.pt2", "torch-export")
+    written = exported(store, store.open("tiny-teacher@gen-0"), tmp_path / "tiny.pt2", "torch-export")
     extra = {"nst.json": ""}
     program = torch.export.load(tmp_path / "tiny.pt2", extra_files=extra)
     about, classifier = json.loads(extra["nst.json"]), load_classifier("tiny-teacher@gen-0", store)[0]

@@ -67,7 +67,8 @@ def export(
         progress: How progress is shown.
 
     Returns:
-        The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once.
+        The folder, the number of images in it, and that of each class. An image that an edition has several copies of is written once;
+        `csv`, `jsonl`, `imagefolder` and `webdataset` say how many in `copies`.
 
     Raises:
         UsageError: The version has no labels, or options do not go together.
@@ -165,6 +166,8 @@ class _Export:
     def described(self, row: LabeledRow) -> dict[str, Any]:
         """A row as the value of JSON."""
         about: dict[str, Any] = {"key": row.key, "image_hash": row.image_hash, "label": row.class_name, "confidence": row.confidence}
+        if row.copies is not None:
+            about["copies"] = row.copies
         if self.probs:
             about["probs"] = dict(zip(self.class_names, map(float, row.probs), strict=True))
         return about
@@ -198,14 +201,16 @@ def _folders(export: _Export) -> None:
 
 
 def _csv(export: _Export) -> None:
-    header = ["key", "image_hash", "label", "confidence"]
+    has_copies = export.labeled.version.manifest.kind == "edition"
+    header = ["key", "image_hash", "label", "confidence", *(["copies"] * has_copies)]
     if export.probs and (twice := [name for name in header if name in export.class_names]):
         raise UsageError(f"`probs`: class {twice[0]!r} has the name of another column of the table; use jsonl, or remove `probs`")
     with replacing(export.folder / "labels.csv") as file:
         file.write(csv_line(header + export.class_names * export.probs))
         for row in export.labeled.rows():
             values = [f"{value:.6g}" for value in row.probs] if export.probs else []
-            file.write(csv_line([row.key, row.image_hash, row.class_name, f"{row.confidence:.6g}", *values]))
+            copies = [row.copies] if has_copies else []
+            file.write(csv_line([row.key, row.image_hash, row.class_name, f"{row.confidence:.6g}", *copies, *values]))
             export.advance(1)
 
 

@@ -23,6 +23,7 @@ from nst_data.tables.shards import table_files
 
 _ROWS_AT_ONCE = 1_024
 _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
+_OF_EDITIONS = "copies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class LabeledRow:
     class_name: str
     confidence: float
     probs: NDArray[np.float32]
+    copies: int | None = None  # in an edition
 
 
 def labeled_images(store: Store, version: Version, pool: str | None, with_images: bool) -> "LabeledImages":
@@ -100,11 +102,12 @@ class LabeledImages:
         with damage_is_named(self.version.ref):
             for file in self._files:
                 with pq.ParquetFile(file) as parquet:
-                    columns = [*_COLUMNS, *soft_label_columns(parquet.schema_arrow)]
+                    plain = [*_COLUMNS, *([_OF_EDITIONS] if _OF_EDITIONS in parquet.schema_arrow.names else [])]
+                    columns = [*plain, *soft_label_columns(parquet.schema_arrow)]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                         check_classes(pl.Series(batch["label"]), names, self.version.ref)
                         probs = _dense(batch, len(names))
-                        for row, soft in zip(batch.select(_COLUMNS).to_pylist(), probs, strict=True):
+                        for row, soft in zip(batch.select(plain).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)
                             number += 1
 

@@ -22,7 +22,7 @@ from nst_data.cards.published import public_name
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.files import clear_abandoned, fsync_folder, move_over, temporary
-from nst_data.store.store import Store
+from nst_data.store.store import Store, Version
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.weights import why_not_loaded
@@ -47,7 +47,7 @@ class ExportedNetwork:
 
 @with_checked_arguments
 def export_network(
-    store: Store, teacher: TeacherName, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
+    store: Store, teacher: TeacherName | Version, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
 ) -> ExportedNetwork:
     """Write a classifier as an ONNX file, or as the archive of `torch.export`.
 
@@ -57,7 +57,8 @@ def export_network(
 
     Args:
         store: Where teachers of the store are.
-        teacher: Any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of timm's; or `ZeroShot(...)`.
+        teacher: A version of the store, or any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of
+            timm's; or `ZeroShot(...)`.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
         progress: How progress is shown; by default lines on standard error.
@@ -71,6 +72,7 @@ def export_network(
     """
     if to not in NETWORK_FORMATS:
         raise UsageError(f"`to` {to}: expected {' or '.join(NETWORK_FORMATS)}")
+    teacher = store.open(teacher, "teacher").ref if isinstance(teacher, Version) else teacher
     target = Path(path)
     writer, reader = _FORMATS[to]
     if to == "onnx":
