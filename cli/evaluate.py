@@ -80,12 +80,14 @@ def evaluate(
     of_data = columns | {"holdout": holdout, "class_names": class_names if all(isinstance(model, str) for model in named) else None}
     for option in (option_of(name) for name, value in of_data.items() if value and settings.of_published):
         raise UsageError(f"{option} does not apply to {settings.suite[0]}, which is read from its published folders; remove it")
+    from nst_train.holdout import held_out_together, say_leaks, say_trained_on
+
     source = Path(data) if settings.of_published else open_scored(data, class_names, named, **columns)
     if holdout and not isinstance(source, Path):
-        from nst_train.holdout import held_out_together, say_leaks
-
         stays, source = held_out_together(source, holdout, holdout_seed, there, terminal())
         say_leaks(models, there, stays, terminal())
+    elif not isinstance(source, Path):
+        say_trained_on(models, there, source, terminal())
     found = measure_all(there, named, source, settings, record=record, run=run, progress=terminal())
     comparisons = _comparisons(found, settings.seed) if compare else []
     results = {suite: {model: one.result for model, one in measured.items()} for suite, measured in found.items()}

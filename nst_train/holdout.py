@@ -36,9 +36,24 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
             )
 
 
-def _is_on_others(version: Version, labeled: Source) -> bool:
+def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
+    """Say which models of the store were trained on the very images that they are evaluated on, or descend from one that was."""
+    names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
+    here = {one.manifest.digest: one for one in store.versions() if one.is_readable} if names else {}
+    for name in names:
+        version = store.open(name, "teacher")
+        if trained := next((one for one in _lineage(version, here) if _labeled_digest(one) == scored.fingerprint), None):
+            descends = "" if trained.ref == version.ref else f" (through {trained.ref})"
+            progress.say(f"warning: {name} was trained on these images{descends}; its score does not tell how it does on new ones")
+
+
+def _labeled_digest(version: Version) -> str | None:
     entry = version.manifest.request.inputs.by_role.get("labeled")
-    return version.manifest.kind == "teacher" and entry is not None and entry.digest != labeled.fingerprint
+    return entry.digest if version.manifest.kind == "teacher" and entry is not None else None
+
+
+def _is_on_others(version: Version, labeled: Source) -> bool:
+    return _labeled_digest(version) not in (None, labeled.fingerprint)
 
 
 def _lineage(version: Version, here: Mapping[str, Version]) -> Iterator[Version]:

@@ -34,7 +34,7 @@ from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train import holdout
 from nst_train.evaluation.suites import open_suite
-from nst_train.holdout import say_leaks
+from nst_train.holdout import say_leaks, say_trained_on
 from nst_train.labeling.label import label as label_pool
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
@@ -412,6 +412,12 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     first = train(store, "all", every, settings, run=run).ref
     second = student("second", first)
     third = student("third", second)
+    said = Said()
+    say_trained_on([first, second], store, every, said)
+    assert tells(said.lines[0], f"warning: {first} was trained on these images; …")
+    assert tells(said.lines[1], f"warning: {second} was trained on these images (through {first}); …")
+    say_trained_on([first, second], store, held, said)
+    assert len(said.lines) == 2
     for ref in (second, third):
         (line,) = said_of(ref)
         assert tells(line, f"warning: {ref} … {first} … not trained on … not held out; … {ref}'s score is then too high")

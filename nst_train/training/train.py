@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
-from nst_data.progress import Progress, on_this_terminal
+from nst_data.progress import Progress, as_text, on_this_terminal
 from nst_data.review.labeled_part import LabeledPart, answered_images, check_drawn_with
 from nst_data.self_contained.images import needs_pool
 from nst_data.self_contained.remote import StreamedEdition
@@ -25,6 +25,8 @@ from nst_train.training.readable import check_unchanged
 from nst_train.training.request import begin, request_of
 from nst_train.training.seal import seal
 from nst_train.training.trackers import check_trackers
+
+_NAMES_SHOWN = 3
 
 
 @with_checked_arguments
@@ -177,6 +179,12 @@ def _labeled_part(
     return part.source, part.reviewed
 
 
+def _in_short(class_names: Sequence[str]) -> str:
+    """How many classes, and the first of their names: of a wrong folder they are not what was meant."""
+    shown = ", ".join(map(as_text, class_names[:_NAMES_SHOWN])) + ", ..." * (len(class_names) > _NAMES_SHOWN)
+    return f"{len(class_names):,} class{'es' * (len(class_names) > 1)} ({shown})"
+
+
 @contextmanager
 def _alone(staging: Staging, progress: Progress) -> Iterator[Sign | None]:
     """The processes of one training together own it: the first of them for all. Raises AtWorkError, in all, where others train it."""
@@ -233,7 +241,7 @@ def _train(
         training = Training.prepare(store, staging, settings, labeled, edition, pool, run, progress, validation)
     training.sign = sign
     steps, images, pseudo = training.step.schedule.steps, len(training.labeled), len(training.pseudo) if training.pseudo else 0
-    parts = [f"{images:,} labeled image{'s' * (images > 1)}"] if images else []
+    parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(training.class_names)}"] if images else []
     parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
     progress.say(f"{staging.ref}: {steps:,} step{'s' * (steps > 1)} over {' and '.join(parts)}")
     if images and settings.batch_size > images:
