@@ -10,7 +10,7 @@ from .commands import load
 
 _SETTING = re.compile(r"(?<!column )`(\w+)`(?! (?:column|\())")  # a table's columns stand in backticks too
 _CALL = re.compile(r"`([\w.]+\([^`]*\))`")
-_COMMANDS = {"versions": "list"}  # of methods with other names
+_COMMANDS = {"versions": "list", "remove_features": "remove"}  # of what has another name
 
 _speaking = SimpleNamespace(command="")
 
@@ -28,9 +28,10 @@ def terminal() -> Progress:
 def in_our_words(message: str) -> str:
     """A message of the library: each setting that the command takes as its option, each call that is a command as that.
 
-    `batch_size` is --batch-size, `store.remove('net@gen-0')` is `nst remove net@gen-0`.
+    `batch_size` is --batch-size, `store.remove('net@gen-0')` is `nst remove net@gen-0`, the review page is that of `nst look`.
     """
     options = _options(_speaking.command)
+    message = message.replace("on the review page", "in `nst look`")
     message = _SETTING.sub(lambda name: options.get(name[1], name[0]), message)
     return _CALL.sub(lambda call: _as_command(call[1]) or call[0], message)
 

@@ -124,10 +124,9 @@ def remove(ref: _Removable, store: StoreOption = None) -> None:
 
     there = open_store(store)
     if is_features_ref(ref):
-        features = remove_features(there, ref, terminal().say)
-        print(f"removed {features.folder if there.address is None else f'{ref} from {there.location}'}")
-        return
-    gone = there.remove(ref, terminal().say)
+        gone = remove_features(there, ref, progress=terminal())
+    else:
+        gone = there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
 
 

@@ -124,7 +124,7 @@ def test_what_was_computed_is_found_and_other_sizes_and_rewritten_images_are_not
     image = min(folder.iterdir())
     same_size = bytearray(image.read_bytes())
     image.write_bytes(same_size[:-20] + bytes([same_size[-20] ^ 1]) + same_size[-19:])
-    with pytest.raises(NstError, match=rf"pool: 1 image.*features were computed.*`nst remove features@{first.folder.name[:12]}`"):
+    with pytest.raises(NstError, match=rf"pool: 1 image.*features were computed.*`remove_features\(store, 'features@{first.folder.name[:12]}'\)`"):
         embed(store, teacher, open_source(folder), SETTINGS, run=RUN)
 
 
@@ -186,7 +186,7 @@ def test_features_are_listed_and_removed_and_computed_again(teacher, tmp_path):
     (row,) = json.loads(runner.invoke(app, ["list", "--json", "--store", str(store.root)]).output)["features"]
     assert (row["ref"], row["images"], row["source"]) == (ref, 15, pool.lineage.ref)
     assert row["bytes"] > sum((features.folder / name).stat().st_size for name in features.about.files)
-    for words, said in ((("show", ref), "`nst remove`"), (("verify", ref), "`nst remove`"), (("remove", "features@0A"), "at least 4")):
+    for words, said in ((("show", ref), f"`nst remove {ref}`"), (("verify", ref), f"`nst remove {ref}`"), (("remove", "features@0A"), "at least 4")):
         refused = runner.invoke(app, [*words, "--store", str(store.root)])
         assert (refused.exit_code, said in refused.output) == (2, True), refused.output
     wrong = runner.invoke(app, ["remove", "features@0000", "--store", str(store.root)])
@@ -215,7 +215,13 @@ def test_features_that_another_machine_computes_are_not_removed(tmp_path, monkey
     claims.mkdir(parents=True)
     claim = claims / "00000.elsewhere.1"
     claim.write_text("0")
+
+    class Elsewhere(Progress):
+        def say(self, line):
+            claim.write_text("1")  # the other machine is alive
+
     with pytest.raises(NstError, match=r"features@0123.*computing.*stop it"):
-        remove_features(store, "features@0123", lambda _: claim.write_text("1"))
+        remove_features(store, "features@0123", progress=Elsewhere())
     monkeypatch.setattr(shards, "STALLED_SECONDS", 0.0)
-    assert not remove_features(store, "features@0123").folder.exists()
+    assert remove_features(store, "features@0123") == claims.parent.parent
+    assert not claims.parent.parent.exists()

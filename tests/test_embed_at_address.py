@@ -193,7 +193,7 @@ def test_a_damaged_record_is_said_to_be_removed(teacher, pool, machine, tree, tm
         (place / "features.json").write_bytes(content)
         if store.mirror is not None:
             tree.write(f"features/{place.name}/features.json", content)
-        with pytest.raises(NstError, match=rf"damaged; `nst remove features@{place.name[:12]}`"):
+        with pytest.raises(NstError, match=rf"damaged; `remove_features\(store, 'features@{place.name[:12]}'\)`"):
             made(store, teacher, pool)
         (kept,) = kept_features(store)
         assert (kept.is_finished, kept.features) == (True, None)
@@ -345,7 +345,7 @@ def test_images_rewritten_between_two_machines_are_noticed_as_in_a_folder(teache
     for path in pool.iterdir():
         rewrite(path)
     made(machine(2), teacher, pool)
-    with pytest.raises(NstError, match=r"different content than when these features were computed.*`nst remove features@"):
+    with pytest.raises(NstError, match=r"different content than when these features were computed.*`remove_features\(store, 'features@"):
         made(machine(3), teacher, pool)
 
 

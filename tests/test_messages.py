@@ -22,6 +22,8 @@ from nst_cli.messages import in_our_words, speak_for
         ("run", "`pull(store, 'A/B@gen-1', name='NAME')`", "`nst pull A/B@gen-1 --as NAME`"),
         ("train", "`balance(..., BalanceSettings(embed_images=True))` makes one", "`nst balance --embed-images` makes one"),
         ("show", "`store.versions()` shows what there is, `adopt(...)` it", "`nst list` shows what there is, `nst adopt` it"),
+        ("show", "`embed(...)` uses them, `remove_features(store, 'features@ab12')`", "`nst embed` uses them, `nst remove features@ab12`"),
+        ("review", "give answers on the review page", "give answers in `nst look`"),
         ("show", "`hf auth login`, `f(x`, `other(1)`", "`hf auth login`, `f(x`, `other(1)`"),
     ],
 )

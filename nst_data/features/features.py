@@ -93,7 +93,7 @@ class Features:
         try:
             return About.model_validate_json(path.read_text("utf-8"))
         except (OSError, ValueError):  # pydantic's is one too
-            remedy = f"`nst remove {ref_of(self.place)}`"
+            remedy = f"`remove_features(store, {ref_of(self.place)!r})`"
             raise NstError(f"{path}: the record of what these features were computed from is damaged; {remedy}") from None
 
     def rows(self) -> pa.Table:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
 from nst_data.features.features import ABOUT, FOLDER, Features, ref_of
 from nst_data.features.under_way import WORK, run_of
+from nst_data.progress import Progress, on_this_terminal
 from nst_data.store.file_tree import StoredFile
 from nst_data.store.files import discard
 from nst_data.store.mirror import Mirror
@@ -86,29 +87,29 @@ def is_features_ref(ref: str) -> bool:
     return _REF.fullmatch(ref) is not None
 
 
-def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda _: None) -> KeptFeatures:
-    """Delete features, finished or half done.
+def remove_features(store: Store, ref: str, *, progress: Progress | None = None) -> Path:
+    """Delete features, finished or half done. They are computed again when needed.
 
     Args:
         store: Where they are kept.
         ref: `features@DIGEST`; any number of digits from four on that tells them from others.
-        say: Gets a line about what is waited for.
+        progress: How progress is shown; by default lines on standard error.
 
     Returns:
-        What is gone.
+        The folder that is gone.
 
     Raises:
         UsageError: There are none, or several, of this name.
         NstError: A process is computing them, on any machine.
     """
     kept, digits = kept_features(store), ref.partition("@")[2].lower()
-    if len(digits) < _LEAST_DIGITS:
-        raise UsageError(f"{ref}: expected at least {_LEAST_DIGITS} of the digits that `nst list` shows")
     found = [one for one in kept if one.folder.name.startswith(digits)]
+    there = "there are: " + (", ".join(one.ref for one in found or kept) or "none")
+    if len(digits) < _LEAST_DIGITS:
+        raise UsageError(f"{ref}: expected {FOLDER}@ and at least {_LEAST_DIGITS} digits, found {len(digits)}; {there}")
     if len(found) != 1:
-        there = ", ".join(one.ref for one in found or kept) or "none"
-        raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; there are: {there}")
-    one, is_finished = found[0], found[0].is_finished
+        raise UsageError(f"{ref}: expected one of the features in the store {store.location}, found {len(found)}; {there}")
+    one, is_finished, say = found[0], found[0].is_finished, (progress or on_this_terminal()).say
     run = None if store.mirror is None else run_of(store.mirror, one.folder)
     if run is None:
         wait_for_claims(one.folder / WORK, ref, say)
@@ -120,4 +121,4 @@ def remove_features(store: Store, ref: str, say: Callable[[str], None] = lambda 
             run.mirror.discard_version(run.mirror.name_of(one.folder))
         run.discard()
         discard(run.mirror.root / run.name)
-    return one
+    return one.folder

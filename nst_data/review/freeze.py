@@ -51,7 +51,7 @@ def freeze(
     answers = settled(store, corpus)
     _check_settled(corpus, answers)
     if not answers.answers:
-        raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give them in `nst look`")
+        raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give answers on the review page")
     classes = classes_of(store, corpus) or list(
         class_names or sorted({one.class_name for one in answers.answers.values() if one.class_name})
     )

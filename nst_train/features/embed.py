@@ -89,7 +89,7 @@ def _made(
     request = about.request
     place, said = folder_of(store, request), "these features were computed"
     if found := find(store, request):
-        remedy = f"`nst remove {ref_of(place)}` and run this again"
+        remedy = f"`remove_features(store, {ref_of(place)!r})` and embed again"
         Reading(place, "source").check(data, _hashes(found), said, remedy, progress)
         progress.say(f"{data.location}: features of {found.about.images:,} images are there already: {found.location}")
         return found
