@@ -200,7 +200,9 @@ def test_images_of_a_pool_with_other_names_are_found_by_their_bytes(tiny_store, 
     assert {line["image_hash"] for line in lines} == truth(store).keys()
     assert all(image_hash((tmp_path / "out" / line["file_name"]).read_bytes()) == line["image_hash"] for line in lines)
     exported(store, tmp_path / "links", "folders", pool=str(pool), link=True)
-    assert all(path.resolve().parent == pool for path in (tmp_path / "links").rglob("*.png"))
+    links = list((tmp_path / "links").rglob("*.png"))
+    assert links
+    assert all(path.resolve().parent == pool for path in links)
 
 
 def reviewed(store, rows):

@@ -50,6 +50,7 @@ def test_a_push_survives_what_passes_and_its_tag_names_all_files(home, tmp_path)
     assert [fault.seen > 0 for fault in faults] == [True] * len(faults)
     assert [case for case, one in zip(found, done, strict=True) if one.status] == []
     whole = set(files(tmp_path, repos[0], "gen-1.1"))
+    assert {"README.md", "nst.json"} < whole
     assert all(set(files(tmp_path, repo, "gen-1.1")) == whole for repo in repos)
 
 

@@ -52,6 +52,7 @@ def test_of_a_vit_layer_norms_are_no_more_decayed_than_batch_norms():
     network = timm.create_model("test_vit", num_classes=3)
     names, left = decayed(network)
     assert {"cls_token", "pos_embed", "head.bias", "blocks.0.attn.qkv.bias"} <= names
+    assert left
     assert all("norm" in name for name in left)
     assert decayed(network, weight_decay_on="weights")[0] == {name for name in names if name.endswith("weight")}
 
