@@ -13,7 +13,7 @@ from .versions import as_sealed
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from nst_data.sharing.lineage import Node
+    from nst_data.sharing.lineage import LineageNode
 
 
 def push(
@@ -131,7 +131,7 @@ def lineage(
     from rich.console import Console
     from rich.tree import Tree
 
-    def draw(node: "Node", tree: Tree) -> None:
+    def draw(node: "LineageNode", tree: Tree) -> None:
         for one in node.inputs:
             draw(one, tree.add(_in_a_line(one)))
 
@@ -141,7 +141,7 @@ def lineage(
     (console if console.is_terminal else Console(width=200)).print(tree, soft_wrap=not console.is_terminal)
 
 
-def _in_a_line(node: "Node") -> "Text":
+def _in_a_line(node: "LineageNode") -> "Text":
     from rich.text import Text
 
     line = Text(f"{node.role}: " if node.role else "", style="dim")

@@ -123,10 +123,7 @@ def remove(ref: _Removable, store: StoreOption = None) -> None:
         raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
 
     there = open_store(store)
-    if is_features_ref(ref):
-        gone = remove_features(there, ref, progress=terminal())
-    else:
-        gone = there.remove(ref, terminal().say)
+    gone = remove_features(there, ref, progress=terminal()) if is_features_ref(ref) else there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import narwhals as nw
 import polars as pl
 
-from nst_data.selection.balance import most_confident
-from nst_data.selection.filters import reject, reject_unsure
+from nst_data import most_confident, reject, reject_unsure
 
 
 def judged(labels: pl.LazyFrame, sides: pl.LazyFrame) -> pl.LazyFrame:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from nst_data.selection.balance import add_copies, most_confident
-from nst_data.selection.filters import reject_duplicates, reject_unsure
+from nst_data import add_copies, most_confident, reject_duplicates, reject_unsure
 
 PER_CLASS = 1000
 

@@ -12,8 +12,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from nst_data import BalanceSettings, Store, balance, open_source
-from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, train
-from nst_train.networks.own_networks import register_network
+from nst_train import Noise, RunSettings, TrainSettings, evaluate, label, register_network, train
 
 SIZE_PX = 32
 

@@ -9,31 +9,50 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nst_data.adoption import adopt
     from nst_data.errors import NstError, UsageError
-    from nst_data.formats.export import export
-    from nst_data.inspection.churn import diff
-    from nst_data.inspection.quality import quality
+    from nst_data.features.features import Features
+    from nst_data.features.kept import remove_features
+    from nst_data.formats.export import Exported, export
+    from nst_data.inspection.churn import Churn, diff
+    from nst_data.inspection.quality import Quality, quality
+    from nst_data.progress import Progress
     from nst_data.review.freeze import freeze
-    from nst_data.selection.editions import balance
+    from nst_data.review.picks import Picks
+    from nst_data.selection.balance import add_copies, most_confident
+    from nst_data.selection.editions import Engine, balance
+    from nst_data.selection.filters import reject, reject_duplicates, reject_unsure
     from nst_data.selection.holdout import hold_out
+    from nst_data.self_contained.remote import StreamedEdition
     from nst_data.settings import BalanceSettings, PickSettings
     from nst_data.sharing.copy import copy
-    from nst_data.sharing.lineage import lineage
+    from nst_data.sharing.lineage import LineageNode, lineage
     from nst_data.sharing.pull import pull
     from nst_data.sharing.push import push
     from nst_data.sources import Source, open_source
+    from nst_data.store.places import Place
     from nst_data.store.store import Store, Version
 
     __version__: str
 
 __all__ = [
     "BalanceSettings",
+    "Churn",
+    "Engine",
+    "Exported",
+    "Features",
+    "LineageNode",
     "NstError",
     "PickSettings",
+    "Picks",
+    "Place",
+    "Progress",
+    "Quality",
     "Source",
     "Store",
+    "StreamedEdition",
     "UsageError",
     "Version",
     "__version__",
+    "add_copies",
     "adopt",
     "balance",
     "copy",
@@ -42,20 +61,36 @@ __all__ = [
     "freeze",
     "hold_out",
     "lineage",
+    "most_confident",
     "open_source",
     "pull",
     "push",
     "quality",
+    "reject",
+    "reject_duplicates",
+    "reject_unsure",
+    "remove_features",
 ]
 
 _MODULES = {
     "BalanceSettings": "settings",
+    "Churn": "inspection.churn",
+    "Engine": "selection.editions",
+    "Exported": "formats.export",
+    "Features": "features.features",
+    "LineageNode": "sharing.lineage",
     "NstError": "errors",
     "PickSettings": "settings",
+    "Picks": "review.picks",
+    "Place": "store.places",
+    "Progress": "progress",
+    "Quality": "inspection.quality",
     "Source": "sources",
     "Store": "store.store",
+    "StreamedEdition": "self_contained.remote",
     "UsageError": "errors",
     "Version": "store.store",
+    "add_copies": "selection.balance",
     "adopt": "adoption",
     "balance": "selection.editions",
     "copy": "sharing.copy",
@@ -64,10 +99,15 @@ _MODULES = {
     "freeze": "review.freeze",
     "hold_out": "selection.holdout",
     "lineage": "sharing.lineage",
+    "most_confident": "selection.balance",
     "open_source": "sources",
     "pull": "sharing.pull",
     "push": "sharing.push",
     "quality": "inspection.quality",
+    "reject": "selection.filters",
+    "reject_duplicates": "selection.filters",
+    "reject_unsure": "selection.filters",
+    "remove_features": "features.kept",
 }
 
 

@@ -7,17 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nst_train.classifiers.export import export_network
+    from nst_train.classifiers.export import ExportedNetwork, export_network
     from nst_train.evaluation.evaluate import evaluate
     from nst_train.evaluation_settings import EvaluateSettings
     from nst_train.features.embed import embed
     from nst_train.features.picking import pick
+    from nst_train.finished_run import Generation
     from nst_train.labeling.label import extend, label, label_like
+    from nst_train.networks.own_networks import register_network
     from nst_train.noise_settings import Noise
     from nst_train.noisy_student import self_training
     from nst_train.recipe import load_recipe
     from nst_train.recipe_settings import Recipe
-    from nst_train.settings import EmbedRunSettings, EmbedSettings, LabelRunSettings, LabelSettings, RunSettings, TrainSettings
+    from nst_train.settings import (
+        EmbedRunSettings,
+        EmbedSettings,
+        LabelRunSettings,
+        LabelSettings,
+        ReadSettings,
+        RunSettings,
+        TrainSettings,
+    )
     from nst_train.training.train import train
     from nst_train.zero_shot_settings import ZeroShot
 
@@ -27,9 +37,12 @@ __all__ = [
     "EmbedRunSettings",
     "EmbedSettings",
     "EvaluateSettings",
+    "ExportedNetwork",
+    "Generation",
     "LabelRunSettings",
     "LabelSettings",
     "Noise",
+    "ReadSettings",
     "Recipe",
     "RunSettings",
     "TrainSettings",
@@ -43,6 +56,7 @@ __all__ = [
     "label_like",
     "load_recipe",
     "pick",
+    "register_network",
     "self_training",
     "train",
 ]
@@ -51,9 +65,12 @@ _MODULES = {
     "EmbedRunSettings": "settings",
     "EmbedSettings": "settings",
     "EvaluateSettings": "evaluation_settings",
+    "ExportedNetwork": "classifiers.export",
+    "Generation": "finished_run",
     "LabelRunSettings": "settings",
     "LabelSettings": "settings",
     "Noise": "noise_settings",
+    "ReadSettings": "settings",
     "Recipe": "recipe_settings",
     "RunSettings": "settings",
     "TrainSettings": "settings",
@@ -66,6 +83,7 @@ _MODULES = {
     "label_like": "labeling.label",
     "load_recipe": "recipe",
     "pick": "features.picking",
+    "register_network": "networks.own_networks",
     "self_training": "noisy_student",
     "train": "training.train",
 }

@@ -124,7 +124,7 @@ def test_what_was_computed_is_found_and_other_sizes_and_rewritten_images_are_not
     image = min(folder.iterdir())
     same_size = bytearray(image.read_bytes())
     image.write_bytes(same_size[:-20] + bytes([same_size[-20] ^ 1]) + same_size[-19:])
-    with pytest.raises(NstError, match=rf"pool: 1 image.*features were computed.*`remove_features\(store, 'features@{first.folder.name[:12]}'\)`"):
+    with pytest.raises(NstError, match=rf"pool: 1 image.*were computed.*`remove_features\(store, 'features@{first.folder.name[:12]}'\)`"):
         embed(store, teacher, open_source(folder), SETTINGS, run=RUN)
 
 
@@ -186,7 +186,8 @@ def test_features_are_listed_and_removed_and_computed_again(teacher, tmp_path):
     (row,) = json.loads(runner.invoke(app, ["list", "--json", "--store", str(store.root)]).output)["features"]
     assert (row["ref"], row["images"], row["source"]) == (ref, 15, pool.lineage.ref)
     assert row["bytes"] > sum((features.folder / name).stat().st_size for name in features.about.files)
-    for words, said in ((("show", ref), f"`nst remove {ref}`"), (("verify", ref), f"`nst remove {ref}`"), (("remove", "features@0A"), "at least 4")):
+    remedy = f"`nst remove {ref}`"
+    for words, said in ((("show", ref), remedy), (("verify", ref), remedy), (("remove", "features@0A"), "at least 4")):
         refused = runner.invoke(app, [*words, "--store", str(store.root)])
         assert (refused.exit_code, said in refused.output) == (2, True), refused.output
     wrong = runner.invoke(app, ["remove", "features@0000", "--store", str(store.root)])

@@ -112,10 +112,10 @@ def seconds_of(*words):
     return usage.ru_utime + usage.ru_stime
 
 
-def test_help_takes_less_than_three_tenths_of_a_second():
-    """On a machine so busy that Typer alone takes half of that: little more than Typer."""
+@pytest.mark.slow
+def test_help_takes_no_more_than_four_imports_of_typer():
     nst = Path(sys.executable).with_name("nst")
-    assert any(seconds_of(nst, "--help") < max(0.3, 4 * seconds_of(sys.executable, "-c", "import typer")) for _ in range(10))
+    assert any(seconds_of(nst, "--help") < 4 * seconds_of(sys.executable, "-c", "import typer") for _ in range(10))
 
 
 def test_every_name_that_examples_and_benchmarks_import_is_there():

@@ -18,7 +18,7 @@ from nst_data.store.version import VERSION_REF, Version
 
 
 @dataclass
-class Node:
+class LineageNode:
     """One thing that something was made from: a version with what it was made from itself, or a source, which ends a branch.
 
     `place` is `owner/name@revision` on the Hub. `note` says what cannot be followed and why; `is_repeated` that its branches stand above.
@@ -33,7 +33,7 @@ class Node:
     top1: float | None = None
     note: str = ""
     is_repeated: bool = False
-    inputs: list["Node"] = field(default_factory=list)
+    inputs: list["LineageNode"] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values, what is empty left out."""
@@ -42,7 +42,7 @@ class Node:
 
 
 @with_checked_arguments
-def lineage(store: Store, version: Version | str) -> Node:
+def lineage(store: Store, version: Version | str) -> LineageNode:
     """What a version was made from, and that from what, back to the first teacher.
 
     Args:
@@ -71,11 +71,11 @@ class _Walk:
     def __init__(self, here: dict[str, Version], follows_links: bool) -> None:
         self._here, self._follows_links, self._seen = here, follows_links, set[str]()
 
-    def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> Node:
+    def version(self, role: str, manifest: Manifest, version: Version | None, place: str | None = None) -> LineageNode:
         """A version and all that it was made from; what was shown before is not shown again."""
         if version is not None:
             place = places[-1].ref if (places := places_of(version.place)) else place
-        node = Node(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
+        node = LineageNode(role, f"{manifest.name}@{manifest.version}", manifest.kind, manifest.digest, manifest.created[:10], place)
         if version is not None and manifest.kind == "teacher":
             node.top1 = Metrics.read(version.place).test_top1
         if manifest.digest in self._seen:
@@ -87,11 +87,11 @@ class _Walk:
         node.inputs = [self._input(one, entry, on_the_hub.get(one)) for one, entry in sorted(manifest.request.inputs.by_role.items())]
         return node
 
-    def _input(self, role: str, entry: Input, place: str | None) -> Node:
+    def _input(self, role: str, entry: Input, place: str | None) -> LineageNode:
         if version := self._here.get(entry.digest):
             return self.version(role, version.manifest, version, place)
         is_version = entry.repo is not None or VERSION_REF.fullmatch(entry.ref) is not None or role.startswith("teacher")
-        node = Node(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
+        node = LineageNode(role, entry.ref, "version" if is_version else "source", entry.digest, place=place)
         if not is_version:
             return node
         if place is None:
@@ -107,7 +107,7 @@ class _Walk:
             node.note = str(error)
             return node
 
-    def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> Node | None:
+    def _remote(self, role: str, entry: Input, repo: str, revision: str, place: str) -> LineageNode | None:
         """A version that only the Hub has; None for a model that nst did not make."""
         manifest = manifest_at(Repository.named(repo, "model" if is_of_model(role) else "dataset"), revision)
         return self.version(role, manifest, self._here.get(manifest.digest), place) if manifest else None

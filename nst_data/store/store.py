@@ -119,7 +119,7 @@ class Store:
             raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` downloads one from the Hub")
         check_name(name)
         if name == "features" and number and not Number.is_one(number):
-            raise UsageError(f"{ref}: expected a version; these are features: `embed(...)` uses them again, `remove_features(store, {ref!r})` deletes them")
+            raise UsageError(f"{ref}: expected a version, found features; `remove_features(store, {ref!r})` deletes them")
         wanted = Number.parse(number) if number else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
         if wanted is not None:

@@ -27,6 +27,7 @@ _own: set[str] = set()
 def register_network(
     name: str,
     make: Callable[..., nn.Module],
+    *,
     image_size: int,
     mean: tuple[float, ...] = _HALF,
     std: tuple[float, ...] = _HALF,
