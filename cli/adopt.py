@@ -17,7 +17,7 @@ def adopt(
         typer.Argument(
             metavar="SOURCE",
             help="Labels: a CSV, TSV, JSON or JSONL file, parquet files, class folders, tar files, a folder saved by datasets, "
-            "or owner/name on the Hub. Of several the mean, classes matched by name.",
+            "or owner/name on the Hub. Several are averaged; classes are matched by name.",
         ),
     ],
     corpus: Annotated[str, typer.Option(metavar="NAME", help="Corpus to add a generation to.")],

@@ -23,7 +23,7 @@ def balance(
     settings: BalanceSettings,
     run: ReadableSettings,
     exclude: Annotated[
-        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out this source's images and their near-duplicates; several allowed.")
+        list[str] | None, typer.Option(metavar="SOURCE", help="Leave out this source's images and their near-duplicates. Repeatable.")
     ] = None,
     reviews: Annotated[
         str | None,

@@ -10,14 +10,14 @@ from .options import JsonOption, PromptsOption, StoreOption, ZeroShotNamesOption
 
 def export(
     ref: Annotated[
-        str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; with --to onnx or torch-export a teacher.")
+        str, typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K or name@review-N; with --to onnx or torch-export, a teacher.")
     ],
-    path: Annotated[str, typer.Argument(metavar="PATH", help="Where to write: a new or empty folder; of a teacher a new file.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Output: a new or empty folder, or a new file for a teacher.")],
     to: Annotated[
         str,
         typer.Option(
             metavar="FORMAT",
-            help="folders, csv, jsonl, imagefolder, webdataset, fiftyone or label-studio; of a teacher onnx or torch-export.",
+            help="folders, csv, jsonl, imagefolder, webdataset, fiftyone or label-studio; for a teacher, onnx or torch-export.",
         ),
     ] = "folders",
     pool: Annotated[str | None, typer.Option(metavar="SOURCE", help="The images, if they have moved since labeling.")] = None,

@@ -41,11 +41,13 @@ def label(
             metavar="SOURCE",
             help="The pool: a folder of images, tar or parquet files, a .txt or .csv list, a saved dataset, owner/name on the Hub, or an "
             "address such as s3://BUCKET/FOLDER. "
-            "With --like and --extend by default the pool that was labeled.",
+            "With --like and --extend, by default the pool that was labeled.",
             show_default=False,
         ),
     ] = None,
-    teacher: Annotated[list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Several: their mean.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help=MODEL_HELP + " Repeat for an ensemble (mean probability).")
+    ] = None,
     corpus: Annotated[str | None, typer.Option(metavar="NAME", help="Corpus to add a generation to.")] = None,
     calibration: Annotated[
         str | None,

@@ -35,7 +35,7 @@ VerboseOption = Annotated[
     bool,
     typer.Option(
         *("--verbose", "-v"),
-        help="Also print what is done and why, and where an unexpected error arose.",
+        help="Print debug messages, and tracebacks of unexpected errors.",
         callback=_ask("verbose"),
         expose_value=False,
     ),

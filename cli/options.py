@@ -37,27 +37,27 @@ ShowSettingsOption = Annotated[
     bool, typer.Option("--show-settings", help="Print every setting and where its value comes from; train nothing.")
 ]
 ClassNamesOption = Annotated[
-    str | None, typer.Option("--class-names", metavar="FILE", help="One class name a line, for integer labels without names.")
+    str | None, typer.Option("--class-names", metavar="FILE", help="One class name per line, for integer labels without names.")
 ]
 ZeroShotNamesOption = Annotated[
     str | None,
     typer.Option(
         "--class-names",
         metavar="FILE",
-        help="One class name a line, or a .yaml with synonyms: for image-text models, and for integer labels without names.",
+        help="One class name per line, or a .yaml with synonyms: for image-text models, and for integer labels without names.",
     ),
 ]
 PromptsOption = Annotated[
     str | None,
-    typer.Option("--prompts", metavar="FILE", help="Templates of the texts for an image-text model, one a line, {} for the class name."),
+    typer.Option("--prompts", metavar="FILE", help="Templates of the texts for an image-text model, one per line, {} for the class name."),
 ]
 LabelColumnOption = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="Label column; default `label`.")]
 ImageColumnOption = Annotated[str | None, typer.Option("--image-column", metavar="NAME", help="Image column, if the table has several.")]
 StreamOption = Annotated[bool, typer.Option("--stream", help="Read a Hub dataset's parquet files as needed, without downloading them.")]
 HoldoutSeedOption = Annotated[
-    int, typer.Option("--holdout-seed", min=0, metavar="N", help="With --holdout: another seed holds out others; a recipe uses its `seed`.")
+    int, typer.Option("--holdout-seed", min=0, metavar="N", help="Seed of the --holdout split; in a recipe, its `seed`.")
 ]
-MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of transformers, local-dir:FOLDER, timm name."
+MODEL_HELP = "name@gen-N in the store, hf-hub:OWNER/NAME\\[@REV], OWNER/NAME of a transformers model, local-dir:FOLDER, timm model name."
 _OPTIONS = {"start": "--start-from"}  # torchrun takes --start for its own --start-method
 _FORMER = {"start": "--start"}  # still understood, not shown
 _METAVARS = {int: "N", float: "X", str: "TEXT"}

@@ -19,7 +19,7 @@ def freeze(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Seal the answers until now as CORPUS@review-N. Refuses while reviewers disagree about an image, and names it."""
+    """Seal all answers so far as CORPUS@review-N. Refused while reviewers disagree about an image, which is named."""
     from nst_data.review.freeze import freeze as freeze_answers
     from nst_data.sources.labels import names_in
     from nst_data.store.manifest import ReviewManifest
@@ -48,7 +48,7 @@ def import_file(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add the answers in a file to those of a reviewer, all or none."""
+    """Add the answers in a file to a reviewer's, all or nothing."""
     from nst_data.review.answer_files import import_answers
 
     added, known = import_answers(open_store(store), corpus, file, reviewer=reviewer)

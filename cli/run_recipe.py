@@ -36,7 +36,7 @@ def run(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Another value than the recipe's, in YAML, such as generations.1.ratio=7; several allowed. Lists count from 0.",
+            help="Override a value of the recipe, e.g. generations.1.ratio=7 (YAML; list indices from 0). Repeatable.",
         ),
     ] = None,
 ) -> None:

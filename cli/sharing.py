@@ -106,7 +106,7 @@ def copy(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Copy a version into another store, each file checked. What it was made from is not copied with it."""
+    """Copy a version into another store, each file checked. Its inputs are not copied."""
     from nst_data.sharing.copy import copy as copy_version
 
     version = copy_version(open_store(store), ref, to=open_store(to), progress=terminal())

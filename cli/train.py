@@ -42,16 +42,16 @@ def train(
     given: dict[str, dict[str, Any]],
     labeled: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column; several allowed. Not needed with --pseudo."),
+        typer.Option(metavar="SOURCE", help="Labeled images: class folders, or a label column. Repeatable. Not needed with --pseudo."),
     ] = None,
     holdout: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Train on all labeled images but this share, as a recipe with this `holdout` does."),
+        typer.Option(metavar="SHARE", help="Hold out this share of each class for testing: the split that a recipe's `holdout` makes."),
     ] = None,
     holdout_seed: HoldoutSeedOption = 0,
     name: Annotated[
         str | None,
-        typer.Option(metavar="TEACHER", help="What the network is called; in the store students are teachers too. Required to train."),
+        typer.Option(metavar="TEACHER", help="Name for the trained model (required); a student is the next teacher."),
     ] = None,
     edition: Annotated[
         str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
@@ -70,7 +70,7 @@ def train(
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="With --reviews, without --pseudo: its images are not trained on; several allowed."),
+        typer.Option(metavar="SOURCE", help="Do not train on these images; with --reviews, without --pseudo. Repeatable."),
     ] = None,
     validation: Annotated[
         str | None,

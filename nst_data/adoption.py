@@ -80,7 +80,7 @@ def adopt(
         key: Its column that names the image of each row: the key, the path or the file name of one image of `pool`, whose other images
             stay unlabeled; `image_hash` names it by its content. By default that with a name such as `filename`, `path` or `image`.
         pool: Where the images are that the table names.
-        class_names: A file with one class name a line, in the order of the numbers; by default the table's own, or those that occur.
+        class_names: A file with one class name per line, in the order of the numbers; by default the table's own, or those that occur.
         teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
         top_k: Keep so many of the largest probabilities; by default all, of more than 1,000 classes 100.
         rows_per_shard: Rows per parquet shard; progress is saved after each shard.

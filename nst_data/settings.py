@@ -153,13 +153,13 @@ class AdoptSettings(Settings):
     probs: str | None = Field(
         None,
         description="Column of probabilities: a list for all classes, or beside `label_column`; prob stands for prob_0, prob_1, ... too. "
-        "By default that with a name such as prob or score.",
+        "By default a column named prob, score or similar.",
     )
     label_column: Annotated[str | None, Later(None)] = Field(
         None,
-        description="Column of classes, by name or number: one, or a list of the most probable. By default one called label or the like.",
+        description="Column of classes, by name or number: one, or a list of the most probable. By default one named label or similar.",
     )
-    logits: Annotated[bool, Later(False)] = Field(False, description="The numbers are logits: take their softmax.")
+    logits: Annotated[bool, Later(False)] = Field(False, description="The values are logits; apply softmax.")
     smoothing: Annotated[float, Later(0.0)] = Field(
         0.0, ge=0, lt=1, description="For labels without a confidence: label smoothing, the share spread evenly over all classes."
     )
@@ -179,16 +179,16 @@ class PickSettings(Settings):
     )
     number: int = Field(100, ge=1, le=10_000, description="How many images.")
     spread: Literal["k-means", "k-center", "classes"] = Field(
-        "k-means", description="How picks are kept diverse: by features, computed once and cached, or by class alone."
+        "k-means", description="Diversify picks by features (computed once and cached) or by class only."
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of what is drawn at random.")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Random seed.")
 
 
 class BalanceSettings(Settings):
     """Which pseudo-labeled images make the training set (section 3.1 of the paper)."""
 
     min_confidence: float = Field(0.3, ge=0, le=1, description="Keep images with a confidence above this.")
-    class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds for single classes: lines such as `rose: 0.5`.")
+    class_min_confidence: dict[str, _Confidence] = Field({}, description="Thresholds for individual classes: lines such as `rose: 0.5`.")
     at_threshold: Annotated[Literal["drop", "keep"], Later("drop")] = Field(
         "drop",
         description="Images with a confidence equal to the threshold; the paper drops them. `method` official keeps them by default.",
@@ -196,16 +196,16 @@ class BalanceSettings(Settings):
     confidence_range: tuple[float, float] | None = Field(
         None, description="Keep images with a confidence above the first number, up to the second, in place of the threshold (figure 5)."
     )
-    exclude_class: tuple[str, ...] = Field((), description="Leave out the images with this label; several allowed.")
+    exclude_class: tuple[str, ...] = Field((), description="Leave out the images with this label; repeatable.")
     fraction: float = Field(1.0, gt=0, le=1, description="Keep this share of the images, chosen at random (study 2).")
     per_class: int | Literal["auto", "none"] = Field(
         130_000,
         description="Entries per class: the most confident images, with copies if too few. auto: a quantile of the classes; none: all.",
     )
     auto_quantile: float = Field(
-        0.5, gt=0, le=1, description="With `per_class` auto: the share of classes that have no more images than that."
+        0.5, gt=0, le=1, description="With `per_class` auto: quantile of the images per class that becomes the quota."
     )
-    max_copies: int | None = Field(None, ge=1, description="Repeat no image more often than this; a class may then have fewer entries.")
+    max_copies: int | None = Field(None, ge=1, description="Maximum number of entries per image; a class may then have fewer entries.")
     method: Literal["exact", "official"] = Field(
         "exact", description="official: by bins of confidence and random rounding, as in the released code."
     )
@@ -214,7 +214,7 @@ class BalanceSettings(Settings):
     )
     embed_images: bool = Field(False, description="Also write the images, in shuffled shards: a dataset that needs no pool.")
     shard_mb: int = Field(500, ge=1, description="Size of a shard with images, in megabytes.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Random seed of which images get an extra copy, and of other random choices.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Random seed, e.g. for which images get an extra copy.")
 
     @model_validator(mode="before")
     @classmethod

@@ -18,7 +18,7 @@ class ClusterSettings(Settings):
     address: str = Field("auto", min_length=1, description="The Ray cluster, as HOST:PORT; auto: the one that this machine belongs to.")
     gpus_per_worker: float = Field(1, ge=0, le=64, description="GPUs per Ray worker; a fraction to share one, 0 for CPUs.")
     cpus_per_worker: int | None = Field(
-        None, ge=1, description="CPUs of each Ray worker, with a thread on each; by default its share of all that its node has."
+        None, ge=1, description="CPUs per Ray worker, one thread each; by default an equal share of the node's CPUs."
     )
     workers: int | None = Field(None, ge=1, description="Maximum number of Ray workers; by default as many as fit on the nodes.")
 

@@ -50,22 +50,22 @@ class EvaluateSettings(Settings):
     suite: tuple[str, ...] = Field(
         (CLEAN,),
         min_length=1,
-        description=f"What to measure; several allowed. {', '.join(OF_OWN_IMAGES)}: on any labeled images "
+        description=f"What to measure; repeatable. {', '.join(OF_OWN_IMAGES)}: on any labeled images "
         f"(extra-corruptions: the four that do not count towards mCE). {', '.join(PUBLISHED)}: "
         "on the published folders.",
     )
     relative_to: str | None = Field(
-        None, description="corruptions: give errors relative to this model's, as the paper does to AlexNet's; else absolute."
+        None, description="corruptions: normalize errors by this model's, as the paper does by AlexNet's; by default unnormalized."
     )
     epsilon: Annotated[_Sizes, AfterValidator(_are_levels)] = Field(
         (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255),
-        description="fgsm, pgd: largest change of a pixel in [0, 1].",
+        description="fgsm, pgd: L-infinity bounds, for pixels in [0, 1].",
         examples=["1/255,2/255,4/255,8/255,16/255"],
     )
-    steps: int = Field(10, ge=1, description="pgd: steps (the paper: 10).")
-    step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: size of a step; {STEPS_LENGTH} epsilon over all steps by default.")
+    steps: int = Field(10, ge=1, description="pgd: number of steps (the paper: 10).")
+    step_size: float | None = Field(None, gt=0, le=1, description=f"pgd: step size; by default {STEPS_LENGTH} x epsilon / steps.")
     random_start: bool = Field(False, description="pgd: start at a random point within epsilon, by seed and image.")
-    partial: bool = Field(False, description="imagenet-...: measure what is there, where corruptions, classes or sequences are missing.")
+    partial: bool = Field(False, description="imagenet-...: allow missing corruptions, classes or sequences, and measure the rest.")
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed of corruptions, random starts and bootstrap samples.")
 
     @field_validator("suite", mode="before", json_schema_input_type=_Suite | list[_Suite])

@@ -27,7 +27,7 @@ class Noise(Settings):
 
     panel: ClassVar[str] = "Noise"
 
-    magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude, unclipped: 27 of 10.")
+    magnitude: int = Field(27, ge=0, le=100, description="RandAugment magnitude; not clipped at 10 (the paper uses 27).")
     operations: int = Field(2, ge=0, le=10, description="RandAugment operations per image; 0 turns RandAugment off.")
     amounts: Annotated[Amounts, Later("scaled")] = Field(
         "scaled",
@@ -37,9 +37,11 @@ class Noise(Settings):
     augmentation: str | None = Field(
         None, description="Instead of RandAugment, in timm's notation: rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, 3a."
     )
-    cutout: int = Field(0, ge=0, description="Side in pixels of a gray square that covers a random part of each image; 0 for none.")
+    cutout: int = Field(0, ge=0, description="Cutout: side in pixels of the gray square; 0 turns it off.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Dropout before the classifier.")
-    stochastic_depth: float = Field(0.2, ge=0, lt=1, description="Probability of skipping the last block; linear from 0 at the first.")
+    stochastic_depth: float = Field(
+        0.2, ge=0, lt=1, description="Stochastic-depth rate of the last block; increases linearly from 0 at the first."
+    )
 
     @classmethod
     def none(cls) -> Self:
@@ -69,17 +71,17 @@ class PseudoNoise(Settings):
     panel: ClassVar[str] = "Noise of pseudo-labeled images"
 
     magnitude: int | None = Field(None, ge=0, le=100, description="RandAugment magnitude on pseudo-labeled images, if different.")
-    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations on a pseudo-labeled image, if different.")
+    operations: int | None = Field(None, ge=0, le=10, description="RandAugment operations per pseudo-labeled image, if different.")
     transform: Annotated[TransformOf | None, Later(None)] = Field(
         None, description="evaluation: pseudo-labeled images are not augmented, even if labeled ones are."
     )
     flip: Annotated[float | None, Later(None)] = Field(
-        None, ge=0, le=1, description="Probability of a flip of a pseudo-labeled image, if different; 0: none."
+        None, ge=0, le=1, description="Flip probability for pseudo-labeled images, if different."
     )
     crop_scale_min: Annotated[float | None, Later(None)] = Field(
-        None, gt=0, le=1, description="Smallest share that a crop of a pseudo-labeled image keeps, if different; 1: no random crop."
+        None, gt=0, le=1, description="Lower bound of the crop scale for pseudo-labeled images, if different; 1: no random crop."
     )
-    cutout: int | None = Field(None, ge=0, description="Side of the square cut out of each pseudo-labeled image, if different.")
+    cutout: int | None = Field(None, ge=0, description="Cutout side for pseudo-labeled images, if different.")
     dropout: float | None = Field(None, ge=0, lt=1, description="Dropout for pseudo-labeled images, if different.")
     stochastic_depth: float | None = Field(None, ge=0, lt=1, description="Stochastic depth for pseudo-labeled images, if different.")
 

@@ -17,9 +17,11 @@ from nst_train.zero_shot_settings import ZeroShot
 class SourceSettings(Settings):
     """A source in a recipe; relative paths start at the recipe's folder, and what is not there is looked for on the Hub."""
 
-    source: str | list[str] = Field(description="For labeled images, also a list of sources, whose classes are merged by name.")
+    source: str | list[str] = Field(
+        description="Location of the images; labeled images may come from a list of sources (classes are matched by name)."
+    )
     image_column: str | None = Field(None, description="Image column, if there are several.")
-    class_names: str | None = Field(None, description="A file with one class name a line, for integer labels without names.")
+    class_names: str | None = Field(None, description="A file with one class name per line, for integer labels without names.")
     label_column: str | None = Field(None, description="Label column; default `label`.")
     stream: bool = Field(False, description="Read a Hub dataset's parquet files as needed, without downloading them.")
 
@@ -48,11 +50,11 @@ class TeacherSettings(Settings):
     model: str = Field(min_length=1, description="A model, named like the `teacher` of `label`, or an image-text model.")
     class_names: str | list[str] | dict[str, Any] | None = Field(
         None,
-        description="For an image-text model: a file with one name a line, a .yaml file with the synonyms of each, or these themselves.",
+        description="For an image-text model: a file with one name per line, a .yaml file with the synonyms of each, or these themselves.",
     )
     prompts: str | list[str] | None = Field(
         None,
-        description="For an image-text model: a file with one template a line, {} in the place of the name, or the templates themselves.",
+        description="For an image-text model: a file with one template per line, {} in the place of the name, or the templates themselves.",
     )
 
     @model_validator(mode="after")
@@ -130,7 +132,7 @@ class EvaluationSettings(EvaluateSettings):
 
     data: SourceSettings | None = Field(None, description="Labeled images, or a published suite's folder; the test images by default.")
     name: Annotated[str, AfterValidator(check_name)] | None = Field(
-        None, description="What its suites' names in metrics.json begin with: test; a published one has its own."
+        None, description="Prefix of the results in metrics.json (default `test`); published suites keep their own names."
     )
 
     @field_validator("data", mode="before", json_schema_input_type=str | SourceSettings | None)

@@ -147,9 +147,7 @@ class Recipe(Settings):
     `students` are several networks of one teacher, the last of `generations` or `teacher`: the last generation.
     """
 
-    name: Annotated[str, AfterValidator(check_name)] = Field(
-        description="Name of the corpus in the store; the teachers of `flowers` are `flowers-teacher`."
-    )
+    name: Annotated[str, AfterValidator(check_name)] = Field(description="Name of the corpus; the models are called NAME-teacher.")
     labeled: SourceSettings | None = Field(None, description="Labeled images: `{source: photos/labeled}`, a folder per class.")
     validation: SourceSettings | None = Field(
         None, description="Images to select the best weights by; without them the last weights are kept."
@@ -159,7 +157,7 @@ class Recipe(Settings):
         None, gt=0, lt=1, description="Without `test`: this share of each class's labeled images is held out of training to test on."
     )
     pool: SourceSettings = Field(description="Unlabeled images.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Random seed wherever no other is given; the same seed gives the same bytes.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Default random seed of every step; the same seed gives the same bytes.")
     label: LabelSectionSettings = Field(LabelSectionSettings(), description="How the pool is labeled.")
     select: SelectSettings = Field(SelectSettings(), description="Which pseudo-labeled images students are trained on.")
     teacher: TeacherSettings | None = Field(
@@ -176,7 +174,8 @@ class Recipe(Settings):
     evaluate: list[EvaluationSettings] = Field([], description="More to measure of each generation: `{suite: [corruptions, fgsm]}`.")
     control: bool = Field(
         False,
-        description="Also train the last networks on labeled images only, with the same noise and steps; `start: teacher` is the first.",
+        description="Also train the last networks on labeled images only, with the same noise and steps; `start: teacher` "
+        "means the first teacher.",
     )
     run: RunSettings = Field(RunSettings(), description="How trainings run on this machine; changes no result.")
     push_to: PushToSettings | None = Field(None, description="Repositories on the Hub to push every version to.")

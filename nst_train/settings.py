@@ -62,32 +62,37 @@ class TrainSettings(Settings):
         "-b7, efficientnet-l2, resnet-50, svhn, some with -code for the released code's. Explicit values win.",
     )
     model: str = Field(
-        description="A timm network, OWNER/NAME of transformers, local-dir:FOLDER, hf-hub:OWNER/NAME; presets of the paper name one."
+        description="A timm model name, OWNER/NAME of a transformers model, local-dir:FOLDER or hf-hub:OWNER/NAME; set by the paper's "
+        "presets."
     )
     pretrained: bool = Field(False, description="Start from the model's published weights; the paper trains from scratch.")
-    image_size: int | None = Field(None, ge=8, le=8192, description="Side of the training images in pixels; the network's own by default.")
+    image_size: int | None = Field(None, ge=8, le=8192, description="Training resolution in pixels; by default the network's own.")
     test_size: Annotated[int | None, Later(None)] = Field(
         None,
         ge=8,
         le=8192,
-        description="Side of the images that the trained network is evaluated on and labels, in pixels; by default the training's. Random "
-        "crops enlarge what they show, so a side some 1.2 times as large often scores better (FixRes).",
+        description="Resolution in evaluation and labeling, in pixels; by default that of training. Random crops magnify objects, so about "
+        "1.2 times as large is often better (FixRes).",
     )
     epochs: float = Field(PAPER_EPOCHS, gt=0, le=1e9, description="Epochs over the labeled images.")
-    steps: Annotated[int | None, Later(None)] = Field(None, ge=1, le=10**9, description="Steps of the training, in place of `epochs`.")
-    batch_size: int = Field(2048, ge=1, description="Labeled images in a step, over all processes.")
-    ratio: int = Field(1, ge=1, description="Pseudo-labeled images in a step, as a multiple of the labeled ones.")
+    steps: Annotated[int | None, Later(None)] = Field(None, ge=1, le=10**9, description="Number of training steps, instead of `epochs`.")
+    batch_size: int = Field(2048, ge=1, description="Labeled images per step, summed over all processes (global batch size).")
+    ratio: int = Field(1, ge=1, description="Pseudo-labeled images per step, as a multiple of the labeled ones.")
     optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
-    learning_rate: float = Field(0.016, gt=0, le=LARGEST_RATE, description="Per 256 labeled images in a step; grows with the batch size.")
+    learning_rate: float = Field(
+        0.016, gt=0, le=LARGEST_RATE, description="Base learning rate for 256 labeled images; scaled linearly with the batch size."
+    )
     warmup_epochs: float = Field(5, ge=0, description="Epochs of linear warm-up from 0.")
     warmup_steps: Annotated[int | None, Later(None)] = Field(
-        None, ge=0, le=10**9, description="Steps of warm-up, in place of `warmup_epochs`."
+        None, ge=0, le=10**9, description="Number of warm-up steps, instead of `warmup_epochs`."
     )
     schedule: Annotated[Literal["staircase", "cosine"], Later("staircase")] = Field(
         "staircase", description="After the warm-up: staircase as in the paper, or cosine to 0 at the end, as is usual in finetuning."
     )
-    decay_rate: float = Field(0.97, gt=0, le=1, description="Factor of each step down of the learning rate.")
-    decay_epochs: float | None = Field(None, gt=0, description="Epochs between steps down; 2.4 for 350 epochs, in proportion for others.")
+    decay_rate: float = Field(0.97, gt=0, le=1, description="Decay factor of the staircase schedule.")
+    decay_epochs: float | None = Field(
+        None, gt=0, description="Epochs between decays of the staircase schedule; by default 2.4 per 350 epochs."
+    )
     schedule_epochs: Annotated[float | None, Later(None)] = Field(
         None,
         gt=0,
@@ -99,7 +104,7 @@ class TrainSettings(Settings):
         None,
         gt=0,
         le=1,
-        description="Factor of the learning rate from each layer to the one before it, as in timm; for pretrained networks.",
+        description="Layer-wise learning-rate decay, as in timm; for pretrained networks.",
     )
     weight_decay: float = Field(1e-5, ge=0, le=LARGEST_RATE, description="Weight decay.")
     weight_decay_on: Annotated[Literal["all", "weights"], Later("weights")] = Field(
@@ -107,13 +112,16 @@ class TrainSettings(Settings):
         description="all: on all but normalization layers, as in the released code; weights: also not on biases and other vectors, "
         "as timm does: for pretrained networks.",
     )
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="On labeled images and hard pseudo-labels; soft ones stay as they are.")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="Label smoothing of labels and hard pseudo-labels; soft labels are not smoothed."
+    )
     class_weights: Annotated[Literal["balanced"] | None, Later(None)] = Field(
         None,
-        description="balanced: labeled images of rare classes count more, each class as much as another; pseudo-labels have `per_class`.",
+        description="balanced: weight labeled images inversely to their class's frequency; pseudo-labels are balanced by `per_class`.",
     )
     loss: Weighing = Field(
-        "concat", description="Mean over both parts of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code)."
+        "concat",
+        description="concat: mean over all images of a step; sum: mean + mean (Algorithm 1); code: mean + ratio x mean (released code).",
     )
     hard: bool = Field(False, description="Train on hard pseudo-labels, the most probable class of each, instead of soft ones.")
     pseudo_temperature: float = Field(
@@ -122,9 +130,9 @@ class TrainSettings(Settings):
     pseudo_only: bool = Field(
         False, description="Leave the labeled images out of each step: pretraining on pseudo-labels, to finetune later (study 6)."
     )
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="Decay of the averaged weights, with warm-up; they are the result.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="EMA decay, with warm-up; the EMA weights are the final model.")
     batch_norm_decay: Annotated[float | None, Later(None)] = Field(
-        None, ge=0, lt=1, description="Decay of batch-norm's means and variances; the network's own by default, 0.9 in timm's."
+        None, ge=0, lt=1, description="Decay of batch norm's running statistics; by default the network's own (0.9 in timm)."
     )
     transform: Annotated[TransformOf, Later("training")] = Field(
         "training",
@@ -132,7 +140,7 @@ class TrainSettings(Settings):
     )
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     crop_scale_min: float = Field(
-        0.08, gt=0, le=1, description="Smallest share of the image that a random crop keeps; 1 takes the largest square in its middle."
+        0.08, gt=0, le=1, description="Lower bound of the random-resized-crop scale; 1 takes a center crop, the largest square."
     )
     crop_draw: Annotated[CropDraw, Later("torchvision")] = Field(
         "torchvision",
@@ -142,22 +150,22 @@ class TrainSettings(Settings):
     crop_padding: int = Field(
         0,
         ge=0,
-        description="Mirror this many pixels at each border and crop to size, instead of a random resized crop; 0 turns it off.",
+        description="Reflect-pad by this many pixels and crop to size at random, instead of a random resized crop; 0 turns it off.",
     )
     crop_pct: float | None = Field(
-        None, gt=0, le=1, description="Share of the shorter side that evaluation keeps; the network's own by default."
+        None, gt=0, le=1, description="Center-crop fraction in evaluation, as in timm; by default the network's own."
     )
     mixup: Annotated[float, Later(0)] = Field(
         0,
         ge=0,
         le=100,
-        description="Mix each image and its target with another one of the step: alpha of the share's beta distribution, such as 0.2.",
+        description="Mixup alpha, such as 0.2; 0 turns mixup off.",
     )
     cutmix: Annotated[float, Later(0)] = Field(
         0,
         ge=0,
         le=100,
-        description="The same with a box of the other image, alpha such as 1.0; beside `mixup` each has half of the steps, as in timm.",
+        description="CutMix alpha, such as 1.0; 0 turns CutMix off. With `mixup`, each is used in half of the steps, as in timm.",
     )
     compute_threads: int | None = Field(
         None,
@@ -169,11 +177,12 @@ class TrainSettings(Settings):
     pseudo_noise: PseudoNoise = Field(PseudoNoise(), description="Where the noise of pseudo-labeled images differs (Table 6).")
     start: str | None = Field(
         None,
-        description="Start from the weights of name@gen-N or another model; in a recipe, `teacher` is the one before (study 8).",
+        description="Start from the weights of name@gen-N or another model; in a recipe, `teacher`: the previous generation (study 8).",
     )
     head_init: Annotated[Literal["network", "zero"], Later("network")] = Field(
         "network",
-        description="A new last layer: as the network begins its own; zero: all classes equally likely, for pretrained networks.",
+        description="Initialization of a new classification head: the network's own, or zeros (uniform predictions; for "
+        "pretrained networks).",
     )
     probe: Annotated[bool, Later(False)] = Field(
         False, description="Linear probe: freeze the trained network and fit its last layer by logistic regression; takes minutes."
@@ -181,7 +190,8 @@ class TrainSettings(Settings):
     freeze: float = Field(0, ge=0, lt=1, description="Freeze this share of the blocks, from the first; with `start`, to finetune.")
     freeze_by: Annotated[Literal["blocks", "layers"], Later("layers")] = Field(
         "blocks",
-        description="blocks: whole ones, batch-norm and stochastic depth as in evaluation, as in the released code; layers: single ones.",
+        description="blocks: whole blocks, their batch norm and stochastic depth in evaluation mode, as in the released code; "
+        "layers: single layers.",
     )
     freeze_batch_norm: Annotated[bool, Later(False)] = Field(
         False, description="Keep batch-norm in evaluation mode with its stored statistics; with `start` or `pretrained`, for few images."
@@ -203,7 +213,7 @@ class TrainSettings(Settings):
     validate_every: float | None = Field(
         None,
         gt=0,
-        description="Epochs between two validations; by default 1, or as many as it takes to train on ten images for each one scored.",
+        description="Epochs between validations; by default 1, or more, so that ten images are trained on for each one scored.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Random seed of initial weights, order and noise.")
 
@@ -320,7 +330,9 @@ class LabelSettings(Settings):
     """What shapes the bytes of a labeling. Fixed batches: logits of the same image differ bitwise between batch sizes."""
 
     batch_size: int | None = Field(
-        None, ge=0, description="Images in a forward pass; by default what suits the device and image size, 0 tries what fits its memory."
+        None,
+        ge=0,
+        description="Images per forward pass; chosen for device and image size by default; 0 finds the largest that fits in memory.",
     )
     rows_per_shard: int = Field(ROWS_PER_SHARD, ge=1, description="Pool rows per parquet shard; progress is saved after each shard.")
     temperature: float = Field(1.0, gt=0, description="Divides the logits: above 1 softer labels, below 1 harder ones.")
@@ -356,9 +368,9 @@ class EmbedSettings(Settings):
 
     panel: ClassVar[str] = "Features"
 
-    image_size: int | None = Field(None, ge=8, le=8192, description="Side of the images in pixels; the network's own by default.")
-    crop_pct: float | None = Field(None, gt=0, le=1, description="Share of the shorter side that is kept; the network's own by default.")
-    batch_size: int | None = Field(None, ge=1, description="Images in a batch; by default what suits the device and their size.")
+    image_size: int | None = Field(None, ge=8, le=8192, description="Image size in pixels; by default the network's own.")
+    crop_pct: float | None = Field(None, gt=0, le=1, description="Center-crop fraction, as in timm; by default the network's own.")
+    batch_size: int | None = Field(None, ge=1, description="Images per forward pass; chosen for device and image size by default.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Precision of the forward pass; auto: fp32 on CPUs, bf16 on GPUs."
     )
@@ -433,7 +445,7 @@ class RunSettings(ReadSettings):
         2, ge=1, description="Number of checkpoints to keep; if the newest is damaged, the one before it is used."
     )
     tracker: tuple[str, ...] = Field(
-        (), description="A tracker of Accelerate, such as wandb; several allowed. Default: tensorboard if installed; none for no tracker."
+        (), description="A tracker of Accelerate, such as wandb; repeatable. Default: tensorboard if installed; none for no tracker."
     )
 
     def workers_on(self, device_type: str) -> int:

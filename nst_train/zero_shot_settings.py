@@ -31,10 +31,10 @@ class ZeroShot(Settings):
         min_length=1, description="OWNER/NAME[@REVISION] of transformers, hf-hub:OWNER/NAME of OpenCLIP, or local-dir:FOLDER of either."
     )
     class_names: str | list[str] | dict[str, Any] = Field(
-        description="The classes: a file with one name a line, a .yaml file with the synonyms of each, or these themselves."
+        description="The classes: a file with one name per line, a .yaml file with the synonyms of each, or these themselves."
     )
     prompts: str | list[str] | None = Field(
-        None, description="Templates of the texts, in which {} stands for the name: a file with one a line, or these themselves."
+        None, description="Templates of the texts, in which {} stands for the name: a file with one per line, or these themselves."
     )
 
     @field_validator("class_names")

@@ -203,7 +203,7 @@ WRONG_CALLS = {  # what a user may write, and what the line says
         lambda it: TrainSettings(model="test_resnet", epoch=1),
         "TrainSettings: `epoch`: unknown key; did you mean epochs",
     ),
-    "a-missing-setting": (lambda it: TrainSettings(epochs=1), "TrainSettings: `model`: missing: A timm network"),
+    "a-missing-setting": (lambda it: TrainSettings(epochs=1), "TrainSettings: `model`: missing: A timm model name"),
     "noise-below-0": (lambda it: Noise(magnitude=-1), "Noise: `magnitude`: input should be greater than or equal to 0, found -1"),
     "an-unknown-setting-of-noise": (
         lambda it: TrainSettings(model="test_resnet", noise={"magnitud": 1}),
@@ -299,7 +299,7 @@ NOUNS += ["ref", "labeled", "pool", "table", "data", "truth", "settings", "make"
 def test_help_on_settings_says_what_each_of_them_is():
     described = inspect.getdoc(TrainSettings).partition("\n\nArgs:\n")[2]
     assert re.findall(r"^    (\w+): \S", described, re.MULTILINE) == list(TrainSettings.model_fields)
-    assert "    ratio: Pseudo-labeled images in a step, as a multiple of the labeled ones. [default: 1]" in described
+    assert "    ratio: Pseudo-labeled images per step, as a multiple of the labeled ones. [default: 1]" in described
 
 
 def test_a_call_without_an_argument_says_what_is_missing(tmp_path):

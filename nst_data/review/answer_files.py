@@ -27,7 +27,7 @@ _SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
 
 @with_checked_arguments
 def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str = "reviewer") -> tuple[int, int]:
-    """Add the answers in a file to those of a reviewer, all or none.
+    """Add the answers in a file to a reviewer's, all or nothing.
 
     Args:
         store: Where the answers are kept.

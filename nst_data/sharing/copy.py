@@ -19,7 +19,7 @@ from nst_data.store.version import Version
 def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
     """Copy a sealed version into another store, under the same name and number. If interrupted, the same call resumes.
 
-    What it was made from is not copied with it.
+    Its inputs are not copied.
 
     Args:
         store: Where it is.

@@ -1,4 +1,4 @@
-"""Class names with the words that say them: a YAML file of synonyms, or a text file with one name a line."""
+"""Class names with the words that say them: a YAML file of synonyms, or a text file with one name per line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _EXPECTED = "expected a YAML list of class names, or lines such as `t-shirt: [t-
 
 
 def is_yaml(file: str) -> bool:
-    """Whether class names stand in a YAML file rather than one a line."""
+    """Whether class names stand in a YAML file rather than one per line."""
     return Path(file).suffix.lower() in YAML_SUFFIXES
 
 

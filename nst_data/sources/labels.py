@@ -232,7 +232,7 @@ def check_class_names(names: Sequence[str], where: str, count: int | None, what:
 
 
 def names_in(file: str) -> list[str]:
-    """The class names in a file with one a line, or in a YAML file with the synonyms of each, which are not read here.
+    """The class names in a file with one per line, or in a YAML file with the synonyms of each, which are not read here.
 
     Raises UsageError where it cannot be read, or a line before the last name is blank.
     """

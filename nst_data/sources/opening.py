@@ -55,7 +55,7 @@ def open_source(
             Several labeled ones are joined to one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
-        class_names: A file with one class name a line, for labels that are integers without names: class K is line K, from 0.
+        class_names: A file with one class name per line, for labels that are integers without names: class K is line K, from 0.
         image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
