@@ -40,12 +40,12 @@ def print_comparisons(comparisons: list[dict[str, Any]]) -> None:
     """Differences, their intervals, and whether chance explains them."""
     if not comparisons:
         return
-    print("\ndifferences in points, with the interval that holds 95% of those over resampled images")
+    print("\ndifferences in points, with 95% bootstrap intervals")
     rows = []
     for row in comparisons:
         metric = row["metric"].replace("_", " ").replace("top1", "top-1")
         interval = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
-        verdict = "larger than chance" if row["larger_than_chance"] else "may be chance"
+        verdict = "significant" if row["larger_than_chance"] else "not significant"
         what = metric if row["suite"] == CLEAN else f"{row['suite']}: {metric}"
         rows.append([what, f"{row['from']} to {row['to']}", f"{100 * row['mean']:+.2f}", interval, verdict])
     for models in dict.fromkeys(row[1] for row in rows):
@@ -139,4 +139,4 @@ def _numbered(models: Iterable[str]) -> list[str]:
 def _title(suite: str, by_model: ByModel) -> str:
     first = next(iter(by_model.values()))
     unread = f", {first['errors']:,} could not be read" if first["errors"] else ""
-    return f"{'images as they are' if suite == CLEAN else suite}, {first['images']:,} image{'s' * (first['images'] != 1)}{unread}"
+    return f"{'clean images' if suite == CLEAN else suite}, {first['images']:,} image{'s' * (first['images'] != 1)}{unread}"

@@ -86,7 +86,7 @@ def about(error: Exception) -> str:
     """What is said of an error that nobody expected; its traceback is printed, or kept in a file."""
     from nst_data.store.file_tree import secrets_cut
 
-    what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, a fault of nst"
+    what = f"unexpected {type(error).__name__}{': ' if str(error) else ''}{error}, this is a bug in nst"
     trace = secrets_cut("".join(traceback.format_exception(error)))
     if _state.is_verbose:
         print(trace, file=sys.stderr, end="")
@@ -95,5 +95,5 @@ def about(error: Exception) -> str:
         with tempfile.NamedTemporaryFile("w", prefix="nst-", suffix=".txt", delete=False, encoding="utf-8", errors="replace") as file:
             file.write(trace)
     except OSError:
-        return f"{what}; --verbose prints where"
-    return f"{what}; where it arose stands in {file.name}"
+        return f"{what}; --verbose prints the traceback"
+    return f"{what}; the traceback is in {file.name}"

@@ -79,7 +79,7 @@ def list_versions(
         done = there.how_far(ref)
         print(f"{ref:<{width}}  unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
     for ref, (files, size) in leftovers.items():
-        print(f"{ref:<{width}}  leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB, of no version; nst remove {ref}")
+        print(f"{ref:<{width}}  leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB; nst remove {ref}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:
@@ -180,4 +180,4 @@ def in_a_line(manifest: "Manifest", folder: Path | None) -> str:
 def as_sealed(version: Version) -> str:
     """What a check of all checksums says of a sound version."""
     files = len(version.manifest.files)
-    return f"{version.ref}: {files:,} file{'s' * (files != 1)}, all as sealed"
+    return f"{version.ref}: {files:,} file{'s' * (files != 1)} verified"

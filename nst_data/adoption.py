@@ -84,7 +84,7 @@ def adopt(
         teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
         top_k: Keep so many of the largest probabilities; by default all, of more than 1,000 classes 100.
         rows_per_shard: Rows per parquet shard; progress is saved after each shard.
-        generation: Ask for this number, from 1, instead of the next free one.
+        generation: Use this generation number, from 1, instead of the next free one.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
         progress: How progress is shown; by default lines on standard error.
 
@@ -188,7 +188,7 @@ def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked
         return open_labels(table, asked) if isinstance(table, str) else of_source(table, asked, with_key=True)
     if isinstance(table, str):
         if holds_no_images(table):
-            raise UsageError(f"{table}: names images and holds none; add `pool` SOURCE, where they are")
+            raise UsageError(f"{table}: lists image paths but contains no images; pass them with `pool` SOURCE")
         table = open_source(table, indexes=store.indexes)
     return of_source(table, asked, with_key=False)
 

@@ -57,7 +57,7 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
 
 
 def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
-    """Sums or maxima of each number over all processes, on this process's device; of one process alone its own. All must ask together."""
+    """Sums or maxima of each number over all processes, on this process's device; of one process alone its own. Collective: call it on every rank."""
     state = this_process()
     if state.num_processes == 1:
         return values
@@ -74,7 +74,7 @@ def agreed_maxima() -> Callable[[list[float]], list[float]] | None:
 
 
 def agreed_text(text: str) -> str:
-    """The text of the first process, on all. All must ask together."""
+    """The text of the first process, on all. Collective: call it on every rank."""
     this_process()
     texts: list[str] = broadcast_object_list([text])
     return texts[0]

@@ -212,7 +212,7 @@ def test_the_images_stand_in_the_edition_beside_their_labels(generation, pool, s
     assert [row["id"] for row in rows(edition, "balanced")] != sorted(found)
     counts = plain.manifest.counts
     assert edition.manifest.counts.model_dump() == counts.model_dump() | {"shards": {"images": [counts.unique], "entries": [counts.copies]}}
-    assert "1 file, all as sealed" in nst(store, "verify", edition.ref).stdout
+    assert "1 file verified" in nst(store, "verify", edition.ref).stdout
 
 
 def test_an_edition_with_images_is_shown_and_compared_like_any_other(generation, store):
@@ -254,7 +254,7 @@ def test_a_student_trains_on_an_edition_with_images_without_the_pool(generation,
     network = ["--model", "test_resnet", "--image-size", 16, "--epochs", 1, "--batch-size", 4, "--ratio", 2, "--workers", 0]
     words = ["train", "--labeled", labeled, "--pseudo", edition.ref, "--name", "student", *network]
     refused = CliRunner().invoke(app, [*map(str, words), "--pool", str(tmp_path), "--store", str(store.root)])
-    assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} holds its images itself; remove --pool\n")
+    assert (refused.exit_code, refused.stderr) == (2, f"nst: --pool {tmp_path}: {edition.ref} already contains its images; remove --pool\n")
     nst(store, *words)
     counts = store.open("student@gen-0").manifest.counts
     assert (counts.pseudo_labeled, counts.entries) == (6, 8)

@@ -377,7 +377,7 @@ def test_what_a_user_can_get_wrong_is_a_line(tmp_path, store, pool):
         open_contents(store, str(tmp_path / "photos/none"))
     with pytest.raises(NstError, match=r"no reviewer|reviewer's name"):
         open_contents(store, "bugs@gen-1", reviewer="../x")
-    with pytest.raises(UsageError, match=r"`pool`: .* holds its images itself"):
+    with pytest.raises(UsageError, match=r"`pool`: .* already contains its images"):
         open_contents(store, str(write_class_folders(tmp_path / "labeled", ["a", "b"], 1)), pool=str(pool))
     pool.rename(tmp_path / "moved")
     with pytest.raises(NstError, match=r"pool:.*bugs@gen-1 was made from it.*`pool`"):

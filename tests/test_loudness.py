@@ -70,7 +70,7 @@ def test_an_unexpected_error_is_a_line_and_its_traceback_is_kept(store, monkeypa
     done = nst("list")
     assert done.exit_code == 1
     (kept,) = tmp_path.glob("nst-*.txt")
-    assert done.stderr.splitlines() == [f"nst: unexpected KeyError: 'missing', a fault of nst; where it arose stands in {kept}"]
+    assert done.stderr.splitlines() == [f"nst: unexpected KeyError: 'missing', this is a bug in nst; the traceback is in {kept}"]
     assert "Traceback" in kept.read_text()
     loud = nst("list", "-v")
     assert loud.exit_code == 1

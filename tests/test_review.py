@@ -182,7 +182,7 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert json.loads(run("review", "freeze", "tiny", "--json"))["counts"]["picked_by"] == {"margin": 1, "random": 1}
     assert "tiny@review-1" in run("list")
     assert "2 images answered, 2 with a class" in run("list", "tiny")
-    assert run("verify", "tiny@review-1") == "tiny@review-1: 1 file, all as sealed\n"
+    assert run("verify", "tiny@review-1") == "tiny@review-1: 1 file verified\n"
     assert "answers of ann" in run("show", "tiny@review-1")
     shown = run("show", "tiny@gen-1", "--truth", "tiny@review-1")
     assert "estimated accuracy over all images" in shown
@@ -193,7 +193,7 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert run("review", "export", "tiny@review-1", str(tmp_path / "out.jsonl")) == f"{tmp_path / 'out.jsonl'}: 2 answers\n"
     AnswerLog(store, "tiny", "bob").append(*rows[0], class_name="ant")
     assert tells(run("review", "freeze", "tiny", status=1), f"nst: tiny: 1 image …: '{rows[0][1]}' (ann: bee, bob: ant); ")
-    assert tells(run("remove", "tiny@review-1", status=1), "tiny@gen-1.2 was made from it; remove …")
+    assert tells(run("remove", "tiny@review-1", status=1), "is the parent of tiny@gen-1.2; remove …")
     assert "expected a generation" in run("balance", "tiny@review-1", status=2)
 
 

@@ -144,7 +144,7 @@ def test_list_show_and_verify_read_the_store(finished):
     assert "bugs@gen-1" in shown
     assert "min_confidence" in shown
     assert json.loads(nst("show", "bugs", "--json", "--store", store.root).stdout)["version"] == "gen-2.1"
-    assert "all as sealed" in nst("verify", "bugs-teacher@gen-2", "--store", store.root).stdout
+    assert " verified" in nst("verify", "bugs-teacher@gen-2", "--store", store.root).stdout
 
 
 def test_a_card_tells_a_teachers_accuracy_and_lineage(finished):

@@ -45,7 +45,7 @@ def test_a_list_holds_no_labels(tmp_path):
         (b"", r"pool\.txt:.*path.*each line, found none"),
         (b"\n \n", r"pool\.txt:.*path.*each line, found none"),
         (b"caf\xe9.png\n", "expected a text file in UTF-8"),
-        (b"a.png\nb\0.png\n", "line 2 is no path"),
+        (b"a.png\nb\0.png\n", "line 2 is not a path"),
     ],
 )
 def test_a_file_that_is_no_list_is_an_error(tmp_path, content, message):

@@ -271,7 +271,7 @@ def test_what_a_killed_writer_left_is_named_and_removed_and_two_requests_get_two
     FileTree.parse(address).write("corpora/c/gen-9/pseudo_labels/train-00000-of-00001.parquet", b"half")
     listed = nst("list", "--unfinished", "--store", address).stdout
     assert "c@gen-9" in listed
-    assert "1 file, 0.0 MB, of no version; nst remove c@gen-9" in listed
+    assert "1 file, 0.0 MB; nst remove c@gen-9" in listed
     Store(address).remove("c@gen-9")
     machine(1)
     Store(address).remove("c@gen-1")

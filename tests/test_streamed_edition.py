@@ -210,7 +210,7 @@ def test_what_cannot_be_streamed_is_refused_with_one_line(published, tmp_path):
         ("--stream", "--pseudo", "bugs@gen-1.1"): (2, "--pseudo OWNER/NAME@gen-N.K, found bugs@gen-1.1, which is in the store; pass one"),
         ("--stream", "--pseudo", "alice/small"): (2, "--stream alice/small@gen-1.1: this edition holds no images"),
         ("--stream", "--pseudo", "alice/nothing"): (1, "alice/nothing: no such dataset on the Hub"),
-        ("--stream", "--pseudo", REF, "--pool", str(labeled)): (2, "bugs@gen-1.1 holds its images itself; remove --pool"),
+        ("--stream", "--pseudo", REF, "--pool", str(labeled)): (2, "bugs@gen-1.1 already contains its images; remove --pool"),
     }
     words = ["train", "--labeled", str(labeled), "--model", "test_resnet", "--name", "student", "--store", str(tmp_path / "store")]
     with serving(tmp_path / "hub") as (url, _):

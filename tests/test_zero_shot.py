@@ -367,7 +367,7 @@ def test_a_model_that_is_no_image_text_model_is_refused_in_one_line(words, pool,
     assert result.exit_code == 2
     assert (
         result.stderr
-        == f"nst: --class-names {words / 'names.txt'}: for image-text models such as CLIP or SigLIP, and {vit} is none; remove it\n"
+        == f"nst: --class-names {words / 'names.txt'}: for image-text models such as CLIP or SigLIP, and {vit} is not one; remove it\n"
     )
 
 

@@ -39,7 +39,7 @@ def open_contents(
     other = None if ref2 is None else open_ref(store, ref2)
     if isinstance(shown, Source):
         if pool is not None:
-            raise UsageError(f"`pool`: {ref} holds its images itself; remove `pool`")
+            raise UsageError(f"`pool`: {ref} already contains its images; remove `pool`")
         view, images, name = View(store, SourceRows(shown), shown.class_names or []), SourceImages(shown), corpus
     else:
         view, images = View(store, shown, shown.manifest.class_names), images_of(store, shown, pool)  # type: ignore[assignment]

@@ -28,7 +28,7 @@ def _of_labels(described: Described) -> Iterator[str]:
     unseen = "" if seen and isinstance(described.manifest, GenerationManifest) else " and nobody has checked them"
     yield (
         f"The labels are machine-made{unseen}: they carry the teacher's mistakes and biases, "
-        "and an image of none of the classes has a label too."
+        "and images that belong to no class are labeled anyway."
     )
     if seen:
         yield seen
@@ -41,7 +41,7 @@ def _of_labels(described: Described) -> Iterator[str]:
         images = described.calibration.images
         yield f"The confidences are calibrated by one temperature on {images:,} labeled images; on images of another kind they need not be."
     else:
-        yield "The confidences are not calibrated: networks are usually surer than they are right."
+        yield "The confidences are not calibrated: networks are usually overconfident."
     counts = described.manifest.counts
     top_k = counts.top_k if isinstance(counts, GenerationCounts | EditionCounts) else None
     classes = len(described.manifest.class_names)
@@ -106,5 +106,5 @@ def _of_anonymity(described: Described) -> str:
         "is in it. That costs the join: the rows cannot be matched with a copy of the pool, or with another generation"
     )
     if described.has_images:
-        return f"{cost}. Training is possible since the images are in it."
+        return f"{cost}. Training is possible since the images are included."
     return f"{cost}; without its images it shows what the labels are like, and nothing can be trained on it."

@@ -37,11 +37,11 @@ class LabelRows(Source):
 
     def read(self, row: int) -> bytes:
         """There is no image."""
-        raise NstError(f"{self.location}: names images and holds none")
+        raise NstError(f"{self.location}: lists image paths but contains no images")
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
         """There is no image."""
-        raise NstError(f"{self.location}: names images and holds none")
+        raise NstError(f"{self.location}: lists image paths but contains no images")
 
     def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Slices of the spooled table."""

@@ -100,7 +100,7 @@ def balance(
             class, which `train` takes as labeled ones.
         pool: Where the labeled images are, if not where they were labeled. They are read to compare what may be near-duplicates, and to
             write them too (`embed_images`).
-        edition: Ask for this number, from 1, instead of the next free one.
+        edition: Use this edition number, from 1, instead of the next free one.
         engine: What computes the selection: Polars or Spark; both give the same.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
         progress: How progress is shown; by default lines on standard error.

@@ -43,7 +43,7 @@ def hold_out(
     Args:
         labeled: Images with their labels.
         share: Of the images of each class, in (0, 1); one at least is held out where a class has two.
-        seed: Another one holds out others.
+        seed: Random seed of the split.
         kept: A folder that keeps the answer, so that the images are not read again for it the next time.
         writes: Whether a new answer is kept there; else one that is there is only read.
         progress: How progress is shown.

@@ -17,7 +17,7 @@ EVAL_RESULTS = ".eval_results/nst.yaml"
 
 
 def eval_results(metrics: Metrics) -> str | None:
-    """The file's text, with accuracies on images as they are of benchmarks on the Hub; None where there are none."""
+    """The file's text, with accuracies on the clean images of benchmarks on the Hub; None where there are none."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     entries = []

@@ -37,7 +37,7 @@ def _lines(location: str) -> Iterator[str]:
         with open(location, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if "\0" in line:
-                    raise NstError(f"{location}: line {number} is no path; expected a text file with the path of an image on each line")
+                    raise NstError(f"{location}: line {number} is not a path; expected a text file with the path of an image on each line")
                 if line.strip():
                     yield line.rstrip("\n")
     except UnicodeDecodeError:

@@ -28,7 +28,7 @@ class AttackResult(BaseModel):
 class Result(AsWritten):
     """What one suite has shown on one set of images, whose `fingerprint` says which. Each suite has more of its own."""
 
-    suite: str | None = None  # None for accuracy on images as they are
+    suite: str | None = None  # None for accuracy on clean images
     top1: _Fraction | None = None
     top5: _Fraction | None = None
     ece: _Fraction | None = None

@@ -68,7 +68,7 @@ class TrainingBatch:
     pseudo: Mapping[str, Tensor]
 
     def parts(self, number: int) -> list["TrainingBatch"]:
-        """So many batches of equal size, each with its share of both kinds of images."""
+        """Split into `number` equal batches, each with its share of both kinds of images."""
         if number == 1:
             return [self]
         labeled = len(self.labels)
@@ -86,7 +86,7 @@ class TrainingBatch:
 
 
 def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None) -> dict[str, str]:
-    """The rows of a source, as text, whose images cannot be decoded, with a line of the reason; each image is read and decoded.
+    """Maps row number (as text) to the reason why the image cannot be decoded; each image is read and decoded.
 
     The bytes of each one's `image_hash` are put into `hashes`, shape (rows,), where its bytes can be had.
     """

@@ -140,7 +140,7 @@ def _largest_batch(teacher: Teacher, computation: Computation) -> Computation:
     except RuntimeError as error:
         if "reached zero" not in str(error):
             raise
-        raise NstError(f"not even one image fits into the memory of the {computation.device}; use a smaller network") from None
+        raise NstError(f"out of memory on {computation.device} with a batch of one image; use a smaller network") from None
     return Computation(found.batch_size, computation.precision, computation.device, compile=computation.compile)
 
 

@@ -149,7 +149,7 @@ def with_class_names(names: Sequence[str], store: Store, class_names: str, promp
         teachers.append(ZeroShot(model=name, class_names=class_names, prompts=prompts) if takes_words else name)
     if not any(isinstance(one, ZeroShot) for one in teachers) and not (idle and prompts is None):
         option = f"`class_names` {class_names}" if prompts is None else f"`prompts` {prompts}"
-        raise UsageError(f"{option}: for image-text models such as CLIP or SigLIP, and {', '.join(names)} is none; remove it")
+        raise UsageError(f"{option}: for image-text models such as CLIP or SigLIP, and {', '.join(names)} is not one; remove it")
     return teachers
 
 

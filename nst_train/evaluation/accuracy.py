@@ -1,4 +1,4 @@
-"""Accuracy and calibration on images as they are."""
+"""Accuracy and calibration on clean images."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from nst_train.evaluation_settings import CLEAN
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy and calibration on images as they are: `clean`, ImageNet-A and ImageNet-R."""
+    """Accuracy and calibration on clean images: `clean`, ImageNet-A and ImageNet-R."""
 
     name: str
     source: Source

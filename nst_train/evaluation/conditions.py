@@ -20,7 +20,7 @@ from nst_train.evaluation.corruptions import corrupt
 
 @dataclass(frozen=True)
 class Condition:
-    """The images as they are."""
+    """The clean images."""
 
     attacks: ClassVar[bool] = False  # whether it takes gradients of the network
 

@@ -56,7 +56,7 @@ def evaluate(
             timm; or `ZeroShot(...)`, an image-text model with the words of the classes.
         data: Labeled images or where they are. Their classes are matched by name and may be some of the model's. For a published suite its
             folder.
-        settings: What to measure; by default accuracy on the images as they are.
+        settings: What to measure; by default accuracy on the clean images.
         record: Keep the result under this name, such as `test`, in the teacher's metrics.json and card.
         run: How images are read; changes no result.
         progress: How progress is shown; by default lines on standard error.

@@ -83,7 +83,7 @@ def observe(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Outcomes:
-    """The outcomes of a trial in the source's order: shape (1, images) of the images as they are, or (conditions, images).
+    """The outcomes of a trial in the source's order: shape (1, images) of the clean images, or (conditions, images).
 
     What the folder `kept` holds of them is not made again.
     """

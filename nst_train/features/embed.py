@@ -32,7 +32,7 @@ def embed(
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Features:
-    """Compute the features of every image of a source: what the network makes of it before its classifier. They are kept in the store.
+    """Compute the features of every image of a source: the network's pooled output before its classifier. They are kept in the store.
 
     What was computed before, also by a run that was killed, is not computed again. Any number of processes may run this at once, on any
     number of machines where the store is on s3://; the files of what others computed are brought when they are first read.

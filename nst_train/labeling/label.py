@@ -58,7 +58,7 @@ def label(
         pool: Images, whose labels are not read.
         settings: What shapes the labels.
         calibration: Labeled images, unseen by the teacher, to fit the temperature on.
-        generation: Ask for this number, from 1, instead of the next free one.
+        generation: Use this generation number, from 1, instead of the next free one.
         run: How the labeling runs; changes no result.
         progress: How progress is shown; by default lines on standard error.
 
@@ -140,7 +140,7 @@ def label_like(
         teacher: As for `label`.
         pool: Where the images are; by default where they were labeled.
         settings: What shapes the labels.
-        generation: Ask for this number instead of the next free one.
+        generation: Use this generation number instead of the next free one.
         run: How the labeling runs; changes no result.
         progress: How progress is shown; by default lines on standard error.
 

@@ -60,12 +60,12 @@ def train(
         edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
             the same training as on the pulled one.
         pool: The edition's images, if they have moved since labeling. One that holds its images takes none.
-        reviews: What people answered, `name@review-N`: their labels stand for those of `labeled`, images of the pool that they gave a class
-            join it, what they excluded is left out. The `edition` must have been drawn with the same.
+        reviews: What people answered, `name@review-N`: they override the labels of `labeled`, images of the pool that they gave a class
+            join it, excluded images are dropped. The `edition` must have been drawn with the same.
         exclude: Sources whose images are not trained on because somebody answered about them, such as test images; an edition knows those
             that it was drawn without.
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
-        generation: Ask for this number, from 0, instead of the next free one.
+        generation: Use this generation number, from 0, instead of the next free one.
         run: How the training runs; changes no result.
         progress: How progress is shown; by default lines on standard error.
 
@@ -140,7 +140,7 @@ def _check_pool(edition: Version | StreamedEdition | None, pool: Source | None, 
     if pool is not None and edition is None and reviews is None:
         raise UsageError(f"`pool` {pool.location}: there are no pseudo-labeled images without an `edition`; add it, or remove `pool`")
     if pool is not None and edition is not None and not needs_pool(edition):
-        raise UsageError(f"`pool` {pool.location}: {edition.ref} holds its images itself; remove `pool`")
+        raise UsageError(f"`pool` {pool.location}: {edition.ref} already contains its images; remove `pool`")
 
 
 def _pool_of(store: Store, edition: Version | StreamedEdition | None, pool: Source | None) -> Source | None:
