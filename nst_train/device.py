@@ -57,7 +57,7 @@ def autocast(precision: str, device_type: str) -> AbstractContextManager[Any]:
 
 
 def over_processes(values: Tensor, operation: Literal["sum", "max"]) -> Tensor:
-    """Sums or maxima of each number over all processes, on this process's device; of one process alone its own. Collective: call it on every rank."""
+    """Sums or maxima of each number over all processes, on this process's device. Collective: call it on every rank."""
     state = this_process()
     if state.num_processes == 1:
         return values

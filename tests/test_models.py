@@ -98,7 +98,7 @@ def test_training_never_starts_from_a_pickle(saved):
     _, folder = saved
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(NstError, match=r"model\.safetensors is missing; pickle checkpoints (.bin, .pt) are not supported"):
+    with pytest.raises(NstError, match=r"model\.safetensors is missing; pickle files \(.bin, .pt\) are not supported"):
         create_network(TrainSettings(model=f"local-dir:{folder}", pretrained=True), 3)
 
 

@@ -239,7 +239,9 @@ class Store:
 
         children = [child for child, request in requests if is_child(request)]
         if children:
-            raise NstError(f"{version.ref}: is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first")
+            raise NstError(
+                f"{version.ref}: is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first"
+            )
         if self.mirror is not None:
             self.mirror.discard_version(self.mirror.name_of(version.place))
         discard(version.place)

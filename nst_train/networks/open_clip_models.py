@@ -41,7 +41,9 @@ def load_open_clip(name: str, folder: Path, exact: bool) -> ImageText:
 
     weights = sorted(folder.glob("open_clip_*.safetensors")) or sorted(folder.glob("*.safetensors"))
     if not weights:
-        raise NstError(f"{name}: expected {OPEN_CLIP_CONFIG} beside weights as safetensors, found none; pickle checkpoints (.bin, .pt) are not supported")
+        raise NstError(
+            f"{name}: expected {OPEN_CLIP_CONFIG} beside weights as safetensors, found none; pickle files (.bin, .pt) are not supported"
+        )
     config = _checked_config(name, folder)
     with _unlogged():
         alone = {"pretrained_image": False, "pretrained_text": False, "pretrained_hf": False}

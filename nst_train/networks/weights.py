@@ -38,7 +38,10 @@ def download(name: str) -> tuple[Path, str]:
     folder = snapshot(name)
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
         there = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
-        raise NstError(f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; pickle checkpoints (.bin, .pt) are not supported")
+        raise NstError(
+            f"{name}: expected {CONFIG} and weights as safetensors in the repository, found {there}; "
+            "pickle files (.bin, .pt) are not supported"
+        )
     return folder, folder.name
 
 
@@ -145,7 +148,7 @@ def license_of_model(repo: str, commit: str) -> str | None:
 def require_safetensors(name: str, folder: Path) -> None:
     """Raises NstError for a folder in timm's format without safetensors: timm would go on to a pickle."""
     if not (folder / WEIGHTS).is_file():
-        raise NstError(f"{name}: {WEIGHTS} is missing; pickle checkpoints (.bin, .pt) are not supported")
+        raise NstError(f"{name}: {WEIGHTS} is missing; pickle files (.bin, .pt) are not supported")
 
 
 def extent(name: str, folder: Path) -> tuple[int, int]:
