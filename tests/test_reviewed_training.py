@@ -1,9 +1,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
-from conftest import TINY, write_class_folders, write_tiny_images, write_tiny_recipe
+from conftest import TINY, write_tiny_images, write_tiny_recipe
+from PIL import Image
 from watched import Said
 from wording import tells
 
@@ -12,6 +14,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.images import image_hash
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
+from nst_data.review.labeled_part import LabeledPart
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sharing.lineage import lineage
@@ -151,12 +154,35 @@ def test_without_an_edition_the_images_are_found_in_the_pool_wherever_it_is_now(
     (moved / "renamed 1.png").unlink()
     with pytest.raises(NstError, match=rf"moved: lacks 1 of 2 images.*'{rows[1][1]}'.*`pool`$"):
         train(store, "c", labeled, settings, reviews=review, pool=open_source(str(moved)), run=RUN)
-    validation = open_source(str(write_class_folders(tmp_path / "validation", ["ant", "bee", "cat"], 1)), labeled=True)
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "validation" / name).mkdir(parents=True)
+        Image.radial_gradient("L").save(tmp_path / "validation" / name / "other.png")
     shutil.copy(tmp_path_of(store, rows[0][1]), tmp_path / "validation/ant/again.png")
     validation = open_source(str(tmp_path / "validation"), labeled=True)
     assert train(store, "d", labeled, settings, reviews=review, validation=validation, run=RUN).manifest.counts.reviewed == 1
     with_test = train(store, "e", labeled, settings, reviews=review, exclude=[validation], run=RUN)
     assert (with_test.manifest.counts.reviewed, with_test.manifest.request.inputs.excluded["exclude_1"].ref) == (1, validation.location)
+
+
+def test_near_duplicates_of_images_to_measure_on_are_not_trained_on_because_somebody_answered(labeled_images, tiny_store, tmp_path):
+    store, _ = labeled_images
+    pool, log, said = tmp_path / "answered", AnswerLog(store, "tiny", "ann"), Said()
+    for folder in (pool, tmp_path / "test", tmp_path / "work"):
+        folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        shown = Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
+        shown.save(pool / f"{number}.png")
+        log.append(image_hash((pool / f"{number}.png").read_bytes()), f"{number}.png", class_name="bee")
+        if number:
+            shown.save(tmp_path / "test" / f"{number}.jpg", quality=95)
+    shutil.copy(pool / "2.png", tmp_path / "test")
+    review, labeled = freeze(store, "tiny"), open_source(str(tiny_store[1]), labeled=True)
+    test, here = open_source(str(tmp_path / "test")), open_source(str(pool))
+    part = LabeledPart.of(labeled, review, None, store, lambda: here, tmp_path / "work", [test], said)
+    assert [part.source.key(row) for row in range(len(labeled), len(part.source))] == ["0.png"]
+    assert part.reviewed == 1
+    assert any(tells(line, "tiny@review-1: 2 images … left out: … near-duplicates") for line in said.lines)
 
 
 @pytest.mark.slow

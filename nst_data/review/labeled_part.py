@@ -11,7 +11,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
+from nst_data.images import phash
+from nst_data.prefetch import each_in_threads
 from nst_data.progress import Progress
+from nst_data.selection.overlap import HeldOut, Looks, looked_at
 from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.corrected import Corrected, Found
 from nst_data.sources.hashing import image_hashes
@@ -65,8 +68,10 @@ class LabeledPart:
         """With the answers of a review, each image once.
 
         Those about images of `labeled` change its labels, or leave them out. The others are images of the pool: with an `edition` those in
-        its table of them, which has none that were held out; without one all but those of the `measured` sources. What is known of
-        `labeled` is kept in `work`. Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
+        its table of them, which has none that were held out. Images of the `measured` sources and their near-duplicates are left out.
+        What is known of `labeled` is kept in `work`.
+
+        Raises NstError for a class that is none of `labeled`, and for a pool that lacks images.
         """
         names = labeled.class_names or []
         of_review = match_classes(reviews.manifest.class_names, names, reviews.ref, subset=True)
@@ -87,13 +92,20 @@ class LabeledPart:
                 corrected += int(labels[row] != label)
                 labels[row] = label
         found, wanted = None, _of_pool(reviews, edition, store, names, of_review).filter(~pl.col("image_hash").is_in(list(known)))
-        for source in measured if wanted.height else ():
-            theirs = {image_hash for _, image_hash in image_hashes(source.rows(range(len(source))))}
-            wanted = wanted.filter(~pl.col("image_hash").is_in(list(theirs)))
+        measured = measured if wanted.height else ()
+        held_out = HeldOut.read(measured, near=True, progress=progress if measured else None)
+        answered, wanted = wanted.height, wanted.filter(~pl.col("image_hash").is_in(list(held_out.image_hashes)))
         if wanted.height:
             source = open_pool()
             rows = _found(source, wanted, reviews, progress)
+            stays = ~_are_near(source, rows, held_out)
+            rows, wanted = rows[stays], wanted.filter(pl.Series(stays))
             found = Found(source, rows, wanted["label"].to_numpy(), wanted["image_hash"].to_list())
+        if answered > wanted.height:
+            progress.say(
+                f"{reviews.ref}: {answered - wanted.height:,} images of the pool are left out: they are excluded or validation images, "
+                "or near-duplicates of these"
+            )
         reviewed = sum(answers[image_hash] is not None for image_hash in hashes if image_hash in known) + wanted.height
         progress.say(
             f"{reviews.ref}: {wanted.height:,} images of the pool join the {len(labeled):,} labeled ones, of which "
@@ -142,6 +154,16 @@ def _drawn(edition: Version, store: Store) -> Version:
             raise NstError(f"{edition.ref} was labeled again from {entry.ref}, which has the images that people answered; pull that too")
         edition = parent
     return edition
+
+
+def _are_near(pool: Source, rows: NDArray[np.int64], held_out: HeldOut) -> NDArray[np.bool_]:
+    """For each row of a pool whether it shows what a held-out image shows."""
+    if not len(held_out.index):
+        return np.zeros(len(rows), np.bool_)
+    places, of_row = np.unique(rows, return_inverse=True)
+    thumbnails = (thumbnail for _, thumbnail in each_in_threads(lambda row: looked_at(row, True), pool.rows(places)))
+    near = [thumbnail is not None and held_out.show(Looks.of(thumbnail[None]), int(phash(thumbnail[None])[0])) for thumbnail in thumbnails]
+    return np.array(near, np.bool_)[of_row]
 
 
 def _found(pool: Source, wanted: pl.DataFrame, reviews: Version, progress: Progress) -> NDArray[np.int64]:
