@@ -120,6 +120,21 @@ def test_rows_may_name_images_by_key_alone(labeled_images, tmp_path):
     assert {image: one.words for image, one in settled(store, "tiny").answers.items()} == {rows[0][0]: "cat", rows[1][0]: "unusable"}
 
 
+def test_an_image_that_was_answered_before_joins_the_random_draw(labeled_images, tmp_path):
+    store, rows = labeled_images
+
+    def imported(name, by, some):
+        (tmp_path / name).write_text("".join(["key,class,by\n", *(f"{key},bee,{by}\n" for _, key in some)]))
+        return import_answers(store, "tiny", tmp_path / name)
+
+    assert imported("doubtful.csv", "margin", rows[:3]) == (3, 0)
+    assert imported("drawn.csv", "random", rows[1:6]) == (5, 0)
+    assert imported("drawn.csv", "random", rows[1:6]) == (0, 5)
+    assert imported("doubtful.csv", "margin", rows[:3]) == (0, 3)
+    drawn = read_review(freeze(store, "tiny")).filter(picked_by="random")
+    assert set(drawn["image_hash"]) == {image_hash for image_hash, _ in rows[1:6]}
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [

@@ -38,7 +38,8 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         reviewer: Name of the reviewer.
 
     Returns:
-        (answers that were added, those that this reviewer had given already).
+        (answers that were added, those that this reviewer had given already). One of an image that is now picked at random is added,
+        whatever the image was picked by before.
 
     Raises:
         NstError: A row names no image of the corpus, or no class of it; the message says which.
@@ -63,7 +64,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
             there = f"{labels.ref} has no image {row.key!r}" if labels else f"no labels of {corpus} are in the store to find {row.key!r} in"
             raise NstError(f"{where}: {there}; name its `image_hash`")
         answers.append(replace(row, image_hash=image_hash, key=key, time=now))
-    new = [answer for answer in answers if answer.says != log.says_of(answer.image_hash)]
+    new = [answer for answer in answers if not log.knows(answer)]
     if new:
         log.extend(new)
     return len(new), len(answers) - len(new)

@@ -157,11 +157,12 @@ class AnswerLog:
         given = self._file.standing.get(image_hash)
         return given[-1] if given else None
 
-    def says_of(self, image_hash: str) -> tuple[str | None, Excluded | None] | None:
-        """What this reviewer says of an image until now; None where there is no answer."""
+    def knows(self, answer: Answer) -> bool:
+        """Whether this reviewer says this of the image already and, where it was picked at random, has answered it as such."""
         self._file.refresh()
-        given = self._file.standing.get(image_hash)
-        return given[-1].says if given else None
+        given = self._file.standing.get(answer.image_hash, [])
+        drawn = answer.picked_by != RANDOM or any((one.picked_by, one.seen_in) == (RANDOM, answer.seen_in) for one in given)
+        return drawn and bool(given) and given[-1].says == answer.says
 
     def extend(self, answers: Sequence[Answer]) -> None:
         """Write many checked answers at once; they are on disk when this returns. Raises NstError."""
