@@ -135,6 +135,18 @@ def test_an_image_that_was_answered_before_joins_the_random_draw(labeled_images,
     assert set(drawn["image_hash"]) == {image_hash for image_hash, _ in rows[1:6]}
 
 
+def test_rows_that_disagree_about_an_image_are_both_named_and_nothing_is_added(labeled_images, tmp_path):
+    store, rows = labeled_images
+    file, (image_hash, key) = tmp_path / "answers.csv", rows[0]
+    file.write_text(f"key,image_hash,class\n{key},,ant\n,{image_hash},bee\n")
+    with pytest.raises(NstError, match=rf"answers\.csv, row 2: .*'bee'.*'{key}'.*answers\.csv, row 1,.*'ant'.*; remove one of them$"):
+        import_answers(store, "tiny", file)
+    assert not settled(store, "tiny").answers
+    file.write_text(f"key,image_hash,class\n{key},,ant\n,{image_hash},ant\n")
+    assert import_answers(store, "tiny", file) == (1, 1)
+    assert import_answers(store, "tiny", file) == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [

@@ -42,7 +42,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
         whatever the image was picked by before.
 
     Raises:
-        NstError: A row names no image of the corpus, or no class of it; the message says which.
+        NstError: A row names no image of the corpus, or no class of it, or rows disagree about an image; the message says which.
         UsageError: The file is of another kind.
     """
     path = Path(file)
@@ -57,14 +57,21 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
                 raise NstError(f"{where}: {error}") from None
     found = _found(labels, [row for row, _ in rows]) if labels else {}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
-    log, answers = AnswerLog(store, corpus, reviewer), []
+    log, answers, first = AnswerLog(store, corpus, reviewer), [], dict[str, tuple[Answer, str]]()
     for row, where in rows:
         image_hash, key = found.get(row.image_hash or row.key, (row.image_hash, row.key or row.image_hash))
         if not image_hash:
             there = f"{labels.ref} has no image {row.key!r}" if labels else f"no labels of {corpus} are in the store to find {row.key!r} in"
             raise NstError(f"{where}: {there}; name its `image_hash`")
-        answers.append(replace(row, image_hash=image_hash, key=key, time=now))
-    new = [answer for answer in answers if not log.knows(answer)]
+        answer = replace(row, image_hash=image_hash, key=key, time=now)
+        before, there = first.setdefault(image_hash, (answer, where))
+        if before.says != answer.says:
+            raise NstError(
+                f"{where}: says {answer.words!r} of {key!r}, and {there}, {before.words!r} of the same image; remove one of them"
+            )
+        answers.append(answer)
+    distinct = {(answer.image_hash, answer.picked_by, answer.seen_in): answer for answer in answers}.values()
+    new = [answer for answer in distinct if not log.knows(answer)]
     if new:
         log.extend(new)
     return len(new), len(answers) - len(new)
