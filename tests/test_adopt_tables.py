@@ -393,7 +393,7 @@ def test_plain_labels_are_adopted_with_their_smoothing_said_and_kept(tmp_path, p
     }
     with pytest.raises(NstError, match=r"t\.json:.*`label` names 1.*2.*`top_k`"):
         adopt(store, "bugs", str(file), pool=pool, top_k=2, progress=Progress())
-    with pytest.raises(UsageError, match=r"t\.json:.*holds none; add `pool` SOURCE"):
+    with pytest.raises(UsageError, match=r"t\.json:.*contains no images; pass them with `pool` SOURCE"):
         adopt(store, "bugs", str(file), progress=Progress())
     twice = write_lines(tmp_path / "t.jsonl", [{"path": FILES[0], "label": one} for one in ("ant", "bee")])
     with pytest.raises(NstError, match=r"'t\.jsonl:0'.*'t\.jsonl:1'.*'a/0\.png'.*one row"):

@@ -63,7 +63,7 @@ def evaluated(status, copied, *words):
 
 def test_models_stand_side_by_side(copied):
     table = evaluated(0, copied)
-    assert [line.split()[0] for line in table.splitlines()] == ["images", "model", "net@gen-0", "net@gen-1"]
+    assert [line.split()[0] for line in table.splitlines()] == ["clean", "model", "net@gen-0", "net@gen-1"]
     found = json.loads(evaluated(0, copied, "--json"))
     assert list(found) == ["net@gen-0", "net@gen-1"]
     for model, result in found.items():
@@ -109,7 +109,7 @@ def test_every_suite_of_own_images_is_printed_recorded_and_drawn(copied, tmp_pat
     assert "corruptions, 15 images: error relative to net@gen-0's, in %" in table
     assert next(line.split() for line in table.splitlines() if line.strip().startswith("mCE"))[1] == "100.0"
     assert "fgsm, 15 images: top-1 by epsilon" in table
-    assert "larger than chance" in table
+    assert "  significant" in table
     drawn = {path.name for path in (tmp_path / "plots").iterdir()}
     assert drawn == {"clean-reliability.png", "corruptions.png", "fgsm-epsilon.png", "pgd-epsilon.png", "generations.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "plots").iterdir())

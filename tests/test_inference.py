@@ -144,7 +144,7 @@ def test_the_largest_batch_that_fits_is_found_by_trial(monkeypatch, fits, expect
 
 def test_a_network_that_fits_at_no_batch_size_is_one_error(monkeypatch):
     monkeypatch.setattr(inference, "LARGEST_BATCH_SIZE", 4)
-    with pytest.raises(NstError, match=r"one image.*memory of the cpu.*smaller network"):
+    with pytest.raises(NstError, match=r"out of memory on cpu.*one image.*smaller network"):
         choose_computation(linear(0), 0, "fp32", compile_network=False)
 
 

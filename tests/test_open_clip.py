@@ -102,7 +102,7 @@ def test_only_safetensors_are_read(tmp_path):
     teacher = write_open_clip(tmp_path / "model")
     torch.save(load_file(tmp_path / "model" / "open_clip_model.safetensors"), tmp_path / "model" / "open_clip_pytorch_model.bin")
     (tmp_path / "model" / "open_clip_model.safetensors").unlink()
-    with pytest.raises(NstError, match=r"open_clip_config\.json.*safetensors, found none; pickles.*not read"):
+    with pytest.raises(NstError, match=r"open_clip_config\.json.*safetensors, found none; pickle.*not supported"):
         load(teacher, tmp_path)
 
 

@@ -338,7 +338,7 @@ def test_a_version_with_the_name_of_what_another_was_made_from_can_be_removed(hu
         token=ALICE,
     )
     assert (pulled.status, generation.status, refused.status) == (0, 0, 1), (pulled.err, generation.err, refused.err)
-    assert "alice@gen-1.1 was made from it" in refused.err
+    assert "is the parent of alice@gen-1.1" in refused.err
 
 
 def test_a_teacher_pushed_anonymously_names_no_source(hub, tmp_path):
