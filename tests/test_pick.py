@@ -113,6 +113,7 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
     assert [row["key"] for row in found] == ["000.png", "001.png"]
     assert {row["class"] for row in found} <= {"", None}
     assert found[0]["image_hash"] == image_hash(b"image 0")
+    assert {row["seen_in"] for row in found} == {"bugs@gen-1"}
 
 
 @pytest.mark.parametrize(

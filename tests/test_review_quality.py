@@ -1,13 +1,20 @@
+import csv
+
 import polars as pl
 import pytest
+from nst_cli.look.opening import open_contents
 
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.quality import quality
 from nst_data.inspection.review_quality import Share
+from nst_data.review.answer_files import import_answers
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
+from nst_data.review.picks import write_list
+from nst_data.settings import PickSettings
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
+from nst_train.features.picking import pick
 
 
 @pytest.fixture
@@ -62,6 +69,40 @@ def test_a_pick_from_another_selection_is_no_estimate(labeled):
     freeze(store, "tiny")
     assert quality(store, "tiny@gen-1", "tiny@review-1").review.estimate is None
     assert quality(store, "tiny@gen-1.1", "tiny@review-1").review.estimate.images == 1
+
+
+def test_an_image_drawn_from_the_pool_and_from_an_edition_stays_in_the_sample_of_the_pool(labeled):
+    store, rows = labeled
+    kept = set(pl.read_parquet(store.open("tiny@gen-1.1").folder / "balanced/*.parquet")["image_hash"])
+    image_hash, key, _ = next(row for row in rows if row[0] in kept)
+    log = AnswerLog(store, "tiny", "ann")
+    for version in ("tiny@gen-1", "tiny@gen-1.1"):
+        log.append(image_hash, key, class_name="ant", picked_by="random", seen_in=version)
+    freeze(store, "tiny")
+    for version in ("tiny@gen-1", "tiny@gen-1.1"):
+        assert quality(store, version, "tiny@review-1").review.estimate.images == 1
+
+
+@pytest.mark.parametrize("by_page", [False, True])
+def test_answers_to_a_random_pick_from_an_edition_are_no_estimate_of_the_pool(labeled, tmp_path, by_page):
+    store, labeled_as = labeled[0], "ant"
+    picks = pick(store, "tiny@gen-1.1", PickSettings(by="random", number=3))
+    if by_page:
+        contents = open_contents(store, "tiny@gen-1")
+        for image_hash, key in picks.rows.select("image_hash", "key").iter_rows():
+            contents.reviewing.append(image_hash, key, labeled_as, None, False)
+    else:
+        write_list(picks, tmp_path / "picks.csv")
+        with (tmp_path / "picks.csv").open() as file:
+            found = list(csv.DictReader(file))
+        with (tmp_path / "filled.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, found[0].keys())
+            writer.writeheader()
+            writer.writerows(row | {"class": labeled_as} for row in found)
+        import_answers(store, "tiny", tmp_path / "filled.csv")
+    freeze(store, "tiny")
+    assert quality(store, "tiny@gen-1", "tiny@review-1").review.estimate is None
+    assert quality(store, "tiny@gen-1.1", "tiny@review-1").review.estimate.images == 3
 
 
 def test_a_review_of_other_classes_or_images_is_one_line(labeled):

@@ -12,6 +12,9 @@ from nst_data.inspection.view import View
 from nst_data.review.answers import RANDOM, Answer, AnswerLog, Answers, Settled
 from nst_data.review.queues import Queue, queues, read_queue
 from nst_data.store.store import Store
+from nst_data.tables.review_table import is_of_edition
+
+_Pick = tuple[str, float | None, str | None]  # by what, the score, and the version it was picked from
 
 
 class Reviewing:
@@ -25,7 +28,7 @@ class Reviewing:
         self._lock, self._sizes = threading.Lock(), dict[str, int]()
         self._settled, self._store = Settled({}, {}), store
         self._seen_in = view.version.ref if view.version else None
-        self._queues: dict[str, dict[str, tuple[str, float]]] = {}
+        self._queues: dict[str, dict[str, _Pick]] = {}
 
     def refresh(self) -> None:
         """Read what was answered since the last time, by anybody."""
@@ -74,28 +77,31 @@ class Reviewing:
 
     def pick_of(self, image_hash: str) -> dict[str, Any] | None:
         """How an image was picked; evenly drawn ones count as that, whatever other queue they are in."""
-        found = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
-        if not found:
-            return None
-        by, score = next((pick for pick in found if pick[0] == RANDOM), found[0])
-        return {"by": by, "score": score}
+        pick = self._pick_of(image_hash)
+        return {"by": pick[0], "score": pick[1]} if pick else None
 
-    def _picks(self, queue: Queue) -> dict[str, tuple[str, float]]:
-        """Hash to how it was picked and its score, in the order of the queue, which never changes."""
+    def _pick_of(self, image_hash: str) -> "_Pick | None":
+        found = [self._picks(queue)[image_hash] for queue in queues(self._store, self.corpus) if image_hash in self._picks(queue)]
+        drawn = [pick for pick in found if pick[0] == RANDOM]
+        whole = [pick for pick in drawn if not is_of_edition(pick[2])]
+        return next(iter([*whole, *drawn, *found]), None)
+
+    def _picks(self, queue: Queue) -> "dict[str, _Pick]":
+        """Hash to how it was picked, its score and from where, in the order of the queue, which never changes."""
         if queue.name not in self._queues:
-            rows = queue.rows().select("image_hash", "by", "score")
-            self._queues[queue.name] = {hashed: (by, score) for hashed, by, score in rows.iter_rows()}
+            rows = queue.rows().select("image_hash", "by", "score", "seen_in")
+            self._queues[queue.name] = {hashed: (by, score, seen_in) for hashed, by, score, seen_in in rows.iter_rows()}
         return self._queues[queue.name]
 
     def append(self, image_hash: str, key: str, class_name: str | None, excluded: Any, undo: bool) -> dict[str, str] | None:  # noqa: ANN401 - checked by the log
         """Write an answer, which is on disk when this returns; the one that counts now."""
         if not image_hash:
             raise UsageError(f"{key}: this image has no hash, which identifies answers")
-        pick = self.pick_of(image_hash)
-        by = pick["by"] if pick else None
+        by, _, picked_from = self._pick_of(image_hash) or (None, None, None)
+        seen_in = (picked_from if by == RANDOM else None) or self._seen_in
         with self._lock:
             said: dict[str, Any] = {"class_name": class_name, "excluded": excluded, "undo": undo}
-            answer = self._log.append(image_hash, key, **said, picked_by=by, seen_in=self._seen_in)
+            answer = self._log.append(image_hash, key, **said, picked_by=by, seen_in=seen_in)
         self.refresh()
         return _as_json(answer) if answer else None
 

@@ -12,9 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from nst_data.store.store import Version
-from nst_data.store.version import Number
 from nst_data.tables.label_tables import collect, scan_labels
-from nst_data.tables.review_table import EXCLUDED, RANDOM, read_review
+from nst_data.tables.review_table import EXCLUDED, RANDOM, is_of_edition, read_review
 
 _Z = 1.959964  # of a two-sided interval of 95%
 BROWSING = "browsing"  # images that nobody picked
@@ -89,8 +88,7 @@ def review_quality(version: Version, review: Version, places: NDArray[np.int64])
 
 def _stands_for(seen_in: str | None, version: Version) -> bool:
     """Whether what was drawn from a version, if it is known which, stands for this one: a whole pool does, another selection does not."""
-    number = (seen_in or "").partition("@")[2]
-    return seen_in == version.ref or not Number.is_one(number) or Number.parse(number).edition is None
+    return seen_in == version.ref or not is_of_edition(seen_in)
 
 
 def _share(rows: pl.DataFrame, population: int | None = None) -> Share | None:

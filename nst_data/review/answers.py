@@ -12,7 +12,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.safe_names import mistaken_for
 from nst_data.store.files import fsync, fsync_folder
 from nst_data.store.store import Store, check_name
-from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded
+from nst_data.tables.review_table import EXCLUDED, RANDOM, Excluded, is_of_edition
 
 __all__ = ["EXCLUDED", "RANDOM", "Answer", "AnswerLog", "Answers", "Excluded", "Settled", "settled"]
 
@@ -51,6 +51,7 @@ class Settled:
     """What all reviewers say: an answer for each image that they agree on, by its hash, and the answers of each disputed one.
 
     An image that was once picked at random stays so, however often it was answered since: else those that look odd would leave the sample.
+    One that was picked so from the whole pool and from an edition counts as of the pool, which stands for both.
     """
 
     answers: Mapping[str, Answer]
@@ -86,7 +87,10 @@ class Answers:
             for image_hash, given in file.standing.items():
                 if given:
                     together.setdefault(image_hash, []).append(given[-1])
-                at_random |= {answer.image_hash: answer for answer in given if answer.picked_by == RANDOM}
+                for answer in given:
+                    known = at_random.get(image_hash)
+                    if answer.picked_by == RANDOM and (known is None or is_of_edition(known.seen_in) or not is_of_edition(answer.seen_in)):
+                        at_random[image_hash] = answer
         agreed, disputed = dict[str, Answer](), dict[str, Sequence[Answer]]()
         for image_hash, given in together.items():
             if len({answer.says for answer in given}) > 1:

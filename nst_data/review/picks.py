@@ -57,7 +57,7 @@ def described(version: Version, numbers: NDArray[np.uint64], scores: NDArray[np.
     ranked = pl.DataFrame({"number": numbers, "rank": np.arange(len(numbers))})
     rows = chosen.sort("id").unique("number", keep="first").join(ranked, on="number").sort("rank")
     confidences = rows["confidence"].to_numpy()
-    return with_labels(rows, rows["label"].to_numpy(), confidences, version.manifest.class_names, scores, by)
+    return with_labels(rows, rows["label"].to_numpy(), confidences, version.manifest.class_names, scores, by, version.ref)
 
 
 def with_labels(
@@ -67,8 +67,9 @@ def with_labels(
     class_names: Sequence[str],
     scores: NDArray[np.float32] | None,
     by: str,
+    seen_in: str | None = None,
 ) -> pl.DataFrame:
-    """`queues.PICK_COLUMNS` of rows that have `image_hash` and `key`."""
+    """`queues.PICK_COLUMNS` of rows that have `image_hash` and `key`; `seen_in` is the version that they are of."""
     return rows.select(
         "image_hash",
         "key",
@@ -76,6 +77,7 @@ def with_labels(
         confidence=pl.Series(confidences, dtype=pl.Float32).fill_nan(None),
         by=pl.lit(by),
         score=pl.Series([None] * len(rows) if scores is None else scores, dtype=pl.Float32),
+        seen_in=pl.lit(seen_in, pl.String),
     )
 
 
@@ -92,7 +94,7 @@ def write_list(picks: Picks, path: Path) -> None:
     Raises UsageError for another name or where there is no such folder.
     """
     empty = pl.lit(None, dtype=pl.String)
-    rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", **{"class": empty, "excluded": empty})
+    rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", "seen_in", **{"class": empty, "excluded": empty})
     kind = check_list_name(path)
     if kind == ".parquet":
         content = as_parquet(rows)

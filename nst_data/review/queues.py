@@ -18,6 +18,7 @@ PICK_COLUMNS = {
     "confidence": pl.Float32,
     "by": pl.String,
     "score": pl.Float32,
+    "seen_in": pl.String,  # the version that they were picked from; null for labeled images, and in queues of earlier versions
 }
 LABELED = "labeled"  # in place of a version, for labeled images
 
@@ -65,12 +66,24 @@ def keep_queue(store: Store, corpus: str, picks: pl.DataFrame, name: str | None 
         if there not in known:
             _write(store, corpus, chosen, picks)
             return chosen
-        if there == chosen and known[chosen].rows().equals(picks):
+        if there == chosen and _are_equal(known[chosen].rows(), _whole(picks)):
             return chosen
         if name is not None:
             found = "one of that name" if there == name else f"{there!r}, on some file systems the same name,"
             raise UsageError(f"queue {name!r}: {corpus} has {found} with other images; choose another `queue`")
     raise AssertionError("one of the names is free")
+
+
+def _are_equal(kept: pl.DataFrame, picks: pl.DataFrame) -> bool:
+    """Whether they are the same picks, wherever those that are kept were picked from if that is not known."""
+    unknown = ["seen_in"] if kept["seen_in"].null_count() == len(kept) else []
+    return kept.drop(unknown).equals(picks.drop(unknown))
+
+
+def _whole(picks: pl.DataFrame) -> pl.DataFrame:
+    """`PICK_COLUMNS` of picks that may lack `seen_in`."""
+    lacking = {"seen_in": pl.lit(None, pl.String)} if "seen_in" not in picks.columns else {}
+    return picks.with_columns(**lacking).select(list(PICK_COLUMNS))
 
 
 def as_parquet(table: pl.DataFrame) -> bytes:
@@ -84,7 +97,7 @@ def _write(store: Store, corpus: str, name: str, picks: pl.DataFrame) -> None:
     folder = _folder(store, corpus, "queues")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / f"{name}.parquet") as file:
-        file.write(as_parquet(picks.select(list(PICK_COLUMNS))))
+        file.write(as_parquet(_whole(picks)))
 
 
 def keep_suspicion(store: Store, corpus: str, version: str, suspicion: pl.DataFrame) -> None:
@@ -115,6 +128,6 @@ def _scan(path: Path) -> pl.LazyFrame:
 
 def _read(path: Path) -> pl.DataFrame:
     try:
-        return _scan(path).select(list(PICK_COLUMNS)).collect()
+        return _whole(_scan(path).collect())
     except (pl.exceptions.PolarsError, OSError):
         raise NstError(f"{path}: expected a queue of images, found it damaged; delete it and pick again") from None

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from nst_data.errors import NstError
-from nst_data.store.version import Version
+from nst_data.store.version import Number, Version
 from nst_data.tables.label_tables import check_classes, damage_is_named
 from nst_data.tables.shards import table_files
 
@@ -24,6 +24,12 @@ _COLUMNS: dict[str, type[pl.DataType]] = {
     "picked_by": pl.String,
     "seen_in": pl.String,
 }
+
+
+def is_of_edition(seen_in: str | None) -> bool:
+    """Whether images that were picked there are of a selection, which they stand for alone, and not of a whole pool."""
+    number = (seen_in or "").partition("@")[2]
+    return Number.is_one(number) and Number.parse(number).edition is not None
 
 
 def read_review(version: Version) -> pl.DataFrame:
