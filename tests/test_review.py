@@ -135,6 +135,13 @@ def test_an_image_that_was_answered_before_joins_the_random_draw(labeled_images,
     assert set(drawn["image_hash"]) == {image_hash for image_hash, _ in rows[1:6]}
 
 
+def test_a_list_of_json_lines_may_be_filled_in_partly(labeled_images, tmp_path):
+    store, rows = labeled_images
+    open_row, file = {"key": rows[0][1], "class": None, "excluded": None}, tmp_path / "picks.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (open_row, open_row | {"key": rows[1][1], "class": "bee"})))
+    assert import_answers(store, "tiny", file) == (1, 0)
+
+
 def test_rows_that_disagree_about_an_image_are_both_named_and_nothing_is_added(labeled_images, tmp_path):
     store, rows = labeled_images
     file, (image_hash, key) = tmp_path / "answers.csv", rows[0]

@@ -174,7 +174,7 @@ def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 def _is_open(row: Mapping[str, Any]) -> bool:
     """Whether a row of a list of picks is not filled in: it has a place for the class, and nothing in it."""
-    return row.get("class") == "" and not row.get("excluded")
+    return "class" in row and row["class"] in ("", None) and not row.get("excluded")
 
 
 def _as_excluded(answer: Answer, classes: Sequence[str]) -> Answer:
