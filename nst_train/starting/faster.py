@@ -22,7 +22,7 @@ _SLOW = 3.0  # what takes so many times as long at its first step, such as bf16 
 _WITHOUT_BF16 = ("DEFAULT", "AVX2")  # CPUs that are older than its instructions
 _ROUNDS = 3
 _MOST_WEIGHTS = 100_000_000  # of a network that is timed: two of them are held at once, with optimizers and averages
-_PIXELS = 2**17  # of the images of a timed step: 8 of 128 px
+_PIXELS = 2**18  # of the images of a timed step: 16 of 128 px
 
 
 def faster_settings(settings: TrainSettings, classes: int) -> dict[str, Any]:

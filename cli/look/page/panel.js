@@ -172,7 +172,7 @@ const panel = {
       ["Hash", make("span", { class: "code" }, hash ?? "none: the image could not be read")],
     ];
     if (teacher) entries.push(["Teacher", teacher]);
-    if (pick) entries.push(["Picked by", `${pick.by}, ${pick.score.toFixed(3)}`]);
+    if (pick) entries.push(["Picked by", typeof pick.score === "number" ? `${pick.by}, ${pick.score.toFixed(3)}` : pick.by]);
     if (typeof suspicion === "number") entries.push(["Suspicion", percent(suspicion)]);
     return make(
       "dl",
