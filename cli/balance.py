@@ -99,7 +99,7 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
         fewer = sum(one.copies < quota for one in per_class)
         about = "" if settings.method == "exact" else "about "  # rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
-        print(f"  {about}{quota:,} entries per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
+        print(f"  {about}{quota:,} {'entries' if quota > 1 else 'entry'} per class, an image up to {most:,} time{'s' * (most > 1)}{note}")
         if most > _MANY_COPIES:
             print(f"  warning: {most:,} copies of one image; --per-class auto makes as many entries as the median class has images")
     if counts.near_duplicates and counts.near_duplicates.unreadable:

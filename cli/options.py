@@ -281,14 +281,18 @@ def _mapping(file: str, option: str) -> dict[str, str]:
 
     expected = "expected a YAML file with lines such as `rose: 0.5`"
     try:
-        content = yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader)
+        text = Path(file).read_text("utf-8")
+        content, node = yaml.load(text, yaml.BaseLoader), yaml.compose(text, yaml.BaseLoader)
     except OSError as error:
         raise UsageError(f"{option} {file}: {error.strerror}; {expected}") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{option} {file}: {expected}, found no YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         found = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
         raise UsageError(f"{option} {file}: {expected}, found {found}")
+    keys = [key.value for key, _ in node.value]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise UsageError(f"{option} {file}: {twice[0]!r} is listed twice; remove one of the lines")
     return content
 
 

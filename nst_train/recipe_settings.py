@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from nst_data.safe_names import folded
 from nst_data.settings import Settings
 from nst_data.store.store import check_name
 from nst_data.store.version import is_review
@@ -270,7 +271,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _students_have_names_of_their_own(self) -> Self:
         names = [name for one in self.students for name in (one.name, *([f"{one.name}-before-finetuning"] if one.finetune else []))]
-        if twice := [name for name in names if names.count(name) > 1]:
+        alike = [folded(name) for name in names]  # else the run would stop once the first of them is trained
+        if twice := [name for name in names if alike.count(folded(name)) > 1]:
             raise ValueError(f"`students`: two are called {twice[0]}; give one of them another `name`")
         for network in self.networks:
             check_name(network.name_in(self.name))

@@ -85,6 +85,13 @@ def test_classes_have_thresholds_of_their_own_from_a_file(generation, tmp_path):
     assert "  dropped: 3 low confidence\n" in text
 
 
+def test_a_class_with_two_thresholds_is_refused(generation, tmp_path):
+    option, file = write_thresholds(tmp_path, "ant: 0.1\nbee: 0.5\nant: 0.9\n")
+    words = ["balance", generation.ref, option, str(file), "--store", str(generation.folder.parents[2])]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert (done.exit_code, done.stderr.strip()) == (2, f"nst: {option} {file}: 'ant' is listed twice; remove one of the lines")
+
+
 def test_a_class_without_a_threshold_of_its_own_has_that_of_all(generation, tmp_path):
     edition, _ = balanced(generation, *write_thresholds(tmp_path, "ant: 0"), "--min-confidence", 0.5, "--per-class", "none")
     assert list(copies(edition)) == [0, 1, 2, 3, 4]

@@ -119,6 +119,14 @@ def test_tables_of_an_edition_say_how_many_copies_it_has_of_each_image(tiny_stor
         assert {line["image_hash"]: line["copies"] for line in lines} == rows
 
 
+def test_label_studio_finds_the_images_of_an_export_to_the_current_folder(tiny_store, tmp_path, monkeypatch):
+    (tmp_path / "ls").mkdir()
+    monkeypatch.chdir(tmp_path / "ls")
+    exported(tiny_store[0], ".", "label-studio")
+    tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
+    assert all(task["data"]["image"].startswith("/data/local-files/?d=ls/images/") for task in tasks)
+
+
 def test_fiftyone_and_label_studio_get_what_their_importers_read(tiny_store, tmp_path):
     store, _, _ = tiny_store
     expected = truth(store)

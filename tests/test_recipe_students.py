@@ -87,6 +87,7 @@ def test_the_settings_of_each_student_are_shown(recipe):
             {"generations": [TINY], "students": [STUDENTS[0], STUDENTS[0]]},
             r"`students`: two are called slim; give one",
         ),
+        ({"generations": [TINY], "students": [SHORT | {"name": "B0"}, SHORT | {"name": "b0"}]}, r"`students`: two are called B0; give one"),
         (
             {"generations": [TINY], "students": [STUDENTS[0] | {"finetune": {"epochs": 1}}, SHORT | {"name": "slim-before-finetuning"}]},
             r"`students`: two.*slim-before-finetuning.*another `name`",

@@ -260,7 +260,7 @@ def _label_studio(export: _Export) -> None:
         given = {label_studio.PREDICTIONS: [{"model_version": version.ref, "score": row.confidence, **chosen}]}
         if version.manifest.kind == "review":
             given = {label_studio.ANSWERS: [chosen]}
-        address = label_studio.served(f"{export.folder.name}/{path}")
+        address = label_studio.served(f"{export.folder.resolve().name}/{path}")
         tasks.append({"data": {"image": address, "key": row.key, "image_hash": row.image_hash}, **given})
     write_json(export.folder / "tasks.json", tasks)
     choices = "".join(f"\n    <Choice value={quoteattr(name)}/>" for name in export.class_names)
