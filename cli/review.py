@@ -55,9 +55,8 @@ def import_file(
     if json:
         print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
         return
-    print(
-        f"{corpus}: {added:,} answer{'s' * (added != 1)} of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}"
-    )
+    answers = f"{added:,} answer{'s' * (added != 1)}"
+    print(f"{corpus}: {answers} of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}")
 
 
 def export_file(
