@@ -113,7 +113,8 @@ def train(
     images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
     pool_images = _open_pool(pool, pseudo, there)
-    from nst_train.holdout import held_out_together
+    from nst_data.store.store import Version
+    from nst_train.holdout import held_out_together, say_not_excluded
     from nst_train.networks.models import check_names, takes_momentum
     from nst_train.training.train import train as train_network
 
@@ -123,7 +124,10 @@ def train(
         progress.say(f"--momentum has no effect: {settings.optimizer} does not use momentum")
     excluded = [open_source(source, image_column=image_column) for source in exclude or []]
     if images and holdout:
+        whole = images
         images, held = held_out_together(images, holdout, holdout_seed, there, progress)
+        if isinstance(pseudo, Version):
+            say_not_excluded(pseudo, whole, held, progress)
         excluded = [held, *excluded] if reviews and pseudo is None else excluded  # the pool may have them too, with an answer
     version = train_network(
         there,

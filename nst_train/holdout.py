@@ -36,6 +36,16 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
             )
 
 
+def say_not_excluded(edition: Version, labeled: Source, held: Source, progress: Progress) -> None:
+    """Say that an edition may hold held-out images, where it was drawn without excluding them or all labeled images."""
+    excluded = {one.digest for role, one in edition.manifest.request.inputs.by_role.items() if role.startswith("exclude_")}
+    if not excluded & {labeled.images_fingerprint, held.images_fingerprint}:
+        progress.say(
+            f"warning: {edition.ref} was not drawn with `exclude` of {labeled.location}: held-out images that are in the pool too are "
+            "trained on, and the score on them is then too high; draw an edition without them"
+        )
+
+
 def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
     """Say which models of the store were trained on the very images that they are evaluated on, or descend from one that was."""
     names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
