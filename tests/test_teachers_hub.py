@@ -124,7 +124,7 @@ def test_a_timm_name_has_the_weights_that_timm_publishes(answers):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("owner/pickles", "config.json and … safetensors …, found config.json; pickles …"),
+        ("owner/pickles", "config.json and … safetensors …, found config.json; pickle files …"),
         ("hf-hub:owner/gated", "`hf auth login`"),
         ("owner/private", "`hf auth login`"),
         ("owner/nothing", "no such model on the Hub"),
