@@ -14,7 +14,7 @@ from .tables import without_images
 if TYPE_CHECKING:
     from nst_data.store.counts import EditionCounts
 
-_MANY_COPIES = 100  # of one image: nobody wants so many, but for tests of the paper's quota
+_MANY_COPIES = 100  # of one image: the paper's quota on a small pool, which is hardly ever meant
 
 
 @with_settings(settings=BalanceSettings, run=ReadableSettings)

@@ -127,7 +127,7 @@ def train(
         whole = images
         images, held = held_out_together(images, holdout, holdout_seed, there, progress)
         if isinstance(pseudo, Version):
-            say_not_excluded(pseudo, whole, held, progress)
+            say_not_excluded(pseudo, there, whole, held, progress)
         excluded = [held, *excluded] if reviews and pseudo is None else excluded  # the pool may have them too, with an answer
     version = train_network(
         there,

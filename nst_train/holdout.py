@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out, kept_holdouts
 from nst_data.sources import Source
+from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_train.device import this_process
 from nst_train.teacher_names import is_in_store
@@ -24,11 +25,8 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
 
     So may have been the teachers of a model, and those that it started from, as far as the store has their manifests.
     """
-    names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable} if names else {}
-    for name in names:
-        version = store.open(name, "teacher")
-        if other := next((one for one in _lineage(version, here) if _is_on_others(one, labeled)), None):
+    for name, version, ancestors in _with_ancestors(models, store):
+        if other := next((one for one in ancestors if _labeled_digest(one) not in (None, labeled.fingerprint)), None):
             who, its = (name, "whose") if other.ref == version.ref else (f"{name} descends from {other.ref}, which", f"and {name}'s")
             progress.say(
                 f"warning: {who} was not trained on just the labeled images that are not held out; it may have seen held-out ones, "
@@ -36,34 +34,47 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
             )
 
 
-def say_not_excluded(edition: Version, labeled: Source, held: Source, progress: Progress) -> None:
-    """Say that an edition may hold held-out images, where it was drawn without excluding them or all labeled images."""
-    excluded = {one.digest for role, one in edition.manifest.request.inputs.by_role.items() if role.startswith("exclude_")}
-    if not excluded & {labeled.images_fingerprint, held.images_fingerprint}:
+def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
+    """Say which models of the store were trained on the very images that they are evaluated on, or descend from one that was."""
+    for name, version, ancestors in _with_ancestors(models, store):
+        if trained := next((one for one in ancestors if _labeled_digest(one) == scored.fingerprint), None):
+            descends = "" if trained.ref == version.ref else f" (through {trained.ref})"
+            progress.say(f"warning: {name} was trained on these images{descends}; its score does not tell how it does on new ones")
+
+
+def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Source, progress: Progress) -> None:
+    """Say that an edition may hold held-out images, where it was drawn without excluding them or all labeled images.
+
+    Of one that was labeled again (`label_like`) the edition that it has its images from was drawn; nothing is said where that is gone.
+    """
+    here, drawn = _by_digest(store), EditionManifest.of(edition.manifest).request.inputs
+    while drawn.like is not None:
+        if (version := here.get(drawn.like.digest)) is None:
+            return
+        drawn = EditionManifest.of(version.manifest).request.inputs
+    if not {one.digest for one in drawn.excluded.values()} & {labeled.images_fingerprint, held.images_fingerprint}:
         progress.say(
-            f"warning: {edition.ref} was not drawn with `exclude` of {labeled.location}: held-out images that are in the pool too are "
-            "trained on, and the score on them is then too high; draw an edition without them"
+            f"warning: {edition.ref} was drawn without excluding {labeled.location}: held-out images that are also in the pool are "
+            "trained on, and the score on them is then too high; draw an edition that excludes them"
         )
 
 
-def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on the very images that they are evaluated on, or descend from one that was."""
+def _with_ancestors(models: Iterable[str], store: Store) -> Iterator[tuple[str, Version, Iterator[Version]]]:
+    """Each of the models that is in the store, its version, and that with those of the store that it was made from."""
     names = [one for one in dict.fromkeys(models) if is_in_store(one, store)]
-    here = {one.manifest.digest: one for one in store.versions() if one.is_readable} if names else {}
+    here = _by_digest(store) if names else {}
     for name in names:
         version = store.open(name, "teacher")
-        if trained := next((one for one in _lineage(version, here) if _labeled_digest(one) == scored.fingerprint), None):
-            descends = "" if trained.ref == version.ref else f" (through {trained.ref})"
-            progress.say(f"warning: {name} was trained on these images{descends}; its score does not tell how it does on new ones")
+        yield name, version, _lineage(version, here)
+
+
+def _by_digest(store: Store) -> dict[str, Version]:
+    return {one.manifest.digest: one for one in store.versions() if one.is_readable}
 
 
 def _labeled_digest(version: Version) -> str | None:
     entry = version.manifest.request.inputs.by_role.get("labeled")
     return entry.digest if version.manifest.kind == "teacher" and entry is not None else None
-
-
-def _is_on_others(version: Version, labeled: Source) -> bool:
-    return _labeled_digest(version) not in (None, labeled.fingerprint)
 
 
 def _lineage(version: Version, here: Mapping[str, Version]) -> Iterator[Version]:

@@ -36,6 +36,7 @@ from nst_train import holdout
 from nst_train.evaluation.suites import open_suite
 from nst_train.holdout import say_leaks, say_not_excluded, say_trained_on
 from nst_train.labeling.label import label as label_pool
+from nst_train.labeling.label import label_like
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe, parse_recipe
 from nst_train.recipe_data import RecipeData
@@ -417,8 +418,12 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     for excluded, is_said in (([], True), ([held], False), ([every], False)):
         edition = balance(store, corpus, BalanceSettings(min_confidence=0), exclude=excluded)
         said.lines.clear()
-        say_not_excluded(edition, every, held, said)
-        assert [tells(line, f"warning: {edition.ref} … `exclude` of {every.location} …") for line in said.lines] == [True] * is_said
+        say_not_excluded(edition, store, every, held, said)
+        assert [tells(line, f"warning: {edition.ref} … without excluding {every.location} …") for line in said.lines] == [True] * is_said
+        again = label_like(store, edition, first, open_source(str(folder / "pool")), SETTINGS)
+        said.lines.clear()
+        say_not_excluded(again, store, every, held, said)
+        assert len(said.lines) == is_said
     said = Said()
     say_trained_on([first, second], store, every, said)
     assert tells(said.lines[0], f"warning: {first} was trained on these images; …")

@@ -61,7 +61,7 @@ def test_an_edition_leaves_out_what_people_answered_with_the_reason(labeled_imag
     assert edition.verify() == []
     assert balance(store, "tiny@gen-1", EASY, reviews=review).ref == edition.ref
     assert "answered" not in balance(store, "tiny@gen-1", EASY).manifest.counts.dropped
-    with pytest.raises(NstError, match=r"^tiny@review-1: is the parent of tiny@gen-1\.2; remove.*first$"):
+    with pytest.raises(NstError, match=r"^tiny@review-1 is the parent of tiny@gen-1\.2; remove.*first$"):
         store.remove("tiny@review-1")
 
 

@@ -301,7 +301,7 @@ def test_verify_does_not_follow_a_manifest_out_of_its_folder(store):
 def test_remove_refuses_while_something_was_made_from_it(store):
     parent = make(store)
     child = make(store, asked=request("edition", digest=parent.manifest.digest, ref=parent.ref), generation=1)
-    with pytest.raises(NstError, match=r"flowers@gen-1: is the parent of flowers@gen-1\.1; remove.*first"):
+    with pytest.raises(NstError, match=r"^flowers@gen-1 is the parent of flowers@gen-1\.1; remove.*first"):
         store.remove("flowers@gen-1")
     assert parent.verify() == []
     assert store.remove("flowers@gen-1.1") == child.folder

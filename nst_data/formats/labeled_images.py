@@ -23,7 +23,6 @@ from nst_data.tables.shards import table_files
 
 _ROWS_AT_ONCE = 1_024
 _COLUMNS = ["id", "key", "image_hash", "label", "confidence"]
-_OF_EDITIONS = "copies"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ class LabeledImages:
         with damage_is_named(self.version.ref):
             for file in self._files:
                 with pq.ParquetFile(file) as parquet:
-                    plain = [*_COLUMNS, *([_OF_EDITIONS] if _OF_EDITIONS in parquet.schema_arrow.names else [])]
+                    plain = [*_COLUMNS, *(["copies"] if "copies" in parquet.schema_arrow.names else [])]
                     columns = [*plain, *soft_label_columns(parquet.schema_arrow)]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
                         check_classes(pl.Series(batch["label"]), names, self.version.ref)

@@ -239,9 +239,7 @@ class Store:
 
         children = [child for child, request in requests if is_child(request)]
         if children:
-            raise NstError(
-                f"{version.ref}: is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first"
-            )
+            raise NstError(f"{version.ref} is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first")
         if self.mirror is not None:
             self.mirror.discard_version(self.mirror.name_of(version.place))
         discard(version.place)
