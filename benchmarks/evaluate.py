@@ -21,7 +21,8 @@ from timm.data import resolve_model_data_config
 
 from nst_data.sources import open_source
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.inference import batches_of, choose_computation, load_images, placed
+from nst_train.classifiers.inference import batches_of, choose_computation, placed
+from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import set_threads
 from nst_train.evaluation.attacks import PixelClassifier

@@ -42,7 +42,8 @@ from nst_data.prefetch import in_threads
 from nst_data.progress import Progress, Task
 from nst_data.sources import Source, open_source
 from nst_data.store.store import Store
-from nst_train.classifiers.inference import _Forward, batches_of, choose_computation, load_images
+from nst_train.classifiers.inference import _Forward, batches_of, choose_computation
+from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher, load_classifier
 from nst_train.labeling.label import label
 from nst_train.networks.models import save_teacher

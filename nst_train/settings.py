@@ -381,7 +381,10 @@ class ReadSettings(ReadableSettings):
     """How images are read; shapes no data."""
 
     decode_threads: int | None = Field(
-        None, ge=1, le=MOST_THREADS, description="Threads that read, decode and, on a CPU, compute; one per CPU by default."
+        None,
+        ge=1,
+        le=MOST_THREADS,
+        description="Threads that read, decode and, on a CPU, compute; for a GPU, processes that decode. By default one per CPU.",
     )
 
 
@@ -423,8 +426,8 @@ class LabelRunSettings(EmbedRunSettings):
 
 
 def workers_for(cores: int, on_gpu: bool) -> int:
-    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images."""
-    return max(1, min(12, cores - 1)) if on_gpu else max(1, min(2, cores))
+    """Processes that decode: on a CPU the network wants the cores too, a GPU waits for images (benchmarks/results/gpu.md)."""
+    return max(1, min(16, cores - 1)) if on_gpu else max(1, min(2, cores))
 
 
 class RunSettings(ReadSettings):
@@ -434,7 +437,7 @@ class RunSettings(ReadSettings):
         None,
         ge=0,
         le=MOST_THREADS,
-        description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 12 beside a GPU; 0: none.",
+        description="Processes that decode and augment; by default one per core, up to 2 on CPUs and 16 beside a GPU; 0: none.",
     )
     checkpoint_minutes: float = Field(
         5.0,

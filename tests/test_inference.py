@@ -8,7 +8,7 @@ from torch import nn
 
 from nst_data.errors import NstError
 from nst_data.sources import Row, open_source
-from nst_train.classifiers import inference
+from nst_train.classifiers import inference, loading
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import Computation, PlainBatch, batches_of, choose_computation, computation_of, predict
 from nst_train.classifiers.teachers import Teacher, load_teacher
@@ -188,7 +188,7 @@ def test_what_was_begun_on_another_device_is_one_error():
 
 @pytest.mark.parametrize(("bytes_an_image", "is_alone"), [(1000, True), (100_000, False)])
 def test_small_images_are_decoded_by_one_thread_at_a_time_and_large_ones_by_all(teacher, monkeypatch, bytes_an_image, is_alone):
-    decoding, most, decoded = [], [], inference.decode_pixels
+    decoding, most, decoded = [], [], loading.decode_pixels
 
     def slowly(*arguments):
         decoding.append(1)
@@ -197,7 +197,7 @@ def test_small_images_are_decoded_by_one_thread_at_a_time_and_large_ones_by_all(
         decoding.pop()
         return decoded(*arguments)
 
-    monkeypatch.setattr(inference, "decode_pixels", slowly)
+    monkeypatch.setattr(loading, "decode_pixels", slowly)
     contents = [content + bytes(bytes_an_image - len(content)) for content in (row(number).read() for number in range(12))]
     batches = [PlainBatch([row(number, contents[number]) for number in range(start, start + 4)]) for start in (0, 4, 8)]
     found = list(predict(teacher, Computation(4, "fp32", "cpu"), batches, threads=3))

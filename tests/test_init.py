@@ -378,7 +378,7 @@ def test_what_is_known_of_networks(network):
     assert facts_of("owner/name") == Facts(None, None, True, None)
     assert selection(3000, 10, True) == {"min_confidence": 0, "per_class": "none"}
     assert selection(3000, 10, False) == {"min_confidence": 0.3, "per_class": 300}
-    assert (workers_for(16, True), workers_for(2, False), workers_for(1, True)) == (12, 2, 1)
+    assert (workers_for(16, True), workers_for(2, False), workers_for(1, True)) == (15, 2, 1)
     assert [RunSettings(workers=asked).workers_on("cuda") for asked in (0, 5)] == [0, 5]
     assert RunSettings().workers_on("cpu") == workers_for(cpus_of_this_process(), False)
 

@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor
 from nst_data.errors import NstError
 from nst_data.images import decode, image_hash, phash, phash_thumbnail, upright_size
 from nst_data.sources import Row
-from nst_train.classifiers.inference import load_images
+from nst_train.classifiers.loading import load_images
 from nst_train.transforms.preprocessing import _OVERSIZE, ProcessorPreprocessing, TimmPreprocessing, decode_pixels, thumbnail
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:Corrupt EXIF data:UserWarning")  # users never see it: `nst_data.images`

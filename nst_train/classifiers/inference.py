@@ -1,61 +1,34 @@
 """An un-noised teacher over many images: read, decode and forward pass overlap, and every batch has the same size.
 
 On a CPU each thread takes a whole batch from bytes to probabilities, which leaves no core idle and makes sums independent of the number
-of cores. On a GPU the threads decode, and the device computes one batch while the results of the one before come back.
+of cores. For a GPU processes decode, and the device computes one batch while the results of the one before come back.
 """
 
 import copy
 import itertools
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import find_executable_batch_size
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nst_data.errors import NstError, first_line
-from nst_data.images import ImageError, check_shape, image_hash, phash
+from nst_data.errors import NstError
 from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.sources import Row, Source
-from nst_train.classifiers.noised_teacher import TeacherNoise
+from nst_train.classifiers.decoders import B, loaded
+from nst_train.classifiers.loading import Images, load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import autocast, set_threads, settled_precision, this_device
-from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked, stacked_thumbnails, thumbnail
 
 GPU_BATCH_SIZE, LARGEST_BATCH_SIZE = 256, 1024
 _GPU_BATCH_PIXELS = GPU_BATCH_SIZE * 224 * 224  # 256 images of 800 pixels would take 70 GB in EfficientNet-L2
 _BACKWARD_MEMORY = 16  # the backward pass needs the activations of every layer, a forward pass alone those of one or two
-_READ_AT_ONCE, _SMALL_BYTES = 32, 2**13
-_small_images = threading.Lock()
 _CPU_BATCH_PIXELS = 2**19  # what stays in a core's caches: 256 images of 32 px, 8 of 224
-
-
-class HasRows(Protocol):
-    """A batch of rows, with whatever else its maker wants back beside the result."""
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """Images that go through the network together."""
-
-
-B = TypeVar("B", bound=HasRows)
-
-
-@dataclass(frozen=True)
-class Images:
-    """A batch of rows, decoded. Where one is unreadable `pixels` hold zeros: the others' logits do not depend on it."""
-
-    readable: list[int]
-    reasons: list[tuple[int, str]]
-    hashes: list[str]
-    phashes: NDArray[np.int64]
-    pixels: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -156,116 +129,30 @@ def predict(
     temperature: float = 1.0,
     hashes: bool = True,
     threads: int | None = None,
-) -> Iterator[tuple[B, Prediction]]:
+) -> Generator[tuple[B, Prediction], None, None]:
     """Each batch with its prediction, in order. A batch has at most `computation.batch_size` rows."""
-    threads = threads or cpus_of_this_process()
     set_threads(computation.threads)
     forward = _Forward(teacher, computation, temperature)
-    on_gpu = computation.device != "cpu"
-
-    def load(batch: B) -> Images:
-        images = load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise)
-        return replace(images, pixels=[one.pin_memory() for one in images.pixels]) if on_gpu else images
 
     def answer(batch: B, images: Images) -> Prediction:
         with teacher.noise.drawing(_ids(batch, computation.batch_size)) if teacher.noise else nullcontext():
             return Prediction(forward(images.pixels), replace(images, pixels=[]))
 
-    if on_gpu:  # the device is given its next batch while this one's results are fetched
-        yield from ((batch, answer(batch, images)) for batch, images in in_threads(load, batches, threads))
-    else:
-        yield from in_threads(lambda batch: answer(batch, load(batch)), batches, threads)
+    def load_and_answer(batch: B) -> Prediction:
+        return answer(batch, load_images(batch.rows, teacher.preprocessings, computation.batch_size, hashes, teacher.noise))
+
+    if computation.device == "cpu":
+        yield from in_threads(load_and_answer, batches, threads or cpus_of_this_process())
+    else:  # the device is given its next batch while this one's results are fetched
+        with closing(loaded(teacher, batches, computation.batch_size, hashes, threads)) as ahead:
+            for batch, images in ahead:
+                yield batch, answer(batch, images)
 
 
 def _ids(batch: B, batch_size: int) -> list[int]:
     """The rows of a whole batch; 0 where there is no image."""
     ids = [row.id for row in batch.rows]
     return ids + [0] * (batch_size - len(ids))
-
-
-def load_images(
-    rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool, noise: TeacherNoise | None = None
-) -> Images:
-    """Read, hash, decode, noise and prepare the rows of a batch, in this thread."""
-    exact = any(one.exact for one in preprocessings)
-    sides = [one.least_side_px for one in preprocessings]
-    least_side_px = None if None in sides else max(side for side in sides if side is not None)
-    readable, reasons, hashed, small = [], [], [], []
-    prepared: list[list[Tensor]] = [[] for _ in preprocessings]
-    start = 0
-    while start < len(rows):
-        contents = _contents(rows[start : start + _READ_AT_ONCE])
-        with _one_at_a_time(contents):
-            for position, content in enumerate(contents, start):
-                try:
-                    if isinstance(content, Exception):
-                        raise content
-                    pixels = decode_pixels(content, least_side_px, exact)
-                    check_shape(pixels.shape[2], pixels.shape[1])
-                    views = [_prepared(one, content, pixels, rows[position].id, noise) for one in preprocessings]
-                except (NstError, OSError) as error:
-                    reasons.append((position, error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)))
-                    continue
-                readable.append(position)
-                if hashes:
-                    hashed.append(image_hash(content))
-                    small.append(thumbnail(pixels))
-                for view, into in zip(views, prepared, strict=True):
-                    into.append(view)
-        start += len(contents)
-    batches = [stacked(one) if one else torch.empty(0) for one in prepared]
-    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # an image of its size is its own thumbnail
-        thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
-    else:
-        thumbnails = stacked_thumbnails(small)
-    return Images(readable, reasons, hashed, phash(thumbnails), [_padded(one, readable, batch_size) for one in batches])
-
-
-def _contents(rows: Sequence[Row]) -> list[bytes | memoryview | Exception]:
-    """The first of these images, as many as are small together; one at least."""
-    contents: list[bytes | memoryview | Exception] = []
-    size = 0
-    for row in rows:
-        contents.append(content := _content(row))
-        size += 0 if isinstance(content, Exception) else len(content)
-        if size > 2**20:
-            break
-    return contents
-
-
-def _content(row: Row) -> bytes | memoryview | Exception:
-    """The bytes of an image, or why there are none."""
-    try:
-        return row.read()
-    except (NstError, OSError) as error:
-        return error
-
-
-def _one_at_a_time(contents: Sequence[bytes | memoryview | Exception]) -> AbstractContextManager[object]:
-    """What to hold while some images are decoded: of small ones Python's lock would change hands several times in each, at its full cost.
-
-    Meanwhile the other threads are in the network, or read.
-    """
-    sizes = [len(content) for content in contents if not isinstance(content, Exception)]
-    return _small_images if sum(sizes) <= _SMALL_BYTES * len(sizes) else nullcontext()
-
-
-def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: Tensor, row: int, noise: TeacherNoise | None) -> Tensor:
-    try:
-        return noise.prepare(preprocessing, encoded, pixels, row) if noise else preprocessing.prepare(pixels)
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a side that would be 0 pixels long
-        raise ImageError(
-            f"{pixels.shape[2]}x{pixels.shape[1]} pixels, which the teacher's transform refuses ({first_line(error)})"
-        ) from None
-
-
-def _padded(stacked: Tensor, readable: list[int], batch_size: int) -> Tensor:
-    """A whole batch; zeros where there is no image. Logits differ in the last bits between batch sizes, so there is one size only."""
-    if len(stacked) in (0, batch_size):
-        return stacked
-    batch = stacked.new_zeros(batch_size, *stacked.shape[1:])
-    batch[readable] = stacked
-    return batch
 
 
 class _Forward:

@@ -20,7 +20,8 @@ from nst_data.progress import Progress, Task
 from nst_data.sources import Row, Source, labels_in, match_classes
 from nst_data.store.manifest import json_digest, version_of
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.inference import PlainBatch, choose_computation, load_images, placed, predict
+from nst_train.classifiers.inference import PlainBatch, choose_computation, placed, predict
+from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import agreed_text, set_threads, this_device
 from nst_train.evaluation.attacks import PixelClassifier, normalization_of

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nst_data.sources import Row
 from nst_data.tables.shards import NO_ANSWER
 from nst_data.tables.soft_labels import as_columns, soft_labels
-from nst_train.classifiers.inference import Images, Prediction, has_answer
+from nst_train.classifiers.inference import Prediction, has_answer
+from nst_train.classifiers.loading import Images
 
 Errors = list[dict[str, Any]]
 

@@ -18,7 +18,8 @@ from nst_data.store.counts import Counts, LabelCounts
 from nst_data.store.store import Staging
 from nst_data.tables.schema import top_k_of
 from nst_data.tables.shards import NO_ANSWER, Shards, ShardWriter
-from nst_train.classifiers.inference import Computation, Prediction, load_images, predict
+from nst_train.classifiers.inference import Computation, Prediction, predict
+from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.labeling.answers import answers
 from nst_train.labeling.like import OTHER_BYTES
@@ -176,6 +177,7 @@ class Labeling:
             written.result()
         finally:
             self.shards.stopped.set()
+            labeled.close()
             writing.shutdown()
             self._abandon()
 

@@ -1,0 +1,203 @@
+"""Batches loaded ahead of the network that a GPU computes, by processes of their own.
+
+The threads of one process decode no faster from some eight on, as they wait for Python's lock: 16 of them decoded a third of what 16
+processes did, which a GPU would have taken (benchmarks/results/gpu.md). Threads still read the images, so nothing is read twice or out of
+turn; piece by piece they hand them to a process that is free, and collect the pixels from memory that they share with it.
+"""
+
+import itertools
+import mmap
+import multiprocessing
+import queue
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nst_data.errors import NstError, is_out_of_memory
+from nst_data.prefetch import cpus_of_this_process, in_threads
+from nst_data.sources import Row
+from nst_train.classifiers.loading import Images, load_images, reason_of
+from nst_train.classifiers.teachers import Teacher
+from nst_train.interruption import STOP_SIGNALS
+
+_AT_ONCE = 64  # images that a process is given
+
+
+class HasRows(Protocol):
+    """A batch of rows, with whatever else its maker wants back beside the result."""
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """Images that go through the network together."""
+
+
+B = TypeVar("B", bound=HasRows)
+
+
+def loaded(
+    teacher: Teacher, batches: Iterable[B], batch_size: int, hashes: bool, threads: int | None = None
+) -> Generator[tuple[B, Images], None, None]:
+    """Each batch with its images, in order, `batch_size` of them in memory that a GPU copies from while it computes.
+
+    By as many processes as `threads`, by default one for each CPU but the one that feeds the GPU. By threads of this process instead where
+    one alone is asked for, where the first batch is not a whole one, and where processes cannot share memory by forking.
+    """
+    threads = threads or max(1, cpus_of_this_process() - 1)
+    batches = iter(batches)
+    first = list(itertools.islice(batches, 1))
+    batches = itertools.chain(first, batches)
+    if threads == 1 or not first or len(first[0].rows) < batch_size or not _may_fork():
+
+        def load(batch: B) -> Images:
+            images = load_images(batch.rows, teacher.preprocessings, batch_size, hashes, teacher.noise)
+            return replace(images, pixels=[one.pin_memory() if torch.cuda.is_available() else one for one in images.pixels])
+
+        yield from in_threads(load, batches, threads)
+    else:
+        with closing(Decoders(teacher, hashes, threads)) as decoders:
+            yield from in_threads(lambda batch: decoders.load(batch.rows, batch_size), batches, threads + 1)
+
+
+def _may_fork() -> bool:
+    """Whether this process may have children that share its memory: on Linux, unless it was told to have none."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    process: BaseProcess
+    connection: Connection
+    pixels: list[Tensor]
+
+
+class Decoders:
+    """Processes that decode images for a teacher. They end with this one, however it ends, and heed no signal before."""
+
+    def __init__(self, teacher: Teacher, hashes: bool, count: int) -> None:
+        probe = torch.zeros(3, 64, 64, dtype=torch.uint8)
+        self._alike = [one.prepare(probe) for one in teacher.preprocessings]
+        self._all: list[_Decoder] = []
+        self._free: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        load = partial(_load, preprocessings=teacher.preprocessings, hashes=hashes, noise=teacher.noise)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # they are born deaf to them, and stay so
+        try:
+            for _ in range(count):
+                self._start(load)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _start(self, load: "_Load") -> None:
+        context = multiprocessing.get_context("fork")
+        here, there = context.Pipe()
+        pixels = [_shared(_AT_ONCE, one) for one in self._alike]
+        ours = [here, *(one.connection for one in self._all)]  # one that held them would not see this process end
+        process = context.Process(target=_decode, args=(there, ours, partial(load, into=pixels)), daemon=True)
+        process.start()
+        there.close()
+        self._all.append(_Decoder(process, here, pixels))
+        self._free.put(self._all[-1])
+
+    def load(self, rows: Sequence[Row], batch_size: int) -> Images:
+        """As `load_images` does it, in pinned memory where there is a CUDA device. Raises NstError when a process died."""
+        pixels = [_pinned(batch_size, one) for one in self._alike]
+        parts: list[Images] = []
+        for start in range(0, len(rows), _AT_ONCE):
+            read = [_read(row) for row in rows[start : start + _AT_ONCE]]
+            decoder = self._free.get()
+            try:
+                part = _answer(decoder.connection, read)
+                for whole, shared in zip(pixels, decoder.pixels, strict=True):
+                    whole[start : start + len(read)].copy_(shared[: len(read)])
+            finally:
+                self._free.put(decoder)
+            parts.append(part)
+        for whole in pixels:
+            whole[len(rows) :] = 0
+        return _joined(parts, pixels)
+
+    def close(self) -> None:
+        """End the processes; threads that wait for one get an error."""
+        for one in self._all:
+            one.process.kill()
+        for one in self._all:
+            one.process.join()
+
+
+_Load = Callable[..., Images]
+
+
+def _load(rows: Sequence[Row], into: Sequence[Tensor], **settings: object) -> Images:
+    """Load some images; their pixels go `into` shared memory."""
+    images = load_images(rows, batch_size=len(rows), **settings)  # type: ignore[arg-type] # those of `load_images`
+    for shared, pixels in zip(into, images.pixels, strict=True):
+        shared[: len(rows)] = pixels if len(pixels) else 0
+    return replace(images, pixels=[])
+
+
+def _decode(connection: Connection, ours: Sequence[Connection], load: _Load) -> None:
+    """The life of a process: load what comes, until the other end is closed."""
+    for one in ours:
+        one.close()
+    torch.set_num_threads(1)
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            rows = connection.recv()
+            try:
+                answer: Images | Exception = load(rows)
+            except Exception as error:  # whatever it is, it is the parent's to raise
+                answer = NstError("out of memory while decoding; use fewer `decode_threads`") if is_out_of_memory(error) else error
+            connection.send(answer)
+
+
+def _answer(connection: Connection, rows: list[Row]) -> Images:
+    try:
+        connection.send(rows)
+        answer: Images | Exception = connection.recv()
+    except (EOFError, OSError):
+        raise NstError("a decoding process died, perhaps for lack of memory; use fewer `decode_threads`") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _read(row: Row) -> Row:
+    """The same row with its bytes, or with why there are none."""
+    try:
+        return Row(row.id, row.key, bytes(row.read()))
+    except (NstError, OSError) as error:
+        return Row(row.id, row.key, NstError(reason_of(error)))
+
+
+def _shared(images: int, alike: Tensor) -> Tensor:
+    """Room for so many images in memory that processes forked from now on share; in no file system, which a container may limit."""
+    memory = mmap.mmap(-1, max(1, images * alike.numel() * alike.element_size()))
+    channels, height, width = alike.shape
+    return torch.frombuffer(memory, dtype=alike.dtype).view(images, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pinned(images: int, alike: Tensor) -> Tensor:
+    """Room for so many images, in memory that a CUDA device copies from while it computes."""
+    order, pinned = torch.channels_last, torch.cuda.is_available()
+    return torch.empty((images, *alike.shape), dtype=alike.dtype, memory_format=order, pin_memory=pinned)
+
+
+def _joined(parts: Sequence[Images], pixels: list[Tensor]) -> Images:
+    """The parts of a batch as one, with the pixels of all; with none where no image could be read."""
+    readable = [first * _AT_ONCE + position for first, part in enumerate(parts) for position in part.readable]
+    reasons = [(first * _AT_ONCE + position, why) for first, part in enumerate(parts) for position, why in part.reasons]
+    hashes = [one for part in parts for one in part.hashes]
+    phashes = np.concatenate([part.phashes for part in parts]) if parts else np.empty(0, np.int64)
+    return Images(readable, reasons, hashes, phashes, pixels if readable else [torch.empty(0) for _ in pixels])

@@ -1,0 +1,121 @@
+"""The rows of a batch to what the network reads: read, hash, decode, noise, resize."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nst_data.errors import NstError, first_line
+from nst_data.images import ImageError, check_shape, image_hash, phash
+from nst_data.sources import Row
+from nst_train.classifiers.noised_teacher import TeacherNoise
+from nst_train.transforms.preprocessing import Preprocessing, decode_pixels, stacked, stacked_thumbnails, thumbnail
+
+_READ_AT_ONCE, _SMALL_BYTES = 32, 2**13
+_small_images = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch of rows, decoded. Where one is unreadable `pixels` hold zeros: the others' logits do not depend on it."""
+
+    readable: list[int]
+    reasons: list[tuple[int, str]]
+    hashes: list[str]
+    phashes: NDArray[np.int64]
+    pixels: list[Tensor]
+
+
+def load_images(
+    rows: Sequence[Row], preprocessings: Sequence[Preprocessing], batch_size: int, hashes: bool, noise: TeacherNoise | None = None
+) -> Images:
+    """Read, hash, decode, noise and prepare the rows of a batch, in this thread."""
+    exact = any(one.exact for one in preprocessings)
+    sides = [one.least_side_px for one in preprocessings]
+    least_side_px = None if None in sides else max(side for side in sides if side is not None)
+    readable, reasons, hashed, small = [], [], [], []
+    prepared: list[list[Tensor]] = [[] for _ in preprocessings]
+    start = 0
+    while start < len(rows):
+        contents = _contents(rows[start : start + _READ_AT_ONCE])
+        with _one_at_a_time(contents):
+            for position, content in enumerate(contents, start):
+                try:
+                    if isinstance(content, Exception):
+                        raise content
+                    pixels = decode_pixels(content, least_side_px, exact)
+                    check_shape(pixels.shape[2], pixels.shape[1])
+                    views = [_prepared(one, content, pixels, rows[position].id, noise) for one in preprocessings]
+                except (NstError, OSError) as error:
+                    reasons.append((position, reason_of(error)))
+                    continue
+                readable.append(position)
+                if hashes:
+                    hashed.append(image_hash(content))
+                    small.append(thumbnail(pixels))
+                for view, into in zip(views, prepared, strict=True):
+                    into.append(view)
+        start += len(contents)
+    batches = [stacked(one) if one else torch.empty(0) for one in prepared]
+    if small and all(view is one for view, one in zip(prepared[0], small, strict=True)):  # an image of its size is its own thumbnail
+        thumbnails = batches[0].permute(0, 2, 3, 1).numpy()
+    else:
+        thumbnails = stacked_thumbnails(small)
+    return Images(readable, reasons, hashed, phash(thumbnails), [_padded(one, readable, batch_size) for one in batches])
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image cannot be had, in a few words."""
+    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+
+
+def _contents(rows: Sequence[Row]) -> list[bytes | memoryview | Exception]:
+    """The first of these images, as many as are small together; one at least."""
+    contents: list[bytes | memoryview | Exception] = []
+    size = 0
+    for row in rows:
+        contents.append(content := _content(row))
+        size += 0 if isinstance(content, Exception) else len(content)
+        if size > 2**20:
+            break
+    return contents
+
+
+def _content(row: Row) -> bytes | memoryview | Exception:
+    """The bytes of an image, or why there are none."""
+    try:
+        return row.read()
+    except (NstError, OSError) as error:
+        return error
+
+
+def _one_at_a_time(contents: Sequence[bytes | memoryview | Exception]) -> AbstractContextManager[object]:
+    """What to hold while some images are decoded: of small ones Python's lock would change hands several times in each, at its full cost.
+
+    Meanwhile the other threads are in the network, or read.
+    """
+    sizes = [len(content) for content in contents if not isinstance(content, Exception)]
+    return _small_images if sum(sizes) <= _SMALL_BYTES * len(sizes) else nullcontext()
+
+
+def _prepared(preprocessing: Preprocessing, encoded: bytes | memoryview, pixels: Tensor, row: int, noise: TeacherNoise | None) -> Tensor:
+    try:
+        return noise.prepare(preprocessing, encoded, pixels, row) if noise else preprocessing.prepare(pixels)
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:  # such as a side that would be 0 pixels long
+        raise ImageError(
+            f"{pixels.shape[2]}x{pixels.shape[1]} pixels, which the teacher's transform refuses ({first_line(error)})"
+        ) from None
+
+
+def _padded(stacked: Tensor, readable: list[int], batch_size: int) -> Tensor:
+    """A whole batch; zeros where there is no image. Logits differ in the last bits between batch sizes, so there is one size only."""
+    if len(stacked) in (0, batch_size):
+        return stacked
+    batch = stacked.new_zeros(batch_size, *stacked.shape[1:])
+    batch[readable] = stacked
+    return batch
