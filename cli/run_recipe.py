@@ -10,7 +10,7 @@ import typer
 
 from nst_data.progress import as_text
 
-from .messages import terminal
+from .messages import in_our_words, terminal
 from .options import JsonOption, ShowSettingsOption, StoreOption, open_store, print_json
 from .show_settings import look_up, print_settings
 from .tables import WIDTH, print_table
@@ -126,11 +126,8 @@ def _dry_run(path: Path, store: "Store", json: bool, changes: Mapping[str, Any])
         for stage in found.stages
     ]
     print_table(("version", "step", "state", "images", "steps", "time", "disk"), rows, names=3, name_width=WIDTH)
-    if other := [stage.ref for stage in found.stages if stage.state == "differs"]:
-        print(
-            f"nst run will stop at {other[0]}, which was made with other settings or images: give the recipe another `name`, "
-            f"or remove what differs (nst remove {other[-1]}). Nothing was written."
-        )
+    if refusal := next((stage.refusal for stage in found.stages if stage.refusal), None):
+        print(f"nst run will refuse: {in_our_words(refusal)}. Nothing was written.")
         return
     free = f"{disk_use(found.free_bytes).removeprefix('about ')} are free"
     without = " without `evaluate`" if recipe.evaluate else ""

@@ -14,6 +14,7 @@ from wording import tells
 from nst_data.errors import NstError
 from nst_data.progress import Progress
 from nst_data.sources import open_source
+from nst_data.sources.listing import write_listing
 from nst_data.store.store import Store
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
@@ -76,8 +77,8 @@ def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed)
     other = write_tiny_recipe(tmp_path, generations=[mixed, STUDENT | {"epochs": 3}], **PARTS)
     assert [one.state for one in stages(store, other).stages] == ["done", "done", "done", "differs"]
     said = CliRunner().invoke(app, ["run", str(other), "--dry-run", "--store", str(store.root)]).stdout
-    assert "nst run will stop at bugs-teacher@gen-1" in said
-    assert "nst remove bugs-teacher@gen-1" in said
+    assert "nst run will refuse: bugs-teacher@gen-1 exists with other settings (epochs: 2.0 there, 3.0 asked)" in said
+    assert "`nst remove bugs-teacher@gen-1`" in said
     assert "left to do" not in said
 
     def states(teacher=mixed, **parts):
@@ -89,6 +90,50 @@ def test_what_is_in_the_store_is_done_and_other_settings_differ(tmp_path, timed)
     assert states(evaluate={"suite": "fgsm", "name": "more", "data": {"source": "validation"}}) == ["done"] * 4  # with a warning
     assert states(validation={"source": "validation"}) == ["differs", "done", "differs", "differs"]
     assert sorted(store.root.rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("removed", "change"),
+    [
+        (["bugs-teacher@gen-1"], {"generations": [TINY, STUDENT | {"epochs": 3}]}),
+        (["bugs-teacher@gen-1", "bugs@gen-1.1", "bugs@gen-1"], {"label": PARTS["label"] | {"temperature": 2.0}}),
+    ],
+)
+def test_an_unfinished_version_of_other_settings_is_refused_in_the_line_of_the_run(tmp_path, timed, removed, change):
+    write_tiny_images(tmp_path)
+    store, asked = Store(tmp_path / "store"), PARTS | {"generations": [TINY, STUDENT]}
+    self_training(store, load_recipe(write_tiny_recipe(tmp_path, **asked)), progress=Progress())
+    request = store.open(removed[-1]).manifest.request
+    for ref in removed:
+        store.remove(ref)
+    store.begin(request, removed[-1].partition("@")[0], 1)
+    path = write_tiny_recipe(tmp_path, **asked)
+    assert [one.state for one in stages(store, path).stages if one.ref == removed[-1]] == ["begun"]
+    path = write_tiny_recipe(tmp_path, **asked | change)
+    refused = next(one for one in stages(store, path).stages if one.ref == removed[-1])
+    assert refused.state == "differs"
+    with pytest.raises(NstError, match="is unfinished and was started with other settings") as error:
+        self_training(store, load_recipe(path), progress=Progress())
+    assert refused.refusal == str(error.value)
+    said = CliRunner().invoke(app, ["run", str(path), "--dry-run", "--store", str(store.root)]).stdout
+    assert f"`nst remove {removed[-1]}`" in said
+    assert "left to do" not in said
+
+
+def test_a_labeling_that_was_begun_on_a_pool_that_has_changed_is_refused_in_the_line_of_the_run(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
+    self_training(store, load_recipe(path), progress=Progress())
+    request = store.open("bugs@gen-1").manifest.request
+    for ref in ("bugs-teacher@gen-1", "bugs@gen-1.1", "bugs@gen-1"):
+        store.remove(ref)
+    staging, pool = store.begin(request, "bugs", 1), open_source(str(tmp_path / "pool"))
+    write_listing(staging.work / "pool.arrow", pool.listing())
+    next(iter(sorted((tmp_path / "pool").rglob("*.png")))).unlink()
+    refused = next(one for one in stages(store, path).stages if one.ref == "bugs@gen-1")
+    with pytest.raises(NstError, match="the pool has changed since bugs@gen-1 was started") as error:
+        self_training(store, load_recipe(path), progress=Progress())
+    assert refused.refusal == str(error.value)
 
 
 def test_a_second_generation_of_one_selection_labels_the_selected_images_alone(tmp_path, timed):

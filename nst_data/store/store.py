@@ -22,7 +22,7 @@ from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import Staging
 from nst_data.store.version import Number, Version
 
-__all__ = ["Number", "Staging", "Store", "Version", "check_name"]
+__all__ = ["Number", "Staging", "Store", "Version", "check_name", "why_taken"]
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -296,12 +296,7 @@ class Store:
         is_edition = request.kind == "edition"
         if (edition if is_edition else generation) is not None:
             for holder in taken:
-                other = holder.request if isinstance(holder, Staging) else holder.manifest.request
-                state = "is unfinished and was started" if isinstance(holder, Staging) else "exists"
-                raise NstError(
-                    f"{holder.ref} {state} with other settings ({_difference(other, request)}); "
-                    f"choose another name, `store.remove({holder.ref!r})` first, or omit the number to get the next one"
-                )
+                raise NstError(why_taken(holder, request))
             assert generation is not None
             return Number(generation, edition, request.kind == "review")
         numbers = [_number_of(holder) for holder in taken]
@@ -356,6 +351,16 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
     return name
+
+
+def why_taken(holder: Version | Staging, request: Request) -> str:
+    """The line that refuses a request for a number which other settings or inputs took."""
+    other = holder.request if isinstance(holder, Staging) else holder.manifest.request
+    state = "is unfinished and was started" if isinstance(holder, Staging) else "exists"
+    return (
+        f"{holder.ref} {state} with other settings ({_difference(other, request)}); "
+        f"choose another name, `store.remove({holder.ref!r})` first, or omit the number to get the next one"
+    )
 
 
 def _number_of(version: Version | Staging) -> Number:

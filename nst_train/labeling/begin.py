@@ -37,7 +37,7 @@ def begin(
         progress.say(line)
     _check_there(pool, limit, run.max_unreadable)
     for staging in store.stagings(corpus):
-        _check_not_moved(staging, request, pool)
+        check_not_moved(staging, request, pool)
     edition = 1 if request.kind == "edition" and generation is not None else None
     staged = store.begin(request, corpus, generation, edition)
     if isinstance(staged, Version):
@@ -64,7 +64,7 @@ def _check_there(pool: Source, limit: int | None, max_unreadable: float) -> None
     check_readable(pool.location, rows, missing, max_unreadable, f"{first!r}, which is empty or missing")
 
 
-def _check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
+def check_not_moved(staging: Staging, request: Request, pool: Source) -> None:
     """Raises NstError where the same labeling was begun with inputs of the same names that are others by now."""
     begun_on = staging.work / _LISTING  # not there yet: nothing was done
     moved = _moved(staging.request, request) if begun_on.exists() else None

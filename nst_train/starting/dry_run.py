@@ -16,9 +16,12 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.progress import Progress, on_this_terminal
+from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
+from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, Kind, Request
-from nst_data.store.store import Number, Store, Version
+from nst_data.store.store import Number, Store, Version, why_taken
+from nst_train.labeling.begin import check_not_moved
 from nst_train.recipe_data import RecipeData
 from nst_train.recipe_settings import GenerationSettings, Network, Recipe
 from nst_train.settings import TrainSettings
@@ -46,6 +49,7 @@ class Stage:
     seconds: float | None
     bytes_on_disk: int | None
     bytes_of_work: int = 0  # beside, until it is done
+    refusal: str | None = None  # of a version that differs: the line in which the run refuses
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,8 @@ class _Stages:
         classes = len(self.data.class_names)
         top_k = self.recipe.label.top_k or default_top_k(classes)
         bytes_on_disk = images * (_ROW_BYTES + (6 * top_k if top_k else 2 * classes))
-        ref, state, seconds = f"{self.recipe.name}@{number}", self._state_of(kind, self.recipe.name, number, asked), None
+        ref, seconds = f"{self.recipe.name}@{number}", None
+        state, refusal = self._state_of(kind, self.recipe.name, number, asked)
         if state == "done":
             return Stage(ref, what, state, images, None, 0.0, 0)
         if what == "select":
@@ -146,7 +151,7 @@ class _Stages:
             bytes_on_disk += images * self._bytes_an_image if self.recipe.select.embed_images else 0
         elif is_timed and self._teacher and (speed := self._speed_of(*self._teacher)):
             seconds = images * speed.seconds_a_label
-        return Stage(ref, what, state, images, None, seconds, bytes_on_disk)
+        return Stage(ref, what, state, images, None, seconds, bytes_on_disk, refusal=refusal)
 
     def _trainings(self, network: Network, name: str, number: int, with_pseudo: bool) -> Iterator[Stage]:
         settings: GenerationSettings = network.settings
@@ -166,21 +171,21 @@ class _Stages:
         steps = None if settings.probe else Schedule.of(settings, self._counted(settings)).steps
         asked = settings.of_probe() if settings.probe else settings if with_pseudo else settings.of_labeled_alone()
         asked = asked if self.data.validation and not settings.probe else asked.without_validation()
-        ref, state = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked.for_request())
+        ref, (state, refusal) = f"{name}@{Number(number)}", self._state_of("teacher", name, Number(number), asked.for_request())
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":
             return Stage(ref, what, state, labeled, steps, 0.0, 0)
         if (speed := self._speed_of(settings, per_step)) is None:
-            return Stage(ref, what, state, labeled, steps, None, None)
+            return Stage(ref, what, state, labeled, steps, None, None, refusal=refusal)
         weights, tested = 4 * speed.parameters, len(self.data.test or []) * speed.seconds_a_label
         if steps is None:
             features = labeled * (4 * speed.features + _ROW_BYTES)
-            return Stage(ref, what, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features)
-        left = steps - self._steps_done(name, number)
+            return Stage(ref, what, state, labeled, None, tested + labeled * speed.seconds_a_label, weights + features, refusal=refusal)
+        left = steps - (self._steps_done(name, number) if state == "begun" else 0)
         validated = self._validated(settings, left, per_step) * speed.seconds_a_label
         seconds = tested + validated + left * speed.seconds_a_step
         work = (self.recipe.run.keep_checkpoints + 1) * _CHECKPOINT_COPIES * weights
-        return Stage(ref, what, state, labeled, steps, seconds, weights, work)
+        return Stage(ref, what, state, labeled, steps, seconds, weights, work, refusal)
 
     def _validated(self, settings: TrainSettings, steps: int, per_step: int) -> int:
         """How many images are scored on the way of so many steps."""
@@ -236,25 +241,56 @@ class _Stages:
         step = self.store.how_far(f"{name}@{Number(number)}").removeprefix("step ").replace(",", "")
         return int(step) if step.isdigit() else 0
 
-    def _state_of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> State:
-        """Whether a version is there: of these settings and images, or of others."""
+    def _state_of(self, kind: Kind, name: str, number: Number, asked: dict[str, Any]) -> tuple[State, str | None]:
+        """Whether a version is there or under way: of these settings and images or, with the line in which the run refuses, of others."""
         for version in self.store.versions(name):
             if version.number == number and version.is_readable and version.manifest.kind == kind:
-                is_same = self._has_its_reviews(version) and self._is_asked(version.manifest.request, asked)
-                return "done" if is_same else "differs"
-        return "begun" if f"{name}@{number}" in self.store.unfinished() else "to do"
+                if self._is_asked(version.manifest.request, version.ref, asked):
+                    return "done", None
+                return "differs", why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
+        for staging in self.store.stagings(name):
+            if staging.ref == f"{name}@{number}" and staging.request.kind == kind:
+                instead = self._asked_instead(staging.request, staging.ref, asked)
+                try:
+                    if kind == "generation" or "like" in instead.inputs.by_role:
+                        check_not_moved(staging, instead, self.data.pool)
+                except NstError as error:
+                    return "differs", str(error)
+                return ("begun", None) if self._is_asked(staging.request, staging.ref, asked) else ("differs", why_taken(staging, instead))
+        return "to do", None
 
-    def _has_its_reviews(self, version: Version) -> bool:
-        """Whether what people answered went into a version as the recipe says."""
-        kind, number = version.manifest.kind, version.number.generation
-        if version.name.startswith(f"{self.recipe.name}-control"):
+    def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
+        """What people answered that the recipe gives to a version."""
+        name, _, written = ref.partition("@")
+        number = Number.parse(written).generation
+        if name.startswith(f"{self.recipe.name}-control"):
             number = self.recipe.networks[-1].generation
-        ref = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
-        entry = version.manifest.request.inputs.by_role.get("reviews")
-        return (entry and entry.digest) == (self.store.open(ref, "review").manifest.digest if ref else None)
+        reviews = None if kind == "generation" else self.recipe.reviews_of(max(1, number) if kind == "edition" else number)
+        return self.store.open(reviews, "review") if reviews else None
 
-    def _is_asked(self, request: Request, asked: dict[str, Any]) -> bool:
+    def _asked_instead(self, there: Request, ref: str, asked: dict[str, Any]) -> Request:
+        """What the run asks for where a request took the number, whichever version its weights or labels come from."""
+        settings = asked | {name: there.settings[name] for name in (ORDER, "stream") if name in there.settings}
+        if asked.get("start") and there.settings.get("start"):
+            settings["start"] = there.settings["start"]
+        inputs, data = dict(there.inputs.by_role), self.data
+        known: dict[str, Input | None] = {"reviews": review.lineage if (review := self._reviews_of(there.kind, ref)) else None}
+        if there.kind == "teacher":
+            known["labeled"] = data.labeled.lineage if data.labeled else None
+            known["validation"] = data.validation.lineage if data.validation and not asked.get("probe") else None
+        elif "pool" in inputs:
+            known["pool"] = data.pool.lineage
+        if there.kind == "edition" and "like" not in inputs:
+            inputs = {role: entry for role, entry in inputs.items() if not role.startswith("exclude")}
+            known |= excluded_inputs([*data.held_out, *data.evaluated])
+        entries = {role: entry for role, entry in (inputs | known).items() if entry is not None}
+        return there.model_copy(update={"settings": settings, "inputs": type(there.inputs)(**entries)})
+
+    def _is_asked(self, request: Request, ref: str, asked: dict[str, Any]) -> bool:
         """Whether a version is what the recipe makes, whichever version its weights or labels come from."""
+        entry, review = request.inputs.by_role.get("reviews"), self._reviews_of(request.kind, ref)
+        if (entry and entry.digest) != (review.manifest.digest if review else None):
+            return False
         made = {name: value for name, value in request.settings.items() if name not in (ORDER, "stream")}  # an earlier nst's word for it
         if made | {"start": bool(made.get("start"))} != asked | {"start": bool(asked.get("start"))}:
             return False
