@@ -171,6 +171,17 @@ def test_a_source_that_is_not_there_is_one_line(tmp_path):
         stages(Store(tmp_path / "store"), write_tiny_recipe(tmp_path, pool="/nothing-here", generations=[TINY, STUDENT], **PARTS))
 
 
+def test_a_class_of_which_no_image_can_be_read_is_one_line_unless_its_training_is_done(tmp_path, timed):
+    write_tiny_images(tmp_path)
+    store, path = Store(tmp_path / "store"), write_tiny_recipe(tmp_path, generations=[TINY, STUDENT], **PARTS)
+    self_training(store, load_recipe(path), progress=Progress())
+    for file in (tmp_path / "labeled" / "bee").iterdir():
+        file.write_bytes(b"x" * file.stat().st_size)  # names and sizes stay
+    assert {one.state for one in stages(store, path).stages} == {"done"}
+    with pytest.raises(NstError, match=r"labeled: none of the 4 images of class 'bee' can be read; the first is bee/000\.png: "):
+        stages(Store(tmp_path / "other"), path)
+
+
 def test_the_command_times_a_few_steps_and_writes_nothing(tmp_path):
     write_tiny_images(tmp_path)
     probe = {"model": "test_resnet", "image_size": 16, "pretrained": False}

@@ -198,6 +198,39 @@ def test_what_makes_no_recipe_is_one_line(tmp_path, network, names, says):
     assert not (tmp_path / "a.yaml").exists()
 
 
+def spoil(folder, keep=0):
+    """Cut the images of a folder short, all but the last `keep`."""
+    files = sorted(folder.iterdir())
+    for file in files[: len(files) - keep]:
+        file.write_bytes(file.read_bytes()[:60])
+
+
+def test_a_class_of_which_no_image_can_be_read_is_one_line(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    spoil(top / "labeled" / "bee", keep=1)
+    recipe_of(tmp_path, network)
+    (tmp_path / "a.yaml").unlink()
+    spoil(top / "labeled" / "bee")
+    spoil(top / "test" / "cat")
+    with pytest.raises(NstError, match=r"labeled: none of the 4 images of class 'bee' can be read; the first is bee/000\.png: .*; restore"):
+        recipe_of(tmp_path, network)
+    assert not (tmp_path / "a.yaml").exists()
+    shutil.rmtree(top / "labeled" / "bee")
+    shutil.rmtree(top / "test" / "bee")
+    _, said = recipe_of(tmp_path, network)
+    assert f"{top / 'test'}: none of the 2 images of class 'cat' can be read" in said
+
+
+def test_a_pool_of_which_no_image_can_be_read_is_one_line(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    for file in (top / "unlabeled").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(
+        NstError, match=r"^pool: .*unlabeled: none of its 18 images that were looked at can be read; the first is 0-100\.png: "
+    ):
+        recipe_of(tmp_path, network)
+
+
 @pytest.mark.slow
 def test_a_pool_inside_the_labeled_folder_is_one_line_and_the_other_way_round_a_warning_that_runs(tmp_path, network):
     top = photos(tmp_path / "photos")

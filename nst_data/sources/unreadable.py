@@ -40,6 +40,16 @@ def _rounded_up(share: float) -> str:
     return f"{float(Fraction(math.ceil(exact * 10**digits), 10**digits)):.{digits}f}".rstrip("0").rstrip(".")
 
 
+def lost_class(what: str, images: int, class_name: str, first: str) -> NstError:
+    """The error of labeled images that have a class of which none can be read; `first` is a line about the first of them."""
+    none = f"none of the {images:,} images" if images > 1 else "the only image"
+    verb = "can" if images > 1 else "cannot"
+    return NstError(
+        f"{what}: {none} of class {class_name!r} {verb} be read; "
+        f"{'the first is ' if images > 1 else ''}{first}; restore {'them' if images > 1 else 'it'}, or remove the class"
+    )
+
+
 def lost_classes(labels: NDArray[np.int64], class_names: Sequence[str], lost: NDArray[np.int64]) -> dict[str, int]:
     """The classes whose images are all among the rows `lost`, with how many each has; `labels` has the class of every row."""
     images, unread = (np.bincount(some, minlength=len(class_names)) for some in (labels, labels[lost]))

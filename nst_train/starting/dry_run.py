@@ -26,6 +26,7 @@ from nst_train.recipe_data import RecipeData
 from nst_train.recipe_settings import GenerationSettings, Network, Recipe
 from nst_train.settings import TrainSettings
 from nst_train.starting.choosing import why_not_there
+from nst_train.starting.looking import check_classes_are_readable
 from nst_train.starting.timing import Speed, speed_of
 from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.validation import sensible_epochs
@@ -107,6 +108,7 @@ class _Stages:
     _speeds: dict[str, Speed | None] = field(default_factory=dict)
     _teacher: tuple[TrainSettings, int] | None = None  # of what was trained last, with the images of a step
     _said: set[str] = field(default_factory=set)
+    _are_readable: bool = False  # the classes of the labeled images
 
     def all(self) -> Iterator[Stage]:
         """Every version of the recipe, in the order in which they are made."""
@@ -175,6 +177,7 @@ class _Stages:
         what = f"{'probe' if settings.probe else 'train'} {public_name(settings.model)}"
         if state == "done":
             return Stage(ref, what, state, labeled, steps, 0.0, 0)
+        self._check_classes_are_readable()
         if (speed := self._speed_of(settings, per_step)) is None:
             return Stage(ref, what, state, labeled, steps, None, None, refusal=refusal)
         weights, tested = 4 * speed.parameters, len(self.data.test or []) * speed.seconds_a_label
@@ -186,6 +189,12 @@ class _Stages:
         seconds = tested + validated + left * speed.seconds_a_step
         work = (self.recipe.run.keep_checkpoints + 1) * _CHECKPOINT_COPIES * weights
         return Stage(ref, what, state, labeled, steps, seconds, weights, work, refusal)
+
+    def _check_classes_are_readable(self) -> None:
+        """Once, before the first training that is not done. Raises NstError as the training does."""
+        if self.data.labeled is not None and not self._are_readable:
+            check_classes_are_readable(self.data.labeled)
+            self._are_readable = True
 
     def _validated(self, settings: TrainSettings, steps: int, per_step: int) -> int:
         """How many images are scored on the way of so many steps."""

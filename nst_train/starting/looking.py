@@ -1,17 +1,19 @@
-"""What a user has: sources by their role, images of each class, sizes, and what of it will hurt. Decodes nothing."""
+"""What a user has: sources by their role, images of each class, sizes, and what of it will hurt. Decodes an image of each class."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
-from nst_data.images import upright_size
+from nst_data.images import decode, upright_size
 from nst_data.progress import as_text
-from nst_data.sources import Source, check_trainable, labels_in, match_classes, open_source
+from nst_data.selection.overlap import DECODED_SIDE_PX
+from nst_data.sources import Row, Source, check_trainable, labels_in, match_classes, open_source
+from nst_data.sources.unreadable import lost_class, phrase
 
 FOLDERS = {  # as people call them; the first one is what messages name
     "labeled": ("labeled", "labelled", "train", "training"),
@@ -38,6 +40,7 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
+    lost: list[str] = field(default_factory=list)  # a line for each role whose images are measured on and none of a class can be read
 
     @property
     def class_names(self) -> list[str]:
@@ -86,10 +89,50 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
         if role in opened:
             match_classes(opened[role].class_names or [], labeled.class_names or [], opened[role].location, subset=True)
     counts = np.bincount(labels_in(labeled), minlength=len(labeled.class_names or []))
-    sides = [side for source in (labeled, pool) for side in _sides_px(source)]
+    sides = []
+    for role in ("labeled", "pool"):
+        sampled = list(_sides_px(opened[role]))
+        _check_some_readable(role, opened[role], sampled)
+        sides += sampled
     read = np.array([side for side in sides if side], dtype=np.int64)
+    check_classes_are_readable(labeled)
     test, validation = opened.get("test"), opened.get("validation")
-    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read))
+    lost = [f"{one.location}: {phrase(classes)}" for one in (test, validation) if one and (classes := _lost(one))]
+    return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), lost)
+
+
+def check_classes_are_readable(labeled: Source) -> None:
+    """Raises NstError for a class whose images are there and cannot be read, as a training does; of others one image is read."""
+    names = labeled.class_names or []
+    for name, images, first in _unreadable_classes(labeled):
+        raise lost_class(labeled.location, images, names[name], first)
+
+
+def _lost(source: Source) -> dict[str, int]:
+    """The classes of which no image can be read, with how many each has."""
+    names = source.class_names or []
+    return {names[label]: images for label, images, _ in _unreadable_classes(source)}
+
+
+def _unreadable_classes(source: Source) -> Iterator[tuple[int, int, str]]:
+    """(class, images, a line about the first of them) of each class of which no image can be read."""
+    labels = labels_in(source)
+    present, first = np.unique(labels, return_index=True)
+    suspects = {int(labels[row.id]): why for row in source.rows(np.sort(first)) if (why := _fault(row))}
+    for label in map(int, present):
+        if label in suspects:
+            rows = np.flatnonzero(labels == label)
+            if len(rows) == 1 or all(_fault(row) for row in source.rows(rows[1:])):
+                yield label, len(rows), suspects[label]
+
+
+def _fault(row: Row) -> str | None:
+    """Where and why an image cannot be read; None of one that can."""
+    try:
+        decode(row.read(), DECODED_SIDE_PX)
+    except (OSError, NstError) as error:
+        return f"{row.key}: {error}"
+    return None
 
 
 def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
@@ -153,6 +196,14 @@ def _sides_px(source: Source) -> Iterator[int]:
             yield 0
 
 
+def _check_some_readable(role: str, source: Source, sides: list[int]) -> None:
+    """Raises NstError where none of the images that were looked at can be read."""
+    if not any(sides):
+        looked = f"its {len(sides):,}" if len(sides) == len(source) else f"{len(sides):,} of its {len(source):,}"
+        row = next(iter(source.rows(np.zeros(1, np.int64))))
+        raise NstError(f"{role}: {source.location}: none of {looked} images that were looked at can be read; the first is {_fault(row)}")
+
+
 def warnings(look: Look) -> list[str]:
     """What will hurt, a line each."""
     return [*_of_labels(look), *_of_pool(look), *_of_images(look)]
@@ -198,6 +249,7 @@ def _of_images(look: Look) -> Iterator[str]:
         yield f"the images are tiny ({look.side_px} px): they are enlarged for a network that was trained on photographs"
     if look.unread:
         yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: they will be skipped"
+    yield from look.lost
 
 
 def few_times(look: Look) -> bool:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nst_data.errors import NstError
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
 from nst_data.sources.changes import HASH, Reading
-from nst_data.sources.unreadable import check_readable, lost_classes, phrase
+from nst_data.sources.unreadable import check_readable, lost_class, lost_classes, phrase
 from nst_data.store.store import Staging, Version
 from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
@@ -58,11 +57,7 @@ def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, s
     for row, why in faults.items():
         label = int(labels[int(row)])
         if label not in readable:
-            images = int((labels == label).sum())
-            raise NstError(
-                f"{source.location}: none of the {images:,} images of class {names[label]!r} can be read; the first is {why}; "
-                "restore them, or remove the class"
-            )
+            raise lost_class(source.location, int((labels == label).sum()), names[label], why)
     if empty := [name for label, name in enumerate(names) if label not in readable]:
         shown = ", ".join(empty[:5]) + ", ..." * (len(empty) > 5)
         have = "have" if len(empty) > 1 else "has"
