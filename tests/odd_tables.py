@@ -201,7 +201,7 @@ PARQUET = [
     Odd("one negative", parquet(label=[0, -1, 2]), None, "has values -1 to 2, expected 0 to 2; drop rows without a class"),
     Odd("negative alone", parquet(label=[-1, -1, -1]), None, "are negative; classes start at 0"),
     Odd("thousands without names", parquet(label=[0, 21_840, 5]), ["0", "21840", "5"]),
-    Odd("floats", parquet(label=[0.0, 1.0, 0.0]), None, "is double, expected integers or strings"),
+    Odd("floats with a fraction", parquet(label=[0.0, 1.5, 0.0]), None, "is double with the value 1.5, expected whole numbers or strings"),
     Odd("lists of labels", parquet(label=[[0], [1], [0, 1]]), None, "is list<.*>, expected integers or strings"),
     Odd("structs of labels", parquet(label=[{"id": 0}] * 3), None, "is struct<.*>, expected integers or strings"),
     Odd("two columns of one name", lambda folder: pq.write_table(

@@ -195,6 +195,23 @@ def test_a_label_with_its_confidence_or_alone_is_taken(tmp_path, suffix):
         assert read(path, NAMES, smoothing) == near(expected(1) if "confidence" in columns else expected(4, hard))
 
 
+@pytest.mark.parametrize("column", ["label", "index"])
+def test_class_numbers_in_floats_are_their_integers(tmp_path, column):
+    frame = pd.DataFrame({"filename": ["x.png", "y.png"], column: [2.0, 0.0], "prob": [0.7, 0.4]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_json(tmp_path / "t.jsonl", lines=True, orient="records")
+    for name in ("t.csv", "t.parquet", "t.jsonl"):
+        found = read(tmp_path / name, NAMES)
+        assert [max(found[key], key=found[key].get) for key in ("x.png", "y.png")] == ["cat", "ant"], name
+
+
+def test_a_negative_class_without_class_names_is_an_error(tmp_path):
+    (tmp_path / "t.csv").write_text("filename,label\nx.png,ant\ny.png,bee\nz.png,-1\n")
+    with pytest.raises(NstError, match=r"`label` has the label -1, expected a class name or number from 0; drop rows without a class"):
+        read(tmp_path / "t.csv", None)
+
+
 def test_a_simple_object_of_labels_is_taken(tmp_path):
     assert read(write_json(tmp_path / "a.json", {"x.png": "ant", "y.png": "bee"})) == {
         "x.png": {"ant": 1, "bee": 0},
@@ -220,6 +237,7 @@ REFUSED = [
         r"expected CSV with a header; reading it failed \(Failed to parse string: 'much' as a scalar of type double\)",
     ),
     ("x,ant,0.7\nx2,fly,0.7\n", r"`label`: expected the classes 4 \(ant, bee, cat, dog\), found 2 \(ant, fly\); not expected: 1 \(fly\)"),
+    ("x,0,0.7\nx2,-1,0.7\n", r"`label` has the label -1, expected a class name or number from 0; drop rows without a class"),
     ("x,0,0.7\nx2,4,0.7\n", r"`label` has the class number 4, expected 0 to 3"),
     (
         "x,ant,0.7\nx2,bee,0.1\n",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from pictures import images_and_labels, png, write_files, write_table
+from pictures import images_and_labels, png, write_files, write_table, write_tar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import check_trainable, match_classes, open_source
@@ -20,6 +20,29 @@ def test_integer_labels_without_names_are_their_own_names(tmp_path):
     assert source.labels.dtype == np.int64
 
 
+@pytest.mark.parametrize("labels", [[2.0, 0.0], ["2.0", "0.0"], ["2.0", "0"]])
+def test_labels_in_floats_are_their_integers(tmp_path, labels):
+    source = open_source(write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=labels), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["0", "1", "2"], [2, 0])
+    text = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+    (tmp_path / "x.csv").write_text(f"path,label\n{text}")
+    source = open_source(str(tmp_path / "x.csv"), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["0", "1", "2"], [2, 0])
+    write_tar(
+        tmp_path / "x.tar",
+        [one for number, label in enumerate(labels) for one in ((f"{number}.png", png(number)), (f"{number}.cls", str(label).encode()))],
+    )
+    source = open_source(str(tmp_path / "x.tar"), labeled=True)
+    assert (source.class_names, source.labels.tolist()) == (["0", "1", "2"], [2, 0])
+
+
+def test_a_negative_label_in_text_is_an_error(tmp_path):
+    for labels in (("-1", "0"), ("-1.0", "0.0"), ("-1", "ant")):
+        (tmp_path / "x.csv").write_text("path,label\n" + "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels)))
+        with pytest.raises(NstError, match=rf"`label` has the label {labels[0]}, expected a class name or number from 0; drop rows"):
+            open_source(str(tmp_path / "x.csv"), labeled=True)
+
+
 def test_string_labels_are_classes_in_sorted_order(tmp_path):
     source = open_source(write_table(tmp_path / "x.parquet", image=[png(0), png(1), png(2)], label=["b", "a", "b"]), labeled=True)
     assert (source.class_names, source.labels.tolist()) == (["a", "b"], [1, 0, 1])
@@ -29,7 +52,10 @@ def test_string_labels_are_classes_in_sorted_order(tmp_path):
     ("labels", "message"),
     [
         ([0, None], "1 row without a label"),
-        ([0.0, 1.0], "is double, expected integers or strings"),
+        ([0.5, 1.0], "is double with the value 0.5, expected whole numbers or strings"),
+        ([0.0, float("nan")], "1 row without a label"),
+        (["-1", "0"], "`label` has the label -1, expected a class name or number from 0; drop rows without a class"),
+        (["-1.0", "ant"], "`label` has the label -1.0, expected a class name"),
         ([-1, 1], r"`label` has values -1 to 1.*0 to 1"),
     ],
 )

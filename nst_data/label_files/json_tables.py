@@ -132,7 +132,7 @@ class _Table:
     def _class_kind(self, classes: list[list[Any] | None]) -> pa.DataType:
         if self._kind is None:
             first = next((label for labels in classes for label in labels or ()), None)
-            self._kind = pa.int64() if isinstance(first, int) and not isinstance(first, bool) else pa.string()
+            self._kind = pa.int64() if isinstance(first, int | float) and not isinstance(first, bool) else pa.string()
         return self._kind
 
     def _array(self, lists: list[list[Any] | None], kind: pa.DataType) -> pa.Array:

@@ -22,7 +22,14 @@ def classes_of(columns: Sequence[pa.Array], by_number: bool) -> list[pa.Array]:
     found = [_list_of_words(column) if _is_list(column) else pc.utf8_trim_whitespace(column) for column in columns]
     if not by_number:
         return found
-    return [column.cast(pa.list_(pa.int64()) if pa.types.is_list(column.type) else pa.int64()) for column in found]
+    return [_integers(column) for column in found]
+
+
+def _integers(column: pa.Array) -> pa.Array:
+    """Integers, also where a table has them as floats, `1.0`."""
+    if pa.types.is_list(column.type):
+        return pa.ListArray.from_arrays(_offsets(column), _integers(column.flatten()), mask=column.is_null())
+    return pc.replace_substring_regex(column, r"^(-?[0-9]+)\.0*$", r"\1").cast(pa.int64())
 
 
 def _is_list(column: pa.Array) -> bool:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.folder import Files
-from nst_data.sources.labels import LabelsAsked, class_numbers, label_column, labels_of
+from nst_data.sources.labels import LabelsAsked, label_column, labels_of, whole_numbers
 from nst_data.sources.listed import sizes_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, json_lines, readable
@@ -54,17 +54,15 @@ class ImageTable(Files):
         name = named[0] if asked.column is None and named else label_column(table.schema, self.location, asked.column)
         self.label_column = asked.column
         texts = pc.utf8_trim_whitespace(table[name])
-        numbers = None if texts.null_count else class_numbers(texts.to_pylist())
-        if numbers is not None:
-            if len(set(numbers)) < len(spelt := sorted(set(texts.to_pylist()), key=lambda text: (int(text), text))):
-                twice = next(pair for pair in pairwise(spelt) if int(pair[0]) == int(pair[1]))
-                raise NstError(
-                    f"{self.location}: column `{name}` has several spellings of one class: {', '.join(map(repr, twice))}; use one"
-                )
-            texts = texts.cast(pa.int64())
-            self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names)
-        else:
-            self.labels, self.class_names = labels_of(texts, None, self.location, name)
+        words = [] if texts.null_count else pc.unique(texts).to_pylist()
+        numbers = whole_numbers(words, f"{self.location}: column `{name}`") or []
+        if numbers:
+            for (number, spelt), (following, other) in pairwise(sorted(zip(numbers, words, strict=True))):
+                if number == following:
+                    raise NstError(f"{self.location}: column `{name}` has several spellings of one class: {spelt!r}, {other!r}; use one")
+            places = pc.index_in(texts, pa.array(words, texts.type)).combine_chunks()
+            texts = pa.chunked_array([pa.array(numbers, pa.int64()).take(places)])
+        self.labels, self.class_names = labels_of(texts, None, self.location, name, asked.names if numbers else 0)
 
 
 def metadata_in(folder: str) -> str | None:

@@ -19,6 +19,7 @@ MOST_UNNAMED = 100_000  # how many classes integers without names may stand for,
 _MOST_BYTES_OF_NAMES = 2**26
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals obey these, editors end lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_WHOLE = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
 _ADVICE = "Rename them, or give the names of integer labels with `class_names` FILE"
 
 
@@ -116,7 +117,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.ChunkedArray:
-    """A label column as int64 or large_string, however it is stored: integers, booleans (0 and 1), text, all that in a dictionary.
+    """A label column as int64 or large_string, however it is stored: integers, also as floats, booleans (0 and 1), text, in a dictionary.
 
     Raises NstError for rows without a label, and for columns of other types.
     """
@@ -126,6 +127,8 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
         return class_values(pa.chunked_array(chunks, kind.storage_type), location, name)
     if pa.types.is_dictionary(kind):
         return class_values(column.cast(kind.value_type), location, name)
+    if pa.types.is_floating(kind):
+        column = _without_nan(column)
     if column.null_count:
         rows = f"{column.null_count:,} row{'s' * (column.null_count > 1)}"
         raise NstError(f"{location}: column `{name}` has {rows} without a label; every image needs a label")
@@ -134,6 +137,8 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
             return column.cast(pa.int64())
         except pa.ArrowInvalid:  # beyond 2^63
             raise _too_many(pc.max(column).as_py(), len(column), MOST_UNNAMED, f"{location}: column `{name}`") from None
+    if pa.types.is_floating(kind):
+        return whole_floats(column, f"{location}: column `{name}` is {kind}")
     if not (_is_text(kind) or _is_binary(kind)):
         raise NstError(f"{location}: column `{name}` is {kind}, expected integers or strings")
     try:
@@ -145,6 +150,21 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     return texts
 
 
+def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As float64, with null for NaN: pandas writes a column of integers so where some are missing."""
+    column = column.cast(pa.float64())
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+
+
+def whole_floats(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    """Class numbers that stand in floats, as int64; null for NaN. Raises NstError for one with a fraction."""
+    column = _without_nan(column)
+    odd = column.filter(pc.invert(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53))))
+    if len(odd):
+        raise NstError(f"{what} with the value {odd[0].as_py():g}, expected whole numbers or strings")
+    return column.cast(pa.int64())
+
+
 def labels_of(
     column: pa.ChunkedArray, names: list[str] | None, location: str, name: str, most_names: int = 0
 ) -> tuple[NDArray[np.int64], list[str]]:
@@ -153,9 +173,15 @@ def labels_of(
     `most_names` are there for integers without names.
     """
     values = class_values(column, location, name)
+    what = f"{location}: column `{name}`"
     if pa.types.is_large_string(values.type):
-        return encode(values.to_pylist())
-    return number_labels(values.to_numpy(), names, f"{location}: column `{name}`", most_names)
+        texts = values.to_pylist()
+        numbers = whole_numbers(words := sorted(set(texts)), what)
+        if numbers is None or class_numbers(words) is not None:  # plain digits in a column of text are names
+            return encode(texts)
+        number_of = dict(zip(words, numbers, strict=True))
+        return number_labels([number_of[text] for text in texts], names, what, most_names)
+    return number_labels(values.to_numpy(), names, what, most_names)
 
 
 def number_labels(
@@ -197,6 +223,18 @@ def encode(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
 def class_numbers(class_names: Sequence[str]) -> list[int] | None:
     """The numbers that class names are, None where some are not."""
     return [int(name) for name in class_names] if all(map(_NUMBER.fullmatch, class_names)) else None
+
+
+def whole_numbers(words: Sequence[str], what: str) -> list[int] | None:
+    """The class numbers that different words are, `1` or, as a table of floats has it, `1.0`; None where some are names.
+
+    Raises NstError for a negative number, which stands for an image without a class.
+    """
+    found = [_WHOLE.fullmatch(word) for word in words]
+    numbers = [int(one[1]) for one in found if one]
+    if negative := [one[0] for one in found if one and int(one[1]) < 0]:
+        raise NstError(f"{what} has the label {negative[0]}, expected a class name or number from 0; drop rows without a class")
+    return numbers if len(numbers) == len(words) else None
 
 
 def renamed(

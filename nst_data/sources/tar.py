@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources.files import OpenFile, check_whole
-from nst_data.sources.labels import LabelsAsked, encode, number_labels
+from nst_data.sources.labels import LabelsAsked, encode, number_labels, whole_numbers
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import Member, documents, members
 from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class, key_of
@@ -217,9 +217,14 @@ def _object(path: str, name: str, content: bytes | None) -> dict[str, Any]:
 
 def _numbered(classes: list[str], location: str, most_names: int) -> tuple[NDArray[np.int64], list[str]]:
     """(labels, class names): numbers, where all classes are, else text."""
+    what = f"{location}: `{CLASS_SUFFIX}`"
     if all(map(_INTEGER.fullmatch, classes)):
-        return number_labels([int(text) for text in classes], None, f"{location}: `{CLASS_SUFFIX}`", most_names)
-    return encode(classes)
+        return number_labels([int(text) for text in classes], None, what, most_names)
+    numbers = whole_numbers(words := sorted(set(classes)), what)
+    if numbers is None:
+        return encode(classes)
+    number_of = dict(zip(words, numbers, strict=True))
+    return number_labels([number_of[text] for text in classes], None, what, most_names)
 
 
 def _columns(found: list[tuple[int, Member]]) -> list[pa.Array]:

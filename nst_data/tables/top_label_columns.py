@@ -13,7 +13,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, match_classes
-from nst_data.sources.labels import MOST_UNNAMED, check_class_names, class_numbers
+from nst_data.sources.labels import MOST_UNNAMED, check_class_names, class_numbers, whole_floats, whole_numbers
 from nst_data.store.files import replacing
 from nst_data.tables.label_columns import LabelColumns, shown
 from nst_data.tables.soft_label_column import SUM_TOLERANCE, softmax
@@ -45,7 +45,7 @@ class TopLabelColumns:
         self.most, self._by_number = 0, False
         with progress.task(f"read `{shown(columns.classes)}`", len(table), "labels") as task:
             for batch in table.columns(columns.classes):
-                lists = columns.classes_in(batch)
+                lists = self._classes_in(batch)
                 self.most = max(self.most, pc.max(pc.list_value_length(lists)).as_py() or 0)
                 self._by_number = pa.types.is_integer(lists.type.value_type)
                 if not self._by_number:
@@ -136,6 +136,17 @@ class TopLabelColumns:
         """The records in a file, memory-mapped; shape (rows,)."""
         return np.memmap(file, record(self.classes, top_k), "r")
 
+    def _classes_in(self, batch: pa.RecordBatch) -> pa.Array:
+        """The classes of each row, as lists; integers where all of them are floats without a fraction."""
+        lists = self._columns.classes_in(batch)
+        if not pa.types.is_floating(lists.type.value_type):
+            return lists
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        flat = pa.chunked_array([lists.flatten()])
+        kind, column = lists.type.value_type, shown(self._columns.classes)
+        numbers = whole_floats(flat, f"{self._table.location}: column `{column}` is {kind}").combine_chunks()
+        return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), numbers)
+
     def _words(self, lists: pa.Array) -> set[str]:
         kind = lists.type.value_type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
@@ -152,7 +163,7 @@ class TopLabelColumns:
         location, column = self._table.location, shown(self._columns.classes)
         names = given or self._table.class_columns().get(column)
         found = sorted(words)
-        numbers = class_numbers(found)
+        numbers = whole_numbers(found, f"{location}: column `{column}`")
         if names is None and (self._by_number or numbers is not None):
             raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
         names = found if names is None else names
@@ -164,7 +175,8 @@ class TopLabelColumns:
             if beyond:
                 raise NstError(f"{location}: column `{column}` has the class number {min(beyond)}, expected 0 to {len(names) - 1}")
             return names, dict(zip(found, numbers, strict=True))
-        places = match_classes(found, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
+        plain = found if numbers is None or class_numbers(found) is not None else [str(number) for number in numbers]
+        places = match_classes(plain, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
         return names, dict(zip(found, places.tolist(), strict=True))
 
     def _say(self, given: bool) -> None:
@@ -177,7 +189,7 @@ class TopLabelColumns:
 
     def _checked(self, batch: pa.RecordBatch, start: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Classes and probabilities of a batch, the most probable first; of equal ones the class with the lower number."""
-        lists = self._columns.classes_in(batch)
+        lists = self._classes_in(batch)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones")
         flat = lists.flatten()
