@@ -187,7 +187,7 @@ def test_row_numbers_are_keys_of_a_saved_dataset(tmp_path, store, names_file):
 @pytest.mark.parametrize(
     ("keys", "line"),
     [
-        (["0.png", "x.png", "y.png"], r"images: lacks 2 of 3 images.*'x\.png'.*`pool`"),
+        (["0.png", "x.png", "y.png"], r"`file`: 2 of its 3 images are not in .*images, such as 'x\.png' in row .*`pool`"),
         (["3.png", "1.png", "3.png"], r"'t\.parquet:0'.*'t\.parquet:2'.*'3\.png'.*one row"),
         (["3.png", None, "1.png"], r"`file`.*'t\.parquet:1' is empty.*key.*pool"),
         ([0.5, 1.5, 2.5], r"`file` is double, expected texts.*pool"),

@@ -231,7 +231,7 @@ REFUSED = [
     ("x,ant,0.7\nx2,bee,-0.2\n", r"`prob` of row 't.csv:1' holds a negative number, expected probabilities"),
     ("x,ant,0.7\nx2,bee,nan\n", r"`prob` of row 't.csv:1' is not finite"),
     ("x,ant,0.7\nx2,bee,\n", r"`prob` of row 't.csv:1' lacks a number"),
-    ("x,ant,0.7\nx2,,0.7\n", r"`prob` of row 't.csv:1' lacks a class"),
+    ("x,ant,0.7\nx2,,0.7\n", r"`label` of row 't.csv:1' lacks a class"),
     (
         "x,ant,0.7\nx2,bee,much\n",
         r"expected CSV with a header; reading it failed \(Failed to parse string: 'much' as a scalar of type double\)",
@@ -246,7 +246,7 @@ REFUSED = [
     ("x,ant,0.7\n,bee,0.7\n", r"`file` of row 't.csv:1' is empty, expected the key of an image in the pool"),
     ("x,ant\n", r"expected CSV with a header; reading it failed \(CSV parse error: Row #2: Expected 3 columns, got 2: x,ant"),
     ("", r"expected a label for each image, found no row"),
-    ("x,\"['ant' 'ant']\",[0.5 0.2]\n", r"`prob` of row 't.csv:0' names a class twice"),
+    ("x,\"['ant' 'ant']\",[0.5 0.2]\n", r"`label` of row 't.csv:0' names a class twice"),
     ("x,\"['ant' 'bee']\",[0.5 0.2 0.1]\n", r"`prob` of row 't.csv:0' has not one number for each class that is named"),
 ]
 
@@ -376,7 +376,33 @@ def test_a_file_name_that_several_images_have_finds_none(tmp_path, pool):
     (tmp_path / "pool" / "b" / "0.png").write_bytes(png(0, 9))
     pool = open_source(tmp_path / "pool")
     write_lines(tmp_path / "t.jsonl", [{"path": "0.png", "label": "ant"}, {"path": "1.png", "label": "bee"}])
-    with pytest.raises(NstError, match=r"pool: lacks 2 of 2 images.*'0\.png'.*`pool`"):
+    with pytest.raises(
+        NstError, match=r"`path` names images by file name, and '0\.png' may be 'a/0\.png' or 'b/0\.png' of .*pool; expected"
+    ):
+        KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        (
+            ["0.png", "1.png", "x.png"],
+            r"t\.jsonl: column `path`: 1 of its 3 images is not in .*pool, such as 'x\.png' in row 't\.jsonl:2'; the other 2 are found "
+            r"by file name; expected paths in it or their file names, such as '4\.png'; drop such rows, or give another `pool`",
+        ),
+        (
+            ["x.png", "y.png"],
+            r"t\.jsonl: column `path`: 2 of its 2 images are not in .*pool, such as 'x\.png' in row 't\.jsonl:0'; expected paths in it",
+        ),
+        (
+            ["a/0.png", "a/x.png"],
+            r"`path`: 1 of its 2 images is not in .*such as 'a/x\.png' in row 't\.jsonl:1'; the other 1 is found by key;",
+        ),
+    ],
+)
+def test_keys_of_no_image_are_counted_among_those_that_are_found_with_an_example(tmp_path, pool, keys, line):
+    write_lines(tmp_path / "t.jsonl", [{"path": key, "label": "ant"} for key in keys])
+    with pytest.raises(NstError, match=line):
         KeyColumn(open_labels(str(tmp_path / "t.jsonl"), Asked()).source, "path").found_in(pool)
 
 

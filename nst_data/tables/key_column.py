@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.sources import Source
+from nst_data.sources.keys import match_keys
+from nst_data.sources.listing import PIECE
 from nst_data.sources.source import Wanted
 
 IMAGE_HASH = "image_hash"  # a column that names images by their content
@@ -24,6 +26,16 @@ class Rows:
 
     in_pool: Wanted
     in_table: Wanted
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What a way of comparing keys finds: how many rows mean no image, and the first of these; else a row that may mean two images."""
+
+    how: str
+    missing: int
+    row: int
+    same: tuple[int, int] = (0, 0)  # rows of the pool
 
 
 class KeyColumn:
@@ -67,7 +79,7 @@ class KeyColumn:
         elif not pool.find_alike(self.pieces, found):
             self.matched_by = self._found_otherwise(pool, found)
             if not self.matched_by:
-                pool.find_all(self.pieces, found)
+                raise self._not_found(pool)
         order = np.argsort(found, kind="stable")
         ordered = found[order]
         twice = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -91,6 +103,47 @@ class KeyColumn:
         is_found = pool.find_alike(lambda: map(below_first, self.pieces()), found) and len(np.unique(found)) == len(found)
         return "path below the first folder" if is_found else ""
 
+    def _not_found(self, pool: Source) -> NstError:
+        """Which keys mean no image of the pool, or more than one, by the way of comparing them that finds most."""
+        best = self._found_by("key", pool, None)
+        for how, alike in self._ways(pool):
+            if (found := self._found_by(how, pool, alike)).missing < best.missing:
+                best = found
+        what, rows, row = f"{self._table.location}: column `{self._name}`", len(self._table), self._table.key(best.row)
+        example = f"{self._key_of(best.row)!r} in row {row!r}"
+        expected = f"expected paths in it or their file names, such as {pool.key(0)!r}"
+        if best.missing:
+            left, verb = rows - best.missing, "are" if best.missing > 1 else "is"
+            others = f"; the other {left:,} {'are' if left > 1 else 'is'} found by {best.how}" if left else ""
+            return NstError(
+                f"{what}: {best.missing:,} of its {rows:,} images {verb} not in {pool.location}, such as {example}{others}; "
+                f"{expected}; drop such rows, or give another `pool`"
+            )
+        one, other = best.same
+        return NstError(
+            f"{what} names images by {best.how}, and {self._key_of(best.row)!r} may be {pool.key(one)!r} or {pool.key(other)!r} of "
+            f"{pool.location}; expected paths in it, such as {pool.key(one)!r}"
+        )
+
+    def _found_by(self, how: str, pool: Source, alike: Callable[[pa.Array], pa.Array] | None) -> "_Comparison":
+        rows = np.empty(len(self._table), np.int64)
+        pool.find_alike(self.pieces, rows, alike)
+        missing = rows < 0
+        if missing.any() or alike is None:
+            return _Comparison(how, int(missing.sum()), int(missing.argmax()))
+        meant = np.empty(len(pool), np.int64)
+        match_keys(map(alike, _keys_of(pool)), map(alike, self.pieces()), meant)
+        order = np.argsort(meant, kind="stable")
+        again = np.flatnonzero((meant[order[1:]] == meant[order[:-1]]) & (meant[order[1:]] >= 0))[0]
+        return _Comparison(how, 0, int(meant[order[again]]), (int(order[again]), int(order[again + 1])))
+
+    def _key_of(self, row: int) -> str:
+        for piece in self.pieces():
+            if row < len(piece):
+                return str(piece[row].as_py())
+            row -= len(piece)
+        raise IndexError(row)
+
     def _ways(self, pool: Source) -> Iterator[tuple[str, Callable[[pa.Array], pa.Array]]]:
         """What of a key may be compared, in a phrase for a person, and how it is made."""
         folders = [f"{pool.location}/", self._shared_folder()]
@@ -109,6 +162,11 @@ class KeyColumn:
         except ValueError:  # relative and absolute ones
             return ""
         return shared and f"{shared.rstrip('/')}/"
+
+
+def _keys_of(pool: Source) -> Iterator[pa.Array]:
+    for start in range(0, len(pool), PIECE):
+        yield pa.array([pool.key(row) for row in range(start, min(start + PIECE, len(pool)))], pa.large_string())
 
 
 def _without(pattern: str) -> Callable[[pa.Array], pa.Array]:

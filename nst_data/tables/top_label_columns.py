@@ -191,15 +191,16 @@ class TopLabelColumns:
         """Classes and probabilities of a batch, the most probable first; of equal ones the class with the lower number."""
         lists = self._classes_in(batch)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones")
+        named_in = shown(self._columns.classes)
+        self._refuse(lengths == 0, start, "names no class; expected one, or the most probable ones", named_in)
         flat = lists.flatten()
         rows = np.repeat(np.arange(len(batch)), lengths)
-        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a class")
+        self._refuse_at(rows, flat.is_null().to_numpy(zero_copy_only=False), start, "lacks a class", named_in)
         places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         classes, values = np.full((len(batch), self.most), -1), np.zeros((len(batch), self.most))
         classes[rows, places] = self._numbers_of(flat, rows, start)
         ordered = np.sort(classes, axis=1)
-        self._refuse(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1), start, "names a class twice")
+        self._refuse(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1), start, "names a class twice", named_in)
         values[rows, places] = self._values(batch, lengths, rows, start)
         if not self._columns.numbers:
             values[rows, places] = 1 - self._smoothing + self._smoothing / self.classes
@@ -270,13 +271,13 @@ class TopLabelColumns:
             share = max(0.0, 1 - values[row].sum()) / (self.classes - int((~lacking).sum()))
             classes[row, lacking], values[row, lacking] = others, share
 
-    def _refuse_at(self, rows: NDArray[np.int64], odd: NDArray[np.bool_], start: int, what: str) -> None:
+    def _refuse_at(self, rows: NDArray[np.int64], odd: NDArray[np.bool_], start: int, what: str, column: str | None = None) -> None:
         if odd.any():
-            raise NstError(f"{self._table.location}: {self._at(start + int(rows[odd.argmax()]))} {what}")
+            raise NstError(f"{self._table.location}: {self._at(start + int(rows[odd.argmax()]), column)} {what}")
 
-    def _refuse(self, odd: NDArray[np.bool_], start: int, what: str) -> None:
+    def _refuse(self, odd: NDArray[np.bool_], start: int, what: str, column: str | None = None) -> None:
         if odd.any():
-            raise NstError(f"{self._table.location}: {self._at(start + int(odd.argmax()))} {what}")
+            raise NstError(f"{self._table.location}: {self._at(start + int(odd.argmax()), column)} {what}")
 
     def _at(self, row: int, column: str | None = None) -> str:
         return f"column `{column or self.name}` of row {self._table.key(row)!r}"
