@@ -12,6 +12,7 @@ from sealed_labels import NAMES, label_row, seal_edition, seal_generation
 from nst_data.cards.card_metadata import LICENSES, front_matter, license_of
 from nst_data.cards.cards import Published, dataset_card, model_card
 from nst_data.cards.described import Described
+from nst_data.cards.published import public_name
 from nst_data.errors import NstError
 from nst_data.hub.licenses import license_at, read_front_matter
 from nst_data.store.inputs import Input
@@ -165,7 +166,7 @@ def test_the_hubs_class_reads_the_scores_of_a_teacher(store):
 def test_hostile_results_stay_text_in_the_front_matter(store, name):
     teacher = seal_teacher(store, metrics={name: {"top1": 0.5, "images": 2, "source": name}}, labeled="/labeled")
     data = ModelCard(model_card(teacher)).data
-    assert [(one.dataset_name, one.dataset_split) for one in data.eval_results] == [(name, name)]
+    assert [(one.dataset_name, one.dataset_split) for one in data.eval_results] == [(public_name(name), name)]
 
 
 @pytest.mark.parametrize("result", [{}, {"top1": None}, {"mfr": float("nan")}, {"ece": 0.1}])

@@ -149,7 +149,7 @@ def test_class_names_stand_as_text_in_the_card_of_a_teacher(tmp_path):
 
 def test_paths_and_settings_stand_as_text_in_a_card(tmp_path):
     _, html = split(written_model_card(tmp_path, ["ant", "bee"]))
-    assert rows_of(html, "Made from") == ([["pool", "/data/<b>|x`", "0123456789ab"]], {"code"})
+    assert rows_of(html, "Made from") == ([["pool", "<b>|x`", "0123456789ab"]], {"code"})
     assert rows_of(html, "Settings") == ([["model", "<i>|`x`"]], set())
 
 
@@ -287,7 +287,24 @@ def test_in_public_no_path_of_this_machine_is_shown(store, anonymous):
         assert "/home" not in card
         assert str(store.root) not in card
     assert ["pool", "pool", "p"] in rows_of(split(cards[0])[1], "Made from")[0]
-    assert "/home/me" in dataset_card(generation)
+
+
+def test_in_its_folder_a_card_shows_paths_of_this_machine_in_the_command_alone(store):
+    teacher, metrics = (
+        Input(ref="local-dir:/home/me/net", digest="d"),
+        {"test": {"top1": 0.9, "images": 5, "source": "/home/me/photos/test"}},
+    )
+    generation = seal_labels(store, {"teacher": teacher}, settings={"noise": {"start": "/home/me/x"}})
+    edition = seal_selection(store, generation, pool=Input(ref="/home/me/pool", digest="p"))
+    both = Input(ref="/home/me/a + /home/me/b.csv", digest="l", sources=("/home/me/a", "/home/me/b.csv"))
+    student = seal_teacher(store, metrics=metrics, labeled=both, edition=edition.lineage)
+    cards = [dataset_card(generation), dataset_card(edition), model_card(student)]
+    for card in cards:
+        command = card.partition("To reproduce")[2].split("```")[1]
+        assert "/home" not in card.replace(command, "")
+    assert "nst train --labeled /home/me/a --labeled /home/me/b.csv" in cards[2]
+    assert ["labeled", "a + b.csv", "l"] in rows_of(split(cards[2])[1], "Made from")[0]
+    assert split(cards[2])[0]["model-index"][0]["results"][0]["dataset"]["name"] == "test"
 
 
 def test_in_public_a_version_is_loaded_from_its_tag(store):

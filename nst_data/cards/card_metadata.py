@@ -171,7 +171,7 @@ def _model_index(described: Described, published: Published | None) -> dict[str,
     results = []
     metrics = described.metrics()
     for name, result in scores(metrics).items():
-        dataset = _dataset_of(name, result, hub_dataset(metrics.root[name]), published)
+        dataset = _dataset_of(name, result, hub_dataset(metrics.root[name]))
         for key, (kind, label) in _METRICS.items():
             if key in result:
                 results.append(
@@ -197,15 +197,14 @@ def hub_dataset(result: Result) -> HubReference | None:
     return reference if reference and re.fullmatch(r"[0-9a-f]{40}", reference.revision or "") else None
 
 
-def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | None, published: Published | None) -> dict[str, Any]:
+def _dataset_of(name: str, result: Mapping[str, Any], on_hub: HubReference | None) -> dict[str, Any]:
     """The images of a result: of a dataset of the Hub its id, config, split and commit.
 
     Others have the result's name as their split: apart from this the Hub's library would take test and validation for one.
     """
     source = result.get("source", name)
     if on_hub is None:
-        shown = public_name(source) if published else source
-        return {"dataset_type": "imagefolder", "dataset_name": shown, "dataset_split": name}
+        return {"dataset_type": "imagefolder", "dataset_name": public_name(source), "dataset_split": name}
     about = {"dataset_config": on_hub.config, "dataset_split": on_hub.split or name, "dataset_revision": on_hub.revision}
     return {"dataset_type": on_hub.repo, "dataset_name": on_hub.repo, **about}
 

@@ -52,7 +52,9 @@ _ENDS = 20
 
 
 def dataset_card(version: Version, published: Published | None = None, target: Path | None = None) -> str:
-    """The card of a generation, an edition or a review: as it stands in its folder or, `published`, on the Hub, without any local path.
+    """The card of a generation, an edition or a review: as it stands in its folder or, `published`, on the Hub.
+
+    Names stand there in place of local paths; those alone of the command that makes it again are whole in its folder, where it can be run.
 
     `target` is its folder in the store, where what it was made from is looked up; by default the one that it lies in. The pictures that
     lie in the folder are shown; `write_pictures` draws them.
@@ -157,7 +159,7 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
         "made_from": [
             (role, _shown(role, one, published), _code(one.digest[:12]), one.revision) for role, one in described.inputs.by_role.items()
         ],
-        "settings": dict(_settings(manifest.request.settings, published)),
+        "settings": dict(_settings(manifest.request.settings)),
         "license": license_of(published, earlier),
         "rights": rights(described, published),
         "command": command(described, published),
@@ -167,18 +169,18 @@ def _about(described: Described, published: Published | None, earlier: Mapping[s
 
 def _shown(role: str, made_from: Input, published: Published | None) -> str:
     """An input as markdown: its name, with a link where it is on the Hub."""
-    name = public_ref(made_from) if published else made_from.ref
+    name = public_ref(made_from)
     place, part = place_of(role, made_from, published), f" ({as_text(made_from.part)})" if made_from.part else ""
     return (f"[{as_text(name)}]({place.url})" if place else as_text(name)) + part
 
 
-def _settings(values: Mapping[str, Any], published: Published | None, outer: str = "") -> Iterator[tuple[str, str]]:
+def _settings(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, str]]:
     """Each setting by its place, such as `noise.dropout`, with its value as text."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _settings(value, published, f"{outer}{name}.")
+            yield from _settings(value, f"{outer}{name}.")
         else:
-            shown = public_name(value) if published and isinstance(value, str) else value
+            shown = public_name(value) if isinstance(value, str) else value
             yield f"{outer}{name}", "none" if value is None or value in ({}, []) else as_text(shown)
 
 
