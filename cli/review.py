@@ -42,7 +42,9 @@ def import_file(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Corpus of the answers.")],
     file: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="CSV, TSV or JSONL: `key` or `image_hash`, and `class` or `excluded`; Label Studio's JSON."),
+        typer.Argument(
+            metavar="FILE", help="CSV, TSV, JSONL or parquet: `key` or `image_hash`, and `class` or `excluded`; Label Studio's JSON."
+        ),
     ],
     reviewer: Annotated[str, typer.Option(metavar="NAME", help="Name of the reviewer.")] = "reviewer",
     store: StoreOption = None,

@@ -1,6 +1,8 @@
 import csv
 import json
+import shutil
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features
@@ -14,8 +16,12 @@ from nst_data.progress import Progress
 from nst_data.review.answer_files import export_answers, import_answers
 from nst_data.review.answers import AnswerLog, settled
 from nst_data.review.freeze import freeze
+from nst_data.review.picks import write_list
+from nst_data.settings import PickSettings
+from nst_data.store.store import Store
 from nst_data.tables.review_table import hashes_by_reason, read_review
 from nst_data.tables.schema import review_schema
+from nst_train.features.picking import pick
 
 
 def test_a_frozen_review_has_each_settled_answer_and_is_known_by_them(labeled_images):
@@ -89,6 +95,18 @@ def test_answers_about_a_labeled_set_have_its_classes_without_a_corpus(labeled_i
     assert freeze(store, "photos").manifest.class_names == ["wasp"]
     AnswerLog(store, "photos", "ann").append(*rows[1], class_name="ant")
     assert freeze(store, "photos", class_names=["wasp", "ant"]).manifest.class_names == ["wasp", "ant"]
+
+
+def test_a_list_in_parquet_is_imported_once_it_is_filled_in(tiny_store, tmp_path):
+    store, file = Store(shutil.copytree(tiny_store[0].root, tmp_path / "store")), tmp_path / "picks.parquet"
+    write_list(pick(store, "tiny@gen-1", PickSettings(by="random", number=3)), file)
+    assert import_answers(store, "tiny", file) == (0, 0)
+    names = store.open("tiny@gen-1").manifest.class_names
+    pl.read_parquet(file).with_columns(pl.Series("class", [names[0], None, names[1]], dtype=pl.String)).write_parquet(file)
+    assert import_answers(store, "tiny", file) == (2, 0)
+    pl.read_parquet(file).drop("class", "excluded").write_parquet(file)
+    with pytest.raises(NstError, match=r"picks\.parquet: expected columns `image_hash` or `key`, and `class` or `excluded`; found key,"):
+        import_answers(store, "tiny", file)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
@@ -177,12 +195,12 @@ def test_a_row_that_cannot_be_taken_is_named_and_nothing_is_added(labeled_images
 
 def test_files_of_another_kind_are_refused(labeled_images, tmp_path):
     store, _ = labeled_images
-    with pytest.raises(UsageError, match=r"answers\.xlsx:.*\.csv, \.tsv, \.jsonl, \.json$"):
+    with pytest.raises(UsageError, match=r"answers\.xlsx:.*\.csv, \.tsv, \.jsonl, \.json, \.parquet$"):
         import_answers(store, "tiny", tmp_path / "answers.xlsx")
     (tmp_path / "a.csv").write_text("name,label\nx,y\n")
     with pytest.raises(NstError, match=r"a\.csv:.*`image_hash` or `key`.*`class` or `excluded`; found name, label$"):
         import_answers(store, "tiny", tmp_path / "a.csv")
-    with pytest.raises(UsageError, match=r"b\.csv: no such file.*\.csv, \.tsv, \.jsonl, \.json$"):
+    with pytest.raises(UsageError, match=r"b\.csv: no such file.*\.csv, \.tsv, \.jsonl, \.json, \.parquet$"):
         import_answers(store, "tiny", tmp_path / "b.csv")
     with pytest.raises(NstError, match=r"^tiny:.*no answer to export yet$"):
         export_answers(store, "tiny", tmp_path / "c.csv")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
@@ -23,6 +24,7 @@ from nst_data.tables.review_table import read_review
 
 COLUMNS = ("image_hash", "key", "class", "excluded", "picked_by", "seen_in", "reviewer", "time")
 _SUFFIXES = (*DELIMITERS, ".jsonl", ".json")
+_READ = (*_SUFFIXES, ".parquet")  # as `nst pick` writes lists
 
 
 @with_checked_arguments
@@ -32,8 +34,8 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     Args:
         store: Where the answers are kept.
         corpus: The corpus they are about.
-        file: CSV or TSV with a header, or JSONL: in each row `class`, or `excluded` (none of these, unusable), of the image with this
-            `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
+        file: CSV or TSV with a header, JSONL or parquet: in each row `class`, or `excluded` (none of these, unusable), of the image with
+            this `image_hash` or `key`; keys are those of the corpus' newest labels. `picked_by`, or `by`, says how the image was
             chosen. Rows with an empty `class` are not filled in yet, and left out. Or Label Studio's JSON: its tasks' annotations.
         reviewer: Name of the reviewer.
 
@@ -135,30 +137,41 @@ def _of_review(review: Version) -> Iterator[Mapping[str, Any]]:
         yield {**row, "class": None if row["label"] is None else names[row["label"]], "reviewer": None, "time": None}
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
+def _check_suffix(path: Path, suffixes: Sequence[str] = _SUFFIXES) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path}: expected a file that ends in {', '.join(suffixes)}")
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Each row, with where it stands."""
-    _check_suffix(path)
+    _check_suffix(path, _READ)
     suffix, location = path.suffix.lower(), str(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; expected one that ends in {', '.join(_SUFFIXES)}")
+        raise UsageError(f"{path}: no such file; expected one that ends in {', '.join(_READ)}")
     with readable(location, "answers of people, a row for each"):
         if suffix == ".json":
             yield from _of_tasks(location)
         elif suffix in DELIMITERS:
-            names = header(location, DELIMITERS[suffix])
-            if not {"image_hash", "key"} & set(names) or not {"class", "excluded"} & set(names):
-                found = ", ".join(names) or "nothing"
-                raise NstError(f"{path}: expected a header with `image_hash` or `key`, and `class` or `excluded`; found {found}")
+            _check_columns(path, header(location, DELIMITERS[suffix]), "a header with")
             rows = (row for batch in delimited(location, DELIMITERS[suffix]) for row in batch.to_pylist())
             for number, row in enumerate(rows, start=1):
                 yield {name: value or "" for name, value in row.items()}, f"{path}, row {number}"
+        elif suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                _check_columns(path, names, "columns")
+                wanted = [name for name in names if name in {*COLUMNS, "by"}]
+                rows = (row for batch in file.iter_batches(columns=wanted) for row in batch.to_pylist())
+                for number, row in enumerate(rows, start=1):
+                    yield row, f"{path}, row {number}"
         else:
             yield from ((row, f"{path}, line {number}") for number, row in json_lines(location))
+
+
+def _check_columns(path: Path, names: Sequence[str], expected: str) -> None:
+    if not {"image_hash", "key"} & set(names) or not {"class", "excluded"} & set(names):
+        found = ", ".join(names) or "nothing"
+        raise NstError(f"{path}: expected {expected} `image_hash` or `key`, and `class` or `excluded`; found {found}")
 
 
 def _of_tasks(location: str) -> Iterator[tuple[Mapping[str, Any], str]]:
