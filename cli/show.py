@@ -13,6 +13,7 @@ from nst_data.store.version import is_review
 from .messages import terminal
 from .options import ClassNamesOption, ImageColumnOption, JsonOption, LabelColumnOption, StoreOption, open_store, open_version, print_json
 from .tables import WIDTH, bar, print_table, print_wrapped, without_images
+from .version_settings import in_words, version_settings
 from .versions import Ref, in_a_line
 
 if TYPE_CHECKING:
@@ -107,23 +108,23 @@ def _print_manifest(version: Version) -> None:
 def _print_settings(version: Version) -> None:
     manifest = version.manifest
     print("settings")
-    for key, value in manifest.request.settings.items():
-        print_wrapped(f"{key:<24} {_text(value)}", hang=25)
+    for key, words in version_settings(manifest):
+        print_wrapped(f"{key:<24} {words}", hang=25)
     if "batch_size" in manifest.machine:
         names = ("device", "precision", "batch_size", "threads")
         print("computed  " + ", ".join(f"{name.replace('_', ' ')} {manifest.machine[name]}" for name in names))
 
 
 def _print_counts(counts: dict[str, Any]) -> None:
-    from nst_data.store.counts import in_words
+    from nst_data.store.counts import in_words as reason_in_words
 
     print("counts")
     for key, value in counts.items():
         if key not in ("per_class", "dropped", "classes_without_images", "shards"):
-            print(f"  {_HEADINGS.get(key, key):<24} {_text(value)}")
+            print(f"  {_HEADINGS.get(key, key):<24} {in_words(value)}")
     if "dropped" in counts:
         print("dropped")
-        print_wrapped(", ".join(f"{rows:,} {in_words(reason)}" for reason, rows in counts["dropped"].items()))
+        print_wrapped(", ".join(f"{rows:,} {reason_in_words(reason)}" for reason, rows in counts["dropped"].items()))
     if counts.get("per_class"):
         _print_classes(counts["per_class"], counts.get("classes_without_images"))
 
@@ -207,15 +208,3 @@ def _print_review(review: dict[str, Any]) -> None:
         ["picked by", "images", "correct", "accuracy", "from", "to (95%)"],
         ([how, *(share[name] for name in ("images", "correct", "accuracy", "low", "high"))] for how, share in rows),
     )
-
-
-def _text(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
-    if isinstance(value, dict):
-        return ", ".join(f"{as_text(key)} {_text(inner)}" for key, inner in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if value is None:
-        return "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else as_text(str(value))

@@ -136,6 +136,26 @@ def test_names_from_the_data_are_shown_as_text(store, tmp_path):
     assert "cat 猫" in text
 
 
+def test_settings_that_came_later_are_shown_with_their_value_of_before_and_defaults_in_words(tiny_store):
+    store, _, _ = tiny_store
+    said = [" ".join(line.split()) for line in shown(store, "tiny-teacher@gen-0").splitlines()]
+    settings = said[said.index("settings") + 1 :]
+    for line in (
+        "steps none",
+        "test_size that of training",
+        "batch_norm_decay the network's own (0.9 in timm)",
+        "schedule staircase",
+        "weight_decay_on all",
+        "mixup 0",
+        "fused_attention True",
+        "pseudo_noise as of labeled images",
+    ):
+        assert line in settings
+    assert not any(line.startswith("freeze_by") for line in settings)  # nothing is frozen
+    assert "at_threshold drop" in [" ".join(line.split()) for line in shown(store, "tiny@gen-1.1").splitlines()]
+    assert "noise_transform" not in shown(store, "tiny@gen-1")
+
+
 def test_a_teacher_shows_no_confidences(tiny_store):
     store, _, _ = tiny_store
     assert "confidence" not in shown(store, "tiny-teacher@gen-0")

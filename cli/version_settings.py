@@ -1,0 +1,70 @@
+"""The settings of a version as a person reads them: each one, also those that its manifest leaves out, and what a default stands for."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nst_data.progress import as_text
+from nst_data.settings import AdoptSettings, BalanceSettings, Settings, later_fields
+from nst_data.store.inputs import EditionInputs, GenerationInputs
+
+if TYPE_CHECKING:
+    from nst_data.store.manifest import Manifest, Request
+
+_DEFAULT = re.compile(r"(?:by default|default:) (.+?)(?:;|\.(?:\s|$)|$)", re.IGNORECASE)
+_READ_WITH = {"freeze_by": "freeze", "noise_transform": "noise"}  # what says nothing without another setting
+
+
+def version_settings(manifest: "Manifest") -> list[tuple[str, str]]:
+    """Each setting by its name, with its value in words."""
+    values, model = manifest.request.settings, _model_of(manifest.request)
+    return [(name, _in_words(name, value, model)) for name, value in _filled_in(values, model)]
+
+
+def _model_of(request: "Request") -> type[Settings] | None:
+    """What the settings are an instance of; None for a linear probe, whose other settings are not read, and for a review."""
+    from nst_train.settings import LabelSettings, TrainSettings
+
+    match request.inputs:
+        case GenerationInputs(adopted=adopted):
+            return LabelSettings if adopted is None else AdoptSettings
+        case EditionInputs(like=like):
+            return BalanceSettings if like is None else LabelSettings
+    return TrainSettings if request.kind == "teacher" and not request.settings.get("probe") else None
+
+
+def _filled_in(values: Mapping[str, Any], model: type[Settings] | None) -> Iterator[tuple[str, Any]]:
+    """With the settings that came later and have their value of before, each at its place."""
+    later = later_fields(model) if model else {}
+    names = [*(name for name in model.model_fields if name in values or name in later), *values] if model else [*values]
+    for name in dict.fromkeys(names):
+        if name in values:
+            yield name, values[name]
+        elif name not in _READ_WITH or values.get(_READ_WITH[name]):
+            yield name, later[name]
+
+
+def _in_words(name: str, value: Any, model: type[Settings] | None) -> str:  # noqa: ANN401 - a value of a manifest
+    field = model.model_fields.get(name) if model else None
+    inner = field.annotation if field else None
+    if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, Settings):
+        parts = [(key, _in_words(key, one, inner)) for key, one in _filled_in(value, inner) if name != "pseudo_noise" or one is not None]
+        return ", ".join(f"{as_text(key)} {words}" for key, words in parts) or (
+            "as of labeled images" if name == "pseudo_noise" else "none"
+        )
+    if value is None and field and (default := _DEFAULT.search(field.description or "")):
+        return default[1]
+    return in_words(value)
+
+
+def in_words(value: Any) -> str:  # noqa: ANN401 - a value of a manifest
+    """Any value on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{as_text(key)} {in_words(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None:
+        return "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else as_text(str(value))
