@@ -116,6 +116,7 @@ def train(
         read = {"labeled": labeled, "validation": validation}
         check_unchanged(staging, {role: source for role, source in read.items() if source is not None}, progress)
     if isinstance(staging, Version):
+        progress.say(f"{staging.ref} already exists: same images, labels and settings")
         return staging
     with _alone(staging, progress) as sign:
         _train(store, staging, sign, settings, labeled, edition, pool, reviews, exclude, run, progress, validation, trackers)
