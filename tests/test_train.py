@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +123,14 @@ def test_training_twice_gives_equal_weights_and_another_seed_other_ones(tiny_sto
     assert other.manifest.files["model.safetensors"] != first.manifest.files["model.safetensors"]
 
 
+def test_a_training_that_is_there_says_so(tiny_store):
+    store, labeled, _ = tiny_store
+    settings, said = TrainSettings(**TINY | {"seed": 77}), Said()
+    made = [train(store, "once", open_source(labeled, labeled=True), settings, run=RUN, progress=said).ref for _ in range(2)]
+    assert made == ["once@gen-0", "once@gen-0"]
+    assert [line for line in said.lines if "already exists" in line] == ["once@gen-0 already exists: same images, labels and settings"]
+
+
 def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | {"epochs": 8, "ratio": 2})
@@ -175,8 +184,6 @@ def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_
 
 
 def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
-    import shutil
-
     store, labeled, _ = tiny_store
     copy = tmp_path / "labeled"
     shutil.copytree(labeled, copy)
@@ -185,6 +192,21 @@ def test_unreadable_labeled_images_are_left_out_and_said(tiny_store, tmp_path):
     version = train(store, "left-out", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
     assert any(tells(line, "skipped, unreadable: bee/broken.png: not an image …") for line in said.lines)
     assert (version.manifest.counts.labeled, version.manifest.counts.unreadable) == (12, 1)
+
+
+def test_equal_bytes_in_two_classes_are_said_once_with_an_example(tiny_store, tmp_path):
+    store, labeled, _ = tiny_store
+    copy = shutil.copytree(labeled, tmp_path / "labeled")
+    first, second = sorted((copy / "bee").iterdir())[:2]
+    shutil.copy(first, copy / "ant" / "x.png")
+    shutil.copy(first, copy / "cat" / "y.png")
+    shutil.copy(second, copy / "bee" / "z.png")  # twice in one class
+    said = Said()
+    train(store, "twice", open_source(str(copy), labeled=True), TrainSettings(**TINY), run=RUN, progress=said)
+    assert [line for line in said.lines if "same bytes" in line] == [
+        f"warning: {copy}: 1 image stands in two or more classes with the same bytes, such as 'ant/x.png' of 'ant' "
+        f"and 'bee/{first.name}' of 'bee'; remove the wrong ones"
+    ]
 
 
 def test_going_on_does_not_decode_all_labeled_images_again(tiny_store, monkeypatch):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
@@ -42,6 +43,8 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
             faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes)
             # before it is remembered for when the images are back
             check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
+            if line := in_two_classes(source, hashes):
+                progress.say(line)
             Reading(staging.build, role).keep(hashes)
             faults = staging.remembered(name, faults)
     for line in list(faults.values())[:3]:
@@ -49,6 +52,24 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
     if len(faults) > 3:
         progress.say(f"{source.location}: skipping {len(faults):,} of {len(source):,} {noun} (unreadable)")
     return faults
+
+
+def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
+    """A warning where images of different classes have the same bytes, of which `hashes` has the hash of each row, 0 for an unread one."""
+    labels, names = labels_in(source), source.class_names or []
+    read = np.flatnonzero(hashes != np.zeros(1, HASH))
+    halves = hashes[read].view("<u8").reshape(-1, 2)
+    order = read[np.lexsort((labels[read], halves[:, 1], halves[:, 0]))]
+    same = hashes[order[1:]] == hashes[order[:-1]]
+    pairs = np.flatnonzero(same & (labels[order[1:]] != labels[order[:-1]]))
+    images = len({hashes[order[place]].tobytes() for place in pairs.tolist()})
+    if not images:
+        return None
+    one, other = (f"{source.key(row)!r} of {names[labels[row]]!r}" for row in map(int, order[pairs[0] : pairs[0] + 2]))
+    stand = f"{images:,} image{'s stand' if images > 1 else ' stands'}"
+    return (
+        f"warning: {source.location}: {stand} in two or more classes with the same bytes, such as {one} and {other}; remove the wrong ones"
+    )
 
 
 def check_classes(source: Source, labeled: LabeledImages, faults: Mapping[str, str], progress: Progress) -> list[str]:
