@@ -49,12 +49,13 @@ def _print(begun: "Beginning") -> None:
 
     from nst_data.progress import as_text
     from nst_train.recipe_schema import SCHEMA_FILE
+    from nst_train.starting.looking import counted
 
     look, recipe = begun.look, shlex.quote(str(begun.path))
     print(f"labeled:  {len(look.labeled):,} images of {len(look.class_names):,} classes, {look.per_class} each")
-    print(f"pool:     {len(look.pool):,} images")
+    print(f"pool:     {counted(len(look.pool), 'image')}")
     held = f"none: {look.holdout:.0%} of the labeled images are held out" if look.holdout else "none"
-    print(f"test:     {f'{len(look.test):,} images' if look.test else held}")
+    print(f"test:     {counted(len(look.test), 'image') if look.test else held}")
     print(f"network:  {as_text(begun.network)}, pretrained, on {'this CPU' if begun.device == 'cpu' else 'this GPU'}")
     for line in begun.warnings:
         print(f"warning:  {line}")

@@ -74,4 +74,4 @@ def export_file(
     if json:
         print_json({"file": file, "answers": rows})
         return
-    print(f"{file}: {rows:,} answers")
+    print(f"{file}: {rows:,} answer{'s' * (rows != 1)}")

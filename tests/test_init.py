@@ -121,7 +121,7 @@ def test_classes_with_one_image_keep_it_where_others_are_held_out(tmp_path, netw
     write_class_folders(tmp_path / "photos" / "labeled", ["dog"], 1)
     recipe, said = recipe_of(tmp_path, network)
     assert recipe.holdout == 0.2
-    assert any(line.endswith("held out; 1 classes with one image keep it and are not tested") for line in said)
+    assert any(line.endswith("held out; 1 class with one image keeps it and is not tested") for line in said)
 
 
 def test_a_thousand_classes(tmp_path, network):
@@ -253,6 +253,32 @@ def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, netw
         recipe_of(tmp_path, network, "nowhere")
 
 
+def test_a_folder_that_is_missing_is_said_before_a_recipe_that_is_there(tmp_path, network):
+    (tmp_path / "a.yaml").write_text("mine")
+    with pytest.raises(UsageError, match=r"nowhere: no such folder; expected one with labeled/"):
+        recipe_of(tmp_path, network, "nowhere")
+    with pytest.raises(UsageError, match=r"a\.yaml: not a folder; expected one with labeled/"):
+        recipe_of(tmp_path, network, "a.yaml")
+
+
+def test_one_of_each_is_said_in_the_singular(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    for file in [*(top / "test" / "bee").iterdir(), *sorted((top / "unlabeled").iterdir())[1:]]:
+        file.unlink()
+    shutil.rmtree(top / "test" / "cat")
+    next((top / "test" / "ant").iterdir()).unlink()
+    (top / "labeled" / "dog").mkdir()
+    done = CliRunner().invoke(app, ["init", str(top), "--output", str(tmp_path / "b.yaml"), "--model", network])
+    assert done.exit_code == 0, done.output
+    assert "pool:     1 image\ntest:     1 image\n" in done.stdout
+    for line in (
+        "1 class folder has no images, and is no class",
+        "1 test image tells networks apart only where they differ by 89 points or more",
+        "the pool has 1 image, fewer than the 12 labeled ones: it can teach little",
+    ):
+        assert f"warning:  {line}\n" in done.stdout
+
+
 def test_a_test_set_of_other_classes_is_one_line(tmp_path, network):
     photos(tmp_path / "photos")
     write_class_folders(tmp_path / "photos" / "test", ["dog"], 1)
@@ -324,8 +350,8 @@ def test_unbalanced_labels_tiny_images_and_a_small_test_are_said():
 
 def test_classes_without_labeled_images_are_said_apart_and_are_not_the_rarest():
     said = warnings(looked([400, 0, 30, 2]))
-    assert said[0] == "1 of 4 classes have no labeled images (c1): label some more of these first"
-    assert said[1] == "1 of 4 classes have one or two labeled images (c3): label some more of these first"
+    assert said[0] == "1 of 4 classes has no labeled images (c1): label some more of it first"
+    assert said[1] == "1 of 4 classes has one or two labeled images (c3): label some more of it first"
     assert said[2].startswith("labels are unbalanced: 400 of c0, 2 of c3: ")
 
 

@@ -135,9 +135,15 @@ def _fault(row: Row) -> str | None:
     return None
 
 
-def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
+def check_is_folder(photos: Path) -> None:
+    """Raises UsageError where there is none."""
     if not photos.is_dir():
-        raise UsageError(f"{photos}: no such folder; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
+        what = "not a folder" if photos.exists() else "no such folder"
+        raise UsageError(f"{photos}: {what}; expected one with labeled/ and unlabeled/ in it, or `labeled` and `pool` sources")
+
+
+def _found_in(photos: Path, known: set[str]) -> dict[str, str]:
+    check_is_folder(photos)
     there = sorted(one for one in photos.iterdir() if not one.name.startswith(".") and (one.is_dir() or one.suffix.lower() in _FILES))
     found = {}
     for role, names in FOLDERS.items():
@@ -214,9 +220,13 @@ def _of_labels(look: Look) -> Iterator[str]:
     for least, most, what in ((0, 0, "no labeled images"), (1, 2, "one or two labeled images")):
         if few := [as_text(name) for name, images in zip(names, counts, strict=True) if least <= images <= most]:
             shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
-            yield f"{len(few):,} of {len(names):,} classes have {what} ({shown}): label some more of these first"
+            verb, these = ("have", "these") if len(few) > 1 else ("has", "it")
+            yield f"{len(few):,} of {len(names):,} classes {verb} {what} ({shown}): label some more of {these} first"
     if look.labeled.empty_classes:
-        yield f"{len(look.labeled.empty_classes):,} class folders have no images, and are no classes"
+        empty = len(look.labeled.empty_classes)
+        yield (
+            f"{empty:,} class folders have no images, and are no classes" if empty > 1 else "1 class folder has no images, and is no class"
+        )
     there = counts[counts > 0]
     if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
         rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (there.min(), there.max()))
@@ -228,16 +238,19 @@ def _of_labels(look: Look) -> Iterator[str]:
         yield "there are no test images, and no class has two images of which one could be held out: nothing will be measured"
     elif look.test is None:
         alone = int((counts == 1).sum())
-        also = f"; {alone:,} classes with one image keep it and are not tested" if alone else ""
-        yield f"there are no test images: {len(look.labeled) - look.trained_on:,} of the labeled ones are held out{also}"
+        keep = f"{alone:,} classes with one image keep it and are" if alone > 1 else "1 class with one image keeps it and is"
+        held = len(look.labeled) - look.trained_on
+        also = f"; {keep} not tested" if alone else ""
+        yield f"there are no test images: {held:,} of the labeled ones {'are' if held > 1 else 'is'} held out{also}"
     tested = len(look.test) if look.test else len(look.labeled) - look.trained_on
     if 0 < tested < _FEW_TESTED:
-        yield f"{tested:,} test images tell networks apart only where they differ by {200 * (0.2 / tested) ** 0.5:.0f} points or more"
+        tell = f"{tested:,} test images tell" if tested > 1 else "1 test image tells"
+        yield f"{tell} networks apart only where they differ by {min(100, 200 * (0.2 / tested) ** 0.5):.0f} points or more"
 
 
 def _of_pool(look: Look) -> Iterator[str]:
     if len(look.pool) < len(look.labeled):
-        yield f"the pool has {len(look.pool):,} images, fewer than the {len(look.labeled):,} labeled ones: it can teach little"
+        yield f"the pool has {counted(len(look.pool), 'image')}, fewer than the {len(look.labeled):,} labeled ones: it can teach little"
     places = {role: Path(where).resolve() for role, where in look.named.items() if os.path.isdir(where)}
     for role in ("labeled", "test", "validation"):
         if "pool" in places and role in places and places["pool"] in places[role].parents:
@@ -248,8 +261,14 @@ def _of_images(look: Look) -> Iterator[str]:
     if 0 < look.side_px < TINY_PX:
         yield f"the images are tiny ({look.side_px} px): they are enlarged for a network that was trained on photographs"
     if look.unread:
-        yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: they will be skipped"
+        they = "they" if look.unread > 1 else "it"
+        yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: {they} will be skipped"
     yield from look.lost
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as `1 image` or `1,200 images`."""
+    return f"{number:,} {noun}{('es' if noun.endswith('s') else 's') * (number != 1)}"
 
 
 def few_times(look: Look) -> bool:

@@ -31,7 +31,7 @@ from nst_train.starting.choosing import (
     of_network,
     selection,
 )
-from nst_train.starting.looking import Look, few_times, look_at, warnings
+from nst_train.starting.looking import Look, check_is_folder, few_times, look_at, warnings
 
 _ROLES = ("labeled", "test", "validation", "pool")
 _COMMENTS_AT = 44  # a longer line does not push the comments of all others to the right
@@ -80,6 +80,8 @@ def init(
         UsageError: `output` is there already, or a source is missing.
         NstError: The images make no recipe, or the weights of the default network cannot be had.
     """
+    if photos is not None:
+        check_is_folder(Path(photos))
     path = Path(output)
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path}: already exists and is not overwritten; give another `output`, or remove it")
