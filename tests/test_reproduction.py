@@ -14,15 +14,16 @@ from typer.testing import CliRunner
 from nst_data.cards.cards import Published, dataset_card
 from nst_data.cards.described import Described
 from nst_data.cards.own_text import BEGIN
-from nst_data.cards.reproduction import command
+from nst_data.cards.reproduction import MOMENTUM, WITHOUT_MOMENTUM, command
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
-from nst_data.store.counts import GenerationCounts
+from nst_data.store.counts import GenerationCounts, TeacherCounts
 from nst_data.store.inputs import Input
-from nst_data.store.manifest import GenerationRequest, make_manifest
+from nst_data.store.manifest import GenerationRequest, TeacherRequest, make_manifest
 from nst_data.store.store import Store
 from nst_train.labeling.label import extend, label, label_like
+from nst_train.networks.models import takes_momentum
 from nst_train.settings import LabelRunSettings, LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train
 
@@ -101,6 +102,20 @@ def test_the_command_of_a_card_makes_this_very_version(store, ref, tmp_path, mon
     assert (name, result.exit_code) == ("nst", 0), result.output
     assert f"{ref}: " in result.stdout
     assert ([version.ref for version in store.versions()], store.unfinished()) == (before, [])
+
+
+@pytest.mark.parametrize(("optimizer", "is_there"), [("adamw", False), ("sgd", True)])
+def test_momentum_is_in_a_command_where_the_optimizer_takes_it(tmp_path, optimizer, is_there):
+    settings = TrainSettings(model="test_resnet", optimizer=optimizer).for_request()
+    request = TeacherRequest(settings=settings, inputs={"labeled": Input(ref="labeled", digest="l")})
+    counts = TeacherCounts(parameters=11, steps=7, labeled=30, entries=60)
+    manifest = make_manifest("net", "gen-0", request, {}, ["ant", "bee"], counts, 1.0, {})
+    assert ("--momentum 0.9" in command(Described(tmp_path, tmp_path / "net" / "gen-0", manifest))) == is_there
+
+
+def test_optimizers_that_a_command_gives_no_momentum_take_none():
+    assert TrainSettings(model="x").momentum == MOMENTUM
+    assert [name for name in sorted(WITHOUT_MOMENTUM) if takes_momentum(name)] == []
 
 
 def published(store, ref, **links):

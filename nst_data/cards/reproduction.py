@@ -15,6 +15,13 @@ from nst_data.store.manifest import ANONYMOUS, ORDER, EditionManifest
 _WIDTH = 120
 _THRESHOLDS = "class_min_confidence"
 _ON_BY_RULE = ("channels_last",)  # where nobody says that they are off
+MOMENTUM = 0.9  # by default; of no use to these optimizers of timm, for which `nst train` says so where somebody gives it
+WITHOUT_MOMENTUM = frozenset(
+    {
+        *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamp", "adamw", "adan", "adanw", "adopt", "adoptw"),
+        *("lamb", "lambw", "lion", "nadam", "nadamw", "novograd", "radam", "radamw"),
+    }
+)
 _OF_PSEUDO_LABELS = re.compile(r"ratio|loss|hard|pseudo_.*")  # `nst train` refuses them without pseudo-labels
 _OF_ZERO_SHOT = ("--class-names", "class-names.yaml", "--prompts", "prompts.txt")
 _HELD_OUT = re.compile(r"all but holdout (?P<share>[\d.e+-]+), seed (?P<seed>\d+)")
@@ -144,6 +151,7 @@ def _options(settings: Mapping[str, Any], with_pseudo: bool, in_public: bool, pr
             or value in ({}, [], "")
             or key in (ANONYMOUS, ORDER)
             or (not with_pseudo and _OF_PSEUDO_LABELS.fullmatch(key))
+            or (key == "momentum" and value == MOMENTUM and settings.get("optimizer") in WITHOUT_MOMENTUM)
         ):
             continue
         option = "--" + _OPTIONS.get(prefix + key, prefix + key).replace("_", "-")
