@@ -59,8 +59,8 @@ def list_versions(
     if only_unfinished and not unfinished and not leftovers and not begun:
         print(f"{there.location}: nothing is unfinished")
     elif not versions and not unfinished and not leftovers and not kept:
-        called = f"called {name} " if name else ""
-        print(f"{there.location}: nothing {called}yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
+        called = f" called {name}" if name else ""
+        print(f"{there.location}: no versions{called} yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
     width = max(
         (len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers, *(one.ref for one in kept))), default=0
     )

@@ -27,13 +27,13 @@ def nst(*words, env=None, **options):
 def test_names_that_the_terminal_lacks_are_escaped(tmp_path, env):
     done = nst("list", "櫻", "--store", tmp_path, env=env, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert r"nothing called \u6afb yet" in done.stdout.replace(r"\udce6\udcab\udcbb", r"\u6afb")  # bytes that the locale cannot read
+    assert r"no versions called \u6afb yet" in done.stdout.replace(r"\udce6\udcab\udcbb", r"\u6afb")  # bytes that the locale cannot read
 
 
 def test_a_name_that_is_no_text_is_shown_by_its_bytes(tmp_path):
     done = nst("list", b"\xff".decode("utf-8", "surrogateescape"), "--store", tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert r"nothing called \udcff yet" in done.stdout
+    assert r"no versions called \udcff yet" in done.stdout
 
 
 def test_a_result_that_no_disk_takes_fails_a_command_that_only_shows(tmp_path):

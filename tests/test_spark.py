@@ -122,7 +122,7 @@ def test_damage_that_spark_finds_is_one_line_that_names_the_generation(tmp_path)
     many_labels(50, 3).write_parquet(file)
     file.write_bytes(bytes(100) + file.read_bytes()[100:])
     with (
-        pytest.raises(NstError, match=r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.*\); `verify\(\)` says whether"),
+        pytest.raises(NstError, match=r"^bugs@gen-1: .*\(\[FAILED_READ_FILE.*\); `verify\(\)` checks whether"),
         damage_is_named("bugs@gen-1"),
     ):
         select(scan([file], SELECTION_COLUMNS, "spark"), BalanceSettings(), NAMES, {}, tmp_path, "bugs@gen-1")

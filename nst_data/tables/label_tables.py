@@ -48,10 +48,10 @@ def damage_is_named(refs: str) -> Iterator[None]:
         if os.strerror(errno.ENOSPC) in str(error):
             raise  # no damage: what is written on the way filled the disk
         if (said := spark_says(error)) is not None:
-            raise NstError(f"{refs}: Spark failed ({said}); `verify()` says whether the labels are as sealed") from None
+            raise NstError(f"{refs}: Spark failed ({said}); `verify()` checks whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):
             raise
-        raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` says whether they are as sealed") from None
+        raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` checks whether they have changed") from None
 
 
 def check_classes(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
