@@ -230,6 +230,16 @@ class Store:
             return self.root / "runs" / name / number
         damaged = [version for version in self.versions(name) if str(version.number) == number and not version.is_readable]
         version = damaged[0] if damaged else self.open(ref)
+        children = self.children(version)
+        if children:
+            raise NstError(f"{version.ref} is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first")
+        if self.mirror is not None:
+            self.mirror.discard_version(self.mirror.name_of(version.place))
+        discard(version.place)
+        return version.place
+
+    def children(self, version: Version) -> list[str]:
+        """References of what was made from a version, sealed or under way: as long as there are any, it cannot be removed."""
         requests = [(other.ref, other.manifest.request) for other in self.versions() if other.is_readable]
         requests += [(staging.ref, staging.request) for room in _ROOMS for staging in self._all_stagings(f"{room}/*")]
         digest = version.manifest.digest if version.is_readable else None  # other stores' versions may have the same name
@@ -237,13 +247,7 @@ class Store:
         def is_child(request: Request) -> bool:
             return any(one.digest == digest if digest else one.ref == version.ref for one in request.inputs.by_role.values())
 
-        children = [child for child, request in requests if is_child(request)]
-        if children:
-            raise NstError(f"{version.ref} is the parent of {', '.join(children)}; remove {'those' if len(children) > 1 else 'that'} first")
-        if self.mirror is not None:
-            self.mirror.discard_version(self.mirror.name_of(version.place))
-        discard(version.place)
-        return version.place
+        return [child for child, request in requests if is_child(request)]
 
     def leftovers(self, name: str | None = None) -> dict[str, tuple[int, int]]:
         """Files at an address that belong to no version: (files, bytes) by `name@version`. A writer that was killed left them."""

@@ -43,7 +43,7 @@ def begin(
     if isinstance(staged, Version):
         remedy = f"`store.remove({staged.ref!r})` and label again, or ask for another `generation` N"
         check_unchanged(staged, read, remedy, progress, run.share[0] == 0)
-        _say_already_made(staged, run, progress)
+        _say_already_made(store, staged, run, progress)
     else:
         for line in store.unfinished_beside(staged):
             progress.say(line)
@@ -86,7 +86,7 @@ def _moved(begun: Request, asked: Request) -> str | None:
     return next((role for role, entry in now.items() if entry.digest != before[role].digest), None)
 
 
-def _say_already_made(version: Version, run: LabelRunSettings, progress: Progress) -> None:
+def _say_already_made(store: Store, version: Version, run: LabelRunSettings, progress: Progress) -> None:
     """Raises NstError for a version without a label, which an earlier nst sealed where it could read no image."""
     match version.manifest.counts:
         case EditionCounts(errors=lost, unique=labels):
@@ -94,6 +94,9 @@ def _say_already_made(version: Version, run: LabelRunSettings, progress: Progres
         case GenerationCounts(errors=errors, labeled=labels):
             pass
     again = f"`store.remove({version.ref!r})` and rerun to label them"
+    if errors and (children := store.children(version)):  # it cannot be removed
+        verb = "were" if len(children) > 1 else "was"
+        again = f"label the pool under another name to have them, since {', '.join(children)} {verb} made from {version.ref}"
     if not labels:
         raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
