@@ -10,7 +10,7 @@ from labels import SETTINGS, rows, write_teacher
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.classifiers import inference
+from nst_train.classifiers import loading
 from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -78,14 +78,14 @@ def test_extending_a_generation_is_labeling_the_grown_pool_afresh(store, teacher
 def test_an_image_that_was_labeled_is_not_decoded_again(store, teacher, pool, monkeypatch):
     before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
     grown = grow(pool)
-    decoded, lock, decode = [], threading.Lock(), inference.decode_pixels
+    decoded, lock, decode = [], threading.Lock(), loading.decode_pixels
 
     def counted(encoded, *options):
         with lock:
             decoded.append(bytes(encoded))
         return decode(encoded, *options)
 
-    monkeypatch.setattr(inference, "decode_pixels", counted)
+    monkeypatch.setattr(loading, "decode_pixels", counted)
     extend(store, before, grown, run=RUN)
     new = ("0-100a", "1-000", "1-103b", "zz", "2-000", "1-broken")
     assert sorted(decoded) == sorted((pool / f"{name}.png").read_bytes() for name in new)
@@ -96,7 +96,7 @@ def test_a_pool_that_has_only_shrunk_needs_no_labeling(store, teacher, pool, mon
     for name in ("0-102.png", "1-broken.png"):
         (pool / name).unlink()
     smaller = open_source(str(pool))
-    monkeypatch.setattr(inference, "decode_pixels", None)
+    monkeypatch.setattr(loading, "decode_pixels", None)
     extended = extend(store, before, smaller, run=RUN)
     kept = [row for row in rows(before) if row["key"] != "0-102.png"]
     assert rows(extended) == [row | {"id": number} for number, row in enumerate(kept)]
@@ -115,7 +115,7 @@ def test_the_same_pool_elsewhere_and_under_other_names_is_taken_over_whole(store
     for number, path in enumerate(sorted(pool.iterdir())):
         (tmp_path / "moved").mkdir(exist_ok=True)
         path.rename(tmp_path / "moved" / f"{99 - number}.png")
-    monkeypatch.setattr(inference, "decode_pixels", None)
+    monkeypatch.setattr(loading, "decode_pixels", None)
     extended = extend(store, before, open_source(str(tmp_path / "moved")), run=RUN)
     values = [{name: row[name] for name in ("image_hash", "label", "confidence", "probs", "phash")} for row in rows(before)]
     assert [{name: row[name] for name in values[0]} for row in rows(extended)] == values[::-1]
