@@ -32,9 +32,7 @@ import timm
 import torch
 from label import CORES, Clock, decode_rate, label_rate, loader_rate, make_teacher, repeated, undisturbed_rate
 from timm.data import resolve_model_data_config
-from timm.optim import create_optimizer_v2
-from timm.utils.model_ema import ModelEmaV3
-from torch.nn import functional as F
+from train import bare_step
 
 from nst_data.prefetch import in_threads
 from nst_data.selection.editions import balance
@@ -47,7 +45,7 @@ from nst_train.classifiers.decoders import loaded
 from nst_train.classifiers.inference import _Forward, batches_of, choose_computation
 from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher, load_classifier
-from nst_train.device import autocast, settled_channels_last, settled_precision, this_device
+from nst_train.device import autocast, settled_precision, this_device
 from nst_train.labeling.label import label
 from nst_train.networks.models import create_network, data_config_of
 from nst_train.settings import RunSettings, TrainSettings
@@ -183,31 +181,12 @@ def settings_of(model: str, size: int, batch: int, steps: int) -> TrainSettings:
     return TrainSettings(model=model, image_size=size, noise=noise, **of_run)
 
 
-def bare_step(settings: TrainSettings, classes: int) -> Callable[[], None]:
-    """PyTorch and timm alone, over images that lie on the device."""
-    device, number = this_device(), itertools.count()
-    precision = settled_precision(settings.precision, device)
-    network = create_network(settings, classes)
-    network.drop_rate = settings.noise.dropout
-    is_last = settled_channels_last(None, network, device.type, precision)
-    order = torch.channels_last if is_last else torch.contiguous_format
-    network = network.to(device, memory_format=order).train()
-    averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
-    optimizer = create_optimizer_v2(network, settings.optimizer, 1e-3, settings.weight_decay, settings.momentum)
-    count = settings.batch_size * (1 + settings.ratio)
-    pixels = torch.randint(256, (count, settings.image_size, settings.image_size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    targets = torch.rand(count, classes, device=device).softmax(dim=1)
-
-    def step() -> None:
-        images = ((pixels.float() - 120) / 60).contiguous(memory_format=order)
-        with autocast(precision, device.type):
-            logits = network(images)
-        F.cross_entropy(logits.float(), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        averaged.update(network, next(number))
-
-    return step
+def alone_rate(settings: TrainSettings, classes: int) -> float:
+    """The network alone: a bare PyTorch step with the same choices, over images that lie on the device."""
+    device, count, side = this_device(), settings.batch_size * (1 + settings.ratio), settings.image_size
+    pixels = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    step = bare_step(settings, True, classes, device)
+    return rate(count, lambda: step((pixels.float() - 120) / 60))
 
 
 def input_rate(setting: Setting, settings: TrainSettings, workers: int, steps: int) -> float:
@@ -259,7 +238,7 @@ def training(asked: argparse.Namespace) -> None:
             if asked.models and model not in asked.models:
                 continue
             settings = settings_of(model, size, asked.batch, asked.steps + SKIPPED)
-            alone = rate(4 * asked.batch, bare_step(settings, len(setting.source.class_names)))
+            alone = alone_rate(settings, len(setting.source.class_names))
             print(f"{model} at {size} px: network alone {alone:,.0f} images/s", flush=True)
             for workers in asked.workers:
                 made = input_rate(setting, settings, workers, max(4, 2 * workers))

@@ -210,26 +210,27 @@ def compare(ways: Loop, rounds: int) -> None:
 NETWORKS = {"tf_efficientnet_lite0": 128, "mobilenetv3_large_100": 128, "resnet18": 128, "vit_tiny_patch16_224": 128}  # side in pixels
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads of OpenMP wait for one another
 WAYS = ("nst", "bare, PyTorch's defaults", "bare, the same choices")
-CLASSES = 10
+CLASSES, CPU = 10, torch.device("cpu")
 
 
-def bare_step(settings: TrainSettings, chosen: bool) -> Callable[[torch.Tensor], None]:
+def bare_step(settings: TrainSettings, chosen: bool, classes: int = CLASSES, device: torch.device = CPU) -> Callable[[torch.Tensor], None]:
     """A step by PyTorch and timm on normalized images, labeled first: by PyTorch's own defaults, or as nst computes with these settings."""
-    network, numbers = create_network(settings, CLASSES), itertools.count()
-    precision = settled_precision(settings.precision, torch.device("cpu"))
-    is_last = chosen and settled_channels_last(settings.channels_last, network, "cpu", precision)
+    network, numbers = create_network(settings, classes), itertools.count()
+    precision = settled_precision(settings.precision, device)
+    is_last = chosen and settled_channels_last(settings.channels_last, network, device.type, precision)
+    order = torch.channels_last if is_last else torch.contiguous_format
     network.drop_rate = settings.noise.dropout
-    network = network.train().to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    network = network.train().to(device, memory_format=order)
     if chosen and not settings.fused_attention:
         unfuse_attention(network, settings.model)
     averaged = ModelEmaV3(network, decay=settings.ema_decay, use_warmup=True)
     optimizer = create_optimizer_v2(network, settings.optimizer, 0.001, settings.weight_decay, settings.momentum)
-    labels = torch.randint(CLASSES, (settings.batch_size,))
-    targets = F.one_hot(labels, CLASSES) * (1 - settings.label_smoothing) + settings.label_smoothing / CLASSES
-    targets = torch.cat([targets, torch.rand(settings.batch_size * settings.ratio, CLASSES).softmax(dim=1)])
+    labels = torch.randint(classes, (settings.batch_size,))
+    targets = F.one_hot(labels, classes) * (1 - settings.label_smoothing) + settings.label_smoothing / classes
+    targets = torch.cat([targets, torch.rand(settings.batch_size * settings.ratio, classes).softmax(dim=1)]).to(device)
 
     def step(images: torch.Tensor) -> None:
-        with autocast(precision if chosen else "fp32", "cpu"):
+        with autocast(precision if chosen else "fp32", device.type):
             logits = network(images)
         F.cross_entropy(logits.float(), targets).backward()
         optimizer.step()

@@ -16,6 +16,7 @@ from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.sources.listing import write_listing
 from nst_data.store.store import Store
+from nst_train.classifiers.inference import Computation
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
 from nst_train.settings import RunSettings, TrainSettings
@@ -210,10 +211,10 @@ def test_validation_takes_time_and_embedded_images_take_disk(tmp_path, timed):
     assert found.stages[2].bytes_on_disk - bare.stages[2].bytes_on_disk == 15 * size
 
 
-def speed_with(folder, images, **settings):
+def speed_with(folder, images, decode_threads=1, **settings):
     """The speed of a tiny network on this machine, in steps of so many images."""
     labeled, pool = open_source(str(folder / "labeled"), labeled=True), open_source(str(folder / "pool"))
-    run = RunSettings(workers=0, decode_threads=1)
+    run = RunSettings(workers=0, decode_threads=decode_threads)
     return timing.speed_of(TrainSettings(**TINY | settings), labeled, labeled.class_names, pool, images, SETTINGS, run)
 
 
@@ -221,6 +222,20 @@ def test_a_step_of_an_odd_size_is_timed_with_mixup_and_at_the_end_of_a_short_cos
     write_tiny_images(tmp_path)
     end = {"schedule": "cosine", "epochs": 350, "steps": 1, "warmup_epochs": 5, "warmup_steps": 1}  # as long as the training
     assert speed_with(tmp_path, 15, batch_size=5, ratio=2, mixup=0.2, **end).seconds_a_step > 0
+
+
+@pytest.mark.parametrize(("threads", "seconds"), [(1, 0.1), (4, 0.05)])
+def test_with_a_gpu_a_label_takes_the_longer_of_decoding_by_all_processes_and_the_network(tmp_path, monkeypatch, threads, seconds):
+    write_tiny_images(tmp_path)
+    times = iter([4 * 0.15, 8 * 0.1])  # of a batch from bytes to labels, and of decoding 8 images
+
+    def timed(work):
+        work()
+        return next(times, 1.0)
+
+    monkeypatch.setattr(timing, "choose_computation", lambda *_, **__: Computation(4, "fp32", "cuda"))
+    monkeypatch.setattr(timing, "_timed", timed)
+    assert speed_with(tmp_path, 8, threads, batch_size=8).seconds_a_label == pytest.approx(seconds)
 
 
 def test_a_step_in_parts_is_timed_by_a_part_and_one_that_does_not_fit_in_memory_is_not_timed(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Batches loaded ahead of the network that a GPU computes, by processes of their own.
 
 The threads of one process decode no faster from some eight on, as they wait for Python's lock: 16 of them decoded a third of what 16
-processes did, which a GPU would have taken (benchmarks/results/gpu.md). Threads still read the images, so nothing is read twice or out of
-turn; piece by piece they hand them to a process that is free, and collect the pixels from memory that they share with it.
+independent processes did, and a GPU would have taken more (benchmarks/results/gpu.md). Threads still read the images, so nothing is read
+twice or out of turn; piece by piece they hand them to a process that is free, and collect the pixels from memory that they share with it.
 """
 
 import itertools
@@ -49,10 +49,10 @@ def loaded(
 ) -> Generator[tuple[B, Images], None, None]:
     """Each batch with its images, in order, `batch_size` of them in memory that a GPU copies from while it computes.
 
-    By as many processes as `threads`, by default one for each CPU but the one that feeds the GPU. By threads of this process instead where
-    one alone is asked for, where the first batch is not a whole one, and where processes cannot share memory by forking.
+    By as many processes as `threads`, by default one for each CPU. By threads of this process instead where one alone is asked for, where
+    the first batch is not a whole one, and where processes cannot share memory by forking.
     """
-    threads = threads or max(1, cpus_of_this_process() - 1)
+    threads = threads or cpus_of_this_process()
     batches = iter(batches)
     first = list(itertools.islice(batches, 1))
     batches = itertools.chain(first, batches)

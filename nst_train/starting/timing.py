@@ -14,6 +14,7 @@ from nst_data.sources import Source
 from nst_train.batches.batches import LabeledImages, TrainingBatch, training_batches
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import batches_of, choose_computation, predict
+from nst_train.classifiers.loading import load_images
 from nst_train.classifiers.teachers import Teacher
 from nst_train.device import DEFAULT_THREADS, memory_failures, set_threads, this_device
 from nst_train.networks.models import count_parameters, create_network, data_config_of, evaluation_data_config_of
@@ -110,15 +111,20 @@ def _seconds_to_prepare(settings: TrainSettings, source: Source, data_config: di
 def _seconds_a_label(
     network: nn.Module, settings: TrainSettings, class_names: list[str], pool: Source, label: LabelSettings, run: RunSettings
 ) -> float:
-    """Per image, from its bytes to its probabilities, over all cores."""
+    """Per image, from its bytes to its probabilities, over all cores; with a GPU, which computes meanwhile, the longer of both."""
     preprocessing = TimmPreprocessing.of(evaluation_data_config_of(network, settings))
     teacher = Teacher.of(Classifier(network.eval(), preprocessing, class_names))
     computation = choose_computation(teacher, label.batch_size or None, label.precision, compile_network=False)
-    threads = run.decode_threads or cpus_of_this_process()
-    rows = range(min(len(pool), computation.batch_size * (threads if computation.device == "cpu" else 2)))
-    seconds = _timed(lambda: list(predict(teacher, computation, batches_of(pool, computation.batch_size, rows), threads=threads)))
+    threads, on_cpu, size = run.decode_threads or cpus_of_this_process(), computation.device == "cpu", computation.batch_size
+    at_once = threads if on_cpu else 1
+    rows = range(min(len(pool), size * at_once))
+    seconds = _timed(lambda: list(predict(teacher, computation, batches_of(pool, size, rows), threads=at_once))) / len(rows)
+    if not on_cpu:
+        few = list(pool.rows(range(min(len(pool), _PREPARED))))
+        load = _timed(lambda: load_images(few, teacher.preprocessings, len(few), hashes=True)) / len(few)
+        seconds = max(seconds - load, load / threads)
     set_threads(DEFAULT_THREADS)
-    return seconds / len(rows)
+    return seconds
 
 
 def _timed(work: Callable[[], object]) -> float:
