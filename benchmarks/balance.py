@@ -197,7 +197,7 @@ def carry_rows(source: str, rows: int, out: Path) -> None:
     """The edition's rows copied by who knows them: all columns read once, the same rows written as the same table."""
     edition = store_of(source).open("bench@gen-1.1", "edition")
     chosen, schema = TableReader(edition.folder, "balanced"), balanced_schema(edition.manifest.class_names, TOP_K)
-    added = chosen.take(np.arange(len(chosen)), ["id", "duplicates", "copies"])
+    added = pa.Table.from_batches(chosen.batches(["id", "duplicates", "copies"])).combine_chunks()
     ids, names, place = added["id"].to_numpy(), [name for name in schema.names if name not in ("duplicates", "copies")], 0
     with parquet_writer(out, schema) as writer:
         for batch in TableReader(Path(source).parent.parent, "pseudo_labels").batches(names):

@@ -3,17 +3,10 @@
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nst_data import thrift
-from nst_data.errors import first_line
-
-_END_BYTES, _LENGTH_BYTES = 8, 4  # a file ends with the length of its footer and a mark
-# fields by their numbers in `parquet.thrift`: of FileMetaData, RowGroup, ColumnChunk, ColumnMetaData, Statistics
-_ROW_GROUPS, _COLUMNS, _ROWS, _DESCRIPTION, _PATH, _STATISTICS, _NULL_COUNT = 4, 1, 3, 3, 3, 12, 3
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What reading a damaged parquet file raises; the last where a name in its footer is no text."""
 
@@ -26,7 +19,7 @@ def column_chunks(
     Arrow ends the process where it is asked for what contradicts itself, such as a histogram of another length or statistics of another
     type. Beginning to read a column raises at the former; so that is done first, from a file that has no pages. It is a buffered one,
     whose first page is wanted only after all columns have begun. Statistics may be asked for of columns of bytes alone: of others
-    Arrow decodes the least and the greatest value too, and ends the process where one is too short; `null_counts` does not.
+    Arrow decodes the least and the greatest value too, and ends the process where one is too short.
     """
     tops = tuple(f"{name}." for name in names)
     leaves = [footer.schema.column(index) for index in range(len(footer.schema))]
@@ -41,29 +34,6 @@ def column_chunks(
             if chunk.physical_type != kind:
                 raise OSError(f"column {chunk.path_in_schema} is {chunk.physical_type} in row group {group}, {kind} in the schema")
         yield chunks
-
-
-def null_counts(file: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[str, int]]]:
-    """For each row group its rows, and how many values lack in the columns with these names, by name, where the footer says so.
-
-    It is read from the bytes of the footer itself, which Arrow could read. Raises one of `DAMAGE`.
-    """
-    with file.open("rb") as opened:
-        end = opened.seek(-_END_BYTES, io.SEEK_END)
-        length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
-        opened.seek(end - length)
-        content = opened.read(length)
-    try:
-        for group in thrift.structure(content, 0)[0][_ROW_GROUPS]:
-            lacking: dict[str, int] = {}
-            for column in group[_COLUMNS]:
-                described = column[_DESCRIPTION]
-                name, count = described[_PATH][0].decode(), described.get(_STATISTICS, {}).get(_NULL_COUNT)
-                if name in names and count is not None:
-                    lacking[name] = max(int(count), lacking.get(name, 0))
-            yield int(group[_ROWS]), lacking
-    except thrift.DAMAGE as error:
-        raise OSError(f"its footer is damaged ({first_line(error)})") from None
 
 
 class _PagesWantedError(Exception):

@@ -79,14 +79,32 @@ def test_a_column_that_is_missing_is_named(store, generation, column, kind):
         ("label", pa.array(["ant", "bee"]), "column `label` is string, expected int64"),
         ("probs", pa.array([[0.5], [0.5]], pa.list_(pa.float32())), "column `probs` is list<"),
         ("key", pa.array([1, 2]), "column `key` is int64, expected string"),
-        ("confidence", pa.array([0.5, None], pa.float32()), "column `confidence` is empty in 1 of 2 rows; … changed elsewhere"),
-        ("label", pa.array([None, None], pa.int64()), "column `label` is empty in 2 of 2 rows; … changed elsewhere"),
-        ("image_hash", pa.array([None, "00"]), "column `image_hash` is empty in 1 of 2 rows; … changed elsewhere"),
     ],
 )
-def test_a_column_of_a_wrong_type_or_with_gaps_is_named(store, generation, column, values, says):
+def test_a_column_of_a_wrong_type_is_named(store, generation, column, values, says):
     replace(generation, column, values, number=1)
     assert tells(refused(store, 1), f"flowers@gen-1: pseudo_labels/train-00001-of-00003.parquet: {says}")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("confidence", pa.array([0.5, None], pa.float32()), "0 to 2 … 0 to 1, found 1 row …, such as row 3: label 0, confidence None"),
+        ("label", pa.array([None, None], pa.int64()), "0 to 2 … 0 to 1, found 2 rows …, such as row 2: label None, confidence 0.625"),
+        ("image_hash", pa.array([None, "00"]), "column `image_hash` lacks 1 value in rows 2 to 3"),
+        ("image_hash", pa.array([None, None], pa.string()), "column `image_hash` lacks 2 values in rows 2 to 3"),
+        ("key", pa.array(["a.png", None]), "column `key` lacks 1 value in rows 2 to 3"),
+        ("id", pa.array([None, 3], pa.int64()), "column `id` lacks 1 value in rows 2 to 3"),
+        ("id", pa.array([None, None], pa.int64()), "column `id` lacks 2 values in rows 2 to 3"),
+        ("probs", pa.array([[0.5, 0.25, None], [0, 0, 0]], pa.list_(pa.float16(), 3)), "column `probs` lacks 1 value in rows 2 to 3"),
+        ("probs", pa.array([None, [0, 0, 0]], pa.list_(pa.float16(), 3)), "column `probs` lacks 1 value in rows 2 to 3"),
+    ],
+)
+@pytest.mark.parametrize("words", [[], ["--per-class", "none"], ["--embed-images"]])
+def test_a_value_that_is_missing_is_named(store, generation, tmp_path, monkeypatch, column, values, says, words):
+    monkeypatch.chdir(tmp_path)
+    replace(generation, column, values, number=1)
+    assert is_line(refused(store, 1, *words), f"flowers@gen-1: … {says} …; the table was made or changed elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ few enough rows are left to sort. Each count is one streaming pass; nothing that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import narwhals as nw
+import numpy as np
 import polars as pl
 from narwhals.typing import LazyFrameT
+from numpy.typing import NDArray
 
 from nst_data.tables.engines import (
     beside,
@@ -36,13 +38,23 @@ def bin_of(value: nw.Expr) -> nw.Expr:
     return (value * BINS).cast(nw.Int32)
 
 
-def count_bins(rows: LazyFrameT, number: nw.Expr, reasons: Sequence[str] = ()) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead."""
-    places = BINS + 1 + len(reasons)  # of a label: one number is counted faster than two, and the fewer there are the faster
+def places_of(reasons: Sequence[str]) -> int:
+    """How many different numbers rows of one label have, where they are counted: one number is counted faster than two."""
+    return BINS + 1 + len(reasons)
+
+
+def count_bins(
+    rows: LazyFrameT, number: nw.Expr, reasons: Sequence[str] = (), keep: Callable[[pl.DataFrame], None] | None = None
+) -> pl.DataFrame:
+    """How many `rows` there are by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
+
+    `keep`, for Polars alone, is given the `id` and `number` of all rows: `label` * `places_of(reasons)` + `bin` for those that have one.
+    """
+    places = places_of(reasons)
     if reasons:
         rows = with_place(rows, "reason", reasons, "nst_place")
         number = nw.coalesce(BINS + 1 + nw.col("nst_place").cast(nw.Int64), number.cast(nw.Int64))
-    counted = count_numbers(rows, nw.col("label") * places + number)
+    counted = count_numbers(rows, nw.col("label") * places + number, keep)
     counted = counted.select("rows", label=pl.col("number") // places, place=pl.col("number") % places)
     reason = (pl.col("place") - BINS - 1).replace_strict(range(len(reasons)), reasons, default=None, return_dtype=pl.String)
     bin_ = pl.when(pl.col("place") <= BINS).then("place")
@@ -54,12 +66,14 @@ class Cutoffs:
     """The last of the first rows of each class, as far as a class has more.
 
     Rows are in order of `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
-    rows with these very keys that come after it.
+    rows with these very keys that come after it. `ends` are the increasing `id`s of the first rows that lie in the bins in which classes
+    end; None where they are many.
     """
 
     keys: tuple[str, ...]
     last: pl.DataFrame
     over: pl.DataFrame
+    ends: NDArray[np.int64] | None = None
 
     def beside(self, rows: LazyFrameT) -> LazyFrameT:
         """The rows with what `is_past` looks at, in columns `nst_..._cut`: null for a class that has no more."""
@@ -119,15 +133,19 @@ def cutoffs(
     box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
     none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
     if not box.rows:
-        return Cutoffs((by,), none, pl.DataFrame(schema={"id": pl.Int64}))
+        return Cutoffs((by,), none, pl.DataFrame(schema={"id": pl.Int64}), np.zeros(0, np.int64))
+    bins = box
     box = _small_enough(box, rows, still_in)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
     if box.rows > _RANKED_ROWS and has_hashes:  # such as labels that are all equally sure
         box = _small_enough(box.with_hash(), rows, still_in)
-    last, over = _last_needed(box, still_in(box.inside(rows)), labels, ties)
-    return Cutoffs(
-        box.keys, pl.concat([last, none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))]), over
-    )
+    found = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
+    last, over = _last_needed(box, found, labels, ties)
+    nothing = none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))
+    cuts = Cutoffs(box.keys, pl.concat([last, nothing]), over)
+    if box is not bins:
+        return cuts
+    return replace(cuts, ends=np.sort(collected(cuts.first(nw.from_native(found.lazy())))["id"].to_numpy()))
 
 
 def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":
@@ -136,10 +154,12 @@ def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT]
     return box
 
 
-def _last_needed(box: "_Box", inside: LazyFrameT, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """For each class of the box the keys of the last row that it needs; the `id`s of all that have these keys and come after it."""
+def _last_needed(box: "_Box", found: pl.DataFrame, labels: LazyFrameT, ties: Sequence[str]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """For each class of the box the keys of the last row that it needs; the `id`s of all that have these keys and come after it.
+
+    `found` are the rows in the box: `label`, its keys and `id`.
+    """
     keys = list(box.keys)
-    found = collected(inside.select("label", *keys, "id"))
     if not box.is_a_point:  # once more in memory: a bin of a bin is sorted in no time
         box = box.narrowed(box.count(box.inside(nw.from_native(found.lazy()))))
         found = collected(box.inside(nw.from_native(found.lazy())).select("label", *keys, "id"))

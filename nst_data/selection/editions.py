@@ -356,7 +356,7 @@ def _write(
     def write(part: tuple[str, list[pa.Table]]) -> SealedFile:
         return write_parquet(staging.build / part[0], part[1], schema, staging.work)
 
-    threads = min(_MOST_WRITERS, max(1, cpus_of_this_process() - 1))  # another one reads ahead
+    threads = min(_MOST_WRITERS, cpus_of_this_process())
     return {name: sealed for (name, _), sealed in in_threads(write, _parts(plan, tables), threads)}
 
 

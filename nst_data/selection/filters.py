@@ -11,6 +11,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import narwhals as nw
@@ -19,7 +20,7 @@ from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
 from nst_data.tables.engines import beside, is_polars, row_values, with_class_values, with_row_values
-from nst_data.tables.equal_hashes import repeated_hashes
+from nst_data.tables.hash_numbers import HashNumbers
 
 
 def reject(rows: IntoLazyFrameT, reason: str, where: nw.Expr) -> IntoLazyFrameT:
@@ -58,7 +59,10 @@ def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLaz
     rows = nw.from_native(labels).select("id", "image_hash")
     if is_polars(rows):
         native: Any = rows.to_native()
-        return cast("IntoLazyFrameT", repeated_hashes(native, work).lazy())
+        with TemporaryDirectory(dir=work) as folder:
+            hashes = HashNumbers.written(native, Path(folder, "image_hashes"))
+            if hashes is not None:
+                return cast("IntoLazyFrameT", hashes.repeated().lazy())
     groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
     return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()
@@ -95,18 +99,19 @@ def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazy
     return reject(labels, "excluded_class", nw.col("label").is_in(sorted(classes)))
 
 
-def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> IntoLazyFrameT:
+def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int, hashes: HashNumbers | None = None) -> IntoLazyFrameT:
     """Keep a uniform share of the images (study 2, table 10). A smaller share is part of a larger.
 
     Args:
         labels: Rows with `image_hash`, which decides with the seed who stays.
         fraction: The share, in (0, 1].
         seed: Of the draw.
+        hashes: The rows' hashes, where they have been read already.
 
     Returns:
         All rows; the dropped are `not_sampled`.
     """
-    rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order")
+    rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order", hashes)
     return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
 
 

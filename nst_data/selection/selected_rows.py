@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
@@ -23,9 +24,17 @@ def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.Re
 
 
 def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side."""
-    rest, last, count = _Selected(selected), -1, GenerationManifest.of(generation.manifest).counts.pool
+    """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side.
+
+    Raises NstError for a value that is missing, and for rows in another order.
+    """
+    rest, last, seen, count = _Selected(selected), -1, 0, GenerationManifest.of(generation.manifest).counts.pool
     for batch in label_batches(generation, [name for name in schema.names if name not in _ADDED]):
+        for name in batch.schema.names:
+            if missing := _missing(batch[name]):
+                found = f"column `{name}` lacks {missing:,} value{'s' * (missing > 1)} in rows {seen:,} to {seen + len(batch) - 1:,}"
+                raise NstError(f"{generation.ref}: {found}; the table was made or changed elsewhere")
+        seen += len(batch)
         ids = batch["id"].to_numpy()
         if (np.diff(ids, prepend=last, append=count) <= 0).any():
             order = f"by increasing `id` from 0 to {count - 1}"
@@ -38,13 +47,18 @@ def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Sche
         yield table.select(schema.names).cast(schema)
 
 
+def _missing(column: pa.Array) -> int:
+    """How many values there are not, in lists too."""
+    return int(column.null_count or (column.flatten().null_count if pa.types.is_fixed_size_list(column.type) else 0))
+
+
 class _Selected:
     """The selected rows, taken by increasing `id`."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         columns = ["id", "duplicates", "copies"]
         self._batches = (
-            pa.Table.from_batches([batch])
+            pa.Table.from_batches([batch]).filter(pc.field("id").is_valid())  # a row without is refused when its turn comes
             for file in files
             for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=columns)
         )

@@ -16,9 +16,11 @@ from nst_data.errors import NstError
 from nst_data.selection import filters
 from nst_data.selection.balance import COPIES, balance_as_released, deal_copies, quota_of_quantile
 from nst_data.selection.cutoffs import bin_of, count_bins, cutoffs
+from nst_data.selection.row_bins import RowBins
 from nst_data.selection.seeded_order import with_seeded_order
 from nst_data.settings import BalanceSettings
-from nst_data.tables.engines import collected, kept, kept_in_order, with_no_text
+from nst_data.tables.engines import collected, is_polars, kept, kept_in_order, with_no_text
+from nst_data.tables.hash_numbers import HashNumbers
 
 REASONS = (
     *("held_out", "near_held_out", "duplicate", "excluded_class", "not_sampled"),
@@ -55,10 +57,14 @@ def select(
     `held_out` gives hashes of images to leave out, by reason. `where` names the labels in errors, which are NstError: a confidence that is
     no number from 0 to 1, a label that is no class.
     """
-    judge = judge_of(labels, settings, class_names, held_out, work)
-    everyone = nw.from_native(labels)
+    everyone, reasons = nw.from_native(labels), _reasons(held_out)
+    hashes = HashNumbers.written(labels, work / "image_hashes") if is_polars(everyone) else None
+    repeated = _repeated(labels, hashes, work)
+    judge = _judge_of(everyone, repeated, settings, class_names, held_out, work, hashes)
     rows = judge(everyone)
-    counted = _counted(rows, len(class_names), _reasons(held_out))
+    is_by_quota = settings.per_class != "none" and settings.method != "official"
+    with RowBins(work / "bins", len(class_names), reasons) as bins:
+        counted = _counted(rows, len(class_names), reasons, bins.add if hashes and is_by_quota else None)
     _check(counted, labels, class_names, where)
     still_in = counted.filter(pl.col("reason").is_null())
     quota = _quota(settings, still_in)
@@ -70,8 +76,11 @@ def select(
     else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
-        surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
-        surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
+        if hashes and bins.are_kept and cuts.ends is not None:
+            surest = nw.from_native(bins.first(cuts, collected(repeated), hashes, settings.seed, work / "most_confident"))
+        else:
+            surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
+            surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
         chosen = deal_copies(surest, quota, settings.max_copies, everyone)
     chosen = kept_in_order(chosen.select("id", "label", "duplicates", "copies"), work / "selected")
     per_class = collected(chosen.group_by("label").agg(images=nw.len(), copies=nw.col("copies").cast(nw.Int64).sum()))
@@ -92,20 +101,28 @@ def judged(
     work: Path,
 ) -> nw.LazyFrame[Any]:
     """The labels with `duplicates` and `reason`, before any quota."""
-    return judge_of(labels, settings, class_names, held_out, work)(nw.from_native(labels))
+    rows = nw.from_native(labels)
+    return _judge_of(rows, _repeated(labels, None, work), settings, class_names, held_out, work)(rows)
 
 
-def judge_of(
-    labels: Any,  # noqa: ANN401 - a lazy frame of Polars or Spark
+def _repeated(labels: Any, hashes: HashNumbers | None, work: Path) -> nw.LazyFrame[Any]:  # noqa: ANN401
+    """What `filters.repeated_images` gives, computed once."""
+    found = filters.repeated_images(labels, work) if hashes is None else hashes.repeated().lazy()
+    return kept(nw.from_native(found), work / "repeated")
+
+
+def _judge_of(
+    labels: nw.LazyFrame[Any],
+    repeated: nw.LazyFrame[Any],
     settings: BalanceSettings,
     class_names: Sequence[str],
     held_out: Mapping[str, Collection[str]],
     work: Path,
+    hashes: HashNumbers | None = None,
 ) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
-    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out or repeated."""
-    out = {reason: filters.held_out_rows(labels, hashes) for reason, hashes in held_out.items() if hashes}
+    """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out."""
+    out = {reason: filters.held_out_rows(labels.to_native(), images) for reason, images in held_out.items() if images}
     out = {reason: kept(nw.from_native(found), work / reason).to_native() for reason, found in out.items()}
-    repeated = kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
     reject_duplicates = filters.duplicate_filter(repeated.to_native())
     numbers = {name: index for index, name in enumerate(class_names)}
     own = {numbers[name]: least for name, least in settings.class_min_confidence.items()}
@@ -119,7 +136,7 @@ def judge_of(
         if settings.exclude_class:
             rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
         if settings.fraction < 1:
-            rows = filters.reject_unsampled(rows, settings.fraction, settings.seed)
+            rows = filters.reject_unsampled(rows, settings.fraction, settings.seed, hashes)
         if settings.confidence_range:
             rows = filters.reject_outside(rows, *settings.confidence_range)
         else:
@@ -148,11 +165,14 @@ def _is_invalid(classes: int) -> nw.Expr:
     return ~(is_number & ~label.is_null() & (label >= 0) & (label < classes))
 
 
-def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str]) -> pl.DataFrame:
-    """How many `rows` there are by `label` and `reason`, or, of those that are still in, `bin` of confidence. A label that is none is 0."""
+def _counted(rows: LazyFrameT, classes: int, reasons: Sequence[str], keep: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
+    """How many `rows` there are by `label` and `reason`, or, of those that are still in, `bin` of confidence. A label that is none is 0.
+
+    `keep` is as for `count_bins`.
+    """
     sure = nw.when(nw.col("reason").is_null()).then(nw.col("confidence"))
     label = nw.when((nw.col("label") >= 0) & (nw.col("label") < classes)).then(nw.col("label")).otherwise(0)
-    return count_bins(rows.with_columns(label=label), bin_of(sure), reasons)
+    return count_bins(rows.with_columns(label=label), bin_of(sure), reasons, keep)
 
 
 def _check(counted: pl.DataFrame, labels: Any, class_names: Sequence[str], where: str) -> None:  # noqa: ANN401

@@ -31,10 +31,10 @@ class Partitions:
         self._path.unlink(missing_ok=True)
 
     def add(self, *numbers: NDArray[np.uint64]) -> None:
-        """Add a record for each place of these arrays."""
+        """Add a record for each place of these arrays; numbers without others are sorted."""
         shift = np.uint64(64 - self._bits)
         if self._numbers == 1:
-            records = np.sort(numbers[0])  # of numbers without others it takes less time than to order by some bits
+            records = numbers[0]  # to sort them took less time than to order them by some bits
             starts = np.searchsorted(records, np.arange(1, 1 << self._bits, dtype=np.uint64) << shift)
         else:
             partition = (numbers[0] >> shift).astype(np.uint16)

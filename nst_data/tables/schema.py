@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nst_data.errors import NstError
-from nst_data.parquet_footer import null_counts
 
 if TYPE_CHECKING:
     from datasets import List
@@ -132,7 +131,7 @@ OVERLAP_COLUMNS = pa.schema([("id", pa.int64()), ("key", pa.string()), ("image_h
 
 
 def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
-    """Check the columns of a parquet file, which lack no value. Raises NstError that names column, type found and type expected.
+    """Check the columns of a parquet file. Raises NstError that names column, type found and type expected.
 
     Raises one of `nst_data.parquet_footer.DAMAGE` for a damaged footer.
     """
@@ -141,11 +140,6 @@ def check_columns(file: Path, expected: pa.Schema, what: str) -> None:
         kind = found.field(field.name).type if field.name in found.names else "missing"
         if kind != field.type:
             raise NstError(f"{what}: column `{field.name}` is {kind}, expected {field.type}")
-    for rows, lacking in null_counts(file, expected.names):
-        for name, count in lacking.items():
-            if count:
-                found_empty = f"column `{name}` is empty in {count:,} of {rows:,} rows"
-                raise NstError(f"{what}: {found_empty}; the table was made or changed elsewhere")
 
 
 def check_labels(labels: pl.LazyFrame, table: str = "pseudo_labels") -> pl.LazyFrame:
