@@ -35,7 +35,6 @@ WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 30
 # else s3fs asks for the size first, and the Hub's file system reads on
 _READ_AT_ONCE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
-_LIST_ANEW = {"hf": {"refresh": True}}  # else a bucket is what it was when the process first looked
 _SILENT_OF_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing one as empty; what they call it
 _PAGE_FILES = 1_000  # the most that S3 gives
 _PART_BYTES = 32 * 2**20
@@ -100,7 +99,7 @@ class FileTree:
 
         def listed() -> dict[str, dict[str, Any]]:
             try:
-                found = self._system.find(top, detail=True, **_LIST_ANEW.get(self._scheme, {}))
+                found = self._system.find(top, detail=True, **self._anew)
             except FileNotFoundError as error:
                 if not is_missing_file(error):
                     raise
@@ -153,7 +152,7 @@ class FileTree:
 
         def look() -> dict[str, Any] | None:
             try:
-                return cast("dict[str, Any]", self._system.info(self._path(name), **_LIST_ANEW.get(self._scheme, {})))
+                return cast("dict[str, Any]", self._system.info(self._path(name), **self._anew))
             except FileNotFoundError:
                 return None
 
@@ -280,6 +279,11 @@ class FileTree:
         return _file_system(self._scheme, self._account, os.getpid(), _settings())
 
     @property
+    def _anew(self) -> dict[str, bool]:
+        """Options of a listing; else a bucket of the Hub is what it was when the process first looked."""
+        return {"refresh": True} if self.address.startswith("hf://buckets/") else {}
+
+    @property
     def _account(self) -> str:
         """Of Azure, in abfss://container@account.dfs.core.windows.net/folder; else empty."""
         container = self.address.partition("://")[2].partition("/")[0] if _EXTRAS[self._scheme] == "azure" else ""
@@ -315,7 +319,7 @@ class FileTree:
                 reason, is_passing = reason_of(error, _EXTRAS[self._scheme])
                 if not is_passing or wait is None:
                     if self.address.startswith("hf://") and not is_missing_file(error):
-                        with plain_errors(self.at(name)):
+                        with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
                             raise
                     raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
                 _say(self.at(name), reason, wait)
