@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import threading
 from functools import partial
@@ -278,15 +279,19 @@ def test_a_store_there_is_refused(server, monkeypatch, tmp_path):
         ({}, "no usable credentials found; set AZURE_STORAGE_CONNECTION_STRING"),
     ],
 )
-def test_wrong_and_missing_credentials_are_one_line_that_does_not_repeat_them(server, monkeypatch, capfd, settings, says):
+def test_wrong_and_missing_credentials_are_one_line_that_does_not_repeat_them(server, tiny_store, monkeypatch, capfd, settings, says):
     wrong = os.environ["AZURE_STORAGE_CONNECTION_STRING"].replace(azurite.KEY, "aHVudGVyMg==")
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING")
     for name, value in settings.items():
         monkeypatch.setenv(name, value.replace("{wrong}", wrong))
     with pytest.raises(NstError, match=f"{server.top}/images: {says}") as caught:
         open_source(f"{server.top}/images")
-    shown = str(caught.value) + "".join(capfd.readouterr())
-    assert "\n" not in shown
+    words = ["label", f"{server.top}/images", "--teacher", "tiny-teacher", "--corpus", "x", "--store", str(tiny_store[0].root)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 1
+    assert re.search(says, done.stderr)
+    shown = str(caught.value) + done.stderr + "".join(capfd.readouterr())
+    assert shown.count("\n") == 1
     assert "hunter2" not in shown
     assert "aHVudGVyMg" not in shown
 

@@ -390,17 +390,17 @@ def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[
     """
     import fsspec
 
-    anew: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    uncached: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
         match _EXTRAS[scheme]:
             case "s3":
                 config = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS, "retries": {"total_max_attempts": 2}}
-                system = fsspec.filesystem(scheme, **anew, config_kwargs=config, max_concurrency=8)
+                system = fsspec.filesystem(scheme, **uncached, config_kwargs=config, max_concurrency=8)
                 system.retries = 1
             case "gcs":
-                system = _google(anew)
+                system = _google(uncached)
             case "azure":
-                system = _azure(scheme, account, anew)
+                system = _azure(scheme, account, uncached)
             case _:  # the Hub's is the same one each time, with what it has learnt of a repository
                 system = fsspec.filesystem(scheme, **({"auto_mkdir": True} if scheme == "file" else {}))
         return system
