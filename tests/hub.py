@@ -4,8 +4,8 @@
     commit(top, "me/data", {"x.parquet": b"..."})   writes a repository without the server; `files`, `head` and `name` look into it
     python tests/hub.py TOP [PORT]             serves alone, until Ctrl-C
 
-Repositories are in hub_git.py, the calls in hub_calls.py (hub_reads.py, hub_writes.py), faults to inject in hub_faults.py. The
-clients read their address once, when they are imported: use them in a process of their own.
+Repositories are in hub_git.py, the calls in hub_calls.py (hub_reads.py, hub_writes.py, hub_buckets.py), faults to inject in
+hub_faults.py. The clients read their address once, when they are imported: use them in a process of their own.
 """
 
 import os

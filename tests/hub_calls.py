@@ -1,9 +1,11 @@
 """The calls that the test Hub answers: those of the Hub's clients with Xet off. Their names are what faults and answers go by."""
 
+from hub_buckets import Buckets
 from hub_reads import Reads
 from hub_writes import Writes
 
 _REPO = r"/api/(models|datasets)/([^/]+/[^/]+)"
+_BUCKET = r"/api/buckets/([^/]+/[^/]+)"
 _FILES = r"/(?:(datasets)/)?([^/]+/[^/]+)"
 ROUTES = (  # call, method, path, function
     ("whoami", "GET", r"/api/whoami-v2", "whoami"),
@@ -23,12 +25,15 @@ ROUTES = (  # call, method, path, function
     ("lfs verify", "POST", _FILES + r"\.git/info/lfs/objects/verify", "lfs_verify"),
     ("lfs put", "PUT", r"/lfs/(models|datasets)/([^/]+/[^/]+)/([0-9a-f]{64})", "lfs_put"),
     ("lfs get", "GET", r"/lfs/(models|datasets)/([^/]+/[^/]+)/([0-9a-f]{64})", "lfs_get"),
+    ("bucket", "GET", _BUCKET, "bucket_info"),
+    ("bucket tree", "GET", _BUCKET + r"/tree(?:/([^/]+))?", "bucket_tree"),
+    ("bucket resolve", "GET", r"/buckets/([^/]+/[^/]+)/resolve/(.+)", "bucket_resolve"),
     ("head", "HEAD", _FILES + r"/resolve/([^/]+)/(.+)", "resolve"),
     ("resolve", "GET", _FILES + r"/resolve/([^/]+)/(.+)", "resolve"),
 )
 
 
-class Calls(Reads, Writes):
+class Calls(Buckets, Reads, Writes):
     """One function per route."""
 
     routes = ROUTES

@@ -22,8 +22,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {name: needed for name, needed in PROJECT["optional-dependencies"].items() if name not in ("audit", "dev", "docs", "release")}
-COMES_WITH = {"botocore": "s3fs", "onnx_ir": "onnxscript", "pydantic_core": "pydantic"}  # each is part of the other
-NOT_FOR_TESTS = {"adlfs", "gcsfs"}  # fsspec imports them; no test asks these clouds
+COMES_WITH = {"aiohttp": "gcsfs", "botocore": "s3fs", "onnx_ir": "onnxscript", "pydantic_core": "pydantic"}  # each is part of the other
 MADE_HERE = ("build", "*.egg-info", "nst-store", ".*", "__pycache__")
 
 
@@ -52,7 +51,7 @@ def test_every_package_that_is_imported_is_declared_and_every_declared_one_is_us
     needed = {COMES_WITH.get(name, name) for name in imported - sys.stdlib_module_names if not name.startswith("nst_")}
     runtime = names(PROJECT["dependencies"])
     declared = runtime | names(one for extra in EXTRAS.values() for one in extra)
-    brought = {name: import_names(name) for name in declared - NOT_FOR_TESTS}
+    brought = {name: import_names(name) for name in declared}
     assert needed - set().union(*brought.values()) == set()
     assert {name for name in runtime if not brought[name] & needed} == set()
 

@@ -1,16 +1,13 @@
 """Sources on a real S3 server: what the same files in a folder give, and what faults between the two do."""
 
-import io
 import os
 import threading
 from functools import partial
 
 import numpy as np
 import object_store
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from conftest import picture, png, write_class_folders
+from addressed import ODD, ROWS, SOURCES, bmp, content_of, seen, write_files
 from faulty_proxy import between
 from nst_cli.main import app
 from pictures import write_tar
@@ -27,30 +24,11 @@ from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 pytestmark = pytest.mark.slow
-ROWS = 40
-ODD = {"images": "b/x/04", "tars": "1.tar", "parquet": "1.parquet"}  # what a fault is put before
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Folders `images`, `tars`, `parquet`, `classes` and `labeled.tar`, on this disk."""
-    top = tmp_path_factory.mktemp("files")
-    write_class_folders(top / "classes", ["ant", "bee", "cat"], 4)
-    for name in ("images/b/x", "images/ü", "tars/z", "parquet"):
-        (top / name).mkdir(parents=True)
-    for index in range(ROWS):
-        (top / f"images/{'b/x' if index % 3 else 'ü'}/{index:02d} +%20.png").write_bytes(png(index % 3, index))
-    for name, content in (("b.png", b"no image"), ("b/empty.png", b""), ("b/.hidden.png", b"x"), ("b/odd.dcm", b"x"), ("notes.txt", b"x")):
-        (top / "images" / name).write_bytes(content)
-    members = [(f"{index}.png", png(index % 3, index)) for index in range(ROWS)]
-    write_tar(top / "tars/1.tar", members[:25])
-    write_tar(top / "tars/z/2.tar", [*members[25:], ("25.png", b"again")])
-    write_tar(top / "labeled.tar", [part for name, image in members for part in ((name, image), (name.replace("png", "cls"), b"1"))])
-    for file in range(2):
-        images = [{"bytes": image, "path": None} for _, image in members[file::2]]
-        table = pa.table({"image": images, "label": [index % 3 for index in range(ROWS // 2)]})
-        pq.write_table(table, top / f"parquet/{file}.parquet", row_group_size=6, compression="zstd" if file else "none")
-    return top
+    return write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
@@ -85,33 +63,7 @@ def faults(server):
     faults.clear()
 
 
-def content_of(read):
-    try:
-        return bytes(read())
-    except (NstError, OSError) as error:
-        return str(error)
-
-
-def seen(source, rows=None):
-    wanted = range(len(source)) if rows is None else rows
-    return [(row.id, row.key, content_of(row.read)) for row in source.rows(wanted)]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("images", {}),
-        ("classes", {"labeled": True}),
-        ("tars", {}),
-        ("tars/1.tar", {}),
-        ("tars/*.tar", {}),
-        ("tars/**/*.tar", {}),
-        ("labeled.tar", {"labeled": True}),
-        ("parquet", {}),
-        ("parquet", {"labeled": True, "label_column": "label"}),
-        ("parquet/{0,1}.parquet", {"image_column": "image"}),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), SOURCES)
 def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, tmp_path, name, options):
     here = open_source(str(files / name), **options)
     there = open_source(f"s3://nst/files/{name}", indexes=tmp_path, **options)
@@ -278,12 +230,6 @@ def test_an_object_that_was_written_again_at_its_size_is_noticed_as_a_file_is(se
     says = "1 image has different content than when changing@gen-1 was made .'2.png'."
     with pytest.raises(NstError, match=says):
         label(store, "changing", "tiny-teacher", open_source(tree.address), LabelSettings(batch_size=4))
-
-
-def bmp(index):
-    file = io.BytesIO()
-    picture(0, index).save(file, "BMP")  # all of one size
-    return file.getvalue()
 
 
 def test_an_address_in_a_downloaded_manifest_is_not_asked(server, faults, files, tiny_store):

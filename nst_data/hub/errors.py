@@ -15,9 +15,9 @@ _UNAUTHORIZED, _FORBIDDEN, _TOO_MANY = 401, 403, 429
 
 @contextmanager
 def plain_errors(
-    reference: str, what: Literal["dataset", "model"] = "dataset", writing: bool = False, or_path: bool = False
+    reference: str, what: Literal["dataset", "model", "bucket"] = "dataset", writing: bool = False, or_path: bool = False
 ) -> Iterator[None]:
-    """Turn errors about a dataset or model of the Hub into NstError.
+    """Turn errors about a dataset, model or bucket of the Hub into NstError.
 
     `writing` is for calls that change it; `or_path` for references that may have been meant as paths.
     """
@@ -52,7 +52,8 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
     status = next(
         (cause.response.status_code for cause in causes if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None), 0
     )
-    is_refused = status == _UNAUTHORIZED and (writing or not caused_by(errors.RepositoryNotFoundError))
+    missing = (errors.RepositoryNotFoundError, errors.BucketNotFoundError)
+    is_refused = status == _UNAUTHORIZED and (writing or not caused_by(*missing))
     if caused_by(errors.LocalTokenNotFoundError) or (is_refused and get_token() is None):
         return f"you are not logged in to the Hub; {_LOG_IN}, or set HF_TOKEN"
     if is_refused:
@@ -61,7 +62,7 @@ def _reason(error: Exception, what: str, writing: bool, or_path: bool) -> str:
         return "your token has no write access there; use a repository of your own, or a token with write access"
     if caused_by(errors.GatedRepoError) or (caused_by(DatasetNotFoundError) and "gated" in str(error)):
         return f"it is gated: request access on the {what}'s page, then {_LOG_IN}"
-    if caused_by(errors.RepositoryNotFoundError, errors.HFValidationError):
+    if caused_by(*missing, errors.HFValidationError):
         return f"{here}no such {what} on the Hub; correct it or, for a private one, {_LOG_IN}"
     if caused_by(errors.RevisionNotFoundError):
         return f"the {what} on the Hub has no such revision; give a branch, tag or commit that it has"

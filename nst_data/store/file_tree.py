@@ -20,10 +20,13 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import causes_of, plain_errors
 from nst_data.store.files import temporary
+from nst_data.store.storage_errors import code_of, is_missing_file, reason_of
 
 T = TypeVar("T")
 
 _log = logging.getLogger("nst_data")  # without handlers Python prints warnings on standard error
+for _library in ("azure", "gcsfs", "google"):
+    logging.getLogger(_library).addHandler(logging.NullHandler())  # else Python writes its warnings to the screen
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "hf": "", "file": ""}
 _BUCKETS = ("s3", "gs", "gcs", "az")  # whose names hold no colon
@@ -32,9 +35,9 @@ WAITS_SECONDS: Sequence[float] = (1, 2, 4, 8, 16)
 _TIMEOUT_SECONDS = 30
 # else s3fs asks for the size first, and the Hub's file system reads on
 _READ_AT_ONCE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}, "hf": {"cache_type": "none"}}
+_SILENT_OF_BUCKETS = {"gcs": "bucket", "azure": "container"}  # clients that list a missing one as empty; what they call it
 _PAGE_FILES = 1_000  # the most that S3 gives
 _PART_BYTES = 32 * 2**20
-_BUSY = (errno.EBUSY, errno.EIO, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
 
 
 class MissingError(NstError):
@@ -96,11 +99,14 @@ class FileTree:
 
         def listed() -> dict[str, dict[str, Any]]:
             try:
-                return cast("dict[str, dict[str, Any]]", self._system.find(top, detail=True))
+                found = self._system.find(top, detail=True, **self._anew)
             except FileNotFoundError as error:
-                if _is_missing_file(error):
-                    return {}
-                raise
+                if not is_missing_file(error):
+                    raise
+                found = {}
+            if not found and _EXTRAS[self._scheme] in _SILENT_OF_BUCKETS and not self._has_bucket():
+                raise NstError(f"{self.address}: no such {_SILENT_OF_BUCKETS[_EXTRAS[self._scheme]]}")
+            return found if isinstance(found, dict) else {}  # Azure's client gives a list with the path where it is a file's
 
         start = len(self._path("").rstrip("/")) + 1
         found = self._asked(listed, prefix)
@@ -130,7 +136,7 @@ class FileTree:
             try:
                 return cast("list[dict[str, Any]]", self._system.ls(top, detail=True))
             except FileNotFoundError as error:
-                if _is_missing_file(error):
+                if is_missing_file(error):
                     return []
                 raise
 
@@ -146,7 +152,7 @@ class FileTree:
 
         def look() -> dict[str, Any] | None:
             try:
-                return cast("dict[str, Any]", self._system.info(self._path(name)))
+                return cast("dict[str, Any]", self._system.info(self._path(name), **self._anew))
             except FileNotFoundError:
                 return None
 
@@ -158,13 +164,13 @@ class FileTree:
 
         Raises MissingError where there is no such file.
         """
-        at_once = _READ_AT_ONCE.get(self.address.partition("://")[0], {})
+        at_once = _READ_AT_ONCE.get(self._scheme, {})
 
         def get() -> bytes:
             try:
                 return cast("bytes", self._system.cat_file(self._path(name), start=start, end=stop, **at_once))
             except Exception as error:
-                if start is not None and {"416", "InvalidRange"} & set(map(_code, causes_of(error))):  # after its end
+                if start is not None and {"416", "InvalidRange"} & set(map(code_of, causes_of(error))):  # after its end
                     return b""
                 raise
 
@@ -265,12 +271,40 @@ class FileTree:
         self._asked(delete, "")
 
     @property
+    def _scheme(self) -> str:
+        return self.address.partition("://")[0]
+
+    @property
     def _system(self) -> Any:  # noqa: ANN401 - fsspec ships no types
-        return _file_system(self.address.partition("://")[0], os.getpid(), _aws_settings())
+        return _file_system(self._scheme, self._account, os.getpid(), _settings())
+
+    @property
+    def _anew(self) -> dict[str, bool]:
+        """Options of a listing; else a bucket of the Hub is what it was when the process first looked."""
+        return {"refresh": True} if self.address.startswith("hf://buckets/") else {}
+
+    @property
+    def _account(self) -> str:
+        """Of Azure, in abfss://container@account.dfs.core.windows.net/folder; else empty."""
+        container = self.address.partition("://")[2].partition("/")[0] if _EXTRAS[self._scheme] == "azure" else ""
+        return container.partition("@")[2].partition(".")[0]
 
     def _path(self, name: str) -> str:
         path = self.address.partition("://")[2]
+        if self._account:
+            host, slash, folder = path.partition("/")
+            path = f"{host.partition('@')[0]}{slash}{folder}"
         return f"{path}/{name}" if name else path
+
+    def _has_bucket(self) -> bool:
+        """Whether there is the bucket, or one may not ask."""
+        try:
+            self._system.info(self._path("").partition("/")[0])
+        except FileNotFoundError:
+            return False
+        except Exception:  # it may be allowed to list the files and not this
+            return True
+        return True
 
     def _asked(self, call: Callable[[], T], name: str) -> T:
         """What a call gives; made again where the server is busy or the connection broke."""
@@ -282,10 +316,10 @@ class FileTree:
             except Exception as error:
                 if isinstance(error, OSError) and error.filename is not None and not self.is_local and os.path.isabs(str(error.filename)):
                     raise  # of this machine: a full disk, no permission
-                reason, is_passing = _reason(error)
+                reason, is_passing = reason_of(error, _EXTRAS[self._scheme])
                 if not is_passing or wait is None:
-                    if self.address.startswith("hf://") and not _is_missing_file(error):
-                        with plain_errors(self.at(name)):
+                    if self.address.startswith("hf://") and not is_missing_file(error):
+                        with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
                             raise
                     raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
                 _say(self.at(name), reason, wait)
@@ -336,84 +370,66 @@ def secrets_cut(line: str) -> str:
 
 
 def _etag(found: dict[str, Any]) -> str:
-    value = found.get("ETag") or found.get("etag") or found.get("blob_id") or found.get("mtime") or ""
+    value = found.get("ETag") or found.get("etag") or found.get("blob_id") or found.get("xet_hash") or found.get("mtime") or ""
     return str(value).strip('"')
 
 
-def _aws_settings() -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+def _settings() -> tuple[tuple[str, str], ...]:
+    """What the environment says of servers and users."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS)))
+
+
+_SETTINGS = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 
 
 @lru_cache(maxsize=8)
-def _file_system(scheme: str, process: int, settings: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - as above
-    """One for each process, whose threads and connections do not survive a fork, and for each server and user that it is told."""
+def _file_system(scheme: str, account: str, process: int, settings: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401 - as above
+    """One for each process, whose threads and connections do not survive a fork, and for each server and user that it is told.
+
+    None of them tries again on its own, as nst does, and says so.
+    """
     import fsspec
 
-    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme == "file":
-        options = {"auto_mkdir": True}
-    if scheme == "hf":
-        options = {}  # the same one each time, with what it has learnt of a repository
-    if scheme == "s3":
-        options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS, "retries": {"total_max_attempts": 2}}
-        options["max_concurrency"] = 8
+    uncached: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
-        system = fsspec.filesystem(scheme, **options)
-        if scheme == "s3":
-            system.retries = 1  # as nst tries again, and says so
+        match _EXTRAS[scheme]:
+            case "s3":
+                config = {"connect_timeout": 10, "read_timeout": _TIMEOUT_SECONDS, "retries": {"total_max_attempts": 2}}
+                system = fsspec.filesystem(scheme, **uncached, config_kwargs=config, max_concurrency=8)
+                system.retries = 1
+            case "gcs":
+                system = _google(uncached)
+            case "azure":
+                system = _azure(scheme, account, uncached)
+            case _:  # the Hub's is the same one each time, with what it has learnt of a repository
+                system = fsspec.filesystem(scheme, **({"auto_mkdir": True} if scheme == "file" else {}))
         return system
     except ImportError:
         raise UsageError(f"{scheme}://: requires the extra `{_EXTRAS[scheme]}`: `pip install 'nst[{_EXTRAS[scheme]}]'`") from None
 
 
+def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
+    import fsspec
+
+    system = fsspec.filesystem(scheme, **options, account_name=account or None)
+    client = system.service_client  # adlfs hands on no settings of its client
+    client._config.retry_policy.total_retries = 0
+    connection = client._pipeline._transport.connection_config
+    connection.timeout, connection.read_timeout = 10, _TIMEOUT_SECONDS
+    return system
+
+
+def _google(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
+    """gcsfs that asks over HTTP alone: its other class asks over gRPC, whose threads do not survive a fork, what kind a bucket is."""
+    from aiohttp import ClientTimeout
+    from gcsfs.core import GCSFileSystem
+
+    system = GCSFileSystem(**options, requests_timeout=ClientTimeout(total=None, connect=10, sock_read=_TIMEOUT_SECONDS))
+    for name in ("_request", "_get_file_request"):  # without what tries again
+        setattr(system, name, partial(getattr(GCSFileSystem, name).__wrapped__, system))
+    return system
+
+
 def _is_refused_as_there(error: OSError) -> bool:
     """Whether a conditional put failed because there is such a file: status 412."""
     return isinstance(error, FileExistsError) or error.errno == errno.EINVAL
-
-
-def _reason(error: BaseException) -> tuple[str, bool]:
-    """What went wrong in a phrase of ours, and whether it may pass."""
-    causes = causes_of(error)
-    names = {type(cause).__name__ for cause in causes}
-    codes = {_code(cause) for cause in causes}
-    if isinstance(error, FileNotFoundError):
-        return ("no such bucket" if "NoSuchBucket" in codes else "no such file"), False
-    if "RequestTimeTooSkewed" in codes:
-        return "the server refuses this machine's clock, which differs from its own; set the clock", False
-    if names & {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError", "ClientAuthenticationError"}:
-        return "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE or what your storage uses", False
-    if isinstance(error, PermissionError) or codes & {"403", "401", "AccessDenied"}:
-        return "access denied (403); check the credentials and what they may do there", False
-    if codes & {"503", "SlowDown", "ServiceUnavailable", "429"}:
-        return "the server is busy (503)", True
-    if codes & {"500", "502", "504", "InternalError"}:
-        return "the server failed (500)", True
-    if names & {"EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError", "ConnectError"}:
-        return "the server cannot be reached; check the network and AWS_ENDPOINT_URL", True
-    if isinstance(error, TimeoutError | ConnectionError) or names & _BROKEN or (isinstance(error, OSError) and error.errno in _BUSY):
-        return "the connection broke or was silent for too long", True
-    return f"cannot be read or written ({type(error).__name__})", False
-
-
-_BROKEN = frozenset(
-    [
-        *("ReadTimeoutError", "ConnectionClosedError", "HTTPClientError", "IncompleteReadError", "ClientPayloadError", "IncompleteRead"),
-        *("ResponseStreamingError", "ServerDisconnectedError", "ClientOSError", "FSTimeoutError", "ContentLengthError", "BadDigest"),
-        *("ServerTimeoutError", "SocketTimeoutError", "ProxyConnectionError", "ClientResponseError", "IncompleteBody", "HfHubHTTPError"),
-    ]
-)
-
-
-def _is_missing_file(error: BaseException) -> bool:
-    """Whether there is no such file, in a bucket or repository that is there."""
-    causes = causes_of(error)
-    lacks = {"RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"} & {type(cause).__name__ for cause in causes}
-    return isinstance(error, FileNotFoundError) and not lacks and "NoSuchBucket" not in map(_code, causes)
-
-
-def _code(error: BaseException) -> str:
-    """The code of a server's answer, such as `SlowDown` or `503`."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):
-        return str(response.get("Error", {}).get("Code", ""))
-    return str(getattr(response, "status_code", "") or getattr(error, "status", "") or getattr(error, "code", ""))
