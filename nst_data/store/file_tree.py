@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -412,10 +413,11 @@ def _azure(scheme: str, account: str, options: dict[str, Any]) -> Any:  # noqa: 
     import fsspec
 
     system = fsspec.filesystem(scheme, **options, account_name=account or None)
-    client = system.service_client  # adlfs hands on no settings of its client
-    client._config.retry_policy.total_retries = 0
-    connection = client._pipeline._transport.connection_config
-    connection.timeout, connection.read_timeout = 10, _TIMEOUT_SECONDS
+    with suppress(AttributeError):  # adlfs hands on no settings of its client; where that is built in another way it tries again itself
+        client = system.service_client
+        client._config.retry_policy.total_retries = 0
+        connection = client._pipeline._transport.connection_config
+        connection.timeout, connection.read_timeout = 10, _TIMEOUT_SECONDS
     return system
 
 
@@ -426,7 +428,8 @@ def _google(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
 
     system = GCSFileSystem(**options, requests_timeout=ClientTimeout(total=None, connect=10, sock_read=_TIMEOUT_SECONDS))
     for name in ("_request", "_get_file_request"):  # without what tries again
-        setattr(system, name, partial(getattr(GCSFileSystem, name).__wrapped__, system))
+        method = getattr(GCSFileSystem, name)
+        setattr(system, name, partial(getattr(method, "__wrapped__", method), system))
     return system
 
 
