@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.sources.files import check_size, check_whole, has_image_suffix
 from nst_data.sources.folder import ImageFolder
-from nst_data.sources.kept_listing import AddressListing
+from nst_data.sources.kept_listing import IMAGES, AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS
 from nst_data.sources.labels import LabelsAsked
-from nst_data.sources.listing import PIECE, Spool, listed
+from nst_data.sources.listing import PIECE, Spool, listed, listed_in
 from nst_data.sources.range_file import HeaderFile
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -25,8 +25,6 @@ from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, row
 from nst_data.sources.stamps import stamps_of
 from nst_data.sources.tar import TarFiles
 from nst_data.store.file_tree import FileTree, MissingError, StoredFile
-
-_FOUND = pa.schema([("name", pa.large_string()), ("bytes", pa.int64()), ("stamp", pa.uint64())])
 
 
 class AddressedImages(ImageFolder):
@@ -43,9 +41,9 @@ class AddressedImages(ImageFolder):
         self._folders, self._skipped = set[str](), Skipped()
         self._tags: NDArray[np.uint64]
         if kept is not None:
-            self._listing, self._tags, self.skipped = kept.names, kept.marks.to_numpy(), kept.skipped
+            self._listing, self._tags, self.skipped = listed_in(kept.table), kept.table["stamp"].to_numpy(), kept.skipped
             return
-        found = Spool(_FOUND)
+        found = Spool(IMAGES)
         for images in self._pages():
             names = pa.array([image.name for image in images], pa.large_string())
             found.append([names, pa.array([image.size for image in images], pa.int64()), pa.array(stamps_of(images))])
@@ -86,10 +84,21 @@ class AddressedImages(ImageFolder):
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Extent(name, 0, size + 1 if size else 0), (row, name, size)  # one more byte shows that it has grown
 
+    def as_listed(self, labeled: bool) -> "AddressedImages":
+        """The same files with their classes, or without, and no second listing."""
+        found = AddressedImages(self._tree, kept=self._address_listing)
+        if labeled:
+            found._read_classes(self._folders)
+        return found
+
     def keep_listing(self, indexes: Path) -> None:
         """With the stamps."""
-        marks = pa.chunked_array([pa.array(self._tags)])
-        AddressListing(self.location, self._listing, marks, self.skipped).keep(indexes, self.location, self.images_fingerprint)
+        self._address_listing.keep(indexes, self.location, self.images_fingerprint)
+
+    @property
+    def _address_listing(self) -> AddressListing:
+        table = pa.table([*self._listing.table.columns, pa.array(self._tags)], schema=IMAGES)
+        return AddressListing(self.location, table, self.skipped)
 
     def _stamps(self) -> NDArray[np.uint64]:
         return self._tags

@@ -87,8 +87,8 @@ def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
 
 
 def listed_in(table: pa.Table) -> Listing:
-    """A listing of the columns of a table, none of them with nulls."""
-    table, fingerprint = table.select(_SCHEMA.names).replace_schema_metadata(), _Fingerprint()
+    """The listing that two columns of a table are, without nulls."""
+    table, fingerprint = table.select(_SCHEMA.names), _Fingerprint()
     for batch in table.to_batches(PIECE):
         names = pa.ListArray.from_arrays(pa.array([0, len(batch)], pa.int32()), batch["name"].cast(pa.string()))
         fingerprint.add(pc.binary_join(names, "\0")[0].as_buffer(), batch["bytes"].to_numpy())
