@@ -1,6 +1,7 @@
 """What was listed at an address is kept: an address of this disk, which is else another way to write a path, stands for a server."""
 
 import os
+import struct
 
 import pyarrow as pa
 import pytest
@@ -116,6 +117,10 @@ def another_name(path):
     path.write_bytes(path.read_bytes().replace(b"0-103.png", b"0-903.png"))
 
 
+def a_name_that_ends_before_it_begins(path):
+    path.write_bytes(path.read_bytes().replace(struct.pack("<3q", 0, 9, 18), struct.pack("<3q", 0, 9, 5)))
+
+
 def no_listing(path):
     path.write_bytes(b"\x80\x04\x95 not one")
 
@@ -139,7 +144,7 @@ def with_other_columns(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [cut, another_name, no_listing, without_what_it_is, without_rows, with_a_null, with_other_columns],
+    [cut, another_name, a_name_that_ends_before_it_begins, no_listing, without_what_it_is, without_rows, with_a_null, with_other_columns],
 )
 def test_a_damaged_listing_is_made_again(tmp_path, pool, listings, damage):
     first = open_source(f"file://{pool}", indexes=tmp_path / "indexes")
