@@ -298,3 +298,11 @@ def test_workers_that_are_told_the_fingerprint_of_a_pool_do_not_list_it(tmp_path
     assert listings == []
     with pytest.raises(NstError, match=pattern("different files than where the command was started (16 images)")):
         place.open(tmp_path / "nothing")
+
+
+def test_what_a_commit_pins_needs_no_listing(tmp_path, listings):
+    write_table(tmp_path / "x/0.parquet", image=[png(0)])
+    source = open_source(f"file://{tmp_path}/x")
+    source.pin("0" * 40)
+    source.keep_listing(tmp_path / "indexes")
+    assert not (tmp_path / "indexes").exists()
