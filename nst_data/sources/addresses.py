@@ -62,11 +62,14 @@ def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None,
 
 
 def _kept(tree: FileTree, column: str | None, indexes: Path, digest: str) -> Source | None:
-    """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more."""
+    """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more.
+
+    Raises NstError where the server cannot be asked.
+    """
     listing = AddressListing.kept(indexes, tree.address, digest)
+    if listing is None or not listing.is_there:
+        return None
     try:
-        if listing is None or not listing.is_there:
-            return None
         if listing.is_of_images:
             source: Source = AddressedImages(tree, kept=listing)
         else:
