@@ -131,7 +131,7 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
         return open_source(source, image_column=image_column, stream=stream, indexes=store.indexes)
     assert earlier, "checked"
     hint = "was made from it; give its current location as `pool`"
-    return open_labeled_pool(earlier, store.indexes, hint, image_column, stream)
+    return open_labeled_pool(earlier, store.indexes, hint, image_column, stream, as_labeled=False)
 
 
 def _print(version: "Version", json: bool) -> None:

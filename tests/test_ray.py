@@ -23,6 +23,7 @@ from watched import Ended, Said
 from nst_data.errors import NstError
 from nst_data.features.under_way import begin
 from nst_data.sources import open_source
+from nst_data.store.file_tree import FileTree
 from nst_data.store.store import Store
 from nst_train.features.embed import embed
 from nst_train.labeling.label import label
@@ -196,6 +197,26 @@ def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_by
     assert version.manifest.request.digest == undisturbed.manifest.request.digest
     cluster.remove_node(cluster.third)
     cluster.remove_node(cluster.lacking)
+
+
+def test_workers_take_a_pool_at_an_address_as_their_driver_has_listed_it(work, cluster):
+    top, teacher = work
+    tree = FileTree("s3://nst/pool")
+    for row in range(12):
+        tree.write(f"{row:02d}.png", png(row % 3, row))
+    pool = open_source(tree.address)
+    one = label(Store(top / "one"), "listed", teacher, pool, SETTINGS, run=LabelRunSettings(decode_threads=1), progress=Said())
+    features = EmbedSettings(batch_size=4, rows_per_shard=PER_SHARD)
+    embedded = embed(Store(top / "one"), teacher, pool, features, progress=Said())
+    tree.write("new.png", png(0, 99))  # a worker that lists finds it
+    store = Store(top / "listed")
+    assert (
+        label(store, "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=Said()).manifest.files == one.manifest.files
+    )
+    (kept,) = store.indexes.iterdir()
+    kept.unlink()
+    by_workers = embed(store, teacher, pool, features, run=on_ray(cluster.address, EmbedRunSettings), progress=Said())
+    assert by_workers.about.files == embedded.about.files
 
 
 def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work, cluster):

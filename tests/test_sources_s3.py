@@ -20,6 +20,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree
+from nst_train.cluster.job import PlaceOfImages
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -84,6 +85,25 @@ def test_a_listing_comes_in_pages(server, faults, files, monkeypatch):
     pages = [path for method, path, _ in faults.asked if method == "GET" and "list-type" in path]
     assert len(pages) > ROWS / 7
     assert source.fingerprint == open_source(str(files / "images")).fingerprint
+
+
+@pytest.mark.parametrize("name", ["images", "tars", "tars/**/*.tar", "parquet"])
+def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(file_tree, "_PAGE_FILES", 7)
+
+    def listings():
+        return [path for method, path, _ in faults.asked if method == "GET" and "list-type" in path]
+
+    first = open_source(f"s3://nst/files/{name}", indexes=tmp_path)
+    assert listings()
+    faults.asked.clear()
+    for _ in range(3):
+        again = PlaceOfImages.of(first).open(tmp_path)
+        assert (seen(again), again.stamps().tolist()) == (seen(first), first.stamps().tolist())
+    assert listings() == []
+    assert [method for method, *_ in faults.asked].count("HEAD") == 3  # is it still there?
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert [secret for secret in (object_store.KEY, object_store.SECRET) if secret.encode() in kept] == []
 
 
 def test_threads_and_a_forked_process_read_single_rows(server, files):

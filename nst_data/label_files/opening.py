@@ -14,6 +14,7 @@ from nst_data.label_files.json_cells import holds_both as holds_both_of_json
 from nst_data.label_files.json_tables import read_json, table_of
 from nst_data.label_files.rows import LabelRows, Spooled
 from nst_data.sources import Source, open_source, open_table
+from nst_data.sources.addressed import AddressedImages
 from nst_data.sources.addresses import local_path
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.image_table import SUFFIXES as TEXT
@@ -118,7 +119,7 @@ def _beside(kind: pa.DataType) -> set[str]:
 
 def _of_images(source: Source, with_key: bool) -> LabelTable:
     """A class for each image; a key is that of the image there."""
-    labeled = source if source.labels is not None else open_source(source.location, labeled=True)
+    labeled = source if source.labels is not None else _opened_again(source, labeled=True)
     assert labeled.labels is not None, "asked for"
     names, spooled = pa.array(labeled.class_names, pa.string()), Spooled(KEY, LabelColumns((LABEL,)))
     is_folder = isinstance(source, ImageFolder)
@@ -131,5 +132,9 @@ def _of_images(source: Source, with_key: bool) -> LabelTable:
             None,
         )
     rows = LabelRows(labeled.location, spooled.table(), labeled.class_names if is_folder else None)
-    images = source if source.labels is None else open_source(source.location)
+    images = source if source.labels is None else _opened_again(source, labeled=False)
     return LabelTable(rows, spooled.columns, KEY if with_key else None, images)
+
+
+def _opened_again(source: Source, labeled: bool) -> Source:
+    return source.as_listed(labeled) if isinstance(source, AddressedImages) else open_source(source.location, labeled=labeled)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from nst_data.errors import NstError
 from nst_data.sources.files import check_size, check_whole, has_image_suffix
 from nst_data.sources.folder import ImageFolder
+from nst_data.sources.kept_listing import IMAGES, AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS
 from nst_data.sources.labels import LabelsAsked
-from nst_data.sources.listing import PIECE, Spool, listed
+from nst_data.sources.listing import PIECE, Spool, listed, listed_in
 from nst_data.sources.range_file import HeaderFile
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -25,27 +26,29 @@ from nst_data.sources.stamps import stamps_of
 from nst_data.sources.tar import TarFiles
 from nst_data.store.file_tree import FileTree, MissingError, StoredFile
 
-_FOUND = pa.schema([("name", pa.large_string()), ("bytes", pa.int64()), ("stamp", pa.uint64())])
-
 
 class AddressedImages(ImageFolder):
     """Image files below an address: rows, keys and classes as of the same files in a folder.
 
-    There may be none; `others` are the tar and parquet files beside them.
+    There may be none; `others` are the tar and parquet files beside them. They are listed, unless they were before (`kept`).
     """
 
-    def __init__(self, tree: FileTree, labeled: bool) -> None:
+    def __init__(self, tree: FileTree, labeled: bool = False, kept: AddressListing | None = None) -> None:
         Source.__init__(self, tree.address)
         self._tree = tree
         self.others: list[StoredFile] = []
         self.is_there = False  # any file at all
         self._folders, self._skipped = set[str](), Skipped()
-        found = Spool(_FOUND)
+        self._tags: NDArray[np.uint64]
+        if kept is not None:
+            self._listing, self._tags, self.skipped = listed_in(kept.table), kept.table["stamp"].to_numpy(), kept.skipped
+            return
+        found = Spool(IMAGES)
         for images in self._pages():
             names = pa.array([image.name for image in images], pa.large_string())
             found.append([names, pa.array([image.size for image in images], pa.int64()), pa.array(stamps_of(images))])
         table = _in_order(found.table())
-        self._tags: NDArray[np.uint64] = table["stamp"].to_numpy()
+        self._tags = table["stamp"].to_numpy()
         pieces = (table.slice(start, PIECE) for start in range(0, len(table), PIECE))
         self._listing = listed((piece["name"].to_pylist(), piece["bytes"].to_pylist()) for piece in pieces)
         self.skipped = self._skipped.counts
@@ -80,6 +83,22 @@ class AddressedImages(ImageFolder):
             entries = rows_of_table(self._listing.table, piece)
             for row, name, size in zip(piece.tolist(), entries["name"].to_pylist(), entries["bytes"].to_pylist(), strict=True):
                 yield Extent(name, 0, size + 1 if size else 0), (row, name, size)  # one more byte shows that it has grown
+
+    def as_listed(self, labeled: bool) -> "AddressedImages":
+        """The same files with their classes, or without, and no second listing."""
+        found = AddressedImages(self._tree, kept=self._address_listing)
+        if labeled:
+            found._read_classes(self._folders)
+        return found
+
+    def keep_listing(self, indexes: Path) -> None:
+        """With the stamps."""
+        self._address_listing.keep(indexes, self.location, self.images_fingerprint)
+
+    @property
+    def _address_listing(self) -> AddressListing:
+        table = pa.table([*self._listing.table.columns, pa.array(self._tags)], schema=IMAGES)
+        return AddressListing(self.location, table, self.skipped)
 
     def _stamps(self) -> NDArray[np.uint64]:
         return self._tags
@@ -138,6 +157,10 @@ class AddressedTars(TarFiles):
                 file, start, size = self._stored[entry["file"]], entry["offset"], entry["size"]
                 stop = start if entry["problem"] is not None else min(start + size, file.size)  # a header may claim any size
                 yield Extent(file.name, start, stop), (row, self._key(row, entry["file"], entry["name"]), size, entry["problem"])
+
+    def keep_listing(self, indexes: Path) -> None:
+        """That of the tar files."""
+        AddressListing.of_files(self._tree, self._stored, self.skipped).keep(indexes, self.location, self.images_fingerprint)
 
     def _look(self) -> Sequence[tuple[int, int | str]]:
         return [(file.size, file.etag) for file in self._stored]

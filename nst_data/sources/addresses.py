@@ -10,6 +10,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addressed import AddressedImages, AddressedTars, is_hidden
 from nst_data.sources.files import IMAGE_SUFFIXES
+from nst_data.sources.kept_listing import AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.patterns import expand, is_pattern
@@ -46,8 +47,40 @@ def is_address(location: str) -> bool:
     return "://" in location
 
 
-def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
-    """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern."""
+def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None, digest: str | None = None) -> Source:
+    """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern.
+
+    What is listed without labels is kept in `indexes`. Where that has what once had the fingerprint `digest`, nothing is listed.
+    """
+    if indexes is None or labels is not None:
+        return _listed(tree, labels, column, indexes)
+    source = None if digest is None else _kept(tree, column, indexes, digest)
+    if source is None:
+        source = _listed(tree, None, column, indexes)
+        source.keep_listing(indexes)
+    return source
+
+
+def _kept(tree: FileTree, column: str | None, indexes: Path, digest: str) -> Source | None:
+    """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more.
+
+    Raises NstError where the server cannot be asked.
+    """
+    listing = AddressListing.kept(indexes, tree.address, digest)
+    if listing is None or not listing.is_there:
+        return None
+    try:
+        if listing.is_of_images:
+            source: Source = AddressedImages(tree, kept=listing)
+        else:
+            source = _of_files(tree.address, FileTree(listing.top), listing.files, None, column, indexes)
+            source.skipped = listing.skipped
+    except NstError:  # what is wrong shows when it is listed
+        return None
+    return source if source.fingerprint == digest else None
+
+
+def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
     if is_pattern(tree.address):
         return _of_files(tree.address, *_matching(tree), labels, column, indexes)
     suffix = PurePosixPath(tree.address).suffix.lower()

@@ -19,9 +19,12 @@ def check_pool_is_own(version: Version, hint: str) -> None:
         )
 
 
-def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False) -> Source:
+def open_labeled_pool(
+    version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False, as_labeled: bool = True
+) -> Source:
     """Open the pool that a manifest names. `hint` ends the error: what the pool is opened for, and how to name another.
 
+    At an address it is opened `as_labeled`, if what was listed then is kept in `indexes`, or else as it is now.
     Raises UsageError for a version that came from the Hub, or was drawn from one that did: a path or an address in it is a stranger's.
     """
     entry = version.manifest.request.inputs.pool
@@ -29,7 +32,8 @@ def open_labeled_pool(version: Version, indexes: Path, hint: str, image_column: 
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a teacher, which has no pool")
     check_pool_is_own(version, hint)
     try:
-        return open_source(entry.ref, image_column=image_column or entry.image_column, stream=stream, indexes=indexes)
+        column, digest = image_column or entry.image_column, entry.digest if as_labeled else None
+        return open_source(entry.ref, image_column=column, stream=stream, indexes=indexes, digest=digest)
     except NstError as error:
         raise NstError(f"{error}. {version.ref} {hint}") from None
 

@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from nst_data.errors import NstError
 from nst_data.store.files import replacing
@@ -76,16 +78,39 @@ def read_listing(file: Path) -> pa.Table:
 
 def listed(entries: Iterable[tuple[list[str], list[int]]]) -> Listing:
     """A listing of (names, sizes), given piece by piece."""
-    all_names, all_sizes, separator = hashlib.sha256(), hashlib.sha256(), b""
-    spool = Spool(_SCHEMA)
+    spool, fingerprint = Spool(_SCHEMA), _Fingerprint()
     for names, sizes in _regrouped(entries):
         column, numbers = utf8(names), np.array(sizes, dtype=np.int64)
-        all_names.update(separator + "\0".join(names).encode())
-        all_sizes.update(numbers.tobytes())
-        separator = b"\0"
+        fingerprint.add("\0".join(names).encode(), numbers)
         spool.append([column, pa.Int64Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])])
-    digest = hashlib.sha256(json.dumps([all_names.hexdigest(), all_sizes.hexdigest()]).encode()).hexdigest()
-    return Listing(spool.table(), digest)
+    return Listing(spool.table(), fingerprint.hexdigest())
+
+
+def listed_in(table: pa.Table) -> Listing:
+    """The listing that two columns of a table are, without nulls."""
+    table, fingerprint = table.select(_SCHEMA.names), _Fingerprint()
+    for batch in table.to_batches(PIECE):
+        names = pa.ListArray.from_arrays(pa.array([0, len(batch)], pa.int32()), batch["name"].cast(pa.string()))
+        fingerprint.add(pc.binary_join(names, "\0")[0].as_buffer(), batch["bytes"].to_numpy())
+    return Listing(table, fingerprint.hexdigest())
+
+
+class _Fingerprint:
+    """Of names and sizes, whatever the pieces that they come in."""
+
+    def __init__(self) -> None:
+        self._names, self._sizes, self._separator = hashlib.sha256(), hashlib.sha256(), b""
+
+    def add(self, names: bytes, sizes: NDArray[np.int64]) -> None:
+        """More of both, the names joined by zero bytes."""
+        self._names.update(self._separator)
+        self._names.update(names)
+        self._sizes.update(sizes.tobytes())
+        self._separator = b"\0"
+
+    def hexdigest(self) -> str:
+        """Of all that came."""
+        return hashlib.sha256(json.dumps([self._names.hexdigest(), self._sizes.hexdigest()]).encode()).hexdigest()
 
 
 def _regrouped(entries: Iterable[tuple[list[str], list[int]]]) -> Iterator[tuple[list[str], list[int]]]:

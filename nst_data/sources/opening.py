@@ -45,6 +45,7 @@ def open_source(
     label_column: str | None = None,
     stream: bool = False,
     indexes: Path | None = None,
+    digest: str | None = None,
 ) -> Source:
     """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
 
@@ -59,7 +60,10 @@ def open_source(
         image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
-        indexes: A folder that keeps where the images lie in tar files, so that they open at once the next time.
+        indexes: A folder, `store.indexes`, that keeps what is slow to find out: where the images lie in tar files, and what was listed at
+            an address.
+        digest: The `fingerprint` that images without labels at an address had when they were opened with these `indexes`: they are opened
+            as they were then, without listing. If that is not kept they are listed, and may have another one.
 
     Returns:
         The source: its length, `location`, `class_names` and `labels` of shape (images,) where it is labeled, and rows in one fixed order.
@@ -82,7 +86,7 @@ def open_source(
     for option, value in (("`class_names`", class_names), ("`label_column`", label_column)):
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
-    sources = [_opened(one, asked, image_column, stream, indexes) for one in locations]
+    sources = [_opened(one, asked, image_column, stream, indexes, digest) for one in locations]
     for source in sources:
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
@@ -94,10 +98,12 @@ def open_source(
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _opened(location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Path | None) -> Source:
+def _opened(
+    location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Path | None, digest: str | None
+) -> Source:
     location = local_path(location)
     if (tree := address_of(location)) is not None:
-        return open_address(tree, labels, image_column, indexes)
+        return open_address(tree, labels, image_column, indexes, digest)
     path = Path(location).absolute()
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:

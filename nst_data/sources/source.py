@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -125,6 +126,9 @@ class Source(ABC):
     def listing(self) -> pa.Table:
         """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
         return self._listing.table
+
+    def keep_listing(self, indexes: Path) -> None:  # noqa: B027 - most have nothing to keep
+        """Where listing takes requests: keep in a folder what was listed, for `open_source` with this `fingerprint` as its `digest`."""
 
     def pin(self, revision: str) -> None:
         """Pin the images by a commit of the Hub, which `location` names, in place of names and sizes."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from nst_data.errors import NstError, first_line
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
+from nst_data.sources.kept_listing import AddressListing
 from nst_data.sources.parquet import ParquetFiles, Stretch
 from nst_data.sources.range_file import RangeFile
 from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
@@ -61,6 +63,12 @@ class StreamedParquet(ParquetFiles):
                 for row in np.asarray(within(wanted, start, stop)).tolist():
                     content = cells[row - start] if isinstance(cells, Cells) else cells
                     yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
+
+    def keep_listing(self, indexes: Path) -> None:
+        """That of the parquet files, where no commit pins them."""
+        if self.revision is None:
+            listing = AddressListing.of_files(self._tree, self._stored.values(), self.skipped)
+            listing.keep(indexes, self.location, self.images_fingerprint)
 
     def _pieces(self, wanted: Wanted) -> Iterator[tuple[Extent, tuple[_Group, int]]]:
         """What to read of the column with the images, with the row group that it belongs to and its place."""

@@ -86,7 +86,7 @@ class PlaceOfImages:
 
     def open(self, indexes: Path) -> Source:
         """Open it. Raises NstError where it holds other images here."""
-        source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes)
+        source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes, digest=self.digest)
         if source.fingerprint != self.digest:
             raise NstError(
                 f"the pool {self.location} has different files than where the command was started ({len(source):,} images); "

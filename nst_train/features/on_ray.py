@@ -72,6 +72,7 @@ def embedding_on_ray(
 ) -> Iterator[tuple[About, Fill]]:
     """What is asked for, as the workers say, which alone load the network; and what has its missing shards written by them."""
     shards = -(-len(data) // settings.rows_per_shard)
+    data.keep_listing(store.indexes)  # for the workers
     with _sign_in(store) as sign:
         job = EmbedJob(store.location, sign, str(as_anywhere(model)), settings, run, PlaceOfImages.of(data))
         with open_workers(job, run, shards, progress) as workers:

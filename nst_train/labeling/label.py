@@ -112,7 +112,7 @@ def extend(
         NstError: The teacher has other weights by now, or too many images cannot be read.
     """
     run, generation = LabelRunSettings.of(run), store.open(generation, "generation")
-    plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT), generation, run.decode_threads)
+    plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
     plan.check_same(driver.teachers)
     return driver.make(plan, generation.name)
@@ -152,7 +152,7 @@ def label_like(
         NstError: The pool lacks images of the edition, or too many cannot be read.
     """
     settings, edition = settings or LabelSettings(), store.open(edition, "edition")
-    pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT), edition.name
+    pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT, as_labeled=False), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())

@@ -119,6 +119,7 @@ class _Heard(Progress):
 def on_ray(prepared: Prepared, staging: Staging, plan: Plan) -> Iterator["RayLabeling"]:
     """A labeling whose teacher is on the workers of a cluster, never here."""
     run, shards = prepared.run, prepared.shards(staging, plan)
+    plan.pool.keep_listing(prepared.store.indexes)  # for the workers
     job = LabelJob(
         prepared.store.location,
         staging.ref,

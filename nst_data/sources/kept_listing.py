@@ -1,0 +1,84 @@
+"""What was listed at an address, kept in a store: a source whose fingerprint is known opens again without being listed."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+from pydantic import BaseModel, NonNegativeInt
+
+from nst_data.sources.listing import read_listing, write_listing
+from nst_data.store.file_tree import FileTree, StoredFile
+
+_NAMES = [("name", pa.large_string()), ("bytes", pa.int64())]
+IMAGES, FILES = pa.schema([*_NAMES, ("stamp", pa.uint64())]), pa.schema([*_NAMES, ("etag", pa.large_string())])
+_ABOUT = b"about"  # in the metadata of the table
+
+
+class _About(BaseModel):
+    top: str
+    skipped: dict[str, NonNegativeInt]
+
+
+@dataclass(frozen=True)
+class AddressListing:
+    """The files of a source, with names below the address `top`: `IMAGES` with their stamps, or tar or parquet `FILES` with their etags.
+
+    `skipped` is as of the source.
+    """
+
+    top: str
+    table: pa.Table
+    skipped: Mapping[str, int]
+
+    @classmethod
+    def of_files(cls, tree: FileTree, stored: Iterable[StoredFile], skipped: Mapping[str, int]) -> Self:
+        """That of tar or parquet files of a tree."""
+        columns = [pa.array(column, kind) for column, kind in zip(zip(*stored, strict=True), FILES.types, strict=True)]
+        return cls(tree.address, pa.table(columns, schema=FILES), skipped)
+
+    @classmethod
+    def kept(cls, indexes: Path, location: str, digest: str) -> Self | None:
+        """That of a source with this fingerprint; None where none is kept, or it is damaged as far as that shows before it is opened."""
+        try:
+            table = read_listing(_place(indexes, location, digest))
+            table.validate(full=True)
+            about = _About.model_validate_json((table.schema.metadata or {}).get(_ABOUT, b""))
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+        is_whole = table.schema in (IMAGES, FILES) and table.num_rows and not any(column.null_count for column in table.columns)
+        if not is_whole or not f"{location}/".startswith(f"{about.top}/"):
+            return None
+        return cls(about.top, table.replace_schema_metadata(), about.skipped)
+
+    def keep(self, indexes: Path, location: str, digest: str) -> None:
+        """Keep it in a folder, unless that has it already or cannot be written to."""
+        if self == self.kept(indexes, location, digest):
+            return
+        about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
+        with suppress(OSError):  # it is listed again
+            indexes.mkdir(parents=True, exist_ok=True)
+            write_listing(_place(indexes, location, digest), self.table.replace_schema_metadata({_ABOUT: about}))
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether each file is an image."""
+        return bool(self.table.schema == IMAGES)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its first file is still there: one request. Raises NstError where the server cannot be asked."""
+        return FileTree(self.top).stat(self.table["name"][0].as_py()) is not None
+
+    @property
+    def files(self) -> list[StoredFile]:
+        """Those of tar or parquet files."""
+        return [StoredFile(*file) for file in zip(*(column.to_pylist() for column in self.table.columns), strict=True)]
+
+
+def _place(indexes: Path, location: str, digest: str) -> Path:
+    return indexes / f"{hashlib.sha256(json.dumps([location, digest]).encode()).hexdigest()}.arrow"
