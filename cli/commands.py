@@ -35,7 +35,8 @@ class Command:
         """Its name and help, read from the source of its function."""
         tree = ast.parse(Path(__file__).with_name(f"{self.module}.py").read_text("utf-8"))
         (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self.function)
-        return TyperCommand(name, help=ast.get_docstring(function))
+        group = next(title for title, commands in _GROUPS.items() if name in commands)
+        return TyperCommand(name, help=ast.get_docstring(function), rich_help_panel=group)
 
     def load(self, name: str) -> Any:  # noqa: ANN401 - typer keeps its classes to itself
         """The command itself."""
@@ -53,31 +54,42 @@ class Command:
         return command
 
 
-COMMANDS = {
-    "init": Command("init", "init"),
-    "run": Command("run_recipe", "run", _STOPS),
-    "demo": Command("run_recipe", "demo"),
-    "schema": Command("schema", "schema", only_shows=True),
-    "label": Command("label", "label"),
-    "balance": Command("balance", "balance"),
-    "train": Command("train", "train", _STOPS),
-    "evaluate": Command("evaluate", "evaluate"),
-    "embed": Command("embed", "embed"),
-    "pick": Command("pick", "pick"),
-    "review": Command("review", "review", actions={"freeze": "freeze", "import": "import_file", "export": "export_file"}),
-    "list": Command("versions", "list_versions", only_shows=True),
-    "show": Command("show", "show", only_shows=True),
-    "look": Command("looking", "look"),
-    "diff": Command("diff", "diff", only_shows=True),
-    "verify": Command("versions", "verify", only_shows=True),
-    "remove": Command("versions", "remove"),
-    "push": Command("sharing", "push"),
-    "pull": Command("sharing", "pull"),
-    "copy": Command("sharing", "copy"),
-    "adopt": Command("adopt", "adopt"),
-    "export": Command("export", "export"),
-    "lineage": Command("sharing", "lineage", only_shows=True),
+_GROUPS = {
+    "Run the loop": {
+        "init": Command("init", "init"),
+        "run": Command("run_recipe", "run", _STOPS),
+        "demo": Command("run_recipe", "demo"),
+        "schema": Command("schema", "schema", only_shows=True),
+    },
+    "Single steps": {
+        "label": Command("label", "label"),
+        "balance": Command("balance", "balance"),
+        "train": Command("train", "train", _STOPS),
+        "evaluate": Command("evaluate", "evaluate"),
+    },
+    "Inspect and correct labels": {
+        "show": Command("show", "show", only_shows=True),
+        "look": Command("looking", "look"),
+        "diff": Command("diff", "diff", only_shows=True),
+        "pick": Command("pick", "pick"),
+        "review": Command("review", "review", actions={"freeze": "freeze", "import": "import_file", "export": "export_file"}),
+        "embed": Command("embed", "embed"),
+    },
+    "The store": {
+        "list": Command("versions", "list_versions", only_shows=True),
+        "lineage": Command("sharing", "lineage", only_shows=True),
+        "verify": Command("versions", "verify", only_shows=True),
+        "remove": Command("versions", "remove"),
+    },
+    "Share and exchange": {
+        "push": Command("sharing", "push"),
+        "pull": Command("sharing", "pull"),
+        "copy": Command("sharing", "copy"),
+        "adopt": Command("adopt", "adopt"),
+        "export": Command("export", "export"),
+    },
 }
+COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
 ALIASES = {"ls": "list"}  # not shown
 
 

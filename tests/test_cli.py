@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import write_class_folders, write_pool
+from nst_cli.commands import COMMANDS
 from nst_cli.main import app
 from typer.testing import CliRunner
 from wording import is_line, tells
@@ -203,6 +204,14 @@ def test_results_go_to_standard_output_and_progress_to_standard_error(tiny_store
 def test_the_environment_names_the_store(tiny_store, monkeypatch):
     monkeypatch.setenv("NST_STORE", str(tiny_store[0].root))
     assert "tiny-teacher@gen-0" in CliRunner().invoke(app, ["list"]).stdout
+
+
+def test_the_help_lists_every_command_once_in_its_group():
+    lines = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100"}).stdout.splitlines()
+    found = [line.split()[1] for line in lines if line.startswith("│ ") and line[2].isalpha()]
+    assert found == list(COMMANDS)
+    titles = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
+    assert titles == ["Options", "Run the loop", "Single steps", "Inspect and correct labels", "The store", "Share and exchange"]
 
 
 def test_help_shows_the_papers_defaults():

@@ -36,14 +36,14 @@ class RowBins:
         """Keep the numbers of some more rows."""
         self.are_kept = self.are_kept and self._numbers.add(batch["id"].to_numpy(), batch["number"].to_numpy())
 
-    def first(self, cuts: Cutoffs, repeated: pl.DataFrame, hashes: HashNumbers, seed: int, folder: Path) -> pl.LazyFrame:
+    def first(self, cuts: Cutoffs, repeats: pl.DataFrame, hashes: HashNumbers, seed: int, folder: Path) -> pl.LazyFrame:
         """The first rows of each class, by increasing `id`, as parquet files in `folder`. `cuts` has `ends`.
 
-        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `repeated` is what
-        `HashNumbers.repeated` gave.
+        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `repeats` has the `id` of the first
+        row of each repeated image, and `duplicates`.
         """
         is_above, ends = self._above(cuts), np.zeros(0, np.int64) if cuts.ends is None else cuts.ends
-        repeats = repeated.filter(pl.col("id") == pl.col("first_id")).sort("id")
+        repeats = repeats.sort("id")
         repeated_ids, sizes = repeats["id"].to_numpy(), repeats["duplicates"].to_numpy()
         first_digits, (a, b) = hashes.first_digits(HASH_DIGITS), order_numbers(seed, COPIES)
         folder.mkdir()

@@ -77,7 +77,8 @@ def select(
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
         if hashes and bins.are_kept and cuts.ends is not None:
-            surest = nw.from_native(bins.first(cuts, collected(repeated), hashes, settings.seed, work / "most_confident"))
+            repeats = collected(repeated.filter(nw.col("id") == nw.col("first_id")).select("id", "duplicates"))
+            surest = nw.from_native(bins.first(cuts, repeats, hashes, settings.seed, work / "most_confident"))
         else:
             surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
             surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
