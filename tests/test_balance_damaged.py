@@ -100,11 +100,31 @@ def test_a_column_of_a_wrong_type_is_named(store, generation, column, values, sa
         ("probs", pa.array([None, [0, 0, 0]], pa.list_(pa.float16(), 3)), "column `probs` lacks 1 value in rows 2 to 3"),
     ],
 )
-@pytest.mark.parametrize("words", [[], ["--per-class", "none"], ["--embed-images"]])
+@pytest.mark.parametrize("words", [[], ["--per-class", "none"], ["--embed-images"], ["--exclude-class", "bee", "--exclude-class", "cat"]])
 def test_a_value_that_is_missing_is_named(store, generation, tmp_path, monkeypatch, column, values, says, words):
     monkeypatch.chdir(tmp_path)
     replace(generation, column, values, number=1)
     assert is_line(refused(store, 1, *words), f"flowers@gen-1: … {says} …; the table was made or changed elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("phash", pa.array([None, 3], pa.int64())),
+        ("image_hash", pa.array([None, "00"])),
+        ("key", pa.array(["a.png", None])),
+        ("id", pa.array([None, 3], pa.int64())),
+    ],
+)
+def test_a_value_that_is_missing_is_named_before_held_out_images_are_looked_for(store, generation, pool, column, values):
+    replace(generation, column, values, number=1)
+    line = refused(store, 1, "--exclude", pool.location)
+    assert is_line(line, f"flowers@gen-1: column `{column}` lacks 1 value in rows 2 to 3; the table was made or changed elsewhere")
+
+
+def test_a_value_that_is_missing_after_the_last_selected_row_is_named(store, generation):
+    replace(generation, "key", pa.array(["a.png", None]), number=2)
+    assert "column `key` lacks 1 value in rows 4 to 5" in refused(store, 1, "--per-class", 1, "--exclude-class", "bee")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from selections import HASHES, NAMES, drawn, f32, frame, left_out, many_labels, 
 from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs, selection
 from nst_data.settings import BalanceSettings
-from nst_data.tables import engines, hash_numbers, number_file
+from nst_data.tables import engines, hash_numbers, row_files
 from nst_data.tables.engines import scan
 from nst_data.tables.schema import SELECTION_COLUMNS, check_labels
 
@@ -108,7 +108,7 @@ def test_the_selection_equals_that_of_plain_python_in_any_order_of_rows(rows, ch
     ordered, ids = order(frame(rows).collect())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cutoffs, "_RANKED_ROWS", ranked_rows)
-        for module in (engines, hash_numbers, number_file):
+        for module in (engines, hash_numbers, row_files):
             patch.setattr(module, "BATCH_ROWS", batch_rows)
         numbered = ordered.with_columns(pl.col("id").replace_strict(range(len(rows)), ids, return_dtype=pl.Int64))
         table, dropped, per_class = selected(numbered.lazy(), chosen, held_out, near)
@@ -243,3 +243,17 @@ def test_a_column_of_another_type_is_an_error_that_names_both(column, wrong, exp
 def test_a_table_with_more_columns_passes():
     table = frame([(0, 0, 0.5)]).with_columns(extra=1)
     assert check_labels(table) is table
+
+
+def test_chosen_rows_are_not_read_again(tmp_path, monkeypatch):
+    """Once for the hashes, once to count, once for the few rows where classes end, once for what decides ties among these."""
+    many_labels(20_000, 4).write_parquet(tmp_path / "labels.parquet")
+    read = []
+
+    def counted(rows):
+        read.append(len(rows))
+        return rows
+
+    labels = pl.scan_parquet(tmp_path / "labels.parquet").map_batches(counted, streamable=True, schema=SELECTION_COLUMNS)
+    selected(labels, BalanceSettings(per_class=1_000, max_copies=2), names=NAMES)
+    assert sum(read) == 4 * 20_000

@@ -48,7 +48,7 @@ def count_bins(
 ) -> pl.DataFrame:
     """How many `rows` there are by `label` and `bin`, a number from 0 to BINS; those with a `reason`, one of `reasons`, by that instead.
 
-    `keep`, for Polars alone, is given the `id` and `number` of all rows: `label` * `places_of(reasons)` + `bin` for those that have one.
+    `keep`, for Polars alone, is given the `number` of all rows in order: `label` * `places_of(reasons)` + `bin` for those that have one.
     """
     places = places_of(reasons)
     if reasons:

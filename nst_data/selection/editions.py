@@ -22,7 +22,7 @@ from nst_data.prefetch import cpus_of_this_process, in_threads
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.selection.answered_rows import AnsweredRows
 from nst_data.selection.overlap import HeldOut, Overlap, near_duplicates
-from nst_data.selection.selected_rows import label_batches, rows_in_order
+from nst_data.selection.selected_rows import ADDED, label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained.writing import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
@@ -348,6 +348,8 @@ def _write(
     schema = balanced_schema(class_names, counts.top_k)
     tables = rows_in_order(generation, selection.files, schema)
     if settings.embed_images:
+        for _ in label_batches(generation, [name for name in schema.names if name not in ADDED]):
+            pass  # a table that is refused is refused before hours of reading images
         with_images = balanced_schema(class_names, counts.top_k, with_images=True)
         pool, is_same = images.open(""), images.are_as_labeled
         return write_self_contained(staging, tables, counts.unique, pool, is_same, with_images, settings.shard_mb, settings.seed, progress)
@@ -365,6 +367,8 @@ def _parts(plan: ShardPlan, tables: Iterator[pa.Table]) -> Iterator[tuple[str, l
     for shard in range(len(plan)):
         part, tables = _take(tables, plan.size(shard))
         yield plan.file(shard), part
+    for _ in tables:
+        pass  # what comes after the last selected row is checked as the rest is
 
 
 def _take(tables: Iterator[pa.Table], rows: int) -> tuple[list[pa.Table], Iterator[pa.Table]]:

@@ -56,13 +56,20 @@ def repeated_images(labels: IntoLazyFrameT, work: Path | None = None) -> IntoLaz
 
     `work` is a folder for what is on its way, by default the system's for temporary files.
     """
-    rows = nw.from_native(labels).select("id", "image_hash")
-    if is_polars(rows):
-        native: Any = rows.to_native()
+    native: Any = labels
+    if is_polars(nw.from_native(labels)):
+        if work:
+            work.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=work) as folder:
             hashes = HashNumbers.written(native, Path(folder, "image_hashes"))
             if hashes is not None:
                 return cast("IntoLazyFrameT", hashes.repeated().lazy())
+    return repeated_texts(labels)
+
+
+def repeated_texts(labels: IntoLazyFrameT) -> IntoLazyFrameT:
+    """What `repeated_images` gives, whatever stands in `image_hash`; all of it is in memory at once."""
+    rows = nw.from_native(labels).select("id", "image_hash")
     groups = rows.group_by("image_hash").agg(first_id=nw.col("id").min(), duplicates=nw.len())
     groups = groups.filter(nw.col("duplicates") > 1).with_columns(nw.col("duplicates").cast(nw.Int32))
     return rows.join(groups, on="image_hash", how="inner").select("id", "first_id", "duplicates").to_native()
@@ -99,19 +106,18 @@ def reject_classes(labels: IntoLazyFrameT, classes: Collection[int]) -> IntoLazy
     return reject(labels, "excluded_class", nw.col("label").is_in(sorted(classes)))
 
 
-def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int, hashes: HashNumbers | None = None) -> IntoLazyFrameT:
+def reject_unsampled(labels: IntoLazyFrameT, fraction: float, seed: int) -> IntoLazyFrameT:
     """Keep a uniform share of the images (study 2, table 10). A smaller share is part of a larger.
 
     Args:
         labels: Rows with `image_hash`, which decides with the seed who stays.
         fraction: The share, in (0, 1].
         seed: Of the draw.
-        hashes: The rows' hashes, where they have been read already.
 
     Returns:
         All rows; the dropped are `not_sampled`.
     """
-    rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order", hashes)
+    rows = with_seeded_order(nw.from_native(labels), seed, "fraction", "nst_order")
     return _reject(rows, "not_sampled", nw.col("nst_order") >= fraction * ORDER_SIZE).drop("nst_order").to_native()
 
 

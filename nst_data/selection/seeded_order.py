@@ -5,21 +5,16 @@ import hashlib
 import narwhals as nw
 from narwhals.typing import LazyFrameT
 
-from nst_data.tables.engines import with_hash_number, with_number_of
-from nst_data.tables.hash_numbers import HashNumbers
+from nst_data.tables.engines import with_hash_number
 
 ORDER_SIZE = 2**31 - 1  # a prime, so that a*x + b mod it is one to one; products with 28-bit numbers fit an int64
 HASH_DIGITS = 7
 
 
-def with_seeded_order(rows: LazyFrameT, seed: int, purpose: str, name: str, hashes: HashNumbers | None = None) -> LazyFrameT:
-    """Add an int64 from 0 to ORDER_SIZE - 1 that looks random and depends on `image_hash`, seed and purpose alone.
-
-    It is read from `hashes`, where they have been read already.
-    """
+def with_seeded_order(rows: LazyFrameT, seed: int, purpose: str, name: str) -> LazyFrameT:
+    """Add an int64 from 0 to ORDER_SIZE - 1 that looks random and depends on `image_hash`, seed and purpose alone."""
     a, b = order_numbers(seed, purpose)
-    numbered = with_hash_number(rows, name, HASH_DIGITS) if hashes is None else with_number_of(rows, name, hashes.first_digits(HASH_DIGITS))
-    return numbered.with_columns(((nw.col(name) * a + b) % ORDER_SIZE).alias(name))
+    return with_hash_number(rows, name, HASH_DIGITS).with_columns(((nw.col(name) * a + b) % ORDER_SIZE).alias(name))
 
 
 def order_numbers(seed: int, purpose: str) -> tuple[int, int]:

@@ -14,41 +14,46 @@ from nst_data.store.version import Version
 from nst_data.tables.label_tables import damage_is_named
 from nst_data.tables.shards import TableReader
 
-_ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
+ADDED = ("duplicates", "copies")  # columns of an edition that its generation has not
 
 
 def label_batches(generation: Version, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of all labels of a generation, in order. Raises NstError for a table that cannot be read."""
+    """Some columns of all labels of a generation, in order, `id` among them.
+
+    Raises NstError for a table that cannot be read, a value that is missing, and rows in another order than the pool's.
+    """
+    last, seen, count = -1, 0, GenerationManifest.of(generation.manifest).counts.pool
     with damage_is_named(generation.ref):
-        yield from TableReader(generation.folder, "pseudo_labels").batches(columns)
+        for batch in TableReader(generation.folder, "pseudo_labels").batches(columns):
+            for name in batch.schema.names:
+                if missing := _missing(batch[name]):
+                    found = f"column `{name}` lacks {missing:,} value{'s' * (missing > 1)} in rows {seen:,} to {seen + len(batch) - 1:,}"
+                    raise NstError(f"{generation.ref}: {found}; the table was made or changed elsewhere")
+            ids = batch["id"].to_numpy()
+            if (np.diff(ids, prepend=last, append=count) <= 0).any():
+                order = f"by increasing `id` from 0 to {count - 1}"
+                raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
+            last, seen = ids[-1], seen + len(batch)
+            yield batch
 
 
 def rows_in_order(generation: Version, selected: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     """The selected rows with their soft labels, `duplicates` and `copies`. Both tables are in pool order, and read side by side.
 
-    Raises NstError for a value that is missing, and for rows in another order.
+    Raises NstError as `label_batches` does.
     """
-    rest, last, seen, count = _Selected(selected), -1, 0, GenerationManifest.of(generation.manifest).counts.pool
-    for batch in label_batches(generation, [name for name in schema.names if name not in _ADDED]):
-        for name in batch.schema.names:
-            if missing := _missing(batch[name]):
-                found = f"column `{name}` lacks {missing:,} value{'s' * (missing > 1)} in rows {seen:,} to {seen + len(batch) - 1:,}"
-                raise NstError(f"{generation.ref}: {found}; the table was made or changed elsewhere")
-        seen += len(batch)
+    rest = _Selected(selected)
+    for batch in label_batches(generation, [name for name in schema.names if name not in ADDED]):
         ids = batch["id"].to_numpy()
-        if (np.diff(ids, prepend=last, append=count) <= 0).any():
-            order = f"by increasing `id` from 0 to {count - 1}"
-            raise NstError(f"{generation.ref}: expected rows {order}, found another order; the table was made or changed elsewhere")
-        last = ids[-1]
-        rows = rest.up_to(last)
+        rows = rest.up_to(ids[-1])
         table = pa.Table.from_batches([batch]).take(np.searchsorted(ids, rows["id"].to_numpy()))
-        for name in _ADDED:
+        for name in ADDED:
             table = table.append_column(name, rows[name])
         yield table.select(schema.names).cast(schema)
 
 
 def _missing(column: pa.Array) -> int:
-    """How many values there are not, in lists too."""
+    """How many values are missing, in lists too."""
     return int(column.null_count or (column.flatten().null_count if pa.types.is_fixed_size_list(column.type) else 0))
 
 

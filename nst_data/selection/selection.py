@@ -59,8 +59,8 @@ def select(
     """
     everyone, reasons = nw.from_native(labels), _reasons(held_out)
     hashes = HashNumbers.written(labels, work / "image_hashes") if is_polars(everyone) else None
-    repeated = _repeated(labels, hashes, work)
-    judge = _judge_of(everyone, repeated, settings, class_names, held_out, work, hashes)
+    repeated = kept(nw.from_native(filters.repeated_texts(labels) if hashes is None else hashes.repeated().lazy()), work / "repeated")
+    judge = _judge_of(everyone, repeated, settings, class_names, held_out, work)
     rows = judge(everyone)
     is_by_quota = settings.per_class != "none" and settings.method != "official"
     with RowBins(work / "bins", len(class_names), reasons) as bins:
@@ -76,7 +76,7 @@ def select(
     else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
-        if hashes and bins.are_kept and cuts.ends is not None:
+        if hashes and hashes.ids.are_increasing and bins.are_kept and cuts.ends is not None:
             repeats = collected(repeated.filter(nw.col("id") == nw.col("first_id")).select("id", "duplicates"))
             surest = nw.from_native(bins.first(cuts, repeats, hashes, settings.seed, work / "most_confident"))
         else:
@@ -102,14 +102,8 @@ def judged(
     work: Path,
 ) -> nw.LazyFrame[Any]:
     """The labels with `duplicates` and `reason`, before any quota."""
-    rows = nw.from_native(labels)
-    return _judge_of(rows, _repeated(labels, None, work), settings, class_names, held_out, work)(rows)
-
-
-def _repeated(labels: Any, hashes: HashNumbers | None, work: Path) -> nw.LazyFrame[Any]:  # noqa: ANN401
-    """What `filters.repeated_images` gives, computed once."""
-    found = filters.repeated_images(labels, work) if hashes is None else hashes.repeated().lazy()
-    return kept(nw.from_native(found), work / "repeated")
+    rows, repeated = nw.from_native(labels), kept(nw.from_native(filters.repeated_images(labels, work)), work / "repeated")
+    return _judge_of(rows, repeated, settings, class_names, held_out, work)(rows)
 
 
 def _judge_of(
@@ -119,7 +113,6 @@ def _judge_of(
     class_names: Sequence[str],
     held_out: Mapping[str, Collection[str]],
     work: Path,
-    hashes: HashNumbers | None = None,
 ) -> Callable[[nw.LazyFrame[Any]], nw.LazyFrame[Any]]:
     """What adds `duplicates` and `reason` to some of the `labels`, after one look at all of them for what is held out."""
     out = {reason: filters.held_out_rows(labels.to_native(), images) for reason, images in held_out.items() if images}
@@ -137,7 +130,7 @@ def _judge_of(
         if settings.exclude_class:
             rows = filters.reject_classes(rows, [numbers[name] for name in settings.exclude_class])
         if settings.fraction < 1:
-            rows = filters.reject_unsampled(rows, settings.fraction, settings.seed, hashes)
+            rows = filters.reject_unsampled(rows, settings.fraction, settings.seed)
         if settings.confidence_range:
             rows = filters.reject_outside(rows, *settings.confidence_range)
         else:

@@ -87,6 +87,7 @@ class AddressedImages(ImageFolder):
     def as_listed(self, labeled: bool) -> "AddressedImages":
         """The same files with their classes, or without, and no second listing."""
         found = AddressedImages(self._tree, kept=self._address_listing)
+        found._folders = self._folders
         if labeled:
             found._read_classes(self._folders)
         return found

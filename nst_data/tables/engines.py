@@ -89,9 +89,9 @@ def collected(rows: nw.LazyFrame[Any]) -> pl.DataFrame:
 def count_numbers(rows: LazyFrameT, number: nw.Expr, keep: Callable[[pl.DataFrame], None] | None = None) -> pl.DataFrame:
     """How many `rows` there are of each `number`, an integer; columns `number` and `rows`, both int64, no row for null.
 
-    `keep`, for Polars alone, is given the `id` and `number` of all rows, some at a time and in order.
+    `keep`, for Polars alone, is given the `number` of all rows, some at a time and in order.
     """
-    numbered = rows.select(*(["id"] if keep else []), number=number.cast(nw.Int64))
+    numbered = rows.select(number=number.cast(nw.Int64))
     if is_polars(rows):
         counts = _Counts()
 
@@ -248,16 +248,6 @@ def with_hash_number(rows: LazyFrameT, name: str, digits: int) -> LazyFrameT:
     from pyspark.sql import functions as sql
 
     return _wrapped(rows.to_native().withColumn(name, sql.conv(sql.substring("image_hash", 1, digits), 16, 10).cast("bigint")), rows)
-
-
-def with_number_of(rows: LazyFrameT, name: str, number: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> LazyFrameT:
-    """Add what a function gives for each `id`, an int64. For Polars alone: it runs in this process."""
-
-    def numbers(ids: pl.Series) -> pl.Series:
-        return pl.Series(number(ids.to_numpy()))
-
-    column = pl.col("id").map_batches(numbers, return_dtype=pl.Int64, is_elementwise=True)
-    return _wrapped(rows.to_native().with_columns(column.alias(name)), rows)
 
 
 def _wrapped(native: Any, like: LazyFrameT) -> LazyFrameT:  # noqa: ANN401 - the frame of an engine

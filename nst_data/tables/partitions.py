@@ -31,10 +31,10 @@ class Partitions:
         self._path.unlink(missing_ok=True)
 
     def add(self, *numbers: NDArray[np.uint64]) -> None:
-        """Add a record for each place of these arrays; numbers without others are sorted."""
+        """Add a record for each place of these arrays. Numbers without others must come sorted."""
         shift = np.uint64(64 - self._bits)
         if self._numbers == 1:
-            records = numbers[0]  # to sort them took less time than to order them by some bits
+            records = numbers[0]  # whoever adds them sorts them, in threads: faster than to order them by some bits here
             starts = np.searchsorted(records, np.arange(1, 1 << self._bits, dtype=np.uint64) << shift)
         else:
             partition = (numbers[0] >> shift).astype(np.uint16)

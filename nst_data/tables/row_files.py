@@ -1,0 +1,76 @@
+"""A number for each row in a file, in the order of the rows, so that a later step need not compute it again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from nst_data.tables.engines import BATCH_ROWS
+
+
+class RowNumbers:
+    """One number for each row. Written in a `with` block and read after it."""
+
+    def __init__(self, path: Path, kind: DTypeLike) -> None:
+        self._path, self._kind = path, np.dtype(kind)
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def add(self, numbers: NDArray[np.generic]) -> None:
+        """Write the numbers of the rows that follow."""
+        self._file.write(np.ascontiguousarray(numbers, self._kind).data)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """The numbers of these rows."""
+        return np.fromfile(self._path, self._kind, stop - start, offset=self._kind.itemsize * start)
+
+    def remove(self) -> None:
+        """Delete the file."""
+        self._path.unlink()
+
+
+class RowIds:
+    """The `id` of each row. As long as that is the number of the row, counted from 0, nothing is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._ids = RowNumbers(path, np.int64)
+        self._are_written, self._last = False, -1
+        self.rows = 0
+        self.are_increasing = True  # from 0 or more
+
+    def __enter__(self) -> Self:
+        self._ids.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ids.__exit__(kind, error, trace)
+
+    def add(self, ids: NDArray[np.int64]) -> None:
+        """Write the `id`s of the rows that follow."""
+        if not len(ids):
+            return
+        numbers = np.arange(self.rows, self.rows + len(ids))
+        if not self._are_written and not np.array_equal(ids, numbers):
+            self._are_written = True
+            for start, stop in self.spans():
+                self._ids.add(np.arange(start, stop))
+        if self._are_written:
+            self._ids.add(ids)
+        self.are_increasing = self.are_increasing and bool(ids[0] > self._last and (ids[1:] > ids[:-1]).all())
+        self.rows, self._last = self.rows + len(ids), int(ids[-1])
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The `id`s of these rows."""
+        return self._ids.read(start, stop) if self._are_written else np.arange(start, stop)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Where pieces of all rows begin and end."""
+        return ((start, min(start + BATCH_ROWS, self.rows)) for start in range(0, self.rows, BATCH_ROWS))
