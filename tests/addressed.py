@@ -1,6 +1,8 @@
 """Files to put at an address, and what a source of them gives."""
 
 import io
+import os
+import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +57,24 @@ def content_of(read):
 def seen(source, rows=None):
     wanted = range(len(source)) if rows is None else rows
     return [(row.id, row.key, content_of(row.read)) for row in source.rows(wanted)]
+
+
+def assert_threads_and_a_fork_read(sources):
+    """Pairs of sources, here and at an address, whose single rows are read by several threads at once, then by another process."""
+    found = {}
+
+    def read(number):
+        found[number] = [there.read(number) for _, there in sources]
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [here.read(number) for here, _ in sources] for number in range(8)}
+    if (child := os.fork()) == 0:
+        os._exit(0 if [there.read(9) for _, there in sources] == [here.read(9) for here, _ in sources] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def bmp(index):

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import subprocess
-import threading
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import azurite
 import google_storage
 import numpy as np
 import pytest
-from addressed import ODD, SOURCES, bmp, content_of, seen, write_files
+from addressed import ODD, SOURCES, assert_threads_and_a_fork_read, bmp, content_of, seen, write_files
 from faulty_proxy import between
 from nst_cli.main import app
 from pictures import write_tar
@@ -108,20 +107,7 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, 
 
 def test_threads_and_a_forked_process_read_single_rows(server, files):
     sources = [(open_source(str(files / name)), open_source(f"{server.top}/{name}")) for name in ("classes", "tars", "parquet")]
-    found = {}
-
-    def read(number):
-        found[number] = [there.read(number) for _, there in sources]
-
-    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == {number: [here.read(number) for here, _ in sources] for number in range(8)}
-    if (child := os.fork()) == 0:
-        os._exit(0 if [there.read(9) for _, there in sources] == [here.read(9) for here, _ in sources] else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_threads_and_a_fork_read(sources)
 
 
 def test_each_image_is_one_request_and_neighbors_in_a_tar_file_share_one(server, faults):
