@@ -277,6 +277,8 @@ def test_one_of_each_is_said_in_the_singular(tmp_path, network):
         "the pool has 1 image, fewer than the 12 labeled ones: it can teach little",
     ):
         assert f"warning:  {line}\n" in done.stdout
+    comments = [line.partition("  # ")[2] for line in (tmp_path / "b.yaml").read_text().splitlines()]
+    assert {"1 image; used for evaluation only", "1 image without labels"} <= {*comments}
 
 
 def test_a_test_set_of_other_classes_is_one_line(tmp_path, network):

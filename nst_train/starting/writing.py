@@ -31,7 +31,7 @@ from nst_train.starting.choosing import (
     of_network,
     selection,
 )
-from nst_train.starting.looking import Look, check_is_folder, few_times, look_at, warnings
+from nst_train.starting.looking import Look, check_is_folder, counted, few_times, look_at, warnings
 
 _ROLES = ("labeled", "test", "validation", "pool")
 _COMMENTS_AT = 44  # a longer line does not push the comments of all others to the right
@@ -185,7 +185,7 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
         "image_size": size,
         "learning_rate": f"per 256 labeled images; the preset's is for steps of {MEASURED_BATCH} and at most {MEASURED_STEPS} steps",
         "test_size": "objects look larger in random crops, so test on larger images",
-        "steps": f"for {look.trained_on:,} labeled images; four times as many labels need twice the steps",
+        "steps": f"for {counted(look.trained_on, 'labeled image')}; four times as many labels need twice the steps",
         "batch_size": "labeled images per step, and" if chosen.batch_size < look.trained_on else "all labeled images in every step, and",
         "ratio": f"{chosen.ratio} pseudo-labeled ones for each of them",
     }
@@ -198,10 +198,10 @@ def recipe_text(
     on_gpu, classes = device != "cpu", len(look.class_names)
     heads = [(f"name: {scalar(name)}", "name of the corpus in the store and, with -teacher, of the trained networks")]
     about = {
-        "labeled": f"{len(look.labeled):,} images of {classes:,} classes, {look.per_class} each",
-        "test": f"{len(look.test) if look.test else 0:,} images; used for evaluation only",
+        "labeled": f"{counted(len(look.labeled), 'image')} of {counted(classes, 'class')}, {look.per_class} each",
+        "test": f"{counted(len(look.test) if look.test else 0, 'image')}; used for evaluation only",
         "validation": "selects the best weights",
-        "pool": f"{len(look.pool):,} images without labels",
+        "pool": f"{counted(len(look.pool), 'image')} without labels",
     }
     for role in _ROLES:
         if role in sources:
