@@ -11,6 +11,7 @@ from labels import RUN, SETTINGS, rows, write_teacher
 from nst_cli.main import app
 from pictures import png, write_table
 from sealed_labels import label_row, seal_generation
+from test_adopt import Counting
 from test_label_resumed import Told
 from typer.testing import CliRunner
 from wording import tells
@@ -25,6 +26,7 @@ from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import measure
 from nst_train.labeling.label import extend, label, label_like
 from nst_train.settings import ReadSettings, RunSettings, TrainSettings
+from nst_train.training import readable
 from nst_train.training.train import train
 
 NAMES = ["ant", "bee", "cat"]
@@ -267,6 +269,14 @@ def test_unreadable_images_are_found_before_any_step_of_a_training(store, tmp_pa
         picture(0, int(path.stem)).save(path)
     version = trained()
     assert getattr(version.manifest.counts, "unreadable" if role == "labeled" else "unreadable_validation") == 2
+
+
+@pytest.mark.parametrize(("many", "done"), [(12, 12), (13, None)])
+def test_the_check_of_many_labeled_images_shows_how_far_it_is(store, tmp_path, monkeypatch, many, done):
+    monkeypatch.setattr(readable, "_MANY", many)
+    labeled, shown = write_class_folders(tmp_path / "labeled", NAMES, 4), Counting()
+    train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=shown)
+    assert shown.done.get("check") == done
 
 
 def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_path):

@@ -27,6 +27,7 @@ from torch.utils.data._utils import signal_handling
 
 from nst_data.errors import NstError, first_line, is_out_of_memory
 from nst_data.images import ImageError, decode, image_hash
+from nst_data.progress import Task
 from nst_data.sources import Source, labels_in
 from nst_train.batches.entries import PseudoLabeledImages
 from nst_train.batches.order import draw
@@ -85,10 +86,10 @@ class TrainingBatch:
         return TrainingBatch(self.images.pin_memory(), self.labels.pin_memory(), pseudo)
 
 
-def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None) -> dict[str, str]:
+def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = None, task: Task | None = None) -> dict[str, str]:
     """Maps row number (as text) to the reason why the image cannot be decoded; each image is read and decoded.
 
-    The bytes of each one's `image_hash` are put into `hashes`, shape (rows,), where its bytes can be had.
+    The bytes of each one's `image_hash` are put into `hashes`, shape (rows,), where its bytes can be had. `task` shows how far it is.
     """
 
     def faults(start: int) -> dict[str, str]:
@@ -103,8 +104,13 @@ def unreadable(source: Source, threads: int, hashes: NDArray[np.void] | None = N
                 found[str(row)] = f"{source.key(row)}: {error}"
         return found
 
+    every, found = range(0, len(source), _CHECKED_AT_ONCE), dict[str, str]()
     with ThreadPoolExecutor(threads) as pool:
-        return {row: why for part in pool.map(faults, range(0, len(source), _CHECKED_AT_ONCE)) for row, why in part.items()}
+        for start, part in zip(every, pool.map(faults, every), strict=True):
+            found |= part
+            if task:
+                task.advance(min(_CHECKED_AT_ONCE, len(source) - start))
+    return found
 
 
 def without(source: Source, faults: Mapping[str, str]) -> LabeledImages:

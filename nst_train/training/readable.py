@@ -15,6 +15,8 @@ from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
 
+_MANY = 10_000  # images, which are decoded for long enough to show how far it is
+
 
 def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], progress: Progress) -> None:
     """Raises NstError where images that were trained on hold other bytes by now, at the same names and sizes."""
@@ -40,7 +42,9 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
             faults = staging.remembered(name, {})
         else:
             hashes = np.zeros(len(source), HASH)
-            faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes)
+            shown = progress if len(source) >= _MANY else Progress()
+            with shown.task(f"check {noun}", len(source), "images") as task:
+                faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
             # before it is remembered for when the images are back
             check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
             if line := in_two_classes(source, hashes):
