@@ -158,8 +158,13 @@ def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_by
     wait_for(lambda: shards_done(top) >= 4)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    first = at_work(top)
-    wait_for(lambda: not any(map(psutil.pid_exists, first)))  # Ray ends them
+    first = set()
+
+    def have_ended():
+        first.update(at_work(top))  # one that is between two shards claims none
+        return not any(map(psutil.pid_exists, first))
+
+    wait_for(have_ended)  # Ray ends them
     before = shards_done(top)
     assert 4 <= before < ROWS // PER_SHARD // 2
 
