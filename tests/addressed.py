@@ -3,7 +3,9 @@
 import io
 import os
 import threading
+from functools import partial
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import picture, png, write_class_folders
@@ -57,6 +59,28 @@ def content_of(read):
 def seen(source, rows=None):
     wanted = range(len(source)) if rows is None else rows
     return [(row.id, row.key, content_of(row.read)) for row in source.rows(wanted)]
+
+
+def assert_is_as_on_disk(there, here):
+    """A source at an address gives the rows of the same files on this disk: all, some, and one by one."""
+    assert there.fingerprint == here.fingerprint
+    assert there.class_names == here.class_names
+    assert there.skipped == here.skipped
+    assert seen(there) == seen(here)
+    some = np.array([2, 3, 11])
+    assert seen(there, some) == seen(here, some)
+    for row in range(9):
+        assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
+
+
+def assert_requests_are_few(images, tars, faults):
+    """One for each image, and one for the neighbors in each of two tar files."""
+    faults.asked.clear()
+    seen(images)
+    assert len(faults.asked) == len(images) - 1  # none for the empty one
+    faults.asked.clear()
+    seen(tars)
+    assert len(faults.asked) == 2
 
 
 def assert_threads_and_a_fork_read(sources):

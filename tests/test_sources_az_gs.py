@@ -9,9 +9,17 @@ from types import SimpleNamespace
 
 import azurite
 import google_storage
-import numpy as np
 import pytest
-from addressed import ODD, SOURCES, assert_threads_and_a_fork_read, bmp, content_of, seen, write_files
+from addressed import (
+    ODD,
+    SOURCES,
+    assert_is_as_on_disk,
+    assert_requests_are_few,
+    assert_threads_and_a_fork_read,
+    bmp,
+    seen,
+    write_files,
+)
 from faulty_proxy import between
 from nst_cli.main import app
 from pictures import write_tar
@@ -95,14 +103,7 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, 
     here = open_source(str(files / name), **options)
     there = open_source(f"{server.top}/{name}", indexes=tmp_path, **options)
     assert there.location == f"{server.top}/{name}"
-    assert there.fingerprint == here.fingerprint
-    assert there.class_names == here.class_names
-    assert there.skipped == here.skipped
-    assert seen(there) == seen(here)
-    some = np.array([2, 3, 11])
-    assert seen(there, some) == seen(here, some)
-    for row in range(9):
-        assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
+    assert_is_as_on_disk(there, here)
 
 
 def test_threads_and_a_forked_process_read_single_rows(server, files):
@@ -112,12 +113,7 @@ def test_threads_and_a_forked_process_read_single_rows(server, files):
 
 def test_each_image_is_one_request_and_neighbors_in_a_tar_file_share_one(server, faults):
     images, tars = open_source(f"{server.top}/images"), open_source(f"{server.top}/tars")
-    faults.asked.clear()
-    seen(images)
-    assert len(faults.asked) == len(images) - 1  # none for the empty one
-    faults.asked.clear()
-    seen(tars)
-    assert len(faults.asked) == 2
+    assert_requests_are_few(images, tars, faults)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
 """Sources on a real S3 server: what the same files in a folder give, and what faults between the two do."""
 
 import os
-from functools import partial
 
-import numpy as np
 import object_store
 import pytest
-from addressed import ODD, ROWS, SOURCES, assert_threads_and_a_fork_read, bmp, content_of, seen, write_files
+from addressed import (
+    ODD,
+    ROWS,
+    SOURCES,
+    assert_is_as_on_disk,
+    assert_requests_are_few,
+    assert_threads_and_a_fork_read,
+    bmp,
+    seen,
+    write_files,
+)
 from faulty_proxy import between
 from nst_cli.main import app
 from pictures import write_tar
@@ -68,14 +76,7 @@ def test_an_address_gives_the_rows_of_the_same_files_in_a_folder(server, files, 
     here = open_source(str(files / name), **options)
     there = open_source(f"s3://nst/files/{name}", indexes=tmp_path, **options)
     assert there.location == f"s3://nst/files/{name}"
-    assert there.fingerprint == here.fingerprint
-    assert there.class_names == here.class_names
-    assert there.skipped == here.skipped
-    assert seen(there) == seen(here)
-    some = np.array([2, 3, 11])
-    assert seen(there, some) == seen(here, some)
-    for row in range(9):
-        assert content_of(partial(there.read, row)) == content_of(partial(here.read, row))
+    assert_is_as_on_disk(there, here)
 
 
 def test_a_listing_comes_in_pages(server, faults, files, monkeypatch):
@@ -105,6 +106,17 @@ def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path,
     assert [secret for secret in (object_store.KEY, object_store.SECRET) if secret.encode() in kept] == []
 
 
+@pytest.mark.parametrize(("name", "second"), [("tars", "z/2.tar"), ("parquet", "1.parquet")])
+def test_a_server_that_fails_while_headers_of_listed_files_are_read_is_not_asked_for_a_listing(server, faults, tmp_path, name, second):
+    first = open_source(f"s3://nst/files/{name}")
+    first.keep_listing(tmp_path)
+    faults.asked.clear()
+    faults.on(second, 99, ("status", 503, "SlowDown"))
+    with pytest.raises(NstError, match=r"the server is busy \(503\)"):
+        PlaceOfImages.of(first).open(tmp_path)
+    assert [path for _, path, _ in faults.asked if "list-type" in path] == []
+
+
 def test_threads_and_a_forked_process_read_single_rows(server, files):
     sources = [(open_source(str(files / name)), open_source(f"s3://nst/files/{name}")) for name in ("classes", "tars", "parquet")]
     assert_threads_and_a_fork_read(sources)
@@ -112,12 +124,7 @@ def test_threads_and_a_forked_process_read_single_rows(server, files):
 
 def test_each_image_is_one_request_and_neighbors_in_a_tar_file_share_one(server, faults):
     images, tars = open_source("s3://nst/files/images"), open_source("s3://nst/files/tars")
-    faults.asked.clear()
-    seen(images)
-    assert len(faults.asked) == len(images) - 1  # none for the empty one
-    faults.asked.clear()
-    seen(tars)
-    assert len(faults.asked) == 2
+    assert_requests_are_few(images, tars, faults)
 
 
 def test_an_index_of_tar_files_is_kept_and_made_anew_for_other_bytes_of_the_same_size(server, faults, tmp_path):

@@ -18,7 +18,7 @@ from nst_data.sources.skipped import phrase
 from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.streamed import StreamedParquet
-from nst_data.store.file_tree import FileTree, StoredFile, without_secrets
+from nst_data.store.file_tree import FileTree, StoredFile, UnansweredError, without_secrets
 
 _OF_HUB = re.compile(r"hf://(datasets|buckets)/[^/]+/[^/]+/.*[^/].*", re.DOTALL)
 _ON_DISK_ALONE = frozenset([".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".arrow"])
@@ -75,6 +75,8 @@ def _kept(tree: FileTree, column: str | None, indexes: Path, digest: str) -> Sou
         else:
             source = _of_files(tree.address, FileTree(listing.top), listing.files, None, column, indexes)
             source.skipped = listing.skipped
+    except UnansweredError:
+        raise
     except NstError:  # what is wrong shows when it is listed
         return None
     return source if source.fingerprint == digest else None

@@ -45,6 +45,10 @@ class MissingError(NstError):
     """There is no such file at the address."""
 
 
+class UnansweredError(NstError):
+    """The server was busy or not to be reached, however often it was asked."""
+
+
 class StoredFile(NamedTuple):
     """A file at an address. `etag` changes with its content, and says nothing else; empty where the server gives none."""
 
@@ -320,9 +324,13 @@ class FileTree:
                 reason, is_passing = reason_of(error, _EXTRAS[self._scheme])
                 if not is_passing or wait is None:
                     if self.address.startswith("hf://") and not is_missing_file(error):
-                        with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
-                            raise
-                    raise (MissingError if isinstance(error, FileNotFoundError) else NstError)(f"{self.at(name)}: {reason}") from None
+                        try:
+                            with plain_errors(self.at(name), "bucket" if self.address.startswith("hf://buckets/") else "dataset"):
+                                raise
+                        except NstError as told:
+                            raise (UnansweredError(str(told)) if is_passing else told) from None
+                    kind = MissingError if isinstance(error, FileNotFoundError) else UnansweredError if is_passing else NstError
+                    raise kind(f"{self.at(name)}: {reason}") from None
                 _say(self.at(name), reason, wait)
                 time.sleep(wait)
         raise AssertionError
