@@ -5,7 +5,7 @@ few enough rows are left to sort. Each count is one streaming pass; nothing that
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import narwhals as nw
 import numpy as np
@@ -66,14 +66,20 @@ class Cutoffs:
     """The last of the first rows of each class, as far as a class has more.
 
     Rows are in order of `keys`, the largest first. `last` has each class's `label` and the keys of its last row; `over` are the `id`s of
-    rows with these very keys that come after it. `ends` are the increasing `id`s of the first rows that lie in the bins in which classes
-    end; None where they are many.
+    rows with these very keys that come after it. `in_last_bins` are all rows in the bins in which classes end; None where they are many.
     """
 
     keys: tuple[str, ...]
     last: pl.DataFrame
     over: pl.DataFrame
-    ends: NDArray[np.int64] | None = None
+    in_last_bins: pl.DataFrame | None = None
+
+    @property
+    def ends(self) -> NDArray[np.int64] | None:
+        """The increasing `id`s of the first rows in the bins in which classes end; None where these bins hold many."""
+        if self.in_last_bins is None:
+            return None
+        return np.sort(collected(self.first(nw.from_native(self.in_last_bins.lazy())))["id"].to_numpy())
 
     def beside(self, rows: LazyFrameT) -> LazyFrameT:
         """The rows with what `is_past` looks at, in columns `nst_..._cut`: null for a class that has no more."""
@@ -133,7 +139,8 @@ def cutoffs(
     box = _Box.around(by, crowded.filter(pl.col("needed") > 0).select("label", "needed")).narrowed(counted)
     none = crowded.filter(pl.col("needed") == 0).select("label", pl.lit(_NONE).alias(by))
     if not box.rows:
-        return Cutoffs((by,), none, pl.DataFrame(schema={"id": pl.Int64}), np.zeros(0, np.int64))
+        nobody = pl.DataFrame(schema={"label": pl.Int64, by: pl.Float32, "id": pl.Int64})
+        return Cutoffs((by,), none, nobody.select("id"), nobody)
     bins = box
     box = _small_enough(box, rows, still_in)
     has_hashes = ties[0] == "image_hash" and "image_hash" in rows.collect_schema().names()
@@ -142,10 +149,7 @@ def cutoffs(
     found = collected(still_in(box.inside(rows)).select("label", *box.keys, "id"))
     last, over = _last_needed(box, found, labels, ties)
     nothing = none.select("label", *(pl.lit(_NONE, last.schema[key]).alias(key) for key in box.keys))
-    cuts = Cutoffs(box.keys, pl.concat([last, nothing]), over)
-    if box is not bins:
-        return cuts
-    return replace(cuts, ends=np.sort(collected(cuts.first(nw.from_native(found.lazy())))["id"].to_numpy()))
+    return Cutoffs(box.keys, pl.concat([last, nothing]), over, found if box is bins else None)
 
 
 def _small_enough(box: "_Box", rows: LazyFrameT, still_in: Callable[[LazyFrameT], LazyFrameT]) -> "_Box":

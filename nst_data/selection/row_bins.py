@@ -42,13 +42,15 @@ class RowBins:
         if self.are_kept:
             self._numbers.add(batch["number"].to_numpy())
 
-    def first(self, cuts: Cutoffs, repeats: pl.DataFrame, hashes: HashNumbers, seed: int, folder: Path) -> pl.LazyFrame:
-        """The first rows of each class, as parquet files in `folder`. `cuts` has `ends`, and the `id`s of all rows increase.
+    def first(
+        self, cuts: Cutoffs, ends: NDArray[np.int64], repeats: pl.DataFrame, hashes: HashNumbers, seed: int, folder: Path
+    ) -> pl.LazyFrame:
+        """The first rows of each class, as parquet files in `folder`; the `id`s of all rows increase.
 
-        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `repeats` has the `id` of the first
-        row of each repeated image, and `duplicates`.
+        They have `id`, `label`, `duplicates` and their place `nst_order` in the seeded order of copies. `ends` are the cutoffs' own,
+        `repeats` has the `id` of the first row of each repeated image, and `duplicates`.
         """
-        is_above, ends = self._above(cuts), np.zeros(0, np.int64) if cuts.ends is None else cuts.ends
+        is_above = self._above(cuts)
         repeats = repeats.sort("id")
         repeated_ids, sizes = repeats["id"].to_numpy(), repeats["duplicates"].to_numpy()
         a, b = order_numbers(seed, COPIES)

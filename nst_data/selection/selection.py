@@ -76,9 +76,9 @@ def select(
     else:  # as `most_confident`, in less time: most rows are out by their confidence, and need no other reason
         in_bins = still_in.select("label", "bin", "rows")
         cuts = cutoffs(everyone, "confidence", quota, counted=in_bins, still_in=lambda some: _still_in(judge(some)))
-        if hashes and hashes.ids.are_increasing and bins.are_kept and cuts.ends is not None:
+        if hashes and hashes.ids.are_increasing and bins.are_kept and (ends := cuts.ends) is not None:
             repeats = collected(repeated.filter(nw.col("id") == nw.col("first_id")).select("id", "duplicates"))
-            surest = nw.from_native(bins.first(cuts, repeats, hashes, settings.seed, work / "most_confident"))
+            surest = nw.from_native(bins.first(cuts, ends, repeats, hashes, settings.seed, work / "most_confident"))
         else:
             surest = with_seeded_order(_still_in(judge(cuts.first(everyone))), settings.seed, COPIES, "nst_order")
             surest = kept(surest.select("id", "label", "duplicates", nw.col("nst_order").cast(nw.Int32)), work / "most_confident")
