@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nst_data.sharing.pull import pull
     from nst_data.sharing.push import push
     from nst_data.sources import Source, open_source
+    from nst_data.store.indexes import Indexes
     from nst_data.store.places import Place
     from nst_data.store.store import Store, Version
 
@@ -39,6 +40,7 @@ __all__ = [
     "Engine",
     "Exported",
     "Features",
+    "Indexes",
     "LineageNode",
     "NstError",
     "PickSettings",
@@ -78,6 +80,7 @@ _MODULES = {
     "Engine": "selection.editions",
     "Exported": "formats.export",
     "Features": "features.features",
+    "Indexes": "store.indexes",
     "LineageNode": "sharing.lineage",
     "NstError": "errors",
     "PickSettings": "settings",

@@ -11,6 +11,7 @@ from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
 from nst_data.sources.addresses import address_of
+from nst_data.store.indexes import Indexes
 from nst_data.store.store import Store
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
 from nst_train.recipe_settings import Recipe
@@ -47,7 +48,7 @@ def _data_of(settings: EvaluationSettings, progress: Progress) -> Path | Source 
     return Path(settings.data.sources[0]) if settings.of_published else _open("evaluate", settings.data, progress)
 
 
-def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Path | None = None) -> Source:
+def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Indexes | None = None) -> Source:
     """A source of the recipe; with its labels, but for the pool. That one is of the Hub is said: it may have been meant as a path."""
     on_hub = [
         one for one in settings.sources if address_of(one) is None and not os.path.exists(one) and HubReference.parse(one) is not None

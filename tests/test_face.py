@@ -32,8 +32,8 @@ from nst_train import (
 
 ROOT = Path(__file__).parent.parent
 DATA = """
-BalanceSettings Churn Engine Exported Features LineageNode NstError PickSettings Picks Place Progress Quality Source Store StreamedEdition
-UsageError Version __version__
+BalanceSettings Churn Engine Exported Features Indexes LineageNode NstError PickSettings Picks Place Progress Quality Source Store
+StreamedEdition UsageError Version __version__
 add_copies adopt balance copy diff export freeze hold_out lineage most_confident open_source pull push quality
 reject reject_duplicates reject_unsure remove_features
 """

@@ -18,9 +18,10 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import listing as listing_module
-from nst_data.sources import open_source, opening
+from nst_data.sources import open_source, opening, tar
 from nst_data.sources.listing import listed, listed_in, read_listing, write_listing
 from nst_data.store.file_tree import FileTree
+from nst_data.store.indexes import FOLDER, Indexes
 from nst_train.cluster.job import PlaceOfImages
 from nst_train.labeling.label import extend, label, label_like
 
@@ -45,7 +46,7 @@ def pool(tmp_path):
 def store(tiny_store):
     """With a teacher; nothing is kept yet."""
     store, *_ = tiny_store
-    for kept in store.indexes.glob("*"):
+    for kept in store.indexes.folder.glob("*"):
         kept.unlink()
     return store
 
@@ -289,20 +290,76 @@ def test_a_pool_that_has_moved_is_told_as_if_nothing_was_kept(store, pool, listi
 
 def test_workers_that_are_told_the_fingerprint_of_a_pool_do_not_list_it(tmp_path, pool, listings):
     source = open_source(f"file://{pool}")
-    source.keep_listing(tmp_path / "indexes")  # as the driver does
+    source.keep_listing(Indexes(tmp_path / "indexes"))  # as the driver does
     write_pool(pool, 1, 1, first=99)
     place = PlaceOfImages.of(source)
     listings.clear()
     for _ in range(3):
-        assert keys(place.open(tmp_path / "indexes")) == keys(source)
+        assert keys(place.open(Indexes(tmp_path / "indexes"))) == keys(source)
     assert listings == []
     with pytest.raises(NstError, match=pattern("different files than where the command was started (16 images)")):
-        place.open(tmp_path / "nothing")
+        place.open(Indexes(tmp_path / "nothing"))
 
 
 def test_what_a_commit_pins_needs_no_listing(tmp_path, listings):
     write_table(tmp_path / "x/0.parquet", image=[png(0)])
     source = open_source(f"file://{tmp_path}/x")
     source.pin("0" * 40)
-    source.keep_listing(tmp_path / "indexes")
+    source.keep_listing(Indexes(tmp_path / "indexes"))
     assert not (tmp_path / "indexes").exists()
+
+
+def shared(top):
+    """As of two machines with one store at an address."""
+    tree = FileTree(f"file://{top}/store")
+    return [Indexes(top / name, tree) for name in ("one", "other")]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["images", "tars", "parquet"])
+def test_what_one_machine_has_found_out_others_take_from_the_address_of_the_store(tmp_path, listings, monkeypatch, kind):
+    write_files(tmp_path / "images", "a.png", "b.png")
+    write_tar(tmp_path / "tars/0.tar", [("a.png", png(0))])
+    write_table(tmp_path / "parquet/0.parquet", image=[png(1)])
+    one, other = shared(tmp_path)
+    first = open_source(f"file://{tmp_path}/{kind}", indexes=one)
+    assert names(one.folder) == names(tmp_path / "store" / FOLDER)
+    assert len(names(one.folder)) == (2 if kind == "tars" else 1)
+    monkeypatch.setattr(tar, "members", None)  # no header is read again
+    listings.clear()
+    again = PlaceOfImages.of(first).open(other)
+    assert (listings, contents(again)) == ([], contents(first))
+    assert names(other.folder) == names(one.folder)
+
+
+def test_the_driver_shares_what_was_kept_on_its_machine_alone(tmp_path, listings):
+    write_tar(tmp_path / "tars/0.tar", [("a.png", png(0))])
+    one, _ = shared(tmp_path)
+    source = open_source(f"file://{tmp_path}/tars", indexes=one.folder)
+    assert not (tmp_path / "store").exists()
+    source.keep_listing(one)
+    assert names(one.folder) == names(tmp_path / "store" / FOLDER)
+
+
+def test_a_store_that_may_only_be_read_keeps_indexes_on_this_machine(tmp_path, listings):
+    write_tar(tmp_path / "tars/0.tar", [("a.png", png(0))])
+    (tmp_path / "store").write_text("no folder")
+    one, _ = shared(tmp_path)
+    assert len(open_source(f"file://{tmp_path}/tars", indexes=one)) == 1
+    assert len(names(one.folder)) == 2
+
+
+@pytest.mark.parametrize("damage", [cut, no_listing, lambda path: write_listing(path, read_listing(path).drop_columns(["offset"]))])
+def test_a_damaged_index_of_tar_files_is_made_again(tmp_path, damage):
+    write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("b.png", png(1))])
+    first = open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")
+    ((kept,), found) = (list((tmp_path / "indexes").iterdir()), contents(first))
+    whole = kept.read_bytes()
+    kept.unlink()  # `first` may still map it
+    kept.write_bytes(whole)
+    damage(kept)
+    assert contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")) == found
+    assert kept.read_bytes() == whole

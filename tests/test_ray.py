@@ -204,7 +204,7 @@ def test_a_killed_driver_lost_workers_and_nodes_and_nodes_that_join_change_no_by
     cluster.remove_node(cluster.lacking)
 
 
-def test_workers_take_a_pool_at_an_address_as_their_driver_has_listed_it(work, cluster):
+def test_workers_take_a_pool_at_an_address_as_their_driver_has_listed_it(work, cluster, monkeypatch):
     top, teacher = work
     tree = FileTree("s3://nst/pool")
     for row in range(12):
@@ -218,10 +218,13 @@ def test_workers_take_a_pool_at_an_address_as_their_driver_has_listed_it(work, c
     assert (
         label(store, "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=Said()).manifest.files == one.manifest.files
     )
-    (kept,) = store.indexes.iterdir()
+    (kept,) = store.indexes.folder.iterdir()
     kept.unlink()
     by_workers = embed(store, teacher, pool, features, run=on_ray(cluster.address, EmbedRunSettings), progress=Said())
     assert by_workers.about.files == embedded.about.files
+    monkeypatch.setenv("NST_MIRRORS", str(top / "mirrors-7"))  # the driver is another machine than the workers
+    version = label(Store(STORE), "listed", teacher, pool, SETTINGS, run=on_ray(cluster.address), progress=Said())
+    assert version.manifest.files == one.manifest.files
 
 
 def test_features_that_were_interrupted_go_on_and_are_those_of_one_process(work, cluster):

@@ -27,6 +27,7 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store import file_tree
 from nst_data.store.file_tree import FileTree
+from nst_data.store.indexes import Indexes
 from nst_train.cluster.job import PlaceOfImages
 from nst_train.labeling.label import label
 from nst_train.settings import LabelRunSettings, LabelSettings
@@ -109,7 +110,7 @@ def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path,
 @pytest.mark.parametrize(("name", "second"), [("tars", "z/2.tar"), ("parquet", "1.parquet")])
 def test_a_server_that_fails_while_headers_of_listed_files_are_read_is_not_asked_for_a_listing(server, faults, tmp_path, name, second):
     first = open_source(f"s3://nst/files/{name}")
-    first.keep_listing(tmp_path)
+    first.keep_listing(Indexes(tmp_path))
     faults.asked.clear()
     faults.on(second, 99, ("status", 503, "SlowDown"))
     with pytest.raises(NstError, match=r"the server is busy \(503\)"):

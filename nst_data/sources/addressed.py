@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -17,7 +17,7 @@ from nst_data.sources.folder import ImageFolder
 from nst_data.sources.kept_listing import IMAGES, AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS
 from nst_data.sources.labels import LabelsAsked
-from nst_data.sources.listing import PIECE, Spool, listed, listed_in
+from nst_data.sources.listing import PIECE, Spool, listed, listed_in, write_listing
 from nst_data.sources.range_file import HeaderFile
 from nst_data.sources.read_ahead import Extent, neighbors, read_ahead
 from nst_data.sources.skipped import LOOKED_AT_BYTES, Skipped
@@ -25,6 +25,7 @@ from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, row
 from nst_data.sources.stamps import stamps_of
 from nst_data.sources.tar import TarFiles
 from nst_data.store.file_tree import FileTree, MissingError, StoredFile
+from nst_data.store.indexes import Indexes
 
 
 class AddressedImages(ImageFolder):
@@ -92,7 +93,7 @@ class AddressedImages(ImageFolder):
             found._read_classes(self._folders)
         return found
 
-    def keep_listing(self, indexes: Path) -> None:
+    def keep_listing(self, indexes: Indexes) -> None:
         """With the stamps."""
         self._address_listing.keep(indexes, self.location, self.images_fingerprint)
 
@@ -135,7 +136,7 @@ class AddressedTars(TarFiles):
         stored: Sequence[StoredFile],
         names: Sequence[str],
         labels: LabelsAsked | None,
-        indexes: Path | None,
+        indexes: Indexes | None,
     ) -> None:
         self._tree, self._stored = tree, stored
         super().__init__(location, [tree.at(file.name) for file in stored], names, labels, indexes)
@@ -159,8 +160,12 @@ class AddressedTars(TarFiles):
                 stop = start if entry["problem"] is not None else min(start + size, file.size)  # a header may claim any size
                 yield Extent(file.name, start, stop), (row, self._key(row, entry["file"], entry["name"]), size, entry["problem"])
 
-    def keep_listing(self, indexes: Path) -> None:
-        """That of the tar files."""
+    def keep_listing(self, indexes: Indexes) -> None:
+        """That of the tar files, and what lies where in them."""
+        if self._index_in(indexes) is None:
+            indexes.keep(self._index_name, partial(write_listing, table=self._index))
+        else:
+            indexes.share(self._index_name)
         AddressListing.of_files(self._tree, self._stored, self.skipped).keep(indexes, self.location, self.images_fingerprint)
 
     def _look(self) -> Sequence[tuple[int, int | str]]:

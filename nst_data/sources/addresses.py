@@ -4,7 +4,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
@@ -19,6 +19,7 @@ from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store.file_tree import FileTree, StoredFile, UnansweredError, without_secrets
+from nst_data.store.indexes import Indexes
 
 _OF_HUB = re.compile(r"hf://(datasets|buckets)/[^/]+/[^/]+/.*[^/].*", re.DOTALL)
 _ON_DISK_ALONE = frozenset([".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".arrow"])
@@ -47,7 +48,9 @@ def is_address(location: str) -> bool:
     return "://" in location
 
 
-def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None, digest: str | None = None) -> Source:
+def open_address(
+    tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None, digest: str | None = None
+) -> Source:
     """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern.
 
     What is listed without labels is kept in `indexes`. Where that has what once had the fingerprint `digest`, nothing is listed.
@@ -61,7 +64,7 @@ def open_address(tree: FileTree, labels: LabelsAsked | None, column: str | None,
     return source
 
 
-def _kept(tree: FileTree, column: str | None, indexes: Path, digest: str) -> Source | None:
+def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str) -> Source | None:
     """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more.
 
     Raises NstError where the server cannot be asked.
@@ -82,7 +85,7 @@ def _kept(tree: FileTree, column: str | None, indexes: Path, digest: str) -> Sou
     return source if source.fingerprint == digest else None
 
 
-def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
+def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
     if is_pattern(tree.address):
         return _of_files(tree.address, *_matching(tree), labels, column, indexes)
     suffix = PurePosixPath(tree.address).suffix.lower()
@@ -142,7 +145,7 @@ def _of_files(
     files: Sequence[StoredFile],
     labels: LabelsAsked | None,
     column: str | None,
-    indexes: Path | None,
+    indexes: Indexes | None,
 ) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
     folder = posixpath.commonpath([posixpath.dirname(file.name) for file in files])

@@ -22,12 +22,13 @@ from nst_data.sources.source import Content, Source
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.sources.tar import TarFiles
 from nst_data.store.file_tree import FileTree, StoredFile
+from nst_data.store.indexes import Indexes
 
 _TIMEOUT_SECONDS = 30
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 
-def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | None, stream: bool, indexes: Path | None) -> Source:
+def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | None, stream: bool, indexes: Indexes | None) -> Source:
     """Open a dataset of the Hub at the commit that its revision names now.
 
     Raises NstError where it cannot be reached or read, UsageError where a config or a split must be named.
@@ -42,7 +43,7 @@ def open_hub(reference: HubReference, labels: LabelsAsked | None, column: str | 
         elif stream:
             raise UsageError(f"`stream`: {reference} is not all parquet, and only parquet can be streamed; remove `stream`")
         elif all(file.endswith(".tar") for file in found.files):
-            source = TarFiles(found.location, found.download(), found.files, labels, indexes)
+            source = TarFiles(found.location, found.download(), found.files, labels, indexes and indexes.alone)
         else:
             source = found.dataset(labels, column)
         source.pin(sha)

@@ -3,9 +3,8 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Self
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from pydantic import BaseModel, NonNegativeInt
 
 from nst_data.sources.listing import read_listing, write_listing
 from nst_data.store.file_tree import FileTree, StoredFile
+from nst_data.store.indexes import Indexes
 
 _NAMES = [("name", pa.large_string()), ("bytes", pa.int64())]
 IMAGES, FILES = pa.schema([*_NAMES, ("stamp", pa.uint64())]), pa.schema([*_NAMES, ("etag", pa.large_string())])
@@ -42,10 +42,12 @@ class AddressListing:
         return cls(tree.address, pa.table(columns, schema=FILES), skipped)
 
     @classmethod
-    def kept(cls, indexes: Path, location: str, digest: str) -> Self | None:
+    def kept(cls, indexes: Indexes, location: str, digest: str) -> Self | None:
         """That of a source with this fingerprint; None where none is kept, or it is damaged as far as that shows before it is opened."""
         try:
-            table = read_listing(_place(indexes, location, digest))
+            if (file := indexes.find(_name(location, digest))) is None:
+                return None
+            table = read_listing(file)
             table.validate(full=True)
             about = _About.model_validate_json((table.schema.metadata or {}).get(_ABOUT, b""))
         except (OSError, ValueError, pa.ArrowException):
@@ -55,14 +57,14 @@ class AddressListing:
             return None
         return cls(about.top, table.replace_schema_metadata(), about.skipped)
 
-    def keep(self, indexes: Path, location: str, digest: str) -> None:
-        """Keep it in a folder, unless that has it already or cannot be written to."""
+    def keep(self, indexes: Indexes, location: str, digest: str) -> None:
+        """Keep it, unless it is there already or cannot be written."""
+        name = _name(location, digest)
         if self == self.kept(indexes, location, digest):
+            indexes.share(name)
             return
         about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
-        with suppress(OSError):  # it is listed again
-            indexes.mkdir(parents=True, exist_ok=True)
-            write_listing(_place(indexes, location, digest), self.table.replace_schema_metadata({_ABOUT: about}))
+        indexes.keep(name, partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: about})))
 
     @property
     def is_of_images(self) -> bool:
@@ -80,5 +82,5 @@ class AddressListing:
         return [StoredFile(*file) for file in zip(*(column.to_pylist() for column in self.table.columns), strict=True)]
 
 
-def _place(indexes: Path, location: str, digest: str) -> Path:
-    return indexes / f"{hashlib.sha256(json.dumps([location, digest]).encode()).hexdigest()}.arrow"
+def _name(location: str, digest: str) -> str:
+    return f"{hashlib.sha256(json.dumps([location, digest]).encode()).hexdigest()}.arrow"

@@ -1,9 +1,8 @@
 """The pool that a version's images are in: where the user says, else where they were labeled, unless it was the Hub that said so."""
 
-from pathlib import Path
-
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, open_source
+from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.version import Version
 
@@ -20,7 +19,7 @@ def check_pool_is_own(version: Version, hint: str) -> None:
 
 
 def open_labeled_pool(
-    version: Version, indexes: Path, hint: str, image_column: str | None = None, stream: bool = False, as_labeled: bool = True
+    version: Version, indexes: Indexes, hint: str, image_column: str | None = None, stream: bool = False, as_labeled: bool = True
 ) -> Source:
     """Open the pool that a manifest names. `hint` ends the error: what the pool is opened for, and how to name another.
 

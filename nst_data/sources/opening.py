@@ -27,6 +27,7 @@ from nst_data.sources.skipped import phrase
 from nst_data.sources.source import Source
 from nst_data.sources.splits import check_split_files
 from nst_data.sources.tar import TarFiles
+from nst_data.store.indexes import Indexes
 
 _log = logging.getLogger(__name__)
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
@@ -44,7 +45,7 @@ def open_source(
     image_column: str | None = None,
     label_column: str | None = None,
     stream: bool = False,
-    indexes: Path | None = None,
+    indexes: Indexes | Path | None = None,
     digest: str | None = None,
 ) -> Source:
     """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
@@ -60,8 +61,8 @@ def open_source(
         image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
-        indexes: A folder, `store.indexes`, that keeps what is slow to find out: where the images lie in tar files, and what was listed at
-            an address.
+        indexes: `store.indexes` or a folder, which keeps what is slow to find out: where the images lie in tar files, and what was listed
+            at an address.
         digest: The `fingerprint` that images without labels at an address had when they were opened with these `indexes`: they are opened
             as they were then, without listing. If that is not kept they are listed, and may have another one.
 
@@ -86,7 +87,8 @@ def open_source(
     for option, value in (("`class_names`", class_names), ("`label_column`", label_column)):
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
-    sources = [_opened(one, asked, image_column, stream, indexes, digest) for one in locations]
+    kept_in = Indexes.at(indexes)
+    sources = [_opened(one, asked, image_column, stream, kept_in, digest) for one in locations]
     for source in sources:
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
@@ -99,7 +101,7 @@ def open_source(
 
 
 def _opened(
-    location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Path | None, digest: str | None
+    location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Indexes | None, digest: str | None
 ) -> Source:
     location = local_path(location)
     if (tree := address_of(location)) is not None:
@@ -145,7 +147,7 @@ def _check_beside(location: str, path: Path) -> None:
         raise NstError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
 
 
-def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
+def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
     if path.is_dir():
         if any((path / name).is_file() for name in _SAVED_DATASET_FILES):
             return saved_dataset(str(path), labels, column)
@@ -185,7 +187,7 @@ def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:
     return files
 
 
-def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Path | None) -> Source:
+def _files(location: str, files: list[str], labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:
     """Tar or parquet files, in bytewise order of their paths below the folder that they share."""
     for file in files:
         check_regular(file)
@@ -193,7 +195,7 @@ def _files(location: str, files: list[str], labels: LabelsAsked | None, column: 
     named = sorted((Path(file).relative_to(parent).as_posix(), file) for file in files)
     names, files = [name for name, _ in named], [file for _, file in named]
     if kind_of(names, location) == "tar":
-        return TarFiles(location, files, names, labels, indexes)
+        return TarFiles(location, files, names, labels, indexes and indexes.alone)
     parquet = ParquetFiles(location, files, names, column)
     if labels is not None:
         parquet.read_labels(labels)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -28,6 +27,7 @@ from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
 from nst_data.sources.stamps import hashed
+from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 
 Buffer = bytes | memoryview
@@ -127,8 +127,8 @@ class Source(ABC):
         """What pins the images, columns `name` and `bytes`: files and their sizes, or one row with a dataset's fingerprint or commit."""
         return self._listing.table
 
-    def keep_listing(self, indexes: Path) -> None:  # noqa: B027 - most have nothing to keep
-        """Where listing takes requests: keep in a folder what was listed, for `open_source` with this `fingerprint` as its `digest`."""
+    def keep_listing(self, indexes: Indexes) -> None:  # noqa: B027 - most have nothing to keep
+        """Where listing takes requests: keep what was listed, for `open_source` with this `fingerprint` as its `digest`."""
 
     def pin(self, revision: str) -> None:
         """Pin the images by a commit of the Hub, which `location` names, in place of names and sizes."""

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
 from nst_data.sources.source import Row, Wanted, within
 from nst_data.sources.stamps import stamps_of
 from nst_data.store.file_tree import FileTree, MissingError, StoredFile
+from nst_data.store.indexes import Indexes
 
 
 class _Group(NamedTuple):
@@ -64,7 +64,7 @@ class StreamedParquet(ParquetFiles):
                     content = cells[row - start] if isinstance(cells, Cells) else cells
                     yield Row(row, f"{self._names[file]}:{row - self._starts[file]}", content)
 
-    def keep_listing(self, indexes: Path) -> None:
+    def keep_listing(self, indexes: Indexes) -> None:
         """That of the parquet files, where no commit pins them."""
         if self.revision is None:
             listing = AddressListing.of_files(self._tree, self._stored.values(), self.skipped)

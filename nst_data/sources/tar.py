@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,6 +24,7 @@ from nst_data.sources.members import Member, documents, members
 from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class, key_of
 from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
+from nst_data.store.indexes import Indexes
 
 _INDEX = pa.schema(
     [("file", pa.int32()), ("name", pa.large_string()), ("offset", pa.int64()), ("size", pa.int64()), ("problem", pa.large_string())]
@@ -38,11 +38,11 @@ class TarFiles(Source):
     """Images in plain tar files, in the order of the files and of the members in them.
 
     `names` are the files' in keys and in the listing. The member `stem.cls` beside `stem.jpg` is its class. Where the members lie is
-    found out once, by reading every header, and kept in the folder `indexes`.
+    found out once, by reading every header, and kept in `indexes`.
     """
 
     def __init__(
-        self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Path | None = None
+        self, location: str, files: Sequence[str], names: Sequence[str], labels: LabelsAsked | None, indexes: Indexes | None = None
     ) -> None:
         super().__init__(location)
         self._files, self._names = files, names
@@ -151,16 +151,31 @@ class TarFiles(Source):
             spool.append(columns)
         return spool.table().replace_schema_metadata({_SKIPPED: json.dumps(self._skipped.counts)})
 
-    def _kept_index(self, indexes: Path | None) -> pa.Table:
+    def _kept_index(self, indexes: Indexes | None) -> pa.Table:
         if indexes is None:
             return self._read_index()
-        digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
-        kept = indexes / f"{digest}.arrow"
-        if not kept.exists():
+        index = self._index_in(indexes)
+        if index is None:
             index = self._read_index()
-            indexes.mkdir(parents=True, exist_ok=True)
-            write_listing(kept, index)
-        return read_listing(kept)
+            indexes.keep(self._index_name, partial(write_listing, table=index))
+        return index
+
+    def _index_in(self, indexes: Indexes) -> pa.Table | None:
+        """What is kept there of where the members lie; None where nothing is, or it is damaged."""
+        try:
+            if (kept := indexes.find(self._index_name)) is None:
+                return None
+            index = read_listing(kept)
+            index.validate()
+        except (OSError, pa.ArrowException):
+            return None
+        return index if index.schema.equals(_INDEX) else None
+
+    @property
+    def _index_name(self) -> str:
+        """Another one for files that were written to since."""
+        digest = hashlib.sha256(json.dumps([[self._place(file) for file in self._files], self._marks]).encode()).hexdigest()
+        return f"{digest}.arrow"
 
     def _indexed(self, classes: list[str] | None) -> Iterator[list[pa.Array]]:
         """The columns of the index, piece by piece; the class of each image is added to `classes`."""

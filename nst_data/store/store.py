@@ -15,6 +15,7 @@ from nst_data.hub.reference import HubReference
 from nst_data.safe_names import mistaken_for
 from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once, write_text
+from nst_data.store.indexes import FOLDER, Indexes
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
 from nst_data.store.mirror import REQUEST, Mirror
 from nst_data.store.ownership import beside, check_nobody_at_work
@@ -143,9 +144,9 @@ class Store:
         return [staging for room in _ROOMS for staging in self._all_stagings(f"{room}/{name}")]
 
     @property
-    def indexes(self) -> Path:
-        """Where it is kept what lies where in tar files."""
-        return self.root / "runs" / "indexes"
+    def indexes(self) -> Indexes:
+        """What lies where in tar files, and what was listed at addresses; at the address of the store too, for other machines."""
+        return Indexes(self.root / FOLDER, self.mirror.tree if self.mirror else None)
 
     def begin(
         self,

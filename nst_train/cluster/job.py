@@ -10,6 +10,7 @@ from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.sources.streamed import StreamedParquet
+from nst_data.store.indexes import Indexes
 from nst_data.store.manifest import installed_packages
 from nst_train.waiting import wait_passively
 from nst_train.zero_shot_settings import ZeroShot
@@ -84,7 +85,7 @@ class PlaceOfImages:
             return ""
         return f"lacks the pool {self.location}"
 
-    def open(self, indexes: Path) -> Source:
+    def open(self, indexes: Indexes | Path) -> Source:
         """Open it. Raises NstError where it holds other images here."""
         source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes, digest=self.digest)
         if source.fingerprint != self.digest:
