@@ -111,6 +111,9 @@ def test_a_listing_is_kept_and_no_worker_makes_another(server, faults, tmp_path,
 def test_a_server_that_fails_while_headers_of_listed_files_are_read_is_not_asked_for_a_listing(server, faults, tmp_path, name, second):
     first = open_source(f"s3://nst/files/{name}")
     first.keep_listing(Indexes(tmp_path))
+    for path in tmp_path.iterdir():
+        if b"etag" not in path.read_bytes():
+            path.unlink()  # where the members of tar files lie
     faults.asked.clear()
     faults.on(second, 99, ("status", 503, "SlowDown"))
     with pytest.raises(NstError, match=r"the server is busy \(503\)"):
