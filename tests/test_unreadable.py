@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -277,6 +278,34 @@ def test_the_check_of_many_labeled_images_shows_how_far_it_is(store, tmp_path, m
     labeled, shown = write_class_folders(tmp_path / "labeled", NAMES, 4), Counting()
     train(store, "t", open_source(str(labeled), labeled=True), TRAINED, run=TRAIN_RUN, progress=shown)
     assert shown.done.get("check") == done
+
+
+def test_labeled_images_that_could_all_be_decoded_are_not_decoded_again_before_the_next_training(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(readable, "_MANY", 1)
+    labeled = write_class_folders(tmp_path / "labeled", NAMES, 4)
+    shutil.copy(labeled / "ant" / "000.png", labeled / "bee" / "same.png")
+
+    def checked(name, seed=0):
+        shown = Counting()
+        settings = TRAINED.model_copy(update={"seed": seed})
+        version = train(store, name, open_source(str(labeled), labeled=True), settings, run=TRAIN_RUN, progress=shown)
+        assert any("in two or more classes" in line for line in shown.lines)
+        return shown.done.get("check"), np.load(version.folder / "read" / "labeled.npy").tobytes()
+
+    done, hashes = checked("first")
+    assert (done, len(hashes)) == (13, 13 * 16)
+    assert checked("again", seed=1) == (None, hashes)
+    (kept,) = store.indexes.folder.glob("*.npy")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert checked("damaged") == (13, hashes)
+    os.utime(labeled / "cat" / "000.png")
+    assert checked("touched") == (13, hashes)
+    whole = (labeled / "cat" / "000.png").read_bytes()
+    (labeled / "cat" / "000.png").write_bytes(whole[:40] + bytes(len(whole) - 40))  # of the same size
+    for name in ("broken", "still"):
+        assert checked(name)[0] == 13
+    (labeled / "cat" / "000.png").write_bytes(whole)
+    assert [checked(name) for name in ("whole", "last")] == [(13, hashes), (None, hashes)]
 
 
 def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_path):

@@ -77,7 +77,7 @@ class Training:
         labeled, lines, empty = LabeledImages.none(), list[str](), list[str]()
         class_names = list(edition.manifest.class_names) if edition is not None else []
         if source is not None:
-            faults = unreadable_images(staging, "labeled", source, run, progress)
+            faults = unreadable_images(store, staging, "labeled", source, run, progress)
             labeled, lines = without(source, faults), list(faults.values())
             empty = check_classes(source, labeled, faults, progress)
             source.read(int(labeled.rows[0]))  # opens what is opened once, before workers are forked
@@ -113,7 +113,7 @@ class Training:
         step = make_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)
         scores, unscored = None, 0
         if validation is not None:
-            unscored_faults = unreadable_images(staging, "validation", validation, run, progress)
+            unscored_faults = unreadable_images(store, staging, "validation", validation, run, progress)
             say_lost_classes(validation, unscored_faults, progress)
             unscored = len(unscored_faults)
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))

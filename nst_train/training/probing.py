@@ -39,7 +39,7 @@ def fit_probe(
 
     Raises NstError for a network that ends in something else than one linear layer.
     """
-    faults = unreadable_images(staging, "labeled", labeled, run, progress)
+    faults = unreadable_images(store, staging, "labeled", labeled, run, progress)
     images, names = without(labeled, faults), labeled.class_names or []
     empty = check_classes(labeled, images, faults, progress)
     seed_network(seed_of(settings.seed, "initial weights"))

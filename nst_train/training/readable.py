@@ -1,6 +1,11 @@
 """What a training finds of its labeled and validation images before any step: which cannot be read, and which are others by now."""
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,9 +13,11 @@ from numpy.typing import NDArray
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
-from nst_data.sources.changes import HASH, Reading
+from nst_data.sources.changes import HASH, Reading, write_hashes
 from nst_data.sources.unreadable import check_readable, lost_class, lost_classes, phrase
-from nst_data.store.store import Staging, Version
+from nst_data.store.indexes import Indexes
+from nst_data.store.manifest import installed_packages
+from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
@@ -31,9 +38,10 @@ def check_unchanged(staged: Version | Staging, sources: Mapping[str, Source], pr
             reading.begin(source)
 
 
-def unreadable_images(staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
+def unreadable_images(store: Store, staging: Staging, role: str, source: Source, run: RunSettings, progress: Progress) -> dict[str, str]:
     """The rows that cannot be decoded, with a line of the reason: found out once, by one process, and not again to go on.
 
+    Where all could be decoded before, and no file was written since, they are not read again.
     Raises NstError where none can be, or fewer than the run allows.
     """
     name, noun = "unreadable" if role == "labeled" else f"unreadable_{role}", f"{role} images"
@@ -41,12 +49,17 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
         if (staging.work / f"{name}.json").exists():
             faults = staging.remembered(name, {})
         else:
-            hashes = np.zeros(len(source), HASH)
-            shown = progress if len(source) >= _MANY else Progress()
-            with shown.task(f"check {noun}", len(source), "images") as task:
-                faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
-            # before it is remembered for when the images are back
-            check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
+            decoded = _Decoded.of(store.indexes, source)
+            hashes, faults = decoded.hashes(), dict[str, str]()
+            if hashes is None:
+                hashes = np.zeros(len(source), HASH)
+                shown = progress if len(source) >= _MANY else Progress()
+                with shown.task(f"check {noun}", len(source), "images") as task:
+                    faults = unreadable(source, run.decode_threads or cpus_of_this_process(), hashes, task)
+                # before it is remembered for when the images are back
+                check_readable(source.location, len(source), len(faults), run.max_unreadable, next(iter(faults.values()), ""), noun)
+                if not faults:
+                    decoded.keep(hashes)
             if line := in_two_classes(source, hashes):
                 progress.say(line)
             Reading(staging.build, role).keep(hashes)
@@ -56,6 +69,40 @@ def unreadable_images(staging: Staging, role: str, source: Source, run: RunSetti
     if len(faults) > 3:
         progress.say(f"{source.location}: skipping {len(faults):,} of {len(source):,} {noun} (unreadable)")
     return faults
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The hashes of the images of a source that could all be decoded, in files as they are now and by the packages of this machine."""
+
+    indexes: Indexes
+    images: int
+    name: str | None
+
+    @classmethod
+    def of(cls, indexes: Indexes, source: Source) -> Self:
+        """Those of a source; never known where nothing would tell that a file was written again."""
+        stamps = source.stamps()
+        if not stamps.all() or not (len(stamps) or source.revision):
+            return cls(indexes, len(source), None)
+        about = [source.images_fingerprint, hashlib.sha256(stamps.tobytes()).hexdigest(), dict(installed_packages())]
+        is_local = next(iter(source.files()), None) is not None  # whose times are others on another machine
+        name = f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.npy"
+        return cls(indexes.alone if is_local else indexes, len(source), name)
+
+    def hashes(self) -> NDArray[np.void] | None:
+        """Shape (images,), of HASH; None where they are not known."""
+        try:
+            file = self.name and self.indexes.find(self.name)
+            found: NDArray[np.void] | None = np.load(file) if file else None
+        except (OSError, ValueError, EOFError):  # damaged: decoded anew
+            return None
+        return found if found is not None and (found.shape, found.dtype) == ((self.images,), HASH) else None
+
+    def keep(self, hashes: NDArray[np.void]) -> None:
+        """Keep them."""
+        if self.name:
+            self.indexes.keep(self.name, partial(write_hashes, hashes=hashes))
 
 
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
