@@ -83,6 +83,11 @@ def agreed_text(text: str) -> str:
 DEFAULT_THREADS = torch.get_num_threads()  # before any training changed it
 
 
+def memory_of(gpu: torch.device) -> int:
+    """Bytes of a CUDA device."""
+    return int(torch.cuda.get_device_properties(gpu).total_memory)
+
+
 def set_threads(threads: int) -> None:
     """Compute with as many CPU threads as the work began with: sums depend on how they are split."""
     if torch.get_num_threads() != threads:

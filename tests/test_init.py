@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import picture, write_class_folders, write_pool
 from nst_cli.main import app
@@ -21,12 +22,14 @@ from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_train import device
 from nst_train.noisy_student import self_training
 from nst_train.recipe import load_recipe
 from nst_train.recipe_checks import check_recipe
 from nst_train.recipe_schema import MODELINE, SCHEMA_FILE
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import RunSettings, TrainSettings, workers_for
+from nst_train.starting import writing
 from nst_train.starting.choosing import (
     CPU_NETWORK,
     Facts,
@@ -34,6 +37,7 @@ from nst_train.starting.choosing import (
     facts_of,
     finetuning,
     numbers,
+    of_memory,
     of_network,
     selection,
     why_not_there,
@@ -524,6 +528,39 @@ def test_what_the_hub_answers_is_an_error_and_only_that_it_does_not_answer_a_war
         return
     with pytest.raises(NstError, match=says):
         check_is_there("me/typo", is_chosen=False)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "labeled", "parts"),
+    [
+        (80, 200, 1),
+        (24, 200, 1),
+        (22, 200, 2),
+        (16, 200, 2),
+        (12, 200, 2),
+        (11, 200, 4),
+        (8, 200, 4),
+        (4, 200, 8),
+        (16, 25, 5),
+        (16, 23, 23),
+    ],
+)
+def test_a_step_is_split_where_a_gpu_lacks_the_memory_for_all_of_it(gigabytes, labeled, parts):
+    facts = Facts(300, 384, False, False)
+    chosen = numbers(labeled, 500, facts, on_gpu=True)
+    assert of_memory(chosen, facts, gigabytes * 10**9).get("accumulate", 1) == parts
+    assert of_memory(numbers(labeled, 32, facts, on_gpu=True), facts, 8 * 10**9) == {}  # tiny images
+
+
+def test_a_recipe_for_a_small_gpu_splits_the_steps_of_its_students(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "memory_of", lambda _: 5 * 10**8)  # its images are tiny
+    monkeypatch.setattr(writing, "check_is_there", lambda *_, **__: "")
+    monkeypatch.setattr(writing, "of_machine", lambda *_: {})
+    photos(tmp_path / "photos")
+    recipe, _ = recipe_of(tmp_path, None)
+    assert [one.accumulate for one in recipe.generations] == [1, 2, 2]
+    assert "accumulate: 2 " in (tmp_path / "a.yaml").read_text()
 
 
 def test_of_a_network_of_which_nothing_is_known_that_is_said(tmp_path):

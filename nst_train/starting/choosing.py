@@ -18,6 +18,8 @@ _CPU_SIDE_PX, _TINY_SIDE_PX = 160, 96
 _LEAST_OF_RATE = 1 / 4  # with more steps a lower rate finds a better network (benchmarks/results/image_folder.md)
 _STEP_PX = 32  # sides that networks of this kind divide evenly
 _WAIT_SECONDS = 4
+_IMAGE_BYTES, _IMAGE_PX = 150e6, 300  # of an image in a training step of GPU_NETWORK: 38 GB for 256 (benchmarks/results/gpu.md)
+_SHARE_OF_GPU = 0.85  # the rest is the display's, or lost between blocks
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,20 @@ def finetuning(chosen: Numbers, facts: Facts) -> dict[str, Any]:
         rate *= max(_LEAST_OF_RATE, min(1, MEASURED_STEPS / chosen.steps))
     counts = {"steps": chosen.steps, "batch_size": chosen.batch_size, "ratio": chosen.ratio}
     return {"preset": preset} | sizes | counts | ({"learning_rate": float(f"{rate:.2g}")} if rate < published else {})
+
+
+def step_bytes(chosen: Numbers, facts: Facts) -> float:
+    """About what a step of `GPU_NETWORK` takes of a GPU's memory."""
+    side = chosen.image_size or facts.side_px or _IMAGE_PX
+    return chosen.batch_size * (1 + chosen.ratio) * _IMAGE_BYTES * (side / _IMAGE_PX) ** 2
+
+
+def of_memory(chosen: Numbers, facts: Facts, gpu_bytes: int) -> dict[str, Any]:
+    """In how many equal parts a GPU with so much memory computes a step of `GPU_NETWORK`; empty where it computes it whole."""
+    parts = [parts for parts in range(1, chosen.batch_size + 1) if chosen.batch_size % parts == 0]
+    most = _SHARE_OF_GPU * gpu_bytes
+    fewest = next((one for one in parts if step_bytes(chosen, facts) / one <= most), parts[-1])
+    return {"accumulate": fewest} if fewest > 1 else {}
 
 
 def of_network(student: dict[str, Any], classes: int) -> dict[str, Any]:

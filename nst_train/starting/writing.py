@@ -28,8 +28,10 @@ from nst_train.starting.choosing import (
     finetuning,
     numbers,
     of_machine,
+    of_memory,
     of_network,
     selection,
+    step_bytes,
 )
 from nst_train.starting.looking import Look, check_is_folder, counted, few_times, look_at, warnings
 
@@ -89,7 +91,7 @@ def init(
         raise UsageError(f"{path}: no folder {path.absolute().parent}; make it, or give another `output`")
     name = check_name(name) if name is not None else _name_of(path)
     look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
-    from nst_train.device import this_device
+    from nst_train.device import memory_of, this_device
     from nst_train.networks.models import check_name as check_network_name
 
     device = this_device().type
@@ -105,6 +107,8 @@ def init(
         )
     chosen = numbers(look.trained_on, look.side_px, facts, device != "cpu")
     student = finetuning(chosen, facts)
+    if network == GPU_NETWORK and device == "cuda":
+        student |= of_memory(chosen, facts, memory_of(this_device()))
     student |= of_network({"model": network, "start": "teacher"} | student, len(look.class_names))
     student |= of_machine({"model": network, "start": "teacher"} | student, len(look.class_names))
     sources = _sources(look, path.absolute().parent)
@@ -186,6 +190,7 @@ def _why(chosen: Numbers, look: Look, facts: Facts, on_gpu: bool) -> dict[str, s
         "learning_rate": f"per 256 labeled images; the preset's is for steps of {MEASURED_BATCH} and at most {MEASURED_STEPS} steps",
         "test_size": "objects look larger in random crops, so test on larger images",
         "steps": f"for {counted(look.trained_on, 'labeled image')}; four times as many labels need twice the steps",
+        "accumulate": f"parts of a step: all of it takes about {step_bytes(chosen, facts) / 1e9:.0f} GB, more than this GPU has room for",
         "batch_size": "labeled images per step, and" if chosen.batch_size < look.trained_on else "all labeled images in every step, and",
         "ratio": f"{chosen.ratio} pseudo-labeled ones for each of them",
     }
