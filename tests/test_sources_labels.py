@@ -51,9 +51,9 @@ def test_string_labels_are_classes_in_sorted_order(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, None], "1 row without a label"),
+        ([0, None], "no label in row 1"),
         ([0.5, 1.0], "is double with the value 0.5, expected whole numbers or strings"),
-        ([0.0, float("nan")], "1 row without a label"),
+        ([0.0, float("nan")], "no label in row 1"),
         (["-1", "0"], "`label` has the label -1, expected a class name or number from 0; drop rows without a class"),
         (["-1.0", "ant"], "`label` has the label -1.0, expected a class name"),
         ([-1, 1], r"`label` has values -1 to 1.*0 to 1"),

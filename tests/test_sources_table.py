@@ -128,7 +128,7 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
         open_source(folder / "mixed.json", labeled=True)
     (folder / "lacking.json").write_text(coco(names, [["cup"], ["cup"], ["pan"], []]))
     assert len(open_source(folder / "lacking.json")) == 4
-    with pytest.raises(NstError, match=r"lacking\.json: column `label`.*1 row without.*every image"):
+    with pytest.raises(NstError, match=r"lacking\.json: column `label`.*no label in row 3.*every image"):
         open_source(folder / "lacking.json", labeled=True)
 
 
@@ -144,7 +144,7 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
         ),
         ("a.csv", "path,file,label\nx,y,z\n", "found path, file; … `image_column`"),
         ("a.csv", "path,label\nx,a\n,b\n", "column `path` has 1 row …; drop them"),
-        ("a.csv", "path,label\nx,a\ny,\n", "column `label` has 1 row"),
+        ("a.csv", "path,label\nx,a\ny,\n", "column `label` has no label in row 1"),
         ("a.jsonl", "[1]\n", "expected JSON lines, … (line 1: … JSON object, found list)"),
         ("a.jsonl", "{path: 1}\n", "expected JSON lines, … failed"),
         ("a.json", "{}", "COCO's JSON, … (no `images`"),

@@ -130,8 +130,8 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     if pa.types.is_floating(kind):
         column = _without_nan(column)
     if column.null_count:
-        rows = f"{column.null_count:,} row{'s' * (column.null_count > 1)}"
-        raise NstError(f"{location}: column `{name}` has {rows} without a label; every image needs a label")
+        rows = _counted(pc.indices_nonzero(column.is_null()))
+        raise NstError(f"{location}: column `{name}` has no label in {rows}; every image needs a label")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
             return column.cast(pa.int64())
@@ -145,9 +145,15 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
         texts = column.cast(pa.large_string())
     except pa.ArrowInvalid:
         raise NstError(f"{location}: column `{name}` is {kind}, not UTF-8 text; expected integers or strings") from None
-    if blank := pc.sum(pc.equal(pc.utf8_trim_whitespace(texts), "")).as_py():
-        raise NstError(f"{location}: column `{name}` has {blank:,} rows with an empty label; every image needs a label")
+    if len(blank := pc.indices_nonzero(pc.equal(pc.utf8_trim_whitespace(texts), ""))):
+        raise NstError(f"{location}: column `{name}` has an empty label in {_counted(blank)}; every image needs a label")
     return texts
+
+
+def _counted(rows: pa.Array | NDArray[np.int64]) -> str:
+    """How many rows, and which is the first."""
+    first = f"row {int(rows[0]):,} (counted from 0)"
+    return first if len(rows) == 1 else f"{len(rows):,} rows, the first is {first}"
 
 
 def _without_nan(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -198,7 +204,9 @@ def number_labels(
     if most < 0:
         raise NstError(f"{what}: all values ({least:,} to {most:,}) are negative; classes start at 0")
     if least < 0 or (names and most >= len(names)):
-        raise NstError(f"{what} has values {least} to {most}, expected 0 to {len(names) - 1 if names else most}; drop rows without a class")
+        last = len(names) - 1 if names else most
+        rows = _counted(np.flatnonzero([not 0 <= number <= last for number in numbers]))
+        raise NstError(f"{what} has values {least} to {most}, expected 0 to {last}: others in {rows}; drop rows without a class")
     limit = max(MOST_UNNAMED, len(numbers) // 2, most_names)
     if not names and most >= limit:
         raise _too_many(most, len(numbers), limit, what)
