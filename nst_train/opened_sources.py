@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nst_data.errors import NstError
 from nst_data.hub.reference import HubReference
@@ -54,7 +54,7 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Inde
         one for one in settings.sources if address_of(one) is None and not os.path.exists(one) and HubReference.parse(one) is not None
     ]
     beside = f"{role}: no {', '.join(on_hub)} next to the recipe"
-    columns = {"image_column": settings.image_column, "label_column": settings.label_column}
+    columns: dict[str, Any] = {"image_column": settings.image_column, "label_column": settings.label_column}
     try:
         source = open_source(
             settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns

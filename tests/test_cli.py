@@ -28,7 +28,9 @@ def fails(status, *words):
 
 
 def files_in(folder):
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    """But for what is kept of images, which no refusal makes wrong."""
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    return [path for path in files if path.parent != folder / "runs" / "indexes"]
 
 
 def label(pool, store, *words):

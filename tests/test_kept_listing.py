@@ -319,20 +319,61 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["images", "tars", "parquet"])
+POOLS = {"images": "images/b.png", "tars": "tars/1.tar", "parquet": "parquet/1.parquet"}
+
+
+def write_pools(top, number):
+    """Of each kind a pool of two files, the second of which has another content of the same size for each number."""
+    for place, value in (("a", 9), ("b", number)):
+        write_files(top / "images", f"{place}.png")
+        (top / f"images/{place}.png").write_bytes(b"image %d" % value)
+    for file, value in ((0, 9), (1, number)):
+        write_tar(top / f"tars/{file}.tar", [(f"{value}.png", b"image %d" % value)])
+        write_table(top / f"parquet/{file}.parquet", image=[b"image %d" % value])
+    for file in POOLS.values():
+        os.utime(top / file, (number, number))
+
+
+@pytest.mark.parametrize("kind", POOLS)
 def test_what_one_machine_has_found_out_others_take_from_the_address_of_the_store(tmp_path, listings, monkeypatch, kind):
-    write_files(tmp_path / "images", "a.png", "b.png")
-    write_tar(tmp_path / "tars/0.tar", [("a.png", png(0))])
-    write_table(tmp_path / "parquet/0.parquet", image=[png(1)])
+    write_pools(tmp_path, 1)
     one, other = shared(tmp_path)
     first = open_source(f"file://{tmp_path}/{kind}", indexes=one)
-    assert names(one.folder) == names(tmp_path / "store" / FOLDER)
-    assert len(names(one.folder)) == (2 if kind == "tars" else 1)
+    there = names(tmp_path / "store" / FOLDER)
+    assert len(there) == len(names(one.folder)) == (2 if kind == "tars" else 1)
     monkeypatch.setattr(tar, "members", None)  # no header is read again
     listings.clear()
-    again = PlaceOfImages.of(first).open(other)
-    assert (listings, contents(again)) == ([], contents(first))
-    assert names(other.folder) == names(one.folder)
+    for _ in range(2):
+        again = PlaceOfImages.of(first).open(other)
+        assert (listings, contents(again), again.stamp) == ([], contents(first), first.stamp)
+    assert names(other.folder) == there
+
+
+@pytest.mark.parametrize("has_older", [True, False])
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_worker_never_takes_what_was_listed_when_files_of_the_same_sizes_had_another_content(tmp_path, listings, kind, has_older):
+    address = f"file://{tmp_path}/{kind}"
+    one, other = shared(tmp_path)
+    write_pools(tmp_path, 1)
+    before = PlaceOfImages.of(open_source(address, indexes=one))
+    if has_older:
+        before.open(other)
+    write_pools(tmp_path, 2)
+    now = open_source(address, indexes=one.alone)  # as where the upload failed
+    assert (now.fingerprint, now.stamp == before.stamp) == (before.digest, False)
+    assert contents(PlaceOfImages.of(now).open(other)) == contents(now) == [b"image 9", b"image 2"]
+    now.keep_listing(one)
+    listings.clear()
+    assert contents(PlaceOfImages.of(now).open(Indexes(tmp_path / "third", one.tree))) == contents(now)
+    assert listings == []
+
+
+def test_a_worker_that_sees_other_content_than_the_driver_is_refused(tmp_path, listings):
+    write_pools(tmp_path, 1)
+    place = PlaceOfImages.of(open_source(f"file://{tmp_path}/tars"))
+    write_pools(tmp_path, 2)
+    with pytest.raises(NstError, match=pattern("different files than where the command was started")):
+        place.open(Indexes(tmp_path / "indexes"))
 
 
 def test_the_driver_shares_what_was_kept_on_its_machine_alone(tmp_path, listings):
@@ -341,10 +382,17 @@ def test_the_driver_shares_what_was_kept_on_its_machine_alone(tmp_path, listings
     source = open_source(f"file://{tmp_path}/tars", indexes=one.folder)
     assert not (tmp_path / "store").exists()
     source.keep_listing(one)
-    assert names(one.folder) == names(tmp_path / "store" / FOLDER)
+    assert len(names(tmp_path / "store" / FOLDER)) == 2
 
 
-def test_a_store_that_may_only_be_read_keeps_indexes_on_this_machine(tmp_path, listings):
+def test_times_of_local_files_are_shared_with_no_other_machine(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a.png", png(0))])
+    one, _ = shared(tmp_path)
+    assert len(open_source(tmp_path / "0.tar", indexes=one)) == 1
+    assert (len(names(one.folder)), (tmp_path / "store").exists()) == (1, False)
+
+
+def test_a_store_that_may_not_be_written_to_keeps_indexes_on_this_machine(tmp_path, listings):
     write_tar(tmp_path / "tars/0.tar", [("a.png", png(0))])
     (tmp_path / "store").write_text("no folder")
     one, _ = shared(tmp_path)
@@ -352,14 +400,30 @@ def test_a_store_that_may_only_be_read_keeps_indexes_on_this_machine(tmp_path, l
     assert len(names(one.folder)) == 2
 
 
-@pytest.mark.parametrize("damage", [cut, no_listing, lambda path: write_listing(path, read_listing(path).drop_columns(["offset"]))])
+def without_an_offset(path):
+    write_listing(path, read_listing(path).drop_columns(["offset"]))
+
+
+def with_another(column, value):
+    def damage(path):
+        table = read_listing(path)
+        place = table.column_names.index(column)
+        write_listing(
+            path, table.set_column(place, table.schema.field(place), pa.array([value] * len(table), table.schema.field(place).type))
+        )
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, no_listing, without_an_offset, *(with_another(*one) for one in (("file", 5), ("file", -1), ("offset", -1), ("size", None)))],
+)
 def test_a_damaged_index_of_tar_files_is_made_again(tmp_path, damage):
     write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("b.png", png(1))])
-    first = open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")
-    ((kept,), found) = (list((tmp_path / "indexes").iterdir()), contents(first))
+    found = contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes"))
+    (kept,) = (tmp_path / "indexes").iterdir()
     whole = kept.read_bytes()
-    kept.unlink()  # `first` may still map it
-    kept.write_bytes(whole)
     damage(kept)
     assert contents(open_source(tmp_path / "0.tar", indexes=tmp_path / "indexes")) == found
     assert kept.read_bytes() == whole

@@ -22,6 +22,7 @@ from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
+from nst_data.sources.corrected import Corrected, Found
 from nst_data.sources.unreadable import check_readable, lost_classes, phrase
 from nst_data.store.store import Store
 from nst_train.evaluation.evaluate import measure
@@ -295,7 +296,7 @@ def test_labeled_images_that_could_all_be_decoded_are_not_decoded_again_before_t
     done, hashes = checked("first")
     assert (done, len(hashes)) == (13, 13 * 16)
     assert checked("again", seed=1) == (None, hashes)
-    (kept,) = store.indexes.folder.glob("*.npy")
+    (kept,) = store.indexes.folder.glob("*.hashes")
     kept.write_bytes(kept.read_bytes()[:-1])
     assert checked("damaged") == (13, hashes)
     os.utime(labeled / "cat" / "000.png")
@@ -306,6 +307,41 @@ def test_labeled_images_that_could_all_be_decoded_are_not_decoded_again_before_t
         assert checked(name)[0] == 13
     (labeled / "cat" / "000.png").write_bytes(whole)
     assert [checked(name) for name in ("whole", "last")] == [(13, hashes), (None, hashes)]
+
+
+def decoded_name(source, store):
+    return readable._Decoded.of(store.indexes, source).name
+
+
+def test_that_images_could_be_decoded_is_known_of_these_files_and_packages_alone(store, tmp_path, monkeypatch):
+    folders = [write_class_folders(tmp_path / name, NAMES, 1, first) for name, first in (("one", 0), ("two", 7))]
+    pinned = [open_source(str(folder), labeled=True) for folder in (*folders, folders[0])]
+    for source, commit in zip(pinned, ("a", "b", "b"), strict=True):
+        source.location = f"me/data@{commit * 40}"
+        source.pin(commit * 40)
+    sources = [*pinned, *(open_source(str(folder), labeled=True) for folder in folders)]
+    names = [decoded_name(source, store) for source in sources]
+    assert None not in names
+    assert (len(set(names)), names[1]) == (4, names[2])
+    monkeypatch.setattr(readable, "installed_packages", lambda: {"pillow": "0"})
+    assert {decoded_name(source, store) for source in sources}.isdisjoint(names)
+    sources[3].read(0)
+    next(folders[0].rglob("*.png")).unlink()
+    assert decoded_name(open_source(str(folders[0]), labeled=True), store) not in (None, names[3])
+    assert decoded_name(sources[3], store) is None  # one that it lists is not there
+
+
+def test_images_of_a_local_pool_beside_those_of_a_commit_have_stamps(store, tmp_path):
+    labeled = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 1)), labeled=True)
+    labeled.pin("a" * 40)
+    pool = write_pool(tmp_path / "pool", 1, 2)
+    found = Found(open_source(str(pool)), np.array([0, 1]), np.array([0, 1]), ["0" * 32, "1" * 32])
+    both, alone = (Corrected(labeled, labeled.labels, [], more) for more in (found, None))
+    assert (len(both.stamps()), len(list(both.files())), len(alone.stamps())) == (2, 2, 0)
+    before = decoded_name(both, store)
+    next(pool.iterdir()).unlink()
+    assert None not in (before, decoded_name(alone, store))
+    assert decoded_name(both, store) is None
 
 
 def test_an_evaluation_on_few_readable_images_is_refused(store, teacher, tmp_path):

@@ -165,7 +165,7 @@ class AddressedTars(TarFiles):
         if self._index_in(indexes) is None:
             indexes.keep(self._index_name, partial(write_listing, table=self._index))
         else:
-            indexes.share(self._index_name)
+            indexes.share(self._index_name, self._index_name)
         AddressListing.of_files(self._tree, self._stored, self.skipped).keep(indexes, self.location, self.images_fingerprint)
 
     def _look(self) -> Sequence[tuple[int, int | str]]:

@@ -49,27 +49,28 @@ def is_address(location: str) -> bool:
 
 
 def open_address(
-    tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None, digest: str | None = None
+    tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None, digest: str | None = None, stamp: str = ""
 ) -> Source:
     """Open image files below an address, or tar or parquet files: all that are below it, one, or those of a pattern.
 
-    What is listed without labels is kept in `indexes`. Where that has what once had the fingerprint `digest`, nothing is listed.
+    What is listed without labels is kept in `indexes`. Where that has what once had the fingerprint `digest`, and the
+    `stamp` if one is given, nothing is listed.
     """
     if indexes is None or labels is not None:
         return _listed(tree, labels, column, indexes)
-    source = None if digest is None else _kept(tree, column, indexes, digest)
+    source = None if digest is None else _kept(tree, column, indexes, digest, stamp)
     if source is None:
         source = _listed(tree, None, column, indexes)
         source.keep_listing(indexes)
     return source
 
 
-def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str) -> Source | None:
+def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str, stamp: str) -> Source | None:
     """The source as it was when it had this fingerprint; None where that is not known, or cannot be opened any more.
 
     Raises NstError where the server cannot be asked.
     """
-    listing = AddressListing.kept(indexes, tree.address, digest)
+    listing = AddressListing.kept(indexes, tree.address, digest, stamp)
     if listing is None or not listing.is_there:
         return None
     try:
@@ -82,7 +83,7 @@ def _kept(tree: FileTree, column: str | None, indexes: Indexes, digest: str) -> 
         raise
     except NstError:  # what is wrong shows when it is listed
         return None
-    return source if source.fingerprint == digest else None
+    return source if source.fingerprint == digest and stamp in ("", source.stamp) else None
 
 
 def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:

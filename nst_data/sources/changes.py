@@ -31,12 +31,6 @@ Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row
 HASH = np.dtype("V16")
 
 
-def write_hashes(path: Path, hashes: NDArray[np.void]) -> None:
-    """Write the hash of each image, whole or not at all; shape (rows,), of HASH."""
-    with replacing(path) as file:
-        np.lib.format.write_array(file, hashes)
-
-
 class Times(NamedTuple):
     """When the newest of some files was written, and when the newest was put in its place or changed otherwise; nanoseconds."""
 
@@ -64,7 +58,8 @@ class Reading:
     def keep(self, hashes: NDArray[np.void]) -> None:
         """Keep the hash of each image, shape (rows,), where no table of the version has it; zeros for one that cannot be read."""
         self._hashes.parent.mkdir(exist_ok=True)
-        write_hashes(self._hashes, hashes)
+        with replacing(self._hashes) as file:
+            np.lib.format.write_array(file, hashes)
 
     def kept(self) -> Known:
         """What `keep` kept, but for images that could not be read."""

@@ -76,6 +76,14 @@ class Corrected(Source):
         """As of the labeled source."""
         return self._labeled.remarks()
 
+    def stamps(self) -> NDArray[np.uint64]:
+        """Of the files of both sources; a commit pins the images of one alone."""
+        return self._stamps()
+
+    def files(self) -> Iterator[str]:
+        """Those of both sources."""
+        return self._paths()
+
     def _stamps(self) -> NDArray[np.uint64]:
         return np.concatenate([self._labeled.stamps(), *([self._more.source.stamps()] if self._more else [])])
 

@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
 from pydantic import BaseModel, NonNegativeInt
 
 from nst_data.sources.listing import read_listing, write_listing
+from nst_data.sources.stamps import digest_of, stamps_of
 from nst_data.store.file_tree import FileTree, StoredFile
 from nst_data.store.indexes import Indexes
 
@@ -42,11 +44,21 @@ class AddressListing:
         return cls(tree.address, pa.table(columns, schema=FILES), skipped)
 
     @classmethod
-    def kept(cls, indexes: Indexes, location: str, digest: str) -> Self | None:
-        """That of a source with this fingerprint; None where none is kept, or it is damaged as far as that shows before it is opened."""
+    def kept(cls, indexes: Indexes, location: str, digest: str, stamp: str = "") -> Self | None:
+        """That of a source with this fingerprint: the last one that this machine listed or, with a `stamp`, the one that has it.
+
+        None where none is kept, or it is damaged as far as that shows before it is opened.
+        """
+        own = cls._read(indexes.alone.find(_name(location, digest)), location)
+        if not stamp or (own is not None and own.stamp == stamp):
+            return own
+        return cls._read(indexes.find(_name(location, digest, stamp)), location)
+
+    @classmethod
+    def _read(cls, file: Path | None, location: str) -> Self | None:
+        if file is None:
+            return None
         try:
-            if (file := indexes.find(_name(location, digest))) is None:
-                return None
             table = read_listing(file)
             table.validate(full=True)
             about = _About.model_validate_json((table.schema.metadata or {}).get(_ABOUT, b""))
@@ -58,18 +70,22 @@ class AddressListing:
         return cls(about.top, table.replace_schema_metadata(), about.skipped)
 
     def keep(self, indexes: Indexes, location: str, digest: str) -> None:
-        """Keep it, unless it is there already or cannot be written."""
-        name = _name(location, digest)
-        if self == self.kept(indexes, location, digest):
-            indexes.share(name)
-            return
-        about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
-        indexes.keep(name, partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: about})))
+        """Keep it as the last one of this machine, and share it by its stamp."""
+        if self != self.kept(indexes, location, digest):
+            about = _About(top=self.top, skipped=dict(self.skipped)).model_dump_json()
+            write = partial(write_listing, table=self.table.replace_schema_metadata({_ABOUT: about}))
+            indexes.alone.keep(_name(location, digest), write)
+        indexes.share(_name(location, digest), _name(location, digest, self.stamp))
 
     @property
     def is_of_images(self) -> bool:
         """Whether each file is an image."""
         return bool(self.table.schema == IMAGES)
+
+    @property
+    def stamp(self) -> str:
+        """That of the source."""
+        return digest_of(self.table["stamp"].to_numpy() if self.is_of_images else stamps_of(self.files))
 
     @property
     def is_there(self) -> bool:
@@ -82,5 +98,6 @@ class AddressListing:
         return [StoredFile(*file) for file in zip(*(column.to_pylist() for column in self.table.columns), strict=True)]
 
 
-def _name(location: str, digest: str) -> str:
-    return f"{hashlib.sha256(json.dumps([location, digest]).encode()).hexdigest()}.arrow"
+def _name(location: str, digest: str, stamp: str = "") -> str:
+    """Names and sizes make a digest, and other files may have the same: with their stamp there is one listing of a name."""
+    return f"{hashlib.sha256(json.dumps([location, digest, *filter(None, [stamp])]).encode()).hexdigest()}.arrow"

@@ -47,6 +47,7 @@ def open_source(
     stream: bool = False,
     indexes: Indexes | Path | None = None,
     digest: str | None = None,
+    stamp: str = "",
 ) -> Source:
     """Open a source of images. Nothing is decoded: one of a million images opens in seconds.
 
@@ -65,6 +66,7 @@ def open_source(
             at an address.
         digest: The `fingerprint` that images without labels at an address had when they were opened with these `indexes`: they are opened
             as they were then, without listing. If that is not kept they are listed, and may have another one.
+        stamp: The `stamp` that they had then: what was listed when files of the same names and sizes had another content is not taken.
 
     Returns:
         The source: its length, `location`, `class_names` and `labels` of shape (images,) where it is labeled, and rows in one fixed order.
@@ -88,7 +90,7 @@ def open_source(
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
     kept_in = Indexes.at(indexes)
-    sources = [_opened(one, asked, image_column, stream, kept_in, digest) for one in locations]
+    sources = [_opened(one, asked, image_column, stream, kept_in, digest, stamp) for one in locations]
     for source in sources:
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
@@ -101,11 +103,17 @@ def open_source(
 
 
 def _opened(
-    location: str, labels: LabelsAsked | None, image_column: str | None, stream: bool, indexes: Indexes | None, digest: str | None
+    location: str,
+    labels: LabelsAsked | None,
+    image_column: str | None,
+    stream: bool,
+    indexes: Indexes | None,
+    digest: str | None,
+    stamp: str,
 ) -> Source:
     location = local_path(location)
     if (tree := address_of(location)) is not None:
-        return open_address(tree, labels, image_column, indexes, digest)
+        return open_address(tree, labels, image_column, indexes, digest, stamp)
     path = Path(location).absolute()
     _check_beside(location, path)
     if not path.exists() and not is_pattern(location) and (reference := HubReference.parse(location)) is not None:

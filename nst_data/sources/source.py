@@ -26,7 +26,7 @@ from nst_data.sources.hashing import image_hashes
 from nst_data.sources.keys import match_keys
 from nst_data.sources.listing import PIECE, Listing, listed
 from nst_data.sources.skipped import phrase
-from nst_data.sources.stamps import hashed
+from nst_data.sources.stamps import digest_of, hashed
 from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 
@@ -165,8 +165,7 @@ class Source(ABC):
     @cached_property
     def stamp(self) -> str:
         """Digest of `stamps`; empty where there are none."""
-        stamps = self.stamps()
-        return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+        return digest_of(self.stamps())
 
     @cached_property
     def modified(self) -> str:

@@ -14,6 +14,11 @@ def hashed(about: str) -> int:
     return int.from_bytes(hashlib.blake2b(about.encode(), digest_size=8).digest(), "little") or 1
 
 
+def digest_of(stamps: NDArray[np.uint64]) -> str:
+    """One digest of them all; empty where there are none."""
+    return hashlib.sha256(stamps.tobytes()).hexdigest() if len(stamps) else ""
+
+
 def stamps_of(files: Iterable[StoredFile]) -> NDArray[np.uint64]:
     """Of files at an address, shape (files,)."""
     return np.fromiter((hashed(f"{file.etag} {file.size}") for file in files), dtype=np.uint64)

@@ -158,6 +158,7 @@ class TarFiles(Source):
         if index is None:
             index = self._read_index()
             indexes.keep(self._index_name, partial(write_listing, table=index))
+            index = self._index_in(indexes) or index  # so that no temporary file stays
         return index
 
     def _index_in(self, indexes: Indexes) -> pa.Table | None:
@@ -166,10 +167,11 @@ class TarFiles(Source):
             if (kept := indexes.find(self._index_name)) is None:
                 return None
             index = read_listing(kept)
-            index.validate()
-        except (OSError, pa.ArrowException):
+            index.validate(full=True)
+            json.loads((index.schema.metadata or {}).get(_SKIPPED, b"{}"))
+        except (OSError, ValueError, pa.ArrowException):
             return None
-        return index if index.schema.equals(_INDEX) else None
+        return index if index.schema.equals(_INDEX) and _is_sound(index, len(self._files)) else None
 
     @property
     def _index_name(self) -> str:
@@ -197,6 +199,13 @@ class TarFiles(Source):
             if classes is not None:
                 classes += classes_of(samples, path)
         yield _columns(waiting)
+
+
+def _is_sound(index: pa.Table, files: int) -> bool:
+    """Whether each member of an index is in one of so many files, at a place that there may be."""
+    known = all(not index[name].null_count for name in ("file", "name", "offset", "size"))
+    least = {name: pc.min(index[name]).as_py() or 0 for name in ("file", "offset", "size")}
+    return known and min(least.values()) >= 0 and (pc.max(index["file"]).as_py() or 0) < files
 
 
 def _class(path: str, file: BinaryIO, member: Member) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -191,7 +192,7 @@ class FileTree:
     def download(self, name: str, path: Path) -> None:
         """Bring a file to a place on this disk, whole or not at all. The folder is made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary(path.with_name(f".{path.name}"))
+        part = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share name and process id
         try:
             self._asked(lambda: self._system.get_file(self._path(name), str(part)), name)
             part.replace(path)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 from nst_data.errors import NstError
 from nst_data.sources import Source, open_source
+from nst_data.sources.addresses import is_address
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.sources.streamed import StreamedParquet
 from nst_data.store.indexes import Indexes
@@ -72,11 +73,13 @@ class PlaceOfImages:
     image_column: str | None
     stream: bool
     digest: str
+    stamp: str = ""  # at an address, where it is the same on each machine
 
     @classmethod
     def of(cls, source: Source) -> Self:
         """That of an open one."""
-        return cls(source.location, source.image_column, isinstance(source, StreamedParquet), source.fingerprint)
+        stamp = source.stamp if is_address(source.location) else ""
+        return cls(source.location, source.image_column, isinstance(source, StreamedParquet), source.fingerprint, stamp)
 
     def lacking(self) -> str:
         """What a quick look at this machine finds amiss; of what is not a local path nothing."""
@@ -87,8 +90,9 @@ class PlaceOfImages:
 
     def open(self, indexes: Indexes | Path) -> Source:
         """Open it. Raises NstError where it holds other images here."""
-        source = open_source(self.location, image_column=self.image_column, stream=self.stream, indexes=indexes, digest=self.digest)
-        if source.fingerprint != self.digest:
+        how: dict[str, Any] = {"image_column": self.image_column, "stream": self.stream, "indexes": indexes}
+        source = open_source(self.location, digest=self.digest, stamp=self.stamp, **how)
+        if source.fingerprint != self.digest or self.stamp not in ("", source.stamp):
             raise NstError(
                 f"the pool {self.location} has different files than where the command was started ({len(source):,} images); "
                 "give all nodes the same files"

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.progress import Progress
 from nst_data.sources import Source, labels_in
-from nst_data.sources.changes import HASH, Reading, write_hashes
+from nst_data.sources.changes import HASH, Reading
+from nst_data.sources.stamps import digest_of
 from nst_data.sources.unreadable import check_readable, lost_class, lost_classes, phrase
+from nst_data.store.files import replacing
 from nst_data.store.indexes import Indexes
 from nst_data.store.manifest import installed_packages
 from nst_data.store.store import Staging, Store, Version
@@ -22,6 +25,7 @@ from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
 from nst_train.settings import RunSettings
 
+_DIGEST_BYTES = 32
 _MANY = 10_000  # images, which are decoded for long enough to show how far it is
 
 
@@ -73,7 +77,7 @@ def unreadable_images(store: Store, staging: Staging, role: str, source: Source,
 
 @dataclass(frozen=True)
 class _Decoded:
-    """The hashes of the images of a source that could all be decoded, in files as they are now and by the packages of this machine."""
+    """The hashes of the images of a source that could all be decoded, in files as they are now, by this machine's packages."""
 
     indexes: Indexes
     images: int
@@ -81,28 +85,35 @@ class _Decoded:
 
     @classmethod
     def of(cls, indexes: Indexes, source: Source) -> Self:
-        """Those of a source; never known where nothing would tell that a file was written again."""
+        """Those of a source; none if nothing would reveal a rewritten file."""
         stamps = source.stamps()
         if not stamps.all() or not (len(stamps) or source.revision):
             return cls(indexes, len(source), None)
-        about = [source.images_fingerprint, hashlib.sha256(stamps.tobytes()).hexdigest(), dict(installed_packages())]
-        is_local = next(iter(source.files()), None) is not None  # whose times are others on another machine
-        name = f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.npy"
-        return cls(indexes.alone if is_local else indexes, len(source), name)
+        about = [source.images_fingerprint, digest_of(stamps), dict(installed_packages())]
+        name = f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.hashes"
+        return cls(indexes.alone, len(source), name)  # packages may lack a decoder on another machine
 
     def hashes(self) -> NDArray[np.void] | None:
         """Shape (images,), of HASH; None where they are not known."""
+        file = self.indexes.find(self.name) if self.name else None
         try:
-            file = self.name and self.indexes.find(self.name)
-            found: NDArray[np.void] | None = np.load(file) if file else None
-        except (OSError, ValueError, EOFError):  # damaged: decoded anew
+            found = file.read_bytes() if file else b""
+        except OSError:
             return None
-        return found if found is not None and (found.shape, found.dtype) == ((self.images,), HASH) else None
+        digest, hashes = found[:_DIGEST_BYTES], found[_DIGEST_BYTES:]
+        is_whole = digest == hashlib.sha256(hashes).digest() and len(hashes) == self.images * HASH.itemsize
+        return np.frombuffer(hashes, HASH) if is_whole else None  # else damaged: decoded anew
 
     def keep(self, hashes: NDArray[np.void]) -> None:
         """Keep them."""
         if self.name:
-            self.indexes.keep(self.name, partial(write_hashes, hashes=hashes))
+            content = hashes.tobytes()
+            self.indexes.keep(self.name, partial(_write, content=hashlib.sha256(content).digest() + content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
 
 
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
