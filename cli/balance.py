@@ -19,7 +19,7 @@ _MANY_COPIES = 100  # of one image: the paper's quota on a small pool, which is 
 
 @with_settings(settings=BalanceSettings, run=ReadableSettings)
 def balance(
-    ref: Annotated[str, typer.Argument(metavar="CORPUS@gen-N", help="The generation to select from.")],
+    ref: Annotated[str, typer.Argument(metavar="CORPUS@gen-N", help="The generation to select from; CORPUS alone means its newest.")],
     settings: BalanceSettings,
     run: ReadableSettings,
     exclude: Annotated[
@@ -83,16 +83,20 @@ def balance(
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
-    _print_counts(counts, settings)
+    if _print_counts(counts, settings):
+        print(f"  {version.location}\n  next: nst balance {generation.ref} --per-class auto")
+        return
     given = f" --reviews {reviews}" if reviews else ""
     print(f"  {version.location}\n  next: nst train{labeled_option(inputs)} --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
-def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
+def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> bool:
+    """Whether single images are repeated so often that hardly anybody wants it."""
     from nst_data.store.counts import in_words
 
     dropped = [f"{rows:,} {in_words(reason)}" for reason, rows in counts.dropped.items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
+    most = 0
     if quota := counts.quota:
         per_class = [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
         most = max(math.ceil(one.copies / one.unique) for one in per_class if one.unique)
@@ -108,3 +112,4 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
         print(f"  warning: {counts.held_out_unreadable:,} excluded images could not be read; this edition may contain copies of them")
     if empty := counts.classes_without_images:
         print(f"  {without_images(empty)}")
+    return most > _MANY_COPIES

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nst_data.progress import as_text
 from nst_train.settings import LabelRunSettings, LabelSettings
 
 from .messages import terminal
@@ -25,6 +26,8 @@ from .options import (
     with_settings,
 )
 from .tables import without_images
+
+_NAMED = 3  # images without a label that are named
 
 if TYPE_CHECKING:
     from nst_data.sources import Source
@@ -134,6 +137,18 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
     return open_labeled_pool(earlier, store.indexes, hint, image_column, stream, as_labeled=False)
 
 
+def _lost(version: "Version") -> list[str]:
+    """A line for each of the first images without a label, and where the others are."""
+    import pyarrow.parquet as pq
+
+    if version.mirror:
+        return []  # at an address, from which all of it would be downloaded
+    files = sorted((version.folder / "errors").glob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file, columns=["key", "reason"]).to_pylist()]
+    shown = [f"no label: {as_text(row['key'])}: {as_text(row['reason'])}" for row in rows[:_NAMED]]
+    return [*shown, *([f"{len(rows) - _NAMED:,} more in {version.folder / 'errors'}"] if len(rows) > _NAMED else [])]
+
+
 def _print(version: "Version", json: bool) -> None:
     from nst_data.store.counts import EditionCounts
     from nst_data.store.manifest import GenerationManifest
@@ -151,6 +166,8 @@ def _print(version: "Version", json: bool) -> None:
     lost = f"{counts.errors - counts.no_answer:,} could not be read"
     lost += f", {counts.no_answer:,} got non-finite outputs from the teacher" if counts.no_answer else ""
     print(f"{version.ref}: {counts.labeled:,} of {counts.pool:,} images labeled, {lost}")
+    for line in _lost(version) if counts.errors else []:
+        print(f"  {line}")
     if calibration := counts.calibration:
         before, after = calibration.ece_before, calibration.ece_after
         if calibration.at_edge:

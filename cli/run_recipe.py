@@ -56,8 +56,18 @@ def run(
         return
     _print_table(rows)
     newest = next(row for row in reversed(rows) if row["pseudo"])
+    best = _best(rows, newest)
+    if best is not newest:
+        found, other = (f"{100 * row['test_top1']:.1f}%" for row in (newest, best))
+        print(f"warning: {newest['teacher']} is less accurate than {best['teacher']}: {found} and {other} of the test images")
     print(f"store: {there.location}")
-    print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {newest['teacher']} --corpus NAME")
+    print(f"next:  nst show {newest['edition']}   nst label POOL --teacher {best['teacher']} --corpus NAME")
+
+
+def _best(rows: Sequence[dict[str, Any]], newest: dict[str, Any]) -> dict[str, Any]:
+    """The network that is most accurate on the test images, the newest of those that are; the newest student where it was not tested."""
+    tested = [row for row in rows if row["test_top1"] is not None]
+    return max(reversed(tested), key=lambda row: float(row["test_top1"])) if newest in tested else newest
 
 
 def demo(

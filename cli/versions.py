@@ -104,7 +104,7 @@ def _list_remote(repo: str, name: str | None, json: bool) -> None:
 
 
 def verify(ref: Ref, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Recompute the checksums of a version."""
+    """Recompute the checksums of the sealed files of a version: all but its card, pictures and recorded metrics."""
     version = open_store(store).open(ref)
     problems = version.verify()
     if json:

@@ -60,7 +60,8 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Inde
             settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
         )
     except NstError as error:
-        raise type(error)(f"{beside}, and on the Hub: {error}" if on_hub else f"{role}: {error}") from None
+        is_of_hub = on_hub and "no such file or folder;" not in str(error)
+        raise type(error)(f"{beside}, and on the Hub: {error}" if is_of_hub else f"{role}: {error}") from None
     if on_hub:
         progress.say(f"{beside}; using Hub dataset {source.location}")
     return source

@@ -58,7 +58,8 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
     except (yaml.YAMLError, *ODD_YAML) as error:
         raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {type(content).__name__}")
+        found = "an empty file" if content is None else type(content).__name__
+        raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {found}")
     _check_keys(path, tree, set())
     content = changed(content, changes)
     try:

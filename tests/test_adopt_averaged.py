@@ -97,7 +97,7 @@ def test_tables_of_other_images_or_classes_are_not_averaged(tmp_path, pool, name
         with pytest.raises(NstError, match=r"b\.json:.*'4\.png'.*a\.json.*the same images"):
             adopt(store, "mean", tables, pool=pool, progress=Progress())
     other = str(write_json(tmp_path / "c.json", {name: {"ant": 0.5, "fly": 0.5} for name in FILES}))
-    with pytest.raises(NstError, match=r"c\.json:.*4 \(ant, bee, cat, dog\).*2 \(ant, fly\).*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"c\.json:.*4 classes \(ant, bee, cat, dog\).*2 \(ant, fly\).*`class_names` FILE"):
         adopt(store, "mean", [whole, other], pool=pool, progress=Progress())
     with pytest.raises(UsageError, match=r"several tables.*`pool` SOURCE"):
         adopt(store, "mean", [whole, whole], progress=Progress())

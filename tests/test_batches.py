@@ -121,7 +121,7 @@ def test_an_image_that_changed_stops_training_with_its_name(tiny_store, tmp_path
 
 
 def test_classes_other_than_the_labeled_sets_are_refused(tiny_store, tmp_path):
-    with pytest.raises(NstError, match=r"^tiny@gen-1\.1.*3 \(ant, bee, cat\), found 3 \(ant, bee, dog\).*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"^tiny@gen-1\.1.*3 classes \(ant, bee, cat\), found 3 \(ant, bee, dog\).*`class_names` FILE"):
         batches(tiny_store, tmp_path, range(1), classes=["ant", "bee", "dog"])
 
 

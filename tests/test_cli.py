@@ -9,6 +9,7 @@ import pytest
 from conftest import write_class_folders, write_pool
 from nst_cli.commands import COMMANDS
 from nst_cli.main import app
+from nst_cli.run_recipe import _best
 from typer.testing import CliRunner
 from wording import is_line, tells
 
@@ -78,7 +79,7 @@ def test_what_is_no_teacher_is_answered_with_teachers(tiny_store):
     store, _, pool = tiny_store
     line = fails(2, "label", pool, "--teacher", "tiny@gen-1", "--corpus", "new", "--store", store.root)
     assert "expected a teacher in the store" in line
-    assert tells(line, "tiny@gen-1 (generation), tiny@gen-1.1 (edition); choose tiny-teacher@gen-0")
+    assert tells(line, "expected a teacher …, found a generation; choose tiny-teacher@gen-0")
 
 
 def test_a_folder_without_images(tiny_store, tmp_path):
@@ -96,7 +97,7 @@ def test_a_labeled_set_with_one_class(tmp_path, store):
 def test_other_classes_than_the_teachers_show_both(tiny_store, tmp_path):
     write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 1)
     line = fails(1, "evaluate", "tiny-teacher", "--data", tmp_path / "data", "--store", tiny_store[0].root)
-    assert tells(line, "3 (ant, bee, cat), found 3 (ant, bee, dog); …: 1 (dog)")
+    assert tells(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog); …: dog")
     assert "--class-names FILE" in line
 
 
@@ -104,7 +105,7 @@ def test_other_classes_than_the_pseudo_labels_are_refused_and_leave_nothing(tiny
     write_class_folders(tmp_path / "data", ["ant", "bee", "dog"], 2)
     words = ["train", "--labeled", tmp_path / "data", "--pseudo", "tiny@gen-1.1", "--name", "other-classes", *NETWORK]
     line = fails(1, *words, "--store", tiny_store[0].root)
-    assert tells(line, "3 (ant, bee, cat), found 3 (ant, bee, dog)")
+    assert tells(line, "3 classes (ant, bee, cat), found 3 (ant, bee, dog)")
     assert not any("other-classes" in ref for ref in tiny_store[0].unfinished())
 
 
@@ -259,7 +260,37 @@ def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
 
 def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
     (tmp_path / "store").write_text("")
-    assert "Not a directory" in fails(1, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--store", tmp_path / "store")
+    for words in (["train", "--labeled", labeled_folder, "--name", "new", *NETWORK], ["list"], ["show", "new"]):
+        line = fails(2, *words, "--store", tmp_path / "store")
+        assert tells(line, f"{tmp_path / 'store'}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
+
+
+def test_the_network_to_go_on_with_is_the_one_that_is_best_on_the_test_images():
+    rows = [{"teacher": f"t@gen-{number}", "test_top1": top1} for number, top1 in enumerate([0.9, 0.7, 0.9, 0.8])]
+    assert _best(rows, rows[-1]) is rows[2]
+    assert _best(rows[:3], rows[2]) is rows[2]
+    untested = [row | {"test_top1": None} for row in rows]
+    assert _best(untested, untested[-1]) is untested[-1]
+
+
+def test_labeling_names_the_first_images_that_have_no_label(tiny_store, tmp_path):
+    store, *_ = tiny_store
+    pool = write_pool(tmp_path / "pool", 1, 2)
+    for number in range(5):
+        (pool / f"z{number}.png").write_bytes(b"text")
+    result = CliRunner().invoke(app, list(map(str, label(pool, store, "--max-unreadable", 1))))
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if "no label" in line] == [
+        f"  no label: z{number}.png: not an image in a known format" for number in range(3)
+    ]
+    assert any(tells(line, "  2 more in … errors") for line in lines)
+
+
+def test_labeled_images_without_any_class_folder_are_one_line(tmp_path):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    line = fails(1, "train", "--labeled", pool, "--name", "new", *NETWORK, "--store", tmp_path / "store")
+    assert tells(line, "pool: expected one folder per class with its labeled images, found no folders and 3 images")
 
 
 @pytest.mark.parametrize("words", [["--batch-size", 1], ["--batch-size", 4, "--accumulate", 4]])

@@ -94,21 +94,21 @@ def test_folders_named_by_ids_are_classes_of_a_classifier_named_by_words():
 def test_classes_that_are_missing_are_an_error_by_either_name():
     with pytest.raises(
         NstError,
-        match=r"test:.*1000 \(tench, Tinca tinca.*, \.\.\.\), found 999.*missing: 1 \(toilet",
+        match=r"test:.*1000 classes \(tench, Tinca tinca.*, \.\.\.\), found 999.*missing: toilet",
     ):
         match_classes(WNIDS[:-1], FULL, "test")
 
 
 def test_a_few_words_alone_are_not_taken_for_imagenets():
-    with pytest.raises(NstError, match=r"test:.*2 \(cab, hen\), found 2 \(taxi, hen\).*: 1 \(taxi\)"):
+    with pytest.raises(NstError, match=r"test:.*2 classes \(cab, hen\), found 2 \(taxi, hen\).*: taxi"):
         match_classes(["taxi", "hen"], ["cab", "hen"], "test")
 
 
 def test_a_classifier_of_other_classes_is_an_error_that_shows_both():
     others = [f"class {index}" for index in range(1000)]
-    with pytest.raises(NstError, match=r"val:.*1000 \(class 0.*found 2 \(n01440764, n01443537\).*: 2"):
+    with pytest.raises(NstError, match=r"val:.*1000 classes \(class 0.*found 2 \(n01440764, n01443537\).*: n01440764"):
         match_classes(WNIDS[:2], others, "val", subset=True)
-    with pytest.raises(NstError, match=r": 2 \(n01440764, yeti\)\. Rename one$"):
+    with pytest.raises(NstError, match=r"unknown: n01440764, yeti\. Rename one$"):
         match_classes([WNIDS[0], "yeti"], FULL, "val", subset=True, advice="Rename one")
 
 

@@ -143,7 +143,7 @@ def test_images_of_some_of_the_classes_calibrate_and_of_others_are_refused(store
     others = write_class_folders(tmp_path / "others", ["ant", "dog"], 6, first=300)
     version = label(store, "bugs", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(some), labeled=True))
     assert version.manifest.counts.calibration.temperature == pytest.approx(reference(teacher, sorted(some.glob("*/*")))[2], rel=1e-4)
-    with pytest.raises(NstError, match=r"others:.*found 2 \(ant, dog\).*: 1 \(dog\)\..*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"others:.*found 2 \(ant, dog\).*: dog\..*`class_names` FILE"):
         label(store, "others", teacher, pool, SETTINGS, run=RUN, calibration=open_source(str(others), labeled=True))
     assert store.unfinished() == []
 

@@ -231,6 +231,10 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     assert run("review", "import", "tiny", str(file), "--reviewer", "ann").startswith(
         "tiny: 2 answers of ann added, 0 were there already\n"
     )
+    elsewhere = tmp_path / "other.csv"
+    elsewhere.write_text(f"image_hash,class\n{rows[0][0]},bee\n")
+    said = run("review", "import", "tinny", str(elsewhere))
+    assert said.startswith("warning: the store has no labels called 'tinny'; did you mean tiny?\ntinny: 1 answer of reviewer added")
     assert json.loads(run("review", "freeze", "tiny", "--json"))["counts"]["picked_by"] == {"margin": 1, "random": 1}
     assert "tiny@review-1" in run("list")
     assert "2 images answered, 2 with a class" in run("list", "tiny")

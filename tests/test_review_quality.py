@@ -109,7 +109,7 @@ def test_a_review_of_other_classes_or_images_is_one_line(labeled):
     store, rows = labeled
     AnswerLog(store, "other", "ann").append(*rows[0][:2], class_name="dog")
     freeze(store, "other")
-    with pytest.raises(NstError, match=r"^other@review-1:.*3 \(ant, bee, cat\), found 1 \(dog\).*: 1 \(dog\)"):
+    with pytest.raises(NstError, match=r"^other@review-1:.*3 classes \(ant, bee, cat\), found 1 \(dog\).*: dog"):
         quality(store, "tiny@gen-1", "other@review-1")
     AnswerLog(store, "tiny", "ann").append("f" * 32, "elsewhere.png", class_name="ant")
     freeze(store, "tiny")

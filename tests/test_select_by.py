@@ -104,7 +104,7 @@ def test_a_store_in_which_the_recipe_selected_by_its_own_teacher_is_not_mixed_wi
 @pytest.mark.parametrize(
     ("by", "says"),
     [
-        ("local-dir:other", r"^select\.by: local-dir:.*other:.*3 \(ant, bee, cat\), found 2 \(bee, dog\).*Name a model"),
+        ("local-dir:other", r"^select\.by: local-dir:.*other:.*3 classes \(ant, bee, cat\), found 2 \(bee, dog\).*Name a model"),
         ("test_resnett", r"^select\.by: test_resnett: no network.*no teacher.*test_resnet "),
     ],
 )

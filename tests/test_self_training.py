@@ -202,8 +202,8 @@ def test_validation_images_choose_the_weights_and_are_held_out_of_the_pool(tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test": {"source": "other"}}, "3 (ant, bee, cat), found 2 (bee, dog)"),
-        ({"validation": {"source": "other"}}, "3 (ant, bee, cat), found 2 (bee, dog)"),
+        ({"test": {"source": "other"}}, "3 classes (ant, bee, cat), found 2 (bee, dog)"),
+        ({"validation": {"source": "other"}}, "3 classes (ant, bee, cat), found 2 (bee, dog)"),
         ({"generations": [TINY, TINY | {"validate_every": 1}]}, "`validate_every` … add a line `validation:"),
         ({"generations": [TINY, TINY | {"model": "test_resnett"}]}, "test_resnett: no network of timm"),
         ({"run": RUN | {"tracker": ["aim"]}}, "`tracker` aim: its package is not installed"),

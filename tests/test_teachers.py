@@ -216,7 +216,9 @@ def test_a_temperature_divides_the_log_of_an_ensembles_mean(store, pool, tmp_pat
 
 def test_an_ensemble_of_other_classes_is_refused_and_leaves_nothing(store, pool, tmp_path):
     names = [write_teacher(tmp_path / "first", NAMES), write_teacher(tmp_path / "second", ["ant", "bee", "dog"])]
-    with pytest.raises(NstError, match=r"teacher 2.*3 \(ant, bee, cat\), found 3 \(ant, bee, dog\).*label_names.*id2label.*config\.json"):
+    with pytest.raises(
+        NstError, match=r"teacher 2.*3 classes \(ant, bee, cat\), found 3 \(ant, bee, dog\).*label_names.*id2label.*config\.json"
+    ):
         labeled(store, pool, names)
     assert store.unfinished() == []
 
@@ -251,7 +253,7 @@ def test_a_teacher_of_the_store_is_named_in_the_lineage_without_being_loaded(tin
         ("a/b/c", r"a/b/c:.*OWNER/NAME\[@REVISION\].*local-dir:a/b/c"),
         ("local-dir:nowhere", "expected a folder with config.json and model.safetensors"),
         ("tiny-teacher@gen-7", "expected a teacher in the store"),
-        ("tiny@gen-1", r"tiny@gen-1:.*there is tiny@gen-1 \(generation\).*choose .*tiny-teacher@gen-0"),
+        ("tiny@gen-1", r"tiny@gen-1: expected a teacher.*found a generation; choose .*tiny-teacher@gen-0"),
     ],
 )
 def test_a_wrong_name_says_what_is_expected(tiny_store, name, says):

@@ -158,7 +158,7 @@ def test_labels_alone_with_a_column_to_join_by_need_no_order(store, tmp_path, by
 def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):
     path, names = write_labels(tmp_path / "truth.parquet", {"label": [0, 2, 1]}), tmp_path / "names.txt"
     generation = seal_pool(store, ["a", "b", "c"])
-    with pytest.raises(NstError, match=r"truth\.parquet:.*3 \(ant, bee, cat\), found 3 \(0, 1, 2\).*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"truth\.parquet:.*3 classes \(ant, bee, cat\), found 3 \(0, 1, 2\).*`class_names` FILE"):
         read_truth(path, generation, store)
     names.write_text("cat\nbee\nant\n")
     assert found(read_truth(path, generation, store, class_names=str(names))) == {0: 2, 1: 0, 2: 1}
@@ -166,7 +166,7 @@ def test_integer_labels_without_names_take_them_from_a_file(store, tmp_path):
 
 def test_classes_that_the_labels_do_not_know_are_an_error(store, tmp_path):
     write_class_folders(tmp_path / "truth", ["ant", "dog"], 1)
-    with pytest.raises(NstError, match=r":.*3 \(ant, bee, cat\), found 2 \(ant, dog\).*: 1 \(dog\)\..*`class_names` FILE"):
+    with pytest.raises(NstError, match=r":.*3 classes \(ant, bee, cat\), found 2 \(ant, dog\).*: dog\..*`class_names` FILE"):
         read_truth(str(tmp_path / "truth"), seal_pool(store, folder_keys()), store)
 
 

@@ -147,7 +147,7 @@ def test_the_validation_images_are_part_of_what_a_version_is_made_from(ruined, t
 def test_other_classes_are_one_line_before_any_work(ruined, tmp_path):
     store, _, _ = ruined
     labeled, other = sources(tmp_path, ["ant", "dog"])
-    with pytest.raises(NstError, match=r"3 \(ant, bee, cat\), found 2 \(ant, dog\).*: 1 \(dog\)\..*`class_names` FILE"):
+    with pytest.raises(NstError, match=r"3 classes \(ant, bee, cat\), found 2 \(ant, dog\).*: dog\..*`class_names` FILE"):
         train(store, "never", labeled, TrainSettings(**RUINED), run=RUN, validation=other)
     assert store.stagings("never") == []
 

@@ -106,9 +106,13 @@ class ImageFolder(Files):
 
     def _class_folders(self) -> tuple[NDArray[np.int64], list[str]]:
         folders = []
-        for key in self._listing.table["name"].to_pylist():
+        keys = self._listing.table["name"].to_pylist()
+        for key in keys:
             folder, slash, _ = key.partition("/")
             if not slash:
+                if not any("/" in one for one in keys):
+                    found = f"no folders and {len(keys):,} image{'s' * (len(keys) > 1)}"
+                    raise NstError(f"{self.location}: expected one folder per class with its labeled images, found {found}")
                 raise NstError(
                     f"{self.location}: expected one folder per class, found the image {key!r} outside them; move it to its class folder"
                 )

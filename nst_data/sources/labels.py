@@ -1,5 +1,6 @@
 """Labels and class names: from columns, from a file of names, and matched by name."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,8 +65,8 @@ def match_classes(
     lacking = [name for index, name in enumerate(expected) if index not in taken]
     if unknown or (lacking and not subset):
         raise NstError(
-            f"{what}: expected the classes {_abridged(expected)}, found {_abridged(found)}"
-            + (f"; not expected: {_abridged(unknown)}" if unknown else f"; missing: {_abridged(lacking)}")
+            f"{what}: expected {len(expected)} classes ({_shown(expected)}), found {_abridged(found)}"
+            + (f"; unknown: {_shown(unknown)}{_meant(unknown, lacking)}" if unknown else f"; missing: {_shown(lacking)}")
             + f". {advice}"
         )
     return np.array(places, dtype=np.int64)
@@ -80,8 +81,18 @@ def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequenc
 
 
 def _abridged(names: Sequence[str]) -> str:
-    shown = list(names) if len(names) <= 10 else [*names[:3], "..."]
-    return f"{len(names)} ({', '.join(shown)})"
+    return f"{len(names)} ({_shown(names)})"
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 10 else [*names[:3], "..."])
+
+
+def _meant(unknown: Sequence[str], lacking: Sequence[str]) -> str:
+    """Of the first class that is not known the one that is spelled nearly so."""
+    plain = {name.casefold(): name for name in reversed(lacking)}
+    near = difflib.get_close_matches(unknown[0].casefold(), plain, n=1)
+    return f" (did you mean {plain[near[0]]}?)" if near else ""
 
 
 def label_column(schema: pa.Schema, location: str, asked: str | None = None, features: Features | None = None) -> str:

@@ -41,6 +41,8 @@ class Store:
         tree = FileTree.parse(str(root))
         self.mirror = None if tree is None else Mirror(tree)
         self.root = Path(root).absolute() if self.mirror is None else self.mirror.root
+        if self.mirror is None and self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"{root}: expected the folder of a store or s3://BUCKET/PREFIX, found a file")
 
     def __repr__(self) -> str:
         return f"Store({self.location!r})"
@@ -131,8 +133,15 @@ class Store:
             raise UsageError(
                 f"{ref}: expected a generation in the store {self.location}; {ref} is an edition; name {name}@{Number(wanted.generation)}"
             )
-        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in self.versions(name))
+        of_name = self.versions(name)
+        there = ", ".join(f"{version.ref} ({version.manifest.kind})" for version in of_name)
         fitting = [version.ref for version in self.versions() if version.is_readable and version.manifest.kind in kinds]
+        if other := next((one for one in of_name if one.number == wanted), None):
+            own = [one.ref for one in of_name if one.manifest.kind in kinds and one.number.generation == other.number.generation]
+            choose = "".join(f"; choose {' or '.join(refs[-3:])}" for refs in [own or fitting] if refs)
+            raise UsageError(
+                f"{ref}: expected {_either(kinds)} in the store {self.location}, found {_either([other.manifest.kind])}{choose}"
+            )
         raise UsageError(
             f"{ref}: expected {_either(kinds)} in the store {self.location}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}")
