@@ -107,7 +107,7 @@ def test_every_command_and_option_in_the_docs_is_one_of_the_program():
     assert seen == known.keys()
 
 
-OTHER_PROGRAMS = re.compile(r"(.*/)?python |pip install |ray start |export \w+=|#|$")
+OTHER_PROGRAMS = re.compile(r"(.*/)?python |pip install |hf download |ray start |export \w+=|#|$")
 LACKING = {"MissingParameter", "BadOptionUsage"}  # what the program says of a name alone, such as `nst show` or `nst label --teacher`
 
 
