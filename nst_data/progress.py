@@ -55,7 +55,7 @@ class Lines(Progress):
         """Print how far the work is."""
         task = _LineTask(name, total, unit, done)
         yield task
-        task.print()
+        task.finish()
 
 
 class _LineTask:
@@ -63,6 +63,7 @@ class _LineTask:
         self._name, self._total, self._unit, self._done, self._before = name, total, unit, done, done
         self._began = self._printed = time.monotonic()
         self._note = ""
+        self._said: tuple[int, str] | None = None
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
@@ -70,7 +71,13 @@ class _LineTask:
         if time.monotonic() - self._printed > LINE_EVERY_SECONDS:
             self.print()
 
+    def finish(self) -> None:
+        """Print the end, unless the last line did."""
+        if self._said != (self._done, self._note):
+            self.print()
+
     def print(self) -> None:
+        self._said = (self._done, self._note)
         self._printed = time.monotonic()
         rate = (self._done - self._before) / max(self._printed - self._began, 1e-9)
         left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""

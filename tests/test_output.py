@@ -13,6 +13,7 @@ from conftest import picture
 from nst_cli import main, output
 from wording import tells
 
+from nst_data import progress as progress_module
 from nst_data.progress import Bars, Lines
 
 NST = [sys.executable, "-c", "from nst_cli.main import run; run()"]
@@ -137,6 +138,18 @@ def test_a_second_ctrl_c_waits_for_nothing_and_shows_no_traceback():
 
 NAME = "a\x1b[2Jb\x9b31m\u202e.png"
 ESCAPED = r"a\x1b[2Jb\x9b31m\u202e.png"
+
+
+@pytest.mark.parametrize(("every", "lines"), [(-1, ["2/4", "4/4"]), (100, ["4/4"])])
+def test_the_end_of_long_work_is_printed_once(capsys, monkeypatch, every, lines):
+    monkeypatch.setattr(progress_module, "LINE_EVERY_SECONDS", every)
+    with Lines().task("label", 4, "images") as task:
+        task.advance(2)
+        task.advance(2, "done")
+    assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == lines
+    with Lines().task("label", 0, "images"):
+        pass
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("progress", [Lines(), Bars()])
