@@ -12,7 +12,7 @@ from .options import ImageColumnOption, JsonOption, StoreOption, labeled_option,
 from .tables import without_images
 
 if TYPE_CHECKING:
-    from nst_data.store.counts import EditionCounts
+    from nst_data.store.counts import ClassCounts, EditionCounts
 
 _MANY_COPIES = 100  # of one image: the paper's quota on a small pool, which is hardly ever meant
 
@@ -83,23 +83,28 @@ def balance(
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.copies:,} entries from {counts.unique:,} of {counts.labeled:,} images")
-    if _print_counts(counts, settings):
-        print(f"  {version.location}\n  next: nst balance {generation.ref} --per-class auto")
-        return
+    _print_counts(counts, settings)
     given = f" --reviews {reviews}" if reviews else ""
-    print(f"  {version.location}\n  next: nst train{labeled_option(inputs)} --pseudo {version.ref}{given} --model MODEL --name NAME")
+    first = "the same command with --per-class auto, or " if _most_copies(counts, settings) > _MANY_COPIES else ""
+    print(f"  {version.location}\n  next: {first}nst train{labeled_option(inputs)} --pseudo {version.ref}{given} --model MODEL --name NAME")
 
 
-def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> bool:
-    """Whether single images are repeated so often that hardly anybody wants it."""
+def _classes(counts: "EditionCounts", settings: BalanceSettings) -> "list[ClassCounts]":
+    return [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
+
+
+def _most_copies(counts: "EditionCounts", settings: BalanceSettings) -> int:
+    """How often the most repeated image stands in the edition; 0 without a quota."""
+    return max(math.ceil(one.copies / one.unique) for one in _classes(counts, settings) if one.unique) if counts.quota else 0
+
+
+def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> None:
     from nst_data.store.counts import in_words
 
     dropped = [f"{rows:,} {in_words(reason)}" for reason, rows in counts.dropped.items() if rows]
     print("  dropped: " + (", ".join(dropped) or "none"))
-    most = 0
     if quota := counts.quota:
-        per_class = [one for name, one in counts.per_class.items() if name not in settings.exclude_class]
-        most = max(math.ceil(one.copies / one.unique) for one in per_class if one.unique)
+        per_class, most = _classes(counts, settings), _most_copies(counts, settings)
         fewer = sum(one.copies < quota for one in per_class)
         about = "" if settings.method == "exact" else "about "  # rounded at random
         note = f"; fewer in {fewer:,} of {len(per_class):,} classes" if fewer and not about else ""
@@ -112,4 +117,3 @@ def _print_counts(counts: "EditionCounts", settings: BalanceSettings) -> bool:
         print(f"  warning: {counts.held_out_unreadable:,} excluded images could not be read; this edition may contain copies of them")
     if empty := counts.classes_without_images:
         print(f"  {without_images(empty)}")
-    return most > _MANY_COPIES

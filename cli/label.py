@@ -27,11 +27,11 @@ from .options import (
 )
 from .tables import without_images
 
-_NAMED = 3  # images without a label that are named
-
 if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store.store import Store, Version
+
+_NAMED = 3  # images without a label that are named
 
 
 @with_settings(settings=LabelSettings, run=LabelRunSettings)
@@ -138,15 +138,12 @@ def _open_pool(source: str | None, earlier: "Version | None", image_column: str 
 
 
 def _lost(version: "Version") -> list[str]:
-    """A line for each of the first images without a label, and where the others are."""
-    import pyarrow.parquet as pq
+    """A line for each of the first images without a label, and where the others are; of what this machine has, and downloads nothing."""
+    from nst_data.tables.label_tables import errors_in
 
-    if version.mirror:
-        return []  # at an address, from which all of it would be downloaded
-    files = sorted((version.folder / "errors").glob("*.parquet"))
-    rows = [row for file in files for row in pq.read_table(file, columns=["key", "reason"]).to_pylist()]
-    shown = [f"no label: {as_text(row['key'])}: {as_text(row['reason'])}" for row in rows[:_NAMED]]
-    return [*shown, *([f"{len(rows) - _NAMED:,} more in {version.folder / 'errors'}"] if len(rows) > _NAMED else [])]
+    errors = errors_in(version.place, version.ref)
+    lines = [f"no label: {as_text(key)}: {as_text(reason)}" for key, reason in errors.select("key", "reason").head(_NAMED).iter_rows()]
+    return [*lines, *([f"{len(errors) - _NAMED:,} more in {version.place / 'errors'}"] if len(errors) > _NAMED else [])]
 
 
 def _print(version: "Version", json: bool) -> None:

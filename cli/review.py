@@ -54,11 +54,11 @@ def import_file(
     """Add the answers in a file to a reviewer's, all or nothing."""
     from nst_data.review.answer_files import import_answers
 
-    added, known = import_answers(open_store(store), corpus, file, reviewer=reviewer)
+    there = open_store(store)
+    added, known = import_answers(there, corpus, file, reviewer=reviewer)
     if json:
         print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
         return
-    there = open_store(store)
     if not there.versions(corpus):
         near = difflib.get_close_matches(corpus, {version.name for version in there.versions()}, n=1)
         print(f"warning: the store has no labels called {corpus!r}" + (f"; did you mean {near[0]}?" if near else ""))

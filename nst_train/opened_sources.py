@@ -11,6 +11,7 @@ from nst_data.hub.reference import HubReference
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
 from nst_data.sources.addresses import address_of
+from nst_data.sources.opening import NotHereError
 from nst_data.store.indexes import Indexes
 from nst_data.store.store import Store
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings
@@ -60,8 +61,8 @@ def _open(role: str, settings: SourceSettings, progress: Progress, indexes: Inde
             settings.source, labeled=role != "pool", class_names=settings.class_names, stream=settings.stream, indexes=indexes, **columns
         )
     except NstError as error:
-        is_of_hub = on_hub and "no such file or folder;" not in str(error)
-        raise type(error)(f"{beside}, and on the Hub: {error}" if is_of_hub else f"{role}: {error}") from None
+        was_asked = on_hub and not isinstance(error, NotHereError)
+        raise type(error)(f"{beside}, and on the Hub: {error}" if was_asked else f"{role}: {error}") from None
     if on_hub:
         progress.say(f"{beside}; using Hub dataset {source.location}")
     return source

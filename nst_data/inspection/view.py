@@ -21,7 +21,7 @@ from nst_data.selection.hash_index import MAX_DISTANCE
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.parent import parent_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import damage_is_named
+from nst_data.tables.label_tables import errors_in
 
 BINS, MOST_MOVES, _MOST_NEAR = 20, 30, 200
 KEPT = "kept"  # the `reason` of rows that were not left out
@@ -54,14 +54,10 @@ class View:
 
     @cached_property
     def errors(self) -> pl.DataFrame:
-        """`id`, `key` and `reason` of the images that could not be labeled."""
-        empty = pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
-        folder = self.version.folder / "errors" if self.version else None
-        files = sorted(folder.glob("*.parquet")) if folder else []
-        if not files or self.version is None:
-            return empty
-        with damage_is_named(self.version.ref):
-            return pl.read_parquet(files, columns=empty.columns, glob=False)
+        """`id`, `key` and `reason` of the images that could not be labeled; none of images that are in no version yet."""
+        if self.version is None:
+            return pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
+        return errors_in(self.version.folder, self.version.ref)
 
     @property
     def dropped(self) -> Dropped:

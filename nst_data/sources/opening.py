@@ -37,6 +37,10 @@ _EXPECTED = (
 )
 
 
+class NotHereError(NstError):
+    """There is no such path on this machine, and what is beside it says that none of the Hub's datasets is meant."""
+
+
 def open_source(
     location: str | Path | Sequence[str | Path],
     *,
@@ -150,9 +154,9 @@ def _check_beside(location: str, path: Path) -> None:
     near = difflib.get_close_matches(path.name, there, n=1)
     few = ", ".join(there[:5]) + ", ..." * (len(there) > 5)
     if near:
-        raise NstError(f"{location}: no such file or folder; did you mean {path.parent.name}/{near[0]}?")
+        raise NotHereError(f"{location}: no such file or folder; did you mean {path.parent.name}/{near[0]}?")
     if HubReference.parse(location) is not None:
-        raise NstError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
+        raise NotHereError(f"{location}: no such file or folder; {path.parent} has {few or 'nothing'}. On the Hub it is {location}@main")
 
 
 def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | None, indexes: Indexes | None) -> Source:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import polars as pl
 
@@ -26,6 +27,17 @@ def scan_labels(version: Version) -> pl.LazyFrame:
         raise UsageError(f"{version.ref}: expected a generation or an edition, found a {version.manifest.kind}, which has no labels")
     with damage_is_named(version.ref):
         return check_labels(pl.scan_parquet(table_files(version.folder, table), glob=False), f"{version.ref}: {table}")
+
+
+def errors_in(folder: Path, ref: str) -> pl.DataFrame:
+    """`id`, `key` and `reason` of the images of a version that could not be labeled; `folder` is its. Without that table there are no rows.
+
+    Raises NstError for a damaged table.
+    """
+    empty = pl.DataFrame(schema={"id": pl.Int64, "key": pl.String, "reason": pl.String})
+    files = sorted((folder / "errors").glob("*.parquet"))
+    with damage_is_named(ref):
+        return pl.read_parquet(files, columns=empty.columns, glob=False) if files else empty
 
 
 def collect(refs: str, *frames: pl.LazyFrame) -> list[pl.DataFrame]:

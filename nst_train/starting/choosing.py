@@ -98,9 +98,9 @@ def step_bytes(chosen: Numbers, facts: Facts) -> float:
 
 def of_memory(chosen: Numbers, facts: Facts, gpu_bytes: int) -> dict[str, Any]:
     """In how many equal parts a GPU with so much memory computes a step of `GPU_NETWORK`; empty where it computes it whole."""
-    parts = [parts for parts in range(1, chosen.batch_size + 1) if chosen.batch_size % parts == 0]
-    most = _SHARE_OF_GPU * gpu_bytes
-    fewest = next((one for one in parts if step_bytes(chosen, facts) / one <= most), parts[-1])
+    whole, room = step_bytes(chosen, facts), _SHARE_OF_GPU * gpu_bytes
+    equal = (parts for parts in range(1, chosen.batch_size) if chosen.batch_size % parts == 0)
+    fewest = next((parts for parts in equal if whole / parts <= room), chosen.batch_size)
     return {"accumulate": fewest} if fewest > 1 else {}
 
 

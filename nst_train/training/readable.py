@@ -1,7 +1,6 @@
 """What a training finds of its labeled and validation images before any step: which cannot be read, and which are others by now."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from nst_data.sources.stamps import digest_of
 from nst_data.sources.unreadable import check_readable, lost_class, lost_classes, phrase
 from nst_data.store.files import replacing
 from nst_data.store.indexes import Indexes
-from nst_data.store.manifest import installed_packages
+from nst_data.store.manifest import installed_packages, json_digest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.batches.batches import LabeledImages, unreadable
 from nst_train.device import this_process
@@ -89,9 +88,8 @@ class _Decoded:
         stamps = source.stamps()
         if not stamps.all() or not (len(stamps) or source.revision):
             return cls(indexes, len(source), None)
-        about = [source.images_fingerprint, digest_of(stamps), dict(installed_packages())]
-        name = f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()}.hashes"
-        return cls(indexes.alone, len(source), name)  # packages may lack a decoder on another machine
+        name = json_digest([source.images_fingerprint, digest_of(stamps), dict(installed_packages())])
+        return cls(indexes.alone, len(source), f"{name}.hashes")  # packages may lack a decoder on another machine
 
     def hashes(self) -> NDArray[np.void] | None:
         """Shape (images,), of HASH; None where they are not known."""
