@@ -6,6 +6,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno
 _FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
+_NO_NUMBER = re.compile(r"Invalid value for '([^']+)': Input should be a valid (integer|number).*")  # as Typer says it
 _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
 
 
@@ -87,7 +89,9 @@ class _Group(TyperGroup):
 
 
 def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
-    message = error.format_message().rstrip(".")
+    message = _NO_NUMBER.sub(
+        lambda found: f"{found[1]}: expected a {'whole ' * (found[2] == 'integer')}number", error.format_message().rstrip(".")
+    )
     return f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`"
 
 

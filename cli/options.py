@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import UsageError
-from nst_data.settings import Settings
+from nst_data.settings import Settings, in_words
 from nst_train.presets import SWITCHED_ON
 
 from .messages import terminal
@@ -143,7 +143,7 @@ def with_settings(**models: type[Settings]) -> Callable[[Callable[..., None]], C
             given_empty = [name for name, value in values.items() if value == "" or (isinstance(value, list | tuple) and "" in value)]
             if empty := [name for name in given_empty if _is_typed(context, name)]:
                 option = next(one.opts[0] for one in context.command.params if one.name == empty[0])
-                raise UsageError(f"{option}: expected a value, got an empty one")  # such as of a variable that is not set
+                raise UsageError(f"{option}: expected a value, found an empty one")  # such as of a variable that is not set
             for name, former in _FORMER.items():
                 if _is_typed(context, name) and _is_typed(context, f"former_{name}"):
                     raise UsageError(f"{former} is the old name of {option_of(name)}; pass only one")
@@ -228,8 +228,7 @@ def _validated(model: type[Settings], given: dict[str, Any], typed: dict[str, An
 def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, Any]) -> str:
     """The first error as a line that names the option. Settings that stand in backticks are options here."""
     first = error.errors()[0]
-    message = re.sub(r"`(\w+)`", lambda name: option_of(name[1]), first["msg"].removeprefix("Value error, "))
-    message = message[:1].lower() + message[1:]
+    message = re.sub(r"`(\w+)`", lambda name: option_of(name[1]), in_words(first))
     place, prefix = list(first["loc"]), ""
     while place and (inner := _inner(model.model_fields[str(place[0])].annotation)):
         model, place, prefix = inner, place[1:], prefix_of(str(place[0]))
@@ -240,7 +239,7 @@ def _explain(model: type[BaseModel], error: ValidationError, values: dict[str, A
         return f"{option_of(name)} is missing: {model.model_fields[name].description}"
     file = [values[name]] if typing.get_origin(model.model_fields[name].annotation) is dict else []
     where = ": ".join([" ".join([option_of(prefix + name), *file]), *inside])
-    return f"{where}: {message}, got {_as_typed(first['input'])}"
+    return f"{where}: {message}, found {_as_typed(first['input'])}"
 
 
 def _with_options(text: str, names: Container[str]) -> str:

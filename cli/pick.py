@@ -91,7 +91,7 @@ def pick(
     if json:
         print_json({"ref": picks.ref, "queue": picks.queue, "images": picks.images, "not_found": picks.not_found, "picks": picks.as_json()})
     else:
-        _print(picks, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
+        _print(picks, settings.number, f"{ref} --corpus {corpus}" if corpus else ref, output, copy_to)
     if look:
         from .look.opening import open_contents
         from .looking import show_page
@@ -117,7 +117,7 @@ def _opened(ref: str, store: "Store", class_names: str | None, image_column: str
     )
 
 
-def _print(picks: "Picks", ref: str, output: str | None, copy_to: str | None) -> None:
+def _print(picks: "Picks", asked: int, ref: str, output: str | None, copy_to: str | None) -> None:
     by, number = picks.rows["by"][0], len(picks.rows)
     classes = picks.rows["label"].n_unique()
     print(f"{picks.ref}: {number:,} of {picks.images:,} images by {by}, of {classes:,} class{'es' * (classes != 1)}")
@@ -125,6 +125,8 @@ def _print(picks: "Picks", ref: str, output: str | None, copy_to: str | None) ->
         print(f"  {picks.answered:,} that were answered before are left out")
     if picks.not_found:
         print(f"  {picks.not_found:,} that could not be found in the pool, or not be read, are left out")
+    if number < asked:
+        print(f"  {asked:,} were asked for; these are all that are left")
     if picks.estimated_errors is not None:
         print(f"  about {picks.estimated_errors:,.0f} labels are wrong, by confident learning")
     for place in filter(None, (output, copy_to)):

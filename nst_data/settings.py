@@ -44,6 +44,7 @@ def later_fields(model: type[BaseModel]) -> dict[str, Any]:
 
 if typing.TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _InOneLine
+    from pydantic_core import ErrorDetails
 else:
 
     class _InOneLine(type(BaseModel)):
@@ -67,8 +68,40 @@ def _fault(model: type[BaseModel], error: ValidationError) -> str:
         return f"{place}missing{(about and f': {about}') or ''}"
     if first["type"] == "extra_forbidden":
         return place + unknown_key(str(name), model)
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place}{message[:1].lower()}{message[1:]}" + (f", found {first['input']!r}" if place else "")
+    return place + in_words(first) + (f", found {first['input']!r}" if place else "")
+
+
+_EXPECTED = {
+    "greater_than": "a number above {gt:,}",
+    "greater_than_equal": "a number of at least {ge:,}",
+    "less_than": "a number below {lt:,}",
+    "less_than_equal": "a number of at most {le:,}",
+    "finite_number": "a finite number",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "literal_error": "{expected}",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+}  # what a value is asked to be, by pydantic's name of the error
+
+
+def in_words(error: "ErrorDetails") -> str:
+    """What one of pydantic's errors says was expected, as all other lines of nst say it."""
+    if expected := _EXPECTED.get(error["type"]):
+        bounds = {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in error.get("ctx", {}).items()
+        }
+        return "expected " + expected.format(**bounds)
+    message = error["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def unknown_key(name: str, model: type[BaseModel]) -> str:

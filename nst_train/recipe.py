@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import ODD_YAML, UsageError, brief
-from nst_data.settings import unknown_key
+from nst_data.settings import in_words, unknown_key
 from nst_train.recipe_changes import change_at, changed, changes_inside
 from nst_train.recipe_dead_keys import dead_keys
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
@@ -113,8 +113,7 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
         return line + unknown_key(str(first["loc"][-1]), _model_at(first["loc"][:-1]))
     if first["type"] == "missing":
         return line + "missing"
-    message = _expected(first["type"], first["loc"]) or first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = _expected(first["type"], first["loc"]) or in_words(first)
     beside = f" (with `changes` {', '.join(inside)})" if inside else ""
     tells_it = isinstance(first["input"], dict) or ", found " in message
     return line + message + ("" if tells_it else f", found {brief(first['input'])}") + beside
@@ -140,9 +139,7 @@ def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
             if issubclass(model, GenerationSettings)
             else f"expected `{example}`, or a list"
         )
-    return {"string_type": "expected text", "bool_parsing": "expected true or false", "invalid_key": "expected keys that are text"}.get(
-        error
-    )
+    return "expected keys that are text" if error == "invalid_key" else None
 
 
 def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:

@@ -322,7 +322,7 @@ def test_a_recipe_takes_each_setting(tmp_path, line, settings):
         (["per_class: yes"], "line 6: select.per_class: … from 1, auto or none, found True"),
         (
             ["class_min_confidence:", "  ant: 0.5", "  bee: 1.5"],
-            "line 8: select.class_min_confidence.bee: … less than or equal to 1, found 1.5",
+            "line 8: select.class_min_confidence.bee: … at most 1, found 1.5",
         ),
         (["class_min_confidence: {ant: yes}"], "line 6: select.class_min_confidence.ant: … 0 to 1, found True"),
         (["class_min_confidence: {no: 0.5}"], "line 6: select.class_min_confidence: … one is False: …"),

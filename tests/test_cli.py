@@ -150,13 +150,13 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: … from 1, auto or none, got 0"),
+        (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: … from 1, auto or none, found 0"),
         (["balance", "tiny@gen-one"], "version 'gen-one': expected gen-N or gen-N.K"),
         (["balance", "tiny-teacher@gen-0"], "tiny-teacher@gen-0: expected a generation in the store"),
         (["show", "../tiny"], "name '../tiny': expected letters, digits"),
         (["show", "nothing"], "nothing called 'nothing', `nst list`"),
         (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--ratio", "3"], "add an edition with --pseudo"),
-        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: input should be less than 1"),
+        (["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--dropout", "2"], "--dropout: expected a number below 1"),
         (
             ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--augmentation", "rand-x9"],
             "--augmentation: … rand-m9-mstd0.5-inc1",
@@ -165,7 +165,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
         (["train", "--labeled", "LABELED", "--name", "n", "--model", "test_resnet", "--optimizer", "adamww"], "did you mean adamw"),
         (
             ["train", "--labeled", "x", "--name", "n", "--model", "test_resnet", "--epochs", "inf"],
-            "--epochs: input should be a finite number",
+            "--epochs: expected a finite number",
         ),
         (["label"], "nst label SOURCE --teacher MODEL --corpus NAME: SOURCE …"),
         (["lable"], "'lable'. Did you mean 'label'? see `nst --help`"),
@@ -328,13 +328,13 @@ def test_a_momentum_that_the_optimizer_has_not_is_said(tmp_path, store, labeled_
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--image-size", 10**9], "--image-size: … less than or equal to 8192"),
-        (["--workers", 10**6], "--workers: … less than or equal to 1024"),
-        (["--compute-threads", 10**6], "--compute-threads: … less than or equal to 1024"),
-        (["--decode-threads", 10**6], "--decode-threads: … less than or equal to 1024"),
-        (["--learning-rate", 1e300], "--learning-rate: … less than or equal to 1000000000"),
-        (["--weight-decay", 1e300], "--weight-decay: … less than or equal to 1000000000"),
-        (["--epochs", 1e300], "--epochs: … less than or equal to 1000000000"),
+        (["--image-size", 10**9], "--image-size: … at most 8,192"),
+        (["--workers", 10**6], "--workers: … at most 1,024"),
+        (["--compute-threads", 10**6], "--compute-threads: … at most 1,024"),
+        (["--decode-threads", 10**6], "--decode-threads: … at most 1,024"),
+        (["--learning-rate", 1e300], "--learning-rate: … at most 1,000,000,000"),
+        (["--weight-decay", 1e300], "--weight-decay: … at most 1,000,000,000"),
+        (["--epochs", 1e300], "--epochs: … at most 1,000,000,000"),
     ],
 )
 def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words, said):
@@ -346,4 +346,4 @@ def test_numbers_that_no_machine_takes_are_refused(store, labeled_folder, words,
 @pytest.mark.parametrize("option", ["--labeled", "--start-from", "--validation"])
 def test_an_empty_value_is_refused_and_not_taken_for_the_current_folder_or_for_none(store, labeled_folder, option):
     line = fails(2, "train", "--labeled", labeled_folder, "--name", "net", *NETWORK, option, "", "--store", store)
-    assert tells(line, f"{option}: … value, got an empty one")
+    assert tells(line, f"{option}: … value, found an empty one")

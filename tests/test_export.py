@@ -175,10 +175,14 @@ def test_a_folder_with_other_files_or_of_another_export_is_left_alone(tiny_store
         exported(store, tmp_path / "mine" / "thesis.txt" / "out", "csv")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     exported(store, tmp_path / "out", "csv")
-    with pytest.raises(NstError, match=r"out:.*another export \(ref tiny@gen-1\.1, digest.*\); choose another folder, or remove"):
+    with pytest.raises(NstError, match=r"out: holds an export of tiny@gen-1\.1 as csv; choose another folder, or remove"):
         exported(store, tmp_path / "out", "csv", "tiny@gen-1")
-    with pytest.raises(NstError, match=r"holds another export \(to csv\)"):
+    with pytest.raises(NstError, match=r"holds an export of tiny@gen-1\.1 as csv;"):
         exported(store, tmp_path / "out", "jsonl")
+    marker = json.loads((tmp_path / "out" / MARKER).read_text())
+    (tmp_path / "out" / MARKER).write_text(json.dumps(marker | {"digest": "0" * 64, "probs": True}))
+    with pytest.raises(NstError, match=r"holds an export of another tiny@gen-1\.1 as csv, with `probs`;"):
+        exported(store, tmp_path / "out", "csv")
     (tmp_path / "out" / MARKER).write_text("{")
     with pytest.raises(NstError, match=r"\.nst-export\.json:.*damaged; remove.*/out"):
         exported(store, tmp_path / "out", "csv")

@@ -204,7 +204,7 @@ WRONG_CALLS = {  # what a user may write, and what the line says
         "TrainSettings: `epoch`: unknown key; did you mean epochs",
     ),
     "a-missing-setting": (lambda it: TrainSettings(epochs=1), "TrainSettings: `model`: missing: A timm model name"),
-    "noise-below-0": (lambda it: Noise(magnitude=-1), "Noise: `magnitude`: input should be greater than or equal to 0, found -1"),
+    "noise-below-0": (lambda it: Noise(magnitude=-1), "Noise: `magnitude`: expected a number of at least 0, found -1"),
     "an-unknown-setting-of-noise": (
         lambda it: TrainSettings(model="test_resnet", noise={"magnitud": 1}),
         "`noise.magnitud`: unknown key; did you mean magnitude",

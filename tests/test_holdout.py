@@ -334,7 +334,7 @@ def test_a_model_that_may_know_held_out_images_is_said(finished):
     ("parts", "says"),
     [
         ({"holdout": 0.2, "test": {"source": "x"}}, r"bugs\.yaml: `holdout`.*`test` images; remove one"),
-        ({"holdout": 20}, r"line \d+: holdout:.*less than 1, found 20"),
+        ({"holdout": 20}, r"line \d+: holdout:.*below 1, found 20"),
         ({"evaluate": {"suite": "corruptions"}}, r"`evaluate`.*`test: \{source: ...\}` or `holdout: 0\.2`.*`data`"),
     ],
 )

@@ -98,6 +98,12 @@ def test_generations_that_disagree_make_an_image_suspicious(tmp_path):
     assert suspicion_of(store, "bugs", "gen-1") is None
 
 
+def test_more_than_there_are_is_said(tmp_path):
+    version = bugs(Store(tmp_path))
+    said = nst(0, version.ref, "--by", "margin", "--spread", "classes", "--number", 1200, "--store", tmp_path)
+    assert said.startswith("bugs@gen-1: 10 of 10 images by margin, of 3 classes\n  1,200 were asked for; these are all that are left\n")
+
+
 @pytest.mark.parametrize("name", ["picks.csv", "picks.jsonl", "picks.parquet"])
 def test_the_list_has_a_column_for_the_answer(tmp_path, name):
     version = bugs(Store(tmp_path / "store"))
@@ -121,8 +127,8 @@ def test_the_list_has_a_column_for_the_answer(tmp_path, name):
     [
         (["--by", "churn"], "bugs@gen-1: --by churn … earlier generation …"),
         (["--by", "outlier"], "bugs@gen-1: … teacher … not known; … --model"),
-        (["--by", "sharpness"], "--by: input should be 'margin',"),
-        (["--number", "0"], "--number: … greater than or equal to 1, got 0"),
+        (["--by", "sharpness"], "--by: expected 'margin',"),
+        (["--number", "0"], "--number: … at least 1, found 0"),
         (["--output", "picks.txt"], "picks.txt: … .csv, .jsonl or .parquet"),
         (["--output", "nowhere/picks.csv"], "there is no folder"),
         (["--copy-to", "."], "empty folder, …; choose another --copy-to"),

@@ -29,11 +29,11 @@ ON_CPUS = ClusterSettings(engine="ray", gpus_per_worker=0)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--engine", "dask"), "--engine: … 'local' or 'ray', got dask"),
+        (("--engine", "dask"), "--engine: … 'local' or 'ray', found dask"),
         (("--workers", 3), "--workers … --engine ray; add …, or remove …"),
         (("--gpus-per-worker", 0), "--gpus-per-worker … --engine ray; add …, or remove …"),
         (("--engine", "ray", "--gpus-per-worker", "1.5"), "--gpus-per-worker: … whole number, … below 1"),
-        (("--engine", "ray", "--cpus-per-worker", "0"), "--cpus-per-worker: … greater than or equal to 1, got 0"),
+        (("--engine", "ray", "--cpus-per-worker", "0"), "--cpus-per-worker: … at least 1, found 0"),
         (("--engine", "ray", "--worker", "0/2"), "--worker splits the work among processes"),
         (("--engine", "ray", "--address", "ray://head:10001"), "--address: … HOST:PORT or auto, not … ray://"),
     ],

@@ -52,7 +52,7 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("ratio: 3", "ration: 3"), r"flowers\.yaml, line 7: generations\.1\.ration:.*did you mean ratio\?"),
         (("magnitude: 15", "magnitud: 15"), r"line 7: generations\.1\.noise\.magnitud:.*did you mean magnitude\?"),
         (("seed: 3", "xyzzy: 3"), r"line 4: xyzzy:.*one of name, labeled"),
-        (("ratio: 3", "ratio: 0"), r"line 7: generations\.1\.ratio:.*equal to 1, found 0"),
+        (("ratio: 3", "ratio: 0"), r"line 7: generations\.1\.ratio:.*at least 1, found 0"),
         (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
         (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
         (("labeled: {", "labelled: {"), r"labelled: unknown key; did you mean labeled\?"),

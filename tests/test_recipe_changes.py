@@ -69,7 +69,7 @@ def test_what_an_anchor_shares_is_changed_in_the_named_place_alone():
         ("generations.1.ration=7", r"`changes` generations\.1\.ration:.*did you mean ratio\?"),
         ("generation.1.ratio=7", r"`changes` generation\.1\.ratio: generation:.*did you mean generations\?"),
         ("generations.1.noise={magnitud: 3}", r"`changes` generations\.1\.noise: magnitud:.*did you mean magnitude\?"),
-        ("generations.1.ratio=0", r"`changes` generations\.1\.ratio:.*equal to 1, found 0"),
+        ("generations.1.ratio=0", r"`changes` generations\.1\.ratio:.*at least 1, found 0"),
         ("generations.1.ratio=seven", r"`changes` generations.1.ratio: .*found 'seven'"),
         ("generations.9.ratio=7", r"`changes` generations\.9\.ratio:.*0 to 2, found 9"),
         ("generations.one.ratio=7", r"`changes` generations\.one\.ratio:.*0 to 2, found one"),

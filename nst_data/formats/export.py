@@ -120,11 +120,16 @@ class _Target:
                 raise NstError(f"{self.folder}: part of this path is a file, not a folder; choose another one") from None
             self._mark(is_done=False)
             return
-        other = [f"{name} {found.get(name)}" for name, value in self._wanted.items() if found.get(name) != value]
-        if other:
-            raise NstError(f"{self.folder}: holds another export ({', '.join(other)}); choose another folder, or remove this one")
+        if any(found.get(name) != value for name, value in self._wanted.items()):
+            raise NstError(f"{self.folder}: holds an export of {self._about(found)}; choose another folder, or remove this one")
         for place in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
             clear_abandoned(place, seconds=0)
+
+    def _about(self, found: dict[str, Any]) -> str:
+        """What another export was of, and how."""
+        is_same_name = found.get("ref") == self.version.ref and found.get("digest") != self.version.manifest.digest
+        options = "".join(f", with `{name}`" for name in ("link", "probs") if found.get(name))
+        return f"{'another ' * is_same_name}{found.get('ref')} as {found.get('to')}{options}"
 
     @property
     def is_done(self) -> bool:

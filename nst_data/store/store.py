@@ -373,7 +373,7 @@ def why_taken(holder: Version | Staging, request: Request) -> str:
     state = "is unfinished and was started" if isinstance(holder, Staging) else "exists"
     return (
         f"{holder.ref} {state} with other settings ({_difference(other, request)}); "
-        f"choose another name, `store.remove({holder.ref!r})` first, or omit the number to get the next one"
+        f"choose another name or number, or `store.remove({holder.ref!r})` first"
     )
 
 
