@@ -58,6 +58,15 @@ class Lines(Progress):
         task.finish()
 
 
+def _amount(done: int, total: int, unit: str) -> str:
+    """How much of all is done; of bytes in megabytes."""
+    return f"{done / 1e6:,.1f}/{total / 1e6:,.1f} MB" if unit == "bytes" else f"{done:,}/{total:,} {unit}"
+
+
+def _rate(per_second: float, unit: str) -> str:
+    return f"{per_second / 1e6:,.1f} MB/s" if unit == "bytes" else f"{per_second:,.0f}/s"
+
+
 class _LineTask:
     def __init__(self, name: str, total: int, unit: str, done: int) -> None:
         self._name, self._total, self._unit, self._done, self._before = name, total, unit, done, done
@@ -82,7 +91,7 @@ class _LineTask:
         rate = (self._done - self._before) / max(self._printed - self._began, 1e-9)
         left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
         note = f", {self._note}" if self._note else ""
-        line = f"{self._name}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.0f}/s{left}{note}"
+        line = f"{self._name}: {_amount(self._done, self._total, self._unit)}, {_rate(rate, self._unit)}{left}{note}"
         print(as_text(line), file=sys.stderr, flush=True)
 
 
@@ -106,24 +115,27 @@ class Bars(Lines):
         columns = (
             TextColumn("{task.description}", table_column=whole.copy()),
             BarColumn(bar_width=None, table_column=Column(ratio=1, max_width=24)),
-            TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}", table_column=whole.copy()),
+            TextColumn("{task.fields[amount]}", table_column=whole.copy()),
             TextColumn("{task.fields[rate]}", table_column=whole.copy()),
             TimeRemainingColumn(table_column=whole.copy()),
             TextColumn("left", table_column=whole.copy()),
             Note(table_column=Column()),
         )
         with Rich(*columns, console=Console(stderr=True), expand=True) as rich:
-            yield _BarTask(rich, rich.add_task(as_text(name), total=total, completed=done, rate="", note=""), done)
+            bar = rich.add_task(as_text(name), total=total, completed=done, amount=_amount(done, total, unit), rate="", note="")
+            yield _BarTask(rich, bar, total, unit, done)
 
 
 class _BarTask:
-    def __init__(self, rich: object, task: object, done: int) -> None:
-        self._rich, self._task, self._done, self._began = rich, task, 0, time.monotonic()
+    def __init__(self, rich: Any, task: Any, total: int, unit: str, before: int) -> None:  # noqa: ANN401 - rich's classes
+        self._rich, self._task, self._total, self._unit, self._before = rich, task, total, unit, before
+        self._done, self._began = before, time.monotonic()
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done += amount
-        rate = self._done / max(time.monotonic() - self._began, 1e-9)
-        self._rich.update(self._task, advance=amount, rate=f"{rate:,.0f}/s", note=note)  # type: ignore[attr-defined]
+        rate = (self._done - self._before) / max(time.monotonic() - self._began, 1e-9)
+        shown = {"amount": _amount(self._done, self._total, self._unit), "rate": _rate(rate, self._unit)}
+        self._rich.update(self._task, advance=amount, note=note, **shown)
 
 
 _state = SimpleNamespace(silent=False)

@@ -153,6 +153,18 @@ def test_the_end_of_long_work_is_printed_once(capsys, monkeypatch, every, lines)
 
 
 @pytest.mark.parametrize("progress", [Lines(), Bars()])
+def test_bytes_are_shown_as_megabytes(monkeypatch, progress):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", terminal := io.StringIO())
+    terminal.isatty = lambda: True
+    with progress.task("push bugs@gen-1", 2_345_678_901, "bytes", 12_345_678) as task:
+        task.advance(1_000_000_000)
+    assert "1,012.3/2,345.7 MB" in terminal.getvalue()
+    assert "MB/s" in terminal.getvalue()
+    assert "bytes" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize("progress", [Lines(), Bars()])
 def test_what_a_terminal_would_obey_in_names_of_strangers_is_shown_by_its_code(capsys, progress):
     progress.say(f"left out: {NAME}")
     with progress.task(NAME, 1, "images") as task:

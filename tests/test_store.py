@@ -220,9 +220,11 @@ def test_a_number_is_written_as_it_is_read(text, number):
 
 
 def test_what_is_not_there_is_wrong_use_that_says_what_is(store):
-    with pytest.raises(UsageError, match="there is nothing called 'flowers'"):
+    with pytest.raises(UsageError, match=r"flowers: expected a version in the store .*, which has no versions; name another with `store`"):
         store.open("flowers")
     make(store)
+    with pytest.raises(UsageError, match=r"there is nothing called 'roses', `store\.versions\(\)`"):
+        store.open("roses")
     with pytest.raises(UsageError, match=r"flowers@gen-2:.*there is flowers@gen-1 \(generation\)"):
         store.open("flowers@gen-2")
     with pytest.raises(UsageError, match=r"flowers:.*edition or teacher.*there is flowers@gen-1 \(generation\)"):

@@ -142,6 +142,10 @@ class Store:
             raise UsageError(
                 f"{ref}: expected {_either(kinds)} in the store {self.location}, found {_either([other.manifest.kind])}{choose}"
             )
+        if not self.versions():
+            raise UsageError(
+                f"{ref}: expected {_either(kinds)} in the store {self.location}, which has no versions; name another with `store`"
+            )
         raise UsageError(
             f"{ref}: expected {_either(kinds)} in the store {self.location}; "
             + (f"there is {there}" if there else f"there is nothing called {name!r}")
