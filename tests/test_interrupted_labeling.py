@@ -27,7 +27,7 @@ BROKEN = {17: b"", 18: b"no image", 1_234: png(0, 1_234)[:90]}
 def forkserver():
     """Processes that have imported torch before they start: a kill then falls into labeling, not into imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.training.train", "nst_data.sources"])
+    context.set_forkserver_preload(["nst_train.labeling.make", "nst_train.training.train", "nst_data.sources"])
     return context
 
 

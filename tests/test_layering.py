@@ -99,6 +99,15 @@ def test_the_data_engine_imports_no_network_library():
     assert there & MODELS == set()
 
 
+def test_a_finished_labeling_is_found_without_a_network_library(tiny_store):
+    store, _, pool = tiny_store
+    words = ["label", str(pool), "--teacher", "tiny-teacher", "--corpus", "tiny", "--batch-size", "4", "--rows-per-shard", "6"]
+    run = f"sys.argv = {['nst', *words, '--store', str(store.root), '--json']!r}\nfrom nst_cli.main import run\ntry:\n    run()\n"
+    there = modules_after(f"{run}except SystemExit as end:\n    assert not end.code")
+    assert "polars" in there
+    assert there & MODELS == set()
+
+
 def test_settings_are_read_without_a_network_library():
     assert modules_after("import nst_train.settings") & MODELS == set()
 

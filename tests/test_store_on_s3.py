@@ -64,7 +64,7 @@ def machine(tmp_path, monkeypatch):
 def started(mirrors, call, *arguments):
     """A process that does nothing but this, as a machine with these mirrors; it is killed in the end."""
     context = multiprocessing.get_context("forkserver")  # of one that has imported all, and computed nothing: it forks at once
-    context.set_forkserver_preload(["nst_train.labeling.label", "nst_train.training.train", "timm"])
+    context.set_forkserver_preload(["nst_train.labeling.make", "nst_train.training.train", "timm"])
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | {"NST_MIRRORS": str(mirrors)}
     process = context.Process(target=_run, args=(environment, call, arguments))
     process.start()

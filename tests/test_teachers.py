@@ -20,7 +20,8 @@ from transformers import (
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import load_classifier, load_teacher, teacher_entries
+from nst_train.classifiers.lineage import teacher_entries
+from nst_train.classifiers.teachers import load_classifier, load_teacher
 from nst_train.labeling.label import label
 from nst_train.settings import LabelSettings, RunSettings, TrainSettings
 from nst_train.training.train import train

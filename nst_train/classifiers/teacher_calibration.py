@@ -1,42 +1,18 @@
 """Fitting a teacher's temperature on labeled images that it was not trained on."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError
 from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.unreadable import check_readable
-from nst_data.store.inputs import Input, TeacherInputs
-from nst_data.store.store import Store
 from nst_train.classifiers.calibration import calibrate
 from nst_train.classifiers.inference import Computation, batches_of, has_answer, predict
 from nst_train.classifiers.teachers import Teacher
-from nst_train.settings import LabelSettings
-
-
-def calibration_input(store: Store, inputs: Mapping[str, Input], settings: LabelSettings, source: Source) -> Input:
-    """The source's entry in the lineage. Raises UsageError for images that a teacher was trained on, as far as the store knows."""
-    if settings.temperature != 1:
-        raise UsageError("`calibration` fits the temperature; remove `temperature`")
-    for role, entry in inputs.items():
-        if role.startswith("teacher") and (labeled := _trained_on(store, entry)) and labeled == source.fingerprint:
-            raise UsageError(
-                f"`calibration` {source.location}: {entry.ref} was trained on these images, on which it is more confident than on others; "
-                "use labeled images that it has not seen"
-            )
-    return source.lineage
-
-
-def _trained_on(store: Store, teacher: Input) -> str | None:
-    for version in store.versions(teacher.ref.partition("@")[0]):
-        if version.ref == teacher.ref and version.is_readable and isinstance(inputs := version.manifest.request.inputs, TeacherInputs):
-            return inputs.labeled.digest if inputs.labeled else None
-    return None
 
 
 def fit(

@@ -25,6 +25,7 @@ from nst_data.store.inputs import Input, numbered
 from nst_data.store.manifest import ORDER, json_digest
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
+from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
 from nst_train.networks.image_text import is_image_text
@@ -35,7 +36,6 @@ from nst_train.networks.transformers_networks import Logits, load_trained
 from nst_train.networks.weights import (
     CONFIG,
     FOLDER,
-    WEIGHTS,
     download,
     license_of_model,
     published_repository,
@@ -153,12 +153,6 @@ def with_class_names(names: Sequence[str], store: Store, class_names: str, promp
     return teachers
 
 
-def teacher_entries(names: Sequence[TeacherName], store: Store) -> dict[str, Input] | None:
-    """The lineage entries of teachers that are all in the store, without loading them; None for others."""
-    in_store = [name for name in names if isinstance(name, str) and is_in_store(name, store)]
-    return numbered("teacher", [teacher_input(name, store) for name in in_store]) if len(in_store) == len(names) else None
-
-
 def load_classifier(name: TeacherName, store: Store, exact: bool = False, stochastic_depth: float = 0.0) -> tuple[Classifier, Input]:
     """A classifier by name: one in the store, local-dir:FOLDER, hf-hub:OWNER/NAME[@REVISION], a timm name with published weights,
     or OWNER/NAME[@REVISION] of a transformers classifier; or an image-text model with the words of the classes. With `exact`, images are
@@ -188,12 +182,6 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
     repo = None if revision is None else repository_of(name).repo if "/" in name else published_repository(name)
     license = license_of_model(repo, revision) if repo and revision else None
     return classifier, Input(ref=name, digest=identity, weights_sha256=weights, revision=revision, license=license)
-
-
-def teacher_input(ref: str, store: Store) -> Input:
-    """The lineage entry of a teacher in the store, without loading it."""
-    version = store.open(ref, "teacher")
-    return version.lineage.model_copy(update={"weights_sha256": version.manifest.files[WEIGHTS].sha256})
 
 
 def _load_folder(name: str, folder: Path, exact: bool, class_names: list[str] | None, stochastic_depth: float) -> Classifier:

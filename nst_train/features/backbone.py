@@ -13,7 +13,8 @@ from nst_data.errors import NstError
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
-from nst_train.classifiers.teachers import Teacher, teacher_input
+from nst_train.classifiers.lineage import teacher_input
+from nst_train.classifiers.teachers import Teacher
 from nst_train.networks.models import check_name, create_network, data_config_of
 from nst_train.networks.network_noise import classifiers_of
 from nst_train.networks.weights import FOLDER, initial_weights

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,7 @@ from nst_data.tables.shards import NO_ANSWER
 from nst_data.tables.soft_labels import as_columns, soft_labels
 from nst_train.classifiers.inference import Prediction, has_answer
 from nst_train.classifiers.loading import Images
-
-Errors = list[dict[str, Any]]
+from nst_train.labeling.plan import Errors
 
 
 def answers(rows: Sequence[Row], prediction: Prediction, top_k: int | None) -> tuple[pa.Table, Errors]:

@@ -17,9 +17,8 @@ from nst_data.store.counts import CalibrationCounts
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.store import Store, Version
-from nst_train.labeling.answers import Errors
 from nst_train.labeling.earlier_labels import EarlierLabels
-from nst_train.labeling.plan import PartMaker, Plan
+from nst_train.labeling.plan import Errors, PartMaker, Plan
 from nst_train.settings import LabelSettings
 from nst_train.teacher_names import TeacherName, is_in_store
 from nst_train.zero_shot_settings import ZeroShot

@@ -1,32 +1,30 @@
 """The un-noised teacher over a pool: soft labels, shard by shard (Algorithm 1, step 2)."""
 
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
-from nst_data.labeled_version import LabeledVersion
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sources import Source, labels_in
 from nst_data.sources.labeled_pool import open_labeled_pool
-from nst_data.store.files import disk_use, space_warning
+from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, Request
-from nst_data.store.store import Staging, Store, Version
-from nst_train.classifiers.teacher_calibration import calibration_input
-from nst_train.labeling.begin import begin, note_images
+from nst_data.store.store import Store, Version
+from nst_train.classifiers.lineage import calibration_input, teacher_entries
+from nst_train.labeling.begin import begin
 from nst_train.labeling.grown import Grown
-from nst_train.labeling.labeling import NoAnswerError
 from nst_train.labeling.like import Like
-from nst_train.labeling.on_ray import on_ray
 from nst_train.labeling.plan import Plan, Whole
-from nst_train.labeling.prepared import Prepared
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.zero_shot_settings import ZeroShot
 
-_ROW_BYTES = 100  # key, hashes and numbers
+if TYPE_CHECKING:
+    from nst_train.labeling.prepared import Prepared
+
 _POOL_HINT = "was made from it; give its current location as `pool`"
 Teachers = str | Version | ZeroShot | Sequence[str | Version | ZeroShot]
 
@@ -174,8 +172,30 @@ def _of_all(store: Store, corpus: str) -> dict[str, Request]:
 
 
 @dataclass
-class _Driver(Prepared):
-    """What all ways of labeling have in common: the version is begun, what is missing labeled, and sealed."""
+class _Driver:
+    """What all ways of labeling have in common: the version is found, or begun, and what is missing labeled.
+
+    A finished one is found without a network library where its teachers are in the store.
+    """
+
+    store: Store
+    names: Sequence[TeacherName]
+    settings: LabelSettings
+    run: LabelRunSettings
+    progress: Progress
+    calibration: Source | None = None
+
+    @property
+    def teachers(self) -> dict[str, Input]:
+        """Their entries in the lineage."""
+        entries = teacher_entries(self.names, self.store)
+        return self._prepared.teachers if entries is None else entries
+
+    @cached_property
+    def _prepared(self) -> "Prepared":
+        from nst_train.labeling.prepared import Prepared
+
+        return Prepared(self.store, self.names, self.settings, self.run, self.progress, self.calibration)
 
     def make(self, plan: Plan, corpus: str, generation: int | None = None) -> Version:
         """Label what is missing and seal; where another process seals first, its version is the result."""
@@ -185,23 +205,8 @@ class _Driver(Prepared):
             read["calibration"] = self.calibration
         request = plan.request(self.settings.for_request(), inputs)
         staged = begin(self.store, request, corpus, generation, read, self.settings.limit, self.run, self.progress)
-        return staged if isinstance(staged, Version) else staged.shared(lambda: self._make(staged, plan, read))
+        if isinstance(staged, Version):
+            return staged
+        from nst_train.labeling.make import make
 
-    def _make(self, staging: Staging, plan: Plan, read: Mapping[str, Source]) -> Version:
-        note_images(staging, read, self.run, self.progress)
-        since = time.monotonic()
-        with ExitStack() as stack:
-            with staging.refusable():
-                labeling = self.labeling(staging, plan) if self.run.engine == "local" else stack.enter_context(on_ray(self, staging, plan))
-            self._say_size(labeling.version, labeling.teacher_counts["top_k"])
-            try:
-                return labeling.version.make(labeling, since, self.run.retry_errors)
-            except NoAnswerError:
-                staging.discard()
-                raise
-
-    def _say_size(self, version: LabeledVersion, top_k: int | None) -> None:
-        staging, plan, classes = version.staging, version.shards.plan, len(version.class_names)
-        needed = plan.rows * ((2 * classes if top_k is None else 6 * top_k) + _ROW_BYTES)
-        images, shards = f"{plan.rows:,} image{'s' * (plan.rows > 1)}", f"{len(plan):,} shard{'s' * (len(plan) > 1)}"
-        self.progress.say(f"{staging.ref}: {images} in {shards}, {disk_use(needed)} on disk{space_warning(staging.folder, needed)}")
+        return staged.shared(lambda: make(self._prepared, staged, plan, read))

@@ -17,8 +17,7 @@ from nst_data.store.inputs import EditionInputs, Input
 from nst_data.store.manifest import EditionManifest, EditionRequest, Kind, Request
 from nst_data.store.store import Version
 from nst_data.tables.shards import TableReader
-from nst_train.labeling.answers import Errors
-from nst_train.labeling.plan import PartMaker, Plan
+from nst_train.labeling.plan import Errors, PartMaker, Plan
 
 OTHER_BYTES = "differs from the image that was selected"
 

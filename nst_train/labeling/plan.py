@@ -14,8 +14,8 @@ from nst_data.sources import Source
 from nst_data.store.counts import CalibrationCounts, Counts, GenerationCounts, LabelCounts
 from nst_data.store.inputs import GenerationInputs, Input
 from nst_data.store.manifest import GenerationRequest, Kind, Request
-from nst_train.labeling.answers import Errors
 
+Errors = list[dict[str, Any]]
 RowNumbers = range | NDArray[np.int64]
 
 

@@ -20,8 +20,9 @@ from nst_data.store.store import Staging, Store
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.classifiers.inference import Computation, choose_computation, computation_of
+from nst_train.classifiers.lineage import teacher_entries
 from nst_train.classifiers.teacher_calibration import fit
-from nst_train.classifiers.teachers import Teacher, load_teacher, teacher_entries
+from nst_train.classifiers.teachers import Teacher, load_teacher
 from nst_train.labeling.labeling import Labeling
 from nst_train.labeling.plan import Plan
 from nst_train.settings import LabelRunSettings, LabelSettings

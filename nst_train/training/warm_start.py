@@ -9,7 +9,8 @@ from nst_data.progress import Progress
 from nst_data.sources import match_classes
 from nst_data.store.inputs import Input
 from nst_data.store.store import Store
-from nst_train.classifiers.teachers import load_classifier, teacher_input
+from nst_train.classifiers.lineage import teacher_input
+from nst_train.classifiers.teachers import load_classifier
 from nst_train.networks.heads import heads_of
 from nst_train.networks.weights import differences
 from nst_train.settings import TrainSettings
