@@ -24,15 +24,15 @@ def label_row(row, image, label, confidence, copies=1, key=None, classes=3):
     return known | {"probs": [1 / classes] * classes, "phash": 0, "duplicates": 1, "copies": copies}
 
 
-def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL, teacher=None):
-    """The next generation, of `label_row`s."""
+def seal_generation(store, rows, name="bugs", names=NAMES, settings=None, counts=None, pool=POOL, teacher=None, shards=1):
+    """The next generation, of `label_row`s, in so many shards."""
     per_class = {one: sum(row["label"] == label for row in rows) for label, one in enumerate(names)}
     counts = COUNTS["generation"] | {"pool": len(rows), "labeled": len(rows), "per_class": per_class} | (counts or {})
     request = GenerationRequest(
         settings={"number": len(store.versions(name)), **(settings or {})},
         inputs={"pool": pool} | ({"teacher": teacher} if teacher else {}),
     )
-    return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts)
+    return _seal(store.begin(request, name), "pseudo_labels", rows, pseudo_labels_schema(names), names, counts, shards)
 
 
 def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL):
@@ -49,7 +49,9 @@ def seal_edition(store, parent, rows, names=NAMES, role="generation", pool=POOL)
     return _seal(staging, "balanced", rows, balanced_schema(names), names, counts)
 
 
-def _seal(staging, table, rows, schema, names, counts):
-    path = ShardPlan(1, 1, table).file(0)
-    sealed = write_parquet(staging.build / path, [pa.Table.from_pylist(rows, schema=schema)], schema)
-    return staging.seal(staging.describe({path: sealed}, list(names), counts))
+def _seal(staging, table, rows, schema, names, counts, shards=1):
+    plan, files = ShardPlan(shards, 1, table), {}
+    for shard in range(shards):
+        part = rows[len(rows) * shard // shards : len(rows) * (shard + 1) // shards]
+        files[plan.file(shard)] = write_parquet(staging.build / plan.file(shard), [pa.Table.from_pylist(part, schema=schema)], schema)
+    return staging.seal(staging.describe(files, list(names), counts))

@@ -7,20 +7,44 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sealed_labels import label_row, seal_generation
 
 from nst_data.errors import NstError
+from nst_data.selection.editions import balance
+from nst_data.settings import BalanceSettings
 from nst_data.store.files import hash_file
+from nst_data.store.store import Store
 from nst_data.tables import shards as pseudo_labels
 from nst_data.tables.schema import pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards, ShardWriter, TableReader
 
 NAMES = ["ant", "bee", "cat"]
 SCHEMA = pseudo_labels_schema(NAMES)
+
+
+@pytest.fixture
+def few_open_files():
+    """Within it a process may open so many files more than now."""
+    import resource
+
+    @contextmanager
+    def limit(more):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+        os.close(opened)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + more, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    return limit
 
 
 def table(start, stop, names=NAMES):
@@ -258,6 +282,18 @@ def test_a_reader_takes_rows_from_any_shards_and_row_groups(shards, monkeypatch,
     assert found["id"].to_pylist() == wanted
     assert found["key"].to_pylist() == [f"{number}.png" for number in wanted]
     assert [number for batch in reader.batches(["id"]) for number in batch["id"].to_pylist()] == list(range(10))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_version_has_more_shards_than_a_process_may_open_files(tmp_path, few_open_files):
+    store, kept = Store(tmp_path), [label_row(row, f"image {row}", row % 3, 0.5 + row / 1000) for row in range(200)]
+    version = seal_generation(store, kept, shards=200)
+    reader = TableReader(version.folder, "pseudo_labels")
+    with few_open_files(100):
+        found = balance(store, version, BalanceSettings(per_class=50))
+        assert reader.take(np.arange(200), ["id"])["id"].to_pylist() == list(range(200))
+        assert reader.take(np.arange(150), ["id"])["id"].to_pylist() == list(range(150))
+    assert found.manifest.counts.copies == 150
 
 
 def test_a_version_without_the_table_is_refused(tmp_path):

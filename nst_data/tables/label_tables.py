@@ -57,8 +57,8 @@ def damage_is_named(refs: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if os.strerror(errno.ENOSPC) in str(error):
-            raise  # no damage: what is written on the way filled the disk
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EMFILE)):
+            raise  # no damage: what is written on the way filled the disk, or the system allows too few open files
         if (said := spark_says(error)) is not None:
             raise NstError(f"{refs}: Spark failed ({said}); `verify()` checks whether the labels have changed") from None
         if not isinstance(error, (pl.exceptions.PolarsError, *DAMAGE)):

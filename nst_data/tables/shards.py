@@ -331,6 +331,7 @@ def parquet_writer(file: HashedWriter | Path, schema: pa.Schema) -> pq.ParquetWr
     )
 
 
+_OPEN_FILES = 32  # of a table, of which some systems allow a process 256 in all
 _REPEATING = ("label", "top_labels", "duplicates", "copies", "reason")
 
 
@@ -360,29 +361,43 @@ def table_files(folder: Path, table: str) -> list[Path]:
 
 
 class TableReader:
-    """Rows of a sealed table by position, read row group by row group."""
+    """Rows of a sealed table by position, read row group by row group. Few of its files are open at a time, however many there are."""
 
     def __init__(self, folder: Path, table: str) -> None:
-        # unbuffered: else each file keeps in memory what was read of it, until in the end the whole table is there
-        self._files = [pq.ParquetFile(file, pre_buffer=False) for file in table_files(folder, table)]
-        groups = [(file, group) for file in self._files for group in range(file.metadata.num_row_groups)]
-        self._groups = groups
-        self._starts = np.cumsum([0, *(file.metadata.row_group(group).num_rows for file, group in groups)])
-        self.schema: pa.Schema = self._files[0].schema_arrow
+        self._files = table_files(folder, table)
+        footers = [pq.read_metadata(file) for file in self._files]
+        self._groups = [(file, group) for file, footer in zip(self._files, footers, strict=True) for group in range(footer.num_row_groups)]
+        rows = [footer.row_group(group).num_rows for footer in footers for group in range(footer.num_row_groups)]
+        self._starts = np.cumsum([0, *rows])
+        self._opened: dict[Path, pq.ParquetFile] = {}  # the one that was read last at the end
+        self.schema: pa.Schema = footers[0].schema.to_arrow_schema()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows in order, piece by piece."""
-        for file in self._files:
-            yield from file.iter_batches(columns=list(columns))
+        for path in self._files:
+            with _opened(path) as file:
+                yield from file.iter_batches(columns=list(columns))
 
     def take(self, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """The rows at these increasing positions."""
         tables = [self.schema.empty_table().select(list(columns))]
         for group in np.unique(np.searchsorted(self._starts, rows, side="right") - 1):
-            file, number = self._groups[group]
+            path, number = self._groups[group]
             here = rows[(rows >= self._starts[group]) & (rows < self._starts[group + 1])] - self._starts[group]
-            tables.append(file.read_row_group(number, columns=list(columns)).take(here))
+            tables.append(self._kept_open(path).read_row_group(number, columns=list(columns)).take(here))
         return pa.concat_tables(tables)
+
+    def _kept_open(self, path: Path) -> pq.ParquetFile:
+        file = self._opened.pop(path, None) or _opened(path)
+        self._opened[path] = file
+        if len(self._opened) > _OPEN_FILES:
+            self._opened.pop(next(iter(self._opened))).close()
+        return file
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """Unbuffered: else a file keeps in memory what was read of it, until in the end the whole table is there."""
+    return pq.ParquetFile(path, pre_buffer=False)
