@@ -119,9 +119,6 @@ def remove(ref: _Removable, store: StoreOption = None) -> None:
     """Delete a version that nothing else was made from, an unfinished one, or features, which are computed again when needed."""
     from nst_data.features.kept import is_features_ref, remove_features
 
-    if "@" not in ref:
-        raise typer.BadParameter(f"name the version to delete, as in {ref}@gen-1", param_hint="REF")
-
     there = open_store(store)
     gone = remove_features(there, ref, progress=terminal()) if is_features_ref(ref) else there.remove(ref, terminal().say)
     print(f"removed {gone if there.address is None else f'{ref} from {there.location}'}")

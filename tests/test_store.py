@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -317,6 +318,37 @@ def test_remove_refuses_while_something_is_being_made_from_it(store):
     store.begin(request("edition", digest=parent.manifest.digest, ref=parent.ref), "flowers", generation=1)
     with pytest.raises(NstError, match=r"flowers@gen-1\.1"):
         store.remove("flowers@gen-1")
+
+
+@pytest.mark.parametrize(
+    ("ref", "line"),
+    [
+        ("flowers", r"flowers: expected a version with its number, as in flowers@gen-1"),
+        ("flowers@", r"version '': expected gen-N or gen-N\.K"),
+    ],
+)
+def test_remove_takes_no_name_for_its_newest_version(store, ref, line):
+    version = make(store)
+    with pytest.raises(UsageError, match=line):
+        store.remove(ref)
+    assert store.open(version.ref)
+    with pytest.raises(UsageError, match=r"version '': expected gen-N"):
+        store.open("flowers@")
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        ({"generation": -1}, "`generation`: expected a whole number of at least 0, found -1"),
+        ({"generation": "1/../../evil"}, "`generation`: expected a whole number of at least 0, found '1/../../evil'"),
+        ({"generation": True}, "`generation`: expected a whole number of at least 0, found True"),
+        ({"generation": 1, "edition": 0}, "`edition`: expected a whole number of at least 1, found 0"),
+    ],
+)
+def test_a_number_that_no_version_can_have_is_refused_before_anything_is_written(store, number, line):
+    with pytest.raises(UsageError, match=f"^{re.escape(line)}$"):
+        store.begin(request(), "flowers", **number)
+    assert not list(store.root.rglob("*"))
 
 
 def test_remove_takes_an_unfinished_version(store):

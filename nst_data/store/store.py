@@ -117,13 +117,13 @@ class Store:
             if kinds and ref.manifest.kind not in kinds:
                 raise UsageError(f"{ref.ref}: expected {_either(kinds)}, found {_either([ref.manifest.kind])}")
             return ref
-        name, _, number = ref.partition("@")
+        name, at, number = ref.partition("@")
         if HubReference.of_repository(name):
             raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` downloads one from the Hub")
         check_name(name)
         if name == "features" and number and not Number.is_one(number):
             raise UsageError(f"{ref}: expected a version, found features; `remove_features(store, {ref!r})` deletes them")
-        wanted = Number.parse(number) if number else None
+        wanted = Number.parse(number) if at else None
         of_kind = [version for version in self.versions(name) if not kinds or version.manifest.kind in kinds]
         if wanted is not None:
             of_kind = [version for version in of_kind if version.number == wanted]
@@ -175,8 +175,11 @@ class Store:
         `generation` (with `edition`, for an edition) asks for a number; one that other settings took is an error.
         An edition without a generation is the first of a new one; `first` is the first generation of a name.
         `earlier` are other forms of the same request: what was made by one of them is found too.
+        Raises UsageError for a name or a number that no version can have.
         """
         check_name(name)
+        _check_number("generation", generation, 0)
+        _check_number("edition", edition, 1)
         self.check_name_is_free_for(name, request.kind)
         # one look, so that of two that ask at once both find the other's or take the same number;
         # stagings first: one that is sealed between the two is in both, never in neither
@@ -222,12 +225,15 @@ class Store:
             The folder that is gone.
 
         Raises:
+            UsageError: It is no version of the store, or not named with its number.
             AtWorkError: It is being made.
             NstError: Something else in the store was made from it.
         """
-        name, _, number = ref.partition("@")
+        name, at, number = ref.partition("@")
         check_name(name)
-        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)] if number else []
+        if not at:  # a bare name means the newest version elsewhere, which is not meant to be guessed here
+            raise UsageError(f"{ref}: expected a version with its number, as in {ref}@gen-1")
+        run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)]
         self.refresh(name)
         for folder in run:
             if folder.is_dir():
@@ -369,6 +375,11 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(f"name {name!r}: expected letters, digits, '.', '_' and '-' (at most 96, beginning with a letter or digit)")
     return name
+
+
+def _check_number(setting: str, number: object, lowest: int) -> None:
+    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < lowest):
+        raise UsageError(f"`{setting}`: expected a whole number of at least {lowest}, found {number!r}")
 
 
 def why_taken(holder: Version | Staging, request: Request) -> str:
