@@ -78,7 +78,7 @@ class TrainSettings(Settings):
     steps: Annotated[int | None, Later(None)] = Field(None, ge=1, le=10**9, description="Number of training steps, instead of `epochs`.")
     batch_size: int = Field(2048, ge=1, description="Labeled images per step, summed over all processes (global batch size).")
     ratio: int = Field(1, ge=1, description="Pseudo-labeled images per step, as a multiple of the labeled ones.")
-    optimizer: str = Field("rmsproptf", description="Any optimizer of timm.optim.create_optimizer_v2.")
+    optimizer: str = Field("rmsproptf", description="An optimizer of timm (timm.optim.list_optimizers).")
     learning_rate: float = Field(
         0.016, gt=0, le=LARGEST_RATE, description="Base learning rate for 256 labeled images; scaled linearly with the batch size."
     )

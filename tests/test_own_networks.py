@@ -57,6 +57,21 @@ def test_blocks_that_it_does_not_have_cannot_be_skipped(tiny_store, teacher):
         train(store, "own", open_source(str(labeled), labeled=True), settings, run=RUN)
 
 
+def tied(classes):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, classes))
+    network[3].weight = network[2].weight
+    return network
+
+
+def test_weights_that_two_layers_share_are_refused_before_any_step(tiny_store):
+    store, labeled, _ = tiny_store
+    register_network("own_tied", tied, image_size=16)
+    settings = TrainSettings(**SETTINGS | {"model": "own_tied"})
+    with pytest.raises(NstError, match=r"own_tied: 2\.weight and 3\.weight share their weights.*give each its own"):
+        train(store, "own-tied", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert "own-tied@gen-0" not in store.unfinished()
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("test_resnet", "test_resnet:.*timm network; choose another"), ("my-net", "expected a name of letters")]
 )

@@ -294,6 +294,14 @@ def test_a_training_is_checkpointed_and_sealed_whatever_its_memory_order_and_opt
     assert version.verify() == []
 
 
+@pytest.mark.parametrize("optimizer", ["adafactorbv", "adahessian", "fusedadam"])
+def test_an_optimizer_that_a_training_would_fail_with_is_refused_before_any_step(tiny_store, optimizer):
+    store, labeled, _ = tiny_store
+    with pytest.raises(NstError, match=f"optimizer {optimizer}: cannot be used here .*; choose another"):
+        train(store, "odd", open_source(str(labeled), labeled=True), TrainSettings(**TINY | {"optimizer": optimizer}), run=RUN)
+    assert "odd@gen-0" not in store.unfinished()
+
+
 def test_the_order_in_memory_is_chosen_once_kept_over_a_resume_and_named_in_the_manifest(tiny_store, monkeypatch):
     store, labeled, _ = tiny_store
     source, settings = open_source(str(labeled), labeled=True), TrainSettings(**TINY)

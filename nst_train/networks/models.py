@@ -156,10 +156,11 @@ def _of_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
 
 @torch.no_grad()
 def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
-    """Raises NstError where the network does not take images of this size, or does not give a number for each class.
+    """Raises NstError where the network does not take images of this size, does not give a number for each class, or ties its weights.
 
     `at_once` images pass it together in training: batch-norm, for one, refuses a single value for each channel.
     """
+    _check_untied(network, settings.model)
     network.eval()
     size = data_config["input_size"]
     for side, name in ((size[-1], "image_size"), (settings.test_size, "test_size")):
@@ -176,6 +177,15 @@ def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[st
         except NstError as error:
             raise NstError(f"{settings.model}: {error}") from None
     _check_training(network, settings, torch.zeros(min(at_once, 2), *size), classes)
+
+
+def _check_untied(network: nn.Module, name: str) -> None:
+    """Raises NstError for weights that lie at one place under two names: safetensors has no such, and their average would be another."""
+    known: dict[int, str] = {}
+    for weight, tensor in network.state_dict().items():
+        first = known.setdefault(tensor.untyped_storage().data_ptr(), weight) if tensor.numel() else weight
+        if first != weight:
+            raise NstError(f"{name}: {first} and {weight} share their weights, which its file cannot hold; give each its own")
 
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:

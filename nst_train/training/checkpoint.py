@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -85,11 +85,19 @@ def save_checkpoint(
         shutil.rmtree(older)
 
 
+def check_can_be_saved(optimizer: Optimizer) -> None:
+    """Raises NstError for an optimizer, which has taken a step, whose state a checkpoint cannot hold."""
+    tensors, numbers = _flat(optimizer.state_dict()["state"])
+    save(_on_cpu(tensors))
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
+    json.dumps({"optimizer": numbers, "groups": groups}, default=_number)
+
+
 def _number(value: object) -> float:
     """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
-    raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold; use another `optimizer`")
+    raise NstError(f"it keeps a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def load_checkpoint(
@@ -155,7 +163,11 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file(_on_cpu(tensors), path)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _flat(state: dict[int, dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,6 +25,7 @@ from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.loss import balanced_weights
+from nst_train.training.optimizer import check_optimizer
 from nst_train.training.readable import check_classes, say_lost_classes, unreadable_images
 from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.step import Step, make_step
@@ -108,6 +109,7 @@ class Training:
         check_room(images, data_config["input_size"][-1], run.workers_on(kind), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
         check_size(network, settings, data_config, len(class_names), at_once)
+        check_optimizer(settings, this_process().device)
         weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
         counted = len(labeled) if source is not None or pseudo is None else images_that_count(len(pseudo), settings)
         step = make_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)

@@ -8,7 +8,10 @@ from torch import nn
 
 from nst_data.errors import NstError, first_line
 from nst_train.settings import TrainSettings
+from nst_train.training.checkpoint import check_can_be_saved
 from nst_train.training.schedule import Schedule
+
+_SHAPES = [(8, 3, 3, 3), (8,), (160, 160)]  # a convolution, a bias, a matrix that optimizers with factors have factors for
 
 
 def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedule) -> torch.optim.Optimizer:
@@ -25,6 +28,23 @@ def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedu
     except (ValueError, TypeError) as error:
         raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
     return optimizer
+
+
+def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
+    """Take a step for weights of a few shapes, and keep what the optimizer knows then as a checkpoint does.
+
+    Raises NstError: some optimizers of timm need a GPU, second derivatives, or have a state that no checkpoint holds.
+    """
+    weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in _SHAPES]
+    try:
+        optimizer: Any = create_optimizer_v2(weights, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum)
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        with torch.random.fork_rng(devices=[]):  # some draw in a step
+            optimizer.step()
+        check_can_be_saved(optimizer)
+    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError, NstError) as error:
+        raise NstError(f"optimizer {settings.optimizer}: cannot be used here ({first_line(error)}); choose another `optimizer`") from None
 
 
 def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
