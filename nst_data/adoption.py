@@ -23,7 +23,7 @@ from nst_data.progress import Progress, Task, on_this_terminal
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.settings import ROWS_PER_SHARD, AdoptSettings, ReadableSettings
 from nst_data.sources import Row, Source, open_source
-from nst_data.sources.labels import names_in
+from nst_data.sources.labels import ClassNames, file_of, names_in
 from nst_data.store.counts import GenerationCounts, LabelCounts
 from nst_data.store.files import disk_use, space_warning
 from nst_data.store.inputs import GenerationInputs, Input
@@ -52,7 +52,7 @@ def adopt(
     smoothing: float = 0.0,
     key: str | None = None,
     pool: Source | None = None,
-    class_names: str | None = None,
+    class_names: ClassNames | None = None,
     teacher: str | None = None,
     top_k: int | None = None,
     rows_per_shard: int = ROWS_PER_SHARD,
@@ -80,9 +80,11 @@ def adopt(
         key: Its column that names the image of each row: the key, the path or the file name of one image of `pool`, whose other images
             stay unlabeled; `image_hash` names it by its content. By default that with a name such as `filename`, `path` or `image`.
         pool: Where the images are that the table names.
-        class_names: A file with one class name per line, in the order of the numbers; by default the table's own, or those that occur.
+        class_names: The class names in the order of the numbers, or a file with one per line; by default the table's own, or those that
+            occur.
         teacher: What made the labels, such as `hf-hub:OWNER/NAME`.
-        top_k: Keep so many of the largest probabilities; by default all, of more than 1,000 classes 100.
+        top_k: Keep so many of the largest probabilities; by default all that a row names, and 100 where it has one for each of more than
+            1,000 classes.
         rows_per_shard: Rows per parquet shard; progress is saved after each shard.
         generation: Use this generation number, from 1, instead of the next free one.
         max_unreadable: Largest tolerated share of unreadable images, in [0, 1].
@@ -95,6 +97,7 @@ def adopt(
         UsageError: The arguments do not go together, or class names are missing.
         NstError: Soft labels, keys or images cannot be taken as they are; rerun, it reads unreadable images again.
     """
+    max_unreadable = ReadableSettings(max_unreadable=max_unreadable).max_unreadable
     settings = AdoptSettings(
         probs=probs, label_column=label_column, logits=logits, smoothing=smoothing, key=key, top_k=top_k, rows_per_shard=rows_per_shard
     )
@@ -105,7 +108,8 @@ def adopt(
     asked = Asked(probs, label_column, key, logits, given)
     tables = [_opened(store, one, pool, asked) for one in _several(table, pool)]
     images = pool or tables[0].images
-    members = [_read(one, images, given, class_names, smoothing, progress) for one in tables]
+    file = None if class_names is None else file_of(class_names)
+    members = [_read(one, images, given, file, smoothing, progress) for one in tables]
     for line in [*images.remarks(), *(remark for one in members for remark in one.remarks)]:
         progress.say(line)
     averaged = AveragedLabels([Member(one.location, one.reader, one.rows) for one in members], images) if len(members) > 1 else None
@@ -117,7 +121,7 @@ def adopt(
     inputs = GenerationInputs(
         pool=images.lineage,
         **{f"adopted_{number}" if number > 1 else "adopted": one.entry(progress) for number, one in enumerate(members, start=1)},
-        **({"class_names": Input(ref=str(Path(class_names).absolute()), digest=json_digest(names))} if class_names else {}),
+        **({"class_names": Input(ref=_reference(class_names), digest=json_digest(names))} if class_names else {}),
         **({"teacher": _named_teacher(teacher)} if teacher is not None else {}),
     )
     staged = store.begin(GenerationRequest(settings=settings.for_request(), inputs=inputs), corpus, generation)
@@ -175,8 +179,8 @@ def _read(table: LabelTable, images: Source, names: Sequence[str] | None, file: 
 def _several(table: Source | str | Path | Sequence[Source | str | Path], pool: Source | None) -> list[Source | str]:
     """The tables, in order. Raises UsageError where several have no pool that they are about."""
     given = [table] if isinstance(table, Source | str | Path) else list(table)
-    if not given or not all(isinstance(one, Source | str | Path) for one in given):
-        raise UsageError(f"`table`: expected labels as a source or where they are, or several of these, found {table!r}")
+    if not given:
+        raise UsageError("`table`: expected labels as a source or where they are, or several of these, found none")
     if len(given) > 1 and pool is None:
         raise UsageError("several tables of labels are averaged for the images of `pool` SOURCE; add it")
     return [str(one) if isinstance(one, Path) else one for one in given]
@@ -191,6 +195,11 @@ def _opened(store: Store, table: Source | str, pool: Source | None, asked: Asked
             raise UsageError(f"{table}: lists image paths but contains no images; pass them with `pool` SOURCE")
         table = open_source(table, indexes=store.indexes)
     return of_source(table, asked, with_key=False)
+
+
+def _reference(class_names: ClassNames) -> str:
+    """Where class names are; for those that were given as a list, what a command would name a file of them by."""
+    return str(Path(class_names).absolute()) if isinstance(class_names, str | Path) else "CLASS_NAMES"
 
 
 def _named_teacher(text: str) -> Input:

@@ -4,8 +4,10 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
 
 from nst_data.errors import UsageError
 from nst_data.interrupts import heed_interrupts
@@ -13,6 +15,11 @@ from nst_data.interrupts import heed_interrupts
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _SUCH_AS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+    "Path": "a path",
     "Store": "a store, such as Store('nst-store')",
     "Source": "a source, such as open_source('photos')",
     "Version": "a version or its name",
@@ -20,8 +27,11 @@ _SUCH_AS = {
 }
 
 
+_LISTS = {"Source": "a list of sources, such as [open_source('photos/test')]", "str": "a list of texts"}
+
+
 def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, which raises UsageError for a store, source, version or settings of another kind than its annotation names.
+    """The function, which raises UsageError for an argument of another kind than its annotation names.
 
     While it works, Ctrl-C ends its waits.
     """
@@ -34,26 +44,53 @@ def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
             arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:
             return function(*args, **kwargs)  # says itself what is missing
-        kinds = _kinds_by_name(function)
+        hints = _hints_of(function)
         for name, value in arguments.items():
-            if name in kinds and not isinstance(value, kinds[name]):
-                raise UsageError(f"`{name}`: expected {_described(kinds[name])}, found {value!r}")
+            if name in hints and not _is_one(value, hints[name]):
+                raise UsageError(_fault(name, value, hints[name]))
         return function(*args, **kwargs)
 
     return call
 
 
 @functools.cache
-def _kinds_by_name(function: Callable[..., Any]) -> dict[str, tuple[type, ...]]:
-    """The classes that an argument may have, for those that take one of ours."""
-    kinds = {}
-    for name, hint in typing.get_type_hints(function).items():
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        are_classes = all(isinstance(one, type) and not typing.get_origin(one) for one in options)
-        if name != "return" and are_classes and any(one.__module__.startswith("nst_") for one in options):
-            kinds[name] = options
-    return kinds
+def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(function)
 
 
-def _described(kinds: tuple[type, ...]) -> str:
-    return " or ".join(_SUCH_AS.get(one.__name__, f"{one.__name__}(...)") for one in kinds if one.__module__.startswith("nst_"))
+def _fault(name: str, value: object, hint: Any) -> str:  # noqa: ANN401 - any type annotation
+    """What is wrong with an argument; of a list, with its first wrong item."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        for items in (typing.get_args(one)[0] for one in options if typing.get_origin(one) is Sequence):
+            at, item = next((place, item) for place, item in enumerate(value) if not _is_one(item, items))
+            return f"`{name}[{at}]`: expected {_described(items)}, found {item!r}"
+    return f"`{name}`: expected {_described(hint)}, found {value!r}"
+
+
+def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annotation
+    """Whether a value is of the kind that an annotation names, as far as that is looked at: what is inside mappings is not."""
+    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_one(value, one) for one in inside)
+    if origin is Sequence:
+        return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(_is_one(one, inside[0]) for one in value)
+    if origin in (int, float):
+        return isinstance(value, (int, np.integer) if origin is int else (int, float, np.number)) and not isinstance(value, bool)
+    return not isinstance(origin, type) or isinstance(value, origin)
+
+
+def _described(hint: Any) -> str:  # noqa: ANN401 - any type annotation
+    """What an annotation names, in words."""
+    origin, inside = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        is_version = any(getattr(one, "__name__", "") == "Version" for one in inside)  # whose name is the text
+        named = [one for one in inside if one is not types.NoneType and not (one is str and is_version)]
+        return " or ".join(dict.fromkeys(map(_described, named)))
+    if origin is Sequence:
+        name = getattr(inside[0], "__name__", "")
+        return _LISTS.get(name) or f"a list, each of it {_described(inside[0])}"
+    if origin is typing.Literal:
+        return " or ".join(map(repr, inside))
+    name = getattr(origin, "__name__", str(origin))
+    return _SUCH_AS.get(name) or (f"{name}(...)" if origin.__module__.startswith("nst_") else name)

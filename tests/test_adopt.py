@@ -147,6 +147,9 @@ def test_a_pattern_of_tables_without_names_takes_them_from_a_file(tmp_path, stor
     assert [row["label"] for row in rows(version)] == LABELS[0::2] + LABELS[1::2]
     assert version.manifest.class_names == NAMES
     assert version.manifest.request.inputs.class_names.ref == names_file
+    listed = adopt(store, "listed", pool, probs="p", class_names=NAMES)
+    assert listed.manifest.request.inputs.class_names.digest == version.manifest.request.inputs.class_names.digest
+    assert [row["label"] for row in rows(listed)] == [row["label"] for row in rows(version)]
 
 
 def keyed(path, keys, which, **columns):

@@ -101,6 +101,6 @@ def test_tables_of_other_images_or_classes_are_not_averaged(tmp_path, pool, name
         adopt(store, "mean", [whole, other], pool=pool, progress=Progress())
     with pytest.raises(UsageError, match=r"several tables.*`pool` SOURCE"):
         adopt(store, "mean", [whole, whole], progress=Progress())
-    with pytest.raises(UsageError, match=r"`table`:.*source.*, found \[3\]"):
+    with pytest.raises(UsageError, match=r"`table\[0\]`: expected a source, .*, found 3"):
         adopt(store, "mean", [3], pool=pool, progress=Progress())
     assert not store.root.exists()

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
+import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from selections import HASHES, f32, frame, reasons, selected
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.selection import cutoffs
 from nst_data.selection.balance import add_copies, most_confident, quota_of_quantile
 from nst_data.settings import BalanceSettings
@@ -128,6 +129,22 @@ def test_the_odd_copy_goes_with_the_image_and_not_with_its_place():
     forward, backward = copies(rows, per_class=7), copies(rows[::-1], per_class=7)
     assert forward == {4 - row: number for row, number in backward.items()}
     assert sorted(forward.values()) == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.Int32, pl.UInt16])
+def test_labels_may_be_integers_of_any_width(kind):
+    rows = frame([(0, 0, 0.5), (1, 0, 0.9), (2, 0, 0.7), (3, 1, 0.4)])
+    chosen = most_confident(rows.cast({"label": kind}), 2).collect()
+    assert chosen.equals(most_confident(rows, 2).collect())
+    left = rows.filter(pl.col("id") > 0)
+    assert add_copies(left.cast({"label": kind}), 4, seed=0).collect().equals(add_copies(left, 4, seed=0).collect())
+
+
+def test_numbers_below_what_they_can_be_are_refused():
+    with pytest.raises(UsageError, match="`per_class`: expected a whole number of at least 0, found -1"):
+        most_confident(frame([(0, 0, 0.5)]), -1)
+    with pytest.raises(UsageError, match="`max_copies`: expected a whole number of at least 1, found 0"):
+        add_copies(frame([(0, 0, 0.5)]), 2, seed=0, max_copies=0)
 
 
 def test_more_rows_than_the_quota_cannot_have_copies():

@@ -15,7 +15,7 @@ from nst_cli.commands import COMMANDS
 
 import nst_data
 import nst_train
-from nst_data import BalanceSettings, NstError, Progress, Store, adopt, balance, diff, lineage, open_source, quality
+from nst_data import BalanceSettings, Engine, NstError, Progress, Store, adopt, balance, diff, lineage, open_source, quality
 from nst_train import (
     EvaluateSettings,
     LabelRunSettings,
@@ -187,6 +187,22 @@ WRONG_CALLS = {  # what a user may write, and what the line says
         lambda it: balance(it.store, Path("tiny")),
         r"`generation`: expected a version or its name, found .*Path\('tiny'\)",
     ),
+    "labels-of-a-path-as-teacher": (
+        lambda it: label(it.store, "new", Path("x"), it.images),
+        r"`teacher`: expected a version or its name or ZeroShot\(\.\.\.\) or a list, .*, found .*Path\('x'\)",
+    ),
+    "a-number-as-name": (lambda it: label(it.store, 5, it.teacher, it.images), "`corpus`: expected text, found 5"),
+    "one-source-of-two-that-is-none": (
+        lambda it: balance(it.store, it.generation, exclude=[it.images, 5]),
+        r"`exclude\[1\]`: expected a source, such as open_source\('photos'\), found 5",
+    ),
+    "nothing-to-exclude": (lambda it: balance(it.store, it.generation, exclude=None), "`exclude`: expected a list of sources"),
+    "an-unknown-engine": (lambda it: Engine("duckdb"), "`engine`: expected 'polars' or 'spark', found 'duckdb'"),
+    "more-than-all-unreadable": (
+        lambda it: balance(it.store, it.generation, max_unreadable=50),
+        "`max_unreadable`: expected a number of at most 1, found 50",
+    ),
+    "a-name-that-is-none": (lambda it: it.store.open(5), "expected a version or its name, found 5"),
     "settings-as-a-dictionary": (
         lambda it: train(it.store, "net", it.images, {"epochs": 1}),
         r"`settings`: expected TrainSettings\(\.\.\.\), found {'epochs': 1}",

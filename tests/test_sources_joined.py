@@ -49,6 +49,15 @@ def test_rows_follow_one_another_with_the_classes_of_all(two):
     assert source.lineage.sources == tuple(map(str, two))
 
 
+def test_a_class_whose_accents_are_written_in_two_ways_is_one_class(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    one = write_class_folders(tmp_path / "one", ["ant", composed], 1)
+    other = write_class_folders(tmp_path / "other", [apart, "bee"], 1)
+    source = opened(one, other)
+    assert source.class_names == ["ant", "bee", composed]
+    assert sorted(source.labels.tolist()) == [0, 1, 2, 2]
+
+
 def test_it_has_a_fingerprint_of_its_own_that_changes_with_its_images(two):
     before = opened(*two, label_column="kind").fingerprint
     assert opened(*two, label_column="kind").fingerprint == before

@@ -117,7 +117,19 @@ def test_a_subset_of_the_classes_is_matched_where_it_is_allowed():
 def test_a_file_names_the_classes_of_integer_labels(tmp_path):
     (tmp_path / "names.txt").write_text("ant\n bee \ncat\n")
     path = write_table(tmp_path / "x.parquet", image=[png(0), png(1)], label=[1, 0])
-    assert open_source(path, labeled=True, class_names=str(tmp_path / "names.txt")).class_names == ["ant", "bee", "cat"]
+    for names in (str(tmp_path / "names.txt"), tmp_path / "names.txt", ["ant", "bee", "cat"], ("ant", "bee", "cat")):
+        assert open_source(path, labeled=True, class_names=names).class_names == ["ant", "bee", "cat"]
+    with pytest.raises(UsageError, match=r"`class_names` \(a list\): expected at least 2 distinct names.*found 1"):
+        open_source(path, labeled=True, class_names=["ant"])
+    with pytest.raises(UsageError, match=r"`class_names\[1\]`: expected text, found 2"):
+        open_source(path, labeled=True, class_names=["ant", 2])
+
+
+def test_accents_of_class_names_are_the_same_composed_or_not():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    assert match_classes([apart, "bar"], ["bar", composed], "test").tolist() == [1, 0]
+    assert match_classes([composed], ["bar", apart], "test", subset=True).tolist() == [1]
+    assert match_classes([composed, apart], [apart, composed], "test").tolist() == [1, 0]  # where both are there, each is itself
 
 
 @pytest.mark.parametrize("width", [1, 2])

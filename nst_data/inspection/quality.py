@@ -1,6 +1,6 @@
 """How good labels are, where the truth is known: accuracy, calibration, and the classes that are taken for others.
 
-Each image counts once, however many copies an edition has of it.
+Each row counts once: of a generation those with the same bytes too, of an edition an image, however many copies it has.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from nst_data.inspection.review_quality import ReviewQuality, review_quality
 from nst_data.inspection.truth import Truth, read_truth, truth_of_review
 from nst_data.progress import Progress, on_this_terminal
 from nst_data.sources import Source, match_classes
+from nst_data.sources.labels import ClassNames
 from nst_data.store.store import Store, Version
 from nst_data.store.version import is_review
 from nst_data.tables.confidence import bin_of
@@ -108,7 +109,7 @@ def quality(
     version: Version | str,
     truth: Source | Version | str | Path,
     *,
-    class_names: str | None = None,
+    class_names: ClassNames | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     pairs: int = 10,
@@ -135,7 +136,6 @@ def quality(
         NstError: The two have no image in common.
     """
     version, progress = store.open(version, "generation", "edition"), progress or on_this_terminal()
-    columns = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     names = version.manifest.class_names
     if isinstance(truth, Version) or (isinstance(truth, str) and is_review(truth)):
         review = store.open(truth, "review")
@@ -143,7 +143,8 @@ def quality(
         measured = measure(scan_labels(version), truth_of_review(review, places), names, version.ref, pairs)
         return replace(measured, review=review_quality(version, review, places))
     where = truth if isinstance(truth, Source) else str(truth)
-    read = read_truth(where, version, store, **columns, progress=progress)
+    columns = {"image_column": image_column, "label_column": label_column}
+    read = read_truth(where, version, store, class_names=class_names, **columns, progress=progress)
     return measure(scan_labels(version), read, names, version.ref, pairs)
 
 

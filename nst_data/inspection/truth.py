@@ -17,7 +17,7 @@ from nst_data.sources import Source, labels_in, match_classes, open_source
 from nst_data.sources.cells import holds_images
 from nst_data.sources.features import feature_names
 from nst_data.sources.hashing import image_hashes
-from nst_data.sources.labels import class_values, label_column, labels_of, names_in, renamed
+from nst_data.sources.labels import ClassNames, class_values, file_of, label_column, labels_of, names_in, renamed
 from nst_data.sources.patterns import is_pattern, matching
 from nst_data.store.manifest import GenerationManifest
 from nst_data.store.parent import parent_of
@@ -49,7 +49,7 @@ def read_truth(
     version: Version,
     store: Store,
     *,
-    class_names: str | None = None,
+    class_names: ClassNames | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     progress: Progress | None = None,
@@ -90,12 +90,14 @@ def _from_source(source: Source, version: Version, progress: Progress) -> Truth:
     return Truth(source.location, "image_hash", table, len(source), ambiguous, hashes.null_count())
 
 
-def _from_tables(location: str, files: list[str], version: Version, store: Store, class_names: str | None, asked: str | None) -> Truth:
+def _from_tables(
+    location: str, files: list[str], version: Version, store: Store, class_names: ClassNames | None, asked: str | None
+) -> Truth:
     table, column = _read(location, files, asked)
     given = names_in(class_names) if class_names is not None else []
     labels, names = labels_of(table[column], feature_names(table.schema, column), location, column, len(given))
     if class_names is not None:
-        labels, names = renamed(labels, names, location, given, class_names)
+        labels, names = renamed(labels, names, location, given, file_of(class_names))
     truth = match_classes(names, version.manifest.class_names, location, subset=True)[labels]
     by = next((name for name in ("image_hash", "key") if name in table.column_names), "id")
     if by == "id":

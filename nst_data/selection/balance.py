@@ -13,7 +13,7 @@ import narwhals as nw
 import polars as pl
 from narwhals.typing import IntoLazyFrameT, LazyFrameT
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.selection.cutoffs import TIES, cutoffs
 from nst_data.selection.filters import reject
 from nst_data.selection.seeded_order import ORDER_SIZE, with_seeded_order
@@ -33,16 +33,20 @@ def most_confident(
     """Drop all rows of a class but those with the highest confidence.
 
     Args:
-        labels: Rows with `id`, `image_hash`, `label` and `confidence`.
-        per_class: How many of each class stay.
+        labels: Rows with `id`, `image_hash`, `label` (an integer) and `confidence` (in [0, 1], no NaN).
+        per_class: How many of each class stay, 0 or more.
         ties: What orders equally confident rows: the smaller `image_hash`, then `id`, comes first, so that no folder does.
         counted: The number of rows that are still in, by `label` and `bin` (`cutoffs.bin_of`), where it is known.
         hashes: Where the `image_hash` of few `id`s is read, such as a scan of files; by default `labels`.
 
     Returns:
-        All rows; the dropped are `over_quota`.
+        All rows, `label` as int64; the dropped are `over_quota`.
+
+    Raises:
+        UsageError: `per_class` is negative.
     """
-    rows = nw.from_native(labels)
+    _check_at_least("per_class", per_class, 0)
+    rows = _with_int64_labels(nw.from_native(labels))
     cuts = cutoffs(_still_in(rows), "confidence", per_class, ties, counted, None if hashes is None else nw.from_native(hashes))
     judged = nw.from_native(reject(cuts.beside(rows).to_native(), "over_quota", cuts.is_past))
     return cuts.without(judged).to_native()
@@ -52,18 +56,21 @@ def add_copies(selected: IntoLazyFrameT, per_class: int, seed: int, max_copies: 
     """Repeat the rows of classes that lack images, as evenly as can be.
 
     Args:
-        selected: The rows that are left, with `label` and `image_hash`.
+        selected: The rows that are left, with `label` (an integer) and `image_hash`.
         per_class: What the copies of each class sum to.
         seed: Of the order in which rows get one copy more.
         max_copies: Repeat no row more often than this; a class may then sum to less.
 
     Returns:
-        The rows with `copies` (int32): how often each stands in the training set; those of a class differ by at most one.
+        The rows, `label` as int64, with `copies` (int32), how often each stands in the training set: in a class they differ by at most 1.
 
     Raises:
+        UsageError: `max_copies` is below 1.
         NstError: A class has more than `per_class` rows.
     """
-    rows = with_seeded_order(nw.from_native(selected), seed, COPIES, "nst_order")
+    if max_copies is not None:
+        _check_at_least("max_copies", max_copies, 1)
+    rows = with_seeded_order(_with_int64_labels(nw.from_native(selected)), seed, COPIES, "nst_order")
     return deal_copies(rows, per_class, max_copies).drop("nst_order").to_native()
 
 
@@ -121,6 +128,16 @@ def quota_of_quantile(counts: Mapping[int, int], quantile: float) -> int:
     ordered = sorted(count for count in counts.values() if count)
     # 0.55 of 100 classes are 55, and not a little more than that, as its float is
     return ordered[max(0, math.ceil(Fraction(str(quantile)) * len(ordered)) - 1)] if ordered else 1
+
+
+def _check_at_least(setting: str, number: int, lowest: int) -> None:
+    if number < lowest:
+        raise UsageError(f"`{setting}`: expected a whole number of at least {lowest}, found {number}")
+
+
+def _with_int64_labels(rows: LazyFrameT) -> LazyFrameT:
+    kind = rows.collect_schema()["label"]
+    return rows if kind == nw.Int64 else rows.with_columns(nw.col("label").cast(nw.Int64))
 
 
 def _still_in(rows: LazyFrameT) -> LazyFrameT:

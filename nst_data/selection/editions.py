@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import polars as pl
@@ -26,7 +27,7 @@ from nst_data.selection.selected_rows import ADDED, label_batches, rows_in_order
 from nst_data.selection.selection import REASONS, UNANSWERED, Selection, select
 from nst_data.self_contained.writing import is_begun, shard_counts, write_self_contained
 from nst_data.settings import BalanceSettings, ReadableSettings
-from nst_data.sources import Source, check_are_sources
+from nst_data.sources import Source
 from nst_data.sources.changes import Reading
 from nst_data.sources.labeled_pool import open_labeled_pool, pool_entry
 from nst_data.sources.unreadable import check_readable
@@ -72,6 +73,11 @@ class Engine:
     name: engines.EngineName = "polars"
     master: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for an engine that there is not."""
+        if self.name not in (known := get_args(engines.EngineName)):
+            raise UsageError(f"`engine`: expected {' or '.join(map(repr, known))}, found {self.name!r}")
+
 
 @with_checked_arguments
 def balance(
@@ -113,10 +119,7 @@ def balance(
         UsageError: The settings name a class that the teacher does not know, or the pool is not to be opened.
         NstError: No image is left, or too many of those that must be compared cannot be read.
     """
-    if isinstance(exclude, Source | str):
-        raise UsageError(f"`exclude`: expected a list of sources, such as [open_source('photos/test')], found {exclude!r}")
-    check_are_sources(**{f"exclude[{number}]": source for number, source in enumerate(exclude)})
-    engine = engine or Engine()
+    engine, max_unreadable = engine or Engine(), ReadableSettings(max_unreadable=max_unreadable).max_unreadable
     if engine.name == "spark" and store.address:
         raise UsageError(
             f"`engine` spark: {store.location} is on object storage, where Spark requires hadoop-aws and its own credentials; "

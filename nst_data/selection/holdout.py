@@ -13,7 +13,7 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.images import phash
 from nst_data.prefetch import each_in_threads
-from nst_data.progress import Progress, as_text
+from nst_data.progress import Progress, as_text, on_this_terminal
 from nst_data.selection.hash_index import HashIndex
 from nst_data.selection.overlap import LEAST_CONTRAST, Looks, looked_at
 from nst_data.sources import Source, labels_in
@@ -46,7 +46,7 @@ def hold_out(
         seed: Random seed of the split.
         kept: A folder that keeps the answer, so that the images are not read again for it the next time.
         writes: Whether a new answer is kept there; else one that is there is only read.
-        progress: How progress is shown.
+        progress: How progress is shown; by default lines on standard error.
         threads: That read and decode; by default as many as suit this machine.
 
     Returns:
@@ -56,11 +56,11 @@ def hold_out(
         UsageError: `share` is no share.
         NstError: No image can be held out.
     """
-    if not isinstance(share, int | float) or not 0 < share < 1:
+    if not 0 < share < 1:
         raise UsageError(f"`share`: expected a number above 0 and below 1, such as 0.2, found {share!r}")
     if seed < 0:
         raise UsageError(f"`seed`: expected 0 or more, found {seed}")
-    progress, labels, names = progress or Progress(), labels_in(labeled), labeled.class_names or []
+    progress, labels, names = progress or on_this_terminal(), labels_in(labeled), labeled.class_names or []
     about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
     file = kept and kept / f"{hashlib.sha256(about.encode()).hexdigest()}.npy"
     if file and file.exists():

@@ -7,13 +7,12 @@ sizes, and what was skipped or has changed.
 from nst_data.sources.labels import check_trainable, labels_in, match_classes
 from nst_data.sources.listing import read_listing, what_changed
 from nst_data.sources.opening import open_source, open_table
-from nst_data.sources.source import Buffer, Row, Source, check_are_sources
+from nst_data.sources.source import Buffer, Row, Source
 
 __all__ = [
     "Buffer",
     "Row",
     "Source",
-    "check_are_sources",
     "check_trainable",
     "labels_in",
     "match_classes",

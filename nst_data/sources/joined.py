@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources.imagenet_names import places_of
-from nst_data.sources.labels import class_numbers, labels_in
+from nst_data.sources.labels import class_numbers, composed, labels_in, places_among
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.source import Row, Source, Wanted, within
 from nst_data.store.inputs import Input
@@ -174,11 +174,11 @@ def _all_classes(sources: Sequence[Source]) -> tuple[list[str], list[NDArray[np.
         places = [_places(other, names) for other in listed]
         if all(place is not None for found in places for place in found):
             return names, [np.array(found, np.int64) for found in places]
-    names = sorted({name for one in listed for name in one})
-    return names, [np.array([names.index(name) for name in one], np.int64) for one in listed]
+    spellings = {composed(name): name for one in reversed(listed) for name in one}  # of those that differ in it, the first source's
+    names = sorted(spellings.values())
+    return names, [np.array([names.index(spellings[composed(name)]) for name in one], np.int64) for one in listed]
 
 
 def _places(found: Sequence[str], expected: Sequence[str]) -> Sequence[int | None]:
-    where = {name: place for place, name in enumerate(expected)}
-    places = [where.get(name) for name in found]
+    places = places_among(found, expected)
     return (places_of(found, expected) or places) if None in places else places

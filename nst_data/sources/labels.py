@@ -2,8 +2,10 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ _MOST_BYTES_OF_NAMES = 2**26
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # terminals obey these, editors end lines at some
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _WHOLE = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
+ClassNames = str | Path | Sequence[str]  # a file with one per line, or the names
 _ADVICE = "Rename them, or give the names of integer labels with `class_names` FILE"
 
 
@@ -56,9 +59,8 @@ def match_classes(
     both and ends in `advice`; `subset` allows classes that are missing.
     """
     found, expected = _same_digits(found, expected)
-    where = {name: index for index, name in enumerate(expected)}
-    places = [where.get(name) for name in found]
-    if None in places or (len(set(places)) < len(where) and not subset):
+    places = places_among(found, expected)
+    if None in places or (len(set(places)) < len(expected) and not subset):
         places = places_of(found, expected) or places
     unknown = [name for name, place in zip(found, places, strict=True) if place is None]
     taken = set(places)
@@ -70,6 +72,17 @@ def match_classes(
             + f". {advice}"
         )
     return np.array(places, dtype=np.int64)
+
+
+def places_among(found: Sequence[str], expected: Sequence[str]) -> list[int | None]:
+    """For each name its place among the expected ones, None where it has none. Letters with accents are the same composed or not."""
+    where = {composed(name): place for place, name in enumerate(expected)} | {name: place for place, name in enumerate(expected)}
+    return [where.get(name, where.get(composed(name))) for name in found]
+
+
+def composed(name: str) -> str:
+    """A name as most programs write it: macOS and some archives write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _same_digits(found: Sequence[str], expected: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
@@ -288,11 +301,19 @@ def check_class_names(names: Sequence[str], where: str, count: int | None, what:
         raise NstError(f"{where}: the class name {odd[0]!r} is empty or holds control characters; give other names with `class_names` FILE")
 
 
-def names_in(file: str) -> list[str]:
-    """The class names in a file with one per line, or in a YAML file with the synonyms of each, which are not read here.
+def file_of(class_names: ClassNames) -> str:
+    """What messages call class names: their file, where they are in one."""
+    return str(class_names) if isinstance(class_names, str | Path) else "(a list)"
 
-    Raises UsageError where it cannot be read, or a line before the last name is blank.
+
+def names_in(class_names: ClassNames) -> list[str]:
+    """Class names as they are given, in a file with one per line, or in a YAML file with the synonyms of each, which are not read here.
+
+    Raises UsageError where a file cannot be read, or a line before the last name is blank.
     """
+    if not isinstance(class_names, str | Path):
+        return list(class_names)
+    file = str(class_names)
     if is_yaml(file):
         return list(texts_in_yaml(file))
     expected = "expected a text file with one class name per line"

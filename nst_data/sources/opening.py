@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.sources.addresses import address_of, local_path, open_address
@@ -18,7 +19,7 @@ from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.image_table import ImageTable, metadata_in
 from nst_data.sources.joined import Joined
 from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
-from nst_data.sources.labels import LabelsAsked, class_numbers, labels_in, names_in, renamed
+from nst_data.sources.labels import ClassNames, LabelsAsked, class_numbers, file_of, labels_in, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
 from nst_data.sources.patterns import is_pattern, matching
@@ -41,11 +42,12 @@ class NotHereError(NstError):
     """There is no such path on this machine, and what is beside it says that none of the Hub's datasets is meant."""
 
 
+@with_checked_arguments
 def open_source(
     location: str | Path | Sequence[str | Path],
     *,
     labeled: bool = False,
-    class_names: str | None = None,
+    class_names: ClassNames | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     stream: bool = False,
@@ -62,7 +64,7 @@ def open_source(
             Several labeled ones are joined to one source with the classes of all.
         labeled: Read the labels too: class folders, a column of labels, `.cls` files in a tar file, COCO's categories, or where
             images lie outside class folders the `metadata.csv` or `.jsonl` beside them.
-        class_names: A file with one class name per line, for labels that are integers without names: class K is line K, from 0.
+        class_names: Names for labels that are integers without them, or a file with one per line: class K is name K, from 0.
         image_column: Image column, if there are several.
         label_column: The column with the labels, where none is called `label`.
         stream: Read parquet files of the Hub as needed, without downloading them.
@@ -90,7 +92,8 @@ def open_source(
     for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):
         if value == "":
             raise UsageError(f"{option} '': empty column name for {locations[0]}; expected a name, or remove {option}")
-    for option, value in (("`class_names`", class_names), ("`label_column`", label_column)):
+    file = None if class_names is None else file_of(class_names)
+    for option, value in (("`class_names`", file), ("`label_column`", label_column)):
         if value is not None and not labeled:
             raise UsageError(f"{option} {value or repr(value)} is not used: labels of {locations[0]} are not read; remove it")
     kept_in = Indexes.at(indexes)
@@ -99,10 +102,10 @@ def open_source(
         _log.info("%s: %d images, read as %s", source.location, len(source), type(source).__name__)
     _check_taken("`image_column`", image_column, [source.image_column for source in sources], locations)
     _check_taken("`label_column`", label_column, [source.label_column for source in sources], locations)
-    for source in sources if class_names is not None else []:
+    for source in sources:
         found = source.class_names or []
-        if len(sources) == 1 or class_numbers(found) is not None:
-            source.labels, source.class_names = renamed(labels_in(source), found, source.location, names, str(class_names))
+        if file is not None and (len(sources) == 1 or class_numbers(found) is not None):
+            source.labels, source.class_names = renamed(labels_in(source), found, source.location, names, file)
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 

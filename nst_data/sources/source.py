@@ -301,13 +301,6 @@ class Source(ABC):
         return where
 
 
-def check_are_sources(**given: object) -> None:
-    """Raises UsageError for an argument that is no open source, such as the path of one; None is no argument."""
-    for role, value in given.items():
-        if value is not None and not isinstance(value, Source):
-            raise UsageError(f"`{role}`: expected a source, such as open_source('photos'), found {value!r}")
-
-
 def stamp_of(path: str) -> int:
     """A hash of a file's times and size; 0 for one that is not there."""
     try:

@@ -117,6 +117,8 @@ class Store:
             if kinds and ref.manifest.kind not in kinds:
                 raise UsageError(f"{ref.ref}: expected {_either(kinds)}, found {_either([ref.manifest.kind])}")
             return ref
+        if not isinstance(ref, str):
+            raise UsageError(f"expected a version or its name, found {ref!r}")
         name, at, number = ref.partition("@")
         if HubReference.of_repository(name):
             raise UsageError(f"{ref}: expected a version in the store {self.location}; `pull(store, {ref!r})` downloads one from the Hub")
