@@ -3,6 +3,7 @@ import graphlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,13 @@ def modules_after(code):
     code = f"import json, sys\n{code}\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("package", ["nst_data", "nst_train"])
+def test_the_readme_names_each_wing(package):
+    tree = (ROOT / "README.md").read_text("utf-8").partition(f"\n{package}/")[2].partition("\n\n")[0]
+    own = tree.partition("\nnst_train/")[0] if package == "nst_data" else tree.partition("\ncli/")[0]
+    assert set(re.findall(r"^  (\w+)/ ", own, re.MULTILINE)) == {folder.parent.name for folder in (ROOT / package).glob("*/__init__.py")}
 
 
 def test_help_imports_no_heavy_package():

@@ -123,6 +123,7 @@ def test_what_people_keep_in_a_repository_stays_there(hub, tiny_store):
 
     top = home.parent / "own-hub"
     own = {"LICENSE": b"as you like", "notes/why.md": b"because", "my-figure.png": b"a figure", "croissant.json": b'{"name": "mine"}'}
+    own |= {"review/why.md": b"because", "metrics.json.bak": b"{}", "errors/mine.parquet": b"PAR1", "summary.csv.gz": b"\x1f\x8b"}
     commit(top, "alice/mine", own | {"pseudo_labels/train-00000-of-00009.parquet": b"old", "confidence.png": b"old"})
     with serving(top) as (url, _):
         (done,) = nst(url, home, ["push", "tiny@gen-1.1", "alice/mine", "--public"], token=ALICE)

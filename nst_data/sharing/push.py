@@ -39,18 +39,8 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 CARD = "README.md"
-_OF_NST = (
-    MANIFEST_NAME,
-    METRICS,
-    EVAL_RESULTS,
-    "metrics.jsonl",
-    "summary.csv",
-    "errors/",
-    "pseudo_labels/",
-    "balanced/",
-    "answered/",
-    "review/",
-)  # what a version may have
+_OF_NST = (MANIFEST_NAME, METRICS, EVAL_RESULTS, "metrics.jsonl", "summary.csv")  # what a version may have beside tables and pictures
+_SHARD = re.compile(r"(errors|pseudo_labels|balanced|answered|review)/train-\d{5,}-of-\d{5,}\.parquet")
 _OF_SUITES = "reliability|severity|epsilon|corruptions|perturbations"
 _PICTURE = re.compile(rf"(confidence|class_counts|look|training_curves|generations|[\w.-]*({_OF_SUITES}))\.png")
 _BY_NST = '"name": "nst '  # the software in a croissant.json of ours
@@ -325,7 +315,8 @@ def _upload(repository: Repository, adds: list["CommitOperationAdd"], manifest: 
 
 def _is_of_nst(name: str, before: Manifest | None) -> bool:
     """Whether a file of the repository is of an earlier version, and not something that people keep there."""
-    return name.startswith(_OF_NST) or _PICTURE.fullmatch(name) is not None or (before is not None and name in before.files)
+    is_known = name in _OF_NST or any(form.fullmatch(name) for form in (_SHARD, _PICTURE))
+    return is_known or (before is not None and name in before.files)
 
 
 def _links(store: Store, version: Version, manifest: Manifest) -> dict[str, str]:

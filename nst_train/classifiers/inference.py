@@ -195,5 +195,5 @@ def placed(network: nn.Module, device: torch.device) -> nn.Module:
 
 
 def has_answer(log_probs: Float[Tensor, "images classes"]) -> Bool[Tensor, " images"]:
-    """Whether an image's probabilities are numbers. Where a logit is NaN or infinite, none of them is."""
+    """Whether an image's probabilities are numbers. Where a logit is NaN or +infinity, or all are -infinity, none of them is."""
     return ~log_probs.isnan().any(dim=1)

@@ -16,7 +16,10 @@ _HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailin
 
 
 class EarlierLabels:
-    """A generation's rows by `image_hash`. The index lies in memory-mapped files below `work`, 24 bytes for each row."""
+    """A generation's rows by `image_hash`. The index lies in memory-mapped files below `work`, 24 bytes for each row.
+
+    It is made once, in memory: about 60 bytes for each row.
+    """
 
     def __init__(self, generation: Version, work: Path) -> None:
         self._table = TableReader(generation.folder, "pseudo_labels")
