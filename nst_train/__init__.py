@@ -96,7 +96,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - what the name stands for, i
         return version("nst")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name == "EvaluateSettings":
+        value.model_rebuild()  # deferred for `nst --help`; before that `help()` shows no settings
+    return value
 
 
 def __dir__() -> list[str]:

@@ -252,6 +252,13 @@ def test_wrong_use_from_python_is_one_line_that_names_settings(it, call, line):
     assert not re.search(r"--[a-z]|\bnst [a-z]|\n", str(caught.value))
 
 
+@pytest.mark.parametrize("package", ["nst_data", "nst_train"])
+def test_the_signatures_of_settings_name_each_setting(package):
+    code = f"import inspect, {package} as face\nfor name in dir(face):\n    one = getattr(face, name)\n"
+    code += "    if hasattr(one, 'model_fields'):\n        assert list(inspect.signature(one).parameters) == list(one.model_fields), name\n"
+    subprocess.run([sys.executable, "-c", code + "print(end='')"], check=True)
+
+
 def test_a_pool_that_is_gone_is_asked_for_by_its_setting_and_a_finished_training_needs_none(tiny_store, tmp_path):
     store, labeled, pool = tiny_store
     images, edition, run = open_source(labeled, labeled=True), store.open("tiny@gen-1.1"), RunSettings(workers=0, decode_threads=1)
