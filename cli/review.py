@@ -68,7 +68,9 @@ def import_file(
 
 def export_file(
     what: Annotated[str, typer.Argument(metavar="CORPUS|REF", help="A corpus: the answers of all reviewers; or CORPUS@review-N.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="File to write: .csv, .tsv, .jsonl or, for Label Studio, .json.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="File to write, never overwritten: .csv, .tsv, .jsonl or, for Label Studio, .json.")
+    ],
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

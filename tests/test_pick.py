@@ -98,6 +98,29 @@ def test_generations_that_disagree_make_an_image_suspicious(tmp_path):
     assert suspicion_of(store, "bugs", "gen-1") is None
 
 
+@pytest.mark.parametrize("name", ["picks.csv", "picks.jsonl", "picks.parquet"])
+def test_a_list_that_is_filled_in_is_never_overwritten(tmp_path, name):
+    version = bugs(Store(tmp_path / "store"))
+    words = [
+        version.ref,
+        "--by",
+        "margin",
+        "--number",
+        2,
+        "--spread",
+        "classes",
+        "--output",
+        tmp_path / name,
+        "--store",
+        tmp_path / "store",
+    ]
+    for _ in range(2):  # the same again is no harm
+        nst(0, *words)
+    (tmp_path / name).write_bytes(b"hand work")
+    assert tells(nst(2, *words), f"{name}: already exists with other content … remove it")
+    assert (tmp_path / name).read_bytes() == b"hand work"
+
+
 def test_more_than_there_are_is_said(tmp_path):
     version = bugs(Store(tmp_path))
     said = nst(0, version.ref, "--by", "margin", "--spread", "classes", "--number", 1200, "--store", tmp_path)

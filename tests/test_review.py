@@ -126,7 +126,19 @@ def test_what_was_exported_is_imported_elsewhere(labeled_images, tmp_path, suffi
         (one.key, one.says, one.picked_by, one.seen_in) for one in there.values()
     ]
     freeze(store, "tiny")
-    assert export_answers(store, "tiny@review-1", file) == 2
+    assert export_answers(store, "tiny@review-1", file.with_stem("frozen")) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_a_file_that_somebody_filled_in_is_never_overwritten(labeled_images, tmp_path, suffix):
+    store, rows = labeled_images
+    AnswerLog(store, "tiny", "ann").append(*rows[0], class_name="bee")
+    file = tmp_path / f"answers{suffix}"
+    assert [export_answers(store, "tiny", file) for _ in range(2)] == [1, 1]  # the same again is no harm
+    file.write_text("hand work")
+    with pytest.raises(UsageError, match=rf"answers\{suffix}: already exists with other content and is not overwritten; name another file"):
+        export_answers(store, "tiny", file)
+    assert file.read_text() == "hand work"
 
 
 def test_rows_may_name_images_by_key_alone(labeled_images, tmp_path):

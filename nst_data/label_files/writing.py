@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nst_data.safe_names import cell
-from nst_data.store.files import write_text
+from nst_data.store.files import replacing
 
 
 def csv_line(values: Iterable[Any], separator: str = ",") -> bytes:
@@ -24,6 +24,12 @@ def json_line(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
+def as_json(content: object) -> bytes:
+    """A document."""
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, content: object) -> None:
     """Write a document."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    with replacing(path) as file:
+        file.write(as_json(content))

@@ -13,11 +13,11 @@ from nst_data.arguments import with_checked_arguments
 from nst_data.errors import NstError, UsageError
 from nst_data.label_files import label_studio
 from nst_data.label_files.json_rows import JsonRows
-from nst_data.label_files.writing import csv_line, json_line, write_json
+from nst_data.label_files.writing import as_json, csv_line, json_line
 from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, check_class
 from nst_data.review.freeze import classes_of
 from nst_data.sources.text_tables import DELIMITERS, delimited, header, json_lines, readable
-from nst_data.store.files import replacing
+from nst_data.store.files import write_output
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import collect, scan_labels
 from nst_data.tables.review_table import read_review
@@ -92,7 +92,7 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
         How many there are.
 
     Raises:
-        UsageError: The file has another ending, or there is no such review.
+        UsageError: The file has another ending or is there with other content, or there is no such review.
         NstError: There is no answer.
     """
     path = Path(file)
@@ -102,14 +102,14 @@ def export_answers(store: Store, what: str, file: Path | str) -> int:
         raise NstError(f"{what}: there is no answer to export yet")
     suffix = path.suffix.lower()
     if suffix == ".json":
-        write_json(path.absolute(), _as_tasks(rows))
+        write_output(path, as_json(_as_tasks(rows)))
         return len(rows)
-    with replacing(path.absolute()) as out:
-        if suffix in DELIMITERS:
-            out.write(csv_line(COLUMNS, DELIMITERS[suffix]))
-        for row in rows:
-            values = {name: row[name] for name in COLUMNS}
-            out.write(csv_line(values.values(), DELIMITERS[suffix]) if suffix in DELIMITERS else json_line(values))
+    values = [{name: row[name] for name in COLUMNS} for row in rows]
+    if suffix in DELIMITERS:
+        lines = [csv_line(one, DELIMITERS[suffix]) for one in (COLUMNS, *(row.values() for row in values))]
+    else:
+        lines = [json_line(row) for row in values]
+    write_output(path, b"".join(lines))
     return len(rows)
 
 

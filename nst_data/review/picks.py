@@ -22,7 +22,7 @@ from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
 from nst_data.safe_names import cell
 from nst_data.sources import Source
-from nst_data.store.files import replacing
+from nst_data.store.files import replacing, write_output
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
@@ -91,7 +91,7 @@ def hashes_of(version: Version, images: DistinctImages, suspicion: NDArray[np.fl
 def write_list(picks: Picks, path: Path) -> None:
     """Write the picks as CSV, JSONL or parquet, by the name of the file, with `class` and `excluded` empty for a person's answer.
 
-    Raises UsageError for another name or where there is no such folder.
+    Raises UsageError for another name, where there is no such folder, or another file: it may be filled in.
     """
     empty = pl.lit(None, dtype=pl.String)
     rows = picks.rows.select("key", "image_hash", "label", "confidence", "by", "score", "seen_in", **{"class": empty, "excluded": empty})
@@ -105,8 +105,7 @@ def write_list(picks: Picks, path: Path) -> None:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([rows.columns, *([cell(one) if isinstance(one, str) else one for one in row] for row in rows.rows())])
         content = text.getvalue().encode()
-    with replacing(path) as file:
-        file.write(content)
+    write_output(path, content)
 
 
 def check_list_name(path: Path) -> str:

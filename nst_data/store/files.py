@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import psutil
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_data.store.manifest import SealedFile
 
 _OWNER = platform.node() or "localhost"
@@ -84,6 +84,17 @@ def replacing(path: Path, parts: Path | None = None) -> Iterator[HashedWriter]:
         part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file where a user asked for it, whole or not at all.
+
+    Raises UsageError where a file with other content is: somebody may have filled it in.
+    """
+    if path.exists() and not (path.is_file() and path.read_bytes() == content):
+        raise UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
+    with replacing(path.absolute()) as file:
+        file.write(content)
 
 
 def move_over(part: Path, path: Path) -> None:

@@ -114,10 +114,20 @@ def init(
     sources = _sources(look, path.absolute().parent)
     text = recipe_text(name, look, sources, network, facts, chosen, student, device)
     parse_recipe(text, path)  # it loads, or this is a fault of ours
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    _write_new(path, text)
     has_schema = write_schema(path.absolute().parent)
     return Beginning(path, look, network, device, [*warnings(look), *said], has_schema)
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there, whole or not at all, as on a disk that is full."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:
+            path.unlink()
+            raise
 
 
 def _name_of(path: Path) -> str:
