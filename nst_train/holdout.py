@@ -1,15 +1,23 @@
 """Held-out images among processes that run together, and models that may have seen them."""
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nst_data.progress import Progress
 from nst_data.selection.holdout import hold_out, kept_holdouts
 from nst_data.sources import Source
+from nst_data.sources.changes import Reading
+from nst_data.sources.hashing import image_hashes
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.store import Store, Version
 from nst_train.device import this_process
 from nst_train.teacher_names import is_in_store
+
+_COMPARED = 5_000
 
 
 def held_out_together(
@@ -35,11 +43,30 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
 
 
 def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
-    """Say which models of the store were trained on the very images that they are evaluated on, or descend from one that was."""
+    """Say which models of the store were trained on images that they are evaluated on, or descend from one that was.
+
+    Images are told by their bytes, of a large source a sample of them, for networks that were trained in this store.
+    """
+    hashes = functools.cache(lambda: _some_hashes(scored))
     for name, version, ancestors in _with_ancestors(models, store):
-        if trained := next((one for one in ancestors if _labeled_digest(one) == scored.fingerprint), None):
+        lineage = list(ancestors)
+        seen = [(one, len(scored)) for one in lineage if _labeled_digest(one) == scored.fingerprint]
+        for one in lineage if not seen else []:
+            if len(known := Reading(one.place, "labeled").known_hashes()):
+                seen.append((one, int(np.isin(hashes(), known).sum())))
+        trained, most = max(seen, key=lambda one: one[1], default=(version, 0))
+        if most:
+            images = "these images" if most == len(scored) else f"{most:,} of the {len(hashes()):,} images"
+            images += " that were compared" if most < len(scored) and len(hashes()) < len(scored) else ""
             descends = "" if trained.ref == version.ref else f" (through {trained.ref})"
-            progress.say(f"warning: {name} was trained on these images{descends}; its score does not tell how it does on new ones")
+            progress.say(f"warning: {name} was trained on {images}{descends}; its score does not tell how it does on new ones")
+
+
+def _some_hashes(source: Source) -> NDArray[np.bytes_]:
+    """The 16 bytes of the `image_hash` of some of its images, evenly spread."""
+    rows = np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64)
+    found = [bytes.fromhex(hashed) for _, hashed in image_hashes(source.rows(rows)) if hashed]
+    return np.array(found, "S16")
 
 
 def say_not_excluded(edition: Version, store: Store, labeled: Source, held: Source, progress: Progress) -> None:

@@ -42,6 +42,7 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
     run = FinishedRun(store, recipe, sources)
     if (finished := run.generations(progress)) is not None:
         return finished
+    from nst_train.holdout import say_trained_on
     from nst_train.recipe_checks import say_idle  # torch, timm and torchvision, which take seconds to import
     from nst_train.recipe_data import RecipeData
     from nst_train.recipe_steps import Labels, Publishing, Trainings, is_control_of_before
@@ -61,6 +62,8 @@ def self_training(store: Store, recipe: Recipe, *, progress: Progress | None = N
             corpus, edition = labels.of_students(number, taught_by, edition)
         for network in networks:
             trained = training.train(network.name_in(recipe.name), network.settings, number, recipe.reviews_of(number), taught_by, edition)
+            if not generations and data.test is not None and not recipe.holdout:
+                say_trained_on([trained.ref], store, data.test, progress)
             generations.append(Generation(trained, corpus, edition))
             teacher = trained.ref
             first_teacher = first_teacher or teacher

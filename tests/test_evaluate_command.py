@@ -162,7 +162,7 @@ def test_what_is_kept_is_not_measured_again(copied, monkeypatch):
         (["--suite", "blur"], "--suite: … clean, corruptions, extra-corruptions, fgsm, pgd, imagenet-a"),
         (["--epsilon", "1/255"], "--epsilon … fgsm or pgd; add it to --suite or remove"),
         (["--suite", "fgsm", "--steps", "3"], "--steps applies to the suite pgd"),
-        (["--suite", "fgsm", "--epsilon", "1/0"], "--epsilon: … 2/255 or 0.01, … got 1/0"),
+        (["--suite", "fgsm", "--epsilon", "1/0"], "--epsilon: … 2/255 or 0.01, … found 1/0"),
         (["--suite", "fgsm", "--epsilon", "2"], "--epsilon: … above 0, up to 1"),
         (["--relative-to", "net@gen-0"], "--relative-to applies to the suite corruptions"),
         (["--partial"], "--partial … imagenet-a or imagenet-r"),

@@ -60,11 +60,11 @@ def distinct(label, index):
     return Image.fromarray(pixels).resize((48, 48), Image.Resampling.BICUBIC)
 
 
-def write_distinct(folder, classes):
+def write_distinct(folder, classes, first=0):
     """`folder`/CLASS/NUMBER.png, so many of each class."""
     for label, (name, images) in enumerate(classes.items()):
-        (folder / name).mkdir(parents=True)
-        for index in range(images):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + images):
             distinct(label, index).save(folder / name / f"{index:03d}.png")
     return folder
 
@@ -431,7 +431,16 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     assert tells(said.lines[0], f"warning: {first} was trained on these images; …")
     assert tells(said.lines[1], f"warning: {second} was trained on these images (through {first}); …")
     say_trained_on([first, second], store, held, said)
-    assert len(said.lines) == 2
+    assert tells(said.lines[2], f"warning: {first} was trained on these images; its score …")
+    assert tells(said.lines[3], f"warning: {second} was trained on these images (through {first}); …")
+    shutil.copytree(folder / "labeled", folder / "mixed")
+    write_distinct(folder / "mixed", {"ant": 3}, first=900)
+    mixed = open_source(str(folder / "mixed"), labeled=True)
+    say_trained_on([first], store, mixed, said)
+    assert tells(said.lines[4], f"warning: {first} was trained on {len(every)} of the {len(mixed)} images; …")
+    clean = write_distinct(folder / "clean", {"ant": 2, "bee": 2}, first=900)
+    say_trained_on([first, second], store, open_source(str(clean), labeled=True), said)
+    assert len(said.lines) == 5
     for ref in (second, third):
         (line,) = said_of(ref)
         assert tells(line, f"warning: {ref} … {first} … not trained on … not held out; … {ref}'s score is then too high")

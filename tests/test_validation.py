@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 
 import pytest
@@ -8,6 +9,7 @@ from nst_cli.main import app
 from safetensors.torch import load_file
 from test_interruption import SignalAt
 from typer.testing import CliRunner
+from watched import Said
 from wording import tells
 
 from nst_data.errors import NstError
@@ -123,6 +125,19 @@ def test_without_validation_the_last_averaged_weights_are_the_result_whatever_th
     assert Metrics.read(last.folder).model_dump() == {}
     here, there = (load_file(one.folder / "model.safetensors") for one in (version, last))
     assert any(not torch.equal(here[name], there[name]) for name in here)
+
+
+def test_validation_images_that_are_trained_on_are_said(tmp_path):
+    labeled, validation = sources(tmp_path)
+    said, store = Said(), Store(tmp_path / "store")
+    train(store, "clean", labeled, TrainSettings(**TINY), run=RUN, validation=validation, progress=said)
+    assert not any("validation images" in line for line in said.lines)
+    for path in sorted((tmp_path / "labeled").rglob("*.png"))[:4]:
+        shutil.copy(path, tmp_path / "validation" / path.parent.name / f"again-{path.name}")
+    mixed = open_source(str(tmp_path / "validation"), labeled=True)
+    train(store, "leak", labeled, TrainSettings(**TINY), run=RUN, validation=mixed, progress=said)
+    (line,) = (line for line in said.lines if "validation images" in line)
+    assert tells(line, f"warning: {mixed.location}: 4 of 22 validation images are among the labeled ones, …; use others")
 
 
 def test_validation_disturbs_no_step(tiny_store, tmp_path):

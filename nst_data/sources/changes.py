@@ -70,6 +70,11 @@ class Reading:
                 rows = np.flatnonzero(piece != np.zeros(1, HASH))
                 yield start + rows, piece[rows]
 
+    def known_hashes(self) -> NDArray[np.bytes_]:
+        """The 16 bytes of each `image_hash` that `keep` kept, as "S16", shape (images,); empty where it kept none."""
+        pieces = [hashes.view("S16") for _, hashes in self.kept()]
+        return np.concatenate([np.empty(0, "S16"), *pieces])
+
     def check(self, source: Source, known: Known, what: str, remedy: str, progress: Progress, made: str | None = None) -> None:
         """Raises NstError where images hold other bytes than `known` says.
 

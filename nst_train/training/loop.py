@@ -26,7 +26,7 @@ from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.loss import balanced_weights
 from nst_train.training.optimizer import check_optimizer
-from nst_train.training.readable import check_classes, say_lost_classes, unreadable_images
+from nst_train.training.readable import check_classes, say_in_both, say_lost_classes, unreadable_images
 from nst_train.training.schedule import Schedule, images_that_count
 from nst_train.training.step import Step, make_step
 from nst_train.training.trackers import Trackers
@@ -117,6 +117,7 @@ class Training:
         if validation is not None:
             unscored_faults = unreadable_images(store, staging, "validation", validation, run, progress)
             say_lost_classes(validation, unscored_faults, progress)
+            say_in_both(staging, validation, progress)
             unscored = len(unscored_faults)
             per_epoch = round(counted * _images_per_labeled(settings, pseudo is not None))
             of_test = evaluation_data_config_of(network, settings)

@@ -114,6 +114,16 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def say_in_both(staging: Staging, validation: Source, progress: Progress) -> None:
+    """Say how many validation images are labeled ones too, by their bytes: scores on these do not tell which weights are best."""
+    labeled, scored = (Reading(staging.build, role).known_hashes() for role in ("labeled", "validation"))
+    if seen := int(np.isin(scored, labeled).sum()):
+        progress.say(
+            f"warning: {validation.location}: {seen:,} of {len(scored):,} validation images are among the labeled ones, "
+            "so they do not tell which weights do best on new images; use others"
+        )
+
+
 def in_two_classes(source: Source, hashes: NDArray[np.void]) -> str | None:
     """A warning where images of different classes have the same bytes, of which `hashes` has the hash of each row, 0 for an unread one."""
     labels, names = labels_in(source), source.class_names or []
