@@ -71,6 +71,8 @@ def evaluate(
     from nst_train.teacher_names import settled
 
     check_holdout(holdout, holdout_seed)
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise UsageError(f"--plots {plots}: expected a folder, found a file")
     there = open_store(store)
     models = list(dict.fromkeys(settled(model, there) for model in models))
     if compare and len(models) < 2:

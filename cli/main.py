@@ -31,7 +31,17 @@ _NO_FAULT_OF_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno
 _FILE_SYSTEM_LACKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
-_NO_NUMBER = re.compile(r"Invalid value for '([^']+)': Input should be a valid (integer|number).*")  # as Typer says it
+_AS_TYPER_SAYS = [
+    (re.compile(rf"Invalid value for '([^']+)': Input should be {said}"), rf"\1: expected {words}")
+    for said, words in {
+        r"a valid integer.*": "a whole number",
+        r"a valid number.*": "a number",
+        r"greater than or equal to ": "a number of at least ",
+        r"less than or equal to ": "a number of at most ",
+        r"greater than ": "a number above ",
+        r"less than ": "a number below ",
+    }.items()
+]
 _WRONG_USE: Any = typer.BadParameter.__bases__[0]  # Click's UsageError, wherever this version of Typer keeps Click
 
 
@@ -89,9 +99,9 @@ class _Group(TyperGroup):
 
 
 def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class
-    message = _NO_NUMBER.sub(
-        lambda found: f"{found[1]}: expected a {'whole ' * (found[2] == 'integer')}number", error.format_message().rstrip(".")
-    )
+    message = error.format_message().rstrip(".")
+    for pattern, words in _AS_TYPER_SAYS:
+        message = pattern.sub(words, message)
     return f"{message}{' ' if message.endswith('?') else '; '}see `{command} --help`"
 
 

@@ -289,7 +289,7 @@ class BalanceSettings(Settings):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             quota = int(value) if not isinstance(value, bool) and int(value) == float(value) else 0
         if quota < 1:
-            raise ValueError("expected a number of entries from 1, auto or none")
+            raise ValueError("expected a number of entries from 1, 'auto' or 'none'")
         if quota > MOST_ENTRIES:
             raise ValueError(f"expected at most {MOST_ENTRIES:,} entries")
         return quota

@@ -1,9 +1,10 @@
 """Settings of training and labeling: the only home of their defaults. Imports no torch."""
 
 import os
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from nst_data.prefetch import cpus_of_this_process
 from nst_data.settings import DEFAULT_TOP_K, DENSE_CLASSES, ROWS_PER_SHARD, Later, ReadableSettings, Settings
@@ -24,6 +25,7 @@ OF_RESIZED_CROP = ("crop_scale_min", "crop_draw")  # of TrainSettings: what a pa
 OF_AUGMENTATION = ("flip", *OF_RESIZED_CROP, "crop_padding")  # of TrainSettings: what `transform: evaluation` replaces
 OF_STAIRCASE = ("decay_rate", "decay_epochs")  # of TrainSettings: what a cosine replaces
 # what of a preset a setting replaces that is given and on
+_WORKER = re.compile(r"^\d+/[1-9]\d*$")
 _REPLACES = {
     "start": ("pretrained",),
     "epochs": ("steps",),
@@ -404,9 +406,17 @@ class LabelRunSettings(EmbedRunSettings):
     """How labeling runs; shapes no data."""
 
     worker: str | None = Field(
-        None, pattern=r"^\d+/[1-9]\d*$", description="i/n: this process is worker i, from 0, of n on one store; set by torchrun otherwise."
+        None,
+        description="i/n: this process is worker i, from 0, of n on one store; set by torchrun otherwise.",
     )
     retry_errors: bool = Field(False, description="Retry unreadable images before the generation is sealed.")
+
+    @field_validator("worker")
+    @classmethod
+    def _is_worker(cls, value: str | None) -> str | None:
+        if value is not None and not _WORKER.match(value):
+            raise ValueError("expected i/n, such as 0/4 for the first of four")
+        return value
 
     @model_validator(mode="after")
     def _worker_is_one_of_n(self) -> Self:

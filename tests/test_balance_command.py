@@ -317,9 +317,9 @@ def test_a_recipe_takes_each_setting(tmp_path, line, settings):
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (["per_class: many"], "line 6: select.per_class: … from 1, auto or none, found 'many'"),
-        (["fraction: 0.5", "per_class: 2.5"], "line 7: select.per_class: … from 1, auto or none, found 2.5"),
-        (["per_class: yes"], "line 6: select.per_class: … from 1, auto or none, found True"),
+        (["per_class: many"], "line 6: select.per_class: … from 1, 'auto' or 'none', found 'many'"),
+        (["fraction: 0.5", "per_class: 2.5"], "line 7: select.per_class: … from 1, 'auto' or 'none', found 2.5"),
+        (["per_class: yes"], "line 6: select.per_class: … from 1, 'auto' or 'none', found True"),
         (
             ["class_min_confidence:", "  ant: 0.5", "  bee: 1.5"],
             "line 8: select.class_min_confidence.bee: … at most 1, found 1.5",

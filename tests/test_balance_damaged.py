@@ -220,10 +220,10 @@ def test_nothing_left_says_why_and_what_to_do(store, tmp_path, monkeypatch, word
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--per-class", "0"], "--per-class: … from 1, auto or none, found 0"),
-        (["--per-class", "-1"], "--per-class: … from 1, auto or none, found -1"),
-        (["--per-class", "2.5"], "--per-class: … from 1, auto or none, found 2.5"),
-        (["--per-class", "many"], "--per-class: … from 1, auto or none, found many"),
+        (["--per-class", "0"], "--per-class: … from 1, 'auto' or 'none', found 0"),
+        (["--per-class", "-1"], "--per-class: … from 1, 'auto' or 'none', found -1"),
+        (["--per-class", "2.5"], "--per-class: … from 1, 'auto' or 'none', found 2.5"),
+        (["--per-class", "many"], "--per-class: … from 1, 'auto' or 'none', found many"),
         (["--per-class", "9" * 12], "--per-class: … at most 2,147,483,647 …, found 999999999999"),
         (["--exclude-class", "ent"], "--exclude-class: … 'ent'; did you mean 'ant'?"),
         (["--exclude-class", "xyz"], "--exclude-class: … 'xyz'; … ant, bee, cat"),

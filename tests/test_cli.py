@@ -150,7 +150,7 @@ def test_nothing_confident_enough_says_what_was_dropped(tiny_store):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: … from 1, auto or none, found 0"),
+        (["balance", "tiny@gen-1", "--per-class", "0"], "--per-class: … from 1, 'auto' or 'none', found 0"),
         (["balance", "tiny@gen-one"], "version 'gen-one': expected gen-N or gen-N.K"),
         (["balance", "tiny-teacher@gen-0"], "tiny-teacher@gen-0: expected a generation in the store"),
         (["show", "../tiny"], "name '../tiny': expected letters, digits"),

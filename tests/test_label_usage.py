@@ -84,8 +84,8 @@ def test_what_was_labeled_before_is_named_alone(known, pool_folder, words, says)
     ("words", "says"),
     [
         (("--worker", "2/2"), "worker 2/2: … 0/2 to 1/2"),
-        (("--worker", "one"), "--worker: string should match pattern"),
-        (("--worker", "0/0"), "--worker: string should match pattern"),
+        (("--worker", "one"), "--worker: expected i/n, such as 0/4"),
+        (("--worker", "0/0"), "--worker: expected i/n, such as 0/4"),
         (("--stream",), "is not a Hub dataset; remove --stream"),
         (("--temperature", "0"), "--temperature: … above 0, found 0"),
         (("--temperature", "nan"), "--temperature: … finite number, found nan"),
