@@ -99,6 +99,7 @@ def test_a_manifest_has_what_was_skipped_and_one_without_it_is_as_before(tmp_pat
         (("test_set", "training_set"), r"`labeled` .*/training_set `validation` .*/test_set;"),
         (("train2017", "val2017"), r"`labeled` .*/train2017 `validation` .*/val2017;"),
         (("extra", "train"), r"`labeled` .*/train `validation` .*/extra;"),
+        (("labeled", "unlabeled", "test"), r"found labeled and unlabeled; .*`labeled` .*/photos/labeled; .*labeled_$"),
         (("train_1", "train_2", "val_1"), r"found train_1, train_2, val_1.*`labeled`.*/train_1 `validation`.*/val_1"),
     ],
 )
@@ -112,7 +113,8 @@ def test_splits_side_by_side_are_no_classes(tmp_path, folders, says):
 
 
 @pytest.mark.parametrize(
-    "names", [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"]]
+    "names",
+    [["bus", "train", "tram"], ["bullet_train", "bus", "test_tube"], ["extra", "normal"], ["trainer", "vale"], ["labeled", "other"]],
 )
 def test_a_class_that_is_called_as_a_split_is_a_class(tmp_path, names):
     write_class_folders(tmp_path, names, 1)

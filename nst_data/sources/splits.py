@@ -10,11 +10,21 @@ _TRAINING = frozenset(("train", "training"))
 _SCORED = frozenset(("val", "valid", "validation", "dev", "test", "testing", "eval"))
 _FOLDERS_TRAINING = _TRAINING | {"trainset", "trainval"}  # where every folder is called so
 _FOLDERS_SCORED = _SCORED | {"testset", "valset", "evaluation", "holdout", "heldout", "extra"}
+_LABELED, _UNLABELED = frozenset(("labeled", "labelled")), frozenset(("unlabeled", "unlabelled"))  # as `nst init` takes them
 _WORDS = re.compile(r"[a-z]+")
 
 
 def check_splits(location: str, class_folders: Sequence[str]) -> None:
-    """Raises UsageError where the class folders of a labeled source are named as splits are: some of them exactly, or all with a word."""
+    """Raises UsageError where the class folders of a labeled source are named as splits are: some of them exactly, or all with a word.
+
+    Labeled and unlabeled images side by side are no classes either.
+    """
+    labeled, unlabeled = ([name for name in class_folders if name.lower() in kind] for kind in (_LABELED, _UNLABELED))
+    if labeled and unlabeled:
+        raise UsageError(
+            f"{location}: expected a folder for each class, found {labeled[0]} and {unlabeled[0]}; "
+            f"choose one, e.g. `labeled` {os.path.join(location, labeled[0])}; if they are classes, rename them, e.g. {labeled[0]}_"
+        )
     training, scored = ([name for name in class_folders if name.lower() in kind] for kind in (_TRAINING, _SCORED))
     if not (training and scored) and len(training + scored) < len(class_folders):
         training, scored = _with_words(class_folders, _FOLDERS_TRAINING, _FOLDERS_SCORED)
