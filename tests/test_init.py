@@ -247,10 +247,23 @@ def test_a_pool_inside_the_labeled_folder_is_one_line_and_the_other_way_round_a_
     assert len(runs(tmp_path)) == 2
 
 
+def test_copies_of_labeled_images_among_test_images_are_said(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    assert not any("labeled images too" in line for line in recipe_of(tmp_path, network)[1])
+    (tmp_path / "a.yaml").unlink()
+    for path in sorted((top / "labeled").rglob("*.png"))[:2]:
+        shutil.copy(path, top / "test" / path.parent.name / f"again-{path.name}")
+    (line,) = (line for line in recipe_of(tmp_path, network)[1] if "labeled images too" in line)
+    assert line.startswith(f"{top / 'test'}: 2 of its 8 images are labeled images too, on which a score tells nothing")
+
+
 def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, network):
     top = photos(tmp_path / "photos")
     with pytest.raises(UsageError, match=r"labeled:.*`labeled` and as `test`.*two sources"):
         recipe_of(tmp_path, network, test=str(top / "labeled"))
+    write_class_folders(tmp_path / "other", ["ant", "bee", "cat"], 2, first=700)
+    with pytest.raises(UsageError, match=r"other: given as `test` and as `validation`; expected two sources"):
+        recipe_of(tmp_path, network, test=str(tmp_path / "other"), validation=str(tmp_path / "other"))
     with pytest.raises(UsageError, match=r"`labeled` and `pool`: missing.*labeled/ and unlabeled/"):
         recipe_of(tmp_path, network, None)
     with pytest.raises(UsageError, match=r"nowhere:.*labeled/ and unlabeled/.*`labeled` and `pool`"):

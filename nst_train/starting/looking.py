@@ -13,6 +13,7 @@ from nst_data.images import decode, upright_size
 from nst_data.progress import as_text
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.sources import Row, Source, check_trainable, labels_in, match_classes, open_source
+from nst_data.sources.hashing import image_hashes
 from nst_data.sources.unreadable import lost_class, phrase
 
 FOLDERS = {  # as people call them; the first one is what messages name
@@ -25,6 +26,7 @@ _FILES = (".parquet", ".tar", ".txt", ".csv", ".jsonl")
 HOLDOUT = 0.2
 _SAMPLED = 64  # images of a source whose headers are read
 TINY_PX = 80  # shorter sides below it are enlarged a lot for a network of photographs
+_FEW_LABELED, _COMPARED = 5_000, 1_000  # images that are hashed to find copies
 _UNBALANCED, _FEW_TESTED, _MANY_TIMES = 10, 100, 50
 
 
@@ -40,7 +42,9 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
-    lost: list[str] = field(default_factory=list)  # a line for each role whose images are measured on and none of a class can be read
+    lost: list[str] = field(
+        default_factory=list
+    )  # about images that are measured on: unreadable classes, copies of labeled ones
 
     @property
     def class_names(self) -> list[str]:
@@ -97,7 +101,9 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
     read = np.array([side for side in sides if side], dtype=np.int64)
     check_classes_are_readable(labeled)
     test, validation = opened.get("test"), opened.get("validation")
-    lost = [f"{one.location}: {phrase(classes)}" for one in (test, validation) if one and (classes := _lost(one))]
+    measured = [one for one in (test, validation) if one]
+    lost = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
+    lost += [line for one in measured for line in _of_copies(labeled, one)]
     return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), lost)
 
 
@@ -106,6 +112,18 @@ def check_classes_are_readable(labeled: Source) -> None:
     names = labeled.class_names or []
     for name, images, first in _unreadable_classes(labeled):
         raise lost_class(labeled.location, images, names[name], first)
+
+
+def _of_copies(labeled: Source, measured: Source) -> Iterator[str]:
+    """A line where images that are measured on are labeled ones too, by their bytes; nothing is read of many labeled images."""
+    if len(labeled) > _FEW_LABELED:
+        return
+    some = measured.rows(np.linspace(0, len(measured) - 1, min(len(measured), _COMPARED), dtype=np.int64))
+    hashes = [hashed for _, hashed in image_hashes(some) if hashed]
+    known = {hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))}
+    if seen := sum(hashed in known for hashed in hashes):
+        compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(measured))
+        yield f"{measured.location}: {seen:,} of its {compared} are labeled images too, on which a score tells nothing: remove them there"
 
 
 def _lost(source: Source) -> dict[str, int]:
@@ -175,6 +193,8 @@ def _check_apart(found: dict[str, str]) -> None:
     """Raises NstError for images inside the labeled folder, whose folders are classes, and for one source in two roles."""
     paths = {role: Path(where).resolve() for role, where in found.items() if os.path.exists(where)}
     labeled = paths.pop("labeled", None)
+    if "test" in paths and paths["test"] == paths.get("validation"):
+        raise UsageError(f"{found['test']}: given as `test` and as `validation`; expected two sources")
     for role in paths:
         if labeled is None:
             continue
