@@ -42,9 +42,7 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
-    lost: list[str] = field(
-        default_factory=list
-    )  # about images that are measured on: unreadable classes, copies of labeled ones
+    lost: list[str] = field(default_factory=list)  # about images that are measured on: unreadable classes, copies of labeled ones
 
     @property
     def class_names(self) -> list[str]:

@@ -3,16 +3,15 @@
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.progress import Progress
+from nst_data.progress import Progress, as_text
 from nst_data.self_contained.remote import StreamedEdition
-from nst_data.sources import Source
 from nst_data.store.manifest import EditionManifest
 from nst_data.store.ownership import Sign
 from nst_data.store.store import Staging, Store, Version
@@ -25,6 +24,7 @@ from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
 from nst_train.training.loss import balanced_weights
+from nst_train.training.material import Material
 from nst_train.training.optimizer import check_optimizer
 from nst_train.training.readable import check_classes, say_in_both, say_lost_classes, unreadable_images
 from nst_train.training.schedule import Schedule, images_that_count
@@ -36,6 +36,7 @@ from nst_train.training.warm_start import start_from
 from nst_train.transforms.noise import training_transforms
 
 _log = logging.getLogger(__name__)
+_NAMES_SHOWN = 3
 _OWED = "validation_owed"  # in a checkpoint that was written in the middle of a validation
 
 
@@ -62,15 +63,12 @@ class Training:
         store: Store,
         staging: Staging,
         settings: TrainSettings,
-        source: Source | None,
-        edition: Version | StreamedEdition | None,
-        pool: Source | None,
+        material: Material,
         run: RunSettings,
         progress: Progress,
-        validation: Source | None,
     ) -> "Training":
-        """Look at images, edition and network; without a `source` the edition is all. Raises NstError for what they refuse."""
-        processes = this_process().num_processes
+        """Look at images, edition and network; without labeled images the edition is all. Raises NstError for what they refuse."""
+        processes, source, edition, pool = this_process().num_processes, material.labeled, material.edition, material.pool
         _check_batch_size(settings, processes, edition is not None)
         for images in filter(None, (source, pool)):
             if copy := images.copy_of_images():
@@ -114,7 +112,7 @@ class Training:
         counted = len(labeled) if source is not None or pseudo is None else images_that_count(len(pseudo), settings)
         step = make_step(network, settings, Schedule.of(settings, counted), data_config, len(class_names), weights)
         scores, unscored = None, 0
-        if validation is not None:
+        if (validation := material.validation) is not None:
             unscored_faults = unreadable_images(store, staging, "validation", validation, run, progress)
             say_lost_classes(validation, unscored_faults, progress)
             say_in_both(staging, validation, progress)
@@ -123,6 +121,26 @@ class Training:
             of_test = evaluation_data_config_of(network, settings)
             scores = Validation.of(validation, class_names, settings, of_test, step.schedule, per_epoch, run.decode_threads)
         return cls(staging, step, labeled, pseudo, class_names, lines, empty, data_config, scores, unscored)
+
+    def say_size(self, progress: Progress) -> None:
+        """Say what is trained on for how long, and where batch size or warm-up do not suit that."""
+        ref, settings, schedule = self.staging.ref, self.step.settings, self.step.schedule
+        images, pseudo = len(self.labeled), len(self.pseudo) if self.pseudo else 0
+        parts = [f"{images:,} labeled image{'s' * (images > 1)} of {_in_short(self.class_names)}"] if images else []
+        parts += [f"{pseudo:,} pseudo-labeled {'entries' if pseudo > 1 else 'entry'}"] if pseudo else []
+        progress.say(f"{ref}: {schedule.steps:,} step{'s' * (schedule.steps > 1)} over {' and '.join(parts)}")
+        if images and settings.batch_size > images:
+            progress.say(
+                f"{ref}: warning: each step takes {settings.batch_size:,} labeled images, more than the {images:,} there are; "
+                f"set `batch_size` to at most {images:,}, or `preset` pretrained"
+            )
+        if schedule.warmup_steps >= schedule.skipped_steps + schedule.steps:
+            in_steps = settings.warmup_steps is not None
+            warmup = f"{settings.warmup_steps:,} steps" if in_steps else f"{settings.warmup_epochs:g} epochs"
+            progress.say(
+                f"{ref}: the learning rate rises for {warmup}, at least as long as the training, so it never reaches `learning_rate`; "
+                f"set fewer `{'warmup_steps' if in_steps else 'warmup_epochs'}`, or more `{'steps' if settings.steps else 'epochs'}`"
+            )
 
     def run(self, run: RunSettings, progress: Progress, since: float, tracker_names: list[str]) -> None:
         """All steps from the last checkpoint on. Raises Interrupted, with a checkpoint written, when a signal asks for it."""
@@ -243,6 +261,12 @@ class Training:
     @property
     def _checkpoints(self) -> Path:
         return self.staging.work / "checkpoints"
+
+
+def _in_short(class_names: Sequence[str]) -> str:
+    """How many classes, and the first of their names: of a wrong folder they are not what was meant."""
+    shown = ", ".join(map(as_text, class_names[:_NAMES_SHOWN])) + ", ..." * (len(class_names) > _NAMES_SHOWN)
+    return f"{len(class_names):,} class{'es' * (len(class_names) > 1)} ({shown})"
 
 
 def _images_per_labeled(settings: TrainSettings, with_pseudo: bool) -> int:

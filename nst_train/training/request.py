@@ -1,42 +1,28 @@
 """What a training is known by, its settings and inputs, and how an earlier nst put the same."""
 
-from collections.abc import Sequence
-
 from nst_data.errors import NstError
 from nst_data.selection.editions import excluded_inputs
 from nst_data.self_contained.images import needs_pool
-from nst_data.self_contained.remote import StreamedEdition
-from nst_data.sources import Source
 from nst_data.sources.labeled_pool import pool_entry
 from nst_data.store.inputs import TeacherInputs
 from nst_data.store.manifest import ORDER, EditionManifest, Request, TeacherRequest
 from nst_data.store.store import Staging, Store, Version
 from nst_train.networks.weights import initial_weights
 from nst_train.settings import TrainSettings
+from nst_train.training.material import Material
 from nst_train.training.warm_start import start_input
 
 
-def request_of(
-    store: Store,
-    settings: TrainSettings,
-    labeled: Source | None,
-    edition: Version | StreamedEdition | None,
-    pool: Source | None,
-    validation: Source | None,
-    reviews: Version | None = None,
-    exclude: Sequence[Source] = (),
-) -> Request:
+def request_of(store: Store, settings: TrainSettings, material: Material) -> Request:
     """The request of a training. One on a self-contained edition names the order of its images, streamed or not."""
-    inputs, order = {"labeled": labeled.lineage} if labeled is not None else {}, {}
-    if validation is not None:
-        inputs["validation"] = validation.lineage
-    if edition is not None:
+    inputs, order = {role: source.lineage for role, source in material.labeled_sources.items()}, {}
+    if (edition := material.edition) is not None:
         inputs["edition"] = edition.lineage
-        inputs["pool"] = pool_entry(EditionManifest.of(edition.manifest).request.inputs.pool, pool)
+        inputs["pool"] = pool_entry(EditionManifest.of(edition.manifest).request.inputs.pool, material.pool)
         order = {} if needs_pool(edition) else {ORDER: "shards"}
-    if reviews is not None:
-        inputs["reviews"] = reviews.lineage
-        inputs |= excluded_inputs(exclude)
+    if material.reviews is not None:
+        inputs["reviews"] = material.reviews.lineage
+        inputs |= excluded_inputs(material.exclude)
     if settings.pretrained:
         inputs["initial_weights"] = initial_weights(settings.model)
     if settings.start:

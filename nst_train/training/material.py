@@ -1,0 +1,84 @@
+"""What a network is trained on, and which images decide which of its weights are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nst_data.errors import UsageError
+from nst_data.progress import Progress
+from nst_data.review.labeled_part import LabeledPart, answered_images, check_drawn_with
+from nst_data.self_contained.images import needs_pool
+from nst_data.self_contained.remote import StreamedEdition
+from nst_data.sources import Source, check_trainable, labels_in, open_source
+from nst_data.sources.labeled_pool import OF_EDITION, open_labeled_pool
+from nst_data.store.store import Staging, Store, Version
+from nst_train.device import this_process
+
+
+@dataclass(frozen=True)
+class Material:
+    """The arguments of `train` that name images and their labels, opened."""
+
+    labeled: Source | None
+    edition: Version | StreamedEdition | None = None
+    pool: Source | None = None
+    reviews: Version | None = None
+    exclude: Sequence[Source] = ()
+    validation: Source | None = None
+
+    def check(self, progress: Progress) -> None:
+        """Raises UsageError for images without labels and for what does not go together, NstError for labels of one class alone."""
+        self._check_pool()
+        if self.exclude and (self.reviews is None or self.edition is not None):
+            raise UsageError("`exclude` applies to `reviews` without an `edition`, which already leaves them out; remove it")
+        if isinstance(self.edition, Version):
+            check_drawn_with(self.edition, self.reviews, progress)
+        elif self.edition is not None and self.reviews is not None:
+            raise UsageError(
+                f"`reviews` {self.reviews.ref} requires the reviewed images, which are not here; pull {self.edition.ref} and train on that"
+            )
+        for line in [line for source in self.labeled_sources.values() for line in source.remarks()]:
+            progress.say(line)
+        if self.labeled is not None:
+            check_trainable(self.labeled)
+        if self.validation is not None:
+            labels_in(self.validation)
+
+    def _check_pool(self) -> None:
+        """Raises UsageError for a pool that nothing would be read from."""
+        if self.pool is not None and self.edition is None and self.reviews is None:
+            raise UsageError(
+                f"`pool` {self.pool.location}: there are no pseudo-labeled images without an `edition`; add it, or remove `pool`"
+            )
+        if self.pool is not None and self.edition is not None and not needs_pool(self.edition):
+            raise UsageError(f"`pool` {self.pool.location}: {self.edition.ref} already contains its images; remove `pool`")
+
+    @property
+    def labeled_sources(self) -> dict[str, Source]:
+        """The sources with labels, by their role."""
+        return {role: source for role, source in (("labeled", self.labeled), ("validation", self.validation)) if source is not None}
+
+    def with_pool(self, store: Store) -> "Material":
+        """With the pool that the user names, else the one that was labeled; without one where none is needed."""
+        if self.pool is not None or self.edition is None or not needs_pool(self.edition):
+            return self
+        return replace(self, pool=open_labeled_pool(self.edition, store.indexes, OF_EDITION))
+
+    def with_answers(self, store: Store, staging: Staging, progress: Progress) -> tuple["Material", int]:
+        """With what people answered among the labeled images, and how many of their labels people gave."""
+        if self.reviews is None or self.labeled is None:
+            return self, 0
+        assert not isinstance(self.edition, StreamedEdition), "refused"
+        drawn, pool, review = self.edition, self.pool, self.reviews
+
+        def open_pool() -> Source:
+            if drawn is not None and not needs_pool(drawn):
+                return open_source(answered_images(drawn, store), labeled=True)
+            if pool is not None:
+                return pool
+            hint = f"has labels for images of it that are not among the labeled ones: {review.ref} names them; pass their place with `pool`"
+            return open_labeled_pool(store.open(review.name, "generation"), store.indexes, hint)
+
+        measured = [*self.exclude, *([self.validation] if self.validation else [])]
+        with this_process().main_process_first():
+            part = LabeledPart.of(self.labeled, review, drawn, store, open_pool, staging.work, measured, progress)
+        return replace(self, labeled=part.source), part.reviewed
