@@ -1,5 +1,6 @@
 """`nst list`, `nst verify` and `nst remove`: the versions and features in the store."""
 
+import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,7 +8,7 @@ import typer
 
 from nst_data.errors import NstError
 from nst_data.progress import as_text
-from nst_data.store.store import Version
+from nst_data.store.store import Store, Version
 
 from .messages import terminal
 from .options import JsonOption, StoreOption, open_store, print_json
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from nst_data.features.kept import KeptFeatures
     from nst_data.store.manifest import Manifest
 
+_NAMED = 10  # names that are listed where none is the one asked for
 _Removable = Annotated[
     str,
     typer.Argument(metavar="REF", help="name@gen-N, name@gen-N.K, name@review-N or features@DIGEST, as `nst list` shows them."),
@@ -59,8 +61,7 @@ def list_versions(
     if only_unfinished and not unfinished and not leftovers and not begun:
         print(f"{there.location}: nothing is unfinished")
     elif not versions and not unfinished and not leftovers and not kept:
-        called = f" called {name}" if name else ""
-        print(f"{there.location}: no versions{called} yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions")
+        print(f"{there.location}: {_no_versions(there, name)}")
     width = max(
         (len(ref) for ref in (*(version.ref for version in versions), *unfinished, *leftovers, *(one.ref for one in kept))), default=0
     )
@@ -80,6 +81,17 @@ def list_versions(
         print(f"{ref:<{width}}  unfinished   {done}{'; ' * bool(done)}rerun its command, or nst remove {ref}")
     for ref, (files, size) in leftovers.items():
         print(f"{ref:<{width}}  leftover     {files:,} file{'s' * (files > 1)}, {size / 1e6:,.1f} MB; nst remove {ref}")
+
+
+def _no_versions(store: Store, name: str | None) -> str:
+    """What to say where there are none of a name: which names there are, or how the first versions are made."""
+    called = f" called {name}" if name else ""
+    names = sorted({ref.partition("@")[0] for ref in (*(version.ref for version in store.versions()), *store.unfinished())})
+    if not names:
+        return f"no versions{called} yet; `nst demo` or `nst run RECIPE.yaml` makes the first versions"
+    near = difflib.get_close_matches(name or "", names, n=1)
+    there = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else "")
+    return f"no versions{called}; " + (f"did you mean {near[0]}?" if near else f"the store has {there}")
 
 
 def _list_remote(repo: str, name: str | None, json: bool) -> None:
