@@ -258,6 +258,30 @@ def test_a_pool_that_moved_is_asked_for(tiny_store, tmp_path):
     assert tells(fails(1, *words), "moved@gen-1.1 was built from it; … --pool")
 
 
+def test_a_missing_pool_is_not_mistaken_for_its_neighbors(tiny_store, tmp_path):
+    shutil.copytree(tiny_store[2], tmp_path / "photos" / "unlabeled")
+    shutil.copytree(tiny_store[1], tmp_path / "photos" / "labeled")
+    here = ["--store", tiny_store[0].root]
+    labeled = ["label", tmp_path / "photos" / "unlabeled", "--teacher", "tiny-teacher", "--corpus", "lost", *here]
+    assert CliRunner().invoke(app, [str(word) for word in labeled]).exit_code == 0
+    shutil.rmtree(tmp_path / "photos" / "unlabeled")
+    line = fails(1, "label", "--extend", "lost@gen-1", *here)
+    assert is_line(line, f"nst: {tmp_path}/photos/unlabeled: no such file or folder. lost@gen-1 was made from it; … SOURCE")
+
+
+def test_a_name_without_versions_is_answered_with_the_names_there_are(tiny_store, tmp_path):
+    def said(name, store=tiny_store[0].root):
+        done = CliRunner().invoke(app, ["list", name, "--store", str(store)])
+        assert done.exit_code == 0
+        return done.stdout.strip()
+
+    assert is_line(said("tiny-techer"), "…: no versions called tiny-techer; did you mean tiny-teacher?")
+    assert is_line(said("photographs"), "…: no versions called photographs; the store has … tiny, tiny-teacher…")
+    assert is_line(
+        said("photographs", tmp_path / "new"), "…: no versions called photographs yet; `nst demo` or `nst run RECIPE.yaml` makes …"
+    )
+
+
 def test_a_store_that_is_a_file_is_one_line(tmp_path, labeled_folder):
     (tmp_path / "store").write_text("")
     for words in (["train", "--labeled", labeled_folder, "--name", "new", *NETWORK], ["list"], ["show", "new"]):

@@ -186,7 +186,7 @@ def test_the_size_is_said_once_when_the_work_begins(store, pool):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[::-1]), r"has different content.*pass the labeled pool with `pool`"),
+        (lambda path: path.write_bytes(path.read_bytes()[::-1]), r"has different content.*pass the pool that was labeled, with `pool`"),
         (lambda path: path.unlink(), r"can no longer be read \(.*No such file.*\); restore it"),
         (lambda path: path.write_bytes(b"short"), r"can no longer be read \(.*\); restore it"),
     ],

@@ -80,7 +80,7 @@ class PoolImages:
     def _place_of_bytes(self, source: Source, key: str, hashed: str) -> int:
         """Where the bytes are under another name: all of a pool's images are read once for that."""
         if len(source) > _MOST_HASHED:
-            raise NstError(f"{source.location}: lacks {key!r}; pass the labeled pool with `pool`")
+            raise NstError(f"{source.location}: lacks {key!r}; pass the pool that was labeled, with `pool`")
         with self._lock:
             if self._by_hash is None:
                 self._by_hash = Future()
@@ -88,9 +88,11 @@ class PoolImages:
         try:
             return self._by_hash.result(self._wait_seconds)[hashed]
         except TimeoutError:
-            raise NstError(f"{source.location}: file names differ from those of the labeled pool; matching images by content") from None
+            raise NstError(
+                f"{source.location}: file names differ from those of the pool that was labeled; matching images by content"
+            ) from None
         except KeyError:
-            raise NstError(f"{source.location}: lacks {key!r}, under any name; pass the labeled pool with `pool`") from None
+            raise NstError(f"{source.location}: lacks {key!r}, under any name; pass the pool that was labeled, with `pool`") from None
 
 
 def _hash_all(source: Source, found: "Future[dict[str, int]]") -> None:

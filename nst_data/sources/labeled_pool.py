@@ -2,6 +2,7 @@
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import Source, open_source
+from nst_data.sources.opening import NotHereError
 from nst_data.store.indexes import Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.version import Version
@@ -33,6 +34,8 @@ def open_labeled_pool(
     try:
         column, digest = image_column or entry.image_column, entry.digest if as_labeled else None
         return open_source(entry.ref, image_column=column, stream=stream, indexes=indexes, digest=digest)
+    except NotHereError:  # what it says of names nearby is not meant: the labeled images often lie beside the pool
+        raise NstError(f"{entry.ref}: no such file or folder. {version.ref} {hint}") from None
     except NstError as error:
         raise NstError(f"{error}. {version.ref} {hint}") from None
 

@@ -236,7 +236,7 @@ class Source(ABC):
         found = pa.array([hashed for _, hashed in image_hashes(self.rows(drawn))], type=pa.large_string())
         if not any(pc.any(pc.is_in(piece.cast(pa.large_string()), found)).as_py() for piece in hashes()):
             raise NstError(
-                f"{self.location}: is not the labeled pool: none of {size:,} sampled images is among the {images:,} expected; "
+                f"{self.location}: is not the pool that was labeled: none of {size:,} sampled images is among the {images:,} expected; "
                 "pass the right one with `pool`"
             )
 
@@ -259,7 +259,7 @@ class Source(ABC):
 
     def _lacks(self, missing: int, images: int, first: str) -> NstError:
         return NstError(
-            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the labeled pool with `pool`"
+            f"{self.location}: lacks {missing:,} of {images:,} images, the first is {first!r}; pass the pool that was labeled, with `pool`"
         )
 
     def check(self, row: int, encoded: Buffer, hashed: str) -> None:
@@ -267,7 +267,7 @@ class Source(ABC):
         if image_hash(encoded) != hashed:
             raise NstError(
                 f"{self.location}: {self.key(row)!r} has different content than the labeled image; "
-                "pass the labeled pool with `pool`, or label this one"
+                "pass the pool that was labeled, with `pool`, or label this one"
             )
 
     def _check_there(self, names: Sequence[str], schema: pa.Schema, where: str) -> None:

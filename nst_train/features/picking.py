@@ -142,7 +142,7 @@ class _Picking:
         known = (labeled or labeled_images(version, self.store)) if by == "outlier" else None
         featured = FeaturedImages(images, self._embedded(model, source))
         if not featured.is_here.any():
-            raise NstError(f"{source.location}: contains none of the images of {version.ref}; pass the labeled pool with `pool`")
+            raise NstError(f"{source.location}: contains none of the images of {version.ref}; pass the pool that was labeled, with `pool`")
         return _Beside(earlier, featured, None if known is None else self._sample(self._embedded(model, known)))
 
     def _sample(self, features: Features) -> Scores:
