@@ -181,7 +181,14 @@ def test_a_number_taken_by_other_settings_is_an_error_that_names_them(store, is_
 
 def test_a_number_taken_by_other_inputs_is_an_error_that_names_them(store):
     make(store)
-    with pytest.raises(NstError, match=r"flowers@gen-1.*\(pool: photos there, photos asked, with different content\)"):
+    with pytest.raises(NstError, match=r"flowers@gen-1.*\(pool: photos has changed since\); .*`store\.remove\('flowers@gen-1'\)` first$"):
+        store.begin(request(digest="other"), "flowers", generation=1)
+
+
+def test_a_number_taken_by_a_version_with_children_cannot_be_freed_by_removing_it(store):
+    parent = make(store)
+    make(store, asked=request("edition", digest=parent.manifest.digest, ref=parent.ref), generation=1)
+    with pytest.raises(NstError, match=r"choose another name or number: flowers@gen-1\.1 was made from flowers@gen-1$"):
         store.begin(request(digest="other"), "flowers", generation=1)
 
 

@@ -23,12 +23,13 @@ from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import Staging
 from nst_data.store.version import Number, Version
 
-__all__ = ["Number", "Staging", "Store", "Version", "check_name", "why_taken"]
+__all__ = ["Number", "Staging", "Store", "Version", "check_name"]
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "review": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
+_NAMED = 3  # versions made from one that are named
 PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
 
@@ -206,6 +207,20 @@ class Store:
         _log.info("%s@%s is new: request %s%s", name, number, request.digest[:12], _nearest([*versions, *stagings], request))
         return self._stage(request, name, number)
 
+    def why_taken(self, holder: Version | Staging, request: Request) -> str:
+        """The line that refuses a request for a number which other settings or inputs took."""
+        if isinstance(holder, Staging):
+            other, state, children = holder.request, "is unfinished and was started", list[str]()
+        else:
+            other, state, children = holder.manifest.request, "exists", self.children(holder)
+        more = f" and {len(children) - _NAMED:,} more" if len(children) > _NAMED else ""
+        remedy = (
+            f": {', '.join(children[:_NAMED])}{more} {'were' if len(children) > 1 else 'was'} made from {holder.ref}"
+            if children
+            else f", or `store.remove({holder.ref!r})` first"
+        )
+        return f"{holder.ref} {state} with other settings ({_difference(other, request)}); choose another name or number{remedy}"
+
     def unfinished_beside(self, staging: Staging) -> list[str]:
         """For a version that is new: a line for each unfinished one of its name, which other settings or images began."""
         beside = self.stagings(staging.target.parent.name) if staging.fresh else []
@@ -322,7 +337,7 @@ class Store:
         is_edition = request.kind == "edition"
         if (edition if is_edition else generation) is not None:
             for holder in taken:
-                raise NstError(why_taken(holder, request))
+                raise NstError(self.why_taken(holder, request))
             assert generation is not None
             return Number(generation, edition, request.kind == "review")
         numbers = [_number_of(holder) for holder in taken]
@@ -384,16 +399,6 @@ def _check_number(setting: str, number: object, lowest: int) -> None:
         raise UsageError(f"`{setting}`: expected a whole number of at least {lowest}, found {number!r}")
 
 
-def why_taken(holder: Version | Staging, request: Request) -> str:
-    """The line that refuses a request for a number which other settings or inputs took."""
-    other = holder.request if isinstance(holder, Staging) else holder.manifest.request
-    state = "is unfinished and was started" if isinstance(holder, Staging) else "exists"
-    return (
-        f"{holder.ref} {state} with other settings ({_difference(other, request)}); "
-        f"choose another name or number, or `store.remove({holder.ref!r})` first"
-    )
-
-
 def _number_of(version: Version | Staging) -> Number:
     return Number.parse(version.ref.partition("@")[2])
 
@@ -420,7 +425,11 @@ def _difference(there: Request, asked: Request) -> str:
     before, now = there.inputs.by_role, asked.inputs.by_role
     for role in sorted(before.keys() | now.keys()):
         left, right = before.get(role), now.get(role)
-        if (left and left.digest) != (right and right.digest):
+        if (left and left.digest) == (right and right.digest):
+            continue
+        if left and right and left.ref == right.ref:
+            changes.append(f"{role}: {left.ref} has changed since")
+        else:
             changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content")
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
 

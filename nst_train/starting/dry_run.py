@@ -20,7 +20,7 @@ from nst_data.selection.editions import excluded_inputs
 from nst_data.settings import default_top_k
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import ORDER, Kind, Request
-from nst_data.store.store import Number, Store, Version, why_taken
+from nst_data.store.store import Number, Store, Version
 from nst_train.labeling.begin import check_not_moved
 from nst_train.recipe_data import RecipeData
 from nst_train.recipe_settings import GenerationSettings, Network, Recipe
@@ -256,7 +256,7 @@ class _Stages:
             if version.number == number and version.is_readable and version.manifest.kind == kind:
                 if self._is_asked(version.manifest.request, version.ref, asked):
                     return "done", None
-                return "differs", why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
+                return "differs", self.store.why_taken(version, self._asked_instead(version.manifest.request, version.ref, asked))
         for staging in self.store.stagings(name):
             if staging.ref == f"{name}@{number}" and staging.request.kind == kind:
                 instead = self._asked_instead(staging.request, staging.ref, asked)
@@ -265,7 +265,9 @@ class _Stages:
                         check_not_moved(staging, instead, self.data.pool)
                 except NstError as error:
                     return "differs", str(error)
-                return ("begun", None) if self._is_asked(staging.request, staging.ref, asked) else ("differs", why_taken(staging, instead))
+                if self._is_asked(staging.request, staging.ref, asked):
+                    return "begun", None
+                return "differs", self.store.why_taken(staging, instead)
         return "to do", None
 
     def _reviews_of(self, kind: Kind, ref: str) -> Version | None:
