@@ -1,6 +1,5 @@
 """`nst review freeze`, `nst review import` and `nst review export`: what people answered about images."""
 
-import difflib
 from typing import Annotated
 
 import typer
@@ -60,8 +59,7 @@ def import_file(
         print_json({"corpus": corpus, "reviewer": reviewer, "added": added, "unchanged": known})
         return
     if not there.versions(corpus):
-        near = difflib.get_close_matches(corpus, {version.name for version in there.versions()}, n=1)
-        print(f"warning: the store has no labels called {corpus!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        print(f"warning: the store has no labels called {corpus!r}, so the classes were not checked")
     answers = f"{added:,} answer{'s' * (added != 1)}"
     print(f"{corpus}: {answers} of {reviewer} added, {known:,} were there already\n  next: nst review freeze {corpus}")
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import Features
 from nst_cli.main import app
 from typer.testing import CliRunner
-from wording import tells
+from wording import is_line, tells
 
 from nst_data.errors import NstError, UsageError
 from nst_data.formats.export import export
@@ -107,6 +107,15 @@ def test_a_list_in_parquet_is_imported_once_it_is_filled_in(tiny_store, tmp_path
     pl.read_parquet(file).drop("class", "excluded").write_parquet(file)
     with pytest.raises(NstError, match=r"picks\.parquet: expected columns `image_hash` or `key`, and `class` or `excluded`; found key,"):
         import_answers(store, "tiny", file)
+
+
+def test_answers_about_a_labeled_set_may_have_nearly_the_name_of_a_corpus(labeled_images, tmp_path):
+    store, rows = labeled_images
+    AnswerLog(store, "tiny-set", "ann").append(*rows[0], class_name="wasp")
+    (tmp_path / "more.csv").write_text(f"image_hash,class\n{rows[1][0]},wasp\n")
+    assert import_answers(store, "tiny-set", tmp_path / "more.csv") == (1, 0)
+    with pytest.raises(UsageError, match=r"^tiny-st: .*did you mean tiny\?$"):
+        import_answers(store, "tiny-st", tmp_path / "more.csv")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
@@ -245,8 +254,12 @@ def test_the_commands_say_what_they_did_and_what_comes_next(labeled_images, tmp_
     )
     elsewhere = tmp_path / "other.csv"
     elsewhere.write_text(f"image_hash,class\n{rows[0][0]},bee\n")
-    said = run("review", "import", "tinny", str(elsewhere))
-    assert said.startswith("warning: the store has no labels called 'tinny'; did you mean tiny?\ntinny: 1 answer of reviewer added")
+    line = run("review", "import", "tinny", str(elsewhere), status=2)
+    assert is_line(line.strip(), "nst: tinny: the store has no labels or answers …; did you mean tiny?")
+    assert not (store.root / "reviews" / "tinny").exists()
+    said = run("review", "import", "photographs", str(elsewhere))
+    assert tells(said, "warning: the store has no labels called 'photographs', …")
+    assert "\nphotographs: 1 answer of reviewer added" in said
     assert json.loads(run("review", "freeze", "tiny", "--json"))["counts"]["picked_by"] == {"margin": 1, "random": 1}
     assert "tiny@review-1" in run("list")
     assert "2 images answered, 2 with a class" in run("list", "tiny")

@@ -1,6 +1,7 @@
 """`nst review import` and `nst review export`: answers in a table or in Label Studio's tasks, by key or hash."""
 
 import datetime
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.label_files import label_studio
 from nst_data.label_files.json_rows import JsonRows
 from nst_data.label_files.writing import as_json, csv_line, json_line
-from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, check_class
+from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, answers_folder, check_class
 from nst_data.review.freeze import classes_of
 from nst_data.sources.text_tables import DELIMITERS, delimited, header, json_lines, readable
 from nst_data.store.files import write_output
@@ -45,10 +46,11 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
 
     Raises:
         NstError: A row names no image of the corpus, or no class of it, or rows disagree about an image; the message says which.
-        UsageError: The file is of another kind.
+        UsageError: The file is of another kind, or the corpus has neither labels nor answers and one with nearly its name has.
     """
     path = Path(file)
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
+    _check_is_no_slip(store, corpus)
     classes, labels = classes_of(store, corpus), newest_labels(store, corpus)
     rows = [(_as_excluded(row, classes or ()), where) for row, where in rows]
     for row, where in rows:
@@ -217,6 +219,15 @@ def newest_labels(store: Store, corpus: str) -> Version | None:
     labels = [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
     generations = [version for version in labels if version.manifest.kind == "generation"]
     return next(reversed(generations or labels), None)
+
+
+def _check_is_no_slip(store: Store, corpus: str) -> None:
+    """Raises UsageError for a corpus that the store knows nothing of, where another is spelled nearly so."""
+    if answers_folder(store, corpus).is_dir() or store.versions(corpus):
+        return
+    corpora = {one.name for one in store.versions() if one.is_readable and one.manifest.kind != "teacher"}
+    if near := difflib.get_close_matches(corpus, sorted(corpora), n=1):
+        raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {near[0]}?")
 
 
 def _found(labels: Version, rows: Sequence[Answer]) -> dict[str, tuple[str, str]]:
