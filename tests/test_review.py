@@ -6,7 +6,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features
+from labels import RUN, SETTINGS, write_teacher
 from nst_cli.main import app
+from test_adopt_tables import Said
 from typer.testing import CliRunner
 from wording import is_line, tells
 
@@ -18,10 +20,12 @@ from nst_data.review.answers import AnswerLog, settled
 from nst_data.review.freeze import freeze
 from nst_data.review.picks import write_list
 from nst_data.settings import PickSettings
+from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.review_table import hashes_by_reason, read_review
 from nst_data.tables.schema import review_schema
 from nst_train.features.picking import pick
+from nst_train.labeling.label import label
 
 
 def test_a_frozen_review_has_each_settled_answer_and_is_known_by_them(labeled_images):
@@ -95,6 +99,28 @@ def test_answers_about_a_labeled_set_have_its_classes_without_a_corpus(labeled_i
     assert freeze(store, "photos").manifest.class_names == ["wasp"]
     AnswerLog(store, "photos", "ann").append(*rows[1], class_name="ant")
     assert freeze(store, "photos", class_names=["wasp", "ant"]).manifest.class_names == ["wasp", "ant"]
+
+
+def label_with_other_classes(store, pool, folder):
+    return label(store, "tiny", write_teacher(folder, ["ant", "shoe"]), open_source(str(pool)), SETTINGS, run=RUN, progress=Progress())
+
+
+def test_labels_of_other_classes_do_not_make_the_answers_unusable(labeled_images, tiny_store, tmp_path):
+    store, rows = labeled_images
+    assert label_with_other_classes(store, tiny_store[2], tmp_path / "two").ref == "tiny@gen-2"
+    (tmp_path / "bee.csv").write_text(f"image_hash,class\n{rows[0][0]},bee\n{rows[1][0]},ant\n")
+    assert import_answers(store, "tiny", tmp_path / "bee.csv") == (2, 0)
+    said = Said()
+    assert freeze(store, "tiny", progress=said).manifest.class_names == ["ant", "bee", "cat"]
+    assert said.lines == ["tiny: tiny@gen-2 lacks classes that were answered; the review has those of tiny@gen-1.1"]
+    (tmp_path / "typo.csv").write_text(f"image_hash,class\n{rows[2][0]},bee\n{rows[3][0]},be\n")
+    with pytest.raises(NstError, match=r"row 2: .*no class 'be'; expected one of ant, bee, cat$"):
+        import_answers(store, "tiny", tmp_path / "typo.csv")
+    (tmp_path / "shoe.csv").write_text(f"image_hash,class\n{rows[2][0]},shoe\n")
+    assert import_answers(store, "tiny", tmp_path / "shoe.csv") == (1, 0)
+    message = r"tiny@gen-2 has other classes than tiny@gen-1\.1: it lacks 'bee'; `store\.remove\('tiny@gen-2'\)`[^;]*$"
+    with pytest.raises(NstError, match=message):
+        freeze(store, "tiny")
 
 
 def test_a_list_in_parquet_is_imported_once_it_is_filled_in(tiny_store, tmp_path):

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nst_data.corpora import newest_labels
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.row_images import EmbeddedImages, Images, PoolImages, images_of
-from nst_data.review.answer_files import newest_labels
 from nst_data.store.store import Store, Version
 from nst_data.tables.label_tables import TABLES, check_classes, collect, damage_is_named, scan_labels
 from nst_data.tables.review_table import read_review

@@ -2,7 +2,7 @@
 
 import datetime
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from nst_data.arguments import with_checked_arguments
+from nst_data.corpora import labels_of, labels_with_classes, newest_labels
 from nst_data.errors import NstError, UsageError
 from nst_data.label_files import label_studio
 from nst_data.label_files.json_rows import JsonRows
 from nst_data.label_files.writing import as_json, csv_line, json_line
 from nst_data.review.answers import EXCLUDED, Answer, AnswerLog, Answers, answers_folder, check_class
-from nst_data.review.freeze import classes_of
 from nst_data.sources.text_tables import DELIMITERS, delimited, header, json_lines, readable
 from nst_data.store.files import write_output
 from nst_data.store.store import Store, Version
@@ -51,8 +51,11 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     path = Path(file)
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
     _check_is_no_slip(store, corpus)
-    classes, labels = classes_of(store, corpus), newest_labels(store, corpus)
-    rows = [(_as_excluded(row, classes or ()), where) for row, where in rows]
+    labels = newest_labels(store, corpus)
+    known = {name for version in labels_of(store, corpus) for name in version.manifest.class_names}
+    rows = [(_as_excluded(row, known), where) for row, where in rows]
+    with_classes = labels_with_classes(store, corpus, [row.class_name for row, _ in rows if row.class_name])
+    classes = with_classes.manifest.class_names if with_classes else []
     for row, where in rows:
         if row.class_name is not None and classes:
             try:
@@ -192,7 +195,7 @@ def _is_open(row: Mapping[str, Any]) -> bool:
     return "class" in row and row["class"] in ("", None) and not row.get("excluded")
 
 
-def _as_excluded(answer: Answer, classes: Sequence[str]) -> Answer:
+def _as_excluded(answer: Answer, classes: Collection[str]) -> Answer:
     """`unusable` and the like in the column of classes, where no class is called so, are what they say."""
     if answer.class_name not in EXCLUDED or answer.class_name in classes:
         return answer
@@ -212,13 +215,6 @@ def _parsed(row: Mapping[str, Any], where: str) -> tuple[Answer, str]:
         raise NstError(f"{where}: `excluded` is {values['excluded']!r}, expected {' or '.join(map(repr, EXCLUDED))}")
     image_hash, key, class_name, excluded, picked_by, seen_in, *_ = (values[name] for name in COLUMNS)
     return Answer(image_hash or "", key or "", class_name, excluded, picked_by=picked_by, seen_in=seen_in), where
-
-
-def newest_labels(store: Store, corpus: str) -> Version | None:
-    """The newest generation of a corpus, of one that has none here the newest edition; None where it has no labels."""
-    labels = [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
-    generations = [version for version in labels if version.manifest.kind == "generation"]
-    return next(reversed(generations or labels), None)
 
 
 def _check_is_no_slip(store: Store, corpus: str) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
+from nst_data.corpora import labels_of, labels_with_classes
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, as_text, on_this_terminal
 from nst_data.review.answers import Answer, Settled, answers_folder, check_class, settled
@@ -52,9 +53,11 @@ def freeze(
     _check_settled(corpus, answers)
     if not answers.answers:
         raise NstError(f"{answers_folder(store, corpus)}: there is no answer about {corpus} yet; give answers on the review page")
-    classes = classes_of(store, corpus) or list(
-        class_names or sorted({one.class_name for one in answers.answers.values() if one.class_name})
-    )
+    answered = {one.class_name for one in answers.answers.values() if one.class_name}
+    labels = labels_with_classes(store, corpus, answered)
+    classes = labels.manifest.class_names if labels else list(class_names or sorted(answered))
+    if labels and (newest := labels_of(store, corpus)[-1]).manifest.class_names != classes:
+        progress.say(f"{corpus}: {newest.ref} lacks classes that were answered; the review has those of {labels.ref}")
     for answer in answers.answers.values():
         if answer.class_name is not None:
             try:
@@ -66,12 +69,6 @@ def freeze(
         progress.say(f"{staging.ref} already exists: same answers")
         return staging
     return staging.shared(lambda: _write(staging, answers, classes, not anonymous))
-
-
-def classes_of(store: Store, corpus: str) -> list[str]:
-    """The classes of a corpus' newest labels; empty where the store has none."""
-    labels = [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
-    return labels[-1].manifest.class_names if labels else []
 
 
 def _check_settled(corpus: str, answers: Settled) -> None:

@@ -1,0 +1,39 @@
+"""The labels of a corpus, generation by generation, and the classes that they have."""
+
+from collections.abc import Iterable
+
+from nst_data.errors import NstError
+from nst_data.store.store import Store, Version
+
+
+def labels_of(store: Store, corpus: str) -> list[Version]:
+    """The generations and editions of a corpus, the newest last."""
+    return [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
+
+
+def newest_labels(store: Store, corpus: str) -> Version | None:
+    """The newest generation of a corpus, of one that has none here the newest edition; None where it has no labels."""
+    labels = labels_of(store, corpus)
+    generations = [version for version in labels if version.manifest.kind == "generation"]
+    return next(reversed(generations or labels), None)
+
+
+def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> Version | None:
+    """The newest labels of a corpus that have the classes that people answered, but for those that none has; None where it has no labels.
+
+    Raises NstError where each lacks a class that another has.
+    """
+    labels = labels_of(store, corpus)
+    if not labels:
+        return None
+    known = set(answered) & {name for version in labels for name in version.manifest.class_names}
+    fitting = [version for version in labels if known <= set(version.manifest.class_names)]
+    if fitting:
+        return fitting[-1]
+    newest = labels[-1]
+    lacking = min(known - set(newest.manifest.class_names))
+    other = next(version for version in reversed(labels) if lacking in version.manifest.class_names)
+    raise NstError(
+        f"{corpus}: expected labels with all classes that were answered, but {newest.ref} has other classes than {other.ref}: "
+        f"it lacks {lacking!r}; `store.remove({newest.ref!r})` if it does not belong to {corpus}"
+    )
