@@ -152,6 +152,16 @@ def test_another_copy_of_the_pool_is_read_by_key(store, edition, pool, tmp_path)
     assert rows(found, "balanced") == values
 
 
+def test_a_teacher_of_other_classes_is_refused_before_an_image_is_read(store, edition, pool, tmp_path):
+    other = write_teacher(tmp_path / "other", ["top", "shoe"])
+    source = open_source(str(pool))
+    shutil.rmtree(pool)
+    said = r"^local-dir:\S*other: expected 3 classes \(ant, bee, cat\), found 2 \(top, shoe\); unknown: .*classes of bugs@gen-1\.1, or"
+    with pytest.raises(NstError, match=said):
+        label_like(store, edition, other, source, SETTINGS, run=RUN)
+    assert store.unfinished() == []
+
+
 def test_a_pool_that_lacks_an_image_is_refused_before_any_work(store, edition, pool, tmp_path):
     shutil.copytree(pool, tmp_path / "copy")
     (tmp_path / "copy" / rows(edition, "balanced")[0]["key"]).unlink()

@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nst_data.arguments import with_checked_arguments
+from nst_data.corpora import newest_labels
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, on_this_terminal
-from nst_data.sources import Source, labels_in
+from nst_data.sources import Source, labels_in, match_classes
 from nst_data.sources.labeled_pool import open_labeled_pool
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import EditionRequest, Request
@@ -79,6 +80,7 @@ def label(
         ):  # it would seem to be drawn from this one
             raise NstError(f"{ref} is a relabeled edition without its pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
+    driver.say_other_classes(corpus)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
 
@@ -148,13 +150,14 @@ def label_like(
 
     Raises:
         UsageError: There is no such edition or teacher.
-        NstError: The pool lacks images of the edition, or too many cannot be read.
+        NstError: The teacher has other classes than the edition, the pool lacks images of it, or too many cannot be read.
     """
     settings, edition = settings or LabelSettings(), store.open(edition, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT, as_labeled=False), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
+    driver.check_classes(edition, f"Name a teacher with the classes of {edition.ref}, or label the pool as another corpus")
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 
 
@@ -191,6 +194,26 @@ class _Driver:
         """Their entries in the lineage."""
         entries = teacher_entries(self.names, self.store)
         return self._prepared.teachers if entries is None else entries
+
+    def check_classes(self, version: Version, advice: str) -> None:
+        """Raises NstError, which ends in `advice`, where the teacher has other classes than a version. Nothing in the store is loaded."""
+        entries = list(self.teachers.values())
+        in_store = teacher_entries(self.names[:1], self.store) is not None
+        names = self.store.open(entries[0].ref, "teacher").manifest.class_names if in_store else self._prepared.class_names
+        match_classes(names, version.manifest.class_names, entries[0].ref, advice=advice)
+
+    def say_other_classes(self, corpus: str) -> None:
+        """Warn where the newest labels of a corpus have other classes than the teacher."""
+        newest = newest_labels(self.store, corpus)
+        if newest is None:
+            return
+        advice = (
+            f"These are the classes of {newest.ref}; choose another `corpus` name, unless the classes of {corpus!r} are meant to change"
+        )
+        try:
+            self.check_classes(newest, advice)
+        except NstError as error:
+            self.progress.say(f"warning: {error}")
 
     @cached_property
     def _prepared(self) -> "Prepared":

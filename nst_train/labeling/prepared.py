@@ -48,6 +48,11 @@ class Prepared:
         entries = teacher_entries(self.names, self.store)
         return self._loaded[1] if entries is None else entries
 
+    @property
+    def class_names(self) -> list[str]:
+        """The teacher's classes."""
+        return self._loaded[0].class_names
+
     @cached_property
     def _loaded(self) -> tuple[Teacher, dict[str, Input]]:
         s = self.settings
