@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from conftest import picture, write_pool
 from labels import SETTINGS, rows, write_teacher
+from test_adopt_tables import Said
+from wording import is_line
 
 from nst_data.errors import NstError
 from nst_data.sources import open_source
@@ -107,6 +109,25 @@ def test_a_pool_of_other_images_is_labeled_whole(store, teacher, pool, tmp_path)
     other = open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
     extended, afresh = extend(store, before, other, run=RUN), label(store, "afresh", teacher, other, SETTINGS, run=RUN)
     assert rows(extended) == rows(afresh)
+
+
+def test_what_was_taken_over_is_said_when_it_is_labeled(store, teacher, pool):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    grown, said = grow(pool), Said()
+    extended = extend(store, before, grown, run=RUN, progress=said)
+    assert (before.manifest.counts.labeled, extended.manifest.counts.labeled) == (15, 20)
+    line = "bugs@gen-2: labels taken over from bugs@gen-1: 15, newly made: 5; images of bugs@gen-1 that are not in this pool: 1"
+    assert said.lines[-1] == line
+    again = Said()
+    extend(store, before, grown, run=RUN, progress=again)
+    assert not any("taken over" in text for text in again.lines)
+
+
+def test_a_warning_says_that_nothing_was_taken_over(store, teacher, pool, tmp_path):
+    before = label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=RUN)
+    said, other = Said(), open_source(str(write_pool(tmp_path / "other", 2, 4, first=500)))
+    extend(store, before, other, run=RUN, progress=said)
+    assert is_line(said.lines[-1], "warning: bugs@gen-2: no labels were taken over, … none of the 15 images of bugs@gen-1; …")
 
 
 def test_the_same_pool_elsewhere_and_under_other_names_is_taken_over_whole(store, teacher, pool, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """Labels that a generation has, found again by the bytes of an image."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +55,36 @@ class EarlierLabels:
         """Label, confidence, soft label and perceptual hash of rows, in the order given."""
         order = np.argsort(positions, kind="stable")
         return self._table.take(positions[order], self._columns).take(np.argsort(order))
+
+
+@dataclass(frozen=True)
+class Reused:
+    """How much of an earlier generation stands in a later one: rows taken over, rows that are new, and images that are gone."""
+
+    taken_over: int
+    new: int
+    gone: int
+
+    @classmethod
+    def between(cls, earlier: Version, later: Version) -> Self:
+        """By the bytes of the images. Memory: about 50 bytes for each row of `earlier`, when it begins."""
+        before = _answered_hashes(earlier)
+        found, taken_over, rows = np.zeros(len(before), bool), 0, 0
+        for batch in TableReader(later.folder, "pseudo_labels").batches(["image_hash"]):
+            hashes = _as_bytes(batch["image_hash"])
+            places = np.searchsorted(before, hashes)
+            here = np.flatnonzero(places < len(before))
+            same = places[here[before[places[here]] == hashes[here]]]
+            found[same] = True
+            taken_over, rows = taken_over + len(same), rows + len(hashes)
+        return cls(taken_over, rows - taken_over, int((~found).sum()))
+
+
+def _answered_hashes(generation: Version) -> NDArray[np.bytes_]:
+    """The different hashes of the images that have a label, in order."""
+    batches = TableReader(generation.folder, "pseudo_labels").batches(["image_hash", "confidence"])
+    pieces = [_as_bytes(batch["image_hash"])[~np.isnan(batch["confidence"].to_numpy())] for batch in batches]
+    return np.unique(np.concatenate([np.empty(0, _HASH), *pieces]))
 
 
 def _as_bytes(hashes: pa.Array | pa.ChunkedArray) -> NDArray[np.bytes_]:

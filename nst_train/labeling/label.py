@@ -16,6 +16,7 @@ from nst_data.store.manifest import EditionRequest, Request
 from nst_data.store.store import Store, Version
 from nst_train.classifiers.lineage import calibration_input, teacher_entries
 from nst_train.labeling.begin import begin
+from nst_train.labeling.earlier_labels import Reused
 from nst_train.labeling.grown import Grown
 from nst_train.labeling.like import Like
 from nst_train.labeling.plan import Plan, Whole
@@ -114,9 +115,13 @@ def extend(
     """
     run, generation = LabelRunSettings.of(run), store.open(generation, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
-    driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress or on_this_terminal())
+    progress, before = progress or on_this_terminal(), [version.ref for version in store.versions(generation.name)]
+    driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
     plan.check_same(driver.teachers)
-    return driver.make(plan, generation.name)
+    extended = driver.make(plan, generation.name)
+    if extended.ref not in before:
+        progress.say(_what_was_reused(generation, extended))
+    return extended
 
 
 @with_checked_arguments
@@ -159,6 +164,19 @@ def label_like(
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
     driver.check_classes(edition, f"Name a teacher with the classes of {edition.ref}, or label the pool as another corpus")
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
+
+
+def _what_was_reused(earlier: Version, extended: Version) -> str:
+    reused = Reused.between(earlier, extended)
+    if not reused.taken_over:
+        return (
+            f"warning: {extended.ref}: no labels were taken over, since the pool has none of the {reused.gone:,} images of {earlier.ref}; "
+            f"if it is another pool, `store.remove({extended.ref!r})` and label it under another corpus name"
+        )
+    return (
+        f"{extended.ref}: labels taken over from {earlier.ref}: {reused.taken_over:,}, newly made: {reused.new:,}; "
+        f"images of {earlier.ref} that are not in this pool: {reused.gone:,}"
+    )
 
 
 def _names_of(teacher: Teachers, store: Store) -> list[TeacherName]:
