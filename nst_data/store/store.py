@@ -16,6 +16,7 @@ from nst_data.safe_names import mistaken_for
 from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once, write_text
 from nst_data.store.indexes import FOLDER, Indexes
+from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
 from nst_data.store.mirror import REQUEST, Mirror
 from nst_data.store.ownership import beside, check_nobody_at_work
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ROOM = {"generation": "corpora", "edition": "corpora", "review": "corpora", "teacher": "teachers"}
 _ROOMS = ("corpora", "teachers")
+_ASKED = ("part", "image_column", "label_column")  # of one source, what a user asks for
 _NAMED = 3  # versions made from one that are named
 PULLS = "pulls"  # the folder of runs/ with versions on their way from the Hub
 
@@ -425,13 +427,20 @@ def _difference(there: Request, asked: Request) -> str:
     before, now = there.inputs.by_role, asked.inputs.by_role
     for role in sorted(before.keys() | now.keys()):
         left, right = before.get(role), now.get(role)
-        if (left and left.digest) == (right and right.digest):
-            continue
-        if left and right and left.ref == right.ref:
-            changes.append(f"{role}: {left.ref} has changed since")
-        else:
-            changes.append(f"{role}: {left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content")
+        if (left and left.digest) != (right and right.digest):
+            changes.append(f"{role}: {_change(left, right)}")
     return "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _change(left: Input | None, right: Input | None) -> str:
+    """In what an input differs whose digest is another one: it has changed where it is asked for in the same words."""
+    if left and right and left.ref == right.ref:
+        for name in _ASKED:
+            there, asked = getattr(left, name), getattr(right, name)
+            if there != asked:
+                return f"{left.ref}, {name.replace('_', ' ')}: {there or 'none'} there, {asked or 'none'} asked"
+        return f"{left.ref} has changed since"
+    return f"{left.ref if left else 'none'} there, {right.ref if right else 'none'} asked, with different content"
 
 
 def _either(kinds: Sequence[Kind]) -> str:
