@@ -64,7 +64,7 @@ def image_hash(encoded: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(encoded)
 
 
-def check_size(width: int, height: int) -> None:
+def check_dimensions(width: int, height: int) -> None:
     """Raises ImageError for an image that is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels, more than the {MAX_PIXELS} that are decoded")
@@ -88,7 +88,7 @@ def decode(encoded: bytes | memoryview, least_side_px: int | None = None) -> Ima
     fine detail, at a fraction of the cost. The first frame stands for an animation. Raises ImageError with the reason.
     """
     with _opened(encoded) as image:
-        check_size(image.width, image.height)
+        check_dimensions(image.width, image.height)
         with large_images_alone(image.width * image.height):
             if least_side_px and image.format == "JPEG":
                 image.draft(None, reduced_size(image.width, image.height, least_side_px))
@@ -106,7 +106,7 @@ def upright_size(encoded: bytes | memoryview) -> tuple[int, int]:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # Pillow has changed them already
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-        check_size(width, height)
+        check_dimensions(width, height)
         return (height, width) if orientation_of(image, encoded) in LYING else (width, height)
 
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
-from nst_data.selection.editions import check_classes
+from nst_data.selection.editions import check_classes_are_known
 from nst_data.sources import Source, check_trainable, match_classes
 from nst_data.store.store import Number, Store
 from nst_train.classifiers.teachers import load_classifier
@@ -13,7 +13,7 @@ from nst_train.classifiers.zero_shot import check_zero_shot
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX, check_opencv
 from nst_train.evaluation.evaluate import load_candidate
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
-from nst_train.evaluation.imagenet_suites import classes_of
+from nst_train.evaluation.imagenet_suites import classes_of_suite
 from nst_train.evaluation.suites import open_suite
 from nst_train.evaluation.trials import Trial
 from nst_train.evaluation_settings import CORRUPTED, EXTRA_CORRUPTED
@@ -44,7 +44,7 @@ def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str],
     if labeled is not None:
         check_trainable(labeled)
     check_trackers(recipe.run.tracker)
-    check_classes(recipe.select, class_names)
+    check_classes_are_known(recipe.select, class_names)
     made: list[TrainSettings] = []
     for network in recipe.networks:
         for settings in filter(None, (network.settings.first, network.settings.finetune)):
@@ -122,7 +122,7 @@ def check_evaluations(
         if isinstance(data, Source):
             match_classes(data.class_names or [], class_names, data.location, subset=True)
         else:
-            wnids = classes_of(settings.suite[0])
+            wnids = classes_of_suite(settings.suite[0])
             known = known_wnids(class_names, wnids) if settings.partial else []
             columns_of(class_names, known or wnids, f"{location}, for {settings.suite[0]}")
             open_suite(settings.suite[0], data, settings)

@@ -3,13 +3,16 @@ import polars as pl
 import pytest
 import torch
 
-from nst_data.tables.confidence import bin_of, count_by_confidence, histogram
+from nst_data.tables.confidence import confidence_bin, count_by_confidence, histogram
 from nst_data.tables.histogram import Histogram
 
 
 def bins(values, number=10):
     return (
-        pl.DataFrame({"confidence": pl.Series(values, dtype=pl.Float32)}).select(bin_of(pl.col("confidence"), number)).to_series().to_list()
+        pl.DataFrame({"confidence": pl.Series(values, dtype=pl.Float32)})
+        .select(confidence_bin(pl.col("confidence"), number))
+        .to_series()
+        .to_list()
     )
 
 

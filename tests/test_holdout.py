@@ -26,7 +26,7 @@ from nst_data.progress import Progress
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
 from nst_data.selection.editions import balance
-from nst_data.selection.holdout import held_out_rows, hold_out
+from nst_data.selection.holdout import hold_out, rows_to_hold_out
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.metrics import Metrics
@@ -125,12 +125,12 @@ def test_an_image_that_stands_in_two_classes_stays_labeled(tmp_path):
 )
 def test_groups_of_near_duplicates_are_held_out_whole_and_never_all(sizes, held):
     groups = np.repeat(np.arange(len(sizes)), sizes)
-    rows = held_out_rows([f"{number:032x}" for number in range(len(groups))], groups, np.zeros(len(groups), np.int64), 0.2, 0)
+    rows = rows_to_hold_out([f"{number:032x}" for number in range(len(groups))], groups, np.zeros(len(groups), np.int64), 0.2, 0)
     assert len(rows) == held
 
 
 def test_an_image_that_cannot_be_decoded_is_not_tested_on():
-    rows = held_out_rows(["", "b", "", ""], np.arange(4), np.zeros(4, np.int64), 0.9, 0)
+    rows = rows_to_hold_out(["", "b", "", ""], np.arange(4), np.zeros(4, np.int64), 0.9, 0)
     assert rows.tolist() == []
 
 

@@ -24,7 +24,7 @@ from nst_train.evaluation.accuracy import Accuracy
 from nst_train.evaluation.corrupted import of_corruptions
 from nst_train.evaluation.corruptions import CORRUPTIONS
 from nst_train.evaluation.imagenet_classes import columns_of, subset_wnids
-from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of, corruption_errors, flips, mean_of, trial_of
+from nst_train.evaluation.imagenet_suites import ALEXNET_ERROR, ALEXNET_FLIPS, classes_of_suite, corruption_errors, flips, mean_of, trial_of
 from nst_train.evaluation.measuring import Effort
 from nst_train.evaluation.sequences import Sequences
 from nst_train.evaluation.suites import open_suite
@@ -113,11 +113,11 @@ def test_the_200_classes_are_the_authors():
     of_a, of_r = subset_wnids("imagenet_a"), subset_wnids("imagenet_r")
     assert (len(set(of_a)), len(set(of_r))) == (200, 200)
     assert (of_a[0], of_r[0]) == (WNIDS[6], WNIDS[1])
-    assert classes_of("imagenet-c") == WNIDS
+    assert classes_of_suite("imagenet-c") == WNIDS
 
 
 def test_imagenet_a_is_scored_among_its_200_classes(tmp_path, candidate):
-    wnids = classes_of("imagenet-a")
+    wnids = classes_of_suite("imagenet-a")
     opened = suite("imagenet-a", write_classes(tmp_path / "a", wnids))
     found = opened.measure(candidate, Effort())
     network, preprocessing = candidate.classifier.network, candidate.classifier.preprocessing
@@ -190,7 +190,7 @@ def test_what_is_missing_of_imagenet_c_is_named_and_the_rest_measured_where_aske
 
 
 def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
-    write_classes(tmp_path / "r", [*classes_of("imagenet-r"), "zebra"])
+    write_classes(tmp_path / "r", [*classes_of_suite("imagenet-r"), "zebra"])
     with pytest.raises(NstError, match=r"r:.*'zebra'.*imagenet-r's 200.*n01443537"):
         suite("imagenet-r", tmp_path / "r")
     found = suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
@@ -201,7 +201,7 @@ def test_a_folder_of_no_class_is_named_and_left_out_where_asked_for(tmp_path, ca
 
 
 def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_for(tmp_path, candidate):
-    wnids = classes_of("imagenet-r")
+    wnids = classes_of_suite("imagenet-r")
     write_classes(tmp_path / "r", wnids, images=2)
     torch.manual_seed(1)
     known = [wnid for wnid in WNIDS if wnid != wnids[3]]
@@ -214,12 +214,12 @@ def test_a_model_that_lacks_some_classes_is_measured_on_the_others_where_asked_f
 
 
 def test_a_whole_suite_is_not_marked_as_partial(tmp_path, candidate):
-    write_classes(tmp_path / "r", classes_of("imagenet-r"))
+    write_classes(tmp_path / "r", classes_of_suite("imagenet-r"))
     assert "partial" not in suite("imagenet-r", tmp_path / "r", **PARTIAL).measure(candidate, Effort()).result
 
 
 def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candidate):
-    wnids = classes_of("imagenet-r")
+    wnids = classes_of_suite("imagenet-r")
     write_classes(tmp_path / "r", wnids[:-2])
     with pytest.raises(NstError, match=f"found 198; missing: {wnids[-2]}, {wnids[-1]}\\..*`partial`"):
         suite("imagenet-r", tmp_path / "r")
@@ -227,7 +227,7 @@ def test_a_missing_class_is_named_and_left_out_where_asked_for(tmp_path, candida
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path, candidate):
-    opened = suite("imagenet-r", write_classes(tmp_path / "r", classes_of("imagenet-r")[:2]), **PARTIAL)
+    opened = suite("imagenet-r", write_classes(tmp_path / "r", classes_of_suite("imagenet-r")[:2]), **PARTIAL)
     network = timm.create_model("test_resnet", num_classes=3)
     other = Candidate("other", Classifier(network, candidate.classifier.preprocessing, ["ant", "bee", "cat"]), "other")
     said = (

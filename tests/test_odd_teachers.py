@@ -14,7 +14,7 @@ from wording import tells
 from nst_data.errors import NstError
 from nst_data.store.store import Store
 from nst_train.classifiers.teachers import load_classifier
-from nst_train.networks.models import check_size, create_network, data_config_of
+from nst_train.networks.models import check_takes, create_network, data_config_of
 from nst_train.networks.own_networks import register_network
 from nst_train.networks.weights import differences, why_not_loaded
 from nst_train.settings import TrainSettings
@@ -160,7 +160,7 @@ def test_an_answer_of_two_tensors_is_refused_as_teacher_and_as_student(tmp_path,
     assert tells(refused(name, tmp_path), "(1, 3) for one image, found a tuple")
     settings = TrainSettings(model="own_pair", image_size=16, noise={"stochastic_depth": 0})
     with pytest.raises(NstError, match=r"own_pair:.*\(1, 3\) for one image, found a tuple"):
-        check_size(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
+        check_takes(Pair(3), settings, {"input_size": (3, 16, 16)}, 3)
 
 
 @pytest.mark.parametrize(

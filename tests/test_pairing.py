@@ -1,13 +1,13 @@
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.sources.pairing import Part, classes_of, key_of
+from nst_data.sources.pairing import Part, classes_of_members, key_of
 
 
 def paired(spec):
     """The class of each image of a tar file with members such as `a.png a.cls:1`."""
     members = [member.partition(":") for member in spec.split()]
-    return classes_of([Part(name, text if colon else None, name.endswith(".heic")) for name, colon, text in members], "x.tar")
+    return classes_of_members([Part(name, text if colon else None, name.endswith(".heic")) for name, colon, text in members], "x.tar")
 
 
 @pytest.mark.parametrize(

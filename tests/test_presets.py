@@ -5,7 +5,7 @@ import pytest
 from nst_cli.origins import consequences
 
 from nst_data.errors import UsageError
-from nst_train.networks.models import check_name, check_names, parameters_of
+from nst_train.networks.models import check_names, check_network_name, parameters_of
 from nst_train.noise_settings import Noise
 from nst_train.presets import DEFAULTS_PUBLISHED, PRESETS, PUBLISHED_INSTEAD
 from nst_train.recipe import load_recipe, parse_recipe
@@ -237,14 +237,14 @@ def test_the_example_for_imagenet_is_the_papers_iteration_from_b7_to_l2():
     assert [one.ratio for one in generations[1:]] == [14, 14, 28]
     select = load_recipe(recipe).select
     assert (select.by, select.when) == ("tf_efficientnet_b0.aa_in1k", "once")
-    check_name(select.by)
+    check_network_name(select.by)
 
 
 def test_the_example_for_study_1_is_table_9():
     """L2 of 88.4% teaches B0 to B7: standard augmentation on unlabeled images; 700 epochs below B5; three of them a labeled one, B0 one."""
     recipe = load_recipe(Path(__file__).parent.parent / "examples" / "study_1.yaml")
     for name in (recipe.teacher.model, recipe.select.by):
-        check_name(name)
+        check_network_name(name)
     assert [one.model for one in recipe.students] == [f"tf_efficientnet_b{number}" for number in range(8)]
     assert {network.generation for network in recipe.networks} == {1}
     assert [one.epochs for one in recipe.students] == 5 * [700] + 3 * [350]

@@ -18,7 +18,7 @@ from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.inference import choose_computation
 from nst_train.classifiers.teachers import Teacher
 from nst_train.evaluation.attacks import PixelClassifier, fgsm, pgd
-from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of
+from nst_train.evaluation.conditions import Corrupted, FastGradientSign, seed_of_image
 from nst_train.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupt
 from nst_train.evaluation.measuring import Effort
 from nst_train.evaluation.suites import open_suite
@@ -85,7 +85,7 @@ def test_the_four_extra_corruptions_are_a_suite_of_their_own_without_mce(source)
     assert tuple(found["error"]) == EXTRA_CORRUPTIONS
     assert not {"mce", "ce", "relative_to"} & set(found)
     name = EXTRA_CORRUPTIONS[0]
-    shown = [corrupt(image.permute(1, 2, 0).numpy(), name, 5, seed_of(5, row)) for row, image in enumerate(images)]
+    shown = [corrupt(image.permute(1, 2, 0).numpy(), name, 5, seed_of_image(5, row)) for row, image in enumerate(images)]
     assert found["error"][name][4] == pytest.approx(
         1 - right(candidate, torch.tensor(np.stack(shown)).permute(0, 3, 1, 2) / 255, labels).mean()
     )
@@ -98,7 +98,7 @@ def test_errors_under_corruptions_are_those_of_each_image_corrupted_by_itself(so
     found = suite("corruptions", source, seed=5).measure(candidate, Effort()).result
     images, labels = by_hand(candidate, source)
     for name, severity in (("gaussian_noise", 3), ("fog", 1), ("jpeg_compression", 5)):
-        changed = [corrupt(image.permute(1, 2, 0).numpy(), name, severity, seed_of(5, row)) for row, image in enumerate(images)]
+        changed = [corrupt(image.permute(1, 2, 0).numpy(), name, severity, seed_of_image(5, row)) for row, image in enumerate(images)]
         shown = torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).float() / 255
         assert found["error"][name][severity - 1] == pytest.approx(1 - right(candidate, shown, labels).mean())
     assert list(found["error"]) == list(CORRUPTIONS)
@@ -167,7 +167,7 @@ def test_random_starts_follow_from_seed_and_image(source):
 
 
 def test_every_image_and_every_seed_has_noise_of_its_own():
-    seeds = {seed_of(seed, row) for seed in range(20) for row in range(200)}
+    seeds = {seed_of_image(seed, row) for seed in range(20) for row in range(200)}
     assert len(seeds) == 4000
     assert all(0 <= seed < 2**63 for seed in seeds)
 

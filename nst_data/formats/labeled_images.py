@@ -16,7 +16,7 @@ from nst_data.corpora import newest_labels
 from nst_data.errors import NstError, UsageError
 from nst_data.inspection.row_images import EmbeddedImages, Images, PoolImages, images_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.label_tables import TABLES, check_classes, collect, damage_is_named, scan_labels
+from nst_data.tables.label_tables import TABLES, check_label_range, collect, damage_is_named, scan_labels
 from nst_data.tables.review_table import read_review
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import table_files
@@ -104,7 +104,7 @@ class LabeledImages:
                     plain = [*_COLUMNS, *(["copies"] if "copies" in parquet.schema_arrow.names else [])]
                     columns = [*plain, *soft_label_columns(parquet.schema_arrow)]
                     for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                        check_classes(pl.Series(batch["label"]), names, self.version.ref)
+                        check_label_range(pl.Series(batch["label"]), names, self.version.ref)
                         probs = _dense(batch, len(names))
                         for row, soft in zip(batch.select(plain).to_pylist(), probs, strict=True):
                             yield LabeledRow(number, class_name=names[row["label"]], probs=soft, **row)

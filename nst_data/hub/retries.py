@@ -26,7 +26,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
     `or_path` is for references that may have been meant as paths: where there is no network, a mistyped path is told at once.
     """
     if or_path:
-        check_name()
+        check_hub_resolves()
     for wait in waits:
         began = time.monotonic()
         try:
@@ -41,7 +41,7 @@ def retried(call: Callable[[], T], waits: Sequence[float] = WAITS_SECONDS, or_pa
     return call()
 
 
-def check_name() -> None:
+def check_hub_resolves() -> None:
     """Raises httpx.ConnectError where the Hub's name is not known to this machine, as without a network: huggingface_hub would try again
     for up to a minute, in silence. Behind a proxy the name is the proxy's to know.
     """

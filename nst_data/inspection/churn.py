@@ -14,9 +14,9 @@ from nst_data.errors import NstError
 from nst_data.sources import match_classes
 from nst_data.sources.imagenet_names import places_of
 from nst_data.store.store import Store, Version
-from nst_data.tables.confidence import bin_of
+from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
-from nst_data.tables.label_tables import check_classes, collect, scan_labels
+from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
 ROWS_AT_ONCE = 2**25  # of both tables together: about 3 GB; more are compared in parts, by their hashes
 
@@ -112,7 +112,7 @@ def count_changes(both: pl.LazyFrame) -> pl.LazyFrame:
     moved = (after - confidence).abs()
     editions = {"copies", "copies_after"} <= set(both.collect_schema())
     copies_changed = (pl.col("copies") != pl.col("copies_after")).sum() if editions else pl.lit(None, dtype=pl.UInt32).first()
-    return both.group_by("label", "label_after", bin=bin_of(confidence)).agg(
+    return both.group_by("label", "label_after", bin=confidence_bin(confidence)).agg(
         images=pl.len(), moved=moved.sum(), measured=moved.count(), copies_changed=copies_changed
     )
 
@@ -134,7 +134,7 @@ def measure(
     found = [_measure_part(before, after, what, part, parts) for part in range(parts)]
     changes = pl.concat([one.changes for one in found]).group_by("label", "label_after", "bin").sum()
     for column in ("label", "label_after"):
-        check_classes(changes[column], class_names, what)
+        check_label_range(changes[column], class_names, what)
     both = int(changes["images"].sum())
     moved, measured = float(changes["moved"].sum()), int(changes["measured"].sum())
     editions = all("copies" in frame.collect_schema() for frame in (before, after))

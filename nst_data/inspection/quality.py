@@ -18,9 +18,9 @@ from nst_data.sources import Source, match_classes
 from nst_data.sources.labels import ClassNames
 from nst_data.store.store import Store, Version
 from nst_data.store.version import is_review
-from nst_data.tables.confidence import bin_of
+from nst_data.tables.confidence import confidence_bin
 from nst_data.tables.histogram import BINS, bounds
-from nst_data.tables.label_tables import check_classes, collect, scan_labels
+from nst_data.tables.label_tables import check_label_range, collect, scan_labels
 
 ECE_BINS = 15  # as a calibration has them (nst_train.classifiers.calibration), so that the two can be compared
 
@@ -91,7 +91,7 @@ def reliability(judged: pl.LazyFrame, bins: int) -> pl.LazyFrame:
     """`bin`, `images`, `correct` and `confidence`, which is a sum; a row for each bin that has images."""
     confidence = pl.col("confidence").cast(pl.Float64)
     return (
-        judged.group_by(bin=bin_of(confidence, bins))
+        judged.group_by(bin=confidence_bin(confidence, bins))
         .agg(images=pl.len(), correct=(pl.col("label") == pl.col("truth")).sum(), confidence=confidence.sum())
         .filter(pl.col("bin").is_not_null())
     )
@@ -161,7 +161,7 @@ def measure(labels: pl.LazyFrame, truth: Truth, class_names: Sequence[str], what
     joined = int(pairs_found["images"].sum())
     if not joined:
         raise NstError(f"{what}: none of its images is in the truth, joined by {by}; expected a source that holds some of them")
-    check_classes(pairs_found["label"], class_names, what)
+    check_label_range(pairs_found["label"], class_names, what)
     correct = int(pairs_found.filter(pl.col("label") == pl.col("truth"))["images"].sum())
     return Quality(
         truth=truth.location,

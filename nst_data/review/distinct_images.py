@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nst_data.sources import match_classes
 from nst_data.store.version import Version
-from nst_data.tables.label_tables import TABLES, check_classes, collect, damage_is_named, scan_labels
+from nst_data.tables.label_tables import TABLES, check_label_range, collect, damage_is_named, scan_labels
 from nst_data.tables.schema import soft_label_columns, top_k_of
 from nst_data.tables.shards import table_files
 
@@ -47,7 +47,7 @@ class DistinctImages:
         rows = scan_labels(version).select("id", "label", "confidence", number=image_number(pl.col("image_hash")))
         first = rows.group_by("number").agg(pl.col("label", "confidence").min_by("id")).sort("number")
         (table,) = collect(version.ref, first)
-        check_classes(table["label"], version.manifest.class_names, version.ref)
+        check_label_range(table["label"], version.manifest.class_names, version.ref)
         labels = _classes(version, class_names)[table["label"].to_numpy()]
         return cls(table["number"].to_numpy(), labels, table["confidence"].to_numpy())
 

@@ -128,7 +128,7 @@ def balance(
     generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
     reviews = None if reviews is None else store.open(reviews, "review")
     progress, roles = progress or on_this_terminal(), _roles(exclude)
-    check_classes(settings, generation.manifest.class_names)
+    check_classes_are_known(settings, generation.manifest.class_names)
     request = balance_request(generation, settings, exclude, pool, reviews)
     staging = store.begin(request, generation.name, generation.number.generation, edition)
     for role, source in roles.items():
@@ -170,7 +170,7 @@ def _roles(exclude: Sequence[Source]) -> dict[str, Source]:
     return {f"exclude_{index}": source for index, source in enumerate(ordered, start=1)}
 
 
-def check_classes(settings: BalanceSettings, class_names: Sequence[str]) -> None:
+def check_classes_are_known(settings: BalanceSettings, class_names: Sequence[str]) -> None:
     """Raises UsageError for settings that name a class which the teacher does not know."""
     for option, names in (("`exclude_class`", settings.exclude_class), ("`class_min_confidence`", settings.class_min_confidence)):
         for name in names:

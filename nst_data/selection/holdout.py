@@ -67,7 +67,7 @@ def hold_out(
         rows = np.load(file)
     else:
         hashes, groups = _groups(labeled, progress, threads)
-        rows = held_out_rows(hashes, groups, labels, share, seed)
+        rows = rows_to_hold_out(hashes, groups, labels, share, seed)
         with suppress(OSError):  # a store that is only read
             if file and writes:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def kept_holdouts(store: Store) -> Path:
     return store.root / "runs" / "holdout"
 
 
-def held_out_rows(
+def rows_to_hold_out(
     hashes: Sequence[str], groups: NDArray[np.int64], labels: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.int64]:
     """The increasing numbers of the held-out rows.

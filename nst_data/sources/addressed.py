@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nst_data.errors import NstError
-from nst_data.sources.files import check_size, check_whole, has_image_suffix
+from nst_data.sources.files import check_file_size, check_whole, has_image_suffix
 from nst_data.sources.folder import ImageFolder
 from nst_data.sources.kept_listing import IMAGES, AddressListing
 from nst_data.sources.kinds import READ_FROM_FOLDERS
@@ -71,7 +71,7 @@ class AddressedImages(ImageFolder):
     def read(self, row: int) -> bytes:
         """The file's bytes. Raises NstError where there are not as many as were listed, or the server cannot be asked."""
         content = self._tree.read(self.key(row))
-        check_size(len(content), self._listing.table["bytes"][row].as_py())
+        check_file_size(len(content), self._listing.table["bytes"][row].as_py())
         return content
 
     def rows(self, wanted: Wanted) -> Iterator[Row]:
@@ -120,7 +120,7 @@ def _in_order(found: pa.Table) -> pa.Table:
 def _checked(content: bytes | MissingError, size: int) -> Content:
     if isinstance(content, bytes):
         try:
-            check_size(len(content), size)
+            check_file_size(len(content), size)
         except NstError as error:
             return error
     return content

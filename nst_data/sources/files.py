@@ -41,7 +41,7 @@ def read_file(path: str, listed_bytes: int | None = None) -> bytes:
             raise NstError("not a file")
         encoded: bytes = file.readall()
     if listed_bytes is not None:
-        check_size(len(encoded), listed_bytes)
+        check_file_size(len(encoded), listed_bytes)
     return encoded
 
 
@@ -51,7 +51,7 @@ def read_start(path: str, size: int) -> bytes:
         return bytes(file.read(size))
 
 
-def check_size(size: int, listed_bytes: int) -> None:
+def check_file_size(size: int, listed_bytes: int) -> None:
     """Raises NstError where a file has another size than the listing says."""
     if size != listed_bytes:
         raise NstError(f"has {size:,} bytes, {listed_bytes:,} when the pool was listed")
@@ -77,7 +77,7 @@ class OpenFile:
         self.number = -1
         self.number = os.open(path, os.O_RDONLY)
         self._size = size
-        check_size(os.fstat(self.number).st_size, size)
+        check_file_size(os.fstat(self.number).st_size, size)
 
     def read(self, size: int, offset: int) -> bytes:
         """The bytes at a place. Raises NstError where there are not as many."""

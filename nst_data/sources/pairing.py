@@ -44,7 +44,7 @@ class _Sample:
         return next((stem for stem in _stems(image) if stem in self.classes), None)
 
 
-def classes_of(members: Sequence[Part], where: str) -> list[str]:
+def classes_of_members(members: Sequence[Part], where: str) -> list[str]:
     """The class of each image of a tar file that is not skipped, in order.
 
     An image has the class in its own sample. Where that has none, as in a tar file that is sorted by suffix, it has the one that stands

@@ -22,7 +22,7 @@ from nst_data.hub.quiet import quiet
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
-from nst_data.sources.files import check_size
+from nst_data.sources.files import check_file_size
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
@@ -250,7 +250,7 @@ class ParquetFiles(Source):
             return
         start = self._starts[file]
         try:
-            check_size(self._size(self._files[file]), self._sizes[file])
+            check_file_size(self._size(self._files[file]), self._sizes[file])
             with self._opened(self._files[file]) as parquet:
                 for group in range(parquet.num_row_groups):
                     stop = start + parquet.metadata.row_group(group).num_rows

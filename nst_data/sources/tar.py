@@ -21,7 +21,7 @@ from nst_data.sources.files import OpenFile, check_whole
 from nst_data.sources.labels import LabelsAsked, encode, number_labels, whole_numbers
 from nst_data.sources.listing import PIECE, Spool, listed, read_listing, utf8, write_listing
 from nst_data.sources.members import Member, documents, members
-from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of, is_class, key_of
+from nst_data.sources.pairing import CLASS_SUFFIX, Part, classes_of_members, is_class, key_of
 from nst_data.sources.skipped import Skipped, phrase
 from nst_data.sources.source import Content, Row, Source, Wanted, in_pieces, rows_of_table
 from nst_data.store.indexes import Indexes
@@ -197,7 +197,7 @@ class TarFiles(Source):
                         yield _columns(waiting)
                         waiting.clear()
             if classes is not None:
-                classes += classes_of(samples, path)
+                classes += classes_of_members(samples, path)
         yield _columns(waiting)
 
 

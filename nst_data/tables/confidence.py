@@ -5,7 +5,7 @@ import polars as pl
 from nst_data.tables.histogram import BINS, Histogram
 
 
-def bin_of(confidence: pl.Expr, bins: int = BINS) -> pl.Expr:
+def confidence_bin(confidence: pl.Expr, bins: int = BINS) -> pl.Expr:
     """The number, from 0, of the bin that a confidence lies in (int32); null for what is no number in [0, 1].
 
     Bin m holds (m/bins, (m+1)/bins], the first one 0 too (Guo et al. 2017, section 2), so that a filter which keeps confidences above
@@ -17,7 +17,7 @@ def bin_of(confidence: pl.Expr, bins: int = BINS) -> pl.Expr:
 
 def count_by_confidence(labels: pl.LazyFrame) -> pl.LazyFrame:
     """`bin` (int32) and `images`: the rows in each bin that has any."""
-    return labels.group_by(bin=bin_of(pl.col("confidence"))).agg(images=pl.len())
+    return labels.group_by(bin=confidence_bin(pl.col("confidence"))).agg(images=pl.len())
 
 
 def histogram(counted: pl.DataFrame) -> Histogram:

@@ -66,7 +66,7 @@ def damage_is_named(refs: str) -> Iterator[None]:
         raise NstError(f"{refs}: the labels cannot be read ({first_line(error)}); `verify()` checks whether they have changed") from None
 
 
-def check_classes(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
+def check_label_range(labels: pl.Series, class_names: Sequence[str], what: str) -> None:
     """Raises NstError where labels are not places among the class names."""
     odd = labels.filter(~labels.is_between(0, len(class_names) - 1))
     if labels.null_count() or len(odd):

@@ -6,7 +6,7 @@ import polars as pl
 
 from nst_data.errors import NstError
 from nst_data.store.version import Number, Version
-from nst_data.tables.label_tables import check_classes, damage_is_named
+from nst_data.tables.label_tables import check_label_range, damage_is_named
 from nst_data.tables.shards import table_files
 
 REVIEW = "review"  # the table
@@ -42,7 +42,7 @@ def read_review(version: Version) -> pl.DataFrame:
         rows = pl.concat(tables).select(pl.col(name).cast(kind) for name, kind in _COLUMNS.items())
     if rows["image_hash"].n_unique() != rows.height or (rows["label"].is_null() != rows["excluded"].is_in(list(EXCLUDED))).any():
         raise NstError(f"{version.ref}: expected one answer for each image, a class or why it has none; the table was changed elsewhere")
-    check_classes(rows["label"].drop_nulls(), version.manifest.class_names, version.ref)
+    check_label_range(rows["label"].drop_nulls(), version.manifest.class_names, version.ref)
     return rows
 
 

@@ -30,7 +30,7 @@ from nst_train.classifiers.noised_teacher import TeacherNoise
 from nst_train.classifiers.zero_shot import is_zero_shot, load_zero_shot
 from nst_train.networks.image_text import is_image_text
 from nst_train.networks.model_config import check_config, check_is_classifier, is_of_timm, read_config
-from nst_train.networks.models import check_name
+from nst_train.networks.models import check_network_name
 from nst_train.networks.probe import FAILURES, probe
 from nst_train.networks.transformers_networks import Logits, load_trained
 from nst_train.networks.weights import (
@@ -167,7 +167,7 @@ def load_classifier(name: TeacherName, store: Store, exact: bool = False, stocha
         version = store.open(name, "teacher")
         classifier = _load_folder(name, version.folder, exact, version.manifest.class_names, stochastic_depth)
         return classifier, teacher_input(name, store)
-    check_name(name, [version.ref for version in store.versions() if version.is_readable and version.manifest.kind == "teacher"])
+    check_network_name(name, [version.ref for version in store.versions() if version.is_readable and version.manifest.kind == "teacher"])
     revision, architecture = None, name.partition(".")[0]
     if name.startswith(FOLDER) or "/" in name:
         folder, revision = (Path(name.removeprefix(FOLDER)), None) if name.startswith(FOLDER) else download(name)

@@ -17,7 +17,7 @@ from nst_train.classifiers.classifier import Classifier, shaping, weights_sha256
 from nst_train.device import set_threads, this_device
 from nst_train.networks.image_text import TOKENIZER_FILES, ImageFeatures, ImageText, in_full_precision, is_image_text, load_image_text
 from nst_train.networks.model_config import check_config, read_config
-from nst_train.networks.models import check_name
+from nst_train.networks.models import check_network_name
 from nst_train.networks.open_clip_models import OPEN_CLIP_CONFIG, OPEN_CLIP_FILES, is_open_clip, load_open_clip
 from nst_train.networks.probe import FAILURES, probe
 from nst_train.networks.weights import CONFIG, FOLDER, download, license_of_model, repository_of, snapshot, why_not_loaded
@@ -107,7 +107,7 @@ def _folder_of(name: str) -> tuple[Path | None, str | None]:
     """Where a model lies, with its tokenizer, and its commit on the Hub; a name of timm has no folder."""
     if name.startswith(FOLDER) and is_open_clip(folder := Path(name.removeprefix(FOLDER))):
         return folder, None
-    check_name(name)
+    check_network_name(name)
     if name.startswith(FOLDER):
         return Path(name.removeprefix(FOLDER)), None
     if "/" not in name:

@@ -50,7 +50,7 @@ class Corrupted(Condition):
 
     def changed(self, image: NDArray[np.uint8], row: int) -> NDArray[np.uint8]:
         """Corrupted. Raises NstError for an image of less than 32 pixels."""
-        return corrupt(image, self.name, self.severity, seed_of(self.seed, row))
+        return corrupt(image, self.name, self.severity, seed_of_image(self.seed, row))
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class ProjectedGradient(Condition):
     ) -> Float[Tensor, "batch 3 height width"]:
         """No value further than epsilon from the image's."""
         seed = self.seed
-        start = None if seed is None else random_start(images, self.epsilon, [seed_of(seed, row) for row in rows])
+        start = None if seed is None else random_start(images, self.epsilon, [seed_of_image(seed, row) for row in rows])
         return pgd(network, images, labels, self.epsilon, self.steps, self.step_size, start)
 
 
-def seed_of(seed: int, row: int) -> int:
+def seed_of_image(seed: int, row: int) -> int:
     """A seed for one image: rows next to each other, and the same row under another seed, have nothing in common."""
     return xxhash.xxh3_64_intdigest(f"{seed} {row}".encode()) >> 1

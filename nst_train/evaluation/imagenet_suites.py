@@ -81,7 +81,7 @@ def flips(predicted: NDArray[np.integer], noise: bool) -> NDArray[np.float64]:
     return shares
 
 
-def classes_of(suite: str) -> list[str]:
+def classes_of_suite(suite: str) -> list[str]:
     """The WordNet ids of a suite's classes, 200 or 1,000."""
     return {IMAGENET_A: lambda: subset_wnids("imagenet_a"), IMAGENET_R: lambda: subset_wnids("imagenet_r")}.get(suite, imagenet_wnids)()
 
@@ -91,7 +91,7 @@ def open_classes(suite: str, folder: Path, partly: bool) -> Source:
 
     Raises NstError for an unknown class folder and for a class that is missing; with `partly` for a folder without any known one.
     """
-    wnids = classes_of(suite)
+    wnids = classes_of_suite(suite)
     unknown = unknown_folders(suite, folder)
     if unknown and (not partly or not any((folder / wnid).is_dir() for wnid in wnids)):
         raise NstError(
@@ -107,7 +107,7 @@ def open_classes(suite: str, folder: Path, partly: bool) -> Source:
 
 def unknown_folders(suite: str, folder: Path) -> list[str]:
     """The folders beside those of a suite's classes."""
-    wnids = set(classes_of(suite))
+    wnids = set(classes_of_suite(suite))
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in wnids and path.name[0] != ".")
 
 
@@ -128,7 +128,7 @@ def known_to(classifier: Classifier, suite: str, source: Source) -> tuple[Source
 
     Raises NstError where it knows none.
     """
-    wnids, there = classes_of(suite), set(source.class_names or [])
+    wnids, there = classes_of_suite(suite), set(source.class_names or [])
     known = set(known_wnids(classifier.class_names, wnids))
     if not known & there:
         columns_of(classifier.class_names, wnids, suite)
@@ -141,7 +141,7 @@ def trial_of(suite: str, name: str, source: Source, classifier: Classifier, lack
 
     Raises NstError for other classes.
     """
-    wnids = [wnid for wnid in classes_of(suite) if wnid not in lacking]
+    wnids = [wnid for wnid in classes_of_suite(suite) if wnid not in lacking]
     columns = columns_of(classifier.class_names, wnids, suite)
     where = {wnid: place for place, wnid in enumerate(wnids)}
     labels = np.array([where[one] for one in source.class_names or []], dtype=np.int64)[labels_in(source)]

@@ -6,7 +6,7 @@ from typing import Any, Self
 from nst_data.sources import Source
 from nst_train.classifiers.classifier import Classifier
 from nst_train.evaluation.imagenet_classes import known_wnids
-from nst_train.evaluation.imagenet_suites import Place, classes_of, known_to, trial_of, unknown_folders
+from nst_train.evaluation.imagenet_suites import Place, classes_of_suite, known_to, trial_of, unknown_folders
 from nst_train.evaluation.trials import Trial
 
 
@@ -22,7 +22,7 @@ class Part:
     @classmethod
     def of(cls, suite: str, sources: list[tuple[Place, Source]], missing: list[str]) -> Self:
         """Of what was opened; a class is missing where one of the folders lacks it."""
-        classes = [wnid for wnid in classes_of(suite) if any(wnid not in (source.class_names or []) for _, source in sources)]
+        classes = [wnid for wnid in classes_of_suite(suite) if any(wnid not in (source.class_names or []) for _, source in sources)]
         unknown = sorted({name for place, _ in sources for name in unknown_folders(suite, place.folder)})
         return cls(True, tuple(missing), tuple(classes), tuple(unknown))
 
@@ -35,7 +35,7 @@ class Part:
 
     def marks(self, suite: str, classifier: Classifier, lost_sequences: int = 0) -> dict[str, Any]:
         """`partial` with what was left out, as JSON values; nothing where all of the suite was measured."""
-        wnids = classes_of(suite)
+        wnids = classes_of_suite(suite)
         known = set(known_wnids(classifier.class_names, wnids)) if self.partly else set(wnids)
         found = {
             "missing": list(self.missing),

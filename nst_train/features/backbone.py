@@ -15,7 +15,7 @@ from nst_data.store.store import Store
 from nst_train.classifiers.classifier import Classifier
 from nst_train.classifiers.lineage import teacher_input
 from nst_train.classifiers.teachers import Teacher
-from nst_train.networks.models import check_name, create_network, data_config_of
+from nst_train.networks.models import check_network_name, create_network, data_config_of
 from nst_train.networks.network_noise import classifiers_of
 from nst_train.networks.weights import FOLDER, initial_weights
 from nst_train.settings import TrainSettings
@@ -75,7 +75,7 @@ def load_backbone(name: str, store: Store, image_size: int | None, crop_pct: flo
     if is_in_store(name, store):
         version = store.open(name, "teacher")
         model, entry = f"{FOLDER}{version.folder}", teacher_input(name, store)
-    check_name(model)
+    check_network_name(model)
     settings = TrainSettings(model=model, pretrained=True, image_size=image_size, crop_pct=crop_pct, noise={"stochastic_depth": 0})
     entry = entry or initial_weights(model)
     with torch.random.fork_rng(devices=[]):

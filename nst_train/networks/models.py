@@ -65,7 +65,7 @@ def parameters_of(settings: TrainSettings, classes: int | None = None) -> tuple[
 
 def check_names(settings: TrainSettings) -> None:
     """Raises UsageError for a network or an optimizer that does not exist, with near names."""
-    check_name(settings.model)
+    check_network_name(settings.model)
     if settings.optimizer not in list_optimizers():
         hint = _suggestion(settings.optimizer, list_optimizers(), "optim.list_optimizers")
         raise UsageError(f"optimizer {settings.optimizer}: not in timm; {hint}")
@@ -155,7 +155,7 @@ def _of_side(data_config: dict[str, Any], side: int | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def check_size(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
+def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[str, Any], classes: int, at_once: int = 2) -> None:
     """Raises NstError where the network does not take images of this size, does not give a number for each class, or ties its weights.
 
     `at_once` images pass it together in training: batch-norm, for one, refuses a single value for each channel.
@@ -244,7 +244,7 @@ def published_size(name: str) -> int | None:
     return config.input_size[-1] if config else None
 
 
-def check_name(name: str, others: Sequence[str] = ()) -> None:
+def check_network_name(name: str, others: Sequence[str] = ()) -> None:
     """Raises UsageError for a name that means nothing, with near ones among timm's and `others`."""
     if name.startswith(FOLDER):
         check_folder(name)

@@ -15,7 +15,7 @@ from nst_data.hub.errors import plain_errors
 from nst_data.hub.licenses import license_at
 from nst_data.hub.quiet import bars_on_terminals
 from nst_data.hub.reference import HubReference
-from nst_data.hub.retries import check_name, retried
+from nst_data.hub.retries import check_hub_resolves, retried
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import json_digest
@@ -96,7 +96,7 @@ def published_file(repo: str, name: str) -> Path:
 def _downloaded(download: Callable[..., str]) -> Path:
     """What is downloaded or, without a network, what the cache has."""
     try:
-        check_name()
+        check_hub_resolves()
     except httpx.ConnectError:
         try:
             return Path(download(local_files_only=True))

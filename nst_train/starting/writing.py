@@ -92,7 +92,7 @@ def init(
     name = check_name(name) if name is not None else _name_of(path)
     look = look_at(photos, labeled=labeled, pool=pool, test=test, validation=validation)
     from nst_train.device import memory_of, this_device
-    from nst_train.networks.models import check_name as check_network_name
+    from nst_train.networks.models import check_network_name
 
     device = this_device().type
     network = _with_folder(model or (CPU_NETWORK if device == "cpu" else GPU_NETWORK))

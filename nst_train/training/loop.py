@@ -19,7 +19,7 @@ from nst_train.batches.batches import LabeledImages, TrainingBatch, check_room, 
 from nst_train.batches.entries import PseudoLabeledImages, open_edition
 from nst_train.device import agreed_maxima, settled_channels_last, settled_precision, this_process
 from nst_train.interruption import Interrupted, StopRequests
-from nst_train.networks.models import check_size, count_parameters, create_network, data_config_of, evaluation_data_config_of
+from nst_train.networks.models import check_takes, count_parameters, create_network, data_config_of, evaluation_data_config_of
 from nst_train.seeds import seed_network, seed_of
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.checkpoint import CheckpointClock, Resumed, diverged, is_finite, last_checkpoint, load_checkpoint, save_checkpoint
@@ -106,7 +106,7 @@ class Training:
         images = settings.batch_size // processes * _images_per_labeled(settings, pseudo is not None)
         check_room(images, data_config["input_size"][-1], run.workers_on(kind), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         at_once = images // settings.accumulate * (processes if settings.sync_batch_norm else 1)
-        check_size(network, settings, data_config, len(class_names), at_once)
+        check_takes(network, settings, data_config, len(class_names), at_once)
         check_optimizer(settings, this_process().device)
         weights = balanced_weights(labeled.labels, len(class_names)) if settings.class_weights else None
         counted = len(labeled) if source is not None or pseudo is None else images_that_count(len(pseudo), settings)

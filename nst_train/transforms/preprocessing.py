@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as tensor_transforms
 from nst_data.decoding.jpeg import jpeg_header, may_hold_pictures
 from nst_data.decoding.orientation import LYING, jpeg_orientation
 from nst_data.errors import NstError
-from nst_data.images import PHASH_SIZE_PX, check_size, decode, large_images_alone, phash_row_step, reduced_factor
+from nst_data.images import PHASH_SIZE_PX, check_dimensions, decode, large_images_alone, phash_row_step, reduced_factor
 
 try:
     from simplejpeg import decode_jpeg  # libjpeg-turbo, as in Pillow; its warnings are errors here, and nothing goes to the screen
@@ -223,7 +223,7 @@ def decode_pixels(encoded: bytes | memoryview, least_side_px: int | None = None,
     """
     header = None if exact or decode_jpeg is None else jpeg_header(encoded)
     if header is not None and header.components in (1, 3):
-        check_size(header.width, header.height)
+        check_dimensions(header.width, header.height)
         factor = reduced_factor(header.width, header.height, least_side_px) if least_side_px else 1
         if factor == 1 or (min(header.width, header.height) >= _DCT_SIDE_PX and not may_hold_pictures(encoded)):
             wanted = {"min_width": -(-header.width // factor), "min_height": -(-header.height // factor)}  # Pillow rounds up too
