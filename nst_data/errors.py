@@ -1,6 +1,7 @@
 """What goes wrong through input: one line that says what was expected, what came and what to do."""
 
 import reprlib
+from collections.abc import Iterable
 
 
 class NstError(ValueError):
@@ -22,6 +23,11 @@ _BRIEF.maxlevel = 3
 def brief(value: object) -> str:
     """A value as Python writes it, cut where it is long or deep: an alias of YAML can hold another ten times, which holds another ten."""
     return _BRIEF.repr(value)
+
+
+def names_shown(names: Iterable[str]) -> str:
+    """Names of columns as a message lists them, in quotes where blanks around one would not be seen."""
+    return ", ".join(name if name == name.strip() and name else repr(name) for name in names) or "no column"
 
 
 def first_line(error: BaseException) -> str:

@@ -179,6 +179,11 @@ def test_rows_may_name_different_numbers_of_classes(tmp_path):
     assert found["y"] == pytest.approx({"ant": 0.1, "bee": 0.1, "cat": 0.1, "dog": 0.7}, abs=1e-6)
 
 
+def test_blanks_after_the_commas_of_csv_are_no_part_of_names_and_cells(tmp_path):
+    (tmp_path / "t.csv").write_text("label, filename, prob\nant, x.png, 0.5\n")
+    assert read(tmp_path / "t.csv", ["ant", "bee"]) == {"x.png": {"ant": 0.5, "bee": 0.5}}
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "parquet"])
 def test_a_label_with_its_confidence_or_alone_is_taken(tmp_path, suffix):
     frame = pd.DataFrame({"image": FILES, "label": [NAMES[one] for one in LABELS], "confidence": PROBS.max(axis=1)})

@@ -119,6 +119,25 @@ def coco(names, categories):
     )
 
 
+def test_blanks_after_the_commas_of_a_table_are_no_part_of_its_names_and_cells(photos):
+    folder, names = photos
+    rows = [(name.split("/")[0], name) for name in names]
+    spaced = write_rows(folder / "spaced.csv", ["label", "path"], rows, ", ")
+    plain = write_rows(folder / "plain.csv", ["label", "path"], rows)
+    source, expected = open_source(spaced, labeled=True), open_source(plain, labeled=True)
+    assert (source.fingerprint, source.class_names) == (expected.fingerprint, ["blue", "red"])
+    assert source.read(1) == (folder / names[1]).read_bytes()
+    assert open_source(spaced, labeled=True, label_column="label").label_column == "label"
+
+
+def test_names_of_columns_that_differ_in_blanks_alone_stay_and_are_shown_in_quotes(photos):
+    folder, names = photos
+    table = write_rows(folder / "two.csv", ["path", "grade", " grade"], [(name, 1, name.split("/")[0]) for name in names])
+    assert classes_of(open_source(table, labeled=True, label_column=" grade")) == [name.split("/")[0] for name in names]
+    with pytest.raises(NstError, match=r"expected a column `label`, found grade, ' grade'; choose .*, e\.g\. grade, ' grade'$"):
+        open_source(table, labeled=True)
+
+
 def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos):
     folder, names = photos
     (folder / "all.json").write_text(coco(names, [["cup"], ["cup", "cup"], ["pan"], ["pan"]]))

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError, UsageError, names_shown
 from nst_data.sources.image_table import path_column
 from nst_data.tables.label_columns import LOGITS, LabelColumns, shown
 
@@ -47,12 +47,12 @@ def label_columns(columns: Sequence[str], with_both: Mapping[str, Collection[str
         return LabelColumns(numbers=tuple(asked.class_names), logits=asked.logits)
     numbers, classes = _numbers(columns, location, asked), _classes(columns, location, asked)
     if not (numbers or classes):
-        found = ", ".join(columns) or "no column"
+        found = names_shown(columns)
         raise NstError(
             f"{location}: expected a column of labels, such as `probs` or `label`, found {found}; name it with `probs` or `label_column`"
         )
     if asked.logits and not numbers:
-        raise UsageError(f"{location}: expected a column of logits, found {', '.join(columns)}; name it with `probs`, or remove `logits`")
+        raise UsageError(f"{location}: expected a column of logits, found {names_shown(columns)}; name it with `probs`, or remove `logits`")
     return LabelColumns(classes, numbers, asked.logits, is_named=asked.label_column is not None)
 
 
@@ -112,4 +112,4 @@ def _group(columns: Sequence[str], name: str) -> tuple[str, ...]:
 
 
 def _lacking(columns: Sequence[str], name: str, location: str) -> tuple[str, ...]:
-    raise UsageError(f"{location}: expected one column `{name}`, found {', '.join(columns) or 'no column'}")
+    raise UsageError(f"{location}: expected one column `{name}`, found {names_shown(columns)}")

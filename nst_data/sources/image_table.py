@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError, UsageError, names_shown
 from nst_data.sources.folder import Files
 from nst_data.sources.labels import LabelsAsked, label_column, labels_of, whole_numbers
 from nst_data.sources.listed import sizes_of
@@ -50,7 +50,7 @@ class ImageTable(Files):
         table = frame.to_arrow()
         named = [name for name in frame.columns if name.lower() in _CLASSES]
         if asked.column is None and len(named) > 1:
-            raise UsageError(f"{self.location}: expected one column of classes, found {', '.join(named)}; name one with `label_column`")
+            raise UsageError(f"{self.location}: expected one column of classes, found {names_shown(named)}; name one with `label_column`")
         name = named[0] if asked.column is None and named else label_column(table.schema, self.location, asked.column)
         self.label_column = asked.column
         texts = pc.utf8_trim_whitespace(table[name])
@@ -83,11 +83,11 @@ def path_column(columns: list[str], location: str, asked: str | None, option: st
         return _FILE
     if len(found) == 1:
         return found[0]
-    there = ", ".join(columns) or "no column"
+    there = names_shown(columns)
     if asked is not None:
         raise UsageError(f"`{option}` {asked}: no such column in {location}; columns: {there}")
     if found:
-        raise UsageError(f"{location}: expected one column of paths, found {', '.join(found)}; name one with `{option}`")
+        raise UsageError(f"{location}: expected one column of paths, found {names_shown(found)}; name one with `{option}`")
     raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `{option}`")
 
 

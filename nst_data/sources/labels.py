@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.errors import NstError, UsageError
+from nst_data.errors import NstError, UsageError, names_shown
 from nst_data.sources.class_texts import is_yaml, texts_in_yaml
 from nst_data.sources.features import Features, columns_of_kind
 from nst_data.sources.imagenet_names import places_of
@@ -113,12 +113,12 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
 
     Raises NstError where there is none, UsageError where the one asked for is not there.
     """
-    found = ", ".join(schema.names) or "no column"
+    found = names_shown(schema.names)
     named = columns_of_kind("ClassLabel", schema, features)
     candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)
     if column is None:
-        as_in = f", e.g. {', '.join(candidates)}" if candidates else ""
+        as_in = f", e.g. {names_shown(candidates)}" if candidates else ""
         raise NstError(f"{location}: expected a column `label`, found {found}; choose the label column with `label_column`{as_in}")
     if asked is not None and asked not in schema.names:
         raise UsageError(f"`label_column` {asked}: no such column in {location}; columns: {found}")

@@ -34,7 +34,12 @@ def readable(location: str, expected: str) -> Iterator[None]:
 
 
 def header(location: str, separator: str) -> list[str]:
-    """The columns of CSV or TSV. Raises ValueError for two of one name."""
+    """The columns of CSV or TSV, without blanks around their names. Raises ValueError for two of one name."""
+    return list(_columns(location, separator))
+
+
+def _columns(location: str, separator: str) -> dict[str, bool]:
+    """The columns, and whether blanks stand around the name of each, as in `path, label`; part of it where names differ by them alone."""
     with pa_csv.open_csv(location, pa_csv.ReadOptions(block_size=_BLOCK_BYTES), _parsing(separator)) as reader:
         names = [without_quote(name) for name in reader.schema.names]
     if len(names) == 1 and separator not in names[0] and (other := next((one for one in ";\t|," if one in names[0]), None)):
@@ -45,16 +50,20 @@ def header(location: str, separator: str) -> list[str]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header has {twice[0]!r} several times")
-    return names
+    plain = [name.strip() for name in names]
+    if len(set(plain)) < len(plain):
+        return dict.fromkeys(names, False)
+    return {name: name != written for name, written in zip(plain, names, strict=True)}
 
 
 def delimited(location: str, separator: str, wanted: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The wanted columns of CSV or TSV as text, all by default, some megabytes at a time; an empty cell is null.
 
-    A cell that was quoted for a spreadsheet, as `safe_names.cell` does, is what it was before.
+    A cell that was quoted for a spreadsheet, as `safe_names.cell` does, is what it was before. Blanks around a column's name stand around
+    its cells too, and are left out.
     """
-    names = header(location, separator)
-    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=names, skip_rows_after_names=1)
+    names = _columns(location, separator)
+    reading = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, column_names=list(names), skip_rows_after_names=1)
     as_text = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
         include_columns=list(names if wanted is None else wanted),
@@ -63,7 +72,11 @@ def delimited(location: str, separator: str, wanted: Sequence[str] | None = None
     )
     with pa_csv.open_csv(location, reading, _parsing(separator), as_text) as reader:
         for batch in reader:
-            columns = [pc.replace_substring_regex(column, QUOTED_FORMULA, r"\1") for column in batch.columns]
+            columns = [
+                pc.utf8_trim_whitespace(column) if names[name] else column
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            ]
+            columns = [pc.replace_substring_regex(column, QUOTED_FORMULA, r"\1") for column in columns]
             yield pa.record_batch(columns, names=batch.schema.names)
 
 
