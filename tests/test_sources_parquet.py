@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image, Value, config
 from pictures import contents, keys, png, write_table
+from wording import is_line
 
 from nst_data.errors import NstError, UsageError
 from nst_data.sources import open_source
@@ -160,6 +161,30 @@ def test_a_truncated_parquet_file_is_an_error_that_names_it(tmp_path, end):
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:end])
     with pytest.raises(NstError, match=r"x\.parquet: corrupt parquet file \(.*\); recreate it"):
         open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("clothes.yaml", b"name: clothes", "; if it is a recipe, `nst run` takes it"),
+        ("a.zip", b"PK\x03\x04" * 9, ""),
+        ("a.py", b"", ""),
+    ],
+)
+def test_a_file_of_another_kind_is_no_source_and_no_damaged_parquet(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(NstError) as caught:
+        open_source(tmp_path / name)
+    assert is_line(str(caught.value), f"{tmp_path / name}: not a source of images; expected a folder of images, … on the Hub{said}")
+
+
+def test_parquet_is_known_by_its_first_bytes_where_its_name_does_not_say_it(tmp_path):
+    write_table(tmp_path / "x.parquet", image=[png(0)])
+    there = (tmp_path / "x.parquet").rename(tmp_path / "part-0")
+    assert len(open_source(there)) == 1
+    there.write_bytes(there.read_bytes()[:-9])
+    with pytest.raises(NstError, match=r"part-0: corrupt parquet file"):
+        open_source(there)
 
 
 @pytest.mark.parametrize(("compression", "is_copied"), [("none", False), ("snappy", True)])

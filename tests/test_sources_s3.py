@@ -206,6 +206,7 @@ def test_an_image_of_another_size_than_was_listed_says_so(server, tmp_path):
         ("s3://nst/nothing", "s3://nst/nothing: no such file …; expected at an address"),
         ("s3://nowhere/at/all", "s3://nowhere/at/all: no such bucket"),
         ("s3://nst/files/images/notes.txt", "a .txt file … local disk"),
+        ("s3://nst/files/images/b/odd.dcm", "s3://nst/files/images/b/odd.dcm: not a source of images; expected at an address"),
         ("s3://nst/files/images/b.png", "these are images; give their folder"),
         ("s3://nst/files/nothing-*.tar", "parquet or tar files, no file matches"),
         ("s3://nst/files/{tars/1.tar,parquet/0.parquet}", "expected files of one kind"),

@@ -11,7 +11,7 @@ from nst_data.hub.reference import HubReference
 from nst_data.sources.addressed import AddressedImages, AddressedTars, is_hidden
 from nst_data.sources.files import IMAGE_SUFFIXES
 from nst_data.sources.kept_listing import AddressListing
-from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
+from nst_data.sources.kinds import EXPECTED_AT_ADDRESS, READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import LabelsAsked
 from nst_data.sources.patterns import expand, is_pattern
 from nst_data.sources.skipped import phrase
@@ -98,10 +98,10 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
     files, skipped = images.others, Counter(images.skipped)
     if not images.is_there and (single := _single(tree)) is not None:
         if suffix in _ON_DISK_ALONE:
-            raise UsageError(f"{tree.address}: a {suffix} file is read from the local disk only; {_EXPECTED}")
+            raise UsageError(f"{tree.address}: a {suffix} file is read from the local disk only; {EXPECTED_AT_ADDRESS}")
         return _of_files(tree.address, *single, labels, column, indexes)
     if not images.is_there:
-        raise NstError(f"{tree.address}: no such file or folder; {_EXPECTED}")
+        raise NstError(f"{tree.address}: no such file or folder; {EXPECTED_AT_ADDRESS}")
     if not files:
         but = f", but {phrase(skipped)}" if skipped else ""
         raise NstError(f"{tree.address}: expected images ({', '.join(sorted(IMAGE_SUFFIXES))}), found none below this address{but}")
@@ -111,9 +111,6 @@ def _listed(tree: FileTree, labels: LabelsAsked | None, column: str | None, inde
     source = _of_files(tree.address, tree, files, labels, column, indexes)
     source.skipped = dict(skipped + Counter(source.skipped))
     return source
-
-
-_EXPECTED = "expected at an address a folder of images, tar or parquet files, one of these, or a pattern such as '*.tar'"
 
 
 def _single(tree: FileTree) -> tuple[FileTree, list[StoredFile]] | None:

@@ -8,6 +8,12 @@ from nst_data.errors import UsageError
 from nst_data.sources.files import IMAGE_SUFFIXES
 
 READ_FROM_FOLDERS = frozenset([".parquet", ".tar"])
+EXPECTED = (
+    "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
+    "or owner/name on the Hub"
+)
+EXPECTED_AT_ADDRESS = "expected at an address a folder of images, tar or parquet files, one of these, or a pattern such as '*.tar'"
+_PARQUET_STARTS = (b"PAR1", b"PARE")  # the latter where the footer is encrypted
 _COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -20,6 +26,17 @@ def kind_of(names: Sequence[str], location: str) -> Literal["tar", "parquet"]:
     if _all(names, lambda suffix: suffix in IMAGE_SUFFIXES, location):
         raise UsageError(f"{location}: these are images; give their folder, or a .txt file with the path of an image on each line")
     return "parquet"
+
+
+def claims_parquet(name: str, start: bytes) -> bool:
+    """Whether a file is one of parquet, damaged or not, by its name or its first bytes."""
+    return name.lower().endswith(".parquet") or start.startswith(_PARQUET_STARTS)
+
+
+def no_source(file: str, expected: str) -> str:
+    """What is said of a file of a kind that holds no images."""
+    is_yaml = file.lower().endswith((".yaml", ".yml"))
+    return f"{file}: not a source of images; {expected}" + ("; if it is a recipe, `nst run` takes it" if is_yaml else "")
 
 
 def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:

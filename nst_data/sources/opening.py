@@ -18,7 +18,7 @@ from nst_data.sources.hub import open_hub
 from nst_data.sources.image_table import SUFFIXES as TABLE_SUFFIXES
 from nst_data.sources.image_table import ImageTable, metadata_in
 from nst_data.sources.joined import Joined
-from nst_data.sources.kinds import READ_FROM_FOLDERS, kind_of
+from nst_data.sources.kinds import EXPECTED, READ_FROM_FOLDERS, kind_of
 from nst_data.sources.labels import ClassNames, LabelsAsked, class_numbers, file_of, labels_in, names_in, renamed
 from nst_data.sources.listed import ImageList
 from nst_data.sources.parquet import ParquetFiles
@@ -32,10 +32,6 @@ from nst_data.store.indexes import Indexes
 
 _log = logging.getLogger(__name__)
 _SAVED_DATASET_FILES = ("state.json", "dataset_dict.json")
-_EXPECTED = (
-    "expected a folder of images, tar or parquet files, a .txt, .csv or .jsonl list of images, a folder saved by datasets "
-    "or owner/name on the Hub"
-)
 
 
 class NotHereError(NstError):
@@ -191,7 +187,7 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         return _files(str(path), [str(path)], labels, column, indexes)
     if is_pattern(location):
         return _files(str(path), matching(location), labels, column, indexes)
-    raise NstError(f"{location}: no such file or folder; {_EXPECTED}")
+    raise NstError(f"{location}: no such file or folder; {EXPECTED}")
 
 
 def _tables_and_tars(path: Path, skipped: Mapping[str, int]) -> list[str]:

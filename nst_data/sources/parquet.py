@@ -22,7 +22,8 @@ from nst_data.hub.quiet import quiet
 from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import ByPath, Cells, below, cell_of, holds_images, image_column, is_below, nowhere
 from nst_data.sources.features import Features, card_names, class_columns, feature_names
-from nst_data.sources.files import check_file_size
+from nst_data.sources.files import check_file_size, read_start
+from nst_data.sources.kinds import EXPECTED, claims_parquet, no_source
 from nst_data.sources.labels import LabelsAsked, class_values, label_column, labels_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.plain_pages import NO_GROUPS, PlainPages, plain_groups
@@ -47,6 +48,7 @@ class ParquetFiles(Source):
     """
 
     _alone: Callable[[int], bytes] | None = None  # how one row is read; found out when the first one is
+    _expected = EXPECTED  # in place of a file that is none of parquet
     _slow = ""  # why that is slow
     _group: tuple[int, int, list[Stretch]] = (0, 0, [])  # the row group that was last read for a single row
 
@@ -217,6 +219,9 @@ class ParquetFiles(Source):
     def _by_path(self, file: int) -> ByPath:
         return below(Path(self._files[file]).parent) if self._images_beside else nowhere
 
+    def _start(self, file: str) -> bytes:
+        return read_start(file, 4)
+
     def _size(self, file: str) -> int:
         return os.stat(file).st_size
 
@@ -233,6 +238,8 @@ class ParquetFiles(Source):
             self._stop_unless_damage(error)
             if isinstance(error, OSError) and error.errno:
                 raise NstError(f"{file}: cannot be read: {os.strerror(error.errno)}") from None
+            if not claims_parquet(file, self._start(file)):
+                raise NstError(no_source(file, self._expected)) from None
             raise NstError(f"{file}: corrupt parquet file ({first_line(error)}); recreate it") from None
 
     def _footer(self, file: str) -> tuple[int, int, pa.Schema]:

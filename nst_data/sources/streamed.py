@@ -15,6 +15,7 @@ from nst_data.parquet_footer import DAMAGE, column_chunks
 from nst_data.sources.cells import Cells
 from nst_data.sources.features import Features
 from nst_data.sources.kept_listing import AddressListing
+from nst_data.sources.kinds import EXPECTED_AT_ADDRESS
 from nst_data.sources.parquet import ParquetFiles, Stretch
 from nst_data.sources.range_file import RangeFile
 from nst_data.sources.read_ahead import PIECE_BYTES, Extent, read_ahead
@@ -36,6 +37,8 @@ class _Group(NamedTuple):
 
 class StreamedParquet(ParquetFiles):
     """Parquet files read over the network: the same rows and keys as their download. `stored` are the files of a `tree`."""
+
+    _expected = EXPECTED_AT_ADDRESS
 
     def __init__(
         self,
@@ -118,6 +121,9 @@ class StreamedParquet(ParquetFiles):
 
     def _paths(self) -> Iterator[str]:
         return iter(())
+
+    def _start(self, file: str) -> bytes:
+        return self._tree.read(self._stored[file].name, 0, min(4, self._size(file))) if self._size(file) else b""
 
     def _size(self, file: str) -> int:
         return self._stored[file].size
