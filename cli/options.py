@@ -278,6 +278,8 @@ def _mapping(file: str, option: str) -> dict[str, str]:
     """A setting that is read from a YAML file, all in it taken as text. Raises UsageError."""
     import yaml
 
+    from nst_data.yaml_faults import yaml_fault
+
     expected = "expected a YAML file with lines such as `rose: 0.5`"
     try:
         text = Path(file).read_text("utf-8")
@@ -285,7 +287,8 @@ def _mapping(file: str, option: str) -> dict[str, str]:
     except OSError as error:
         raise UsageError(f"{option} {file}: {error.strerror}; {expected}") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{option} {file}: {expected}, found no YAML ({' '.join(str(error).split())})") from None
+        line, fault = yaml_fault(error)
+        raise UsageError(f"{option} {file}{line}: {expected}; {fault}") from None
     if not isinstance(content, dict) or not isinstance(node, yaml.MappingNode):
         found = "nothing" if content is None else "a list" if isinstance(content, list) else "text"
         raise UsageError(f"{option} {file}: {expected}, found {found}")

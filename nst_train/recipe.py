@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from nst_data.errors import ODD_YAML, UsageError, brief
 from nst_data.settings import in_words, unknown_key
+from nst_data.yaml_faults import yaml_fault
 from nst_train.recipe_changes import change_at, changed, changes_inside
 from nst_train.recipe_dead_keys import dead_keys
 from nst_train.recipe_sections import EvaluationSettings, SourceSettings, TeacherSettings
@@ -53,10 +54,9 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
     try:
         content = yaml.safe_load(text)
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise UsageError(f"{path}: expected a recipe, found lists or mappings that are nested too deeply") from None
     except (yaml.YAMLError, *ODD_YAML) as error:
-        raise UsageError(f"{path}: expected YAML, {' '.join(str(error).split())}") from None
+        line, fault = yaml_fault(error)
+        raise UsageError(f"{path}{line}: expected YAML; {fault}") from None
     if not isinstance(content, dict):
         found = "an empty file" if content is None else type(content).__name__
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {found}")

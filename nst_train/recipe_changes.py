@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from nst_data.errors import ODD_YAML, UsageError
+from nst_data.errors import ODD_YAML, UsageError, brief
+from nst_data.yaml_faults import yaml_fault
 
 _LISTS = ("evaluate", "students")  # sections that may be missing, or hold their one entry without a list
 _EXPECTED = "expected KEY=VALUE, such as generations.1.ratio=7"
@@ -23,7 +24,7 @@ def changes_of(words: Iterable[str]) -> dict[str, Any]:
         try:
             changes[key.strip()] = yaml.safe_load(value)
         except (yaml.YAMLError, *ODD_YAML) as error:
-            raise UsageError(f"`changes` {word}: expected a value in YAML, {' '.join(str(error).split())}") from None
+            raise UsageError(f"`changes` {word}: expected a value in YAML; {yaml_fault(error)[1]}") from None
     return changes
 
 
@@ -57,7 +58,7 @@ def _with(node: Any, steps: list[str], value: Any, key: str) -> Any:  # noqa: AN
             raise UsageError(f"`changes` {key}: {around} has {has}, found {step}; name one, such as {example}")
         return [*node[:index], _with(node[index], rest, value, key), *node[index + 1 :]]
     if node is not None and not isinstance(node, dict):
-        raise UsageError(f"`changes` {key}: {around} is {node!r}, which has no keys; change it as a whole: {around}=VALUE")
+        raise UsageError(f"`changes` {key}: {around} is {brief(node)}, which has no keys; change it as a whole: {around}=VALUE")
     inside = {} if node is None else node
     name = next((one for one in inside if str(one) == step), step)  # a key may be a number
     return {**inside, name: _with(inside.get(name), rest, value, key)}

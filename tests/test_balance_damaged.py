@@ -278,24 +278,24 @@ EXPECTED = "expected a YAML file with lines such as `rose: 0.5`"
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"- ant\n- bee\n", f"{EXPECTED}, found a list"),
-        (b"0.5", f"{EXPECTED}, found text"),
-        (b"", f"{EXPECTED}, found nothing"),
-        (b"ant: [", f"{EXPECTED}, found no YAML (while parsing "),
-        (b"\xff\xfe\x00", f"{EXPECTED}, found no YAML ('utf-8' codec "),
-        (b"ant: 1.5", "ant: … at most 1, found 1.5"),
-        (b"bee: 0.5\nant: -0.1", "ant: … at least 0, found -0.1"),
-        (b"ant: high", "ant: … number, … found high"),
-        (b"ant: yes", "ant: … number, … found yes"),
-        (b"ant: .nan", "ant: … number, … found .nan"),
-        (b"ant: {bee: 1}", "ant: … number, found "),
+        (b"- ant\n- bee\n", f": {EXPECTED}, found a list"),
+        (b"0.5", f": {EXPECTED}, found text"),
+        (b"", f": {EXPECTED}, found nothing"),
+        (b"ant: [", f", line 1: {EXPECTED}; a bracket is not closed, …at 'ant: ['"),
+        (b"\xff\xfe\x00", f": {EXPECTED}; it is not in UTF-8; save it as UTF-8"),
+        (b"ant: 1.5", ": ant: … at most 1, found 1.5"),
+        (b"bee: 0.5\nant: -0.1", ": ant: … at least 0, found -0.1"),
+        (b"ant: high", ": ant: … number, … found high"),
+        (b"ant: yes", ": ant: … number, … found yes"),
+        (b"ant: .nan", ": ant: … number, … found .nan"),
+        (b"ant: {bee: 1}", ": ant: … number, found "),
     ],
 )
 @pytest.mark.usefixtures("generation")
 def test_a_wrong_file_of_thresholds_is_named_with_what_is_wrong(store, tmp_path, content, says):
     (tmp_path / "wrong.yaml").write_bytes(content)
     line = refused(store, 2, "--class-min-confidence", tmp_path / "wrong.yaml")
-    assert tells(line, f"--class-min-confidence {tmp_path}/wrong.yaml: {says}")
+    assert tells(line, f"--class-min-confidence {tmp_path}/wrong.yaml{says}")
 
 
 @pytest.mark.usefixtures("generation")

@@ -56,7 +56,15 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
         (("{model: efficientnet_b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
         (("name: flowers", "name: ../flowers"), r"line 1: name: .*expected letters, digits"),
         (("labeled: {", "labelled: {"), r"labelled: unknown key; did you mean labeled\?"),
-        (("seed: 3", "seed: [3"), r"flowers.yaml: expected YAML"),
+        (("seed: 3", "seed: [3"), r"flowers\.yaml, line 5: expected YAML; a bracket is not closed, .* at 'generations:'"),
+        (("name:", "  name: x\nname:"), r"flowers\.yaml, line 2: expected YAML; indentation or punctuation is wrong at 'name: flowers'$"),
+        (("name: flowers", "name: 'flowers"), r"flowers\.yaml, line 1: expected YAML; a quote is not closed at"),
+        (("name: flowers", "name: @flowers"), r"line 1: expected YAML; text that begins with .* needs quotes at 'name: @flowers'$"),
+        (("name: flowers", "\tname: flowers"), r"line 1: expected YAML; a tab stands where blanks are expected at 'name: flowers'$"),
+        (
+            ("name: flowers", "name: 2024-13-45"),
+            r"flowers\.yaml: expected YAML; a value in it .* \(month must be in 1\.\.12\); put text in quotes$",
+        ),
         (
             ("generations:", "generationes:"),
             r"generationes:.*did you mean generations\?|generations: list.*at least 2",

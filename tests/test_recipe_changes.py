@@ -75,7 +75,7 @@ def test_what_an_anchor_shares_is_changed_in_the_named_place_alone():
         ("generations.one.ratio=7", r"`changes` generations\.one\.ratio:.*0 to 2, found one"),
         ("name.first=x", r"`changes` name\.first:.*'flowers'.*no keys.*name=VALUE"),
         ("evaluate.suite=fgms", r"`changes` evaluate.suite.*fgms"),
-        ("generations.1.mixup=[", r"`changes` generations.1.mixup=\[: expected a value in YAML"),
+        ("generations.1.mixup=[", r"`changes` generations.1.mixup=\[: expected a value in YAML; a bracket is not closed, or"),
         ("generations.1.ratio", r"`changes` generations.1.ratio: expected KEY=VALUE"),
         ("seed=", r"`changes` seed=: expected KEY=VALUE.*null"),
         ("pool.label_column=x", r"`changes` pool\.label_column: has no effect.*remove it"),

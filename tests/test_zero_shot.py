@@ -336,7 +336,7 @@ def test_words_that_cannot_be_are_refused(given, says):
     ("file", "content", "says"),
     [
         ("names.txt", "ant\n\nbee\n", "--class-names FILE: line 2 is empty; … class 1"),
-        ("names.yaml", "ant: [a, b\n", "--class-names FILE: … YAML list …, or lines"),
+        ("names.yaml", "ant: [a, b\n", "--class-names FILE, line 1: … YAML list …, or lines …; a bracket is not closed"),
         ("names.yaml", "ant:\nant: [emmet]\n", "--class-names FILE: 'ant' … twice; … distinct"),
         ("names.yaml", "ant: {a: b}\nbee:\n", "--class-names FILE: ant: … synonyms as a list"),
         (

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from nst_data.errors import UsageError, brief
+from nst_data.yaml_faults import yaml_fault
 
 YAML_SUFFIXES = (".yaml", ".yml")
 _MOST_BYTES = 2**26
@@ -31,7 +32,8 @@ def texts_in_yaml(file: str) -> dict[str, tuple[str, ...]]:
     except OSError as error:
         raise UsageError(f"`class_names` {file}: {error.strerror}; {_EXPECTED}") from None
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"`class_names` {file}: {_EXPECTED}, found no YAML ({' '.join(str(error).split())})") from None
+        line, fault = yaml_fault(error)
+        raise UsageError(f"`class_names` {file}{line}: {_EXPECTED}; {fault}") from None
     if isinstance(tree, yaml.MappingNode):  # YAML itself would keep the last of two
         keys = [key.value for key, _ in tree.value]
         if twice := _twice(keys):
