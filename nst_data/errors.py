@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Iterable
+from datetime import date
 
 
 class NstError(ValueError):
@@ -14,15 +15,35 @@ class UsageError(NstError):
 
 ODD_YAML = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """What PyYAML raises beside its own YAMLError: of an impossible date, a tag on a value that is none of its kind, deep nesting."""
-_BRIEF = reprlib.Repr()
+
+
+class _AsYaml(reprlib.Repr):
+    """Values as YAML and JSON write them."""
+
+    def repr_bool(self, value: bool, _: int) -> str:
+        return str(value).lower()
+
+    def repr_NoneType(self, _value: None, _: int) -> str:  # noqa: N802
+        return "null"
+
+    def repr_date(self, value: date, _: int) -> str:
+        return value.isoformat()
+
+    repr_datetime = repr_date
+
+
+_BRIEF = _AsYaml()
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 1_000
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 20
 _BRIEF.maxlevel = 3
 
 
 def brief(value: object) -> str:
-    """A value as Python writes it, cut where it is long or deep: an alias of YAML can hold another ten times, which holds another ten."""
-    return _BRIEF.repr(value)
+    """A value as a file of YAML or JSON has it, `nothing` for none.
+
+    It is cut where it is long or deep: an alias of YAML can hold another ten times, which holds another ten.
+    """
+    return "nothing" if value is None else _BRIEF.repr(value)
 
 
 def names_shown(names: Iterable[str]) -> str:

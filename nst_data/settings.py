@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from nst_data.errors import UsageError
+from nst_data.errors import UsageError, brief
 
 
 @dataclass(frozen=True)
@@ -318,5 +318,5 @@ class BalanceSettings(Settings):
 def _as_name(name: Any) -> str:  # noqa: ANN401 - what a user wrote
     """A class name that YAML took for a number, such as `7`, is text again."""
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ValueError(f"expected class names, one is {name!r}: put names such as 'no' and '1.0' in quotes")
+        raise ValueError(f"expected class names, one is {brief(name)}: put names such as 'no' and '1.0' in quotes")
     return str(name)

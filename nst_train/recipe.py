@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,8 +17,12 @@ from nst_train.recipe_sections import EvaluationSettings, SourceSettings, Teache
 from nst_train.recipe_settings import GenerationSettings, Recipe, StudentSettings
 from nst_train.recipe_sources import with_sources_beside
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 _EXAMPLES = {SourceSettings: "source: ...", EvaluationSettings: "suite: [corruptions]", GenerationSettings: "model: ..."}
+_MOST_SHOWN = 60
 _EXAMPLES |= {TeacherSettings: "model: ...", StudentSettings: "name: ..., model: ..."}
 
 
@@ -58,7 +62,8 @@ def parse_recipe(text: str, path: Path, changes: Mapping[str, Any] = NO_CHANGES)
         line, fault = yaml_fault(error)
         raise UsageError(f"{path}{line}: expected YAML; {fault}") from None
     if not isinstance(content, dict):
-        found = "an empty file" if content is None else type(content).__name__
+        kinds = {NoneType: "an empty file", list: "a list", str: "text"}
+        found = kinds.get(type(content)) or brief(content)
         raise UsageError(f"{path}: expected a recipe with the keys {', '.join(Recipe.model_fields)}, found {found}")
     _check_keys(path, tree, set())
     content = changed(content, changes)
@@ -116,7 +121,18 @@ def _explain(error: ValidationError, tree: yaml.Node | None, changes: Mapping[st
     message = _expected(first["type"], first["loc"]) or in_words(first)
     beside = f" (with `changes` {', '.join(inside)})" if inside else ""
     tells_it = isinstance(first["input"], dict) or ", found " in message
-    return line + message + ("" if tells_it else f", found {brief(first['input'])}") + beside
+    found = "" if tells_it else f", found {_as_written_at(tree, first, changes)}"
+    is_other = message.startswith("expected text") and not isinstance(first["input"], str | NoneType | list | dict)
+    return line + message + found + ("; put it in quotes" if is_other else "") + beside
+
+
+def _as_written_at(tree: yaml.Node | None, error: "ErrorDetails", changes: Mapping[str, Any]) -> str:
+    """The value that an error is about as it stands in the file: `yes` rather than the true that YAML makes of it."""
+    value = error["input"]
+    if value is None or isinstance(value, str) or error["type"] == "invalid_key" or change_at(error["loc"], changes):
+        return brief(value)
+    node = _found(tree, error["loc"])[1]
+    return str(node.value) if isinstance(node, yaml.ScalarNode) and len(node.value) <= _MOST_SHOWN else brief(value)
 
 
 def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mapping[str, Any]) -> str:
@@ -124,7 +140,7 @@ def _place(tree: yaml.Node | None, place: tuple[int | str, ...], changes: Mappin
     if found := change_at(place, changes):
         key, inside = found
         return f", `changes` {key}" + (f": {inside}" if inside else "")
-    return f", line {_line(tree, place)}: {'.'.join(map(str, place))}" if place else ""
+    return f", line {_found(tree, place)[0]}: {'.'.join(map(str, place))}" if place else ""
 
 
 def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
@@ -142,7 +158,8 @@ def _expected(error: str, place: tuple[int | str, ...]) -> str | None:
     return "expected keys that are text" if error == "invalid_key" else None
 
 
-def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
+def _found(node: yaml.Node | None, place: tuple[int | str, ...]) -> tuple[int, yaml.Node | None]:
+    """(line, value) of a place, as far as the file has it; no value where it has not."""
     line = node.start_mark.line if node else 0
     for step in place:
         if isinstance(node, yaml.MappingNode):
@@ -151,12 +168,12 @@ def _line(node: yaml.Node | None, place: tuple[int | str, ...]) -> int:
             if not pairs and isinstance(step, int):
                 continue  # one where a list may stand
             if not pairs:
-                break
+                return line + 1, None
             line, node = pairs[0][0].start_mark.line, pairs[0][1]
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int):
             node = node.value[step]
             line = node.start_mark.line
-    return line + 1
+    return line + 1, node
 
 
 def _model_at(place: tuple[int | str, ...]) -> type[BaseModel]:

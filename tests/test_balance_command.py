@@ -319,13 +319,13 @@ def test_a_recipe_takes_each_setting(tmp_path, line, settings):
     [
         (["per_class: many"], "line 6: select.per_class: … from 1, 'auto' or 'none', found 'many'"),
         (["fraction: 0.5", "per_class: 2.5"], "line 7: select.per_class: … from 1, 'auto' or 'none', found 2.5"),
-        (["per_class: yes"], "line 6: select.per_class: … from 1, 'auto' or 'none', found True"),
+        (["per_class: yes"], "line 6: select.per_class: … from 1, 'auto' or 'none', found yes"),
         (
             ["class_min_confidence:", "  ant: 0.5", "  bee: 1.5"],
             "line 8: select.class_min_confidence.bee: … at most 1, found 1.5",
         ),
-        (["class_min_confidence: {ant: yes}"], "line 6: select.class_min_confidence.ant: … 0 to 1, found True"),
-        (["class_min_confidence: {no: 0.5}"], "line 6: select.class_min_confidence: … one is False: …"),
+        (["class_min_confidence: {ant: yes}"], "line 6: select.class_min_confidence.ant: … 0 to 1, found yes"),
+        (["class_min_confidence: {no: 0.5}"], "line 6: select.class_min_confidence: … one is false: …"),
         (["class_min_confidence: [0.5]"], "line 6: select.class_min_confidence: … class names … confidence each"),
         (["exclude_class: bee"], "line 6: select.exclude_class: … list of class names, found 'bee'"),
         (["confidence_range: 0.5"], "line 6: select.confidence_range: … 0 to 1, … found 0.5"),

@@ -70,7 +70,9 @@ def test_what_a_recipe_leaves_out_has_the_papers_value():
             r"generationes:.*did you mean generations\?|generations: list.*at least 2",
         ),
         (("ratio: 3", "finetune: {epoch: 1}"), r"line 7: generations\.1\.finetune\.epoch:.*did you mean epochs\?"),
-        ((RECIPE, "just text"), r"flowers\.yaml:.*keys name, labeled.*, found str"),
+        ((RECIPE, "just text"), r"flowers\.yaml:.*keys name, labeled.*, found text$"),
+        ((RECIPE, "[a, b]"), r"flowers\.yaml:.*keys name, labeled.*, found a list$"),
+        ((RECIPE, "yes"), r"flowers\.yaml:.*keys name, labeled.*, found true$"),
     ],
 )
 def test_a_wrong_recipe_names_the_key_and_its_line(change, message):

@@ -48,7 +48,7 @@ def texts_of(content: Any, what: str) -> dict[str, tuple[str, ...]]:  # noqa: AN
             raise UsageError(f"{what}: {twice!r} is listed twice; expected distinct names")
         content = dict.fromkeys(content, None) if all(isinstance(one, str) for one in content) else None
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        raise UsageError(f"{what}: {_EXPECTED}, found {'another value' if content is None else type(content).__name__}")
+        raise UsageError(f"{what}: {_EXPECTED}, found {'text' if isinstance(content, str) else 'another value'}")
     texts = {name.strip(): _words(name, words, what) for name, words in content.items()}
     if len(texts) < 2:
         raise UsageError(f"{what}: expected at least two distinct class names, found {len(texts)}")
