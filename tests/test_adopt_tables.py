@@ -179,6 +179,30 @@ def test_rows_may_name_different_numbers_of_classes(tmp_path):
     assert found["y"] == pytest.approx({"ant": 0.1, "bee": 0.1, "cat": 0.1, "dog": 0.7}, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["ant", "nan"], r"t\.csv: column `label` of row 't\.csv:1' has the label 'nan', which programs write .*; drop such rows"),
+        (
+            ["1", "0.5"],
+            r"t\.csv: column `label` of row 't\.csv:1' has the label '0\.5', expected class names or whole numbers; .*`label_column`",
+        ),
+    ],
+)
+def test_words_that_name_no_class_are_refused_unless_the_classes_are_given(tmp_path, labels, said):
+    (tmp_path / "t.csv").write_text("filename,label\n" + "".join(f"{label}.png,{label}\n" for label in labels))
+    with pytest.raises(NstError, match=said):
+        read(tmp_path / "t.csv", None)
+    assert read(tmp_path / "t.csv", labels).keys() == {f"{label}.png" for label in labels}
+
+
+def test_classes_of_a_table_that_may_be_slips_are_remarked(tmp_path):
+    (tmp_path / "t.csv").write_text("filename,label\nx.png,ant\ny.png,Ant\n")
+    table = open_labels(str(tmp_path / "t.csv"), Asked())
+    reader = label_reader(table.source, table.columns, None, None, 0.0, Progress())
+    assert "warning: classes that differ in case alone: Ant and ant" in reader.remarks
+
+
 def test_blanks_after_the_commas_of_csv_are_no_part_of_names_and_cells(tmp_path):
     (tmp_path / "t.csv").write_text("label, filename, prob\nant, x.png, 0.5\n")
     assert read(tmp_path / "t.csv", ["ant", "bee"]) == {"x.png": {"ant": 0.5, "bee": 0.5}}

@@ -164,6 +164,16 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
         ("a.csv", "path,file,label\nx,y,z\n", "found path, file; … `image_column`"),
         ("a.csv", "path,label\nx,a\n,b\n", "column `path` has 1 row …; drop them"),
         ("a.csv", "path,label\nx,a\ny,\n", "column `label` has no label in row 1"),
+        (
+            "a.csv",
+            "path,label\nx,a\ny,nan\nz,nan\n",
+            "column `label` has the label 'nan' in 2 rows, the first is row 1 …; drop such rows, or",
+        ),
+        ("a.csv", "path,label\nx,0\ny,None\n", "column `label` has the label 'None' in row 1"),
+        ("a.csv", "path,label\nx,2\ny,0.5\n", "column `label` has the label '0.5' in row 1 …, expected … whole numbers; … `label_column`"),
+        ("a.tsv", "path\tlabel\nx\t1e-3\n", "column `label` has the label '1e-3' in row 0"),
+        ("a.jsonl", '{"path": "x", "label": 1.5}', "column `label` has the label '1.5' in row 0"),
+        ("a.jsonl", '{"path": "x", "label": NaN}', "column `label` has the label 'NaN' in row 0"),
         ("a.jsonl", "[1]\n", "expected JSON lines, … (line 1: … JSON object, found list)"),
         ("a.jsonl", "{path: 1}\n", "expected JSON lines, … failed"),
         ("a.json", "{}", "COCO's JSON, … (no `images`"),
@@ -175,6 +185,22 @@ def test_what_is_no_such_table_is_one_line(tmp_path, name, text, said):
     with pytest.raises(NstError) as caught:
         open_source(tmp_path / name, labeled=True)
     assert is_line(str(caught.value), f"{tmp_path / name}: …{said}…")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,label\nx,Dress\ny,dress\nz,3\n"),
+        ("a.jsonl", '{"path":"x","label":"Dress"}\n{"path":"y","label":"dress"}\n{"path":"z","label":3}'),
+    ],
+)
+def test_classes_that_may_be_slips_are_remarked(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert open_source(tmp_path / name, labeled=True).remarks() == [
+        f"{tmp_path / name}: warning: classes that differ in case alone: Dress and dress",
+        f"{tmp_path / name}: warning: numbers and names are classes side by side: 3 beside Dress, dress",
+    ]
+    assert open_source(tmp_path / name).remarks() == []
 
 
 def test_text_that_is_not_utf8_is_one_line(tmp_path):

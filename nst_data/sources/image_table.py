@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nst_data.errors import NstError, UsageError, names_shown
+from nst_data.sources.class_words import likely_slips, no_class
 from nst_data.sources.folder import Files
-from nst_data.sources.labels import LabelsAsked, label_column, labels_of, whole_numbers
+from nst_data.sources.labels import LabelsAsked, counted, label_column, labels_of, whole_numbers
 from nst_data.sources.listed import sizes_of
 from nst_data.sources.listing import PIECE, listed
 from nst_data.sources.text_tables import DELIMITERS, LINES, delimited, header, json_lines, readable
@@ -40,11 +41,17 @@ class ImageTable(Files):
         if empty := int((paths.is_null() | (paths.str.strip_chars() == "")).sum()):
             raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
         self.image_column = column
+        self._is_coco = location.lower().endswith(".json")  # which lists its classes
         self._top = os.path.dirname(location)
         rows = (paths.slice(start, PIECE).to_list() for start in range(0, len(paths), PIECE))
         self._listing = listed((names, sizes_of(self._top, names)) for names in rows)
         if labels is not None:
             self._read_labels(frame.drop(name), labels)
+
+    def remarks(self) -> list[str]:
+        """With what may be a slip among the classes."""
+        slips = [] if self._is_coco else likely_slips(self.class_names or ())
+        return [*super().remarks(), *(f"{self.location}: {line}" for line in slips)]
 
     def _read_labels(self, frame: pl.DataFrame, asked: LabelsAsked) -> None:
         table = frame.to_arrow()
@@ -55,6 +62,10 @@ class ImageTable(Files):
         self.label_column = asked.column
         texts = pc.utf8_trim_whitespace(table[name])
         words = [] if texts.null_count else pc.unique(texts).to_pylist()
+        if not self._is_coco and (odd := no_class(words)):
+            word, advice = odd
+            rows = counted(pc.indices_nonzero(pc.equal(texts, word)))
+            raise NstError(f"{self.location}: column `{name}` has the label {word!r} in {rows}, {advice}")
         numbers = whole_numbers(words, f"{self.location}: column `{name}`") or []
         if numbers:
             for (number, spelt), (following, other) in pairwise(sorted(zip(numbers, words, strict=True))):

@@ -154,7 +154,7 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     if pa.types.is_floating(kind):
         column = _without_nan(column)
     if column.null_count:
-        rows = _counted(pc.indices_nonzero(column.is_null()))
+        rows = counted(pc.indices_nonzero(column.is_null()))
         raise NstError(f"{location}: column `{name}` has no label in {rows}; every image needs a label")
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
         try:
@@ -170,11 +170,11 @@ def class_values(column: pa.ChunkedArray, location: str, name: str) -> pa.Chunke
     except pa.ArrowInvalid:
         raise NstError(f"{location}: column `{name}` is {kind}, not UTF-8 text; expected integers or strings") from None
     if len(blank := pc.indices_nonzero(pc.equal(pc.utf8_trim_whitespace(texts), ""))):
-        raise NstError(f"{location}: column `{name}` has an empty label in {_counted(blank)}; every image needs a label")
+        raise NstError(f"{location}: column `{name}` has an empty label in {counted(blank)}; every image needs a label")
     return texts
 
 
-def _counted(rows: pa.Array | NDArray[np.int64]) -> str:
+def counted(rows: pa.Array | NDArray[np.int64]) -> str:
     """How many rows, and which is the first."""
     first = f"row {int(rows[0]):,} (counted from 0)"
     return first if len(rows) == 1 else f"{len(rows):,} rows, the first is {first}"
@@ -229,7 +229,7 @@ def number_labels(
         raise NstError(f"{what}: all values ({least:,} to {most:,}) are negative; classes start at 0")
     if least < 0 or (names and most >= len(names)):
         last = len(names) - 1 if names else most
-        rows = _counted(np.flatnonzero([not 0 <= number <= last for number in numbers]))
+        rows = counted(np.flatnonzero([not 0 <= number <= last for number in numbers]))
         raise NstError(f"{what} has values {least} to {most}, expected 0 to {last}: others in {rows}; drop rows without a class")
     limit = max(MOST_UNNAMED, len(numbers) // 2, most_names)
     if not names and most >= limit:

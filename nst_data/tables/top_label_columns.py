@@ -13,6 +13,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress
 from nst_data.settings import default_top_k
 from nst_data.sources import Source, match_classes
+from nst_data.sources.class_words import likely_slips, no_class
 from nst_data.sources.labels import MOST_UNNAMED, check_class_names, class_numbers, whole_floats, whole_numbers
 from nst_data.store.files import replacing
 from nst_data.tables.label_columns import LabelColumns, shown
@@ -166,6 +167,9 @@ class TopLabelColumns:
         numbers = whole_numbers(found, f"{location}: column `{column}`")
         if names is None and (self._by_number or numbers is not None):
             raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
+        if names is None and (odd := no_class(found)):
+            word, advice = odd
+            raise NstError(f"{location}: {self._at(self._first_with(word), column)} has the label {word!r}, {advice}")
         names = found if names is None else names
         check_class_names(names, where, None, "two or more")
         if self._by_number:
@@ -179,9 +183,20 @@ class TopLabelColumns:
         places = match_classes(plain, names, f"{location}: column `{column}`", subset=True, advice=_ADVICE)
         return names, dict(zip(found, places.tolist(), strict=True))
 
+    def _first_with(self, word: str) -> int:
+        """The first row that names a class by this word."""
+        start = 0
+        for batch in self._table.columns(self._columns.classes):
+            lists = self._classes_in(batch)
+            if len(there := pc.list_parent_indices(lists).filter(pc.equal(lists.flatten(), word))):
+                return start + int(there[0].as_py())
+            start += len(batch)
+        raise AssertionError(f"{word!r} was there before")
+
     def _say(self, given: bool) -> None:
         if not given and self._table.class_columns().get(shown(self._columns.classes)) is None:
             self.remarks.append(f"the {self.classes:,} classes are those that occur in it; `class_names` FILE gives others")
+            self.remarks += likely_slips(self.class_names)
         if not self._columns.numbers:
             self.remarks.append(f"labels without a confidence: hard, smoothing {self._smoothing:g}")
         elif self._columns.logits and self.most < self.classes:

@@ -1,0 +1,39 @@
+"""Words in a table that are no classes, and classes that may be slips, by their spelling alone."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+_MISSING = frozenset(("nan", "NaN", "None", "null", "NA"))
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_MOST_SHOWN = 3
+
+
+def no_class(words: Collection[str]) -> tuple[str, str] | None:
+    """The first of some words that names no class, with what is wrong and what to do: one for a missing value, numbers with fractions."""
+    if (missing := next((word for word in words if word in _MISSING), None)) is not None:
+        return missing, "which programs write where a label is missing; drop such rows, or rename the class"
+    if all(_NUMBER.fullmatch(word) for word in words):
+        fraction = next((word for word in words if float(word) % 1), None)
+        if fraction is not None:
+            return fraction, "expected class names or whole numbers; name the column of classes with `label_column`"
+    return None
+
+
+def likely_slips(class_names: Iterable[str]) -> list[str]:
+    """What a person should look at in class names that were collected from the cells of a table, a line each."""
+    names = sorted(class_names)
+    alike = defaultdict(list)
+    for name in names:
+        alike[name.casefold()].append(name)
+    pairs = [" and ".join(same) for same in alike.values() if len(same) > 1]
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    others = [name for name in names if not _NUMBER.fullmatch(name)]
+    lines = [f"warning: classes that differ in case alone: {_few(pairs)}"] if pairs else []
+    if numbers and others:
+        lines.append(f"warning: numbers and names are classes side by side: {_few(numbers)} beside {_few(others)}")
+    return lines
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_SHOWN]) + ", ..." * (len(names) > _MOST_SHOWN)
