@@ -78,6 +78,16 @@ def test_what_is_not_there_or_not_shown_is_one_line(tmp_path, bucket, token):
         assert not token or token not in found["error"]
 
 
+def test_a_file_of_another_kind_is_no_source(tmp_path, bucket):
+    (bucket / "notes.yaml").write_text("name: notes")
+    (bucket / "part-0").write_bytes((bucket / "x.parquet").read_bytes()[:-9])
+    with serving(tmp_path / "top") as (url, _):
+        other, damaged = look(url, tmp_path / "home", (f"{TOP}/notes.yaml", {}), (f"{TOP}/part-0", {}))
+    expected = "expected at an address a folder of images, …; if it is a recipe, `nst run` takes it"
+    assert is_line(other["error"], f"NstError: {TOP}/notes.yaml: not a source of images; {expected}")
+    assert is_line(damaged["error"], f"NstError: {TOP}/part-0: corrupt parquet file …; recreate it")
+
+
 def test_a_denied_listing_and_a_denied_image_are_one_line(tmp_path, bucket):
     faults = [Fault("bucket tree", 403)]
     with serving(tmp_path / "top", faults) as (url, _):
