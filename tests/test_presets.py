@@ -219,7 +219,7 @@ def test_a_recipe_takes_presets_and_its_own_values_win(tmp_path):
             r"line 7: generations\.1\.preset:.*did you mean efficientnet-b7.*, found 'efficientnet-b9'",
         ),
         (("{preset: efficientnet-b0}", "{prest: efficientnet-b0, model: m}"), r"line 6: generations.0.prest: .*did you mean preset\?"),
-        (("ratio: 14", "ratio: 0"), r"line 7: generations\.1\.ratio:.*equal to 1, found 0"),
+        (("ratio: 14", "ratio: 0"), r"line 7: generations\.1\.ratio:.*at least 1, found 0"),
         (("{preset: efficientnet-b0}", "{epochs: 3}"), r"line 6: generations.0.model: missing"),
     ],
 )

@@ -144,7 +144,7 @@ def test_labels_that_no_teacher_gives_are_an_error_that_shows_one(label, confide
 
 
 def test_a_quota_of_zero_is_an_error_of_one_line():
-    with pytest.raises(UsageError, match=r"`per_class`:.*from 1.*, auto or none, found 0"):
+    with pytest.raises(UsageError, match=r"`per_class`:.*from 1, 'auto' or 'none', found 0"):
         BalanceSettings(per_class=0)
 
 

@@ -83,7 +83,7 @@ def test_a_file_of_another_kind_is_no_source(tmp_path, bucket):
     (bucket / "part-0").write_bytes((bucket / "x.parquet").read_bytes()[:-9])
     with serving(tmp_path / "top") as (url, _):
         other, damaged = look(url, tmp_path / "home", (f"{TOP}/notes.yaml", {}), (f"{TOP}/part-0", {}))
-    expected = "expected at an address a folder of images, …; if it is a recipe, `nst run` takes it"
+    expected = "expected at an address a folder of images, …; if it is a recipe, run it"
     assert is_line(other["error"], f"NstError: {TOP}/notes.yaml: not a source of images; {expected}")
     assert is_line(damaged["error"], f"NstError: {TOP}/part-0: corrupt parquet file …; recreate it")
 

@@ -166,7 +166,7 @@ def test_a_truncated_parquet_file_is_an_error_that_names_it(tmp_path, end):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("clothes.yaml", b"name: clothes", "; if it is a recipe, `nst run` takes it"),
+        ("clothes.yaml", b"name: clothes", "; if it is a recipe, run it"),
         ("a.zip", b"PK\x03\x04" * 9, ""),
         ("a.py", b"", ""),
     ],

@@ -36,7 +36,7 @@ def claims_parquet(name: str, start: bytes) -> bool:
 def no_source(file: str, expected: str) -> str:
     """What is said of a file of a kind that holds no images."""
     is_yaml = file.lower().endswith((".yaml", ".yml"))
-    return f"{file}: not a source of images; {expected}" + ("; if it is a recipe, `nst run` takes it" if is_yaml else "")
+    return f"{file}: not a source of images; {expected}" + ("; if it is a recipe, run it" if is_yaml else "")
 
 
 def _all(names: Sequence[str], is_kind: Callable[[str], bool], location: str) -> bool:
