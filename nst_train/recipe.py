@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from nst_data.arguments import with_checked_arguments
 from nst_data.errors import ODD_YAML, UsageError, brief
 from nst_data.settings import in_words, unknown_key
 from nst_data.yaml_faults import yaml_fault
@@ -26,6 +27,7 @@ _MOST_SHOWN = 60
 _EXAMPLES |= {TeacherSettings: "model: ...", StudentSettings: "name: ..., model: ..."}
 
 
+@with_checked_arguments
 def load_recipe(path: Path | str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 

@@ -27,6 +27,7 @@ from nst_train import (
     extend,
     label,
     label_like,
+    load_recipe,
     train,
 )
 
@@ -203,6 +204,9 @@ WRONG_CALLS = {  # what a user may write, and what the line says
         "`max_unreadable`: expected a number of at most 1, found 50",
     ),
     "a-name-that-is-none": (lambda it: it.store.open(5), "expected a version or its name, found 5"),
+    "a-store-of-nothing": (lambda it: Store(None), "expected the folder of a store or s3://BUCKET/PREFIX, found None"),
+    "sources-of-none": (lambda it: open_source([]), "expected the location of a source, found an empty list"),
+    "a-recipe-that-is-a-dictionary": (lambda it: load_recipe({"name": "x"}), r"`path`: expected a path or text, found {'name': 'x'}"),
     "settings-as-a-dictionary": (
         lambda it: train(it.store, "net", it.images, {"epochs": 1}),
         r"`settings`: expected TrainSettings\(\.\.\.\), found {'epochs': 1}",

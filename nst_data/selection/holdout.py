@@ -30,7 +30,7 @@ def hold_out(
     *,
     share: float,
     seed: int = 0,
-    kept: Path | None = None,
+    kept: Path | str | None = None,
     writes: bool = True,
     progress: Progress | None = None,
     threads: int | None = None,
@@ -62,7 +62,7 @@ def hold_out(
         raise UsageError(f"`seed`: expected 0 or more, found {seed}")
     progress, labels, names = progress or on_this_terminal(), labels_in(labeled), labeled.class_names or []
     about = f"{labeled.fingerprint} {labeled.stamp} {share} {seed}"
-    file = kept and kept / f"{hashlib.sha256(about.encode()).hexdigest()}.npy"
+    file = Path(kept) / f"{hashlib.sha256(about.encode()).hexdigest()}.npy" if kept else None
     if file and file.exists():
         rows = np.load(file)
     else:

@@ -79,10 +79,10 @@ def open_source(
     """
     several = not isinstance(location, str | Path)
     locations = [str(one) for one in location] if not isinstance(location, str | Path) else [str(location)]
-    if several and not labeled:
-        raise UsageError(f"{', '.join(locations)}: expected one source; several are for labeled images (`labeled`)")
     if not locations:
         raise UsageError("expected the location of a source, found an empty list")
+    if several and not labeled:
+        raise UsageError(f"{', '.join(locations)}: expected one source; several are for labeled images (`labeled`)")
     names = names_in(class_names) if class_names is not None else []
     asked = LabelsAsked(label_column, len(names)) if labeled else None
     for option, value in (("`image_column`", image_column), ("`label_column`", label_column)):

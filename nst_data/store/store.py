@@ -41,6 +41,8 @@ class Store:
     def __init__(self, root: Path | str) -> None:
         if platform.system() == "Windows":
             raise NstError("nst runs on Linux and macOS; on Windows run it in WSL, the Windows Subsystem for Linux")
+        if not isinstance(root, str | Path):
+            raise UsageError(f"expected the folder of a store or s3://BUCKET/PREFIX, found {root!r}")
         tree = FileTree.parse(str(root))
         self.mirror = None if tree is None else Mirror(tree)
         self.root = Path(root).absolute() if self.mirror is None else self.mirror.root
