@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from nst_data.sources import Source
     from nst_data.store.store import Store, Version
 
-_PICKED = "An image list with an empty column `class`, for `nst review import`: .csv, .jsonl or .parquet; never overwritten."
+_PICKED = (
+    "An image list with an empty column `class`, for `nst review import`: .csv, .jsonl or .parquet; one with answers is not overwritten."
+)
 
 
 @with_settings(settings=PickSettings, embedding=EmbedSettings, run=ReadSettings)

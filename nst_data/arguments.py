@@ -77,6 +77,8 @@ def _is_one(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type annota
         return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(_is_one(one, inside[0]) for one in value)
     if origin in (int, float):
         return isinstance(value, (int, np.integer) if origin is int else (int, float, np.number)) and not isinstance(value, bool)
+    if origin is bool:
+        return isinstance(value, bool | np.bool_)
     return not isinstance(origin, type) or isinstance(value, origin)
 
 
@@ -86,6 +88,10 @@ def _described(hint: Any) -> str:  # noqa: ANN401 - any type annotation
     if origin in (typing.Union, types.UnionType):
         is_version = any(getattr(one, "__name__", "") == "Version" for one in inside)  # whose name is the text
         named = [one for one in inside if one is not types.NoneType and not (one is str and is_version)]
+        single = [one for one in named if typing.get_origin(one) is not Sequence]
+        words = list(dict.fromkeys(map(_described, single)))
+        if single and len(single) < len(named):
+            return ", ".join(words) + ", or a list of these"
         return " or ".join(dict.fromkeys(map(_described, named)))
     if origin is Sequence:
         name = getattr(inside[0], "__name__", "")

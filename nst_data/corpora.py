@@ -6,14 +6,14 @@ from nst_data.errors import NstError
 from nst_data.store.store import Store, Version
 
 
-def labels_of(store: Store, corpus: str) -> list[Version]:
+def label_versions(store: Store, corpus: str) -> list[Version]:
     """The generations and editions of a corpus, the newest last."""
     return [version for version in store.versions(corpus) if version.is_readable and version.manifest.kind in ("generation", "edition")]
 
 
 def newest_labels(store: Store, corpus: str) -> Version | None:
     """The newest generation of a corpus, of one that has none here the newest edition; None where it has no labels."""
-    labels = labels_of(store, corpus)
+    labels = label_versions(store, corpus)
     generations = [version for version in labels if version.manifest.kind == "generation"]
     return next(reversed(generations or labels), None)
 
@@ -23,7 +23,7 @@ def labels_with_classes(store: Store, corpus: str, answered: Iterable[str]) -> V
 
     Raises NstError where each lacks a class that another has.
     """
-    labels = labels_of(store, corpus)
+    labels = label_versions(store, corpus)
     if not labels:
         return None
     known = set(answered) & {name for version in labels for name in version.manifest.class_names}

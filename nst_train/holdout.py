@@ -45,13 +45,18 @@ def say_leaks(models: Iterable[str], store: Store, labeled: Source, progress: Pr
 def say_trained_on(models: Iterable[str], store: Store, scored: Source, progress: Progress) -> None:
     """Say which models of the store were trained on images that they are evaluated on, or descend from one that was.
 
-    Images are told by their bytes, of a large source a sample of them, for networks that were trained in this store.
+    Images are told by their bytes, of a large source a sample of them, for networks that were trained in this store. Of several processes
+    the first looks.
     """
+    if not this_process().is_main_process:
+        return
     hashes = functools.cache(lambda: _some_hashes(scored))
     for name, version, ancestors in _with_ancestors(models, store):
         lineage = list(ancestors)
         seen = [(one, len(scored)) for one in lineage if _labeled_digest(one) == scored.fingerprint]
         for one in lineage if not seen else []:
+            if one.mirror is not None:
+                one.mirror.bring_reading(one.place)
             if len(known := Reading(one.place, "labeled").known_hashes()):
                 seen.append((one, int(np.isin(hashes(), known).sum())))
         trained, most = max(seen, key=lambda one: one[1], default=(version, 0))

@@ -10,6 +10,7 @@ from nst_data.sources import Source, check_trainable, match_classes
 from nst_data.store.store import Number, Store
 from nst_train.classifiers.teachers import load_classifier
 from nst_train.classifiers.zero_shot import check_zero_shot
+from nst_train.device import this_device
 from nst_train.evaluation.corruptions import LEAST_SIDE_PX, check_opencv
 from nst_train.evaluation.evaluate import load_candidate
 from nst_train.evaluation.imagenet_classes import columns_of, known_wnids
@@ -25,6 +26,7 @@ from nst_train.recipe_sections import EvaluationSettings
 from nst_train.recipe_settings import Recipe
 from nst_train.settings import TrainSettings
 from nst_train.teacher_names import TeacherName, is_in_store
+from nst_train.training.optimizer import check_optimizer
 from nst_train.training.trackers import check_trackers
 from nst_train.zero_shot_settings import ZeroShot
 
@@ -49,6 +51,7 @@ def check_recipe(recipe: Recipe, labeled: Source | None, class_names: list[str],
     for network in recipe.networks:
         for settings in filter(None, (network.settings.first, network.settings.finetune)):
             check_names(settings)
+            check_optimizer(settings, this_device())
             shape = settings.model_copy(update={"noise": Noise.none()} if settings.probe else {"seed": 0, "start": None})
             if shape not in made:
                 outline(shape, len(class_names))

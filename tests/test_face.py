@@ -190,7 +190,7 @@ WRONG_CALLS = {  # what a user may write, and what the line says
     ),
     "labels-of-a-path-as-teacher": (
         lambda it: label(it.store, "new", Path("x"), it.images),
-        r"`teacher`: expected a version or its name or ZeroShot\(\.\.\.\) or a list, .*, found .*Path\('x'\)",
+        r"`teacher`: expected a version or its name, ZeroShot\(\.\.\.\), or a list of these, found .*Path\('x'\)",
     ),
     "a-number-as-name": (lambda it: label(it.store, 5, it.teacher, it.images), "`corpus`: expected text, found 5"),
     "one-source-of-two-that-is-none": (

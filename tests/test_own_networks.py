@@ -67,7 +67,7 @@ def test_weights_that_two_layers_share_are_refused_before_any_step(tiny_store):
     store, labeled, _ = tiny_store
     register_network("own_tied", tied, image_size=16)
     settings = TrainSettings(**SETTINGS | {"model": "own_tied"})
-    with pytest.raises(NstError, match=r"own_tied: 2\.weight and 3\.weight share their weights.*give each its own"):
+    with pytest.raises(NstError, match=r"own_tied: 2\.weight and 3\.weight share their weights, .*choose another `model`, or untie them"):
         train(store, "own-tied", open_source(str(labeled), labeled=True), settings, run=RUN)
     assert "own-tied@gen-0" not in store.unfinished()
 

@@ -116,9 +116,18 @@ def test_a_list_that_is_filled_in_is_never_overwritten(tmp_path, name):
     ]
     for _ in range(2):  # the same again is no harm
         nst(0, *words)
-    (tmp_path / name).write_bytes(b"hand work")
-    assert tells(nst(2, *words), f"{name}: already exists with other content … remove it")
-    assert (tmp_path / name).read_bytes() == b"hand work"
+    words[4] = 3
+    nst(0, *words)  # nor is another list that nobody has filled in
+    read, write = {"csv": (pl.read_csv, "write_csv"), "jsonl": (pl.read_ndjson, "write_ndjson")}.get(
+        name.partition(".")[2], (pl.read_parquet, "write_parquet")
+    )
+    rows = read(tmp_path / name)
+    assert len(rows) == 3
+    getattr(rows.with_columns(pl.Series("class", ["ant", None, None], pl.String)), write)(tmp_path / name)
+    for content in ((tmp_path / name).read_bytes(), b"hand work"):
+        (tmp_path / name).write_bytes(content)
+        assert tells(nst(2, *words), f"{name}: already exists with other content … remove it")
+        assert (tmp_path / name).read_bytes() == content
 
 
 def test_more_than_there_are_is_said(tmp_path):

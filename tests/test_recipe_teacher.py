@@ -87,6 +87,14 @@ def test_a_teacher_that_cannot_teach_these_classes_stops_the_loop_before_any_wor
     assert not (tmp_path / "store").exists()
 
 
+def test_an_optimizer_of_a_student_that_cannot_be_used_stops_the_loop_before_any_work(images, tmp_path):
+    shutil.copytree(images, tmp_path / "images", ignore=shutil.ignore_patterns("store"))
+    path = write_tiny_recipe(tmp_path / "images", generations=[TINY, TINY | {"optimizer": "adahessian"}], **PARTS)
+    with pytest.raises(NstError, match="optimizer adahessian: cannot be used here"):
+        self_training(Store(tmp_path / "store"), load_recipe(path), progress=Progress())
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     ("parts", "says"),
     [

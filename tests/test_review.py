@@ -137,11 +137,11 @@ def test_a_list_in_parquet_is_imported_once_it_is_filled_in(tiny_store, tmp_path
 
 def test_answers_about_a_labeled_set_may_have_nearly_the_name_of_a_corpus(labeled_images, tmp_path):
     store, rows = labeled_images
-    AnswerLog(store, "tiny-set", "ann").append(*rows[0], class_name="wasp")
     (tmp_path / "more.csv").write_text(f"image_hash,class\n{rows[1][0]},wasp\n")
-    assert import_answers(store, "tiny-set", tmp_path / "more.csv") == (1, 0)
-    with pytest.raises(UsageError, match=r"^tiny-st: .*did you mean tiny\?$"):
-        import_answers(store, "tiny-st", tmp_path / "more.csv")
+    for name in ("tiny-set", "tiny2", "small"):
+        assert import_answers(store, name, tmp_path / "more.csv") == (1, 0)
+    with pytest.raises(UsageError, match=r"^tny: .*did you mean tiny\?$"):
+        import_answers(store, "tny", tmp_path / "more.csv")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])

@@ -169,7 +169,7 @@ def test_the_class_of_an_image_of_coco_is_the_category_of_its_annotations(photos
             "path,label\nx,a\ny,nan\nz,nan\n",
             "column `label` has the label 'nan' in 2 rows, the first is row 1 …; drop such rows, or",
         ),
-        ("a.csv", "path,label\nx,0\ny,None\n", "column `label` has the label 'None' in row 1"),
+        ("a.csv", "path,label\nx,0\ny,NaN\n", "column `label` has the label 'NaN' in row 1"),
         ("a.csv", "path,label\nx,2\ny,0.5\n", "column `label` has the label '0.5' in row 1 …, expected … whole numbers; … `label_column`"),
         ("a.tsv", "path\tlabel\nx\t1e-3\n", "column `label` has the label '1e-3' in row 0"),
         ("a.jsonl", '{"path": "x", "label": 1.5}', "column `label` has the label '1.5' in row 0"),
@@ -201,6 +201,14 @@ def test_classes_that_may_be_slips_are_remarked(tmp_path, name, text):
         f"{tmp_path / name}: warning: numbers and names are classes side by side: 3 beside Dress, dress",
     ]
     assert open_source(tmp_path / name).remarks() == []
+
+
+def test_words_that_may_be_classes_are_classes(tmp_path):
+    (tmp_path / "a.csv").write_text("path, region,dose\nx,EU,0.5\ny,NA,1.5\n")
+    regions = open_source(tmp_path / "a.csv", labeled=True, label_column=" region")  # as the header has it
+    assert regions.class_names == open_source(tmp_path / "a.csv", labeled=True, label_column="region").class_names == ["EU", "NA"]
+    assert regions.remarks() == [f"{tmp_path / 'a.csv'}: warning: classes that may be missing labels: NA"]
+    assert open_source(tmp_path / "a.csv", labeled=True, label_column="dose").class_names == ["0.5", "1.5"]  # asked for
 
 
 def test_text_that_is_not_utf8_is_one_line(tmp_path):

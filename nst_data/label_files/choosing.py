@@ -85,7 +85,8 @@ def _numbers(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, 
 
 def _classes(columns: Sequence[str], location: str, asked: Asked) -> tuple[str, ...]:
     if asked.label_column is not None:
-        return _group(columns, asked.label_column) or _lacking(columns, asked.label_column, location)
+        found = _group(columns, asked.label_column) or _group(columns, asked.label_column.strip())  # headers lose their blanks
+        return found or _lacking(columns, asked.label_column, location)
     for names in (_TOP_CLASSES, _CLASSES, _IDS, _PLAIN):
         if found := _one_of(columns, names, location, "classes", "label_column"):
             return found

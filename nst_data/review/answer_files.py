@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from nst_data.arguments import with_checked_arguments
-from nst_data.corpora import labels_of, labels_with_classes, newest_labels
+from nst_data.corpora import label_versions, labels_with_classes, newest_labels
 from nst_data.errors import NstError, UsageError
 from nst_data.label_files import label_studio
 from nst_data.label_files.json_rows import JsonRows
@@ -52,7 +52,7 @@ def import_answers(store: Store, corpus: str, file: Path | str, *, reviewer: str
     rows = [_parsed(row, where) for row, where in _rows(path) if not _is_open(row)]
     _check_is_no_slip(store, corpus)
     labels = newest_labels(store, corpus)
-    known = {name for version in labels_of(store, corpus) for name in version.manifest.class_names}
+    known = {name for version in label_versions(store, corpus) for name in version.manifest.class_names}
     rows = [(_as_excluded(row, known), where) for row, where in rows]
     with_classes = labels_with_classes(store, corpus, [row.class_name for row, _ in rows if row.class_name])
     classes = with_classes.manifest.class_names if with_classes else []
@@ -222,7 +222,8 @@ def _check_is_no_slip(store: Store, corpus: str) -> None:
     if answers_folder(store, corpus).is_dir() or store.versions(corpus):
         return
     corpora = {one.name for one in store.versions() if one.is_readable and one.manifest.kind != "teacher"}
-    if near := difflib.get_close_matches(corpus, sorted(corpora), n=1):
+    near = difflib.get_close_matches(corpus, sorted(corpora), n=1, cutoff=0.85)
+    if near and not corpus.startswith(near[0]):  # flowers-test may well be labeled images beside the corpus flowers
         raise UsageError(f"{corpus}: the store has no labels or answers of that name; did you mean {near[0]}?")
 
 

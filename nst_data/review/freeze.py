@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from nst_data.arguments import with_checked_arguments
 from nst_data.cards import cards
-from nst_data.corpora import labels_of, labels_with_classes
+from nst_data.corpora import label_versions, labels_with_classes
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import Progress, as_text, on_this_terminal
 from nst_data.review.answers import Answer, Settled, answers_folder, check_class, settled
@@ -56,7 +56,7 @@ def freeze(
     answered = {one.class_name for one in answers.answers.values() if one.class_name}
     labels = labels_with_classes(store, corpus, answered)
     classes = labels.manifest.class_names if labels else list(class_names or sorted(answered))
-    if labels and (newest := labels_of(store, corpus)[-1]).manifest.class_names != classes:
+    if labels and (newest := label_versions(store, corpus)[-1]).manifest.class_names != classes:
         progress.say(f"{corpus}: {newest.ref} lacks classes that were answered; the review has those of {labels.ref}")
     for answer in answers.answers.values():
         if answer.class_name is not None:

@@ -22,7 +22,7 @@ from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
 from nst_data.safe_names import cell
 from nst_data.sources import Source
-from nst_data.store.files import replacing, write_output
+from nst_data.store.files import replacing
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
@@ -105,11 +105,15 @@ def write_list(picks: Picks, path: Path) -> None:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerows([rows.columns, *([cell(one) if isinstance(one, str) else one for one in row] for row in rows.rows())])
         content = text.getvalue().encode()
-    write_output(path, content)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def check_list_name(path: Path) -> str:
-    """The suffix of a list, which says what is written. Raises UsageError for a file that cannot be one."""
+    """The suffix of a list, which says what is written.
+
+    Raises UsageError for a file that cannot be one, and for one that is there and more than a list that nobody has filled in.
+    """
     kind = path.suffix.lower()
     if kind not in (".csv", ".jsonl", ".parquet"):
         raise UsageError(f"{path}: expected a name that ends in .csv, .jsonl or .parquet")
@@ -117,7 +121,24 @@ def check_list_name(path: Path) -> str:
         raise UsageError(f"{path}: there is no folder {path.absolute().parent}; make it first")
     if path.is_dir():
         raise UsageError(f"{path}: expected a file, found a folder")
+    if path.exists() and not _is_open_list(path, kind):
+        raise UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
     return kind
+
+
+def _is_open_list(path: Path, kind: str) -> bool:
+    """Whether a file is a list of picks in which no answer stands."""
+    try:
+        rows = (
+            pl.read_parquet(path)
+            if kind == ".parquet"
+            else pl.read_ndjson(path)
+            if kind == ".jsonl"
+            else pl.read_csv(path, infer_schema=False)
+        )
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return {"class", "excluded"} <= set(rows.columns) and rows.select("class", "excluded").null_count().row(0) == (len(rows), len(rows))
 
 
 def check_folder(folder: Path) -> None:

@@ -4,16 +4,19 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 
-_MISSING = frozenset(("nan", "NaN", "None", "null", "NA"))
+_MISSING, _MAY_BE_MISSING = frozenset(("nan", "NaN")), frozenset(("None", "null", "NA", "N/A"))
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _MOST_SHOWN = 3
 
 
-def no_class(words: Collection[str]) -> tuple[str, str] | None:
-    """The first of some words that names no class, with what is wrong and what to do: one for a missing value, numbers with fractions."""
+def no_class(words: Collection[str], is_asked: bool) -> tuple[str, str] | None:
+    """The first of some words that names no class, with what is wrong and what to do: one for a missing value, numbers with fractions.
+
+    `is_asked` says that the user named their column: then fractions may be classes.
+    """
     if (missing := next((word for word in words if word in _MISSING), None)) is not None:
         return missing, "which programs write where a label is missing; drop such rows, or rename the class"
-    if all(_NUMBER.fullmatch(word) for word in words):
+    if not is_asked and all(_NUMBER.fullmatch(word) for word in words):
         fraction = next((word for word in words if float(word) % 1), None)
         if fraction is not None:
             return fraction, "expected class names or whole numbers; name the column of classes with `label_column`"
@@ -30,6 +33,8 @@ def likely_slips(class_names: Iterable[str]) -> list[str]:
     numbers = [name for name in names if _NUMBER.fullmatch(name)]
     others = [name for name in names if not _NUMBER.fullmatch(name)]
     lines = [f"warning: classes that differ in case alone: {_few(pairs)}"] if pairs else []
+    if missing := [name for name in names if name in _MAY_BE_MISSING]:
+        lines.append(f"warning: classes that may be missing labels: {_few(missing)}")
     if numbers and others:
         lines.append(f"warning: numbers and names are classes side by side: {_few(numbers)} beside {_few(others)}")
     return lines

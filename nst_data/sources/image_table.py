@@ -62,7 +62,7 @@ class ImageTable(Files):
         self.label_column = asked.column
         texts = pc.utf8_trim_whitespace(table[name])
         words = [] if texts.null_count else pc.unique(texts).to_pylist()
-        if not self._is_coco and (odd := no_class(words)):
+        if not self._is_coco and (odd := no_class(words, asked.column is not None)):
             word, advice = odd
             rows = counted(pc.indices_nonzero(pc.equal(texts, word)))
             raise NstError(f"{self.location}: column `{name}` has the label {word!r} in {rows}, {advice}")

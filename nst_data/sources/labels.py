@@ -114,6 +114,8 @@ def label_column(schema: pa.Schema, location: str, asked: str | None = None, fea
     Raises NstError where there is none, UsageError where the one asked for is not there.
     """
     found = names_shown(schema.names)
+    if asked is not None and asked not in schema.names and asked.strip() in schema.names:  # blanks of a header in CSV are left out
+        asked = asked.strip()
     named = columns_of_kind("ClassLabel", schema, features)
     candidates = named or [field.name for field in schema if _may_hold_classes(field.type)]
     column = asked or next((name for name in ("label", "labels") if name in schema.names), named[0] if len(named) == 1 else None)

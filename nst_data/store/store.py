@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 
 from nst_data.errors import NstError, UsageError
@@ -187,6 +188,7 @@ class Store:
         check_name(name)
         _check_number("generation", generation, 0)
         _check_number("edition", edition, 1)
+        generation, edition = (None if number is None else int(number) for number in (generation, edition))
         self.check_name_is_free_for(name, request.kind)
         # one look, so that of two that ask at once both find the other's or take the same number;
         # stagings first: one that is sealed between the two is in both, never in neither
@@ -253,7 +255,8 @@ class Store:
         name, at, number = ref.partition("@")
         check_name(name)
         if not at:  # a bare name means the newest version elsewhere, which is not meant to be guessed here
-            raise UsageError(f"{ref}: expected a version with its number, as in {ref}@gen-1")
+            example = f"{ref}@DIGEST" if ref == "features" else f"{ref}@gen-1"
+            raise UsageError(f"{ref}: expected a version with its number, as in {example}")
         run = [self.root / "runs" / room / name / str(Number.parse(number)) for room in (*_ROOMS, PULLS)]
         self.refresh(name)
         for folder in run:
@@ -399,7 +402,7 @@ def check_name(name: str) -> str:
 
 
 def _check_number(setting: str, number: object, lowest: int) -> None:
-    if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < lowest):
+    if number is not None and (not isinstance(number, Integral) or isinstance(number, bool) or number < lowest):
         raise UsageError(f"`{setting}`: expected a whole number of at least {lowest}, found {number!r}")
 
 

@@ -167,7 +167,7 @@ class TopLabelColumns:
         numbers = whole_numbers(found, f"{location}: column `{column}`")
         if names is None and (self._by_number or numbers is not None):
             raise UsageError(f"{location}: column `{column}` has class numbers; give their names with `class_names` FILE")
-        if names is None and (odd := no_class(found)):
+        if names is None and (odd := no_class(found, self._columns.is_named)):
             word, advice = odd
             raise NstError(f"{location}: {self._at(self._first_with(word), column)} has the label {word!r}, {advice}")
         names = found if names is None else names

@@ -67,11 +67,11 @@ class Reused:
 
     @classmethod
     def between(cls, earlier: Version, later: Version) -> Self:
-        """By the bytes of the images. Memory: about 50 bytes for each row of `earlier`, when it begins."""
-        before = _answered_hashes(earlier)
+        """By the first 8 bytes of each `image_hash`. Memory: about 25 bytes for each row of `earlier`."""
+        before = _answered(earlier)
         found, taken_over, rows = np.zeros(len(before), bool), 0, 0
         for batch in TableReader(later.folder, "pseudo_labels").batches(["image_hash"]):
-            hashes = _as_bytes(batch["image_hash"])
+            hashes = _as_numbers(batch["image_hash"])
             places = np.searchsorted(before, hashes)
             here = np.flatnonzero(places < len(before))
             same = places[here[before[places[here]] == hashes[here]]]
@@ -80,11 +80,15 @@ class Reused:
         return cls(taken_over, rows - taken_over, int((~found).sum()))
 
 
-def _answered_hashes(generation: Version) -> NDArray[np.bytes_]:
-    """The different hashes of the images that have a label, in order."""
+def _answered(generation: Version) -> NDArray[np.uint64]:
+    """The different images that have a label, in order."""
     batches = TableReader(generation.folder, "pseudo_labels").batches(["image_hash", "confidence"])
-    pieces = [_as_bytes(batch["image_hash"])[~np.isnan(batch["confidence"].to_numpy())] for batch in batches]
-    return np.unique(np.concatenate([np.empty(0, _HASH), *pieces]))
+    pieces = [_as_numbers(batch["image_hash"])[~np.isnan(batch["confidence"].to_numpy())] for batch in batches]
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *pieces]))
+
+
+def _as_numbers(hashes: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
+    return np.frombuffer(_as_bytes(hashes).tobytes(), np.uint64)[::2]
 
 
 def _as_bytes(hashes: pa.Array | pa.ChunkedArray) -> NDArray[np.bytes_]:

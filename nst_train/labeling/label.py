@@ -81,7 +81,6 @@ def label(
         ):  # it would seem to be drawn from this one
             raise NstError(f"{ref} is a relabeled edition without its pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal(), calibration)
-    driver.say_other_classes(corpus)
     return driver.make(Whole(pool, settings.limit), corpus, generation)
 
 
@@ -119,7 +118,7 @@ def extend(
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
     plan.check_same(driver.teachers)
     extended = driver.make(plan, generation.name)
-    if extended.ref not in before:
+    if extended.ref not in before and store.address is None and run.share[0] == 0:  # at an address its tables would be brought here
         progress.say(_what_was_reused(generation, extended))
     return extended
 
@@ -162,7 +161,7 @@ def label_like(
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")
     driver = _Driver(store, _names_of(teacher, store), settings, LabelRunSettings.of(run), progress or on_this_terminal())
-    driver.check_classes(edition, f"Name a teacher with the classes of {edition.ref}, or label the pool as another corpus")
+    driver.check_same_classes(edition, f"Name a teacher with the classes of {edition.ref}, or label the pool as another corpus")
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 
 
@@ -213,14 +212,14 @@ class _Driver:
         entries = teacher_entries(self.names, self.store)
         return self._prepared.teachers if entries is None else entries
 
-    def check_classes(self, version: Version, advice: str) -> None:
+    def check_same_classes(self, version: Version, advice: str) -> None:
         """Raises NstError, which ends in `advice`, where the teacher has other classes than a version. Nothing in the store is loaded."""
         entries = list(self.teachers.values())
         in_store = teacher_entries(self.names[:1], self.store) is not None
         names = self.store.open(entries[0].ref, "teacher").manifest.class_names if in_store else self._prepared.class_names
         match_classes(names, version.manifest.class_names, entries[0].ref, advice=advice)
 
-    def say_other_classes(self, corpus: str) -> None:
+    def _say_other_classes(self, corpus: str) -> None:
         """Warn where the newest labels of a corpus have other classes than the teacher."""
         newest = newest_labels(self.store, corpus)
         if newest is None:
@@ -229,7 +228,7 @@ class _Driver:
             f"These are the classes of {newest.ref}; choose another `corpus` name, unless the classes of {corpus!r} are meant to change"
         )
         try:
-            self.check_classes(newest, advice)
+            self.check_same_classes(newest, advice)
         except NstError as error:
             self.progress.say(f"warning: {error}")
 
@@ -249,6 +248,7 @@ class _Driver:
         staged = begin(self.store, request, corpus, generation, read, self.settings.limit, self.run, self.progress)
         if isinstance(staged, Version):
             return staged
+        self._say_other_classes(corpus)
         from nst_train.labeling.make import make
 
         return staged.shared(lambda: make(self._prepared, staged, plan, read))

@@ -185,7 +185,9 @@ def _check_untied(network: nn.Module, name: str) -> None:
     for weight, tensor in network.state_dict().items():
         first = known.setdefault(tensor.untyped_storage().data_ptr(), weight) if tensor.numel() else weight
         if first != weight:
-            raise NstError(f"{name}: {first} and {weight} share their weights, which its file cannot hold; give each its own")
+            raise NstError(
+                f"{name}: {first} and {weight} share their weights, which safetensors cannot hold; choose another `model`, or untie them"
+            )
 
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:

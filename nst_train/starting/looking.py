@@ -42,7 +42,7 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
-    lost: list[str] = field(default_factory=list)  # about images that are measured on: unreadable classes, copies of labeled ones
+    of_measured: list[str] = field(default_factory=list)  # about images that are measured on: unreadable classes, copies of labeled ones
 
     @property
     def class_names(self) -> list[str]:
@@ -281,7 +281,7 @@ def _of_images(look: Look) -> Iterator[str]:
     if look.unread:
         they = "they" if look.unread > 1 else "it"
         yield f"{look.unread:,} of {look.unread + len(look.sides_px):,} images that were looked at cannot be read: {they} will be skipped"
-    yield from look.lost
+    yield from look.of_measured
 
 
 def counted(number: int, noun: str) -> str:

@@ -97,7 +97,7 @@ def _number(value: object) -> float:
     """A tensor of one number, such as the steps that LAMB counts in a group. Raises NstError for what JSON cannot hold."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.item()
-    raise NstError(f"it keeps a {type(value).__name__}, which a checkpoint cannot hold")
+    raise NstError(f"the optimizer keeps a {type(value).__name__}, which a checkpoint cannot hold")
 
 
 def load_checkpoint(

@@ -26,7 +26,7 @@ def make_optimizer(network: nn.Module, settings: TrainSettings, schedule: Schedu
             network, settings.optimizer, schedule.peak, settings.weight_decay, settings.momentum, **options
         )
     except (ValueError, TypeError) as error:
-        raise NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})") from None
+        raise _refused(settings, error) from None
     return optimizer
 
 
@@ -36,15 +36,29 @@ def check_optimizer(settings: TrainSettings, device: torch.device) -> None:
     Raises NstError: some optimizers of timm need a GPU, second derivatives, or have a state that no checkpoint holds.
     """
     weights = [nn.Parameter(torch.zeros(shape, device=device)) for shape in _SHAPES]
+    optimizer: Any
     try:
-        optimizer: Any = create_optimizer_v2(weights, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum)
+        optimizer = create_optimizer_v2(weights, settings.optimizer, settings.learning_rate, settings.weight_decay, settings.momentum)
+    except (ValueError, TypeError) as error:
+        raise _refused(settings, error) from None
+    except (AssertionError, RuntimeError, ImportError) as error:
+        raise _unusable(settings, error) from None
+    try:
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         with torch.random.fork_rng(devices=[]):  # some draw in a step
             optimizer.step()
         check_can_be_saved(optimizer)
-    except (ValueError, TypeError, AssertionError, RuntimeError, ImportError, NstError) as error:
-        raise NstError(f"optimizer {settings.optimizer}: cannot be used here ({first_line(error)}); choose another `optimizer`") from None
+    except (ValueError, TypeError, AssertionError, RuntimeError, NstError) as error:
+        raise _unusable(settings, error) from None
+
+
+def _refused(settings: TrainSettings, error: Exception) -> NstError:
+    return NstError(f"optimizer {settings.optimizer}: cannot be made with these settings ({first_line(error)})")
+
+
+def _unusable(settings: TrainSettings, error: Exception) -> NstError:
+    return NstError(f"optimizer {settings.optimizer}: cannot be used here ({first_line(error)}); choose another `optimizer`")
 
 
 def _decayed_and_not(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
