@@ -90,12 +90,18 @@ class _Group(TyperGroup):
                 where = f"{error.filename}: " if error.filename else ""
                 _fail(f"{where}operation not supported by the file system ({error.strerror}); put the store on another disk (--store)", 1)
             if isinstance(error, OSError) and error.filename and error.errno in _NO_FAULT_OF_OURS:
-                _fail(f"{error.filename}: {error.strerror}", 1)
+                _fail(f"{_shown(error.filename)}: {error.strerror}", 1)
             if is_out_of_memory(error):
                 _fail("out of memory; reduce --batch-size, workers or threads", 1)
             if isinstance(error, (typer.Exit, typer.Abort)):
                 raise
             _fail(about(error), 1)
+
+
+def _shown(path: str | bytes | int) -> str:
+    """A path, in place of a temporary one the folder that it is in, which a user knows."""
+    folder, _, name = str(path).rpartition("/")
+    return folder if folder and name.startswith(".") else str(path)
 
 
 def _in_a_line(error: Any, command: str) -> str:  # noqa: ANN401 - Click's class

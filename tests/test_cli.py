@@ -1,5 +1,6 @@
 """Bad input: one clear line, a status, and nothing half-written."""
 
+import errno
 import json
 import os
 import re
@@ -233,6 +234,15 @@ def test_class_names_are_for_labels_that_have_none(tiny_store, tmp_path):
     (tmp_path / "names.txt").write_text("cat\nbee\nant\n")
     words = ["evaluate", "tiny-teacher", "--data", tiny_store[1], "--class-names", tmp_path / "names.txt", "--store", tiny_store[0].root]
     assert tells(fails(2, *words), "class names of its own (3 (ant, bee, cat))")
+
+
+@pytest.mark.parametrize(("path", "shown"), [("/s/corpora/c/.gen-1.x7f", "/s/corpora/c"), ("/s/runs", "/s/runs"), (".part", ".part")])
+def test_a_folder_that_cannot_be_written_is_shown_without_our_temporary_names(monkeypatch, path, shown):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr("nst_cli.versions.open_store", refused)
+    assert fails(1, "list") == f"nst: {shown}: Permission denied"
 
 
 def test_a_damaged_manifest_stops_neither_list_nor_remove(tiny_store, tmp_path):
