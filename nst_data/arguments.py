@@ -27,7 +27,7 @@ _SUCH_AS = {
 }
 
 
-_LISTS = {"Source": "a list of sources, such as [open_source('photos/test')]", "str": "a list of texts"}
+_LISTS = {"Source": "a list of sources, such as [open_source('photos/test')]", "str": "a list of text"}
 
 
 def with_checked_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -95,7 +95,7 @@ def _described(hint: Any) -> str:  # noqa: ANN401 - any type annotation
         return " or ".join(dict.fromkeys(map(_described, named)))
     if origin is Sequence:
         name = getattr(inside[0], "__name__", "")
-        return _LISTS.get(name) or f"a list, each of it {_described(inside[0])}"
+        return _LISTS.get(name) or f"a list with {_described(inside[0])} in each place"
     if origin is typing.Literal:
         return " or ".join(map(repr, inside))
     name = getattr(origin, "__name__", str(origin))

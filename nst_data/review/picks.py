@@ -22,7 +22,7 @@ from nst_data.review.distinct_images import DistinctImages, image_number
 from nst_data.review.queues import as_parquet
 from nst_data.safe_names import cell
 from nst_data.sources import Source
-from nst_data.store.files import replacing
+from nst_data.store.files import not_overwritten, replacing
 from nst_data.store.version import Version
 from nst_data.tables.label_tables import collect, scan_labels
 
@@ -122,20 +122,17 @@ def check_list_name(path: Path) -> str:
     if path.is_dir():
         raise UsageError(f"{path}: expected a file, found a folder")
     if path.exists() and not _is_open_list(path, kind):
-        raise UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
+        raise not_overwritten(path)
     return kind
 
 
 def _is_open_list(path: Path, kind: str) -> bool:
     """Whether a file is a list of picks in which no answer stands."""
     try:
-        rows = (
-            pl.read_parquet(path)
-            if kind == ".parquet"
-            else pl.read_ndjson(path)
-            if kind == ".jsonl"
-            else pl.read_csv(path, infer_schema=False)
-        )
+        if kind == ".csv":
+            rows = pl.read_csv(path, infer_schema=False)
+        else:
+            rows = pl.read_parquet(path) if kind == ".parquet" else pl.read_ndjson(path)
     except (OSError, pl.exceptions.PolarsError):
         return False
     return {"class", "excluded"} <= set(rows.columns) and rows.select("class", "excluded").null_count().row(0) == (len(rows), len(rows))

@@ -92,9 +92,14 @@ def write_output(path: Path, content: bytes) -> None:
     Raises UsageError where a file with other content is: somebody may have filled it in.
     """
     if path.exists() and not (path.is_file() and path.read_bytes() == content):
-        raise UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
+        raise not_overwritten(path)
     with replacing(path.absolute()) as file:
         file.write(content)
+
+
+def not_overwritten(path: Path) -> UsageError:
+    """What to say of a file that is there, and more than what would be written."""
+    return UsageError(f"{path}: already exists with other content and is not overwritten; name another file, or remove it")
 
 
 def move_over(part: Path, path: Path) -> None:

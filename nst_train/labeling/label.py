@@ -20,6 +20,7 @@ from nst_train.labeling.earlier_labels import Reused
 from nst_train.labeling.grown import Grown
 from nst_train.labeling.like import Like
 from nst_train.labeling.plan import Plan, Whole
+from nst_train.labeling.task import LabelTask
 from nst_train.settings import LabelRunSettings, LabelSettings, ReadSettings
 from nst_train.teacher_names import TeacherName
 from nst_train.zero_shot_settings import ZeroShot
@@ -193,18 +194,11 @@ def _of_all(store: Store, corpus: str) -> dict[str, Request]:
 
 
 @dataclass
-class _Driver:
+class _Driver(LabelTask):
     """What all ways of labeling have in common: the version is found, or begun, and what is missing labeled.
 
     A finished one is found without a network library where its teachers are in the store.
     """
-
-    store: Store
-    names: Sequence[TeacherName]
-    settings: LabelSettings
-    run: LabelRunSettings
-    progress: Progress
-    calibration: Source | None = None
 
     @property
     def teachers(self) -> dict[str, Input]:

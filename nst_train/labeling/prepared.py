@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from nst_data.labeled_version import LabeledVersion
-from nst_data.progress import Progress
 from nst_data.settings import default_top_k
-from nst_data.sources import Source
 from nst_data.sources.changes import HASH, Reading
 from nst_data.store.counts import CalibrationCounts
 from nst_data.store.inputs import Input
-from nst_data.store.store import Staging, Store
+from nst_data.store.store import Staging
 from nst_data.tables.schema import balanced_schema, pseudo_labels_schema
 from nst_data.tables.shards import ShardPlan, Shards
 from nst_train.classifiers.inference import Computation, choose_computation, computation_of
@@ -25,22 +22,14 @@ from nst_train.classifiers.teacher_calibration import fit
 from nst_train.classifiers.teachers import Teacher, load_teacher
 from nst_train.labeling.labeling import Labeling
 from nst_train.labeling.plan import Plan
-from nst_train.settings import LabelRunSettings, LabelSettings
-from nst_train.teacher_names import TeacherName
+from nst_train.labeling.task import LabelTask
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Prepared:
+class Prepared(LabelTask):
     """A teacher with its settings, for the rows of any plan."""
-
-    store: Store
-    names: Sequence[TeacherName]
-    settings: LabelSettings
-    run: LabelRunSettings
-    progress: Progress
-    calibration: Source | None = None
 
     @cached_property
     def teachers(self) -> dict[str, Input]:

@@ -71,8 +71,7 @@ def save_checkpoint(
             _save_tensors(best, fresh / "best.safetensors")
         tensors, numbers = _flat(optimizer.state_dict()["state"])
         _save_tensors(tensors, fresh / "optimizer.safetensors")
-        groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
-        position = {"step": step, "optimizer": numbers, "groups": groups, "notes": notes or {}, "has_best": best is not None}
+        position = {"step": step, "optimizer": numbers, "groups": _groups(optimizer), "notes": notes or {}, "has_best": best is not None}
         write_text(fresh / "position.json", json.dumps(position, default=_number))
         fsync_tree(fresh)
     except BaseException:
@@ -89,8 +88,12 @@ def check_can_be_saved(optimizer: Optimizer) -> None:
     """Raises NstError for an optimizer, which has taken a step, whose state a checkpoint cannot hold."""
     tensors, numbers = _flat(optimizer.state_dict()["state"])
     save(_on_cpu(tensors))
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
-    json.dumps({"optimizer": numbers, "groups": groups}, default=_number)
+    json.dumps({"optimizer": numbers, "groups": _groups(optimizer)}, default=_number)
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each group of weights."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.state_dict()["param_groups"]]
 
 
 def _number(value: object) -> float:
