@@ -263,7 +263,7 @@ def one_training(asked: argparse.Namespace) -> None:
     """Train in this process, in the store of `--folder`; prints what the weights' bytes are."""
     store, source, (model,) = Store(asked.folder), open_source(asked.images, labeled=True), asked.models
     settings = settings_of(model, TRAINED[model], 16, asked.steps)
-    done = train(store, "run", source, settings, edition=store.open(asked.edition), pool=source, run=RunSettings(workers=4))
+    done = train(store, "run", source, settings, pseudo=store.open(asked.edition), pool=source, run=RunSettings(workers=4))
     print(hashlib.sha256((done.folder / "model.safetensors").read_bytes()).hexdigest()[:12])
 
 

@@ -71,7 +71,7 @@ class Digits:
     def student(self, name: str, edition: Version, **changes: Any) -> Version:
         """Noised, on labeled and pseudo-labeled images."""
         settings = TrainSettings(**self.network(**{"ratio": 9} | NOISED | changes))
-        return train(self.store, name, self.labeled, settings, edition=edition, pool=self.pool, run=self.run, progress=Progress())
+        return train(self.store, name, self.labeled, settings, pseudo=edition, pool=self.pool, run=self.run, progress=Progress())
 
 
 def teacher(digits: Digits) -> Version:

@@ -114,7 +114,7 @@ class Loop:
         settings = self.settings.model_copy(update={"seed": number})  # of the store's own it would make none twice
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         run = RunSettings(workers=self.workers)
-        train(store, f"run-{number}", self.labeled, settings, edition=self.edition, pool=self.labeled, run=run, progress=steps)
+        train(store, f"run-{number}", self.labeled, settings, pseudo=self.edition, pool=self.labeled, run=run, progress=steps)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return np.array(steps.seconds), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -284,7 +284,7 @@ def whole_nst(asked: argparse.Namespace, settings: TrainSettings) -> np.ndarray:
     source = open_source(str(asked.folder / "images.parquet"), labeled=True)
     settings = settings.model_copy(update={"steps": asked.steps, "seed": asked.seed, "noise": Noise(**NOISE)})
     run = RunSettings(workers=asked.workers)
-    train(store, f"run-{asked.model}-{asked.seed}", source, settings, edition=asked.edition, pool=source, run=run, progress=steps)
+    train(store, f"run-{asked.model}-{asked.seed}", source, settings, pseudo=asked.edition, pool=source, run=run, progress=steps)
     return np.array(steps.seconds)
 
 

@@ -109,7 +109,7 @@ def copy(
     """Copy a version into another store, each file checked. Its inputs are not copied."""
     from nst_data.sharing.copy import copy as copy_version
 
-    version = copy_version(open_store(store), ref, to=open_store(to), progress=terminal())
+    version = copy_version(open_store(store), ref, open_store(to), progress=terminal())
     if json:
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "kind": version.manifest.kind})
         return

@@ -53,9 +53,7 @@ def train(
         str | None,
         typer.Option(metavar="TEACHER", help="Name for the trained model (required); a student is the next teacher."),
     ] = None,
-    edition: Annotated[
-        str | None, typer.Option("--pseudo", metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")
-    ] = None,
+    pseudo: Annotated[str | None, typer.Option(metavar="CORPUS@gen-N.K", help="An edition of pseudo-labels: trains a student.")] = None,
     stream: Annotated[
         bool,
         typer.Option("--stream", help="Stream an edition with images from the Hub or an address, keeping a few shards on disk at a time."),
@@ -93,8 +91,8 @@ def train(
         raise UsageError("--holdout applies to labeled images; add them with --labeled SOURCE, or remove it")
     there = open_store(store)
     open_labeled = partial(open_source, labeled=True, class_names=class_names, image_column=image_column, label_column=label_column)
-    pseudo = _open_edition(there, edition, stream)
-    student = pseudo is not None or (show_settings and labeled is None)
+    edition = _open_edition(there, pseudo, stream)
+    student = edition is not None or (show_settings and labeled is None)
     _check_use(settings, given["settings"], student, pool is not None and reviews is None, validation is not None)
     if show_settings:
         images = open_labeled(labeled) if labeled else None
@@ -102,17 +100,17 @@ def train(
             from nst_train.holdout import held_out_together
 
             images, _ = held_out_together(images, holdout, holdout_seed, there, terminal(), writes=False)
-        found = look_up(settings, run, given, partial(_as_option, given["settings"]), images, pseudo, student)
+        found = look_up(settings, run, given, partial(_as_option, given["settings"]), images, edition, student)
         (print_json if json else print_settings)(found)
         return
-    if name is None or (labeled is None and pseudo is None):
-        raise UsageError(f"{'--name TEACHER' if labeled or pseudo else '--labeled SOURCE'} is missing; see `nst train --help`")
+    if name is None or (labeled is None and edition is None):
+        raise UsageError(f"{'--name TEACHER' if labeled or edition else '--labeled SOURCE'} is missing; see `nst train --help`")
     columns = {"--class-names": class_names, "--image-column": image_column, "--label-column": label_column}
     if labeled is None and validation is None and (idle := [option for option, value in columns.items() if value]):
         raise UsageError(f"{idle[0]} applies to labeled images; add them with --labeled SOURCE, or remove it")
     images = open_labeled(labeled) if labeled else None
     validation_images = open_labeled(validation) if validation else None
-    pool_images = _open_pool(pool, pseudo, there)
+    pool_images = _open_pool(pool, edition, there)
     from nst_data.store.store import Version
     from nst_train.holdout import held_out_together, say_not_excluded
     from nst_train.networks.models import check_names, takes_momentum
@@ -126,15 +124,15 @@ def train(
     if images and holdout:
         whole = images
         images, held = held_out_together(images, holdout, holdout_seed, there, progress)
-        if isinstance(pseudo, Version):
-            say_not_excluded(pseudo, there, whole, held, progress)
-        excluded = [held, *excluded] if reviews and pseudo is None else excluded  # the pool may have them too, with an answer
+        if isinstance(edition, Version):
+            say_not_excluded(edition, there, whole, held, progress)
+        excluded = [held, *excluded] if reviews and edition is None else excluded  # the pool may have them too, with an answer
     version = train_network(
         there,
         name,
         images,
         settings,
-        edition=pseudo,
+        pseudo=edition,
         pool=pool_images,
         reviews=open_version(there, reviews, "review") if reviews else None,
         exclude=excluded,

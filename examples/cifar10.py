@@ -68,7 +68,7 @@ class Lab:
         selection = BalanceSettings(min_confidence=0.3, per_class=quota, seed=self.settings.seed)
         edition = balance(self.store, labels, selection, exclude=[self.labeled, self.test], pool=images)
         settings = TrainSettings.model_validate(self.settings.model_dump() | switch)
-        return train(self.store, f"{self.name}-{name}", self.labeled, settings, edition=edition, run=self.run)
+        return train(self.store, f"{self.name}-{name}", self.labeled, settings, pseudo=edition, run=self.run)
 
     def round(self, number: int) -> Version:
         """The student of a round, taught by the one before."""

@@ -28,5 +28,5 @@ print(f"{teacher.ref}: {evaluate(store, teacher, test, record='test')['top1']:.1
 for _ in range(2):
     corpus = label(store, "digits", teacher, pool)
     selected = balance(store, corpus, BalanceSettings(per_class=120), exclude=[labeled, test])
-    teacher = train(store, "digits-teacher", labeled, noised, edition=selected)
+    teacher = train(store, "digits-teacher", labeled, noised, pseudo=selected)
     print(f"{teacher.ref}: {evaluate(store, teacher, test, record='test')['top1']:.1%}")

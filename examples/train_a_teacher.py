@@ -23,5 +23,5 @@ settings = TrainSettings(
     noise=Noise(magnitude=9, dropout=0.2, stochastic_depth=0.1),
 )
 run = RunSettings(workers=0, checkpoint_minutes=1)
-teacher = train(Store(store), name, open_source(labeled, labeled=True), settings, edition=edition[0] if edition else None, run=run)
+teacher = train(Store(store), name, open_source(labeled, labeled=True), settings, pseudo=edition[0] if edition else None, run=run)
 print(f"{teacher.ref}: {teacher.manifest.counts.steps} steps, its weights are in {teacher.folder}")

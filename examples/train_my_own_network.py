@@ -53,7 +53,7 @@ def main(labeled_folder: str, pool_folder: str, test_folder: str, store_folder: 
     teacher = train(store, "my-teacher", labeled, TrainSettings(**common, noise=mild), run=run)
     corpus = label(store, "my-labels", teacher, pool)
     edition = balance(store, corpus, BalanceSettings(per_class=len(pool) // len(teacher.manifest.class_names)))
-    student = train(store, "my-teacher", labeled, TrainSettings(**common, ratio=3, noise=strong), edition=edition, run=run)
+    student = train(store, "my-teacher", labeled, TrainSettings(**common, ratio=3, noise=strong), pseudo=edition, run=run)
     for network in (teacher, student):
         print(f"{network.ref}: top-1 {evaluate(store, network, test, record='test', run=run)['top1']:.1%}")
 

@@ -137,7 +137,7 @@ class Trainings:
             name,
             self.data.labeled,
             training,
-            edition=edition,
+            pseudo=edition,
             pool=pool,
             reviews=reviews,
             exclude=measured if reviews else [],

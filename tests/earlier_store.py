@@ -83,7 +83,7 @@ def make(folder):
         label(store, "bugs", teacher.ref, pool, OTHER_LABELS, run=READING, progress=_Stopping(7, _interrupt))
     stop = _Stopping(5 * 12, lambda: signal.raise_signal(signal.SIGUSR1))
     with suppress(Interrupted):
-        train(store, "bugs-teacher", labeled, STUDENT, edition=edition, pool=pool, generation=1, run=RUN, progress=stop)
+        train(store, "bugs-teacher", labeled, STUDENT, pseudo=edition, pool=pool, generation=1, run=RUN, progress=stop)
     with zipfile.ZipFile(ZIP, "w", zipfile.ZIP_DEFLATED) as packed:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and path.suffix != ".md" and not (path.suffix == ".png" and store.root in path.parents):

@@ -50,8 +50,7 @@ def test_changed_settings_beside_unfinished_work_say_what_differs(opened):
     told = Said()
     changed = STUDENT.model_copy(update={"warmup_epochs": STUDENT.epochs})
     assert (
-        train(store, "bugs-teacher", labeled, changed, edition="bugs@gen-1.1", pool=pool, run=RUN, progress=told).ref
-        == "bugs-teacher@gen-2"
+        train(store, "bugs-teacher", labeled, changed, pseudo="bugs@gen-1.1", pool=pool, run=RUN, progress=told).ref == "bugs-teacher@gen-2"
     )
     label(store, "bugs", "bugs-teacher@gen-0", pool, OTHER_LABELS.model_copy(update={"temperature": 3.0}), run=READING, progress=told)
     lines = [line for line in told.lines if "other settings" in line]
@@ -94,7 +93,7 @@ def test_a_labeling_that_is_half_done_goes_on_with_the_shard_that_is_there(opene
 def test_a_training_that_is_half_done_goes_on_from_its_checkpoint(opened):
     store, labeled, pool = opened
     edition = store.open("bugs@gen-1.1")
-    version = train(store, "bugs-teacher", labeled, STUDENT, edition=edition, pool=pool, generation=1, run=RUN)
+    version = train(store, "bugs-teacher", labeled, STUDENT, pseudo=edition, pool=pool, generation=1, run=RUN)
     assert (version.ref, version.manifest.counts.steps, version.verify()) == ("bugs-teacher@gen-1", 12, [])
     (row,) = (version.folder / "metrics.jsonl").read_text().splitlines()
     assert '"step": 12' in row

@@ -107,7 +107,7 @@ def test_a_loop_needs_no_pool_no_settings_and_no_reference(tiny_store, tmp_path)
     assert diff(store, corpus, generation).changed == 0
     again = label_like(store, edition, [teacher], settings=LabelSettings(batch_size=4), run=run)
     settings = TrainSettings(**teacher.manifest.request.settings | {"epochs": 1})
-    student = train(store, "face-student", images, settings, edition=again, run=run)
+    student = train(store, "face-student", images, settings, pseudo=again, run=run)
     assert student.manifest.counts.entries == again.manifest.counts.copies
     assert lineage(store, student).inputs[0].ref == again.ref
     assert evaluate(store, student, labeled, record="train") == evaluate(store, student, images)
@@ -131,12 +131,12 @@ WRONG_CALLS = {  # what a user may write, and what the line says
     "excluding-a-location": (lambda it: balance(it.store, "tiny", exclude="photos"), r"`exclude`: expected a list of sources"),
     "excluding-a-list-of-locations": (lambda it: balance(it.store, "tiny", exclude=["photos"]), r"`exclude\[0\]`: expected a source"),
     "training-on-a-generation": (
-        lambda it: train(it.store, "net", it.images, it.settings, edition=it.generation),
+        lambda it: train(it.store, "net", it.images, it.settings, pseudo=it.generation),
         "tiny@gen-1: expected an edition, found a generation",
     ),
     "a-pool-without-an-edition": (
         lambda it: train(it.store, "net", it.images, it.settings, pool=it.without),
-        "`pool` .*labeled: .* without an `edition`; add it, or",
+        "`pool` .*labeled: .* without `pseudo`; add it, or",
     ),
     "labeling-by-an-edition": (
         lambda it: label(it.store, "new", it.edition, open_source(it.pool)),
@@ -184,9 +184,9 @@ WRONG_CALLS = {  # what a user may write, and what the line says
         lambda it: balance("nst-store", it.generation),
         r"`store`: expected a store, such as Store\('nst-store'\), found 'nst-store'",
     ),
-    "a-path-as-generation": (
+    "a-path-as-version": (
         lambda it: balance(it.store, Path("tiny")),
-        r"`generation`: expected a version or its name, found .*Path\('tiny'\)",
+        r"`version`: expected a version or its name, found .*Path\('tiny'\)",
     ),
     "labels-of-a-path-as-teacher": (
         lambda it: label(it.store, "new", Path("x"), it.images),
@@ -267,12 +267,12 @@ def test_a_pool_that_is_gone_is_asked_for_by_its_setting_and_a_finished_training
     store, labeled, pool = tiny_store
     images, edition, run = open_source(labeled, labeled=True), store.open("tiny@gen-1.1"), RunSettings(workers=0, decode_threads=1)
     settings = TrainSettings(**store.open("tiny-teacher").manifest.request.settings | {"epochs": 1})
-    teacher = train(store, "moved", images, settings, edition=edition, run=run)
+    teacher = train(store, "moved", images, settings, pseudo=edition, run=run)
     pool.rename(tmp_path / "elsewhere")
     try:
-        assert train(store, "moved", images, settings, edition=edition, run=run) == teacher
+        assert train(store, "moved", images, settings, pseudo=edition, run=run) == teacher
         with pytest.raises(NstError, match=r"tiny@gen-1\.1 was built from it.*`pool`"):
-            train(store, "another", images, settings, edition=edition, run=run)
+            train(store, "another", images, settings, pseudo=edition, run=run)
         assert store.unfinished() == []
     finally:
         (tmp_path / "elsewhere").rename(pool)
@@ -308,8 +308,8 @@ NOUNS = [
     "name",
     "corpus",
     "version",
-    "generation",
-    "edition",
+    "candidates",
+    "destination",
     "teacher",
     "model",
     "before",
@@ -330,7 +330,7 @@ def test_help_on_settings_says_what_each_of_them_is():
 
 
 def test_a_call_without_an_argument_says_what_is_missing(tmp_path):
-    with pytest.raises(TypeError, match=r"balance\(\) missing 1 required positional argument: 'generation'"):
+    with pytest.raises(TypeError, match=r"balance\(\) missing 1 required positional argument: 'version'"):
         balance(Store(tmp_path))
 
 
@@ -362,3 +362,13 @@ def test_functions_describe_each_argument_and_take_all_but_nouns_by_keyword(pack
         if function.__name__ not in FRAMES:
             assert rest[-1].startswith("Raises:\n"), function
             assert {one.name for one in parameters if one.kind is not inspect.Parameter.KEYWORD_ONLY} <= set(NOUNS), function
+
+
+@pytest.mark.parametrize("package", [nst_data, nst_train])
+def test_a_word_means_the_same_in_all_functions(package):
+    """`generation` and `edition` are numbers, as on the command line; a version is a `version`, or called by its part in the work."""
+    for function in functions_of(package):
+        hints = typing.get_type_hints(function)
+        assert {hints[name] for name in ("generation", "edition") if name in hints} <= {int | None}, function
+        of_versions = {name for name, hint in hints.items() if nst_data.Version in types_in(hint)} - {"return"}
+        assert of_versions <= {"version", "before", "after", "pseudo", "reviews", "teacher", "model", "candidates", "truth"}, function

@@ -115,7 +115,7 @@ def test_pools_are_labeled_and_students_trained_there(tiny_store, monkeypatch):
     without_links_locks_and_times(monkeypatch, errno.EPERM, str(store.root))
     corpus = label(store, "bare", "tiny-teacher", pool, LabelSettings(batch_size=4, rows_per_shard=6))
     edition = balance(store, corpus, BalanceSettings(min_confidence=0, per_class=20, embed_images=True))
-    student = train(store, "student", labeled, TrainSettings(**TINY, ratio=1), edition=edition, run=run)
+    student = train(store, "student", labeled, TrainSettings(**TINY, ratio=1), pseudo=edition, run=run)
     assert [version.verify() for version in (corpus, edition, student)] == [[], [], []]
     assert store.unfinished() == []
     assert corpus.manifest.files == store.open("tiny@gen-1").manifest.files

@@ -410,7 +410,7 @@ def test_a_student_whose_teachers_teacher_may_know_held_out_images_is_said(finis
     def student(name, teacher):
         corpus = label_pool(store, f"{name}-labels", teacher, open_source(str(folder / "pool")), SETTINGS)
         edition = balance(store, corpus, BalanceSettings(min_confidence=0), exclude=[held])
-        return train(store, name, kept, settings, edition=edition, run=run).ref
+        return train(store, name, kept, settings, pseudo=edition, run=run).ref
 
     first = train(store, "all", every, settings, run=run).ref
     second = student("second", first)

@@ -102,7 +102,7 @@ def test_the_counts_are_an_editions(store, edition, pool):
 def test_a_student_trains_on_it(store, edition, pool, tmp_path):
     labeled = open_source(str(write_class_folders(tmp_path / "labeled", NAMES, 4)), labeled=True)
     version, settings = again(store, edition, pool), TrainSettings(**TINY | {"ratio": 2, "epochs": 1})
-    student = train(store, "student", labeled, settings, edition=version, pool=open_source(str(pool)), run=RunSettings(workers=0))
+    student = train(store, "student", labeled, settings, pseudo=version, pool=open_source(str(pool)), run=RunSettings(workers=0))
     assert student.manifest.request.inputs.edition.digest == version.manifest.digest
 
 

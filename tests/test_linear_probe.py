@@ -135,8 +135,8 @@ def test_a_probe_without_weights_or_with_pseudo_labels_is_one_line(tiny_store):
     with pytest.raises(UsageError, match=r"`probe`.*trained network; add `pretrained` or `start`"):
         TrainSettings(model="test_resnet", probe=True)
     settings = TrainSettings(model="test_resnet", start="tiny-teacher@gen-0", probe=True, image_size=16)
-    with pytest.raises(UsageError, match=r"`probe`.*labeled images only; remove.*`edition`"):
-        train(store, "probe", open_source(labeled, labeled=True), settings, edition="tiny@gen-1.1")
+    with pytest.raises(UsageError, match=r"`probe`.*labeled images only; remove.*`pseudo`"):
+        train(store, "probe", open_source(labeled, labeled=True), settings, pseudo="tiny@gen-1.1")
 
 
 def test_the_command_fits_one_and_refuses_options_that_do_nothing(tiny_store):

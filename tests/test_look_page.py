@@ -229,7 +229,7 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
         "digits-student",
         open_source(str(folder / "labeled"), labeled=True),
         TrainSettings(**{name: value for name, value in TINY.items() if name != "epochs"}, steps=2),
-        edition=edition,
+        pseudo=edition,
         reviews=review,
         run=RunSettings(workers=0, decode_threads=1),
     )

@@ -11,7 +11,7 @@ from nst_cli.messages import in_our_words, speak_for
     [
         ("train", "use `workers` 0, a smaller `batch_size`", "use --workers 0, a smaller --batch-size"),
         ("train", "choose matching weights with `start`", "choose matching weights with --start-from"),
-        ("train", "without an `edition`; remove `pool`", "without an --pseudo; remove --pool"),
+        ("train", "without `pseudo`; remove `pool`", "without --pseudo; remove --pool"),
         ("label", "`calibration` fits the temperature", "--calibrate fits the temperature"),
         ("label", "give its current location as `pool`", "give its current location as SOURCE"),
         ("adopt", "x.parquet: column `key` is int64, found `key` (int64)", "x.parquet: column `key` is int64, found `key` (int64)"),

@@ -81,7 +81,7 @@ def test_pool_student_and_pull_are_the_same_without_them_and_with_workers_that_a
     mine = [store.open("tiny@gen-1")]
     run = RunSettings(workers=0, decode_threads=1, tracker=["none"])
     source = open_source(str(labeled), labeled=True)
-    mine.append(train(store, "forked", source, TrainSettings(**settings), edition=store.open("tiny@gen-1.1"), run=run))
+    mine.append(train(store, "forked", source, TrainSettings(**settings), pseudo=store.open("tiny@gen-1.1"), run=run))
     program = tmp_path / "work.py"
     program.write_text(WORK)
     bare_store = shutil.copytree(store.root, tmp_path / "store")

@@ -58,7 +58,7 @@ def test_the_single_steps_give_the_same_bytes(images, finished, tmp_path):
     corpus = label(store, "bugs", teacher, open_source(str(images / "pool")), SETTINGS)
     edition = balance(store, corpus, BalanceSettings(min_confidence=0, per_class=8), exclude=[labeled, test])
     student = train(
-        store, "bugs-teacher", labeled, TrainSettings(**STUDENT | {"start": teacher}), edition=edition, run=RunSettings(workers=0)
+        store, "bugs-teacher", labeled, TrainSettings(**STUDENT | {"start": teacher}), pseudo=edition, run=RunSettings(workers=0)
     )
     made = [finished[0].open(ref).manifest.digest for ref in ("bugs@gen-1", "bugs@gen-1.1", "bugs-teacher@gen-1")]
     assert made == [one.manifest.digest for one in (corpus, edition, student)]

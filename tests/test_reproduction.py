@@ -53,7 +53,7 @@ def store(tiny_store, tmp_path_factory):
         **{"freeze": 0.3, "freeze_by": "layers", "weight_decay_on": "weights"},  # which an earlier nst did without a word for it
         "start": "tiny-teacher@gen-0",
     }
-    train(store, "student", held_out, TrainSettings(**student), edition=edition, pool=images, run=RUN, validation=held_out)
+    train(store, "student", held_out, TrainSettings(**student), pseudo=edition, pool=images, run=RUN, validation=held_out)
     teachers = ["tiny-teacher@gen-0", "student@gen-0"]
     label(store, "both", teachers, images, LabelSettings(batch_size=4, limit=9, top_k=2), run=READ)
     label(store, "calibrated", teachers[1], images, LabelSettings(batch_size=4), run=READ, calibration=_others(labeled, folder))

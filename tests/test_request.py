@@ -36,7 +36,7 @@ def inputs(tiny_store):
 def student(store, inputs, progress=None):
     labeled, edition = inputs
     run = RUN.model_copy(update={"checkpoint_minutes": 0})
-    return train(store, "student", labeled, SETTINGS, edition=edition, run=run, progress=progress)
+    return train(store, "student", labeled, SETTINGS, pseudo=edition, run=run, progress=progress)
 
 
 def interrupted(store, inputs):

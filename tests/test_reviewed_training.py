@@ -103,7 +103,7 @@ def test_a_student_takes_answered_images_as_labeled_ones(labeled_images, tiny_st
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nst_train.training.loop.without", look)
-        teacher = train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN)
+        teacher = train(store, "student", labeled, TWO_STEPS, pseudo=edition, reviews=review, run=RUN)
     trained = seen["images"]
     labels = {image_hash(trained.source.read(int(row))): int(label) for row, label in zip(trained.rows, trained.labels, strict=True)}
     expected = {image_hash(labeled.read(row)): int(labeled.labels[row]) for row in range(len(labeled)) if row != 1}
@@ -111,7 +111,7 @@ def test_a_student_takes_answered_images_as_labeled_ones(labeled_images, tiny_st
     counts = teacher.manifest.counts
     assert (counts.labeled, counts.reviewed) == (len(labeled) - 1 + 2, 3)
     assert teacher.manifest.request.inputs.reviews.ref == "tiny@review-1"
-    assert train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN).ref == teacher.ref
+    assert train(store, "student", labeled, TWO_STEPS, pseudo=edition, reviews=review, run=RUN).ref == teacher.ref
 
 
 def test_an_edition_of_another_review_or_of_none_is_refused(labeled_images, tiny_store):
@@ -123,11 +123,11 @@ def test_an_edition_of_another_review_or_of_none_is_refused(labeled_images, tiny
     with pytest.raises(
         UsageError, match=r"^tiny@gen-1\.2.*with tiny@review-1.*tiny@review-2.*`balance\(store, 'tiny@gen-1', reviews='tiny@review-2'\)`"
     ):
-        train(store, "student", labeled, settings, edition=edition, reviews=second, run=RUN)
+        train(store, "student", labeled, settings, pseudo=edition, reviews=second, run=RUN)
     with pytest.raises(
         UsageError, match=r"^tiny@gen-1\.1.*without any review.*tiny@review-2.*`balance\(store, 'tiny@gen-1', reviews='tiny@review-2'\)`"
     ):
-        train(store, "student", labeled, settings, edition="tiny@gen-1.1", reviews=second, run=RUN)
+        train(store, "student", labeled, settings, pseudo="tiny@gen-1.1", reviews=second, run=RUN)
     assert store.unfinished() == []
 
 
@@ -136,7 +136,7 @@ def test_an_edition_of_a_review_that_is_not_trained_on_says_so(labeled_images, t
     store, rows = labeled_images
     labeled, settings, said = open_source(str(tiny_store[1]), labeled=True), TWO_STEPS, Said()
     edition = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows))
-    train(store, "student", labeled, settings, edition=edition, run=RUN, progress=said)
+    train(store, "student", labeled, settings, pseudo=edition, run=RUN, progress=said)
     assert any(tells(line, "tiny@gen-1.2 … tiny@review-1, … not trained on; add `reviews`") for line in said.lines)
 
 
@@ -195,7 +195,7 @@ def test_cards_say_how_many_labels_people_have_seen(labeled_images, tiny_store):
     assert "nst balance tiny@gen-1 --reviews tiny@review-1 " in card
     assert "- config_name: answered\n" in card
     labeled = open_source(str(tiny_store[1]), labeled=True)
-    teacher = train(store, "student", labeled, TWO_STEPS, edition=edition, reviews=review, run=RUN)
+    teacher = train(store, "student", labeled, TWO_STEPS, pseudo=edition, reviews=review, run=RUN)
     card = (teacher.folder / "README.md").read_text()
     assert f"- people gave 2 of its {len(labeled) + 2} labels when they looked at single images" in card
     assert " --reviews tiny@review-1 " in card

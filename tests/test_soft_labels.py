@@ -225,7 +225,7 @@ TRAINING = TINY | {"optimizer": "sgd", "epochs": 1, "ratio": 2}
 
 def student(store, name, labeled, edition, pool, **changes):
     run = RunSettings(workers=0, decode_threads=1)
-    version = train(store, name, labeled, TrainSettings(**TRAINING | changes), edition=edition, pool=pool, run=run)
+    version = train(store, name, labeled, TrainSettings(**TRAINING | changes), pseudo=edition, pool=pool, run=run)
     return load_file(version.folder / "model.safetensors")
 
 

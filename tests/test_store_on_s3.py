@@ -134,7 +134,7 @@ def loop(place, folder):
     labels = label(store, "c", teacher, pool, LabelSettings(rows_per_shard=7), progress=QUIET)
     edition = balance(store, labels, BalanceSettings(per_class=5), progress=QUIET)
     start = TINY.model_copy(update={"start": teacher.ref})
-    return train(store, "t", labeled, start, edition=edition, pool=pool, generation=1, run=RUN, progress=QUIET)
+    return train(store, "t", labeled, start, pseudo=edition, pool=pool, generation=1, run=RUN, progress=QUIET)
 
 
 @pytest.mark.parametrize("size", [10, 70 * 2**20])
@@ -250,7 +250,7 @@ def test_an_edition_with_images_is_streamed_from_its_address_with_the_weights_of
         if place == address:
             machine(2)
             store, edition = Store(place), StreamedEdition.open(f"{address}/corpora/c/gen-1.1")
-        student = train(store, "s", labeled, TINY, edition=edition, run=RUN, progress=QUIET)
+        student = train(store, "s", labeled, TINY, pseudo=edition, run=RUN, progress=QUIET)
         weights.append((student.manifest.digest, (student.folder / "model.safetensors").read_bytes()))
     assert weights[0] == weights[1]
     assert not list((Store(address).root / "corpora").glob("*/*/balanced"))  # its shards came and went
@@ -299,13 +299,13 @@ def test_a_version_is_copied_between_a_folder_and_s3_and_what_is_damaged_there_i
     copied = nst("copy", "c@gen-1", address, "--store", local, "--json")
     assert copied.returncode == 0, copied.stderr
     assert json.loads(copied.stdout)["folder"] == f"{address}/corpora/c/gen-1"
-    assert copy(Store(local), "c", to=Store(address), progress=QUIET).ref == "c@gen-1"  # there already
-    back = copy(Store(address), "c@gen-1", to=Store(tmp_path / "back"), progress=QUIET)
+    assert copy(Store(local), "c", Store(address), progress=QUIET).ref == "c@gen-1"  # there already
+    back = copy(Store(address), "c@gen-1", Store(tmp_path / "back"), progress=QUIET)
     assert back.verify() == []
     assert contents(tmp_path / "back", "c@gen-1") == contents(local, "c@gen-1")
     (local / "corpora/c/gen-1/errors/train-00000-of-00001.parquet").unlink()
     with pytest.raises(NstError, match=r"c@gen-1: errors/train-00000-of-00001\.parquet.*manifest; nothing was kept.*copy again"):
-        copy(Store(local), "c", to=Store(tmp_path / "third"), progress=QUIET)
+        copy(Store(local), "c", Store(tmp_path / "third"), progress=QUIET)
     assert Store(tmp_path / "third").versions() == Store(tmp_path / "third").unfinished() == []
     shard = "corpora/c/gen-1/pseudo_labels/train-00000-of-00001.parquet"
     FileTree.parse(address).write(shard, b"x" * len(FileTree.parse(address).read(shard)))

@@ -229,7 +229,7 @@ def test_a_student_is_the_next_teacher(tiny_store):
     edition, source = store.open("tiny@gen-1.1"), open_source(str(pool))
     settings = TrainSettings(**TINY | {"ratio": 2})
     student = train(
-        store, "next-teacher", open_source(str(data), labeled=True), settings, edition=edition, pool=source, run=RunSettings(workers=0)
+        store, "next-teacher", open_source(str(data), labeled=True), settings, pseudo=edition, pool=source, run=RunSettings(workers=0)
     )
     version = label(store, "next", student.ref, source, SETTINGS, run=RUN)
     assert version.manifest.request.inputs.teacher.digest == student.manifest.digest

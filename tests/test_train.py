@@ -139,7 +139,7 @@ def test_a_student_is_trained_on_both_parts_and_logs_both_losses(tiny_store):
         "student",
         open_source(str(labeled), labeled=True),
         settings,
-        edition=store.open("tiny@gen-1.1"),
+        pseudo=store.open("tiny@gen-1.1"),
         pool=open_source(str(pool)),
         run=RUN,
     )
@@ -171,7 +171,7 @@ def test_a_student_smaller_than_its_teacher_gets_a_warning_with_both_sizes(tiny_
         "small",
         open_source(str(labeled), labeled=True),
         settings,
-        edition=edition,
+        pseudo=edition,
         pool=open_source(str(pool)),
         run=RUN,
         progress=said,

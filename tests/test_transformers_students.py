@@ -37,7 +37,7 @@ def student(tiny_store, resnet):
     store, labeled, pool = tiny_store
     settings = TrainSettings(**TINY | QUIET | {"model": f"local-dir:{resnet}", "ratio": 2})
     edition = store.open("tiny@gen-1.1")
-    return train(store, "resnet", open_source(str(labeled), labeled=True), settings, edition=edition, pool=open_source(str(pool)), run=RUN)
+    return train(store, "resnet", open_source(str(labeled), labeled=True), settings, pseudo=edition, pool=open_source(str(pool)), run=RUN)
 
 
 def test_a_student_in_transformers_format_is_loaded_by_transformers_with_its_classes(student):

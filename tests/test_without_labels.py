@@ -34,7 +34,7 @@ def run(*words):
 def student(tiny_store):
     """(store, a student of the tiny edition alone)."""
     store = tiny_store[0]
-    return store, train(store, "alone", None, TrainSettings(**TINY | {"ratio": 2}), edition="tiny@gen-1.1", run=RUN)
+    return store, train(store, "alone", None, TrainSettings(**TINY | {"ratio": 2}), pseudo="tiny@gen-1.1", run=RUN)
 
 
 def test_a_student_is_trained_on_the_edition_alone_whose_classes_are_its_own(student):
@@ -58,7 +58,7 @@ def test_an_epoch_passes_each_entry_once(student):
 def test_the_same_call_finds_it(student):
     store, version = student
     settings = TrainSettings(**TINY | {"ratio": 2, "pseudo_only": True, "loss": "sum"})  # which mean the same here
-    assert train(store, "alone", None, settings, edition="tiny@gen-1.1", run=RUN).ref == version.ref
+    assert train(store, "alone", None, settings, pseudo="tiny@gen-1.1", run=RUN).ref == version.ref
 
 
 def test_its_card_says_what_it_was_trained_on(student):
@@ -93,7 +93,7 @@ def test_the_command_trains_without_labeled_images(tiny_store, tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({}, r"`labeled` is missing:.*teacher.*\(`edition`\)"),
+        ({}, r"`labeled` is missing:.*teacher.*\(`pseudo`\)"),
         ({"edition": "tiny@gen-1.1", "class_weights": "balanced"}, "`labeled` is missing: `class_weights` needs labeled images"),
         ({"edition": "tiny@gen-1.1", "probe": True, "pretrained": True}, r"`labeled` is missing: `probe`|`probe` takes labeled images"),
     ],
@@ -101,7 +101,7 @@ def test_the_command_trains_without_labeled_images(tiny_store, tmp_path):
 def test_what_needs_labeled_images_says_so(tiny_store, given, says):
     settings = TINY | {name: value for name, value in given.items() if name != "edition"}
     with pytest.raises(UsageError, match=says):
-        train(tiny_store[0], "none", None, TrainSettings(**settings), edition=given.get("edition"), run=RUN)
+        train(tiny_store[0], "none", None, TrainSettings(**settings), pseudo=given.get("edition"), run=RUN)
 
 
 @pytest.mark.parametrize(

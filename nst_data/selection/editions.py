@@ -82,7 +82,7 @@ class Engine:
 @with_checked_arguments
 def balance(
     store: Store,
-    generation: Version | str,
+    version: Version | str,
     settings: BalanceSettings | None = None,
     *,
     exclude: Sequence[Source] = (),
@@ -99,7 +99,7 @@ def balance(
 
     Args:
         store: Where both are kept.
-        generation: What `label` or `adopt` made, as a version or `name@gen-N`.
+        version: What `label` or `adopt` made, a generation or its `name@gen-N`.
         settings: Which images are selected, and how often each stands in the training set.
         exclude: Sources whose images are dropped, with their near-duplicates: images that a student is evaluated on.
         reviews: What people answered, `name@review-N`: images that they excluded are dropped, and so are those that they gave a
@@ -125,7 +125,7 @@ def balance(
             f"`engine` spark: {store.location} is on object storage, where Spark requires hadoop-aws and its own credentials; "
             "leave out `engine`, or balance in a store on a file system that Spark's workers share"
         )
-    generation, settings = store.open(generation, "generation"), settings or BalanceSettings()
+    generation, settings = store.open(version, "generation"), settings or BalanceSettings()
     reviews = None if reviews is None else store.open(reviews, "review")
     progress, roles = progress or on_this_terminal(), _roles(exclude)
     check_classes_are_known(settings, generation.manifest.class_names)

@@ -16,7 +16,9 @@ from nst_data.store.version import Version
 
 
 @with_checked_arguments
-def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kind] = (), progress: Progress | None = None) -> Version:
+def copy(
+    store: Store, version: Version | str, destination: Store, *, kinds: Sequence[Kind] = (), progress: Progress | None = None
+) -> Version:
     """Copy a sealed version into another store, under the same name and number. If interrupted, the same call resumes.
 
     Its inputs are not copied.
@@ -24,7 +26,7 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
     Args:
         store: Where it is.
         version: The version, or its `name@gen-N`, `name@gen-N.K` or `name@review-N`; a name alone means its newest one.
-        to: Where it goes.
+        destination: The store that it goes to.
         kinds: What it may be: of generation, edition, review, teacher; by default any.
         progress: How progress is shown; by default lines on standard error.
 
@@ -37,15 +39,15 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
     """
     progress, version = progress or on_this_terminal(), store.open(version, *kinds)
     manifest, name = version.manifest, version.name
-    run = to.root / "runs" / PULLS / name / version.place.name
+    run = destination.root / "runs" / PULLS / name / version.place.name
     run.parent.mkdir(parents=True, exist_ok=True)
     with owned(beside(run), version.ref, progress.say, wait=True):
-        there = version_there(to, name, manifest)
+        there = version_there(destination, name, manifest)
         if there is not None:
             discard(run)
-            progress.say(f"{there.ref} already exists in {to.location}: same content")
+            progress.say(f"{there.ref} already exists in {destination.location}: same content")
             return there
-        check_space(to, manifest, run)
+        check_space(destination, manifest, run)
         _begin(run, manifest.digest)
         total = sum(sealed.bytes for sealed in manifest.files.values())
         with progress.task(f"copy {version.ref}", total, "bytes") as task:
@@ -60,12 +62,12 @@ def copy(store: Store, version: Version | str, *, to: Store, kinds: Sequence[Kin
             if file not in manifest.files:
                 _copy_file(path, run / "build" / file)
         fsync_tree(run / "build")
-        target = to.target(manifest.kind, name, manifest.version)
+        target = destination.target(manifest.kind, name, manifest.version)
         target.parent.mkdir(parents=True, exist_ok=True)
-        copied = to.place(run / "build", target)
+        copied = destination.place(run / "build", target)
         discard(run)
     if copied.manifest.digest != manifest.digest:
-        raise NstError(f"{copied.ref} was created in {to.location} meanwhile with different content")
+        raise NstError(f"{copied.ref} was created in {destination.location} meanwhile with different content")
     return copied
 
 

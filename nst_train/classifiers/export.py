@@ -47,7 +47,7 @@ class ExportedNetwork:
 
 @with_checked_arguments
 def export_network(
-    store: Store, teacher: TeacherName | Version, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
+    store: Store, model: TeacherName | Version, path: str | Path, *, to: NetworkFormat = "onnx", progress: Progress | None = None
 ) -> ExportedNetwork:
     """Write a classifier as an ONNX file, or as the archive of `torch.export`.
 
@@ -57,7 +57,7 @@ def export_network(
 
     Args:
         store: Where teachers of the store are.
-        teacher: A version of the store, or any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of
+        model: A version of the store, or any name that `label` takes: `NAME@gen-N`, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, a name of
             timm's; or `ZeroShot(...)`.
         path: The file to write. One that holds the same network already is found; any other is left alone.
         to: `onnx` (requires `pip install 'nst[onnx]'`) or `torch-export`.
@@ -72,7 +72,7 @@ def export_network(
     """
     if to not in NETWORK_FORMATS:
         raise UsageError(f"`to` {to}: expected {' or '.join(NETWORK_FORMATS)}")
-    teacher = store.open(teacher, "teacher").ref if isinstance(teacher, Version) else teacher
+    teacher = store.open(model, "teacher").ref if isinstance(model, Version) else model
     target = Path(path)
     writer, reader = _FORMATS[to]
     if to == "onnx":

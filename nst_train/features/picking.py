@@ -37,7 +37,7 @@ Scores = NDArray[np.float32]
 @with_checked_arguments
 def pick(
     store: Store,
-    ref: Version | Source | str,
+    candidates: Version | Source | str,
     settings: PickSettings | None = None,
     *,
     model: str | None = None,
@@ -55,7 +55,7 @@ def pick(
 
     Args:
         store: Where the version is, and where features and queues are kept.
-        ref: A generation or an edition, or its `name@gen-N`; or labeled images.
+        candidates: The images to pick from: a generation or an edition, or its `name@gen-N`; or labeled images.
         settings: How many, and by what.
         model: Whose features tell images apart, as for `embed`; by default the teacher that gave the labels. Labeled images need one.
         labeled: The labeled images that outliers are far from; by default those that the teacher was trained on.
@@ -75,14 +75,14 @@ def pick(
     """
     progress = progress or on_this_terminal()
     picking = _Picking(store, settings or PickSettings(), model, embedding or EmbedSettings(), run or ReadSettings(), progress)
-    if isinstance(ref, Source):
+    if isinstance(candidates, Source):
         if labeled or pool:
-            raise UsageError(f"{ref.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
+            raise UsageError(f"{candidates.location}: is labeled images, to which `labeled` and `pool` do not apply; remove them")
         if queue and not corpus:
             raise UsageError("`queue` of labeled images requires `corpus`, whose queue it is")
-        picks = picking.of_labeled(ref, corpus)
+        picks = picking.of_labeled(candidates, corpus)
     else:
-        version = store.open(ref, "generation", "edition")
+        version = store.open(candidates, "generation", "edition")
         if corpus is not None:
             raise UsageError(f"`corpus` is for labeled images, and {version.ref} has one of its own; remove it")
         picks, corpus = picking.of_version(version, labeled, pool), version.name

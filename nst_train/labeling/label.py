@@ -88,20 +88,20 @@ def label(
 @with_checked_arguments
 def extend(
     store: Store,
-    generation: Version | str,
+    version: Version | str,
     pool: Source | None = None,
     *,
     run: ReadSettings | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """Label only the images added to a pool since `generation`, by the same teacher and settings, into a new generation.
+    """Label only the images added to a pool since a generation of labels, by the same teacher and settings, into a new generation.
 
     The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
-    Memory: about 60 bytes for each row of `generation`, when it begins.
+    Memory: about 60 bytes for each row of that generation, when it begins.
 
     Args:
         store: Where both generations are kept.
-        generation: The one to go on from, as a version or `name@gen-N`.
+        version: The generation to go on from, or its `name@gen-N`.
         pool: The grown pool; by default what lies where the earlier one was.
         run: How the labeling runs; changes no result.
         progress: How progress is shown; by default lines on standard error.
@@ -113,7 +113,7 @@ def extend(
         UsageError: The generation was adopted, or its teacher comes from a downloaded manifest and is not in the store.
         NstError: The teacher has other weights by now, or too many images cannot be read.
     """
-    run, generation = LabelRunSettings.of(run), store.open(generation, "generation")
+    run, generation = LabelRunSettings.of(run), store.open(version, "generation")
     plan = Grown(pool or open_labeled_pool(generation, store.indexes, _POOL_HINT, as_labeled=False), generation, run.decode_threads)
     progress, before = progress or on_this_terminal(), [version.ref for version in store.versions(generation.name)]
     driver = _Driver(store, plan.teachers(store), plan.settings(), run, progress)
@@ -127,7 +127,7 @@ def extend(
 @with_checked_arguments
 def label_like(
     store: Store,
-    edition: Version | str,
+    version: Version | str,
     teacher: Teachers,
     pool: Source | None = None,
     settings: LabelSettings | None = None,
@@ -142,7 +142,7 @@ def label_like(
 
     Args:
         store: Where both editions are kept.
-        edition: The one whose images are labeled again, as a version or `name@gen-N.K`.
+        version: The edition whose images are labeled again, or its `name@gen-N.K`.
         teacher: As for `label`.
         pool: Where the images are; by default where they were labeled.
         settings: What shapes the labels.
@@ -157,7 +157,7 @@ def label_like(
         UsageError: There is no such edition or teacher.
         NstError: The teacher has other classes than the edition, the pool lacks images of it, or too many cannot be read.
     """
-    settings, edition = settings or LabelSettings(), store.open(edition, "edition")
+    settings, edition = settings or LabelSettings(), store.open(version, "edition")
     pool, corpus = pool or open_labeled_pool(edition, store.indexes, _POOL_HINT, as_labeled=False), edition.name
     if generation is not None and f"{corpus}@gen-{generation}" in _of_all(store, corpus):
         raise NstError(f"{corpus}@gen-{generation} labels the whole pool; omit the generation to get the next one")

@@ -29,7 +29,7 @@ class Material:
         """Raises UsageError for images without labels and for what does not go together, NstError for labels of one class alone."""
         self._check_pool()
         if self.exclude and (self.reviews is None or self.edition is not None):
-            raise UsageError("`exclude` applies to `reviews` without an `edition`, which already leaves them out; remove it")
+            raise UsageError("`exclude` applies to `reviews` without `pseudo`, whose edition already leaves them out; remove it")
         if isinstance(self.edition, Version):
             check_drawn_with(self.edition, self.reviews, progress)
         elif self.edition is not None and self.reviews is not None:
@@ -46,9 +46,7 @@ class Material:
     def _check_pool(self) -> None:
         """Raises UsageError for a pool that nothing would be read from."""
         if self.pool is not None and self.edition is None and self.reviews is None:
-            raise UsageError(
-                f"`pool` {self.pool.location}: there are no pseudo-labeled images without an `edition`; add it, or remove `pool`"
-            )
+            raise UsageError(f"`pool` {self.pool.location}: there are no pseudo-labeled images without `pseudo`; add it, or remove `pool`")
         if self.pool is not None and self.edition is not None and not needs_pool(self.edition):
             raise UsageError(f"`pool` {self.pool.location}: {self.edition.ref} already contains its images; remove `pool`")
 

@@ -34,7 +34,7 @@ def train(
     labeled: Source | None,
     settings: TrainSettings,
     *,
-    edition: Version | StreamedEdition | str | None = None,
+    pseudo: Version | StreamedEdition | str | None = None,
     pool: Source | None = None,
     reviews: Version | str | None = None,
     exclude: Sequence[Source] = (),
@@ -43,7 +43,7 @@ def train(
     run: RunSettings | None = None,
     progress: Progress | None = None,
 ) -> Version:
-    """Train a network on labeled images and, with `edition`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
+    """Train a network on labeled images and, with `pseudo`, on pseudo-labeled ones too (Algorithm 1, steps 1 and 3).
 
     Its averaged weights are sealed as a teacher. The same call finds a finished teacher; a killed run resumes at its last checkpoint and
     ends, on the CPU, with the same weights.
@@ -51,15 +51,15 @@ def train(
     Args:
         store: Where the teacher is kept, and what it is made from.
         name: The teacher's name; each training of it is a new generation.
-        labeled: Images with their labels, `open_source(..., labeled=True)`. None: a student is trained on the edition alone, whose classes
+        labeled: Images with their labels, `open_source(..., labeled=True)`. None: a student is trained on `pseudo` alone, whose classes
             are its own. Then a step has `batch_size` times `ratio` images, and an epoch passes each entry of the edition once.
         settings: What shapes the network; the defaults are the paper's. Epochs and batch size count labeled images. With `probe` the
             network stays as it is, and only its last layer is fitted.
-        edition: Pseudo-labeled images from `balance` or `label_like`, as a version or `name@gen-N.K`. One of the Hub may be streamed:
-            the same training as on the pulled one.
+        pseudo: Pseudo-labeled images, an edition from `balance` or `label_like`, or its `name@gen-N.K`. One of the Hub may be
+            streamed: the same training as on the pulled one.
         pool: The edition's images, if they have moved since labeling. One that holds its images takes none.
         reviews: What people answered, `name@review-N`: they override the labels of `labeled`, images of the pool that they gave a class
-            join it, excluded images are dropped. The `edition` must have been drawn with the same.
+            join it, excluded images are dropped. The edition must have been drawn with the same.
         exclude: Sources whose images are not trained on because somebody answered about them, such as test images; an edition knows those
             that it was drawn without.
         validation: Labeled images of the same classes that decide which weights are kept: those that do best; else the last ones are.
@@ -76,8 +76,7 @@ def train(
         KeyboardInterrupt: A signal asked to stop, and a checkpoint is written. Its `status` is the exit status of a command, such as 130.
     """
     run, progress = run or RunSettings(), progress or on_this_terminal()
-    if edition is not None and not isinstance(edition, StreamedEdition):
-        edition = store.open(edition, "edition")
+    edition = pseudo if pseudo is None or isinstance(pseudo, StreamedEdition) else store.open(pseudo, "edition")
     reviews = None if reviews is None else store.open(reviews, "review")
     material = Material(labeled, edition, pool, reviews, exclude, validation)
     material.check(progress)
@@ -87,7 +86,7 @@ def train(
     trackers = check_trackers(run.tracker)
     if settings.probe:
         if edition is not None:
-            raise UsageError("`probe` trains on labeled images only; remove it, or the `edition`")
+            raise UsageError("`probe` trains on labeled images only; remove it, or `pseudo`")
         settings, material = settings.of_probe(), replace(material, validation=None)  # whose images would decide nothing
     if edition is None:
         settings = settings.of_labeled_alone()
@@ -112,7 +111,7 @@ def _of_pseudo_labels_alone(settings: TrainSettings, material: Material) -> Trai
     """The settings of a training without labeled images. Raises UsageError for what needs some."""
     reviews = material.reviews
     needed_for = {
-        "a teacher, which has no pseudo-labels (`edition`),": material.edition is None,
+        "a teacher, which has no pseudo-labels (`pseudo`),": material.edition is None,
         f"`reviews` {reviews.ref if reviews else ''}": reviews is not None,
         "`probe`": settings.probe,
         "`class_weights`": settings.class_weights is not None,
