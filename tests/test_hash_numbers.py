@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from selections import HASHES
 
 from nst_data.selection.filters import repeated_images
-from nst_data.tables import hash_numbers, row_files
+from nst_data.tables import hash_numbers, partitions, row_files
 from nst_data.tables.hash_numbers import HashNumbers
 
 HALVES = ["0" * 16, "0" * 15 + "1", "8" + "0" * 15, "f" * 16]
@@ -28,7 +28,7 @@ def alike(hashes):
 
 
 def in_pieces(patch, partition_rows, batch_rows):
-    patch.setattr(hash_numbers, "_PARTITION_ROWS", partition_rows)
+    patch.setattr(partitions, "_PARTITION_ROWS", partition_rows)
     for module in (hash_numbers, row_files):
         patch.setattr(module, "BATCH_ROWS", batch_rows)
 

@@ -1,8 +1,11 @@
 """A grown pool: what was labeled before is taken over, joined by its bytes."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import picture, write_pool
 from labels import SETTINGS, rows, write_teacher
@@ -12,7 +15,9 @@ from wording import is_line
 from nst_data.errors import NstError
 from nst_data.sources import open_source
 from nst_data.store.store import Store
+from nst_data.tables import partitions
 from nst_train.classifiers import loading
+from nst_train.labeling.earlier_labels import EarlierLabels, Reused
 from nst_train.labeling.label import extend, label
 from nst_train.settings import LabelRunSettings, LabelSettings
 
@@ -198,3 +203,31 @@ def test_other_weights_under_the_teachers_name_are_refused(store, teacher, pool,
     with pytest.raises(NstError, match=r"teacher:.*weights.*bugs@gen-1; label the whole pool"):
         extend(store, before, grow(pool), run=RUN)
     assert store.unfinished() == []
+
+
+def test_the_first_row_with_a_hash_is_found_however_many_parts_the_index_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(partitions, "_PARTITION_ROWS", 40)
+    rng = np.random.default_rng(0)
+    some = ["0" * 32, "f" * 32, "0" * 16 + "f" * 16, *(rng.bytes(16).hex() for _ in range(300))]
+    generations = {"earlier": [some[row] for row in rng.integers(0, 200, 900)], "later": [some[row] for row in rng.integers(100, 303, 500)]}
+    for name, hashes in generations.items():
+        (tmp_path / name / "pseudo_labels").mkdir(parents=True)
+        confidences = pa.array(np.where(np.arange(len(hashes)) % 7, 0.5, np.nan), pa.float32())
+        table = pa.table({"image_hash": hashes, "confidence": confidences, "probs": [[0.5, 0.5]] * len(hashes)})
+        pq.write_table(table, tmp_path / name / "pseudo_labels" / "train-00000-of-00001.parquet", row_group_size=128)
+    earlier, later = (SimpleNamespace(folder=tmp_path / name) for name in generations)
+    first = {hashed: row for row, hashed in reversed([*enumerate(generations["earlier"])]) if row % 7}
+    (tmp_path / "work").mkdir()
+    found = EarlierLabels(earlier, tmp_path / "work").find(some)
+    assert found.tolist() == [first.get(hashed, -1) for hashed in some]
+    reused = Reused.between(earlier, later, tmp_path)
+    before, after = {hashed[:16] for hashed in first}, [hashed[:16] for hashed in generations["later"]]
+    taken_over, gone = sum(hashed in before for hashed in after), len(before - {*after})
+    assert (reused.taken_over, reused.new, reused.gone) == (taken_over, 500 - taken_over, gone)
+    assert 0 < gone < len(before)
+    assert 0 < taken_over < 500
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "earlier_hashes.npy",
+        "earlier_positions.npy",
+        *["train-00000-of-00001.parquet"] * 2,
+    ]

@@ -18,7 +18,6 @@ from nst_data.tables.partitions import Partitions
 from nst_data.tables.row_files import RowIds, RowNumbers
 
 _DIGITS = 16  # that 64 bits hold
-_PARTITION_ROWS = 2**19  # of them 64-bit numbers are sorted in the processor's cache
 
 
 class HashNumbers:
@@ -68,7 +67,7 @@ class HashNumbers:
         It can be asked for once: the half of each hash that is needed for nothing else is deleted.
         """
         rows = self._alike()
-        with Partitions(self._folder / "records", numbers=3, bits=(len(rows) // _PARTITION_ROWS).bit_length()) as partitions:
+        with Partitions(self._folder, numbers=3, rows=len(rows)) as partitions:
             for start, stop in self.ids.spans():
                 here = rows[slice(*np.searchsorted(rows, [start, stop]))] - start
                 columns = (column.read(start, stop)[here] for column in (self._first, self._whole, self.ids))
@@ -78,8 +77,8 @@ class HashNumbers:
 
     def _alike(self) -> NDArray[np.int64]:
         """The increasing numbers of all rows whose hash is repeated, and of few others."""
-        row_bits, partition_bits = np.uint64(self.ids.rows.bit_length()), (self.ids.rows // _PARTITION_ROWS).bit_length()
-        with Partitions(self._folder / "bits", numbers=1, bits=partition_bits) as partitions:
+        row_bits = np.uint64(self.ids.rows.bit_length())
+        with Partitions(self._folder, numbers=1, rows=self.ids.rows) as partitions:
             for _, numbers in in_threads(lambda span: self._numbers(*span, row_bits), self.ids.spans(), _threads()):
                 partitions.add(numbers)
             found = in_threads(lambda records: _repeated_above(records.ravel(), row_bits), partitions, _threads())

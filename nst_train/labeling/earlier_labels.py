@@ -1,26 +1,30 @@
 """Labels that a generation has, found again by the bytes of an image."""
 
+from binascii import unhexlify
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from nst_data.store.files import replacing
+from nst_data.store.files import HashedWriter, replacing
 from nst_data.store.store import Version
+from nst_data.tables.partitions import Partitions
 from nst_data.tables.schema import soft_label_columns
 from nst_data.tables.shards import TableReader
 
+_BIG_ENDIAN = np.dtype(">u8")
 _HASH = np.dtype("S16")  # compares bytewise; 16 bytes differ or do not, trailing zeros or not
 
 
 class EarlierLabels:
     """A generation's rows by `image_hash`. The index lies in memory-mapped files below `work`, 24 bytes for each row.
 
-    It is made once, in memory: about 60 bytes for each row.
+    It is made once, in parts of which memory holds one.
     """
 
     def __init__(self, generation: Version, work: Path) -> None:
@@ -32,15 +36,20 @@ class EarlierLabels:
         self._positions = np.load(work / "earlier_positions.npy", mmap_mode="r")
 
     def _write_index(self, work: Path) -> None:
-        batches = self._table.batches(["image_hash", "confidence"])
-        pieces = [(_as_bytes(batch["image_hash"]), batch["confidence"].to_numpy()) for batch in batches]
-        hashes = np.concatenate([np.empty(0, _HASH), *(piece for piece, _ in pieces)])
-        confidences = np.concatenate([np.empty(0, np.float32), *(piece for _, piece in pieces)])
-        answered = np.flatnonzero(~np.isnan(confidences))  # the others are labeled again: they end in `errors`, with the reason
-        order = answered[np.argsort(hashes[answered], kind="stable")]
-        for name, values in (("earlier_hashes", hashes[order]), ("earlier_positions", order)):
-            with replacing(work / f"{name}.npy") as file:
-                np.lib.format.write_array(file, values)
+        start = 0
+        with Partitions(work, numbers=3, rows=len(self._table)) as partitions:
+            for batch in self._table.batches(["image_hash", "confidence"]):
+                answered = _answered(batch)  # the others are labeled again: they end in `errors`, with the reason
+                first, second = _as_numbers(batch["image_hash"]).T
+                partitions.add(first[answered], second[answered], (start + answered).view(np.uint64))
+                start += len(batch)
+            with replacing(work / "earlier_positions.npy") as positions, replacing(work / "earlier_hashes.npy") as hashes:
+                _begin_array(hashes, _HASH, partitions.rows)
+                _begin_array(positions, np.dtype(np.int64), partitions.rows)
+                for records in partitions:
+                    ordered = records[np.lexsort((records[:, 1], records[:, 0]))]
+                    hashes.write(ordered[:, :2].astype(_BIG_ENDIAN).tobytes())
+                    positions.write(ordered[:, 2].tobytes())
 
     def find(self, hashes: Sequence[str]) -> NDArray[np.int64]:
         """The first row with each hash, -1 where there is none; shape (hashes,)."""
@@ -66,30 +75,39 @@ class Reused:
     gone: int
 
     @classmethod
-    def between(cls, earlier: Version, later: Version) -> Self:
-        """By the first 8 bytes of each `image_hash`. Memory: about 25 bytes for each row of `earlier`."""
-        before = _answered(earlier)
-        found, taken_over, rows = np.zeros(len(before), bool), 0, 0
-        for batch in TableReader(later.folder, "pseudo_labels").batches(["image_hash"]):
-            hashes = _as_numbers(batch["image_hash"])
-            places = np.searchsorted(before, hashes)
-            here = np.flatnonzero(places < len(before))
-            same = places[here[before[places[here]] == hashes[here]]]
-            found[same] = True
-            taken_over, rows = taken_over + len(same), rows + len(hashes)
-        return cls(taken_over, rows - taken_over, int((~found).sum()))
+    def between(cls, earlier: Version, later: Version, scratch: Path) -> Self:
+        """By the first 8 bytes of each `image_hash`. Up to 8 bytes for each row of both lie below `scratch` meanwhile."""
+        taken_over, gone = 0, 0
+        before, after = TableReader(earlier.folder, "pseudo_labels"), TableReader(later.folder, "pseudo_labels")
+        with Partitions(scratch, numbers=1, rows=len(before)) as labeled, Partitions(scratch, numbers=1, rows=len(before)) as present:
+            for batch in before.batches(["image_hash", "confidence"]):
+                labeled.add(np.sort(_as_numbers(batch["image_hash"])[_answered(batch), 0]))
+            for batch in after.batches(["image_hash"]):
+                present.add(np.sort(_as_numbers(batch["image_hash"])[:, 0]))
+            for ours, theirs in zip(labeled, present, strict=True):
+                images, rows = np.sort(ours, axis=None), np.sort(theirs, axis=None)
+                images = images[np.append(True, images[1:] != images[:-1])[: len(images)]]
+                present_rows = np.searchsorted(rows, images, side="right") - np.searchsorted(rows, images)
+                taken_over, gone = taken_over + int(present_rows.sum()), gone + int((present_rows == 0).sum())
+        return cls(taken_over, len(after) - taken_over, gone)
 
 
-def _answered(generation: Version) -> NDArray[np.uint64]:
-    """The different images that have a label, in order."""
-    batches = TableReader(generation.folder, "pseudo_labels").batches(["image_hash", "confidence"])
-    pieces = [_as_numbers(batch["image_hash"])[~np.isnan(batch["confidence"].to_numpy())] for batch in batches]
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *pieces]))
+def _answered(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """The places of the rows that have a label."""
+    return np.flatnonzero(~np.isnan(batch["confidence"].to_numpy()))
 
 
-def _as_numbers(hashes: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    return np.frombuffer(_as_bytes(hashes).tobytes(), np.uint64)[::2]
+def _as_numbers(hashes: pa.Array) -> NDArray[np.uint64]:
+    """Shape (hashes, 2): numbers in the order of the bytes."""
+    return _as_bytes(hashes).view(_BIG_ENDIAN).reshape(-1, 2).astype(np.uint64)
 
 
-def _as_bytes(hashes: pa.Array | pa.ChunkedArray) -> NDArray[np.bytes_]:
-    return np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), _HASH)
+def _as_bytes(hashes: pa.Array) -> NDArray[np.bytes_]:
+    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(hashes)], hashes), "")[0].as_buffer()
+    return np.frombuffer(unhexlify(joined), _HASH)
+
+
+def _begin_array(file: HashedWriter, dtype: np.dtype[Any], length: int) -> None:
+    """The head of an .npy file of numbers in a row."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)

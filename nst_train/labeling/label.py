@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nst_data.arguments import with_checked_arguments
@@ -97,7 +98,7 @@ def extend(
     """Label only the images added to a pool since a generation of labels, by the same teacher and settings, into a new generation.
 
     The whole of the grown pool stands in it: rows with the bytes of an image that was labeled are taken over, joined by `image_hash`.
-    Memory: about 60 bytes for each row of that generation, when it begins.
+    An index of that generation's images lies in the store meanwhile: 48 bytes for each row, of which memory holds a part.
 
     Args:
         store: Where both generations are kept.
@@ -120,7 +121,7 @@ def extend(
     plan.check_same(driver.teachers)
     extended = driver.make(plan, generation.name)
     if extended.ref not in before and store.address is None and run.share[0] == 0:  # at an address its tables would be brought here
-        progress.say(_what_was_reused(generation, extended))
+        progress.say(_what_was_reused(generation, extended, store.root))
     return extended
 
 
@@ -166,8 +167,8 @@ def label_like(
     return driver.make(Like(pool, edition, settings.limit), corpus, generation)
 
 
-def _what_was_reused(earlier: Version, extended: Version) -> str:
-    reused = Reused.between(earlier, extended)
+def _what_was_reused(earlier: Version, extended: Version, scratch: Path) -> str:
+    reused = Reused.between(earlier, extended, scratch)
     if not reused.taken_over:
         return (
             f"warning: {extended.ref}: no labels were taken over, since the pool has none of the {reused.gone:,} images of {earlier.ref}; "
