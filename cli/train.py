@@ -141,6 +141,11 @@ def train(
         progress=progress,
         validation=validation_images,
     )
+    _print_trained(version, json, _of_holdout(labeled, holdout, holdout_seed, columns) or "--data SOURCE")
+
+
+def _print_trained(version: "Version", json: bool, measured_on: str) -> None:
+    """What was trained and what may come next; `measured_on` are options of `nst evaluate`."""
     from nst_data.store.manifest import TeacherManifest
 
     counts = TeacherManifest.of(version.manifest).counts
@@ -148,8 +153,7 @@ def train(
         print_json({"ref": version.ref, "folder": version.location, "digest": version.manifest.digest, "counts": counts.model_dump()})
         return
     print(f"{version.ref}: {counts.parameters:,} parameters{_how(counts)}")
-    measures = _of_holdout(labeled, holdout, holdout_seed, columns)
-    print(f"  {version.location}\n  next: nst evaluate {version.ref} {measures or '--data SOURCE'}", end="")
+    print(f"  {version.location}\n  next: nst evaluate {version.ref} {measured_on}", end="")
     print(f", or nst label POOL --teacher {version.ref} --corpus NAME")
 
 
