@@ -11,13 +11,16 @@ ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{0}</Code><Message>{
 
 
 class Faults:
-    """`on(text, times, fault)`: the next answers to requests with a text in their path get a fault; `asked` are all requests."""
+    """`on(text, times, fault)`: the next answers to requests with a text in `METHOD path` get a fault; `asked` are all requests."""
 
     def __init__(self):
         self._rules, self._lock, self.asked = [], threading.Lock(), []
 
     def on(self, text, times, fault):
-        """The fault: ("status", 503, "SlowDown"), ("cut", bytes of the body) or ("slow", seconds)."""
+        """The fault.
+
+        ("status", 503, "SlowDown"), ("answer", content of status 200), ("cut", bytes of the body), or ("slow", seconds).
+        """
         self._rules.append([text, times, fault])
 
     def clear(self):
@@ -28,7 +31,7 @@ class Faults:
         with self._lock:
             self.asked.append((method, path, headers.get("Range")))
             for rule in self._rules:
-                if rule[0] in path and rule[1] > 0:
+                if rule[0] in f"{method} {path}" and rule[1] > 0:
                     rule[1] -= 1
                     return rule[2]
         return None
@@ -51,6 +54,9 @@ def between(url):
             if fault and fault[0] == "status":
                 text = ERROR.format(fault[2]).encode() if self.command != "HEAD" else b""
                 self._answer(fault[1], [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))], text)
+                return
+            if fault and fault[0] == "answer":
+                self._answer(200, [("Content-Type", "application/xml"), ("Content-Length", str(len(fault[1])))], fault[1])
                 return
             if fault and fault[0] == "slow":
                 time.sleep(fault[1])

@@ -5,7 +5,6 @@ Everything goes through fsspec, whose file systems find credentials and endpoint
 conditional put, which of two writers lets one win. What a server's errors say is never shown: it may hold signatures and addresses.
 """
 
-import errno
 import hashlib
 import logging
 import os
@@ -16,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from glob import has_magic
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import causes_of, plain_errors
-from nst_data.store.files import temporary
+from nst_data.store.files import fsync, temporary
 from nst_data.store.storage_errors import code_of, is_missing_file, reason_of
 
 T = TypeVar("T")
@@ -195,6 +195,8 @@ class FileTree:
         part = temporary(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))  # containers may share name and process id
         try:
             self._asked(lambda: self._system.get_file(self._path(name), str(part)), name)
+            with part.open("rb") as file:
+                fsync(file.fileno())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -234,10 +236,11 @@ class FileTree:
         """Write a small file, over what is there."""
         self._asked(lambda: self._system.pipe_file(self._path(name), content), name)
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes, is_unique: bool = False) -> bool:
         """Write a small file only if there is none of its name yet; whether there was none.
 
-        Where the answer to a put was lost and the put is made again, a file with these very bytes counts as this one.
+        Where the answer to a put was lost and the put is made again, a file with these very bytes counts as this one. Clients make puts
+        again without a word: where nobody else writes such bytes, `is_unique`, they always count.
         """
 
         def put() -> bool:
@@ -256,25 +259,38 @@ class FileTree:
             return put()
 
         is_new = self._asked(counted, name)
-        return is_new or (len(tries) > 1 and self.read_if_there(name) == content)
+        return is_new or ((is_unique or len(tries) > 1) and self.read_if_there(name) == content)
+
+    def check_creates_once(self) -> None:
+        """Raises NstError where the server ignores the condition of a put: nothing there would keep two writers apart."""
+        if not self.is_local:
+            _check_creates_once(self, os.getpid(), _settings())
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete files; those that are not there are no error."""
+        """Delete files; those that are not there are no error. Raises NstError for one that may not be deleted."""
         paths = [self._path(name) for name in names]
-        if not paths:
-            return
+        if self.address.startswith("s3://"):
+            for start in range(0, len(paths), _PAGE_FILES):
+                self._asked(partial(self._delete_from_s3, paths[start : start + _PAGE_FILES]), "")
+        elif paths:
+            self._asked(partial(self._delete, paths), "")
 
-        def delete() -> None:
-            try:
+    def _delete(self, paths: list[str]) -> None:
+        if not any(map(has_magic, paths)):  # fsspec takes these for patterns
+            with suppress(FileNotFoundError):
                 self._system.rm(paths)
-            except FileNotFoundError:
-                for path in paths:
-                    try:
-                        self._system.rm_file(path)
-                    except FileNotFoundError:
-                        continue
+                return
+        for path in paths:
+            with suppress(FileNotFoundError):
+                self._system.rm_file(path)
 
-        self._asked(delete, "")
+    def _delete_from_s3(self, paths: list[str]) -> None:
+        """One request, whose answer is read: s3fs passes over the files in it that the server refused to delete."""
+        bucket, keys = paths[0].partition("/")[0], [path.partition("/")[2] for path in paths]
+        answer = self._system.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+        for refused in answer.get("Errors") or ():
+            if refused.get("Code") not in ("NoSuchKey", "404"):
+                raise _RefusedError(str(refused.get("Code", "")))
 
     @property
     def _scheme(self) -> str:
@@ -442,6 +458,28 @@ def _google(options: dict[str, Any]) -> Any:  # noqa: ANN401 - as above
     return system
 
 
+class _RefusedError(Exception):
+    """What a server says of one file of many; `code` as in its other answers."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@lru_cache(maxsize=64)
+def _check_creates_once(tree: FileTree, process: int, settings: tuple[tuple[str, str], ...]) -> None:
+    name = f"runs/.condition-{secrets.token_hex(8)}"
+    try:
+        if tree.create(name, b"first") and tree.create(name, b"second"):
+            raise NstError(
+                f"{tree.address}: the server ignores If-None-Match, so two writers could overwrite each other; "
+                "expected a storage with conditional puts, such as Amazon S3, MinIO or SeaweedFS"
+            )
+    finally:
+        with suppress(NstError):
+            tree.remove([name])
+
+
 def _is_refused_as_there(error: OSError) -> bool:
-    """Whether a conditional put failed because there is such a file: status 412."""
-    return isinstance(error, FileExistsError) or error.errno == errno.EINVAL
+    """Whether a conditional put failed because there is such a file: status 412, and none of the many others that have errno EINVAL."""
+    return isinstance(error, FileExistsError) or not {"412", "PreconditionFailed"}.isdisjoint(map(code_of, causes_of(error)))

@@ -70,7 +70,7 @@ def leased(tree: FileTree, place: str, what: str, say: Callable[[str], None] = l
 def present(tree: FileTree, place: str) -> Iterator[Lease]:
     """While this lasts, this process is one of any number that are at work at `place`."""
     name, process = f"{place}.{secrets.token_hex(8)}", Process.this()
-    tree.create(name, _content(process, 0))
+    tree.create(name, _content(process, 0), is_unique=True)
     lease = Lease(tree, name, process)
     try:
         yield lease
@@ -94,7 +94,7 @@ def _lease(tree: FileTree, place: str, what: str, say: Callable[[str], None]) ->
             continue
         number = 1 + max((int(sign.rpartition(".")[2]) for sign in signs), default=0)
         name = f"{place}.{number:06d}"
-        if not tree.create(name, _content(process, 0)):
+        if not tree.create(name, _content(process, 0), is_unique=True):
             continue
         tree.remove(signs)
         if _signs(tree, place) == [name]:
@@ -134,4 +134,4 @@ def _signs(tree: FileTree, place: str) -> list[str]:
 
 
 def _content(process: Process, beats: int) -> bytes:
-    return json.dumps({"process": asdict(process), "beats": beats}).encode()
+    return json.dumps({"process": asdict(process), "beats": beats, "token": secrets.token_hex(8)}).encode()

@@ -192,7 +192,11 @@ class Mirror:
         with ThreadPoolExecutor(AT_ONCE) as threads:
             list(threads.map(lambda name: self.tree.upload(here[name], f"{version}/{name}"), sorted(here.keys() - is_there)))
         check()
-        return self.tree.create(f"{version}/{seal}", (build / seal).read_bytes())
+        if self.tree.create(f"{version}/{seal}", (build / seal).read_bytes(), is_unique=True):
+            return True
+        if self.tree.stat(f"{version}/{seal}") is None:
+            raise NstError(f"{self.tree.at(version)}: its {seal} was refused, and nothing is sealed there; run the same command again")
+        return False
 
     def publish_alone(self, place: Path) -> None:
         """Bring whole features to their address that are on this machine alone: an earlier nst kept them so."""

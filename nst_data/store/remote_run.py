@@ -14,6 +14,7 @@ from nst_data.store.files import hash_file, replacing
 from nst_data.store.leases import Lease, check_nobody_at_work, leased, present
 from nst_data.store.mirror import AT_ONCE, REQUEST, Mirror, seal_of
 
+_UPLOADS = 5
 _LOGS = {"metrics.jsonl": "build/metrics.jsonl", "summary.csv": "build/summary.csv", "seconds.json": "work/seconds.json"}
 
 
@@ -39,26 +40,39 @@ class RemoteRun:
     def _version(self) -> str:
         return self.name.removeprefix("runs/")
 
+    @property
+    def _request(self) -> str:
+        return f"{self.name}/{REQUEST}"
+
+    @property
+    def _seal(self) -> str:
+        return f"{self._version}/{seal_of(self._version)}"
+
     def claim(self, request: str) -> bool:
         """Take the number for a request; False where another one has it. What was left there by removed ones is deleted."""
         tree = self.mirror.tree
+        tree.check_creates_once()
         left = [one.name for name in (self.name, self._version) for one in tree.files(name)]
-        if f"{self._version}/{seal_of(self._version)}" in left or not tree.create(f"{self.name}/{REQUEST}", request.encode()):
+        if self._seal in left or not tree.create(self._request, request.encode()):
             return False
-        tree.remove(left)
+        if tree.stat(self._seal) is not None:  # by one who was at work when this one looked, and has cleared up since
+            tree.remove([self._request])
+            return False
+        tree.remove([name for name in left if name != self._request])
         return True
 
     def is_claimed_by(self, request: str) -> bool:
         """Whether the number belongs to this very request."""
-        return self.mirror.tree.read_if_there(f"{self.name}/{REQUEST}") == request.encode()
+        return self.mirror.tree.read_if_there(self._request) == request.encode()
 
     def discard(self) -> None:
         """Delete what is left of it, and the files at its place where it is not sealed."""
         tree = self.mirror.tree
-        tree.remove([f"{self.name}/{REQUEST}"])  # from now on nobody joins
-        tree.remove([one.name for one in tree.files(self.name)])
-        if tree.stat(f"{self._version}/{seal_of(self._version)}") is None:
-            tree.remove([one.name for one in tree.files(self._version)])
+        left, placed = ([one.name for one in tree.files(name)] for name in (self.name, self._version))
+        tree.remove([self._request])  # from now on nobody joins, and what others begin was not listed
+        tree.remove([name for name in left if name != self._request])
+        if tree.stat(self._seal) is None:
+            tree.remove(placed)
 
     def owned(self, what: str, say: Callable[[str], None]) -> AbstractContextManager[Lease]:
         """While this lasts no process of any machine owns it too. Raises AtWorkError."""
@@ -85,7 +99,7 @@ class RemoteRun:
 
     def _check_current(self) -> None:
         """Raises NstError where it was sealed or removed, or is another one's by now."""
-        text = self.mirror.tree.read_if_there(f"{self.name}/{REQUEST}")
+        text = self.mirror.tree.read_if_there(self._request)
         if text is None or text != ((self.mirror.root / self.name / REQUEST).read_bytes() if self.asked is None else self.asked):
             raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
@@ -100,11 +114,15 @@ class RemoteRun:
         shard, place = self.mirror.root / self.name / "build" / file, f"{self._version}/{file}"
         if (first := tree.read_if_there(name)) is not None:
             return first
-        while not tree.upload_new(shard, place) and not self._are_same(shard, place):
+        for _ in range(_UPLOADS):
+            if tree.upload_new(shard, place) or self._are_same(shard, place):
+                break
             self._check_current()
             if (first := tree.read_if_there(name)) is not None:
                 return first
             tree.remove([place])  # of a killed process, or from before the shard was to be made again
+        else:
+            raise NstError(f"{tree.at(place)}: another process keeps writing this shard; rerun this command when it has ended")
         if not tree.create(name, content) and tree.read_if_there(name) != content:
             tree.remove([name])
         return content
@@ -152,7 +170,9 @@ class RemoteRun:
         for name in sorted(here, key=lambda name: (name.rpartition("/")[2] == "position.json", name)):  # it says that all are there
             if name not in there:
                 tree.upload(work / name, f"{self._work}/{name}")
-        tree.remove([f"{self._work}/{name}" for name in sorted(there.difference(here))])
+        newest = max((_step(name) for name in here), default="")
+        earlier = {name for name in there if _step(name) <= newest}  # another machine, which took this one for dead, may have come further
+        tree.remove([f"{self._work}/{name}" for name in sorted(earlier.difference(here))])
 
     def bring_training(self) -> None:
         """Have the newest checkpoint and the logs of a training here, where another machine came further than this one."""
@@ -172,3 +192,8 @@ class RemoteRun:
                 tree.download(f"{self._work}/{name}", folder / file)
         shutil.rmtree(checkpoints / newest, ignore_errors=True)
         fresh.rename(checkpoints / newest)
+
+
+def _step(checkpoint: str) -> str:
+    """The folder of a checkpoint's file, whose name says its step: names are in the order of steps."""
+    return checkpoint.split("/")[1]
