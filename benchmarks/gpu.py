@@ -248,7 +248,7 @@ def training(asked: argparse.Namespace) -> None:
                     torch.cuda.reset_peak_memory_stats()
                 own = settings.model_copy(update={"seed": next(seeds)} | ({"compile": True} if asked.compile else {}))
                 run = RunSettings(workers=workers)
-                both = {"edition": setting.edition, "pool": setting.source, "run": run, "progress": clock}
+                both = {"pseudo": setting.edition, "pool": setting.source, "run": run, "progress": clock}
                 train(setting.store, f"run-{own.seed}", setting.source, own, **both)
                 peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0
                 limit = min(made, alone)

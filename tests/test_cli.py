@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from conftest import write_class_folders, write_pool
+from labels import write_teacher
 from nst_cli.commands import COMMANDS
 from nst_cli.main import app
 from nst_cli.run_recipe import _best
@@ -114,6 +115,13 @@ def test_an_unknown_model_suggests_near_ones_and_leaves_nothing(tmp_path, store,
     line = fails(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "efficientnet_b00", "--store", store)
     assert tells(line, "efficientnet_b00: no network of timm and no teacher …; did you mean efficientnet_b")
     assert files_in(store) == []
+
+
+def test_a_folder_in_place_of_a_network_is_told_how_to_be_named(tmp_path, store, labeled_folder, monkeypatch):
+    write_teacher(tmp_path / "lite0", ["ant", "bee"])
+    monkeypatch.chdir(tmp_path)
+    line = fails(2, "train", "--labeled", labeled_folder, "--name", "new", *NETWORK, "--model", "lite0", "--store", store)
+    assert tells(line, "lite0: no network of timm and no teacher …; for the folder, write local-dir:lite0")
 
 
 def test_an_unknown_teacher_suggests_near_ones(tiny_store, pool_folder):

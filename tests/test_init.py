@@ -257,6 +257,14 @@ def test_copies_of_labeled_images_among_test_images_are_said(tmp_path, network):
     assert line.startswith(f"{top / 'test'}: 2 of its 8 images are labeled images too, on which a score tells nothing")
 
 
+def test_labeled_images_that_stand_in_two_classes_are_said(tmp_path, network):
+    top = photos(tmp_path / "photos")
+    path = sorted((top / "labeled" / "ant").iterdir())[0]
+    shutil.copy(path, top / "labeled" / "bee" / "again.png")
+    (line,) = (line for line in recipe_of(tmp_path, network)[1] if "two or more classes" in line)
+    assert tells(line, f"{top / 'labeled'}: 1 image stands in two or more classes …ant/{path.name}…bee/again.png…; remove the wrong ones")
+
+
 def test_one_source_in_two_roles_and_missing_sources_are_one_line(tmp_path, network):
     top = photos(tmp_path / "photos")
     with pytest.raises(UsageError, match=r"labeled:.*`labeled` and as `test`.*two sources"):
@@ -289,7 +297,7 @@ def test_one_of_each_is_said_in_the_singular(tmp_path, network):
     assert done.exit_code == 0, done.output
     assert "pool:     1 image\ntest:     1 image\n" in done.stdout
     for line in (
-        "1 class folder has no images, and is no class",
+        "1 folder without images is not a class: dog",
         "1 test image tells networks apart only where they differ by 89 points or more",
         "the pool has 1 image, fewer than the 12 labeled ones: it can teach little",
     ):

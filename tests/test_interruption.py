@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import TINY, write_class_folders
+from watched import Said
 from wording import pattern
 
 from nst_data.progress import Progress
 from nst_data.sources import Source, open_source
-from nst_data.store.store import Store
+from nst_data.store.store import Staging, Store
 from nst_train.interruption import Interrupted, StopRequests, is_heeded, stop_at_once
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -96,7 +97,7 @@ def test_a_finetuning_stopped_after_every_second_step_ends_with_equal_weights_an
     )
 
     def finetuned(name, progress=None):
-        sources = {"edition": store.open("tiny@gen-1.1"), "pool": open_source(str(pool))}
+        sources = {"pseudo": store.open("tiny@gen-1.1"), "pool": open_source(str(pool))}
         run = RunSettings(workers=0, decode_threads=1)
         return train(store, name, open_source(str(unbalanced), labeled=True), settings, run=run, progress=progress, **sources)
 
@@ -118,6 +119,21 @@ def test_a_signal_in_the_last_step_is_heeded_and_what_is_left_is_sealing(undistu
     with pytest.raises(Interrupted, match=f"by SIGTERM after step {STEPS} of net@gen-0"):
         train_in(tmp_path, SignalAt(STEPS - 1, signal.SIGTERM))
     resumed = train_in(tmp_path)
+    assert resumed.manifest.files == undisturbed.manifest.files
+    assert logs(resumed) == logs(undisturbed)
+
+
+def test_a_training_interrupted_while_it_is_sealed_repeats_no_step(undisturbed, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "seal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_in(tmp_path)
+    said = Said()
+    resumed = train_in(tmp_path, said)
+    assert f"net@gen-0: resumes after step {STEPS}" in said.lines
     assert resumed.manifest.files == undisturbed.manifest.files
     assert logs(resumed) == logs(undisturbed)
 

@@ -11,6 +11,7 @@ from wording import tells
 
 from nst_data.cards.cards import dataset_card
 from nst_data.errors import NstError, UsageError
+from nst_data.formats.export import export
 from nst_data.images import image_hash
 from nst_data.review.answers import AnswerLog
 from nst_data.review.freeze import freeze
@@ -138,6 +139,13 @@ def test_an_edition_of_a_review_that_is_not_trained_on_says_so(labeled_images, t
     edition = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows))
     train(store, "student", labeled, settings, pseudo=edition, run=RUN, progress=said)
     assert any(tells(line, "tiny@gen-1.2 … tiny@review-1, … not trained on; add `reviews`") for line in said.lines)
+
+
+def test_an_export_of_an_edition_names_the_review_that_has_the_other_images(labeled_images, tiny_store, tmp_path):
+    store, rows = labeled_images
+    edition, said = balance(store, "tiny@gen-1", EASY, reviews=answers_of(store, rows)), Said()
+    export(store, edition, tmp_path / "labels", to="csv", progress=said)
+    assert f"{edition.ref} was drawn with tiny@review-1; the images that people gave a class are in that, export it too" in said.lines
 
 
 @pytest.mark.slow

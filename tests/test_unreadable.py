@@ -136,7 +136,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     assert (version.manifest.counts.labeled, version.manifest.counts.errors) == (1, 2)
     said, again = Told(), run.model_copy(update={"retry_errors": True})
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=again, progress=said)
-    says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version, `store.remove('bugs@gen-1')`"
+    says = "2 unreadable images are missing from it: `retry_errors` does nothing to a sealed version; once they can be read, `store.remove("
     assert any(says in line for line in said.lines)
     balance(store, version, BalanceSettings(min_confidence=0.0, per_class=2))
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run, progress=said)

@@ -87,8 +87,11 @@ def export(
     target.begin()
     place = pool.location if isinstance(pool, Source) else pool
     labeled = labeled_images(store, version, place, to not in _WITHOUT_IMAGES)
+    progress = progress or on_this_terminal()
+    if reviews := version.manifest.request.inputs.by_role.get("reviews"):
+        progress.say(f"{version.ref} was drawn with {reviews.ref}; the images that people gave a class are in that, export it too")
     if not target.is_done:
-        with (progress or on_this_terminal()).task(f"export {version.ref}", labeled.count, "images") as task:
+        with progress.task(f"export {version.ref}", labeled.count, "images") as task:
             _WRITERS[to](_Export(target.folder, labeled, link, probs, task.advance))
         write_text(target.folder / CLASSES, "".join(f"{name}\n" for name in version.manifest.class_names))
         target.end()

@@ -205,10 +205,10 @@ def _find(edition: Version, pool: Source, rows: NDArray[np.int64], progress: Pro
 
 def _are_the_same(hashes: Iterator[pa.Array], pool: Source, rows: NDArray[np.int64]) -> bool:
     """Whether some images that were found by key have the bytes that were labeled."""
-    wanted, done = set(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64).tolist()), 0
+    wanted, done = np.unique(np.linspace(0, len(rows) - 1, _SAMPLES, dtype=np.int64)), 0
     for batch in hashes:
-        for position in range(done, done + len(batch)):
-            if position in wanted and image_hash(pool.read(int(rows[position]))) != batch[position - done].as_py():
+        for position in wanted[(wanted >= done) & (wanted < done + len(batch))].tolist():
+            if image_hash(pool.read(int(rows[position]))) != batch[position - done].as_py():
                 return False
         done += len(batch)
     return True

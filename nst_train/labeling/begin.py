@@ -93,13 +93,14 @@ def _say_already_made(store: Store, version: Version, run: LabelRunSettings, pro
             errors = lost or 0
         case GenerationCounts(errors=errors, labeled=labels):
             pass
-    again = f"`store.remove({version.ref!r})` and rerun to label them"
+    again = f"once they can be read, `store.remove({version.ref!r})` and rerun to label them"
     if errors and (children := store.children(version)):  # it cannot be removed
         verb = "were" if len(children) > 1 else "was"
-        again = f"label the pool under another name to have them, since {', '.join(children)} {verb} made from {version.ref}"
+        again = "once they can be read, label the pool under another name to have them, "
+        again += f"since {', '.join(children)} {verb} made from {version.ref}"
     if not labels:
         raise NstError(f"{version.ref} exists but has no labels, since none of its {errors:,} images could be read; {again}")
     unreadable = f"{errors:,} unreadable image{'s are' if errors > 1 else ' is'} missing from it"
-    sealed = "`retry_errors` does nothing to a sealed version, " if run.retry_errors else ""
+    sealed = "`retry_errors` does nothing to a sealed version; " if run.retry_errors else ""
     left_out = f"; {unreadable}: {sealed}{again}" if errors else ""
     progress.say(f"{version.ref} already exists: same teacher, images and settings{left_out}")

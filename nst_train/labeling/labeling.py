@@ -189,7 +189,7 @@ class Labeling:
         assert self._writer is not None, "a shard begins with its first batch"
         self.shards.show_life(batch.shard)
         rows, errors = answers(batch.rows, prediction, top_k_of(self.schema))
-        self._give_up_without_answers(len(prediction.log_probs), rows.num_rows)
+        self._give_up_without_answers(len(prediction.images.readable), rows.num_rows)
         self._writer.add(*batch.part.complete(rows, errors, batch.stop))
         if batch.stop is None:
             self._writer.finish()

@@ -253,7 +253,8 @@ def check_network_name(name: str, others: Sequence[str] = ()) -> None:
     elif "/" in name:
         repository_of(name)
     elif not timm.is_model(name.split(".")[0]):
-        hint = _suggestion(name, [*others, *timm.list_models()], "list_models")
+        is_folder = Path(name, CONFIG).is_file()
+        hint = f"for the folder, write {FOLDER}{name}" if is_folder else _suggestion(name, [*others, *timm.list_models()], "list_models")
         raise UsageError(f"{name}: no network of timm and no teacher in the store; {hint}")
     else:
         _check_tag(name)

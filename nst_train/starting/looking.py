@@ -13,8 +13,10 @@ from nst_data.images import decode, upright_size
 from nst_data.progress import as_text
 from nst_data.selection.overlap import DECODED_SIDE_PX
 from nst_data.sources import Row, Source, check_trainable, labels_in, match_classes, open_source
+from nst_data.sources.changes import HASH
 from nst_data.sources.hashing import image_hashes
 from nst_data.sources.unreadable import lost_class, phrase
+from nst_train.training.readable import in_two_classes
 
 FOLDERS = {  # as people call them; the first one is what messages name
     "labeled": ("labeled", "labelled", "train", "training"),
@@ -42,7 +44,7 @@ class Look:
     counts: NDArray[np.int64]  # labeled images of each class
     sides_px: NDArray[np.int64]  # shorter side of some labeled images and of some in the pool, upright
     unread: int  # of the sampled images
-    of_measured: list[str] = field(default_factory=list)  # about images that are measured on: unreadable classes, copies of labeled ones
+    of_measured: list[str] = field(default_factory=list)  # unreadable classes of images that are measured on; copies of labeled ones
 
     @property
     def class_names(self) -> list[str]:
@@ -101,7 +103,7 @@ def look_at(photos: Path | str | None, **named: str | None) -> Look:
     test, validation = opened.get("test"), opened.get("validation")
     measured = [one for one in (test, validation) if one]
     lost = [f"{one.location}: {phrase(classes)}" for one in measured if (classes := _lost(one))]
-    lost += [line for one in measured for line in _of_copies(labeled, one)]
+    lost += _of_copies(labeled, measured)
     return Look(found, labeled, pool, test, validation, counts, read, len(sides) - len(read), lost)
 
 
@@ -112,16 +114,20 @@ def check_classes_are_readable(labeled: Source) -> None:
         raise lost_class(labeled.location, images, names[name], first)
 
 
-def _of_copies(labeled: Source, measured: Source) -> Iterator[str]:
-    """A line where images that are measured on are labeled ones too, by their bytes; nothing is read of many labeled images."""
+def _of_copies(labeled: Source, measured: list[Source]) -> Iterator[str]:
+    """Labeled images that stand in two classes, or among those that are measured on, by their bytes; nothing is read of many."""
     if len(labeled) > _FEW_LABELED:
         return
-    some = measured.rows(np.linspace(0, len(measured) - 1, min(len(measured), _COMPARED), dtype=np.int64))
-    hashes = [hashed for _, hashed in image_hashes(some) if hashed]
-    known = {hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))}
-    if seen := sum(hashed in known for hashed in hashes):
-        compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(measured))
-        yield f"{measured.location}: {seen:,} of its {compared} are labeled images too, on which a score tells nothing: remove them there"
+    of_labeled = [hashed for _, hashed in image_hashes(labeled.rows(np.arange(len(labeled))))]
+    if line := in_two_classes(labeled, np.array([bytes.fromhex(hashed or "0" * 32) for hashed in of_labeled], HASH)):
+        yield line.removeprefix("warning: ")
+    known = {*of_labeled}
+    for source in measured:
+        some = source.rows(np.linspace(0, len(source) - 1, min(len(source), _COMPARED), dtype=np.int64))
+        hashes = [hashed for _, hashed in image_hashes(some) if hashed]
+        if seen := sum(hashed in known for hashed in hashes):
+            compared = f"{len(hashes):,} images" + " that were compared" * (len(hashes) < len(source))
+            yield f"{source.location}: {seen:,} of its {compared} are labeled images too, on which a score tells nothing: remove them there"
 
 
 def _lost(source: Source) -> dict[str, int]:
@@ -240,11 +246,9 @@ def _of_labels(look: Look) -> Iterator[str]:
             shown = ", ".join(few[:5]) + ", ..." * (len(few) > 5)
             verb, these = ("have", "these") if len(few) > 1 else ("has", "it")
             yield f"{len(few):,} of {len(names):,} classes {verb} {what} ({shown}): label some more of {these} first"
-    if look.labeled.empty_classes:
-        empty = len(look.labeled.empty_classes)
-        yield (
-            f"{empty:,} class folders have no images, and are no classes" if empty > 1 else "1 class folder has no images, and is no class"
-        )
+    if empty := look.labeled.empty_classes:
+        folders, are = ("folders", "are not classes") if len(empty) > 1 else ("folder", "is not a class")
+        yield f"{len(empty):,} {folders} without images {are}: {', '.join(empty[:5])}{', ...' * (len(empty) > 5)}"
     there = counts[counts > 0]
     if there.max() >= _UNBALANCED * there.min() and there.max() > 20:
         rarest, commonest = (as_text(names[int(np.flatnonzero(counts == images)[0])]) for images in (there.min(), there.max()))

@@ -200,7 +200,7 @@ class Training:
                 elif log.is_row_due(done):
                     self._check(log.write_row(done, self.staging.seconds + time.monotonic() - since))
                 stop = stops.agreed(done)
-                if stop or (index + 1 < steps.stop and clock.is_due(step.schedule.ends_epoch(done))):
+                if stop or done == steps.stop or clock.is_due(step.schedule.ends_epoch(done)):  # sealing may be interrupted too
                     since = self._save(done, log, run.keep_checkpoints, since)
                     clock.restart()
                 if stop:

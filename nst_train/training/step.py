@@ -45,10 +45,13 @@ class Step:
 
     def __call__(self, step: int, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each labeled and each pseudo-labeled image before the step, detached."""
-        seed_network(seed_of(self.settings.seed, "own noise", step))  # for what a network draws beside ours
+        seed, process = seed_of(self.settings.seed, "own noise", step), self.accelerator.process_index
+        seed_network(seed_of(seed, process) if process else seed)  # for what a network draws beside ours
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.learning_rate(step) * group.get("lr_scale", 1.0)  # of `layer_decay`
         losses = [self._gradients(step, number, part) for number, part in enumerate(batch.parts(self.settings.accumulate))]
+        if self.accelerator.num_processes > 1:
+            seed_network(seed_of(seed, "optimizer"))  # one that draws does so alike everywhere
         if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer.optimizer)
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad)
