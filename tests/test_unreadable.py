@@ -142,7 +142,7 @@ def test_the_user_may_take_them_as_they_are(store, teacher, tmp_path):
     label(store, "bugs", teacher, open_source(str(pool)), SETTINGS, run=run, progress=said)
     with pytest.raises(NstError, match=r"bugs@gen-1 is the parent of bugs@gen-1\.1"):
         store.remove("bugs@gen-1")
-    advice = "label the pool under another name to have them, since bugs@gen-1.1 was made from bugs@gen-1"
+    advice = "once they can be read, label the pool under another name to have them, since bugs@gen-1.1 was made from bugs@gen-1"
     assert said.lines[-1].endswith(f"2 unreadable images are missing from it: {advice}")
     (pool / "0-102.png").write_bytes(b"text")
     with pytest.raises(NstError, match=r"none@gen-1:.*pool: none of its 3 images.*'0-100\.png'.*restore"):
