@@ -99,7 +99,7 @@ for stops in ([], [1], [5, 8, 3]):
     for turn, stop in enumerate([*stops, 0]):
         counted = Counted(stop)
         try:
-            version = train(store, "student", images, settings, edition=[edition, pulled][turn % 2], run=run, progress=counted)
+            version = train(store, "student", images, settings, pseudo=[edition, pulled][turn % 2], run=run, progress=counted)
         except KeyboardInterrupt:
             pass
         found["most"] = max(found["most"], counted.most)
