@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from conftest import write_class_folders
+from conftest import png, write_class_folders
 from wording import is_line
 
 from nst_data.errors import NstError, UsageError
@@ -102,6 +102,24 @@ def test_a_folder_with_metadata_has_its_classes_unless_it_has_class_folders(phot
             )
     assert classes_of(open_source(flat, labeled=True)) == ["c0", "c1", "c0", "c1"]
     assert open_source(folder, labeled=True).class_names == ["blue", "red"]
+
+
+@pytest.mark.parametrize("outside", ["../secret.png", "a/../../secret.png", "/etc/secret.png"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_metadata_that_came_with_a_folder_does_not_lead_out_of_it_and_a_table_that_is_named_may(tmp_path, suffix, outside):
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    for path in (folder / "a.png", folder / "b..c.png", tmp_path / "secret.png"):
+        path.write_bytes(png(0, 0))
+    rows = [("a.png", "red"), ("b..c.png", "red"), (outside, "red")]
+    metadata = folder / f"metadata.{suffix}"
+    if suffix == "csv":
+        write_rows(metadata, ["file_name", "label"], rows)
+    else:
+        metadata.write_text("".join(json.dumps({"file_name": path, "label": word}) + "\n" for path, word in rows))
+    with pytest.raises(NstError, match=rf"metadata\.{suffix}: column `file_name` has '{outside}' in row 2 \(counted from 0\).*its folder"):
+        open_source(folder, labeled=True)
+    assert len(open_source(metadata, labeled=True)) == 3
 
 
 def coco(names, categories):

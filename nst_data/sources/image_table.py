@@ -6,11 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nst_data.errors import NstError, UsageError, names_shown
+from nst_data.sources.cells import is_below
 from nst_data.sources.class_words import likely_slips, no_class
 from nst_data.sources.folder import Files
 from nst_data.sources.labels import LabelsAsked, counted, label_column, labels_of, whole_numbers
@@ -29,9 +31,10 @@ class ImageTable(Files):
     """The images that a table names, in the order of its rows, relative to its folder or absolute, with their classes where asked for.
 
     Classes are text, or integers from 0. In COCO's JSON the class of an image is the category of its annotations.
+    With `only_below`, for a table that came with a folder and that nobody named, a path that leads out of its folder is refused.
     """
 
-    def __init__(self, location: str, labels: LabelsAsked | None, column: str | None) -> None:
+    def __init__(self, location: str, labels: LabelsAsked | None, column: str | None, only_below: bool = False) -> None:
         super().__init__(location)
         frame = _read(location)
         if not len(frame):
@@ -40,6 +43,8 @@ class ImageTable(Files):
         paths = frame[name]
         if empty := int((paths.is_null() | (paths.str.strip_chars() == "")).sum()):
             raise NstError(f"{location}: column `{name}` has {empty:,} row{'s' * (empty > 1)} without a path; drop them")
+        if only_below:
+            _check_below(paths, location, name)
         self.image_column = column
         self._is_coco = location.lower().endswith(".json")  # which lists its classes
         self._top = os.path.dirname(location)
@@ -100,6 +105,17 @@ def path_column(columns: list[str], location: str, asked: str | None, option: st
     if found:
         raise UsageError(f"{location}: expected one column of paths, found {names_shown(found)}; name one with `{option}`")
     raise UsageError(f"{location}: expected a column of paths, such as `file_name` or `path`, found {there}; name it with `{option}`")
+
+
+def _check_below(paths: pl.Series, location: str, column: str) -> None:
+    """Raises NstError where a path leads out of the table's folder."""
+    may_lead_out = paths.str.contains(r"^/|\.\.|\x00").arg_true()  # the few that are worth a look each
+    outside = np.array([row for row in may_lead_out if not is_below(paths[row])], np.int64)
+    if len(outside):
+        raise NstError(
+            f"{location}: column `{column}` has {paths[int(outside[0])]!r} in {counted(outside)}, "
+            "which leads out of its folder; correct it or, if you trust the table, name it instead of the folder"
+        )
 
 
 def _read(location: str) -> pl.DataFrame:

@@ -167,9 +167,9 @@ def _local(location: str, path: Path, labels: LabelsAsked | None, column: str | 
         except NstError:
             if labels is None or (metadata := metadata_in(str(path))) is None:
                 raise
-            return ImageTable(metadata, labels, column)
+            return ImageTable(metadata, labels, column, only_below=True)
         if labels is not None and len(images.class_names or ()) == 1 and (metadata := metadata_in(str(path))) is not None:
-            return ImageTable(metadata, labels, column)
+            return ImageTable(metadata, labels, column, only_below=True)
         if len(images):
             return images
         files = _tables_and_tars(path, images.skipped)
