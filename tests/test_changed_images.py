@@ -216,6 +216,16 @@ def test_only_files_that_are_newer_are_newer(tmp_path):
     reading.check(source, (), "it was made", "label anew", Told())  # nothing is noted: nothing is said
 
 
+@pytest.mark.parametrize("note", ["{}", "[]", "no JSON", '{"location": "x", "written": "y"}', '{"location": "x", "written": 1}'])
+def test_a_note_of_a_reading_that_no_nst_wrote_counts_as_none(store, teacher, tmp_path, note):
+    pool = write_pool(tmp_path / "pool", 1, 3)
+    version, _ = labeled(store, teacher, pool)
+    (version.folder / "read" / "pool.stamps.npy").unlink()
+    (version.folder / "read" / "pool.json").write_text(note)
+    again, _ = labeled(store, teacher, pool)
+    assert again.ref == version.ref
+
+
 def test_held_out_images_are_compared_when_an_edition_is_found_again(store, tmp_path):
     generation = seal_generation(store, [label_row(0, png(0, 1), 0, 0.9)], counts={"teacher_parameters": 0, "top_k": None})
     test = write_pool(tmp_path / "test", 1, 3, first=500)

@@ -41,6 +41,13 @@ def other_key(files, old, new):
     return {new if key == old else key: value for key, value in files.items()}
 
 
+def with_files(sound, *more):
+    """The same files, and more that the manifest seals."""
+    sealed = json.loads(sound["nst.json"])["files"]
+    some = next(iter(sealed))
+    return changed(sound | dict.fromkeys(more, sound[some]), files=sealed | dict.fromkeys(more, sealed[some]))
+
+
 HOSTILE = {
     "name": lambda sound, old: changed(sound, name="../../escaped"),
     "dots": lambda sound, old: changed(sound, name=".."),
@@ -52,6 +59,11 @@ HOSTILE = {
     "hidden": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, ".ssh/escaped.parquet")),
     "code": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, "pseudo_labels/x.py")),
     "pickle": lambda sound, old: changed(sound, files=other_key(json.loads(sound["nst.json"])["files"], old, "pytorch_model.bin")),
+    "reading": lambda sound, old: with_files(sound, "read/pool.json"),
+    "reading-by-case": lambda sound, old: with_files(sound, "Read/pool.json"),
+    "places-by-case": lambda sound, old: with_files(sound, "Hub.json"),
+    "folders-by-case": lambda sound, old: with_files(sound, "Pseudo_Labels/x.parquet"),
+    "files-by-case": lambda sound, old: with_files(sound, old.replace("train-", "Train-")),
     "escape": lambda sound, old: changed(sound, class_names=["ant", "bee", "\x1b]0;owned\x07"]),
     "counts": lambda sound, old: changed(sound, counts={"labeled": "<b>many</b>"}),
     "deep": lambda sound, old: changed(sound, machine={"x": json.loads("[" * 300 + "]" * 300)}),

@@ -1,19 +1,20 @@
 """The manifest of a version on the Hub: read, and checked before anything is taken from it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.repository import RepoKind, Repository
+from nst_data.safe_names import folded
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
-from nst_data.store.places import METRICS, PLACES
+from nst_data.store.places import METRICS, PLACES, READ
 from nst_data.store.store import check_name
 from nst_data.store.version import Number
 
-_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS)
+_NOT_SEALED = (MANIFEST_NAME, PLACES, METRICS, READ)
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 # an adapter_config.json, say, would have transformers load what it names
 _OF_TEACHER = re.compile(r"config\.json|preprocessor_config\.json|[A-Za-z0-9][A-Za-z0-9_.-]*\.safetensors(\.index\.json)?", re.ASCII)
@@ -57,13 +58,16 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
     except UsageError:
         is_number = False
     known = _OF_TEACHER if manifest.kind == "teacher" else _FILE
-    odd = next((name for name in manifest.files if not known.fullmatch(name) or name in _NOT_SEALED), None)
+    odd = next((name for name in manifest.files if not known.fullmatch(name) or folded(name.partition("/")[0]) in _NOT_SEALED), None)
+    one, other = _colliding(manifest.files)
     if not is_number:
         problem = f"the name {manifest.name[:40]!r} and version {manifest.version[:40]!r}"
     elif kind_of_repo(manifest.kind) != repository.kind:
         problem = f"a {manifest.kind} in a {repository.kind} repository"
     elif odd is not None:
         problem = f"the file name {odd[:80]!r}"
+    elif one != other:
+        problem = f"the names {one[:80]!r} and {other[:80]!r}, which are one on some disks"
     elif not all(text.isprintable() for text in _texts(manifest.model_dump())):
         problem = "a name that holds control characters"
     elif not _DATE.match(manifest.created):
@@ -73,6 +77,16 @@ def check_foreign(manifest: Manifest, repository: Repository) -> None:
     else:
         return
     raise NstError(f"{repository.id}: its manifest has {problem}, which nst does not write: damaged or malicious; nothing was kept")
+
+
+def _colliding(files: Iterable[str]) -> tuple[str, str]:
+    """Two names of files or their folders that differ in case alone; the same one twice where there are none such."""
+    seen: dict[str, str] = {}
+    for name in files:
+        for one in (name.partition("/")[0], name):
+            if seen.setdefault(folded(one), one) != one:
+                return seen[folded(one)], one
+    return "", ""
 
 
 def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401 - any JSON value

@@ -26,6 +26,7 @@ from nst_data.store.places import READ
 _SAMPLED_ROWS = 10_000  # of tables and tar files, where one newer file stands for many images
 _SAMPLED_ELSEWHERE = 1_000  # where a source of the same names and sizes lies in another place
 _PIECE = 65_536
+_ODD = (ValueError, KeyError, TypeError, OverflowError)  # what reading a note raises that no nst wrote
 
 Known = Iterable[tuple[NDArray[np.int64], NDArray[np.bytes_]]]  # increasing row numbers, and the 16 bytes of each `image_hash`
 HASH = np.dtype("V16")
@@ -121,15 +122,23 @@ class Reading:
         write_text(self._about, json.dumps({"location": source.location}))
 
     def _read(self, made: str | None) -> _Noted | None:
-        if self._about.exists():
-            noted = json.loads(self._about.read_text("utf-8"))
-            if self._stamps.exists():
-                return _Noted(noted["location"], np.load(self._stamps), None)
-            return _Noted(noted["location"], None, Times(noted["written"], noted["changed"]))
-        if made is None:
-            return None
+        noted = self._noted()
+        if noted is not None or made is None:
+            return noted
         moment = int(datetime.datetime.fromisoformat(made).timestamp()) * 10**9
         return _Noted("", None, Times(moment, moment))
+
+    def _noted(self) -> _Noted | None:
+        """What was noted; None where nothing was, or nothing that this nst understands."""
+        with suppress(FileNotFoundError, IsADirectoryError, *_ODD):
+            noted = json.loads(self._about.read_text("utf-8"))
+            location = str(noted["location"])
+            if not self._stamps.exists():
+                return _Noted(location, None, Times(int(noted["written"]), int(noted["changed"])))
+            with self._stamps.open("rb") as file:
+                stamps = np.lib.format.read_array(file)
+            return _Noted(location, stamps, None) if stamps.ndim == 1 and stamps.dtype == np.uint64 else None
+        return None
 
 
 def _other_files(source: Source, before: _Noted, now: NDArray[np.uint64]) -> NDArray[np.int64] | None:
