@@ -1,6 +1,7 @@
 """Repositories of people who mean harm: what is in them stays in its folder, and names in them stay names."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -92,6 +93,31 @@ def test_a_manifest_that_leads_out_of_the_store_is_refused_in_a_line_and_nothing
     assert not Store(home / "store").versions()
     assert all(one.status == 0 for one in looked)
     assert not any("\x1b" in one.out + one.err or "<b>" in one.out for one in [*done, *looked])
+
+
+def test_what_is_larger_than_it_should_be_is_not_downloaded(sound, tmp_path):
+    top = tmp_path / "hub"
+    old = next(one for one in sound if one.startswith("pseudo_labels/"))
+    huge = b" " * (64 * 2**20 + 1)
+    wrong = {
+        "large": (sound | {old: sound[old] + b"x" * 2**20}, f"{old} has .* bytes, its manifest says {len(sound[old]):,}: damaged or mal"),
+        "lacking": ({name: content for name, content in sound.items() if name != old}, f"{old} is not there: damaged or malicious"),
+        "huge": (sound | {"nst.json": huge}, "nst.json has 64 MB, expected at most 64 MB; it was not read"),
+    }
+    for kind, (content, _) in wrong.items():
+        name(top, f"eve/{kind}", "gen-1", commit(top, f"eve/{kind}", content))
+    with serving(top) as (url, answers):
+        pulled = nst(url, tmp_path, *(["pull", f"eve/{kind}@gen-1"] for kind in wrong))
+        listed, followed = nst(url, tmp_path, ["list", "--remote", "eve/huge"], ["lineage", "eve/huge@gen-1"])
+    for one, (_, problem) in zip(pulled, wrong.values(), strict=True):
+        assert (one.status, len(one.err.strip().splitlines())) == (1, 1)
+        assert re.search(problem, one.err)
+    assert listed.status == 0
+    assert "nst.json has 64 MB" in listed.out
+    assert (followed.status, "nst.json has 64 MB" in followed.err) == (1, True)
+    assert [answer.path for answer in answers if answer.call in ("resolve", "lfs get") and "nst.json" not in answer.path] == []
+    assert sum(answer.size for answer in answers) < 2**20
+    assert not Store(tmp_path / "store").versions()
 
 
 def test_files_that_no_manifest_names_are_not_fetched_and_odd_metrics_are_dropped(sound, tmp_path):

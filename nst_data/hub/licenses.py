@@ -1,12 +1,12 @@
 """Licenses as the cards of repositories name them, and what they ask of those who share what was made from them."""
 
 import re
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from nst_data.errors import ODD_YAML
+from nst_data.hub.repository import Repository
 
 _NO_COMMERCE = "it allows no commercial use"
 _WORDS = {
@@ -33,13 +33,11 @@ def read_front_matter(card: str) -> dict[str, Any]:
 
 def license_at(repo: str, commit: str, kind: Literal["dataset", "model"]) -> str | None:
     """The license in the card of a repository at a commit, of `other` with its name: `other (my-terms)`; None where it names none."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # httpx or httpx2, by version
 
     try:  # once: what is wanted works without it
-        card = Path(hf_hub_download(repo, "README.md", revision=commit, repo_type=kind))
-        content = read_front_matter(card.read_text("utf-8"))
-    except (OSError, ValueError, httpx.HTTPError):  # EntryNotFoundError and what it is offline are OSErrors
+        content = read_front_matter(Repository(repo, kind).text_asked_once("README.md", commit) or "")
+    except (OSError, ValueError, httpx.HTTPError):  # what it is offline is an OSError
         return None
     license, name = content.get("license"), content.get("license_name")
     if isinstance(license, list) and license and all(isinstance(one, str) for one in license):

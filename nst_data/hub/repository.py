@@ -1,5 +1,6 @@
 """One repository of the Hub: its tags and files, and the calls that change it."""
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from nst_data.errors import UsageError
+from nst_data.errors import NstError, UsageError
 from nst_data.hub.errors import plain_errors
 from nst_data.hub.reference import HubReference
 from nst_data.hub.retries import WAITS_SECONDS, retried
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
 RepoKind = Literal["dataset", "model"]
 T = TypeVar("T")
 
+MOST_TEXT_BYTES = 64 * 2**20  # of a manifest, card or the like: it is read into memory
 _TIMEOUT_SECONDS = 30
 _CONFLICT, _CHANGED = 409, 412
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class TooLargeError(NstError):
+    """A text file on the Hub that is larger than any that nst writes."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Repository:
     id: str
     kind: RepoKind = "dataset"
     api: "HfApi" = field(default_factory=lambda: _api(), repr=False, compare=False)
+    _listings: dict[tuple[str, bool], dict[str, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def parse(cls, text: str, kind: RepoKind = "dataset") -> tuple[Self, str | None] | None:
@@ -81,20 +89,52 @@ class Repository:
         """Make the repository, where there is none."""
         self.changed(lambda: self.api.create_repo(self.id, repo_type=self.kind, private=private, exist_ok=True))
 
+    def sizes(self, commit: str, recursive: bool = False) -> dict[str, int]:
+        """Size in bytes of each file at the top of a commit, or of all its files; one listing, which is kept."""
+        return self.asked(lambda: self._sizes(commit, recursive))
+
     def text(self, file: str, commit: str) -> str | None:
-        """A small text file at a commit; None where there is none, or none that is text."""
+        """A small text file at the top of a commit; None where there is none, or none that is text.
+
+        Raises TooLargeError before a larger one is downloaded.
+        """
+        return self.asked(lambda: self.text_asked_once(file, commit))
+
+    def text_asked_once(self, file: str, commit: str) -> str | None:
+        """As `text`; raises what huggingface_hub does where the Hub does not answer, at once."""
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        def read() -> str | None:
-            try:
-                path = self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit)
-                return Path(path).read_bytes().decode()  # line ends as they are
-            except LocalEntryNotFoundError:
-                raise
-            except (EntryNotFoundError, UnicodeDecodeError):
+        try:
+            path = self._in_cache(file, commit)
+            size = self._sizes(commit).get(file) if path is None else path.stat().st_size
+            if size is None:
                 return None
+            if size > MOST_TEXT_BYTES:
+                raise TooLargeError(
+                    f"{self.id}@{commit[:12]}: {file} has {size / 2**20:,.0f} MB, expected at most {MOST_TEXT_BYTES / 2**20:,.0f} MB; "
+                    "it was not read"
+                )
+            path = path or Path(self.api.hf_hub_download(self.id, file, repo_type=self.kind, revision=commit))
+            return path.read_bytes().decode()  # line ends as they are
+        except LocalEntryNotFoundError:
+            raise
+        except (EntryNotFoundError, UnicodeDecodeError):
+            return None
 
-        return self.asked(read)
+    def _in_cache(self, file: str, commit: str) -> Path | None:
+        """A file that was downloaded before; None for one of a branch or tag, which may have moved."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.id, file, revision=commit, repo_type=self.kind) if _COMMIT.fullmatch(commit) else None
+        return Path(found) if isinstance(found, str) else None
+
+    def _sizes(self, commit: str, recursive: bool = False) -> dict[str, int]:
+        from huggingface_hub import RepoFile
+
+        if (commit, recursive) not in self._listings:
+            entries = self.api.list_repo_tree(self.id, recursive=recursive, revision=commit, repo_type=self.kind)
+            self._listings[commit, recursive] = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+        return self._listings[commit, recursive]
 
     def commit(self, operations: list["CommitOperationAdd | CommitOperationDelete"], message: str, parent: str) -> str | None:
         """Change files in one commit on top of `parent`; None where the main branch is not at `parent` any more."""

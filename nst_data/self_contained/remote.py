@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from nst_data.errors import NstError, UsageError
 from nst_data.hub.quiet import quiet
-from nst_data.hub.repository import Repository
+from nst_data.hub.repository import MOST_TEXT_BYTES, Repository
 from nst_data.progress import Progress
 from nst_data.self_contained.edition import SelfContainedEdition
 from nst_data.self_contained.shard_folders import Prepare
 from nst_data.self_contained.shard_window import DamagedShardError, ShardWindow
 from nst_data.sharing.pull import find
 from nst_data.sources.range_file import RangeFile
-from nst_data.store.file_tree import FileTree
+from nst_data.store.file_tree import FileTree, MissingError
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, EditionManifest, content_digest, parse_manifest
@@ -142,9 +142,12 @@ class StreamedEdition(SelfContainedEdition):
 
 def _manifest_at(tree: FileTree) -> EditionManifest:
     """The manifest of an edition at an address, as one that is not of this store: nothing is opened because it names it."""
-    text = tree.read_if_there(MANIFEST_NAME)
-    if text is None:
-        raise NstError(f"{tree.address}: expected the folder of an edition with {MANIFEST_NAME}, found none")
+    try:
+        text = tree.read(MANIFEST_NAME, 0, MOST_TEXT_BYTES + 1)
+    except MissingError:
+        raise NstError(f"{tree.address}: expected the folder of an edition with {MANIFEST_NAME}, found none") from None
+    if len(text) > MOST_TEXT_BYTES:
+        raise NstError(f"{tree.at(MANIFEST_NAME)}: has more than {MOST_TEXT_BYTES / 2**20:,.0f} MB, which no manifest of nst has")
     manifest = parse_manifest(text.decode(errors="replace"), tree.at(MANIFEST_NAME))
     if manifest.kind != "edition":
         raise UsageError(f"{tree.address}: expected an edition, found a {manifest.kind}")

@@ -112,6 +112,7 @@ def pull(store: Store, reference: str, *, name: str | None = None, kinds: Sequen
         version = version_there(store, name, manifest)
         place = Place(repository.id, revision, commit, manifest.digest, pulled=version is None)
         if version is None:
+            _check_sizes(repository, commit, manifest)
             check_space(store, manifest, folder)
             version = _download(store, repository, commit, manifest, name, folder, replace(place, pulled=True), progress)
         else:
@@ -137,6 +138,15 @@ def version_there(store: Store, name: str, manifest: Manifest) -> Version | None
         if staging.target.name == manifest.version and staging.request.digest != manifest.request.digest:
             raise NstError(f"{staging.ref} is in progress in {store.location} with different content; pull under another name: `name` NAME")
     return None
+
+
+def _check_sizes(repository: Repository, commit: str, manifest: Manifest) -> None:
+    """Raises NstError where the files on the Hub are not as large as the manifest says: nothing of them is downloaded then."""
+    there = repository.sizes(commit, recursive=True)
+    for name, sealed in sorted(manifest.files.items()):
+        if there.get(name) != sealed.bytes:
+            found = "is not there" if name not in there else f"has {there[name]:,} bytes, its manifest says {sealed.bytes:,}"
+            raise NstError(f"{repository.id}@{commit[:12]}: {name} {found}: damaged or malicious; nothing was kept")
 
 
 def check_space(store: Store, manifest: Manifest, folder: Path) -> None:
@@ -202,10 +212,9 @@ def _fetch(repository: Repository, commit: str, folder: Path, file: str) -> None
 
 def _beside(repository: Repository, commit: str) -> list[str]:
     """Card, pictures, metrics and logs of a version: small files with plain names."""
-    entries = repository.asked(lambda: list(repository.api.list_repo_tree(repository.id, repo_type=repository.kind, revision=commit)))
-    sizes = {entry.path: getattr(entry, "size", None) for entry in entries}
-    files = [path for path, size in sizes.items() if size is not None and _BESIDE.fullmatch(path) and path != PLACES]
-    return sorted(files) if sum(sizes[path] or 0 for path in files) < _MOST_BESIDE_BYTES else []
+    sizes = repository.sizes(commit, recursive=True)
+    files = [path for path in sizes if _BESIDE.fullmatch(path) and path != PLACES]
+    return sorted(files) if sum(sizes[path] for path in files) < _MOST_BESIDE_BYTES else []
 
 
 def _drop_odd_metrics(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 
 from nst_data.errors import NstError, UsageError
-from nst_data.hub.repository import RepoKind, Repository
+from nst_data.hub.repository import RepoKind, Repository, TooLargeError
 from nst_data.safe_names import folded
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Manifest, content_digest, parse_manifest
 from nst_data.store.places import METRICS, PLACES, READ
@@ -35,7 +35,10 @@ def manifest_at(repository: Repository, commit: str) -> Manifest | None:
 
     Raises NstError for a manifest that cannot be trusted.
     """
-    text = repository.text(MANIFEST_NAME, commit)
+    try:
+        text = repository.text(MANIFEST_NAME, commit)
+    except TooLargeError as error:
+        raise UntrustedError(str(error)) from None
     if text is None:
         return None
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nst_data.errors import NstError
-from nst_data.hub.repository import Repository
+from nst_data.hub.repository import Repository, TooLargeError
 from nst_data.sharing.remote_manifest import UntrustedError, manifest_at
 from nst_data.store.manifest import Manifest
 from nst_data.store.metrics import Metrics
@@ -54,13 +54,13 @@ def remote_versions(repo_id: str) -> list[RemoteVersion]:
     tags = repository.tags()
 
     def look(tag: str) -> RemoteVersion:
-        manifest, problem = None, ""
+        manifest, metrics, problem = None, None, ""
         try:
             manifest = manifest_at(repository, tags[tag])
-        except UntrustedError as error:
+            metrics = repository.text(METRICS, tags[tag]) if manifest is not None and manifest.kind == "teacher" else None
+        except (UntrustedError, TooLargeError) as error:
             problem = str(error)
-        is_teacher = manifest is not None and manifest.kind == "teacher"
-        return RemoteVersion(tag, tags[tag], manifest, _test_top1(repository.text(METRICS, tags[tag])) if is_teacher else None, problem)
+        return RemoteVersion(tag, tags[tag], manifest, _test_top1(metrics), problem)
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(look, sorted(tags, key=_order)))
