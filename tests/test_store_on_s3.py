@@ -336,6 +336,38 @@ def test_a_number_that_was_removed_and_taken_by_another_request_keeps_nothing_of
     assert "other content" in Store(address).open("c@gen-1").verify()[0]
 
 
+def test_a_version_at_an_address_is_verified_there_each_file_read_once_and_none_brought_here(tmp_path, address, machine, monkeypatch):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    machine(1)
+    label(Store(address), "c", teacher, pool, progress=QUIET)
+    machine(2)
+    tree, version, read = FileTree.parse(address), Store(address).open("c@gen-1"), []
+    whole, before = FileTree.read, set(version.place.rglob("*"))
+    monkeypatch.setattr(FileTree, "read", lambda tree, name, *piece: read.append(name) or whole(tree, name, *piece))
+    assert version.verify() == []
+    sealed = {f"corpora/c/gen-1/{name}" for name, one in version.manifest.files.items() if one.bytes}
+    assert sorted(read) == sorted(sealed)
+    assert set(version.place.rglob("*")) == before
+    tree.write("corpora/c/gen-1/pseudo_labels/stray.parquet", b"x")
+    assert version.verify() == ["pseudo_labels/stray.parquet: was not there when the version was sealed"]
+    shard = next(iter(version.manifest.files))
+    tree.remove([f"corpora/c/gen-1/{shard}"])
+    assert f"{shard} is missing at {address}/corpora/c/gen-1" in version.verify()
+
+
+def test_a_copy_on_this_machine_that_was_changed_is_seen_too(tmp_path, address):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    label(Store(address), "c", teacher, pool, progress=QUIET)
+    version = Store(address).open("c@gen-1")
+    shard = next(iter(version.manifest.files))
+    (version.folder / shard).write_bytes(b"x")
+    (problem,) = version.verify()
+    assert problem.startswith(f"{shard}: sha256 ")
+    assert problem.endswith(f"in the copy on this machine, {version.place}, which may be deleted")
+    shutil.rmtree(version.place)
+    assert Store(address).open("c@gen-1").verify() == []
+
+
 def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monkeypatch):
     teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
     label(Store(address), "c", teacher, pool, progress=QUIET)
@@ -345,6 +377,7 @@ def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monk
     stranger = StoredFile("corpora/c/gen-1/../../../../../out/x", 1, "")
     monkeypatch.setattr(FileTree, "files", lambda tree, prefix="": [*files(tree, prefix), *[stranger] * prefix.endswith("gen-1")])
     assert Store(address).open("c@gen-1").verify() == []
+    assert Store(address).open("c@gen-1").folder.is_dir()  # now all of it is here
     assert [version.ref for version in Store(address).versions()] == ["c@gen-1"]
     (mirror,) = (tmp_path / "mirrors").iterdir()
     assert {path.name for path in mirror.iterdir()} <= {"corpora", "runs", ".etags"}

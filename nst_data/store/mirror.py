@@ -44,6 +44,11 @@ def seal_of(version: str) -> str:
     return FEATURES_NAME if version.startswith(f"{FEATURES}/") else MANIFEST_NAME
 
 
+def was_not_there(name: str) -> str:
+    """What is wrong with a file among the sealed ones."""
+    return f"{name}: was not there when the version was sealed"
+
+
 class Mirror:
     """A store at `tree` and what of it is below `root`.
 
@@ -222,15 +227,17 @@ class Mirror:
         self._remember(version, {**known, **{name: etags[name] for name in names}})
 
     def damage(self, place: Path) -> list[str]:
-        """What of a sealed version is not at its address as it was sealed, a line each; its files are read whole."""
-        version, problems = self.name_of(place), []
-        for name, sealed in read_manifest(place).files.items():
-            found = self.tree.stat(f"{version}/{name}")
+        """What is not at its address as it was sealed, a line each: files are read whole, once, and none is brought here."""
+        version, problems, files = self.name_of(place), [], read_manifest(place).files
+        there = {one.name.removeprefix(f"{version}/"): one for one in self.tree.files(version)}
+        for name, sealed in files.items():
+            found = there.get(name)
             if found is None:
                 problems.append(f"{name} is missing at {self.tree.at(version)}")
             elif found.size != sealed.bytes or self.tree.sha256(found) != sealed.sha256:
                 problems.append(f"{name} has other content at {self.tree.at(version)}")
-        return problems
+        tables = tuple({f"{table}/" for name in files if (table := name.rpartition("/")[0])})
+        return problems + [was_not_there(name) for name in there if name.startswith(tables) and name not in files]
 
     def discard_version(self, version: str) -> None:
         """Delete a sealed version."""

@@ -10,7 +10,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.store.files import hash_file
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Manifest, content_digest, read_manifest
-from nst_data.store.mirror import Mirror
+from nst_data.store.mirror import Mirror, was_not_there
 from nst_data.store.places import may_be_pulled, places_of
 
 _VERSION = re.compile(r"(?:gen-(\d+)(?:\.(\d+))?|review-(\d+))")
@@ -122,27 +122,31 @@ class Version:
         return Number.parse(self.place.name)
 
     def verify(self) -> list[str]:
-        """Recompute every checksum.
+        """Recompute every checksum; of a store at an address there, and of those files that are on this machine already.
 
         Returns:
             What does not hold, a line each; empty for a sound version.
         """
         problems = self.mirror.damage(self.place) if self.mirror is not None else []
-        if problems:
-            return problems
-        for name, sealed in self.manifest.files.items():
-            path = self.folder / name
-            if not path.resolve().is_relative_to(self.folder.resolve()):
-                problems.append(f"{name}: leaves the version's folder")
-            elif not path.is_file():
-                problems.append(f"{name}: missing")
-            elif (found := hash_file(path)) != sealed:
-                problems.append(
-                    f"{name}: sha256 {found.sha256[:12]}, {found.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes"
-                )
-        for table in {Path(name).parent for name in self.manifest.files} - {Path()}:
-            strays = {path.relative_to(self.folder).as_posix() for path in (self.folder / table).iterdir()} - self.manifest.files.keys()
-            problems += [f"{name}: was not there when the version was sealed" for name in sorted(strays)]
+        problems = problems or self._damage_here()
         if content_digest(self.manifest.request, self.manifest.files, self.manifest.class_names) != self.manifest.digest:
             problems.append(f"{MANIFEST_NAME}: digest does not match settings, inputs and files")
         return problems
+
+    def _damage_here(self) -> list[str]:
+        problems, folder, files = [], self.place.resolve(), self.manifest.files
+        whose = "" if self.mirror is None else f" in the copy on this machine, {self.place}, which may be deleted"
+        for name, sealed in files.items():
+            path = self.place / name
+            if not path.resolve().is_relative_to(folder):
+                problems.append(f"{name}: leaves the version's folder")
+            elif not path.is_file():
+                problems += [f"{name}: missing"] if self.mirror is None else []
+            elif (now := hash_file(path)) != sealed:
+                problems.append(
+                    f"{name}: sha256 {now.sha256[:12]}, {now.bytes} bytes; sealed {sealed.sha256[:12]}, {sealed.bytes} bytes{whose}"
+                )
+        tables = [self.place / table for table in {Path(name).parent for name in files} - {Path()}]
+        found = [path for table in tables if table.is_dir() for path in table.iterdir()]
+        strays = {path.relative_to(self.place).as_posix() for path in found if self.mirror is None or path.name[0] != "."} - files.keys()
+        return problems + [was_not_there(name) + whose for name in sorted(strays)]
