@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from nst_data.errors import NstError
-from nst_data.store import ownership
+from nst_data.store import leases, ownership
+from nst_data.store.file_tree import FileTree
 from nst_data.store.files import discard, place_once
 from nst_data.store.ownership import AtWorkError, Process, Sign, beside, check_nobody_at_work, is_owned, owned, present
 from nst_data.store.places import Place, places_of, remember_place
@@ -161,6 +162,28 @@ def test_a_file_named_as_a_sign_is_holds_nobody_up(place, make):
         assert signs(place) == ["owner.000007", "owner.000008"]
     check_nobody_at_work("flowers@gen-1", place)
     assert said == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_a_later_nst_adds_to_a_sign_is_passed_over_in_a_folder_and_at_an_address(place, dead_process):
+    tree = FileTree.parse(f"file://{place.parent}")
+    alive, dead = ({**asdict(replace(Process.this(), pid=pid)), "zone": "b"} for pid in (os.getpid(), dead_process))
+    for process in (dead, alive):
+        record = json.dumps({"process": process, "beats": 3, "more": 1})
+        tree.write("runs/remote.000001", record.encode())
+        (leave(place, Process.this(), "000002" if process is alive else "000001") / "process.json").write_text(json.dumps(process))
+        if process is dead:
+            check_nobody_at_work("flowers@gen-1", place)
+            leases.check_nobody_at_work(tree, "flowers@gen-1", ["runs/remote"])
+    with pytest.raises(AtWorkError, match=f"in use by process {os.getpid()} on"):
+        leases.check_nobody_at_work(tree, "flowers@gen-1", ["runs/remote"])
+    with pytest.raises(AtWorkError, match=f"in use by process {os.getpid()} on"):
+        check_nobody_at_work("flowers@gen-1", place)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "{}", '{"process": 5}', '{"pid": "x", "machine": "m"}', '{"machine": "m"}', b"\xff"])
+def test_what_is_no_record_is_a_process_of_nowhere(text):
+    assert Process.parse(text) == Process()
 
 
 @pytest.mark.usefixtures("quick")

@@ -115,7 +115,7 @@ class _Watch:
         content = self._tree.read_if_there(sign)
         if content is None:
             return False
-        process = Process(**json.loads(content)["process"])
+        process = Process.parse(content)
         is_alive = process.is_alive
         if is_alive is None:
             if sign not in self._seen:

@@ -38,6 +38,16 @@ _NUMBER = re.compile(r"[0-9]{6}|[0-9a-f]{16}")  # of an owner, or of one of many
 State = Literal["alive", "dead", "unknown"]
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "host": str,
+    "machine": str,
+    "pid": int,
+    "started": (int, float),
+    "since": (int, float),
+    "sign": str,
+}
+
+
 @dataclass(frozen=True)
 class Process:
     """A process of any machine. `machine` is one boot of one of them, and one space of process ids in it; times are seconds since 1970.
@@ -56,6 +66,21 @@ class Process:
     def this(cls) -> "Process":
         """This one, at work from now on."""
         return cls(platform.node() or "localhost", _this_machine(), os.getpid(), psutil.Process().create_time(), time.time())
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> "Process":
+        """What a process wrote of itself, alone or as the `process` of a sign; what a later nst adds is passed over.
+
+        A process of nowhere for what is no such record.
+        """
+        try:
+            record = json.loads(text)
+            record = record.get("process", record)
+            known = {name: record[name] for name in asdict(cls()) if name in record}
+        except (ValueError, TypeError, AttributeError):
+            return cls()
+        are_right = all(isinstance(known[name], kinds) for name, kinds in _KINDS.items() if name in known)
+        return cls(**known) if are_right and known.get("pid") else cls()
 
     @property
     def is_alive(self) -> bool | None:
@@ -269,8 +294,8 @@ def _named(place: Path) -> list[Path]:
 
 def _process_of(sign: Path) -> Process:
     try:
-        process = Process(**json.loads((sign / _RECORD).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):  # going away, or written by a newer nst
+        process = Process.parse((sign / _RECORD).read_bytes())
+    except OSError:  # going away
         return Process()
     is_copy = process.sign not in ("", str(sign.resolve()))  # that the process lives says nothing of it: a process of nowhere
     return replace(process, machine="") if is_copy and process.is_alive else process
