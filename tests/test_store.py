@@ -417,6 +417,29 @@ def test_what_processes_that_are_gone_left_behind_is_cleared_when_it_is_old(tmp_
     assert sorted(path.name.partition(".")[0] for path in tmp_path.iterdir()) == ["alive", "young"]
 
 
+def test_what_an_interrupted_removal_left_goes_when_the_next_version_is_begun(store, monkeypatch):
+    folder = make(store).folder
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.remove("flowers@gen-1")
+    (left,) = folder.parent.iterdir()
+    assert (left / "gen-1" / "nst.json").is_file()
+    of_run = store.root / "runs" / "corpora" / "flowers" / ".discarded.abcd1234"
+    of_run.mkdir()
+    store.begin(request(), "flowers")
+    assert left.is_dir(), "it may be at work still"
+    for one in (left, of_run):
+        os.utime(one, (0, 0))
+    store.begin(request(), "flowers")
+    assert not left.exists()
+    assert not of_run.exists()
+
+
 def test_a_value_that_its_writer_did_not_finish_counts_for_nothing(store):
     staging = store.begin(request(), "flowers")
     (staging.work / ".machine.abcd").mkdir()  # killed before the move

@@ -368,6 +368,23 @@ def test_a_copy_on_this_machine_that_was_changed_is_seen_too(tmp_path, address):
     assert Store(address).open("c@gen-1").verify() == []
 
 
+def test_what_killed_downloads_of_any_machine_left_goes_after_a_day(tmp_path, address, machine):
+    teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
+    machine(1)
+    label(Store(address), "c", teacher, pool, progress=QUIET)
+    machine(2)
+    version = Store(address).open("c@gen-1")
+    table = version.place / "pseudo_labels"
+    table.mkdir()
+    old, young = table / ".x.parquet.0123abcd.pod-7.8.tmp", table / ".x.parquet.0123abcd.pod-8.8.tmp"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert version.folder == version.place
+    assert (old.exists(), young.exists()) == (False, True)
+    assert version.verify() == []
+
+
 def test_names_that_lead_out_of_the_copy_are_not_brought(tmp_path, address, monkeypatch):
     teacher, pool = write_teacher(tmp_path / "teacher", ["ant", "bee"]), open_source(write_pool(tmp_path / "pool", 2, 4))
     label(Store(address), "c", teacher, pool, progress=QUIET)

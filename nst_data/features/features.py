@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from nst_data.errors import NstError
-from nst_data.store.files import discard
+from nst_data.store.files import clear_abandoned, discard
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import SealedFile, json_digest
 from nst_data.store.mirror import FEATURES, FEATURES_NAME, Mirror
@@ -126,6 +126,8 @@ class Features:
 def find(store: Store, request: FeaturesRequest) -> Features | None:
     """The features of a request, where they are finished; of a store at an address by any machine."""
     place, mirror = folder_of(store, request), store.mirror
+    for folder in (place.parent, store.root / "runs" / FOLDER):
+        clear_abandoned(folder)
     if mirror is not None:
         mirror.publish_alone(place)
         if mirror.refresh_version(mirror.name_of(place)):

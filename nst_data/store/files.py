@@ -25,6 +25,8 @@ from nst_data.store.manifest import SealedFile
 
 _OWNER = platform.node() or "localhost"
 _ABANDONED_SECONDS = 600
+_OLD_SECONDS = 24 * 3600
+_DISCARDED = ".discarded."
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF)
 
 
@@ -193,11 +195,11 @@ def is_writable(folder: Path) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder; killed half-way, what is left has a name that nothing looks for."""
+    """Delete a folder; killed half-way, what is left has a name that `clear_abandoned` alone looks for."""
     if not folder.is_dir():
         return
     with contextlib.suppress(FileNotFoundError):  # another process discards it too
-        doomed = Path(tempfile.mkdtemp(prefix=".discarded.", dir=folder.parent))
+        doomed = Path(tempfile.mkdtemp(prefix=_DISCARDED, dir=folder.parent))
         try:
             folder.rename(doomed / folder.name)
         finally:
@@ -216,9 +218,28 @@ def space_warning(folder: Path, needed: float) -> str:
 
 
 def clear_abandoned(parts: Path, seconds: float = _ABANDONED_SECONDS) -> None:
-    """Delete temporary files and folders that nobody has written to for so long, of processes of this machine that are gone."""
+    """Delete temporary files and folders that nobody has written to for so long, of processes of this machine that are gone.
+
+    What an interrupted `discard` left goes too, whoever began it: nobody looks for that.
+    """
     for path in parts.glob(f"*.{_OWNER}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError, ValueError):  # another process clears too; no name of ours
+        with contextlib.suppress(OSError, ValueError):  # another process clears too, or may alone; no name of ours
             is_gone = not psutil.pid_exists(int(path.name.split(".")[-2]))
-            if is_gone and time.time() - path.stat().st_mtime >= seconds:
+            if is_gone and _age_seconds(path) >= seconds:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in parts.glob(f"{_DISCARDED}*"):
+        with contextlib.suppress(OSError):
+            if path.is_dir() and _age_seconds(path) >= _ABANDONED_SECONDS:  # a younger one may be waiting for its folder
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_old_downloads(folder: Path) -> None:
+    """Delete temporary files anywhere below a folder that nobody has written to for a day, of any machine: a pod's name never returns."""
+    for path in folder.rglob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process clears too
+            if path.is_file() and _age_seconds(path) >= _OLD_SECONDS:
+                path.unlink()
+
+
+def _age_seconds(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

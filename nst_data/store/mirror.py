@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 from nst_data.errors import NstError, UsageError
 from nst_data.progress import on_this_terminal
 from nst_data.store.file_tree import FileTree, StoredFile
-from nst_data.store.files import discard, hash_file, place_once, write_text
+from nst_data.store.files import clear_old_downloads, discard, hash_file, place_once, write_text
 from nst_data.store.manifest import MANIFEST_NAME, SealedFile, read_manifest
 from nst_data.store.places import METRICS, PLACES, READ
 
@@ -159,6 +159,9 @@ class Mirror:
             )
         here = {name for name in below if name.startswith(f"{READ}/") and (place / name).is_file()}
         wanted = {name: one for name, one in below.items() if name not in here and not self._is_here(place / name, sealed.get(name))}
+        if wanted:
+            for room in (*_ROOMS, FEATURES):  # where files are brought to, and nothing is made
+                clear_old_downloads(self.root / room)
         size = sum(one.size for one in wanted.values())
         progress = on_this_terminal()
         if size > _SAID_BYTES:

@@ -15,7 +15,7 @@ from nst_data.errors import NstError, UsageError
 from nst_data.hub.reference import HubReference
 from nst_data.safe_names import mistaken_for
 from nst_data.store.file_tree import FileTree
-from nst_data.store.files import discard, place_once, write_text
+from nst_data.store.files import clear_abandoned, discard, place_once, write_text
 from nst_data.store.indexes import FOLDER, Indexes
 from nst_data.store.inputs import Input
 from nst_data.store.manifest import MANIFEST_NAME, Kind, Request, read_manifest, read_request, with_article
@@ -190,6 +190,9 @@ class Store:
         _check_number("edition", edition, 1)
         generation, edition = (None if number is None else int(number) for number in (generation, edition))
         self.check_name_is_free_for(name, request.kind)
+        for room in _ROOMS:
+            for folder in (self.root / room / name, self.root / "runs" / room / name):
+                clear_abandoned(folder)
         # one look, so that of two that ask at once both find the other's or take the same number;
         # stagings first: one that is sealed between the two is in both, never in neither
         all_stagings, all_versions = self.stagings(name), self.versions(name)
