@@ -1,5 +1,6 @@
 """Who takes which shard, how one is written, and how rows are read back."""
 
+import heapq
 import itertools
 import os
 import platform
@@ -18,7 +19,10 @@ from sealed_labels import label_row, seal_generation
 from nst_data.errors import NstError
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
+from nst_data.store.file_tree import FileTree
 from nst_data.store.files import hash_file
+from nst_data.store.mirror import Mirror
+from nst_data.store.remote_run import RemoteRun
 from nst_data.store.store import Store
 from nst_data.tables import shards as pseudo_labels
 from nst_data.tables.schema import pseudo_labels_schema
@@ -171,6 +175,127 @@ def test_a_wait_can_be_stopped(shards):
         claim(shards, shard, "another", 1)
     shards.stopped.set()
     assert list(shards.take()) == []
+
+
+def test_a_shard_that_another_process_makes_again_after_the_last_look_is_taken_in_the_end(shards):
+    write(shards, 2)
+    taken = []
+    for shard in shards.take():
+        taken.append(shard)
+        write(shards, shard)
+        if shard == 3:
+            make_shards(shards.build.parent, 10, 2).reopen(2)
+    assert taken == [0, 1, 3, 4, 2]
+
+
+def test_claims_of_shards_that_are_done_go_and_one_tells_that_the_process_is_there(shards):
+    for shard in shards.take():
+        write(shards, shard)
+    assert [path.name.partition(".")[0] for path in (shards.work / "claims").iterdir()] == ["00004"]
+
+
+def test_one_of_a_hundred_thousand_shards_is_taken_in_milliseconds(tmp_path):
+    shards = make_shards(tmp_path, 100_000, 1)
+    since = time.process_time()
+    for _ in zip(shards.take(), range(20), strict=False):
+        shards.recently_missing()
+    assert time.process_time() - since < 5
+
+
+class CountedTree(FileTree):
+    """A folder in place of a bucket, which counts how often it is listed."""
+
+    listings = 0
+
+    def files(self, prefix=""):
+        self.listings += 1
+        return super().files(prefix)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """The shards of a version under way at an address, as the machine of a number has them."""
+    tree, name = CountedTree(f"file://{tmp_path}/address"), "runs/corpora/bugs/gen-1"
+    tree.create(f"{name}/request.json", b"{}")
+
+    def of_number(number, shards):
+        mirror = Mirror.__new__(Mirror)  # which takes no folders, as nobody needs such a store
+        mirror.tree, mirror.root = tree, tmp_path / str(number)
+        folder = mirror.root / name
+        for part in ("build", "work"):
+            (folder / part).mkdir(parents=True)
+        (folder / "request.json").write_bytes(b"{}")
+        return Shards(folder / "build", folder / "work", ShardPlan(shards, 1), RemoteRun(mirror, name))
+
+    return of_number
+
+
+def note_done(shards, shard):
+    """As `write` does it, of a table without columns."""
+    path = shards.build / shards.plan.file(shard)
+    path.write_text("")
+    shards.write_note(shard, hash_file(path), np.zeros(1, np.int64), [])
+
+
+def shared_by(machines, speeds, worker=lambda _: (0, 1), ahead=0):
+    """By a clock of their own, how long machines take, and how many shards they compute; each takes so many `ahead` of its work."""
+    takes = [shards.take(*worker(number)) for number, shards in enumerate(machines)]
+    at_hand = [list(itertools.islice(take, ahead + 1)) for take in takes]
+    ends, computed, now = [(1 / speed, number) for number, speed in enumerate(speeds)], 0, 0.0
+    heapq.heapify(ends)
+    while ends:
+        now, number = heapq.heappop(ends)
+        note_done(machines[number], at_hand[number].pop(0))
+        computed += 1
+        at_hand[number] += itertools.islice(takes[number], 1)
+        if at_hand[number]:
+            heapq.heappush(ends, (now + 1 / speeds[number], number))
+    return now, computed
+
+
+@pytest.mark.parametrize(("count", "ahead", "most"), [(2, 0, 1.1), (2, 1, 1.1), (8, 0, 1.3), (8, 1, 1.3)])
+def test_machines_that_see_only_what_others_finished_seldom_compute_the_same_shard(machine, count, ahead, most):
+    needed = 50 * count
+    machines = [machine(number, needed) for number in range(count)]
+    seconds, computed = shared_by(machines, [1 + number / 100 for number in range(count)], ahead=ahead)
+    assert computed <= most * needed
+    assert seconds <= most * 50
+    assert all(shards.missing() == [] for shards in machines)
+
+
+def test_a_worker_that_is_through_with_its_part_does_not_go_along_with_another_machine(machine):
+    machines = [machine(number, 100) for number in range(2)]
+    _, computed = shared_by(machines, [1, 1.5], lambda number: (number, 2))
+    assert computed <= 105
+
+
+def test_one_machine_reads_on_in_one_place_round_to_where_it_began(machine):
+    shards, taken = machine(0, 30), []
+    for shard in shards.take():
+        taken.append(shard)
+        note_done(shards, shard)
+    assert taken == [(taken[0] + step) % 30 for step in range(30)]
+
+
+def test_a_shard_that_another_machine_has_finished_since_the_last_look_is_not_taken(machine):
+    one, other = machine(1, 6), machine(2, 6)
+    taken = []
+    for shard in one.take(1, 3):
+        taken.append(shard)
+        note_done(one, shard)
+        if shard == 2:
+            for done in (3, 5, 0):
+                note_done(other, done)
+    assert taken[0] == 2
+    assert sorted(taken) == [1, 2, 4]
+
+
+def test_an_address_is_not_listed_for_each_shard(machine, tmp_path):
+    shards = machine(0, 40)
+    for shard in shards.take():
+        note_done(shards, shard)
+        shards.recently_missing()
+    assert shards._elsewhere.mirror.tree.listings <= 10
 
 
 def test_life_is_shown_by_touching_ones_own_claim(shards):

@@ -97,14 +97,23 @@ class RemoteRun:
             list(threads.map(lambda name: tree.download(there[name], folder / name), there.keys() - here))
         self._check_current()
 
+    def bring_note(self, name: str) -> None:
+        """Have here the note of one shard if it is done anywhere, and none if not. Raises NstError as `bring_notes` does."""
+        here = self.mirror.root / self.name / "work" / "shards" / name
+        try:
+            self.mirror.tree.download(f"{self._work}/shards/{name}", here)
+        except MissingError:
+            here.unlink(missing_ok=True)
+            self._check_current()
+
     def _check_current(self) -> None:
         """Raises NstError where it was sealed or removed, or is another one's by now."""
         text = self.mirror.tree.read_if_there(self._request)
         if text is None or text != ((self.mirror.root / self.name / REQUEST).read_bytes() if self.asked is None else self.asked):
             raise NstError(f"{self._version}: was sealed or removed by another process; rerun this command")
 
-    def keep_shard(self, file: str, note: str, content: bytes) -> bytes:
-        """Bring a shard to its place in the version, then say that it is done; the note that stands, which may be another machine's.
+    def keep_shard(self, file: str, note: str, content: bytes) -> bytes | None:
+        """Bring a shard to its place in the version, then say that it is done; the note that stood there first, from another machine.
 
         Machines of other kinds may compute other last bits. Where two have written one shard, and not the same, it is made again. What
         is at the shard's place is never overwritten: a slow upload may end after others have sealed the version.
@@ -123,7 +132,9 @@ class RemoteRun:
             tree.remove([place])  # of a killed process, or from before the shard was to be made again
         else:
             raise NstError(f"{tree.at(place)}: another process keeps writing this shard; rerun this command when it has ended")
-        if not tree.create(name, content) and tree.read_if_there(name) != content:
+        if tree.create(name, content):
+            return None
+        if tree.read_if_there(name) != content:
             tree.remove([name])
         return content
 

@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import platform
+import random
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from nst_data.store.files import HashedWriter, replacing, write_text
 from nst_data.store.manifest import SealedFile
 from nst_data.store.remote_run import RemoteRun
 from nst_data.store.staging import NotReadyError
+from nst_data.tables.missing_shards import MissingShards, Route, note_name
 from nst_data.tables.schema import errors_schema, soft_label_bytes
 
 NO_ANSWER = "the teacher gives no finite answer"  # the reason of such an image in the table `errors`
@@ -76,6 +77,9 @@ class Shards:
         self.build, self.work, self.plan, self._elsewhere = build, work, plan, elsewhere
         self.stopped = threading.Event()  # ends a wait for others
         self._shown = 0.0
+        self._missing = MissingShards(len(plan), self._notes, elsewhere)
+        self._own: set[int] = set()  # whose notes this process wrote
+        self._held: set[int] = set()  # whose claims by this process are there
         for folder in (self._notes, self._claims, self.parts, build / plan.table):
             folder.mkdir(exist_ok=True)
 
@@ -97,38 +101,67 @@ class Shards:
         return self._note(shard).exists()
 
     def missing(self) -> list[int]:
-        """The shards that are not done yet."""
-        if self._elsewhere is not None:
-            self._elsewhere.bring_notes()
-        done = set(os.listdir(self._notes))
-        return [shard for shard in range(len(self.plan)) if self._note(shard).name not in done]
+        """The shards that are not done yet. This looks at all of them; see `recently_missing`."""
+        return sorted(self._missing.look())
+
+    def recently_missing(self) -> set[int]:
+        """The shards that were not done yet a few seconds ago, for what need not be exact."""
+        return self._missing.recent()
 
     def take(self, worker: int = 0, workers: int = 1, on_wait: Callable[[int], None] = lambda _: None) -> Iterator[int]:
         """Shards to work at until none is missing. Worker i of n begins at the i-th n-th of them, so that each reads on in one place.
 
         `on_wait` is told when others work at all that is left, and at how many.
         """
-        start = len(self.plan) * worker // workers
-        if self._elsewhere is not None and workers == 1:  # claims are of one machine: of several each begins at a place of its own
-            start = zlib.crc32(f"{self.work}.{platform.node()}.{os.getpid()}".encode()) % max(1, len(self.plan))
-        tried: set[int] = set()
+        route, tried, unsettled = self._route(worker, workers), set[int](), set[int]()
         signs: dict[int, tuple[_Life, float]] = {}  # of each claimed shard: the sign of life last seen, and when
-        while missing := [shard for shard in self.missing() if shard not in tried]:
-            claimed = self._claimed()
-            free = [shard for shard in missing if self._is_free(shard, claimed, signs)]
-            if free:
-                shard = min(free, key=lambda shard: (shard in claimed, (shard - start) % len(self.plan)))
+        while left := self._missing.recent() - tried or self._missing.look() - tried:
+            if self._met(unsettled):
+                route.meet()
+            shard = self._next(route.order(left), signs)
+            if shard is not None:
+                route.took(shard)
                 tried.add(shard)
+                unsettled.add(shard)
                 self.claim(shard)
                 yield shard
-            else:
-                on_wait(len(missing))
+            elif still := list(filter(self._missing.is_missing, self._missing.recent() - tried)):
+                on_wait(len(still))
                 if self.stopped.wait(_LOOK_EVERY_SECONDS):
                     return
 
+    def _route(self, worker: int, workers: int) -> Route:
+        """Claims are of one machine: of several each begins at a place of its own."""
+        shards = len(self.plan)
+        if self._elsewhere is None:
+            return Route(shards, shards * worker // workers)
+        chance = random.Random(f"{self.work}.{platform.node()}.{os.getpid()}")
+        return Route(shards, chance.randrange(max(1, shards)) if workers == 1 else shards * worker // workers, chance)
+
+    def _met(self, unsettled: set[int]) -> bool:
+        """Whether another process finished a shard that this one took; what is finished is settled."""
+        settled = {shard for shard in unsettled if self.is_done(shard)}
+        unsettled -= settled
+        return not settled <= self._own
+
+    def _next(self, order: Iterable[int], signs: dict[int, tuple[_Life, float]]) -> int | None:
+        """The first shard that nobody works at, or else of those whose process shows no sign of life."""
+        claimed, stalled = self._claimed(), list[int]()
+        for shard in order:
+            if shard in claimed:
+                if self._has_stalled(shard, claimed[shard], signs):
+                    stalled.append(shard)
+            elif self._missing.is_missing(shard):
+                return shard
+        return next(filter(self._missing.is_missing, stalled), None)
+
     def claim(self, shard: int) -> None:
-        """Tell the others that this process works at a shard from now on."""
+        """Tell the others that this process works at a shard from now on. Its claims of shards that are done go."""
         self._claim(shard).write_text("0")
+        for done in list(filter(self.is_done, self._held)):
+            self._claim(done).unlink(missing_ok=True)
+            self._held.remove(done)
+        self._held.add(shard)
 
     def show_life(self, shard: int) -> None:
         """Tell the others that this process still works at a shard."""
@@ -142,12 +175,10 @@ class Shards:
     def _claimed(self) -> dict[int, _Life]:
         return _claimed(self._claims)
 
-    def _is_free(self, shard: int, claimed: dict[int, _Life], signs: dict[int, tuple[_Life, float]]) -> bool:
-        if shard not in claimed:
-            return True
+    def _has_stalled(self, shard: int, life: _Life, signs: dict[int, tuple[_Life, float]]) -> bool:
         sign, seen = signs.get(shard, (None, 0.0))  # by this machine's clock alone
-        if sign != claimed[shard]:
-            signs[shard] = claimed[shard], time.monotonic()
+        if sign != life:
+            signs[shard] = life, time.monotonic()
             return False
         return time.monotonic() - seen > STALLED_SECONDS
 
@@ -157,8 +188,9 @@ class Shards:
     def reopen(self, shard: int) -> None:
         """Have a shard made again, with the same bytes but for images that can be read by now."""
         if self._elsewhere is not None:
-            self._elsewhere.reopen_shard(self._note(shard).name)
+            self._elsewhere.reopen_shard(note_name(shard))
         self._note(shard).unlink(missing_ok=True)
+        self._missing.add(shard)
 
     def note(self, shard: int) -> dict[str, Any]:
         """What is known of a shard that is done."""
@@ -177,10 +209,14 @@ class Shards:
 
     def write_note(self, shard: int, sealed: SealedFile, per_class: NDArray[np.int64], errors: list[dict[str, Any]]) -> None:
         """Say that a shard is done. Killed before this, the shard is made again."""
-        note = {"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors}
+        note = json.dumps({"sealed": sealed.model_dump(), "per_class": per_class.tolist(), "errors": errors})
+        first = None
         if self._elsewhere is not None:
-            note = json.loads(self._elsewhere.keep_shard(self.plan.file(shard), self._note(shard).name, json.dumps(note).encode()))
-        write_text(self._note(shard), json.dumps(note))
+            first = self._elsewhere.keep_shard(self.plan.file(shard), note_name(shard), note.encode())
+        if first is None:
+            self._own.add(shard)
+        write_text(self._note(shard), note if first is None else first.decode())
+        self._missing.remove(shard)
 
     def finish(self, class_names: Sequence[str]) -> tuple[dict[str, SealedFile], LabelCounts]:
         """Write the `errors` table; return the sealed files and the counts of the whole table."""
@@ -211,7 +247,7 @@ class Shards:
         raise NotReadyError
 
     def _note(self, shard: int) -> Path:
-        return self._notes / f"{shard:05d}.json"
+        return self._notes / note_name(shard)
 
 
 class ShardWriter:

@@ -142,6 +142,7 @@ class Labeling:
             task.advance(counted[shard])
             yield from self._batches_of(shard, part)
             self._count_what_others_did(task, counted)
+        self._count_what_others_did(task, counted)
 
     def _part(self, shard: int) -> Part:
         return self.part(*self.shards.plan.bounds(shard), partial(self.shards.show_life, shard))
@@ -158,11 +159,9 @@ class Labeling:
                 return
 
     def _count_what_others_did(self, task: Task, counted: dict[int, int]) -> None:
-        missing = set(self.shards.missing())
-        for shard in range(len(self.shards.plan)):
-            if shard not in counted and shard not in missing:
-                counted[shard] = self.shards.plan.size(shard)
-                task.advance(counted[shard])
+        for shard in self._done().difference(counted):
+            counted[shard] = self.shards.plan.size(shard)
+            task.advance(counted[shard])
 
     def _written(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """Each batch when it is labeled; in the end all are written."""
@@ -200,12 +199,13 @@ class Labeling:
         self._answered += seen
         self._any_label = self._any_label or labeled > 0
         if self._answered >= _TRIED and not self._any_label:
-            self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in self._done())
+            done = set(range(len(self.shards.plan))).difference(self.shards.missing())
+            self._any_label = any(any(self.shards.note(shard)["per_class"]) for shard in done)
             if not self._any_label:
                 raise NoAnswerError.of(self.version, f"the first {self._answered}", self.temperature)
 
     def _done(self) -> set[int]:
-        return set(range(len(self.shards.plan))) - set(self.shards.missing())
+        return set(range(len(self.shards.plan))) - self.shards.recently_missing()
 
     def _abandon(self) -> None:
         if self._writer:

@@ -1,0 +1,99 @@
+"""Which shards of a version under way are missing, as this process knows it, and in which order it takes them."""
+
+import os
+import random
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nst_data.store.remote_run import RemoteRun
+
+_LOOK_AGAIN_SECONDS = 5.0
+_LOOKS_AT_MOST = 0.05  # of the time: a listing of many notes at an address takes seconds
+
+
+def note_name(shard: int) -> str:
+    """The file that says that a shard is done."""
+    return f"{shard:05d}.json"
+
+
+class MissingShards:
+    """The shards without a note. What the last look found is kept: of a shard that matters, `is_missing` asks anew."""
+
+    def __init__(self, shards: int, notes: Path, elsewhere: RemoteRun | None) -> None:
+        self._shards, self._notes, self._elsewhere = shards, notes, elsewhere
+        self._kept: set[int] | None = None
+        self._look_again = 0.0
+
+    def look(self) -> set[int]:
+        """Those that are missing now."""
+        began = time.monotonic()
+        if self._elsewhere is not None:
+            self._elsewhere.bring_notes()
+        done = set(os.listdir(self._notes))
+        self._kept = {shard for shard in range(self._shards) if note_name(shard) not in done}
+        now = time.monotonic()
+        self._look_again = now + max(_LOOK_AGAIN_SECONDS, (now - began) / _LOOKS_AT_MOST)
+        return self._kept.copy()
+
+    def recent(self) -> set[int]:
+        """Those that were missing a few seconds ago, without what is known to be done since."""
+        if self._kept is None or time.monotonic() >= self._look_again:
+            return self.look()
+        return self._kept.copy()
+
+    def is_missing(self, shard: int) -> bool:
+        """Whether one shard is missing now."""
+        if self._elsewhere is not None:
+            self._elsewhere.bring_note(note_name(shard))
+        is_done = (self._notes / note_name(shard)).exists()
+        if is_done:
+            self.remove(shard)
+        return not is_done
+
+    def add(self, shard: int) -> None:
+        """A shard is to be made again."""
+        if self._kept is not None:
+            self._kept.add(shard)
+
+    def remove(self, shard: int) -> None:
+        """A shard is done."""
+        if self._kept is not None:
+            self._kept.discard(shard)
+
+
+class Route:
+    """In which order one process goes through the shards, of which some are done by others. It begins at `start`.
+
+    Alone, or with others whose claims it sees, it always takes the next one from there. Machines that do not see each other's claims
+    would compute the same shards for ever once one has come to where another is. So with `chance` it reads straight on until it meets
+    another, whose work lies there already or who did the same shard; then it goes on anywhere.
+    """
+
+    def __init__(self, shards: int, start: int, chance: random.Random | None = None) -> None:
+        self._shards, self._start, self._chance = shards, start, chance
+        self._last: int | None = None
+        self._has_met = False
+
+    def order(self, left: Iterable[int]) -> Iterator[int]:
+        """The shards that are left, the one to take first first."""
+        elsewhere = sorted(left)
+        if self._chance is None or self._last is None:
+            first = bisect_left(elsewhere, self._start)
+            yield from elsewhere[first:] + elsewhere[:first]
+            return
+        following = (self._last + 1) % self._shards
+        if not self._has_met and following in elsewhere:
+            yield following
+            elsewhere.remove(following)
+        self._chance.shuffle(elsewhere)
+        yield from elsewhere
+
+    def took(self, shard: int) -> None:
+        """It is at this shard now."""
+        self._last, self._has_met = shard, False
+
+    def meet(self) -> None:
+        """Another machine computed the same shard."""
+        self._has_met = True
