@@ -1,5 +1,6 @@
 """The page of `nst look` in a browser: filters, keys, address, answers, and that anybody can use it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -160,6 +161,42 @@ def test_names_are_text_whatever_they_hold_and_one_of_many_classes_is_typed(brow
         page.keyboard.press("Escape")
         expect(page.locator("#grid .badge.good")).to_have_text("✓ {{ 7*7 }}")
         assert visit.wrong == []
+
+
+def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(browser, tmp_path):
+    folder = write_class_folders(tmp_path / "labeled", ["pants", "skirt", "sunny"], 2)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "clothes") as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        keys = page.keyboard
+        keys.press("r")
+        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+        keys.press("c")
+        keys.type("pantsyzun")
+        expect(page.locator("#other")).to_have_value("pantsyzun")
+        keys.press("Enter")
+        expect(page.locator("#note")).to_have_text("No class is called pantsyzun.")
+        assert visit.violations() == []
+        keys.press("Escape")
+        expect(page.locator("#typing")).not_to_be_visible()
+        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+        keys.press("c")
+        keys.type("sun")
+        keys.press("Enter")
+        expect(page.locator("#viewer .place")).to_have_text("2 of 6")
+        keys.press("Escape")
+        expect(page.locator("#viewer")).not_to_be_visible()
+        visit.settle()
+        page.locator("#by-reviewed").select_option("")
+        visit.settle()
+        keys.press("g")
+        keys.press("End")
+        keys.press("c")
+        keys.type("skirt")
+        keys.press("Enter")
+        expect(page.locator("#grid .badge.good")).to_have_text(["✓ sunny", "✓ skirt"])
+        assert visit.wrong == []
+    written = (tmp_path / "store/reviews/clothes/ana.jsonl").read_text().splitlines()
+    assert [json.loads(line)["class"] for line in written] == ["sunny", "skirt"]
 
 
 def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):

@@ -11,7 +11,7 @@ const KEYS = [
     "1 … 0",
     "choose a class: its own digit, its place in the list, or with more than ten its place among the most probable",
   ],
-  ["c", "type another class (more than ten)"],
+  ["c", "type another class"],
   ["y", "confirm the label"],
   ["n", "exclude: none of these classes"],
   ["u", "exclude: unusable"],
@@ -81,8 +81,8 @@ async function startReview() {
 }
 
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !overview.figures || byId("keys").open)
-    return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !overview.figures) return;
+  if (byId("keys").open || byId("typing").open) return;
   if (event.target.matches("select, textarea, input:not([type=checkbox])")) return;
   const open = viewer.id !== null;
   const focused = document.activeElement?.closest?.("#grid [data-id]");
@@ -106,11 +106,12 @@ function action(key, open, item) {
   if (overview.figures.can.review) {
     if (key === "z") return () => viewer.undo();
     if (open && key === "s") return () => viewer.move(1);
-    if (open && key === "c" && byId("other")) return () => byId("other").focus();
+    if (key === "c" && open && !item?.error) return () => typing.open();
     if (item && !item.error) {
       const name =
         open || overview.figures.class_names.length <= 10 ? panel.classKeys(viewer.detail).get(key) : undefined;
       if (name !== undefined) return () => viewer.answer({ class: name }, item.id);
+      if (key === "c") return () => typing.open(item.id);
       if (key === "y" && item.label !== null) return () => viewer.answer({ class: item.label }, item.id);
       if (key === "n") return () => viewer.answer({ excluded: "none of these" }, item.id);
       if (key === "u") return () => viewer.answer({ excluded: "unusable" }, item.id);
@@ -152,6 +153,7 @@ async function begin() {
   byId("skip").onclick = () => grid.focus();
   grid.setUp();
   viewer.setUp();
+  typing.setUp();
   view.read();
   try {
     overview.show(await data.overview());

@@ -77,7 +77,7 @@ let noteEnds;
 /** Say something for a few seconds, aloud to a screen reader too. */
 function note(text, failed = false) {
   clearTimeout(noteEnds);
-  const place = document.querySelector("dialog[open]") ?? document.body; // an open dialog hides what is outside it
+  const place = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body; // it hides what is outside it
   if (byId("note").parentElement !== place) place.append(byId("note"));
   byId("note").textContent = text;
   byId("note").className = failed ? "shown failed" : "shown";

@@ -106,62 +106,20 @@ const panel = {
     );
   },
 
-  /** Classes that are not among the five: as buttons where there are few, by typing where there are many. */
+  /** Classes that are not among the five: as buttons where there are few; any class by typing. */
   others(detail) {
     if (!viewer.canReview()) return null;
     const { class_names: names } = overview.figures;
     const shown = new Set(detail.top.map((entry) => entry.class));
-    const keys = new Map([...this.classKeys(detail)].map(([key, name]) => [name, key]));
-    if (names.length <= 10) {
-      const buttons = names
-        .filter((name) => !shown.has(name))
-        .map((name) =>
-          make(
-            "button",
-            { type: "button", onclick: () => viewer.answer({ class: name }) },
-            make("kbd", {}, keys.get(name)),
-            ` ${name}`,
-          ),
-        );
-      return buttons.length
-        ? make("div", { class: "others", role: "group", "aria-label": "Other classes" }, buttons)
-        : null;
-    }
-    const choose = (event) => {
-      event.preventDefault();
-      const typed = byId("other").value.trim();
-      const exact = names.find((name) => name === typed);
-      const starts = names.filter((name) => name.toLowerCase().includes(typed.toLowerCase()));
-      const name = exact ?? (starts.length === 1 ? starts[0] : undefined);
-      if (name !== undefined && typed) viewer.answer({ class: name });
-      else
-        note(
-          starts.length
-            ? `${count(starts.length)} classes match ${typed}: choose one of the list.`
-            : `No class is called ${typed}.`,
-          true,
-        );
-    };
-    const offer = (event) => {
-      this.options ??= make(
-        "datalist",
-        { id: "class-names" },
-        names.map((name) => make("option", { value: name })),
-      );
-      event.target.form.append(this.options); // only now: there may be thousands
-    };
+    const keys = this.classKeys(detail);
+    const button = (label, key, action) =>
+      make("button", { type: "button", onclick: action }, make("kbd", {}, key), ` ${label}`);
+    const few = names.length <= 10 ? [...keys].filter(([, name]) => !shown.has(name)) : [];
     return make(
-      "form",
-      { class: "others", onsubmit: choose },
-      make(
-        "label",
-        {},
-        "Another class ",
-        make("kbd", {}, "c"),
-        " ",
-        make("input", { id: "other", list: "class-names", autocomplete: "off", spellcheck: "false", onfocus: offer }),
-      ),
-      make("button", { type: "submit" }, "Choose"),
+      "div",
+      { class: "others", role: "group", "aria-label": "Other classes" },
+      few.map(([key, name]) => button(name, key, () => viewer.answer({ class: name }))),
+      button("Type a class", "c", () => typing.open()),
     );
   },
 

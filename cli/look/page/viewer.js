@@ -83,6 +83,11 @@ const viewer = {
     return overview.figures.can.review;
   },
 
+  /** Whether the image that is opened has come, and can be answered now. */
+  takesAnswers() {
+    return !this.busy && this.detail !== null && this.detail.id === this.id && !this.detail.error;
+  },
+
   position() {
     return grid.items.findIndex((item) => item.id === this.id);
   },
