@@ -225,7 +225,7 @@ def test_labeled_images_beside_labels_calibrate_them(tmp_path, store):
 def test_answers_are_on_disk_known_by_hash_and_can_be_taken_back(browser, store):
     assert answered(browser, id=2, **{"class": "bee"}).json()["answer"] == {"class": "bee"}
     assert answered(browser, id=3, excluded="unusable").json()["review"] == {
-        **{"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 0}
+        **{"corpus": "bugs", "reviewer": "reviewer", "answered": 1, "excluded": 1, "disputed": 0, "own": 2}
     }
     written = [json.loads(line) for line in (store.root / "reviews/bugs/reviewer.jsonl").read_text().splitlines()]
     assert [(one["key"], one["class"]) for one in written] == [("2.png", "bee"), ("3.png", None)]
@@ -469,6 +469,27 @@ def test_a_queue_is_shown_in_its_order_and_tells_how_its_images_were_picked(brow
     assert keys_of(browser, queue="random", reviewed="no") == ["4.png", "3.png"]
     assert browser.get("/api/overview").json()["queues"] == [{"name": "random", "images": 2, "of": 3}]
     assert json.loads((store.root / "reviews/bugs/reviewer.jsonl").read_text())["picked_by"] == "random"
+
+
+def test_only_answers_and_queues_about_images_of_the_view_count(tmp_path, store, pool):
+    labeled = tmp_path / "labeled"
+    for number, name in enumerate(["ant", "bee"]):
+        (labeled / name).mkdir(parents=True)
+        (labeled / name / "some.png").write_bytes((pool / f"{number}.png").read_bytes())
+    contents = open_contents(store, "bugs@gen-1")
+    hashes = [contents.detail(row)["hash"] for row in range(6)]
+    for name, rows in (("some", [0, 1, 2, 3]), ("others", [4, 5])):
+        picks = {"image_hash": [hashes[row] for row in rows], "key": "x", "label": "ant", "confidence": 0.5, "by": name, "score": 1.0}
+        keep_queue(store, "bugs", pl.DataFrame(picks))
+    for row in (1, 2, 4):
+        contents.answer({"id": row, "class": "ant"})
+    contents = open_contents(store, str(labeled), corpus="bugs", reviewer="bob")
+    contents.view.hashed.result()
+    told = contents.overview()
+    assert told["review"] == {"corpus": "bugs", "reviewer": "bob", "answered": 1, "excluded": 0, "disputed": 0, "own": 0}
+    assert told["queues"] == [{"name": "some", "images": 1, "of": 2}]
+    assert contents.grid({"reviewed": "yes"})["total"] == 1
+    assert contents.answer({"id": 0, "excluded": "unusable"})["review"]["own"] == 1
 
 
 def test_suspicion_sorts_where_it_was_computed(store, pool):

@@ -1,7 +1,7 @@
 """What the page is told: a version or a labeled source in numbers, its rows a page at a time, and all about one image."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class Contents:
     def overview(self) -> dict[str, Any]:
         """The numbers of the whole."""
         view, version = self.view, self.view.version
+        self._wait_for(view.hashed)
         manifest = version.manifest if version else None
         counts = manifest.counts if isinstance(manifest, EditionManifest) else None
         return {
@@ -78,7 +79,7 @@ class Contents:
             "histogram": view.histogram,
             "calibration": self._calibration(),
             "flow": self._flow(),
-            "pending": any(one is not None and not one.done() for one in (view.compared, view.suspicion)),
+            "pending": any(one is not None and not one.done() for one in (view.compared, view.suspicion, view.hashed)),
             "review": self._review(),
             "queues": self.reviewing.queue_summaries() if self.reviewing else [],
             "can": {
@@ -291,12 +292,16 @@ class Contents:
     def _flow(self) -> dict[str, Any] | None:
         if self.compared is None or self.view.compared is None:
             return None
-        with suppress(TimeoutError):  # a moment, so that the first page of a small view has all
-            self.view.compared.result(_WAIT_SECONDS if len(self.view) < _MANY_ROWS else 0)
+        self._wait_for(self.view.compared)
         if not self.view.compared.done():
             return None
         changed, moves = self.view.moves
         return {"from": self.compared, "changed": changed, "moves": moves}
+
+    def _wait_for(self, computed: "Future[Any] | None") -> None:
+        """A moment, so that the first page of a small view has all."""
+        if computed is not None:
+            wait([computed], _WAIT_SECONDS if len(self.view) < _MANY_ROWS else 0)
 
     def _review(self) -> dict[str, Any] | None:
         if self.reviewing is None:

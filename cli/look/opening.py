@@ -29,6 +29,7 @@ from .reviewing import Reviewing
 
 _T = TypeVar("_T")
 _MANY_ROWS, _FIRST_PAGE_SECONDS = 1_000_000, 3.0
+_MOST_READ_UNASKED = 20_000  # labeled images, to tell which answers are about them
 
 
 def open_contents(
@@ -55,10 +56,17 @@ def open_contents(
     if name is not None:
         reviewing = Reviewing(store, view, name, reviewer)
         view.suspicion = _suspicion(store, view, name)
+        if reviewing.counts_something and _may_be_read(shown):
+            view.hashed = _later(view.hashes, view.columns)
     if view.columns is not None and view.compared is None:
         _start(view.columns.prepare, view.columns)
     compared = None if view.compared is None else before
     return Contents(store, name_of(shown), view, images, reviewing, compared, None if other is None else name_of(other))
+
+
+def _may_be_read(shown: Version | Source) -> bool:
+    """Whether all hashes may be computed unasked: those of a version are in its table, of labeled images each one is read."""
+    return isinstance(shown, Version) or (len(shown) <= _MOST_READ_UNASKED and not is_address(shown.location))
 
 
 def _suspicion(store: Store, view: View, corpus: str) -> "Future[pl.Series] | None":

@@ -39,11 +39,17 @@ class Reviewing:
                 self._settled, self._sizes = self._answers.settled(), sizes
 
     def summary(self) -> dict[str, Any]:
-        """How many images of the corpus have an answer."""
-        answers = self._settled.answers.values()
-        excluded = sum(answer.excluded is not None for answer in answers)
-        counts = {"answered": len(answers) - excluded, "excluded": excluded, "disputed": len(self._settled.disputed)}
-        return {"corpus": self.corpus, "reviewer": self.reviewer, **counts}
+        """How many images of the view have an answer, and how many have one by this reviewer."""
+        agreed = [self._settled.answers[hashed] for hashed in self._of_view(self._settled.answers)]
+        excluded = sum(answer.excluded is not None for answer in agreed)
+        disputed, own = (len(self._of_view(hashes)) for hashes in (self._settled.disputed, self._answers.images_of(self.reviewer)))
+        counts = {"answered": len(agreed) - excluded, "excluded": excluded, "disputed": disputed}
+        return {"corpus": self.corpus, "reviewer": self.reviewer, **counts, "own": own}
+
+    @property
+    def counts_something(self) -> bool:
+        """Whether there are answers or queues, of which only those about images of the view count."""
+        return any(self._answers.folder.glob("*.jsonl")) or bool(queues(self._store, self.corpus))
 
     def of(self, image_hash: str) -> tuple[dict[str, str] | None, bool]:
         """The answer to show of an image, this reviewer's own first; and whether others say otherwise."""
@@ -61,13 +67,13 @@ class Reviewing:
         return self._rows_of([*answered, *self._settled.disputed])
 
     def queue_summaries(self) -> list[dict[str, Any]]:
-        """Each queue of the corpus, and how many of its images are left."""
+        """Each queue of the corpus that has images of the view, how many these are, and how many of them are left."""
         found = []
         for queue in queues(self._store, self.corpus):
-            picks = self._picks(queue)
+            picks = self._of_view(self._picks(queue))
             left = sum(hashed not in self._settled.answers for hashed in picks)
             found.append({"name": queue.name, "images": left, "of": len(picks)})
-        return found
+        return [queue for queue in found if queue["of"]]
 
     def queue_rows(self, name: str) -> NDArray[np.int64]:
         """The rows of a queue in its order, each image once. Raises UsageError where there is no such queue."""
@@ -104,6 +110,14 @@ class Reviewing:
             answer = self._log.append(image_hash, key, **said, picked_by=by, seen_in=seen_in)
         self.refresh()
         return _as_json(answer) if answer else None
+
+    def _of_view(self, hashes: Iterable[str]) -> list[str]:
+        """Those that are images of the view; all of them while that is not known, as it takes long with many images."""
+        wanted = list(hashes)
+        if not self._view.knows_hashes:
+            return wanted
+        self._rows_of(wanted)
+        return [hashed for hashed in wanted if self._rows[hashed]]
 
     def _rows_of(self, hashes: Iterable[str]) -> NDArray[np.int64]:
         wanted = list(hashes)

@@ -29,6 +29,10 @@ class RowColumns:
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
+    def has(self, name: str) -> bool:
+        """Whether a column has been computed."""
+        return name in self._made
+
     def soft(self) -> pl.DataFrame:
         """`margin` between the two most probable classes and `entropy` in nats, float32."""
         return self._once("soft", self._soft)

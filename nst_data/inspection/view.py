@@ -31,7 +31,8 @@ _LARGEST_FIRST = {"-confidence", "entropy", "-suspicion"}
 class View:
     """Rows by their number: first those of the table, then the images that could not be labeled, then what an edition left out.
 
-    `compared` has `label2` and `confidence2` of each row, what another version says of the same images, once they are joined.
+    `compared` has `label2` and `confidence2` of each row, what another version says of the same images, once they are joined. `hashed` is
+    there where the hashes of all rows are being computed.
     """
 
     def __init__(self, store: Store, looked_at: "Version | SourceRows", class_names: Sequence[str]) -> None:
@@ -42,6 +43,7 @@ class View:
         self.frame = self._frame()
         self.suspicion: Future[pl.Series] | None = None
         self.compared: Future[pl.DataFrame] | None = None
+        self.hashed: Future[pl.Series] | None = None
         self._lock, self._one_at_a_time = threading.Lock(), threading.Lock()
         self._dropped: Dropped | None = None
 
@@ -232,6 +234,15 @@ class View:
         asked = set(wanted)
         found = self.rows.take(places, ["image_hash"])["image_hash"].to_list() if places else []
         return _grouped((hashed, place) for hashed, place in zip(found, places, strict=True) if hashed in asked)
+
+    def hashes(self) -> pl.Series:
+        """Of each row its hash or, in a version, a number that stands for it; computed when first asked for: a source is read in full."""
+        return self.rows.hashes if isinstance(self.rows, SourceRows) else self.columns.hashes()  # type: ignore[union-attr]
+
+    @property
+    def knows_hashes(self) -> bool:
+        """Whether `rows_of` answers at once."""
+        return "hashes" in vars(self.rows) if isinstance(self.rows, SourceRows) else self.columns.has("hashes")  # type: ignore[union-attr]
 
     def by_hash(self, hashes: pl.Series, values: pl.Series) -> pl.Series:
         """Values that are known by `image_hash` for each row, NaN where there is none."""

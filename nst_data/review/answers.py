@@ -75,6 +75,11 @@ class Answers:
         """The answer of each reviewer who has one about an image."""
         return [file.standing[image_hash][-1] for file in self._of_reviewer.values() if file.standing.get(image_hash)]
 
+    def images_of(self, reviewer: str) -> list[str]:
+        """The hashes of the images that one reviewer has an answer about."""
+        file = self._of_reviewer.get(reviewer)
+        return [image for image, given in file.standing.items() if given] if file else []
+
     def images(self) -> list[str]:
         """The hashes of the images that anybody has an answer about, in the order of the reviewers and of what they were first asked."""
         return list(dict.fromkeys(image for file in self._of_reviewer.values() for image, given in file.standing.items() if given))

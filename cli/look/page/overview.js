@@ -3,6 +3,8 @@
 
 const total = (counts) => Object.values(counts ?? {}).reduce((sum, number) => sum + number, 0);
 
+const reviewedImages = (review) => review.answered + review.excluded + review.disputed;
+
 const MOST_CLASSES = 300; // as rows; the others are found by typing
 
 const overview = {
@@ -103,7 +105,7 @@ const overview = {
     const tiles = [tile(kept === null ? rows : kept + left, "images")];
     if (kept !== null) tiles.push(tile(kept, "kept", { reason: "kept" }), tile(left, "dropped"));
     if (errors) tiles.push(tile(errors, errors === 1 ? "error" : "errors", { errors: "1" }));
-    if (review) tiles.push(tile(review.answered + review.excluded, "reviewed", { reviewed: "yes" }));
+    if (review) tiles.push(tile(reviewedImages(review), "reviewed", { reviewed: "yes" }));
     for (const button of tiles.flatMap((entry) => [...entry.querySelectorAll("button")])) button.tabIndex = 0;
     return make("ul", { class: "numbers", "aria-label": "Counts" }, tiles);
   },
