@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from nst_data.review.freeze import freeze
 from nst_data.selection.editions import balance
 from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
+from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
@@ -200,20 +202,14 @@ def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(bro
 
 
 def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "nst_cli",
-        "look",
-        "digits@gen-1.1",
-        "--store",
-        str(digits[1].root),
-        "--export",
-        str(tmp_path / "page"),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    store = Store(shutil.copytree(digits[1].root, tmp_path / "store"))
+    some = scan_labels(store.open("digits@gen-1.1")).head(1).collect()
+    AnswerLog(store, "digits", "eva").append(some["image_hash"][0], some["key"][0], excluded="unusable")
+    command = [sys.executable, "-m", "nst_cli", "look", "digits@gen-1.1", "--store", store.root, "--export", tmp_path / "page"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
     with Visit(browser) as visit:
         page = visit.open((tmp_path / "page" / "index.html").as_uri(), "#class=8&sort=confidence")
+        expect(page.locator("#seen")).to_have_text("1 answer")
         assert confidences(page) == sorted(confidences(page))
         assert all(name.startswith("8, ") for name in shown(page))
         page.get_by_role("button", name=re.compile("^dropped, low confidence")).click()
@@ -250,7 +246,7 @@ def test_answers_outlive_a_killed_server_and_are_trained_on(browser, digits):
         expect(page.locator("#note")).to_contain_text("Not kept: No answer from nst look")
     with Visit(browser) as visit, looking(*start) as (_, address):
         page = visit.open(address, "#class=8&sort=confidence&reviewed=yes")
-        expect(page.locator("#seen")).to_have_text("ana: 5 answered, 1 excluded")
+        expect(page.locator("#seen")).to_have_text("ana: 6 of 6 answers")
         answers = {name.split(", ")[-1]: re.search("answered: ([^,]+)", name).group(1) for name in shown(page)}
         assert answers == given
         page.keyboard.press("r")
@@ -283,6 +279,9 @@ def test_a_disputed_answer_is_shown_and_undone(browser, digits):
     AnswerLog(store, "digits", "eva").append(rows["image_hash"][0], rows["key"][0], excluded="unusable")
     with looking("digits@gen-1", "--store", store.root) as (_, address), Visit(browser) as visit:
         page = visit.open(address, "#class=3&sort=-confidence")
+        total = int(re.fullmatch(r"ana: \d+ of (\d+) answers?", page.locator("#seen").inner_text()).group(1))
+        own = page.locator("#seen").inner_text().partition(" of ")[0]
+        assert own == f"ana: {total - 1}"  # one is eva's
         page.keyboard.press("g")
         page.keyboard.press("3")
         expect(page.locator("#grid .badges").first).to_contain_text(re.compile("disputed.*✓ 3"))

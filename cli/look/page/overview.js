@@ -52,8 +52,10 @@ const overview = {
       { type: "button", class: "link warn", onclick: () => view.toggle({ reviewed: "disputed" }) },
       `${count(review.disputed)} disputed`,
     );
+    const all = reviewedImages(review);
+    const answers = `${count(all)} answer${all === 1 ? "" : "s"}`;
     byId("seen").replaceChildren(
-      `${review.reviewer}: ${count(review.answered)} answered, ${count(review.excluded)} excluded`,
+      this.figures.can.review ? `${review.reviewer}: ${count(review.own)} of ${answers}` : all ? answers : "",
       ...(review.disputed ? [", ", disputed] : []),
     );
   },
