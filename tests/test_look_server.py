@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from conftest import picture, png, write_class_folders
 from nst_cli.look.contents import Contents
-from nst_cli.look.export import export
+from nst_cli.look.export import export, sample
 from nst_cli.look.opening import open_contents
 from nst_cli.look.security import Guard
 from nst_cli.look.server import listen, make_app
@@ -521,11 +521,21 @@ def test_an_export_is_one_file_of_a_bounded_size_without_an_address_outside(tmp_
     page = (tmp_path / "site/index.html").read_text()
     data = json.loads(re.search(r'<script type="application/json" id="nst-data">(.*?)</script>', page, re.DOTALL)[1])
     assert (len(data["items"]), len(data["thumbs"]), data["overview"]["can"]["review"]) == (6, 6, False)
+    assert data["overview"]["sampled"] is None
     assert {item["key"] for item in data["items"]} == {"<script>0.png", *(f"{number}.png" for number in range(1, 6))}
     assert "<script>0" not in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
     assert str(tmp_path) not in page
     assert "sdk: static" in (tmp_path / "site/README.md").read_text()
+
+
+def test_an_export_of_some_of_the_images_says_of_how_many(tmp_path, monkeypatch, store, pool):
+    balance(store, "bugs@gen-1", BalanceSettings(min_confidence=0.6, per_class="none"))
+    contents = open_contents(store, "bugs@gen-1.1")
+    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 4)
+    assert sample(contents, False, Progress())["overview"]["sampled"] == {"rows": 4, "of": 6}
+    monkeypatch.setattr("nst_cli.look.export.MOST_IMAGES", 600)
+    assert sample(contents, False, Progress())["overview"]["sampled"] is None
 
 
 def test_a_card_shows_a_picture_of_the_export_where_that_is_asked_for(tmp_path, store, pool):

@@ -86,13 +86,19 @@ def sample(contents: Contents, anonymous: bool, progress: Progress) -> dict[str,
     images = {detail["id"]: _among(detail, there) for detail in contents.details([item["id"] for item in shown])}
     overview = contents.overview()
     overview |= {"ref": _public(overview["ref"]), "ref2": _public(overview["ref2"]), "teacher": _public(overview["teacher"])}
-    overview |= {"sampled": {"rows": len(shown), "of": overview["sampled"]["of"] if overview["sampled"] else len(view)}}
+    overview |= {"sampled": _sampled(overview, sum(item["error"] is None for item in shown))}
     overview |= {"can": overview["can"] | {"review": False}, "queues": [], "pending": False}
     overview |= {"compared": _public(overview["compared"])}
     if overview["flow"]:
         overview["flow"] = overview["flow"] | {"from": _public(overview["flow"]["from"])}
     page = {"overview": overview, "items": shown, "images": images, "thumbs": thumbs}
     return _without_names(page) if anonymous else page
+
+
+def _sampled(overview: dict[str, Any], shown: int) -> dict[str, int] | None:
+    """How many of the images are in the export, both without those that could not be read; None where all of them are."""
+    of = overview["sampled"]["of"] if overview["sampled"] else overview["rows"] + sum((overview["dropped"] or {}).values())
+    return {"rows": shown, "of": of} if shown < of else None
 
 
 def chosen_rows(contents: Contents) -> list[int]:
