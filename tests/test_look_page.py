@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("playwright")
 from browsing import CHROMIUM, Visit, browser_of_debian, looking, truth_of, write_looked_at
-from conftest import TINY, write_class_folders
+from conftest import TINY, write_class_folders, write_pool
 from playwright.sync_api import expect
+from sealed_labels import label_row, seal_generation
 
 from nst_data.inspection.quality import quality
 from nst_data.review.answers import AnswerLog
@@ -22,6 +24,8 @@ from nst_data.settings import BalanceSettings
 from nst_data.sources import open_source
 from nst_data.store.store import Store
 from nst_data.tables.label_tables import scan_labels
+from nst_data.tables.schema import errors_schema
+from nst_data.tables.shards import write_parquet
 from nst_train.settings import RunSettings, TrainSettings
 from nst_train.training.train import train
 
@@ -199,6 +203,27 @@ def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(bro
         assert visit.wrong == []
     written = (tmp_path / "store/reviews/clothes/ana.jsonl").read_text().splitlines()
     assert [json.loads(line)["class"] for line in written] == ["sunny", "skirt"]
+
+
+def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_need_features(browser, tmp_path):
+    pool, store = write_pool(tmp_path / "pool", 2, 2), Store(tmp_path / "store")
+    kept = [label_row(row, path.read_bytes(), row % 2, 0.5, key=path.name) for row, path in enumerate(sorted(pool.iterdir()))]
+    version = seal_generation(store, kept, pool=open_source(pool).lineage)
+    unread = pa.Table.from_pylist([{"id": 4, "key": "z.png", "reason": "not an image"}], schema=errors_schema())
+    write_parquet(version.folder / "errors/train-00000-of-00001.parquet", [unread], unread.schema)
+    with looking(version.ref, "--store", store.root) as (_, address), Visit(browser) as visit:
+        page = visit.open(address, "#errors=1")
+        page.locator("#grid button").click()
+        expect(page.locator("#viewer-title")).to_have_text("Not readable")
+        expect(page.locator("#viewer .place")).to_have_text("1 of 1")
+        page.wait_for_timeout(300)  # an answer that says how many are left would have come
+        expect(page.locator("#viewer .left")).to_have_text("")
+        expect(page.locator("#viewer .panel")).not_to_contain_text("Similar images")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#viewer .finished")).not_to_contain_text("left without an answer")
+        visit.open(address, "#image=0")
+        expect(page.locator("#viewer .left")).to_have_text("4 left to review")
+        expect(page.locator("#viewer .panel")).to_contain_text("Similar images: after nst embed")
 
 
 def test_an_export_opens_from_disk_and_filters_and_asks_nobody(browser, digits, tmp_path):

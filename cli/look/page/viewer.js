@@ -4,7 +4,7 @@
 const viewer = {
   id: null,
   detail: null,
-  left: null, // images of this view that nobody has answered
+  left: null, // images of this view that nobody has answered, without those that nobody can
   before: null, // where in the grid's page the keyboard was
   answered: [], // ids, for undo
   busy: false,
@@ -94,7 +94,7 @@ const viewer = {
 
   async countLeft() {
     this.left = null;
-    if (!this.canReview() || ["yes", "disputed"].includes(view.state.reviewed)) return;
+    if (!this.canReview() || view.state.errors || ["yes", "disputed"].includes(view.state.reviewed)) return;
     const reply = await data.grid({ ...view.query(), reviewed: "no", limit: 0 }).catch(() => null);
     if (reply) this.left = reply.total;
     if (this.detail) this.drawLeft();
@@ -234,7 +234,7 @@ const viewer = {
   },
 
   drawLeft() {
-    if (!byId("left") || this.left === null) return;
+    if (!byId("left") || this.left === null || this.detail?.error) return;
     const done = grid.total ? Math.max(0, Math.min(1, 1 - this.left / grid.total)) : 1;
     const track = view.state.reviewed === "no" ? null : make("span", { class: "track thin" }, bar(done, "good"));
     byId("left").replaceChildren(`${count(this.left)} left to review`, ...[track].filter(Boolean));
