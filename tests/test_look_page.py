@@ -205,6 +205,30 @@ def test_a_class_is_typed_where_there_are_few_and_its_letters_answer_nothing(bro
     assert [json.loads(line)["class"] for line in written] == ["sunny", "skirt"]
 
 
+def test_the_next_two_images_are_there_before_a_key_asks_for_them_and_no_key_answers_one_that_is_not(browser, tmp_path):
+    folder = write_class_folders(tmp_path / "labeled", ["ant", "bee"], 3)
+    with looking(folder, "--store", tmp_path / "store", "--corpus", "bugs") as (_, address), Visit(browser) as visit:
+        page = visit.open(address)
+        page.keyboard.press("r")
+        expect(page.locator("#viewer .place")).to_have_text("1 of 6")
+        page.evaluate("Promise.all(viewer.coming.values()).then(() => viewer.coming.size)")
+        page.route("**/api/image/*", lambda route: route.abort())
+        for place in (2, 3):
+            page.keyboard.press("n")
+            expect(page.locator("#viewer .place")).to_have_text(f"{place} of 6")
+            expect(page.locator("#viewer .code").first).to_be_visible()
+        page.keyboard.press("n")
+        expect(page.locator("#viewer-title")).to_have_text("Not shown")
+        page.keyboard.press("n")
+        page.unroute("**/api/image/*")
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#viewer .given")).to_have_text("Your answer: none of these")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#viewer .place")).to_have_text("4 of 6")
+        expect(page.locator("#viewer .given")).to_have_count(0)
+    assert len((tmp_path / "store/reviews/bugs/ana.jsonl").read_text().splitlines()) == 3
+
+
 def test_images_that_could_not_be_read_are_not_left_to_review_and_similar_ones_need_features(browser, tmp_path):
     pool, store = write_pool(tmp_path / "pool", 2, 2), Store(tmp_path / "store")
     kept = [label_row(row, path.read_bytes(), row % 2, 0.5, key=path.name) for row, path in enumerate(sorted(pool.iterdir()))]

@@ -7,6 +7,8 @@ const viewer = {
   left: null, // images of this view that nobody has answered, without those that nobody can
   before: null, // where in the grid's page the keyboard was
   answered: [], // ids, for undo
+  coming: new Map(), // what is asked of images before they are opened: promises, by id
+  pictures: [], // of these images, held so that the browser keeps them
   busy: false,
   counting: null,
 
@@ -38,7 +40,7 @@ const viewer = {
     if (at >= 0) this.before = at;
     const slow = setTimeout(() => this.wait(id), 150);
     try {
-      const detail = await data.image(id);
+      const detail = await this.ask(id);
       clearTimeout(slow);
       if (this.id !== id) return;
       this.detail = detail;
@@ -55,6 +57,13 @@ const viewer = {
     if (!byId("viewer").open) byId("viewer").showModal();
     byId("viewer-title").focus();
     this.preload();
+  },
+
+  /** What is known of an image, asked once: when it is opened again, it may have an answer. */
+  async ask(id) {
+    const asked = this.coming.get(id) ?? data.image(id);
+    this.coming.delete(id);
+    return asked;
   },
 
   /** The image alone, until all that is known of it has come. */
@@ -74,6 +83,7 @@ const viewer = {
   },
 
   close() {
+    this.coming.clear();
     if (byId("viewer").open) byId("viewer").close();
     if (this.canReview()) overview.refresh();
     grid.focus(grid.items[this.before]?.id);
@@ -100,10 +110,19 @@ const viewer = {
     if (this.detail) this.drawLeft();
   },
 
+  /** Ask for the next two images, so that they are there when a person who is quick comes to them. */
   preload() {
     const at = this.position();
-    for (const item of grid.items.slice(at + 1, at + 3))
-      if (at >= 0 && !item.error) new Image().src = data.picture(item.id);
+    if (at < 0) return;
+    const next = grid.items.slice(at + 1, at + 3);
+    for (const { id } of next.filter((item) => !this.coming.has(item.id))) {
+      const asked = data.image(id);
+      this.coming.set(id, asked);
+      asked.catch(() => this.coming.get(id) === asked && this.coming.delete(id)); // it is asked again when it is opened
+    }
+    this.pictures = next
+      .filter((item) => !item.error)
+      .map(({ id }) => Object.assign(new Image(), { src: data.picture(id) }));
   },
 
   /** The next or former image of the view, over the edge of a page too. */
@@ -166,6 +185,7 @@ const viewer = {
       await this.counting; // else it may count this answer, or not
       const item = grid.items.find((known) => known.id === id) ?? this.detail;
       const reply = await data.answer({ id, ...body });
+      this.coming.delete(id);
       if (this.left !== null) this.left += Number(Boolean(item?.answer)) - Number(Boolean(reply.answer));
       grid.update(id, { answer: reply.answer, disputed: reply.disputed ?? false });
       if (this.detail?.id === id)
