@@ -130,7 +130,7 @@ def _print(picks: "Picks", asked: int, ref: str, output: str | None, copy_to: st
     if number < asked:
         print(f"  {asked:,} were asked for; these are all that are left")
     if picks.estimated_errors is not None:
-        print(f"  about {picks.estimated_errors:,.0f} labels are wrong, by confident learning")
+        print(f"  at most about {picks.estimated_errors:,.0f} labels are wrong: confident learning counts mistakes of its probe too")
     for place in filter(None, (output, copy_to)):
         print(f"  {place}")
     if picks.queue:

@@ -227,6 +227,11 @@ def test_a_wrong_label_among_labeled_images_is_suspected(tmp_path):
     assert "cat/wrong.png" in picks.rows["key"].to_list()
     assert picks.queue == "suspicion"
     assert len(suspicion_of(store, "bugs", "labeled").collect()) == 18
+    said = nst(0, folder, "--model", model, "--number", 3, "--store", store.root, "--batch-size", 4)
+    assert (
+        said.splitlines()[1]
+        == f"  at most about {picks.estimated_errors:,.0f} labels are wrong: confident learning counts mistakes of its probe too"
+    )
     for by in ("margin", "outlier", "mixed", "random"):
         assert len(pick(store, labeled, PickSettings(by=by, number=3), model=model, **RUN).rows) == 3
 

@@ -34,7 +34,8 @@ class Picks:
     """`rows` has `queues.PICK_COLUMNS`, the first to look at first.
 
     They were picked from `images` distinct ones; left out of these are the `answered` ones and the `not_found`, which the pool lacks.
-    `estimated_errors` says how many labels of a labeled set are wrong, where that was estimated; `queue` under which name they are kept.
+    `estimated_errors` says how many labels of a labeled set are wrong at most, where that was estimated: mistakes of the probe count too.
+    `queue` says under which name they are kept.
     """
 
     ref: str
