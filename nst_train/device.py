@@ -35,7 +35,10 @@ def settled_precision(precision: str, device: torch.device) -> str:
     """What `auto` means on a device: fp32 on CPUs, bf16 on GPUs that have it, else fp16."""
     if precision != "auto":
         return precision
-    return "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+    if device.type == "cpu":
+        return "fp32"
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "fp16"
 
 
 def settled_channels_last(asked: bool | None, network: nn.Module, device_type: str, precision: str) -> bool:

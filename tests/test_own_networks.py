@@ -63,6 +63,21 @@ def tied(classes):
     return network
 
 
+def masked(classes):
+    network = linear(classes)
+    network.register_buffer("mask", torch.full((4,), -torch.inf))
+    return network
+
+
+def test_a_mask_that_would_be_averaged_with_the_weights_is_refused_before_any_step(tiny_store):
+    store, labeled, _ = tiny_store
+    register_network("own_masked", masked, image_size=16)
+    settings = TrainSettings(**SETTINGS | {"model": "own_masked"})
+    with pytest.raises(NstError, match=r"own_masked: mask has infinite values, .*; register it with `persistent=False`"):
+        train(store, "own-masked", open_source(str(labeled), labeled=True), settings, run=RUN)
+    assert "own-masked@gen-0" not in store.unfinished()
+
+
 def test_weights_that_two_layers_share_are_refused_before_any_step(tiny_store):
     store, labeled, _ = tiny_store
     register_network("own_tied", tied, image_size=16)

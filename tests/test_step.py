@@ -6,13 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from conftest import TINY
 from test_teachers import write_transformer
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 
-from nst_data.errors import NstError
+from nst_data.errors import NstError, UsageError
 from nst_train.batches.batches import TrainingBatch
+from nst_train.device import settled_precision
 from nst_train.networks.attention import has_fused_attention, unfuse_attention
 from nst_train.networks.models import create_network
 from nst_train.noise_settings import Noise
@@ -53,6 +57,49 @@ def test_a_step_cut_into_parts_is_the_same_step(parts, loss):
     cut, cut_losses = moved(loss=loss, accumulate=parts)
     torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(cut_losses, whole_losses)
+
+
+def fresh_accelerate(monkeypatch, **settings):
+    """As a process that `accelerate launch` starts with these."""
+    monkeypatch.setattr(AcceleratorState, "_shared_state", {})
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_what_accelerate_launch_says_of_compiling_is_not_heeded(monkeypatch):
+    fresh_accelerate(monkeypatch, ACCELERATE_DYNAMO_BACKEND="INDUCTOR")
+    step, _ = made()
+    assert not hasattr(step.network, "_orig_mod")
+
+
+def test_networks_split_over_processes_are_refused(monkeypatch):
+    fresh_accelerate(monkeypatch)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(UsageError, match="asks for FSDP, which splits a network over processes"):
+        made()
+
+
+def test_the_processes_of_a_step_draw_each_their_own_dropout_and_one_alone_as_before(monkeypatch):
+    def drawn(process, processes):
+        step, batch = made()
+        monkeypatch.setattr(Accelerator, "process_index", process)
+        monkeypatch.setattr(Accelerator, "num_processes", processes)
+        seen = []
+        step.network.register_forward_pre_hook(lambda *_: seen.append(torch.get_rng_state()))
+        step(0, batch)
+        return seen[0], torch.get_rng_state()
+
+    (alone, _), (first, after), (second, after_second) = drawn(0, 1), drawn(0, 2), drawn(1, 2)
+    assert torch.equal(alone, first)
+    assert not torch.equal(first, second)
+    assert torch.equal(after, after_second)
+
+
+@pytest.mark.parametrize(("emulated", "expected"), [(False, "bf16"), (True, "fp16")])
+def test_emulated_bf16_is_not_taken_for_bf16(monkeypatch, emulated, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or not emulated)
+    assert settled_precision("auto", torch.device("cuda")) == expected
 
 
 def test_a_gradient_longer_than_the_clip_is_shortened_to_it_and_a_shorter_one_left_alone():

@@ -161,6 +161,7 @@ def check_takes(network: nn.Module, settings: TrainSettings, data_config: dict[s
     `at_once` images pass it together in training: batch-norm, for one, refuses a single value for each channel.
     """
     _check_untied(network, settings.model)
+    _check_finite_buffers(network, settings.model)
     network.eval()
     size = data_config["input_size"]
     for side, name in ((size[-1], "image_size"), (settings.test_size, "test_size")):
@@ -188,6 +189,14 @@ def _check_untied(network: nn.Module, name: str) -> None:
             raise NstError(
                 f"{name}: {first} and {weight} share their weights, which safetensors cannot hold; choose another `model`, or untie them"
             )
+
+
+def _check_finite_buffers(network: nn.Module, name: str) -> None:
+    """Raises NstError for a buffer that is kept and averaged with the weights and has no finite values, such as a mask of -inf."""
+    kept = network.state_dict()
+    for buffer, tensor in network.named_buffers():
+        if buffer in kept and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NstError(f"{name}: {buffer} has infinite values, which cannot be averaged; register it with `persistent=False`")
 
 
 def _check_training(network: nn.Module, settings: TrainSettings, images: Tensor, classes: int) -> None:

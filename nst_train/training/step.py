@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from nst_data.errors import UsageError
 from nst_train.batches.batches import TrainingBatch
 from nst_train.device import autocast, settled_channels_last, settled_precision, this_process
 from nst_train.networks.attention import unfuse_attention
@@ -24,6 +26,8 @@ from nst_train.training.mixing import mixing_of
 from nst_train.training.optimizer import make_optimizer
 from nst_train.training.schedule import Schedule
 from nst_train.transforms.noise import Normalize
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 @dataclass
@@ -107,7 +111,14 @@ def make_step(
     """
     # precision and parts of a step are the settings', not those in the environment that `accelerate launch` sets
     unused = DistributedDataParallelKwargs(find_unused_parameters=isinstance(network, Logits))  # such as DINOv2's mask token
-    accelerator = Accelerator(cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
+    uncompiled = TorchDynamoPlugin(backend=DynamoBackend.NO)
+    accelerator = Accelerator(
+        cpu=this_process().device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused], dynamo_plugin=uncompiled
+    )
+    if (kind := accelerator.distributed_type) in _SHARDED:
+        raise UsageError(
+            f"`accelerate launch` asks for {kind.value}, which splits a network over processes; expected each of them to hold the whole one"
+        )
     precision = settled_precision(settings.precision, accelerator.device)
     channels_last = settled_channels_last(settings.channels_last, network, accelerator.device.type, precision)
     settings = settings.model_copy(update={"channels_last": channels_last})
