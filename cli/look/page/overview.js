@@ -53,9 +53,10 @@ const overview = {
       `${count(review.disputed)} disputed`,
     );
     const all = reviewedImages(review);
-    const answers = `${count(all)} answer${all === 1 ? "" : "s"}`;
+    const answers = all ? `${count(all)} answer${all === 1 ? "" : "s"}` : "";
+    const given = all ? `${count(review.own)} of ${answers}` : "no answers yet";
     byId("seen").replaceChildren(
-      this.figures.can.review ? `${review.reviewer}: ${count(review.own)} of ${answers}` : all ? answers : "",
+      this.figures.can.review ? `${review.reviewer}: ${given}` : answers,
       ...(review.disputed ? [", ", disputed] : []),
     );
   },
